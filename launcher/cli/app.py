@@ -1,0 +1,67 @@
+"""The root command, lazy loading of subcommands, and the one place where an error becomes text and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from launcher import __version__
+from launcher.errors import LauncherError
+
+# name -> (module, attribute, help). The help stands here so that `launcher --help` imports no command module.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "rank-table": ("launcher.cli.rank_table", "rank_table", "Make, check, show and merge HCCL rank tables."),
+}
+
+
+class LauncherGroup(click.Group):
+    """Loads a subcommand when it is asked for, and prints LauncherError as "error: ..." with its hint."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except LauncherError as error:
+            show_error(error)
+            sys.exit(error.exit_code)
+        except BrokenPipeError:
+            # The reader of our output went away (`launcher jobs | head`): nothing is wrong. Point stdout at
+            # nothing so that the interpreter's own flush at exit does not complain either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+
+
+def show_error(error: LauncherError) -> None:
+    """Print ``error`` and its hint on stderr."""
+    click.echo(f"error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"  hint: {error.hint}", err=True)
+
+
+@click.group(cls=LauncherGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="launcher")
+def main() -> None:
+    """Finetune LLaMA models on Ascend cards (or on this machine's CPU), merge the shards, ask the result.
+
+    \b
+    launcher submit --cards 2
+    launcher merge-ckpt last
+    launcher infer last --prompt "..."
+    """

@@ -1,0 +1,93 @@
+"""Templates to text, and text to disk: strict templates, checked results, writes that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from launcher import resources
+from launcher.errors import LauncherError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedFile:
+    """A file that a plan will write: ``path`` relative to the job's folder, and its whole text."""
+
+    path: str
+    text: str
+
+
+def to_json(value: Any) -> str:
+    """``value`` as JSON on one line, which is YAML too. Non-ASCII stays as it is: PyYAML misreads surrogates."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def environment() -> jinja2.Environment:
+    """The Jinja2 environment of all templates: a name that is missing is an error, never an empty string."""
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([str(folder) for folder in resources.search_path("templates")]),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - JSON, YAML and host files; every string goes through the json filter
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    env.filters["json"] = to_json
+    return env
+
+
+def render(env: jinja2.Environment, template: str, path: str, **context: Any) -> RenderedFile:
+    """Render ``template`` to a file at ``path`` and read the text back before anybody else does.
+
+    Raises LauncherError when the template is missing, is wrong, or gives text that is not the YAML or JSON its
+    name promises: a template in the user's working folder may be anything.
+    """
+    try:
+        text = env.get_template(template).render(**context)
+        _read_back(path, text)
+    except (jinja2.TemplateError, yaml.YAMLError, ValueError) as error:
+        where = getattr(error, "lineno", None)
+        place = f"{template}:{where}" if where else template
+        raise LauncherError(
+            f"template {place} does not give a valid {Path(path).name}: {error}",
+            hint=f"templates are looked for in {', '.join(map(str, resources.search_path('templates')))}",
+        ) from error
+    return RenderedFile(path=path, text=text)
+
+
+def _read_back(path: str, text: str) -> None:
+    if path.endswith(".json"):
+        json.loads(text)
+    elif path.endswith((".yaml", ".yml")):
+        yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
+
+
+def write_atomic(target: Path, data: str | bytes) -> None:
+    """Write so that a reader sees the old file or the new one, never half of it; parents are made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    raw = data.encode("utf-8") if isinstance(data, str) else data
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(raw)
+            out.flush()
+            os.fsync(out.fileno())
+        # mkstemp makes files private; what the launcher writes has the permissions any new file would have.
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
