@@ -15,6 +15,8 @@ from launcher.errors import LauncherError
 # name -> (module, attribute, help). The help stands here so that `launcher --help` imports no command module.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "rank-table": ("launcher.cli.rank_table", "rank_table", "Make, check, show and merge HCCL rank tables."),
+    "devices": ("launcher.cli.devices", "devices", "Show the Ascend cards of this host, or its CPU."),
+    "doctor": ("launcher.cli.doctor", "doctor", "Check whether this host can run the job, and say what to do."),
 }
 
 
