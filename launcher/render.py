@@ -29,6 +29,13 @@ def to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def to_number(value: float) -> str:
+    """``value`` as a number that YAML 1.1 readers (PyYAML, so MindFormers) take for one: 1.0e-05, never 1e-05."""
+    text = repr(float(value))
+    mantissa, exponent_sign, exponent = text.partition("e")
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}{exponent_sign}{exponent}"
+
+
 def environment() -> jinja2.Environment:
     """The Jinja2 environment of all templates: a name that is missing is an error, never an empty string."""
     env = jinja2.Environment(
@@ -40,6 +47,7 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     env.filters["json"] = to_json
+    env.filters["number"] = to_number
     return env
 
 

@@ -272,18 +272,24 @@ def read_source(path: Path) -> SpecSource:
 
 def parse_text(text: str, *, name: str) -> SpecSource:
     """``text`` as a SpecSource; ``name`` stands in messages. Raises SpecError as read_source does."""
-    loader = _SpecLoader(text)
     try:
-        node = loader.get_single_node()
-        lines = dict(_lines(node, ())) if node else {}
-        values = loader.construct_document(node) if node else None
+        values, lines = _load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(f"{name} is not YAML: {_yaml_reason(error)}", hint="check it with an editor") from error
-    finally:
-        loader.dispose()
     if not isinstance(values, dict):
         raise SpecError(f"{name}: a run spec is a mapping of keys, this is {_kind(values)}", hint="see configs/")
     return SpecSource(name=name, values=values, lines=lines)
+
+
+def _load(text: str) -> tuple[Any, dict[Loc, int]]:
+    loader = _SpecLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        return loader.construct_document(node), dict(_lines(node, ()))
+    finally:
+        loader.dispose()
 
 
 def parse_spec(source: SpecSource) -> RunSpec:

@@ -14,6 +14,19 @@ from launcher.errors import LauncherError
 
 # name -> (module, attribute, help). The help stands here so that `launcher --help` imports no command module.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": (
+        "launcher.cli.demo",
+        "demo",
+        "Run the whole path on this machine's CPU: data, train, merge, ask.",
+    ),
+    "data": ("launcher.cli.data", "data", "Make, convert, tokenize and preprocess datasets."),
+    "submit": ("launcher.cli.submit", "submit", "Finetune as a run spec says."),
+    "jobs": ("launcher.cli.jobs", "list_jobs", "List jobs."),
+    "status": ("launcher.cli.jobs", "status", "Show what a job is doing or how it ended."),
+    "logs": ("launcher.cli.jobs", "logs", "Print the logs of a job."),
+    "merge-ckpt": ("launcher.cli.merge_ckpt", "merge_ckpt", "Merge the shards of a job into one model."),
+    "infer": ("launcher.cli.infer", "infer", "Ask a merged model."),
+    "eval": ("launcher.cli.infer", "evaluate", "Print the held-out loss of a merged model."),
     "rank-table": ("launcher.cli.rank_table", "rank_table", "Make, check, show and merge HCCL rank tables."),
     "devices": ("launcher.cli.devices", "devices", "Show the Ascend cards of this host, or its CPU."),
     "doctor": ("launcher.cli.doctor", "doctor", "Check whether this host can run the job, and say what to do."),

@@ -1,0 +1,197 @@
+"""What commands print about plans and jobs: plain text, the same on a terminal and in a pipe, but for the bar."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+import click
+
+from launcher import jobs
+from launcher.events import read_events
+from launcher.jobs import JobPaths, JobRecord, JobStore
+from launcher.plan import LaunchPlan
+
+
+def plan(plan: LaunchPlan) -> str:
+    """The whole plan for people: what would be written, then what would be run."""
+    degrees = plan.degrees
+    split = " x ".join(f"{name} {degree}" for name, degree in dataclasses.asdict(degrees).items())
+    lines = [
+        f"job      {plan.paths.root}",
+        f"model    {plan.spec.name}: {'LoRA' if plan.spec.lora else 'all weights'}, base {plan.inputs.checkpoint}",
+        f"data     {plan.inputs.dataset} ({_known(plan.inputs.rows)} rows)",
+        f"ranks    {plan.cluster.num_devices} on {plan.cluster.target}: {split}",
+        f"steps    {_known(plan.steps)}, {plan.global_batch} rows each",
+        "would write",
+        *(f"  {plan.paths.root / file.path}  ({len(file.text.encode())} bytes)" for file in plan.files),
+        *(f"  {plan.paths.root / link.path} -> {link.target}" for link in plan.links),
+        "would run",
+        f"  {plan.command}",
+    ]
+    for file in plan.files:
+        lines += ["", f"--- {file.path}", file.text.rstrip()]
+    return "\n".join(lines)
+
+
+def _known(number: int | None) -> str:
+    return "unknown" if number is None else str(number)
+
+
+def started(plan: LaunchPlan) -> None:
+    """One line when the job begins."""
+    ranks = plan.cluster.num_devices
+    click.echo(f"Job {plan.paths.job_id}: {ranks} rank(s) on {plan.cluster.target}, {_known(plan.steps)} steps.")
+
+
+def finished(plan: LaunchPlan, record: JobRecord, progress: Progress) -> str:
+    """The end of a good run: loss, place, and what to type next."""
+    first, last = progress.first_loss, progress.last_loss
+    loss = "" if first is None or last is None else f" Loss {first:.4f} -> {last:.4f}."
+    return (
+        f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}\n"
+        f"Checkpoints in {plan.paths.checkpoints}\n"
+        f"Next: launcher merge-ckpt {record.job_id}"
+    )
+
+
+def _seconds_between(begin: str | None, end: str | None) -> float:
+    if not begin or not end:
+        return 0.0
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
+
+
+class Progress:
+    """A bar with step, loss, learning rate and time left, fed by events of rank 0; lines where there is no terminal."""
+
+    def __init__(self, steps: int | None) -> None:
+        self._steps = steps
+        self._times: list[float] = []
+        self._bar: Any = None
+        self._next_line = 0.0
+        self.first_loss: float | None = None
+        self.last_loss: float | None = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            self._bar = _make_bar()
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=self._steps, detail="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Take an event of any rank; only rank 0's are shown."""
+        if event.get("rank_id") != 0:
+            return
+        if event["event"] == "step":
+            self._note_step(event)
+        elif self._bar and event["event"] in ("ready", "done"):
+            self._bar.update(self._task, description={"ready": "compiling", "done": "saved"}[event["event"]])
+
+    def _note_step(self, event: dict[str, Any]) -> None:
+        loss, step = event["loss"], event["step"]
+        if isinstance(loss, float):
+            self.first_loss = loss if self.first_loss is None else self.first_loss
+            self.last_loss = loss
+        self._times.append(event["step_s"])
+        detail = f"loss {_number(loss, '.4f')}  lr {_number(event['lr'], '.2e')}  {self._left(step)}"
+        if self._bar:
+            self._bar.update(self._task, description="training", completed=step, detail=detail)
+        elif time.monotonic() >= self._next_line or step == self._steps:
+            click.echo(f"step {step}/{_known(self._steps)}  {detail}", err=True)
+            self._next_line = time.monotonic() + 5.0
+
+    def _left(self, step: int) -> str:
+        """Time left by the median step; the first step compiles and says nothing about the others."""
+        if self._steps is None or len(self._times) < 2:
+            return ""
+        seconds = statistics.median(self._times[1:][-50:]) * (self._steps - step)
+        return f"{duration(seconds)} left"
+
+
+def _make_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=Console(stderr=True),
+    )
+
+
+def _number(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, (int, float)) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def job_table(store: JobStore) -> str:
+    """One line a job."""
+    rows = [("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS")]
+    for paths, record in store.all():
+        step, loss = _last_step(paths)
+        cards = f"{record.cards} {record.target}"
+        rows.append((record.job_id, record.state, cards, record.created[:19].replace("T", " "), step, loss))
+    if len(rows) == 1:
+        return f"No jobs in {store.root}. launcher submit --cards 2 starts one."
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _last_step(paths: JobPaths) -> tuple[str, str]:
+    steps = [event for event in read_events(paths.rank_events(0)) if event["event"] == "step"]
+    if not steps:
+        return "-", "-"
+    return str(steps[-1]["step"]), _number(steps[-1]["loss"], ".4f")
+
+
+def status(paths: JobPaths, record: JobRecord) -> str:
+    """State, progress of every rank, and the verdict of a failed job."""
+    lines = [
+        f"job       {record.job_id}",
+        f"state     {record.state}",
+        f"ranks     {record.cards} on {record.target}, host {record.host}",
+        f"created   {record.created}",
+        *([f"ended     {record.ended}"] if record.ended else []),
+        f"versions  {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
+        f"folder    {paths.root}",
+        *(_rank_line(paths, rank_id) for rank_id in range(record.cards)),
+    ]
+    if record.state == jobs.LOST:
+        lines.append("The process that watched this job is gone; the job did not end in order.")
+    if record.verdict:
+        lines += ["", record.verdict["text"]]
+    return "\n".join(lines)
+
+
+def _rank_line(paths: JobPaths, rank_id: int) -> str:
+    events = read_events(paths.rank_events(rank_id))
+    steps = [event for event in events if event["event"] == "step"]
+    state = events[-1]["event"] if events else "not started"
+    if not steps:
+        return f"rank {rank_id:<4} {state}"
+    last = steps[-1]
+    loss = _number(last["loss"], ".4f")
+    return f"rank {rank_id:<4} {state:<6} step {last['step']}  loss {loss}  {last['step_s']:.2f} s a step"

@@ -1,0 +1,44 @@
+"""``launcher submit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from launcher.cli.options import jobs_dir_option
+
+
+@click.command()
+@click.argument("spec", required=False)
+@click.option("--cards", type=int, metavar="N", help="Devices to use; all of the host's if left out.")
+@click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
+@click.option("--port", type=click.IntRange(1024, 65535), help="The scheduler's port; a free one if left out.")
+@click.option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
+@jobs_dir_option
+def submit(
+    spec: str | None,
+    cards: int | None,
+    checkpoint: str | None,
+    port: int | None,
+    dry_run: bool,
+    jobs_dir: Path,
+) -> None:
+    """Finetune as SPEC says (a .yaml file, or a name in configs/) and follow the run to its end.
+
+    \b
+    launcher submit --cards 2
+    launcher submit llama_7b_lora --cards 8 --dry-run
+    """
+    from launcher import submission
+    from launcher.cli import show
+
+    draft = submission.draft(spec, cards=cards, checkpoint=checkpoint, port=port, jobs_dir=jobs_dir)
+    for note in draft.notes:
+        click.echo(note)
+    if dry_run:
+        click.echo(show.plan(draft.plan))
+        return
+    with show.Progress(draft.plan.steps) as progress:
+        record = submission.carry_out(draft, progress.note, on_start=show.started)
+    click.echo(show.finished(draft.plan, record, progress))

@@ -1,0 +1,41 @@
+"""Free ports on this host."""
+
+from __future__ import annotations
+
+import socket
+
+from launcher.errors import HostError
+
+
+def is_free(port: int, address: str = "127.0.0.1") -> bool:
+    """Whether a server could listen on ``port`` of ``address`` now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port that is free now; the system picks it."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def scheduler_port(named: int | None, address: str = "127.0.0.1") -> int:
+    """The port for MindSpore's scheduler: ``named`` if the user named one, else a free one.
+
+    Raises HostError when the named one is taken: msrun would find out after 37 s to 10 min.
+    """
+    if named is None:
+        return free_port(address)
+    if not is_free(named, address):
+        raise HostError(
+            f"--port {named} is in use on {address}",
+            hint="leave --port out to have a free one picked, or name another",
+        )
+    return named

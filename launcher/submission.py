@@ -1,0 +1,93 @@
+"""From what the user typed to a running job: spec, cluster, inputs, plan; then write and run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher import inputs, installed, jobs, supervise
+from launcher.cluster import Cluster
+from launcher.discover import local_cluster
+from launcher.engines import msrun
+from launcher.errors import SpecError
+from launcher.jobs import JobRecord, JobStore
+from launcher.network import scheduler_port
+from launcher.plan import LaunchPlan, make_plan
+from launcher.spec import RunSpec, load_spec
+from launcher.supervise import OnEvent
+
+DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A plan, what is still to be made before it can run, and what the user should be told first."""
+
+    plan: LaunchPlan
+    pending: inputs.Pending | None
+    notes: tuple[str, ...]
+
+
+def draft(
+    spec_name: str | None, *, cards: int | None, checkpoint: str | None, port: int | None, jobs_dir: Path
+) -> Draft:
+    """Decide everything for a run of ``spec_name`` on ``cards`` devices of this host. Nothing is written.
+
+    Raises SpecError, DataError, CheckpointError or HostError for what does not fit.
+    """
+    cluster = local_cluster(cards)
+    name = spec_name or DEFAULT_SPEC[cluster.target]
+    spec = _with_checkpoint(load_spec(name), checkpoint)
+    found, pending = inputs.resolve(spec)
+    paths = JobStore(jobs_dir).new_paths(spec.name)
+    command = msrun.command(
+        msrun=msrun.find_msrun(),
+        cluster=cluster,
+        paths=paths,
+        rank_table=paths.root / "rank_table.json",
+        port=scheduler_port(port, cluster.hosts[0].address),
+    )
+    plan = make_plan(spec=spec, spec_name=name, cluster=cluster, inputs=found, paths=paths, command=command)
+    return Draft(plan=plan, pending=pending, notes=tuple(_notes(spec_name, name, cluster, spec, pending)))
+
+
+def _with_checkpoint(spec: RunSpec, checkpoint: str | None) -> RunSpec:
+    if checkpoint is None:
+        return spec
+    if not checkpoint:
+        raise SpecError("--checkpoint is empty", hint="give a path, or leave the option out")
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": checkpoint})})
+
+
+def _notes(asked: str | None, name: str, cluster: Cluster, spec: RunSpec, pending: inputs.Pending | None) -> list[str]:
+    notes = []
+    if asked is None and cluster.target == "CPU":
+        notes.append(f"No Ascend card found: running {name} on this machine's CPU.")
+    elif asked is None:
+        notes.append(f"No SPEC given: running {name}.")
+    if pending:
+        notes.append(f"Sample data: {pending.describe()}")
+    if spec.lora and spec.model.checkpoint is None:
+        notes.append("No base checkpoint: LoRA adapts random weights. It shows the path; answers will make no sense.")
+    return notes
+
+
+def carry_out(plan_draft: Draft, on_event: OnEvent, *, on_start: Callable[[LaunchPlan], None]) -> JobRecord:
+    """Make what is pending, then run the plan to its end. Raises what ``supervise.run`` raises."""
+    if plan_draft.pending:
+        plan_draft.pending.make()
+    plan = plan_draft.plan
+    on_start(plan)
+    record = JobRecord(
+        job_id=plan.paths.job_id,
+        name=plan.spec.name,
+        state=jobs.PLANNED,
+        created=jobs.now(),
+        host=plan.cluster.hosts[0].name,
+        cards=plan.cluster.num_devices,
+        target=plan.cluster.target,
+        argv=plan.command.argv,
+        versions=installed.installed(),
+    )
+    return supervise.run(plan, record, on_event)
