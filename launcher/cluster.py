@@ -67,11 +67,13 @@ class Device:
 
     ``device_id`` is the physical id, N of /dev/davinciN and of the rank table. ``device_ip`` is the address of the
     chip's network card, without which two servers cannot talk. ``super_device_id`` (A3) is the SDID, and
-    ``levels`` (950) its addresses; other kinds have neither.
+    ``levels`` (950) its addresses; other kinds have neither. ``logic_id`` counts the chips that this OS or container
+    has, and is what ASCEND_RT_VISIBLE_DEVICES takes; None where it is not known (an inventory).
     """
 
     device_id: int
     device_ip: str | None = None
+    logic_id: int | None = None
     super_device_id: int | None = None
     levels: tuple[NetLevel, ...] = ()
 
@@ -121,7 +123,5 @@ class Cluster:
         rank_id = 0
         for node_rank, host in enumerate(self.hosts):
             for local_rank, device in enumerate(host.devices):
-                yield Rank(
-                    rank_id=rank_id, local_rank=local_rank, node_rank=node_rank, host=host, device=device
-                )
+                yield Rank(rank_id=rank_id, local_rank=local_rank, node_rank=node_rank, host=host, device=device)
                 rank_id += 1

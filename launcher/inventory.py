@@ -59,9 +59,7 @@ class HostGroup(_Section):
 class Inventory(_Section):
     """All hosts of a cluster, of one ``kind`` of chip."""
 
-    kind: Annotated[
-        Literal["910", "A2", "A3", "950", "310P"], BeforeValidator(str)
-    ]  # YAML makes 910 a number
+    kind: Annotated[Literal["910", "A2", "A3", "950", "310P"], BeforeValidator(str)]  # YAML makes 910 a number
     hosts: Annotated[tuple[HostGroup, ...], Field(min_length=1)]
 
 
@@ -108,9 +106,7 @@ def _source(text: str, name: str) -> SpecSource:
 
 def _problem(source: SpecSource, item: Any) -> str:
     # pydantic appends the member of a union that it tried; the user never wrote that.
-    loc = tuple(
-        part for part in item["loc"] if part == "hosts" or not isinstance(part, str) or part.isidentifier()
-    )
+    loc = tuple(part for part in item["loc"] if part == "hosts" or not isinstance(part, str) or part.isidentifier())
     loc = loc[:4] if len(loc) > 2 and loc[2] == "levels" else loc[:3]
     key = ".".join(map(str, loc))
     if item["type"] == "missing":
@@ -273,26 +269,20 @@ class _Builder:
         texts = (group.device_ips,) if isinstance(group.device_ips, str) else group.device_ips
         found = self._expand((*at, "device_ips"), texts)
         if found and len(found) != hosts * per_host:
-            self._add(
-                (*at, "device_ips"), f"{len(found)} addresses for {hosts} host(s) of {per_host} devices"
-            )
+            self._add((*at, "device_ips"), f"{len(found)} addresses for {hosts} host(s) of {per_host} devices")
         bad = next((ip for ip in found if packed_ip(ip) is None), None)
         if bad is not None:
             self._add((*at, "device_ips"), f"{bad!r} is no IPv4 or IPv6 address")
         return found
 
-    def _sdids(
-        self, at: tuple[int | str, ...], group: HostGroup, hosts: int, ids: list[int]
-    ) -> list[int] | list[None]:
+    def _sdids(self, at: tuple[int | str, ...], group: HostGroup, hosts: int, ids: list[int]) -> list[int] | list[None]:
         if group.server_index is None and group.super_device_ids is None:
             return [None] * (hosts * len(ids))
         if group.super_device_ids is not None:
             return self._given_sdids(at, group, hosts * len(ids))
         indices = self._numbers((*at, "server_index"), str(group.server_index))
         if indices and (len(indices) != hosts or max(indices) > SERVER_INDEX_MAX):
-            self._add(
-                (*at, "server_index"), f"{len(indices)} for {hosts} host(s); each is 0 to {SERVER_INDEX_MAX}"
-            )
+            self._add((*at, "server_index"), f"{len(indices)} for {hosts} host(s); each is 0 to {SERVER_INDEX_MAX}")
         return [sdid(server, device_id) for server in indices for device_id in ids]
 
     def _given_sdids(self, at: tuple[int | str, ...], group: HostGroup, total: int) -> list[int]:
@@ -320,9 +310,7 @@ class _Builder:
             self._add((*at, "super_pod"), f"{len(found)} super pods for {hosts} host(s)")
         return found
 
-    def _levels(
-        self, at: tuple[int | str, ...], group: HostGroup, total: int
-    ) -> Iterator[tuple[NetLevel, ...]]:
+    def _levels(self, at: tuple[int | str, ...], group: HostGroup, total: int) -> Iterator[tuple[NetLevel, ...]]:
         columns = []
         for index, level in enumerate(group.levels):
             loc = (*at, "levels", index, "addr")

@@ -43,18 +43,14 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
 @rank_table.command()
 @click.option("-i", "--inventory", type=_FILE, help="Hosts and devices; without it, the cards of this host.")
 @click.option("--hosts", help='Some of the hosts, e.g. "node[0-3]" or "0-3" by position.')
-@click.option(
-    "--devices", help='Some of the devices, by physical id, in the order of their ranks, e.g. "4-7".'
-)
+@click.option("--devices", help='Some of the devices, by physical id, in the order of their ranks, e.g. "4-7".')
 @click.option(
     "--order", type=click.Choice(["listed", "name", "address"]), default="listed", show_default=True,
     help="Order of the hosts, and so of the ranks; numbers go by value (node9 before node10).",
 )  # fmt: skip
 @click.option("--version", type=click.Choice(["1.0", "1.2", "2.0"]), help="By default what the devices want.")
 @click.option("--address", help="Address of this host, when there is no inventory.")
-@click.option(
-    "--pod-ip/--no-pod-ip", default=True, show_default=True, help="Add pod_ip, which msrun asks for."
-)
+@click.option("--pod-ip/--no-pod-ip", default=True, show_default=True, help="Add pod_ip, which msrun asks for.")
 @_output_options
 def make(
     inventory: Path | None, hosts: str | None, devices: str | None, order: str, version: str | None,
@@ -69,9 +65,7 @@ def make(
     from launcher.rank_table.select import select
 
     if inventory is not None and address is not None:
-        raise SpecError(
-            "--address is for this host, and --inventory names the hosts", hint="leave one of them out"
-        )
+        raise SpecError("--address is for this host, and --inventory names the hosts", hint="leave one of them out")
     cluster = select(_cluster(inventory, address), hosts=hosts, devices=devices, order=order)
     target = output or Path("rank_tables") / f"{inventory.stem if inventory else cluster.hosts[0].name}.json"
     table = table_of(cluster, version=version, pod_ip=pod_ip)
@@ -102,9 +96,7 @@ def _own_address() -> str:
 
     found = own_address()
     if found is None:
-        raise HostError(
-            "this host has no address but 127.0.0.1", hint="pass --address A, as other hosts reach it"
-        )
+        raise HostError("this host has no address but 127.0.0.1", hint="pass --address A, as other hosts reach it")
     return found
 
 
@@ -117,9 +109,7 @@ def _finish(table: Table, target: Path, *, force: bool, kind: str | None, order:
         click.echo(text, nl=False)
         return
     verb = "wrote" if write_table(target, text, force=force) else "unchanged:"
-    servers = (
-        f"{len(table.servers)} server{'s' if len(table.servers) != 1 else ''}, " if table.servers else ""
-    )
+    servers = f"{len(table.servers)} server{'s' if len(table.servers) != 1 else ''}, " if table.servers else ""
     click.echo(f"{verb} {target}: version {table.version}, {servers}{table.num_ranks} ranks; {order}")
     for problem in _first_of_each(report.of_level("W") + report.of_level("N")):
         click.echo(f"  {problem.code} {problem.path}: {problem.rule.rule}", err=True)
@@ -139,9 +129,7 @@ def _first_of_each(problems: list[Problem]) -> list[Problem]:
 )
 @click.option("--against-host", is_flag=True, help="Compare with the cards and hccn.conf of this host too.")
 @click.pass_context
-def check(
-    ctx: click.Context, files: tuple[Path, ...], style: str, kind: str | None, against_host: bool
-) -> None:
+def check(ctx: click.Context, files: tuple[Path, ...], style: str, kind: str | None, against_host: bool) -> None:
     """Find everything that is wrong with rank tables; exit code 1 if anything is an error.
 
     \b
@@ -150,9 +138,7 @@ def check(
     """
     reports = [report.for_kind(kind) for report in _reports(files, against_host=against_host)]
     if style == "json":
-        click.echo(
-            json.dumps({"files": [_as_json(report) for report in reports]}, ensure_ascii=True, indent=2)
-        )
+        click.echo(json.dumps({"files": [_as_json(report) for report in reports]}, ensure_ascii=True, indent=2))
     else:
         for report in reports:
             _print_report(report)
@@ -238,9 +224,7 @@ def _plain(text: str) -> str:
 
 @rank_table.command()
 @click.argument("file", type=_FILE)
-@click.option(
-    "--by", type=click.Choice(["rank", "server"]), help="One line a rank (up to 64 ranks) or a server."
-)
+@click.option("--by", type=click.Choice(["rank", "server"]), help="One line a rank (up to 64 ranks) or a server.")
 @click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def show(file: Path, by: str | None, style: str) -> None:
     """Show a rank table for people: servers, ranks, devices, addresses, super pods.
@@ -295,9 +279,7 @@ def _show_servers(ranks: list[Any]) -> None:
         ids = spans(sorted(entry.device_id for entry in own))
         addresses = [entry.address for entry in own if entry.address]
         ends = " .. ".join(dict.fromkeys((addresses[0], addresses[-1]))) if addresses else ""
-        rows.append(
-            [spans([entry.rank_id for entry in own]), _plain(server), ids, _plain(ends), _plain(own[0].pod)]
-        )
+        rows.append([spans([entry.rank_id for entry in own]), _plain(server), ids, _plain(ends), _plain(own[0].pod)])
     header = ["ranks", "server", "devices", "addresses", "super pod"]
     width = 5 if any(row[4] for row in rows) else 4
     print_table(header[:width], [row[:width] for row in rows])
@@ -338,9 +320,7 @@ def convert(file: Path, output: Path | None, force: bool) -> None:
 
     document, report = load_table(file)
     if document is None or not isinstance(document, dict) or not is_legacy(document):
-        raise SpecError(
-            f"{file} is not of the old form: no group_list", hint=f"launcher rank-table check {file}"
-        )
+        raise SpecError(f"{file} is not of the old form: no group_list", hint=f"launcher rank-table check {file}")
     table = convert_legacy(document, report.name)
     _finish(table, _required(output, "new.json"), force=force, kind=None, order="ranks as they were")
 

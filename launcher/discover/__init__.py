@@ -8,6 +8,7 @@ import socket
 from launcher.cluster import Cluster, Device, Host
 from launcher.discover.hccn import read_hccn_conf
 from launcher.discover.host import Card, HostReport, ascend_device_ids, host_cluster, host_root, look_around
+from launcher.discover.pci import pci_kind
 from launcher.discover.visible import runtime_visible
 from launcher.errors import HostError
 
@@ -69,9 +70,13 @@ def local_cluster(cards: int | None = None) -> Cluster:
     if not 1 <= wanted <= len(available):
         raise HostError(_too_many(wanted, len(available), target), hint=_card_hint(len(available), target))
     addresses = read_hccn_conf(host_root() / "etc/hccn.conf").addresses if ids else {}
-    devices = tuple(Device(device_id=ident, device_ip=addresses.get(ident)) for ident in available[:wanted])
+    logic = {device_id: index for index, device_id in enumerate(ascend_device_ids())}
+    devices = tuple(
+        Device(device_id=ident, logic_id=logic.get(ident), device_ip=addresses.get(ident))
+        for ident in available[:wanted]
+    )
     host = Host(name=socket.gethostname(), address="127.0.0.1", devices=devices)
-    return Cluster(target=target, hosts=(host,))
+    return Cluster(target=target, kind=pci_kind(host_root()) if ids else None, hosts=(host,))
 
 
 def _too_many(wanted: int, have: int, target: str) -> str:

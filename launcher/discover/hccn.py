@@ -58,7 +58,7 @@ class Port:
     fault: str = ""
 
 
-def read_address(device_id: int, *, timeout_s: float = 5.0) -> Port:
+def read_address(device_id: int, *, timeout_s: float | None = None) -> Port:
     """Ask hccn_tool for the address of a physical id. No address set is no fault."""
     result = run_program("hccn_tool", "-i", str(device_id), "-ip", "-g", timeout_s=timeout_s)
     address = _after(result.stdout, "ipaddr")
@@ -69,7 +69,7 @@ def read_address(device_id: int, *, timeout_s: float = 5.0) -> Port:
     return Port(device_id=device_id, fault=result.fault or "hccn_tool printed no address")
 
 
-def read_link(device_id: int, *, timeout_s: float = 5.0) -> Port:
+def read_link(device_id: int, *, timeout_s: float | None = None) -> Port:
     """Ask hccn_tool whether the link of a physical id is up."""
     result = run_program("hccn_tool", "-i", str(device_id), "-link", "-g", timeout_s=timeout_s)
     state = _after(result.stdout, "link status")

@@ -22,6 +22,7 @@ from launcher.discover.npu_smi import (
     parse_list,
     parse_mapping,
 )
+from launcher.discover.pci import pci_kind
 from launcher.discover.programs import run_program
 from launcher.discover.software import Software, read_software
 from launcher.discover.visible import Visible, container_visible, runtime_visible
@@ -43,9 +44,12 @@ def ascend_device_ids(dev: Path | None = None) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One chip of this host. ``usable`` is false when ASCEND_RT_VISIBLE_DEVICES hides it or /dev lacks it."""
+    """One chip of this host; ``device_id`` is the physical id, ``logic_id`` what ASCEND_RT_VISIBLE_DEVICES takes.
+
+    ``usable`` is false when ASCEND_RT_VISIBLE_DEVICES hides it or /dev lacks it."""
 
     device_id: int
+    logic_id: int | None = None
     kind: str | None = None
     chip: Chip | None = None
     address: str | None = None
@@ -87,6 +91,8 @@ def look_around(root: Path | None = None, *, ask_hccn_tool: bool = True) -> Host
     container = os.environ.get("ASCEND_VISIBLE_DEVICES")
     ids = ascend_device_ids(root / "dev")
     cards = _cards(ids, info, runtime_visible(visible) if visible is not None else None)
+    by_pci = pci_kind(root)
+    cards = [replace(card, kind=card.kind or by_pci) for card in cards]
     if ask_hccn_tool:
         hccn = _completed(hccn, [card.device_id for card in cards])
     return HostReport(
@@ -127,9 +133,7 @@ def _counted(info: NpuInfo) -> NpuInfo:
     counted = sum(parse_list(run_program("npu-smi", "info", "-l").stdout).values())
     if counted <= len(info.chips) or info.warning:
         return info
-    return replace(
-        info, warning=f"npu-smi info -l counts {counted} chips, and npu-smi info shows {len(info.chips)}"
-    )
+    return replace(info, warning=f"npu-smi info -l counts {counted} chips, and npu-smi info shows {len(info.chips)}")
 
 
 def _with_ids(chip: Chip, mapped: Chip | None, layout: str) -> Chip:
@@ -143,15 +147,14 @@ def _cards(ids: list[int], info: NpuInfo, visible: Visible | None) -> list[Card]
     """One card for each chip of npu-smi and each /dev/davinciN, by physical id."""
     chips = {chip.physical_id: chip for chip in info.chips}
     found = [_card(device_id, chips.get(device_id), info) for device_id in sorted({*ids, *chips})]
-    logic = {card.device_id: index for index, card in enumerate(found)}
-    return [replace(card, usable=_usable(card, ids, visible, logic[card.device_id])) for card in found]
+    return [_placed(card, ids, visible, position) for position, card in enumerate(found)]
 
 
-def _usable(card: Card, ids: list[int], visible: Visible | None, position: int) -> bool:
-    if ids and card.device_id not in ids:
-        return False
+def _placed(card: Card, ids: list[int], visible: Visible | None, position: int) -> Card:
+    """``card`` with its logic id: npu-smi's, else its position. It is usable if /dev has it and nothing hides it."""
     logic = card.chip.logic_id if card.chip and card.chip.logic_id is not None else position
-    return visible is None or logic in visible.ids
+    there = not ids or card.device_id in ids
+    return replace(card, logic_id=logic, usable=there and (visible is None or logic in visible.ids))
 
 
 def _card(device_id: int, chip: Chip | None, info: NpuInfo) -> Card:
@@ -185,12 +188,15 @@ def host_cluster(report: HostReport, *, address: str = "127.0.0.1") -> Cluster:
             hint="run `launcher doctor`, or describe the hosts in an inventory: --inventory FILE",
         )
     if report.kind is None and len({card.kind for card in report.usable}) > 1:
-        raise HostError(
-            f"{report.name} has cards of different kinds", hint="name them in an inventory, one kind each"
-        )
+        raise HostError(f"{report.name} has cards of different kinds", hint="name them in an inventory, one kind each")
     sdids, pod = _super_pod(report) if report.kind == "A3" else ({}, None)
     devices = tuple(
-        Device(device_id=card.device_id, device_ip=card.address, super_device_id=sdids.get(card.device_id))
+        Device(
+            device_id=card.device_id,
+            logic_id=card.logic_id,
+            device_ip=card.address,
+            super_device_id=sdids.get(card.device_id),
+        )
         for card in report.usable
     )
     kind = report.kind if report.kind in KINDS else None

@@ -132,9 +132,7 @@ def _pair(layout: str, upper: list[str], lower: list[str]) -> Chip | None:
         return None
     npu_id, chip_id = int(head[0]), int(ids[0])
     physical = int(ids[1]) if len(ids) > 1 else npu_id
-    chip = Chip(
-        npu_id=npu_id, chip_id=chip_id, physical_id=physical, name=head[1], health=upper[1], bus_id=lower[1]
-    )
+    chip = Chip(npu_id=npu_id, chip_id=chip_id, physical_id=physical, name=head[1], health=upper[1], bus_id=lower[1])
     return _with_usage(layout, chip, lower[2])
 
 
@@ -180,9 +178,7 @@ def parse_mapping(text: str) -> NpuInfo:
     Rows of the Mcu are left out. Health and memory are not in it.
     """
     lines = [line.strip() for line in text.splitlines()]
-    start = next(
-        (index for index, line in enumerate(lines) if line.startswith("NPU ID") and "Chip Name" in line), None
-    )
+    start = next((index for index, line in enumerate(lines) if line.startswith("NPU ID") and "Chip Name" in line), None)
     if start is None:
         return NpuInfo()
     columns = re.split(r"\s{2,}", lines[start])

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import selectors
 import shutil
+import signal
 import subprocess
+import time
 from dataclasses import dataclass
-from pathlib import Path
+
+from launcher.errors import HostError
 
 # npu-smi of a 16-die server needs some 2 s; a driver that hangs answers never.
-TIMEOUT_S = 20.0
+_TIMEOUT_S = 20.0
 _MOST_OUTPUT = 4 << 20
 _VENDOR_FOLDERS = {
     "npu-smi": ("/usr/local/bin", "/usr/local/sbin", "/usr/local/Ascend/driver/tools"),
@@ -31,6 +35,20 @@ class ProgramResult:
         return not self.fault
 
 
+def default_timeout_s() -> float:
+    """Seconds a program may take: 20, or $LAUNCHER_PROBE_TIMEOUT_S. Raises HostError when that is no number."""
+    named = os.environ.get("LAUNCHER_PROBE_TIMEOUT_S")
+    if named is None:
+        return _TIMEOUT_S
+    try:
+        seconds = float(named)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 3600:
+        raise HostError(f"LAUNCHER_PROBE_TIMEOUT_S={named!r} is no number of seconds", hint="unset it")
+    return seconds
+
+
 def find_program(name: str) -> str | None:
     """The path of ``name`` on PATH or in its vendor's folder, or None."""
     found = shutil.which(name)
@@ -40,40 +58,83 @@ def find_program(name: str) -> str | None:
     return shutil.which(name, path=folders) if folders else None
 
 
-def run_program(name: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> ProgramResult:
-    """Run ``name`` to its end. Never raises: what goes wrong stands in ``fault``."""
+def run_program(name: str, *arguments: str, timeout_s: float | None = None) -> ProgramResult:
+    """Run ``name`` to its end. What goes wrong with it stands in ``fault``; nothing of it is left running."""
     program = find_program(name)
     argv = (program or name, *arguments)
     if program is None:
         return ProgramResult(argv=argv, fault=f"{name} is not on PATH and not in its vendor's folder")
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-            env=_plain_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C"},  # what is parsed must not follow the user's language
         )
-    except subprocess.TimeoutExpired:
-        return ProgramResult(argv=argv, fault=f"{Path(program).name} did not answer within {timeout_s:g} s")
     except OSError as error:
         return ProgramResult(argv=argv, fault=f"{program} cannot be run: {error.strerror}")
-    stdout, stderr = _text(done.stdout), _text(done.stderr)
-    fault = "" if done.returncode == 0 else _fault(name, done.returncode, stdout, stderr)
-    return ProgramResult(argv=argv, stdout=stdout, stderr=stderr, fault=fault)
+    with process:
+        limit = default_timeout_s() if timeout_s is None else timeout_s
+        output, fault = _drain(process, limit)
+        if fault:
+            _kill_session(process)
+    stdout, stderr = (raw.decode("utf-8", "replace") for raw in output)
+    if not fault and process.returncode:
+        fault = _ending(process.returncode, stdout, stderr)
+    return ProgramResult(argv=argv, stdout=stdout, stderr=stderr, fault=f"{name} {fault}" if fault else "")
 
 
-def _text(raw: bytes) -> str:
-    return raw[:_MOST_OUTPUT].decode("utf-8", "replace")
+def _drain(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[tuple[bytes, bytes], str]:
+    """All that ``process`` prints until it ends, and why to give up on it ("" if it did end)."""
+    deadline = time.monotonic() + timeout_s
+    output = {process.stdout: bytearray(), process.stderr: bytearray()}
+    fault = ""
+    with selectors.DefaultSelector() as selector:
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map() and not fault:
+            fault = _read_some(selector, output, process, deadline, timeout_s)
+    if not fault:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            fault = f"did not end within {timeout_s:g} s"
+    return (bytes(output[process.stdout]), bytes(output[process.stderr])), fault
 
 
-def _fault(name: str, status: int, stdout: str, stderr: str) -> str:
+def _read_some(
+    selector: selectors.BaseSelector,
+    output: dict[object, bytearray],
+    process: subprocess.Popen[bytes],
+    deadline: float,
+    timeout_s: float,
+) -> str:
+    ready = selector.select(min(0.2, max(0.0, deadline - time.monotonic())))
+    for key, _ in ready:
+        chunk = os.read(key.fd, 1 << 16)
+        output[key.fileobj] += chunk
+        if not chunk:
+            selector.unregister(key.fileobj)
+        elif len(output[key.fileobj]) > _MOST_OUTPUT:
+            return "prints without end"
+    if time.monotonic() > deadline:
+        return f"did not answer within {timeout_s:g} s"
+    if not ready and process.poll() is not None:  # ended, but something it started keeps its pipe open
+        for key in list(selector.get_map().values()):
+            selector.unregister(key.fileobj)
+    return ""
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _ending(status: int, stdout: str, stderr: str) -> str:
     said = (stderr.strip() or stdout.strip() or "nothing").splitlines()[0][:200]
-    ending = f"status {status}" if status >= 0 else f"signal {-status}"
-    return f"{name} ended with {ending} and said: {said}"
-
-
-def _plain_environment() -> dict[str, str]:
-    """The environment, with messages in English: what is parsed must not follow the user's language."""
-    return {**os.environ, "LC_ALL": "C", "LANG": "C"}
+    return f"ended with {f'status {status}' if status > 0 else f'signal {-status}'} and said: {said}"

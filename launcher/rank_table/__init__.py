@@ -25,9 +25,7 @@ __all__ = [
 ]
 
 
-def render_rank_table(
-    env: jinja2.Environment, cluster: Cluster, path: str = "rank_table.json"
-) -> RenderedFile:
+def render_rank_table(env: jinja2.Environment, cluster: Cluster, path: str = "rank_table.json") -> RenderedFile:
     """The table of ``cluster`` in the version its devices want, with ``pod_ip`` for msrun, status "completed".
 
     Raises SpecError when the cluster lacks something the version cannot do without.

@@ -15,18 +15,12 @@ from launcher.rank_table.values import decimal, packed_ip
 _NAMES = ("server_id", "pod_ip", "host_ip", "container_ip")
 
 
-def compare_with_host(
-    document: Any, report: Report, host: HostReport, *, own: set[str] | None = None
-) -> None:
+def compare_with_host(document: Any, report: Report, host: HostReport, *, own: set[str] | None = None) -> None:
     """Add E_HOST_DEVICE, E_HOST_IP, W_HOST_UNKNOWN and W_HOST_HCCN findings to ``report``.
 
     ``own`` are the names and addresses of this host, by default those of its interfaces.
     """
-    if (
-        not isinstance(document, dict)
-        or is_legacy(document)
-        or not isinstance(document.get("server_list"), list)
-    ):
+    if not isinstance(document, dict) or is_legacy(document) or not isinstance(document.get("server_list"), list):
         return
     servers = [
         (f"$.server_list[{index}]", server)
@@ -35,9 +29,7 @@ def compare_with_host(
     ]
     mine = _mine(servers, own_names() if own is None else own)
     if mine is None:
-        report.add(
-            "W_HOST_UNKNOWN", "$.server_list", detail="no server_id, pod_ip or host_ip of it is this host's"
-        )
+        report.add("W_HOST_UNKNOWN", "$.server_list", detail="no server_id, pod_ip or host_ip of it is this host's")
         return
     path, server = mine
     if host.hccn.fault:
@@ -64,11 +56,7 @@ def _mine(servers: list[tuple[str, dict[str, Any]]], own: set[str]) -> tuple[str
     if len(servers) == 1:
         return servers[0]
     return next(
-        (
-            item
-            for item in servers
-            if own & {item[1][key] for key in _NAMES if isinstance(item[1].get(key), str)}
-        ),
+        (item for item in servers if own & {item[1][key] for key in _NAMES if isinstance(item[1].get(key), str)}),
         None,
     )
 

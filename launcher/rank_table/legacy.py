@@ -31,9 +31,7 @@ def convert_legacy(document: dict[str, Any], name: str) -> Table:
     if not problems and not any(servers.values()):
         problems.append("$.group_list: no device in it")
     if problems:
-        raise SpecError(
-            f"{name} cannot be converted", problems=problems, hint="repair it, or make a new table"
-        )
+        raise SpecError(f"{name} cannot be converted", problems=problems, hint="repair it, or make a new table")
     return _numbered(servers, name)
 
 
@@ -80,11 +78,7 @@ def _objects(path: str, value: Any, problems: list[str]) -> list[tuple[str, dict
     if not isinstance(value, list):
         problems.append(f"{path}: a list is expected, got {show_value(value)}")
         return []
-    bad = [
-        f"{path}[{index}]: an object is expected"
-        for index, item in enumerate(value)
-        if not isinstance(item, dict)
-    ]
+    bad = [f"{path}[{index}]: an object is expected" for index, item in enumerate(value) if not isinstance(item, dict)]
     problems.extend(bad)
     return [(f"{path}[{index}]", item) for index, item in enumerate(value) if isinstance(item, dict)]
 

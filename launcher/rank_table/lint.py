@@ -49,9 +49,7 @@ def lint(document: Any, report: Report) -> None:
         return
     if is_legacy(document):
         report.version = "legacy"
-        report.add(
-            "W_LEGACY", "$.group_list", document["group_list"], "no version, and group_list for server_list"
-        )
+        report.add("W_LEGACY", "$.group_list", document["group_list"], "no version, and group_list for server_list")
         return
     report.version = _version(document, report)
     if report.version == "2.0" or (report.version not in VERSIONS and "rank_list" in document):

@@ -148,18 +148,12 @@ def _shape(report: Report, servers: list[Server]) -> None:
         usual = sizes.most_common(1)[0][0]
         for server in servers:
             if len(server.rows) != usual:
-                report.add(
-                    "W_UNEVEN", f"{server.path}.device", server.fields.get("device"), f"others have {usual}"
-                )
-    ranked = sorted(
-        (row for server in servers for row in server.rows if row.rank_id is not None), key=_by_rank
-    )
+                report.add("W_UNEVEN", f"{server.path}.device", server.fields.get("device"), f"others have {usual}")
+    ranked = sorted((row for server in servers for row in server.rows if row.rank_id is not None), key=_by_rank)
     runs = Counter(server for server, _ in groupby(ranked, key=lambda row: row.server))
     for server_index, count in runs.items():
         if count > 1:
-            report.add(
-                "W_INTERLEAVED", servers[server_index].path, detail=f"its ranks lie in {count} separate runs"
-            )
+            report.add("W_INTERLEAVED", servers[server_index].path, detail=f"its ranks lie in {count} separate runs")
 
 
 def _by_rank(row: Row) -> int:
@@ -210,9 +204,7 @@ def _repeated_ips(report: Report, rows: list[Row]) -> None:
     for row in rows:
         for packed in row.ips:
             if packed in first:
-                report.add(
-                    "E_DUP_IP", f"{row.path}.device_ip", row.fields["device_ip"], f"first at {first[packed]}"
-                )
+                report.add("E_DUP_IP", f"{row.path}.device_ip", row.fields["device_ip"], f"first at {first[packed]}")
             first.setdefault(packed, row.path)
 
 
@@ -275,9 +267,7 @@ def _cover(report: Report, servers: list[Server], members: list[tuple[str, str]]
 
 
 def _contiguous(report: Report, servers: list[Server], taken: dict[str, str]) -> None:
-    order = [
-        taken[server.server_id].split(".server_list")[0] for server in servers if server.server_id in taken
-    ]
+    order = [taken[server.server_id].split(".server_list")[0] for server in servers if server.server_id in taken]
     runs = Counter(pod for pod, _ in groupby(order))
     for pod, count in runs.items():
         if count > 1:
@@ -290,9 +280,7 @@ def _sdids(report: Report, servers: list[Server]) -> None:
             path = f"{row.path}.super_device_id"
             if "super_device_id" not in row.fields:
                 report.add("E_MISSING", path, detail="no super_device_id, which version 1.2 asks for")
-            elif (
-                row.sdid is not None and row.device_id is not None and not sdid_fits(row.sdid, row.device_id)
-            ):
+            elif row.sdid is not None and row.device_id is not None and not sdid_fits(row.sdid, row.device_id):
                 report.add("N_SDID", path, row.fields["super_device_id"], "the formula does not give it")
     rows = [row for server in servers for row in server.rows]
     _unique(report, "E_SDID", [(f"{row.path}.super_device_id", row.sdid) for row in rows])

@@ -109,11 +109,7 @@ def _address(report: Report, path: str, address: dict[str, Any], seen: dict[str,
     elif kind is not None and text is not None and not _is_address(kind, text):
         report.add("E_ADDR", f"{path}.addr", text, f"not an {kind} address")
     ports = address.get("ports", [])
-    if (
-        not isinstance(ports, list)
-        or len(ports) > _MOST_PORTS
-        or not all(isinstance(port, str) for port in ports)
-    ):
+    if not isinstance(ports, list) or len(ports) > _MOST_PORTS or not all(isinstance(port, str) for port in ports):
         report.add("E_ADDR", f"{path}.ports", ports, f'a list of at most {_MOST_PORTS} strings such as "0/4"')
     if text in seen:
         report.add("N_DUP_ADDR", f"{path}.addr", text, f"first at {seen[text]}.addr")

@@ -22,12 +22,8 @@ def checked_text(table: Table, name: str, *, kind: str | None = None) -> tuple[s
     report = check_text(text, name).for_kind(kind)
     errors = report.of_level("E")
     if errors:
-        problems = [
-            f"{problem.code} {problem.path}: {problem.rule.rule} {_what(problem.value)}" for problem in errors
-        ]
-        shown = problems[:_SHOWN] + (
-            [f"and {report.count('E') - _SHOWN} more"] if len(problems) > _SHOWN else []
-        )
+        problems = [f"{problem.code} {problem.path}: {problem.rule.rule} {_what(problem.value)}" for problem in errors]
+        shown = problems[:_SHOWN] + ([f"and {report.count('E') - _SHOWN} more"] if len(problems) > _SHOWN else [])
         hint = f"{errors[0].code}: {errors[0].rule.fix}"
         raise SpecError("nothing is written: HCCL would refuse this table", problems=shown, hint=hint)
     return text, report
@@ -46,12 +42,8 @@ def write_table(target: Path, text: str, *, force: bool = False) -> bool:
         if before == text:
             return False
         if before is not None and not force:
-            raise SpecError(
-                f"{target} is there and says something else", hint="pass --force to replace it, or -o NEW"
-            )
+            raise SpecError(f"{target} is there and says something else", hint="pass --force to replace it, or -o NEW")
         write_atomic(target, text)
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(
-            f"{target} cannot be written: {error}", hint="choose another place with -o"
-        ) from error
+        raise SpecError(f"{target} cannot be written: {error}", hint="choose another place with -o") from error
     return True

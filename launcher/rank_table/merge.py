@@ -28,9 +28,7 @@ def merge_files(paths: list[Path], *, order: str = "server") -> Table:
     versions = {version for version, _ in parts}
     if len(versions) > 1:
         listed = ", ".join(f"{path} is {version}" for path, (version, _) in zip(paths, parts, strict=True))
-        raise SpecError(
-            f"tables of different versions do not merge: {listed}", hint="make them again, all the same"
-        )
+        raise SpecError(f"tables of different versions do not merge: {listed}", hint="make them again, all the same")
     version = versions.pop()
     documents = [document for _, document in parts]
     if version == "2.0":
@@ -43,8 +41,7 @@ def _load(path: Path) -> tuple[str, dict[str, Any]]:
     errors = [problem for problem in report.of_level("E") if problem.code not in _REPAIRED]
     if document is None or errors:
         problems = [
-            f"{problem.code} {problem.path} {problem.value} {problem.detail}".rstrip()
-            for problem in errors[:20]
+            f"{problem.code} {problem.path} {problem.value} {problem.detail}".rstrip() for problem in errors[:20]
         ]
         raise SpecError(f"{path} has errors", problems=problems, hint=f"launcher rank-table check {path}")
     if is_legacy(document):
@@ -59,9 +56,7 @@ def _merge_v1(version: str, paths: list[Path], documents: list[dict[str, Any]], 
     pods = {server: pod for document in documents for server, pod in pods_by_server(document).items()}
     servers = [server for document in documents for server in document["server_list"]]
     if order == "server":
-        servers.sort(
-            key=lambda server: (natural(pods.get(server["server_id"], "")), natural(server["server_id"]))
-        )
+        servers.sort(key=lambda server: (natural(pods.get(server["server_id"], "")), natural(server["server_id"])))
     rank_id = 0
     found = []
     for server in servers:
@@ -119,11 +114,7 @@ def _refuse_twice(paths: list[Path], identities: list[list[str]]) -> None:
 
 def _merge_v2(paths: list[Path], documents: list[dict[str, Any]]) -> Table:
     _refuse_twice(paths, [[_identity_v2(rank) for rank in document["rank_list"]] for document in documents])
-    ranks = [
-        rank
-        for document in documents
-        for rank in sorted(document["rank_list"], key=lambda rank: rank["rank_id"])
-    ]
+    ranks = [rank for document in documents for rank in sorted(document["rank_list"], key=lambda rank: rank["rank_id"])]
     return Table(version="2.0", ranks=tuple({**rank, "rank_id": index} for index, rank in enumerate(ranks)))
 
 

@@ -49,9 +49,7 @@ RULES: dict[str, Rule] = {
         cann='EI0004, "The rankTable file path does not exist ... or the JSON format is incorrect"',
         fix="repair the place named, or write it anew with `launcher rank-table make`",
     ),
-    "E_TYPE": Rule(
-        rule="objects and lists stand where HCCL expects them", cann=_BAD_KEY, fix="see the value's path"
-    ),
+    "E_TYPE": Rule(rule="objects and lists stand where HCCL expects them", cann=_BAD_KEY, fix="see the value's path"),
     "E_MISSING": Rule(
         rule="every key HCCL asks for is there, and no list of servers, devices or ranks is empty",
         cann=f'{_BAD_KEY}, "Config ... is missing in the ranktable file"',
@@ -80,9 +78,7 @@ RULES: dict[str, Rule] = {
         cann=_BAD_VALUE,
         fix="correct server_count",
     ),
-    "E_SERVER_ID": Rule(
-        rule="server_id has 1 to 64 characters", cann=_BAD_VALUE, fix="shorten it, or fill it in"
-    ),
+    "E_SERVER_ID": Rule(rule="server_id has 1 to 64 characters", cann=_BAD_VALUE, fix="shorten it, or fill it in"),
     "E_DUP_SERVER": Rule(
         rule="every server_id stands once in server_list",
         cann=_BAD_VALUE,
@@ -128,15 +124,9 @@ RULES: dict[str, Rule] = {
         cann="EI0001",
         fix="use one family throughout (HCCL_SOCKET_FAMILY)",
     ),
-    "E_PORT": Rule(
-        rule="ports are 1 to 65535", cann=_BAD_VALUE, fix="leave the key out for the default 16666"
-    ),
-    "E_POD_ID": Rule(
-        rule="super_pod_id has 1 to 64 characters", cann=_BAD_VALUE, fix="shorten it, or fill it in"
-    ),
-    "E_DUP_POD": Rule(
-        rule="every super_pod_id stands once", cann=_BAD_VALUE, fix="join the two, or rename one"
-    ),
+    "E_PORT": Rule(rule="ports are 1 to 65535", cann=_BAD_VALUE, fix="leave the key out for the default 16666"),
+    "E_POD_ID": Rule(rule="super_pod_id has 1 to 64 characters", cann=_BAD_VALUE, fix="shorten it, or fill it in"),
+    "E_DUP_POD": Rule(rule="every super_pod_id stands once", cann=_BAD_VALUE, fix="join the two, or rename one"),
     "E_POD_SERVER": Rule(
         rule="a super pod names only servers of server_list", cann=_BAD_VALUE, fix="correct the server_id"
     ),
@@ -246,9 +236,7 @@ RULES: dict[str, Rule] = {
     "N_SERVER_COUNT": Rule(
         rule="the guide asks for server_count", cann="none: the parser warns", fix="add server_count"
     ),
-    "N_DUP_KEY": Rule(
-        rule="a key stands once in an object", cann="none: the last one wins", fix="remove one of them"
-    ),
+    "N_DUP_KEY": Rule(rule="a key stands once in an object", cann="none: the last one wins", fix="remove one of them"),
     "N_POD_IGNORED": Rule(
         rule="super_pod_list belongs to version 1.2",
         cann="none: it is ignored",
@@ -272,9 +260,7 @@ RULES: dict[str, Rule] = {
     "N_DUP_ADDR": Rule(
         rule="two ranks of a 2.0 table have different addresses", cann=_NO_ERROR, fix="check that it is meant"
     ),
-    "N_FOREIGN": Rule(
-        rule="this is an HCCL rank table", cann="EI0004", fix="make one with `launcher rank-table make`"
-    ),
+    "N_FOREIGN": Rule(rule="this is an HCCL rank table", cann="EI0004", fix="make one with `launcher rank-table make`"),
 }
 
 

@@ -43,9 +43,7 @@ def parse_document(raw: bytes, report: Report) -> Any:
     except json.JSONDecodeError as error:
         report.add("E_JSON", "$", detail=_explain(text, error))
     except RecursionError:
-        report.add(
-            "E_JSON", "$", detail="nested deeper than any rank table: hundreds of [ or { in one another"
-        )
+        report.add("E_JSON", "$", detail="nested deeper than any rank table: hundreds of [ or { in one another")
     except ValueError as error:  # NaN, Infinity, or an integer of thousands of digits
         report.add("E_JSON", "$", detail=str(error).split(";")[0])
     else:
@@ -63,9 +61,7 @@ def _decode(raw: bytes, report: Report) -> str | None:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        report.add(
-            "E_JSON", "$", detail=f"line {line}: byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8"
-        )
+        report.add("E_JSON", "$", detail=f"line {line}: byte {error.start} (0x{raw[error.start]:02x}) is not UTF-8")
         return None
 
 

@@ -13,9 +13,7 @@ from launcher.rank_table.values import natural
 ORDERS = ("listed", "name", "address")
 
 
-def select(
-    cluster: Cluster, *, hosts: str | None = None, devices: str | None = None, order: str = "listed"
-) -> Cluster:
+def select(cluster: Cluster, *, hosts: str | None = None, devices: str | None = None, order: str = "listed") -> Cluster:
     """``cluster`` with only ``hosts`` and ``devices``, hosts in ``order``.
 
     ``hosts`` is a list such as "node[0-3],10.0.0.9" of names or addresses (``*`` stands for anything), or "0-3" by
@@ -36,9 +34,7 @@ def _ids(devices: str) -> list[int]:
     try:
         return numbers(devices)
     except ValueError as error:
-        raise SpecError(
-            f"--devices {error}", hint="write physical ids, such as --devices 4-7 or 0,2"
-        ) from error
+        raise SpecError(f"--devices {error}", hint="write physical ids, such as --devices 4-7 or 0,2") from error
 
 
 def _with_devices(host: Host, ids: list[int]) -> Host:
@@ -60,9 +56,7 @@ def _hosts(hosts: tuple[Host, ...], wanted: str) -> tuple[Host, ...]:
         return positions
     found: dict[str, Host] = {}
     for pattern in patterns:
-        matched = [
-            host for host in hosts if fnmatch.fnmatchcase(host.name, pattern) or host.address == pattern
-        ]
+        matched = [host for host in hosts if fnmatch.fnmatchcase(host.name, pattern) or host.address == pattern]
         if not matched:
             known = ", ".join(host.name for host in hosts[:8]) + (" ..." if len(hosts) > 8 else "")
             raise SpecError(f"--hosts: no host {pattern!r}", hint=f"the inventory has {known}")

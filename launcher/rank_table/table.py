@@ -88,14 +88,10 @@ def table_of(cluster: Cluster, *, version: str | None = None, pod_ip: bool = Tru
     rank_id = 0
     servers = []
     for host in cluster.hosts:
-        devices = tuple(
-            _device_v1(device, rank_id + index, version) for index, device in enumerate(host.devices)
-        )
+        devices = tuple(_device_v1(device, rank_id + index, version) for index, device in enumerate(host.devices))
         servers.append(TableServer(fields=_server_fields(cluster, host, pod_ip=pod_ip), devices=devices))
         rank_id += len(devices)
-    pods = (
-        pods_of((host.super_pod_id, _server_id(host)) for host in cluster.hosts) if version == "1.2" else ()
-    )
+    pods = pods_of((host.super_pod_id, _server_id(host)) for host in cluster.hosts) if version == "1.2" else ()
     return Table(version=version, servers=tuple(servers), pods=pods)
 
 

@@ -27,9 +27,7 @@ def packed_ip(text: str) -> bytes | None:
         return None
 
 
-def string(
-    report: Report, holder: dict[str, Any], key: str, path: str, *, required: bool = True
-) -> str | None:
+def string(report: Report, holder: dict[str, Any], key: str, path: str, *, required: bool = True) -> str | None:
     """The string at ``key``, or None with E_MISSING or E_NOT_STRING noted."""
     value = holder.get(key, ...)
     if isinstance(value, str):
@@ -62,9 +60,7 @@ def objects(report: Report, holder: dict[str, Any], key: str, path: str) -> list
     return found
 
 
-def integer(
-    report: Report, holder: dict[str, Any], key: str, path: str, *, required: bool = True
-) -> int | None:
+def integer(report: Report, holder: dict[str, Any], key: str, path: str, *, required: bool = True) -> int | None:
     """The integer at ``key``, or None with E_MISSING or E_NOT_INT noted. true and false are no integers."""
     value = holder.get(key, ...)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -85,9 +81,7 @@ def check_ranks(report: Report, ranks: list[tuple[str, int | None]], list_path: 
         if rank in seen:
             report.add("E_RANKS", path, rank, f"rank {rank} stands also at {seen[rank]}")
         elif not 0 <= rank < len(ranks):
-            report.add(
-                "E_RANKS", path, rank, f"there are {len(ranks)} devices, so ranks end at {len(ranks) - 1}"
-            )
+            report.add("E_RANKS", path, rank, f"there are {len(ranks)} devices, so ranks end at {len(ranks) - 1}")
         seen.setdefault(rank, path)
     missing = [rank for rank in range(len(ranks)) if rank not in seen]
     if missing:
@@ -109,7 +103,5 @@ def spans(numbers: list[int]) -> str:
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
     """A sort key that takes runs of digits as numbers: node9 before node10, 10.0.0.9 before 10.0.0.10."""
     return tuple(
-        (1, int(part), "") if part.isdecimal() else (0, 0, part)
-        for part in re.split(r"([0-9]+)", text)
-        if part
+        (1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"([0-9]+)", text) if part
     )
