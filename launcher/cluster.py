@@ -108,7 +108,10 @@ class Rank:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """All hosts of a run. ``target`` is MindSpore's device_target, "Ascend" or "CPU"; ``kind`` a key of KINDS or None."""
+    """All hosts of a run.
+
+    ``target`` is MindSpore's device_target, "Ascend" or "CPU"; ``kind`` a key of KINDS, or None if not known.
+    """
 
     target: str
     hosts: tuple[Host, ...]

@@ -224,7 +224,7 @@ def parse_list(text: str) -> dict[int, int]:
 
 
 def parse_fields(text: str) -> dict[str, str]:
-    """``key : value`` lines, as of ``-t board``, ``-t usages``, ``-t health`` and ``-t spod-info``; the first one wins."""
+    """``key : value`` lines, as ``-t board``, ``health`` and ``spod-info`` print them; the first of a key wins."""
     found: dict[str, str] = {}
     for key, value in _pairs(text):
         found.setdefault(key, value)

@@ -76,56 +76,56 @@ def run_program(name: str, *arguments: str, timeout_s: float | None = None) -> P
     except OSError as error:
         return ProgramResult(argv=argv, fault=f"{program} cannot be run: {error.strerror}")
     with process:
-        limit = default_timeout_s() if timeout_s is None else timeout_s
-        output, fault = _drain(process, limit)
+        reading = _Reading(process, default_timeout_s() if timeout_s is None else timeout_s)
+        fault = reading.to_the_end()
         if fault:
             _kill_session(process)
-    stdout, stderr = (raw.decode("utf-8", "replace") for raw in output)
+    stdout, stderr = (raw.decode("utf-8", "replace") for raw in reading.output)
     if not fault and process.returncode:
         fault = _ending(process.returncode, stdout, stderr)
     return ProgramResult(argv=argv, stdout=stdout, stderr=stderr, fault=f"{name} {fault}" if fault else "")
 
 
-def _drain(process: subprocess.Popen[bytes], timeout_s: float) -> tuple[tuple[bytes, bytes], str]:
-    """All that ``process`` prints until it ends, and why to give up on it ("" if it did end)."""
-    deadline = time.monotonic() + timeout_s
-    output = {process.stdout: bytearray(), process.stderr: bytearray()}
-    fault = ""
-    with selectors.DefaultSelector() as selector:
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                selector.register(stream, selectors.EVENT_READ)
-        while selector.get_map() and not fault:
-            fault = _read_some(selector, output, process, deadline, timeout_s)
-    if not fault:
-        try:
-            process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            fault = f"did not end within {timeout_s:g} s"
-    return (bytes(output[process.stdout]), bytes(output[process.stderr])), fault
+class _Reading:
+    """Reads what a process prints until it ends, the time is up, or it is more than any table of cards."""
 
+    def __init__(self, process: subprocess.Popen[bytes], timeout_s: float) -> None:
+        self.process = process
+        self.timeout_s = timeout_s
+        self.deadline = time.monotonic() + timeout_s
+        self.output = (bytearray(), bytearray())
+        self.selector = selectors.DefaultSelector()
 
-def _read_some(
-    selector: selectors.BaseSelector,
-    output: dict[object, bytearray],
-    process: subprocess.Popen[bytes],
-    deadline: float,
-    timeout_s: float,
-) -> str:
-    ready = selector.select(min(0.2, max(0.0, deadline - time.monotonic())))
-    for key, _ in ready:
-        chunk = os.read(key.fd, 1 << 16)
-        output[key.fileobj] += chunk
-        if not chunk:
-            selector.unregister(key.fileobj)
-        elif len(output[key.fileobj]) > _MOST_OUTPUT:
-            return "prints without end"
-    if time.monotonic() > deadline:
-        return f"did not answer within {timeout_s:g} s"
-    if not ready and process.poll() is not None:  # ended, but something it started keeps its pipe open
-        for key in list(selector.get_map().values()):
-            selector.unregister(key.fileobj)
-    return ""
+    def to_the_end(self) -> str:
+        """Why to give up on the process, or "" if it ended."""
+        fault = ""
+        with self.selector:
+            for stream, buffer in zip((self.process.stdout, self.process.stderr), self.output, strict=True):
+                self.selector.register(stream, selectors.EVENT_READ, buffer)  # type: ignore[arg-type]
+            while self.selector.get_map() and not fault:
+                fault = self._step()
+        if not fault:
+            try:
+                self.process.wait(max(0.1, self.deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                fault = f"did not end within {self.timeout_s:g} s"
+        return fault
+
+    def _step(self) -> str:
+        ready = self.selector.select(min(0.2, max(0.0, self.deadline - time.monotonic())))
+        for key, _ in ready:
+            chunk = os.read(key.fd, 1 << 16)
+            key.data.extend(chunk)
+            if not chunk:
+                self.selector.unregister(key.fileobj)
+            elif len(key.data) > _MOST_OUTPUT:
+                return "prints without end"
+        if time.monotonic() > self.deadline:
+            return f"did not answer within {self.timeout_s:g} s"
+        if not ready and self.process.poll() is not None:  # ended, but something it started keeps its pipe open
+            for key in list(self.selector.get_map().values()):
+                self.selector.unregister(key.fileobj)
+        return ""
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from launcher.discover.software import read_text
@@ -31,14 +30,11 @@ def holders(device_ids: list[int], root: Path) -> list[tuple[int, str, int]]:
 
 
 def _open_files(folder: Path) -> list[str]:
+    """Targets of the links in /proc/PID/fd; none when the process ended meanwhile or is not ours to look at."""
     found = []
     try:
-        entries = list(os.scandir(folder))
+        for entry in folder.iterdir():
+            found.append(str(entry.readlink()))
     except OSError:
-        return []
-    for entry in entries:
-        try:
-            found.append(os.readlink(entry.path))
-        except OSError:
-            continue
+        return found
     return found

@@ -99,20 +99,21 @@ def _in_spans(port: int, text: str) -> bool:
 
 
 def check_shared_memory(root: Path) -> Finding:
-    """/dev/shm is large enough for the dataset's workers."""
+    """Shared memory is large enough for the dataset's workers."""
+    place = root / "dev" / "shm"
     try:
-        stat = os.statvfs(root / "dev/shm")
+        stat = os.statvfs(place)
     except OSError as error:
-        return warned("shm", f"/dev/shm: {error.strerror}", "mount -t tmpfs tmpfs /dev/shm")
+        return warned("shm", f"{place}: {error.strerror}", f"mount -t tmpfs tmpfs {place}")
     total, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
-    fix = "docker run --shm-size=64g ..., or: mount -o remount,size=64g /dev/shm"
+    fix = f"docker run --shm-size=64g ..., or: mount -o remount,size=64g {place}"
     if total < _SHM_LEAST:
-        return warned("shm", f"/dev/shm has {size(total)}", fix)
+        return warned("shm", f"{place} has {size(total)}", fix)
     if free < _SHM_LEAST // 4:
         return warned(
-            "shm", f"/dev/shm has {size(free)} left of {size(total)}", "ls -la /dev/shm, and remove what is old"
+            "shm", f"{place} has {size(free)} left of {size(total)}", f"ls -la {place}, and remove what is old"
         )
-    return passed("shm", f"/dev/shm has {size(total)}")
+    return passed("shm", f"{place} has {size(total)}")
 
 
 def check_limits(cards: int) -> Iterator[Finding]:
@@ -157,13 +158,11 @@ def check_disk(needs: JobNeeds) -> Iterator[Finding]:
 
 def size(count: int) -> str:
     """``count`` bytes for people: "1.5 GiB"."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
             break
-        value /= 1024
-    else:
-        unit = "TiB"
+        value, unit = value / 1024, larger
     return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
 
 

@@ -9,7 +9,7 @@ from launcher.errors import SpecError
 from launcher.rank_table.legacy import convert_legacy
 from launcher.rank_table.lint import is_legacy, load_table
 from launcher.rank_table.table import Table, TablePod, TableServer
-from launcher.rank_table.values import natural
+from launcher.rank_table.values import natural, packed_ip
 from launcher.rank_table.view import pods_by_server
 
 ORDERS = ("server", "given")
@@ -24,6 +24,9 @@ def merge_files(paths: list[Path], *, order: str = "server") -> Table:
     of their servers. Devices of a server stay in the order of their old ranks. Raises SpecError when a part has
     errors, versions differ, or a server or address stands twice.
     """
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice:
+        raise SpecError(f"{twice} is named twice", hint="name each table once")
     parts = [_load(path) for path in paths]
     versions = {version for version, _ in parts}
     if len(versions) > 1:
@@ -72,10 +75,16 @@ def _old_rank(device: dict[str, Any]) -> int:
 
 
 def _kept_fields(server: dict[str, Any], *, single: bool) -> dict[str, Any]:
-    """Every key but the devices. A pod_ip that was right for one server alone is not for several."""
+    """Every key but the devices, and the pod_ip that msrun wants; what was right for one server is not for several."""
     fields = {key: value for key, value in server.items() if key != "device"}
-    if fields.get("pod_ip") == "127.0.0.1" and not single:
-        fields["pod_ip"] = server.get("host_ip") or server["server_id"]
+    if single:
+        fields.setdefault("pod_ip", "127.0.0.1")
+        return fields
+    if fields.get("pod_ip", "127.0.0.1") == "127.0.0.1":
+        fields.pop("pod_ip", None)
+        address = server.get("host_ip") or server["server_id"]
+        if packed_ip(address):
+            fields["pod_ip"] = address
     return fields
 
 

@@ -16,7 +16,7 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_document(path: Path, report: Report) -> Any:
-    """The JSON value in the file at ``path``; None, with E_READ, E_FILENAME or E_JSON in ``report``, if there is none."""
+    """The JSON value in the file at ``path``; None if there is none, and E_READ or E_JSON in ``report`` says why."""
     try:
         if path.stat().st_size > _LARGEST_FILE:
             report.add("E_JSON", "$", detail="the file is larger than 1 GiB, which HCCL refuses")

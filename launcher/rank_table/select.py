@@ -8,7 +8,7 @@ from dataclasses import replace
 from launcher.cluster import Cluster, Host
 from launcher.errors import SpecError
 from launcher.inventory import expand, numbers
-from launcher.rank_table.values import natural
+from launcher.rank_table.values import natural, spans
 
 ORDERS = ("listed", "name", "address")
 
@@ -39,10 +39,10 @@ def _ids(devices: str) -> list[int]:
 
 def _with_devices(host: Host, ids: list[int]) -> Host:
     own = {device.device_id: device for device in host.devices}
-    missing = [str(device_id) for device_id in ids if device_id not in own]
+    missing = [device_id for device_id in ids if device_id not in own]
     if missing or len(set(ids)) < len(ids):
-        why = f"no device {', '.join(missing)}" if missing else "a device is named twice"
-        raise SpecError(f"host {host.name}: {why}", hint=f"it has {', '.join(map(str, own))}")
+        why = f"no device {spans(missing)}" if missing else "a device is named twice"
+        raise SpecError(f"host {host.name}: {why}", hint=f"it has {spans(sorted(own))}")
     return replace(host, devices=tuple(own[device_id] for device_id in ids))
 
 

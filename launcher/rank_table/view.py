@@ -8,7 +8,6 @@ from typing import Any
 from launcher.rank_table.lint import is_legacy
 from launcher.rank_table.values import decimal
 
-
 # Errors after which the ranks of a table cannot be listed.
 BREAKING = frozenset(
     {"E_READ", "E_JSON", "E_TYPE", "E_MISSING", "E_NOT_STRING", "E_NOT_INT", "E_NET_LAYER", "E_VERSION"}
@@ -17,7 +16,7 @@ BREAKING = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One rank as its table has it. ``address`` is device_ip, or the first address of a 2.0 rank; "" if there is none."""
+    """One rank as its table has it. ``address`` is device_ip, or the first address of a 2.0 rank; "" without one."""
 
     rank_id: int
     server: str
@@ -28,7 +27,10 @@ class Entry:
 
 
 def entries(document: dict[str, Any]) -> list[Entry]:
-    """All ranks of a document whose shape is right (see BREAKING), by rank. A legacy one without rank ids is numbered as HCCL does."""
+    """All ranks of a document whose shape is right (see BREAKING), by rank.
+
+    A legacy one without rank ids is numbered as HCCL does.
+    """
     if is_legacy(document):
         return _legacy_entries(document)
     found = _entries_v2(document) if document["version"] == "2.0" else _entries_v1(document)
