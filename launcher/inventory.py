@@ -179,6 +179,8 @@ class _Builder:
         ids = self._device_ids(at, inventory, group)
         if len(names) != len(addresses):
             self._add((*at, "name"), f"{len(names)} names for {len(addresses)} addresses")
+        if len(addresses) * len(ids) > MOST_RANKS:
+            self._add(at, f"{len(addresses) * len(ids)} devices; HCCL takes {MOST_RANKS} at the most")
         if len(self.problems) > before:
             return []
         devices = self._devices(at, group, len(addresses), ids)
