@@ -128,7 +128,7 @@ hosts:
         ("kind: A3\nhosts:\n- {address: n, devices: 0, super_device_ids: '1-2'}", ["2 ids for 1 devices"]),
         ("kind: A3\nhosts:\n- {address: 'n[0-2]', devices: 0, super_pod: 'p[0-1]'}", ["2 super pods for 3 host(s)"]),
         ("kind: A2\nhosts:\n- address: n\n- address: n", ["name n stands twice", "address n stands twice"]),
-        ("kind: A2\nhosts:\n- {address: 'n[1-2]', devices: 0, device_ips: [1.1.1.1, 1.1.1.1]}", ["IP 1.1.1.1 stands twice"]),
+        ("kind: A2\nhosts:\n- {address: n, devices: 0-1, device_ips: [1.1.1.1, 1.1.1.1]}", ["IP 1.1.1.1 stands twice"]),
         ("kind: A2\nhosts:\n- address: n[1-65536]", ["524288 devices; HCCL takes 65536"]),
         ("kind: A2\nhosts:\n- address: n[1-8192]\n- address: m1", ["65544 devices; HCCL takes 65536"]),
         ("kind: [\n", ["is not YAML"]),
