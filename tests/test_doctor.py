@@ -574,6 +574,7 @@ def test_clock_over_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset_
     monkeypatch.setenv("PATH", f"{fake_ssh(tmp_path, offset_s=offset_s)}{os.pathsep}{os.environ['PATH']}")
     skew = ssh_skew("node1")
     assert skew.fault == ""
+    assert skew.ahead_s == pytest.approx(offset_s, abs=30)
     assert clocks_finding([skew]).status == status
 
 

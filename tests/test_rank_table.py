@@ -379,7 +379,7 @@ def test_no_bytes_upset_the_linter(data: bytes) -> None:
 
 
 @given(_JSON)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_no_document_upsets_the_linter(document: Any) -> None:
     report = check_text(json.dumps(document))
     assert set(report.counts) <= set(RULES)
@@ -388,7 +388,7 @@ def test_no_document_upsets_the_linter(document: Any) -> None:
 
 
 @given(st.sampled_from([table(), pods_table(), v2_table()]), st.data())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_no_change_to_a_good_table_upsets_the_linter(good: dict[str, Any], data: st.DataObject) -> None:
     path: list[Any] = []
     here: Any = good
