@@ -14,6 +14,7 @@ from launcher.errors import LauncherError
 
 # name -> (module, attribute, help). The help stands here so that `launcher --help` imports no command module.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "data": ("launcher.cli.data", "data", "Make, convert and tokenize datasets."),
     "rank-table": ("launcher.cli.rank_table", "rank_table", "Make, check, show and merge HCCL rank tables."),
 }
 
