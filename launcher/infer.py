@@ -149,7 +149,7 @@ class Session:
         arguments: dict[str, Any] = {
             "max_new_tokens": spec.max_new_tokens,
             "do_sample": spec.temperature > 0,
-            "eos_token_id": _EOS_ID,
+            "eos_token_id": [_EOS_ID],
             "pad_token_id": 0,
         }
         if spec.temperature > 0:

@@ -117,9 +117,7 @@ def test_mindspore_reads_the_rows(folder: Path, tmp_path: Path, tokenizer: Token
     target = tmp_path / "train.mindrecord"
     argv = ("data", "preprocess", "conversations.json", "--template", "plain", "--output", str(target))
     assert "wrote" in launcher(*argv, "--seq-length", "80", cwd=folder)
-    done = subprocess.run(
-        (sys.executable, "-c", READ, str(target)), capture_output=True, timeout=120, check=True
-    )
+    done = subprocess.run((sys.executable, "-c", READ, str(target)), capture_output=True, timeout=120, check=True)
     rows = json.loads(done.stdout.splitlines()[-1])
     info = read_info(target)
     assert info is not None
@@ -130,9 +128,7 @@ def test_mindspore_reads_the_rows(folder: Path, tmp_path: Path, tokenizer: Token
     assert all(len(row["input_ids"]) == len(row["labels"]) == 81 for row in rows)
     assert tokenizer.decode([token for token in rows[0]["labels"] if token != -100]) == first[1]["value"]
     assert all(
-        label in (-100, token)
-        for row in rows
-        for token, label in zip(row["input_ids"], row["labels"], strict=True)
+        label in (-100, token) for row in rows for token, label in zip(row["input_ids"], row["labels"], strict=True)
     )
     assert "unchanged" in launcher(*argv, "--seq-length", "80", cwd=folder)
     assert "would change" in launcher(*argv, "--seq-length", "64", cwd=folder, code=3)

@@ -18,9 +18,7 @@ _force = click.option("--force", is_flag=True, help="Overwrite the output.")
 
 
 def _output(default: str) -> Callable[[F], F]:
-    return click.option(
-        "--output", "-o", type=_FILE, default=default, show_default=True, help="File to write."
-    )
+    return click.option("--output", "-o", type=_FILE, default=default, show_default=True, help="File to write.")
 
 
 @click.group()
@@ -36,9 +34,7 @@ def data() -> None:
 
 
 @data.command()
-@click.option(
-    "--size", type=click.IntRange(min=1), default=1000, show_default=True, help="How many problems."
-)
+@click.option("--size", type=click.IntRange(min=1), default=1000, show_default=True, help="How many problems.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed gives other problems.")
 @_output("math.jsonl")
 @_force
@@ -76,9 +72,7 @@ def convert(source: Path, output: Path, force: bool) -> None:
 
 @data.command()
 @click.argument("source", type=_FILE)
-@click.option(
-    "--vocab-size", type=click.IntRange(min=260), default=2000, show_default=True, help="Pieces in all."
-)
+@click.option("--vocab-size", type=click.IntRange(min=260), default=2000, show_default=True, help="Pieces in all.")
 @_output("tokenizer.model")
 @_force
 def tokenizer(source: Path, vocab_size: int, output: Path, force: bool) -> None:
@@ -106,18 +100,12 @@ def _texts(source: Path) -> Iterator[str]:
 
 @data.command()
 @click.argument("source", type=_FILE)
-@click.option(
-    "--tokenizer", type=_FILE, default="tokenizer.model", show_default=True, help="SentencePiece model."
-)
-@click.option(
-    "--seq-length", type=click.IntRange(min=2), default=2048, show_default=True, help="As the model's."
-)
+@click.option("--tokenizer", type=_FILE, default="tokenizer.model", show_default=True, help="SentencePiece model.")
+@click.option("--seq-length", type=click.IntRange(min=2), default=2048, show_default=True, help="As the model's.")
 @click.option("--template", default=DEFAULT, show_default=True, help="Chat template.")
 @_output("train.mindrecord")
 @_force
-def preprocess(
-    source: Path, tokenizer: Path, seq_length: int, template: str, output: Path, force: bool
-) -> None:
+def preprocess(source: Path, tokenizer: Path, seq_length: int, template: str, output: Path, force: bool) -> None:
     """Tokenize conversations into a MindRecord of input_ids and labels; only answers are learnt.
 
     Rows are one token longer than --seq-length, because the model trains on all but the last and shifts the

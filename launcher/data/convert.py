@@ -51,9 +51,7 @@ def _conversation(path: Path, number: int, record: Record) -> Conversation:
         if all(_is_turn(turn) for turn in turns):
             messages = tuple(Message(role=ROLES[turn["from"]], content=turn["value"]) for turn in turns)
             return Conversation(id=str(value.get("id", number)), messages=messages)
-    elif isinstance(value, dict) and all(
-        isinstance(value.get(key), str) for key in ("instruction", "output")
-    ):
+    elif isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("instruction", "output")):
         question = "\n".join(part for part in (value["instruction"], value.get("input")) if part)
         messages = (
             Message(role="user", content=question),

@@ -63,9 +63,7 @@ def preprocess(options: PreprocessOptions, *, force: bool) -> tuple[DatasetInfo,
     return made, True
 
 
-def _write(
-    options: PreprocessOptions, tokenizer: Tokenizer, template: ChatTemplate, fingerprint: str
-) -> Counter[str]:
+def _write(options: PreprocessOptions, tokenizer: Tokenizer, template: ChatTemplate, fingerprint: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     with outputs.scratch(options.target) as folder:
         built = folder / options.target.name

@@ -205,9 +205,7 @@ def _distance(d: Dice) -> tuple[str, tuple[str, ...], int]:
 def _travel_time(d: Dice) -> tuple[str, tuple[str, ...], int]:
     vehicle, v, t = d.pick(_VEHICLES), 5 * d.number(6, 20), d.number(2, 9)
     start = d.number(0, len(_CITIES) - 2)
-    question = (
-        f"{_CITIES[start]}到{_CITIES[start + 1]}的一段路长{v * t}千米，{vehicle}每小时行{v}千米，几小时行完？"
-    )
+    question = f"{_CITIES[start]}到{_CITIES[start + 1]}的一段路长{v * t}千米，{vehicle}每小时行{v}千米，几小时行完？"
     return question, (_step("时间", f"{v * t} ÷ {v}", t, "小时"),), t
 
 
@@ -222,9 +220,7 @@ def _speed(d: Dice) -> tuple[str, tuple[str, ...], int]:
 def _meeting(d: Dice) -> tuple[str, tuple[str, ...], int]:
     v, w, t = d.number(40, 80), d.number(40, 80), d.number(2, 6)
     a, b = d.two_names()
-    question = (
-        f"{a}和{b}从两地同时相向而行，{a}每分钟走{v}米，{b}每分钟走{w}米，{t}分钟后相遇，两地相距多少米？"
-    )
+    question = f"{a}和{b}从两地同时相向而行，{a}每分钟走{v}米，{b}每分钟走{w}米，{t}分钟后相遇，两地相距多少米？"
     steps = (_step("速度和", f"{v} + {w}", v + w, "米"), _step("距离", f"{v + w} × {t}", (v + w) * t, "米"))
     return question, steps, (v + w) * t
 
@@ -233,9 +229,7 @@ def _meeting(d: Dice) -> tuple[str, tuple[str, ...], int]:
 def _catch_up(d: Dice) -> tuple[str, tuple[str, ...], int]:
     slow, gain, t = d.number(40, 60), d.number(5, 30), d.number(2, 9)
     a, b = d.two_names()
-    question = (
-        f"{a}在{b}前面{gain * t}米，{a}每分钟走{slow}米，{b}每分钟走{slow + gain}米，{b}几分钟追上{a}？"
-    )
+    question = f"{a}在{b}前面{gain * t}米，{a}每分钟走{slow}米，{b}每分钟走{slow + gain}米，{b}几分钟追上{a}？"
     steps = (
         _step("速度差", f"{slow + gain} - {slow}", gain, "米"),
         _step("时间", f"{gain * t} ÷ {gain}", t, "分钟"),
@@ -278,9 +272,7 @@ def _work_together(d: Dice) -> tuple[str, tuple[str, ...], int]:
 @_template
 def _work_fraction(d: Dice) -> tuple[str, tuple[str, ...], int]:
     # Two workers who need a and b days alone; the pairs whose common time is whole.
-    a, b = d.pick(
-        ((3, 6), (4, 12), (6, 12), (10, 15), (12, 24), (20, 30), (6, 30), (15, 30), (8, 24), (20, 5))
-    )
+    a, b = d.pick(((3, 6), (4, 12), (6, 12), (10, 15), (12, 24), (20, 30), (6, 30), (15, 30), (8, 24), (20, 5)))
     first, second = d.two_names()
     days = a * b // (a + b)
     job = d.pick(("一项工程", "一批货物", "一块地", "一面墙"))

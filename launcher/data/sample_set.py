@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher import __version__
+from launcher.data.info import stats_path
+from launcher.render import write_atomic
 
 
 def cache_root() -> Path:
@@ -59,10 +61,17 @@ class SampleSet:
         scratch = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=f".{self.folder.name}."))
         try:
             self._fill(scratch)
+            self._name_final_places(scratch)
             if not self.folder.exists():
                 scratch.rename(self.folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _name_final_places(self, scratch: Path) -> None:
+        """The statistics name files; they are about to move."""
+        stats = stats_path(scratch / self.dataset.name)
+        text = stats.read_text(encoding="utf-8")
+        write_atomic(stats, text.replace(str(scratch), str(self.folder)))
 
     def _fill(self, folder: Path) -> None:
         from launcher.data.convert import convert

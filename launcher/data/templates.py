@@ -142,11 +142,7 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
     learnt: list[bool] = []
     start = True
     for segment in segments:
-        new = (
-            [_control_id(segment.text, tokenizer)]
-            if segment.control
-            else tokenizer.encode(segment.text, start=start)
-        )
+        new = [_control_id(segment.text, tokenizer)] if segment.control else tokenizer.encode(segment.text, start=start)
         ids += new
         learnt += [segment.learnt] * len(new)
         start = segment.control

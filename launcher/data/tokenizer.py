@@ -121,9 +121,7 @@ def _processor(model: bytes, path: Path) -> Any:
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except (RuntimeError, OSError) as error:
-        raise DataError(
-            f"{path} is not a SentencePiece model", hint="a LLaMA's is called tokenizer.model"
-        ) from error
+        raise DataError(f"{path} is not a SentencePiece model", hint="a LLaMA's is called tokenizer.model") from error
 
 
 def _present(token_id: int) -> int | None:
@@ -161,9 +159,7 @@ def train_tokenizer(texts: Iterable[str], target: Path, *, vocab_size: int) -> N
                 minloglevel=3,
             )
         except (RuntimeError, OSError) as error:
-            raise DataError(
-                f"cannot train {vocab_size} pieces: {_reason(error)}", hint=_vocab_hint(error)
-            ) from error
+            raise DataError(f"cannot train {vocab_size} pieces: {_reason(error)}", hint=_vocab_hint(error)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -172,8 +168,4 @@ def _reason(error: Exception) -> str:
 
 
 def _vocab_hint(error: Exception) -> str:
-    return (
-        "pass a smaller --vocab-size, or more text"
-        if "too high" in str(error)
-        else "pass a larger --vocab-size"
-    )
+    return "pass a smaller --vocab-size, or more text" if "too high" in str(error) else "pass a larger --vocab-size"
