@@ -7,24 +7,89 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One family of Ascend chips, as far as a launcher has to tell them apart.
+
+    ``table_version`` is the version of HCCL rank table it wants, ``per_server`` how many devices a full server
+    has, ``max_device_id`` the largest physical id there is. ``ip_needed`` tells whether HCCL wants a ``device_ip``
+    even when all devices sit in one server.
+    Source: HCCL user guide, rank_table_config_{910,a2,a3,a5,300i_duo}.md (hicann/hccl 09300b70df9a).
+    """
+
+    name: str
+    products: str
+    table_version: str
+    per_server: int
+    max_device_id: int
+    bfloat16: bool
+    ip_needed: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(name="910", products="Ascend 910A, 910B (first generation), Atlas 800 9000/9010", table_version="1.0",
+             per_server=8, max_device_id=7, bfloat16=False, ip_needed=True),
+        Kind(name="A2", products="Ascend 910B1 to 910B4, Atlas 800T A2, 900 A2", table_version="1.0",
+             per_server=8, max_device_id=15, bfloat16=True),
+        Kind(name="A3", products="Ascend 910_93, Atlas 800T A3, 900 A3 SuperPoD", table_version="1.2",
+             per_server=16, max_device_id=15, bfloat16=True),
+        Kind(name="950", products="Ascend 950", table_version="2.0", per_server=8, max_device_id=64, bfloat16=True),
+        Kind(name="310P", products="Ascend 310P, Atlas 300I Duo", table_version="1.0", per_server=8,
+             max_device_id=15, bfloat16=False, ip_needed=True),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetAddress:
+    """One address of a 950 device in one network layer. ``kind`` is "EID", "IPV4" or "IPV6"."""
+
+    kind: str
+    address: str
+    ports: tuple[str, ...] = ()
+    plane_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetLevel:
+    """What a 950 device has in one network layer: 0 in the box, 1 in the pod, 2 and up beyond it."""
+
+    net_layer: int
+    net_instance_id: str
+    net_type: str
+    addresses: tuple[NetAddress, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Device:
     """One chip (on A3, one die).
 
     ``device_id`` is the physical id, N of /dev/davinciN and of the rank table. ``device_ip`` is the address of the
-    chip's network card, without which two servers cannot talk.
+    chip's network card, without which two servers cannot talk. ``super_device_id`` (A3) is the SDID, and
+    ``levels`` (950) its addresses; other kinds have neither. ``logic_id`` counts the chips that this OS or container
+    has, and is what ASCEND_RT_VISIBLE_DEVICES takes; None where it is not known (an inventory).
     """
 
     device_id: int
     device_ip: str | None = None
+    logic_id: int | None = None
+    super_device_id: int | None = None
+    levels: tuple[NetLevel, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """One server. ``address`` is what the other hosts and msrun reach it by; ``name`` its host name."""
+    """One server. ``address`` is what the other hosts and msrun reach it by; ``name`` its host name.
+
+    ``server_id`` names it in a rank table (its address when left out), ``super_pod_id`` the pod it is part of (A3).
+    """
 
     name: str
     address: str
     devices: tuple[Device, ...]
+    server_id: str | None = None
+    super_pod_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +108,14 @@ class Rank:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """All hosts of a run. ``target`` is MindSpore's device_target, "Ascend" or "CPU"."""
+    """All hosts of a run.
+
+    ``target`` is MindSpore's device_target, "Ascend" or "CPU"; ``kind`` a key of KINDS, or None if not known.
+    """
 
     target: str
     hosts: tuple[Host, ...]
+    kind: str | None = None
 
     @property
     def num_devices(self) -> int:

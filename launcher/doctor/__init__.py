@@ -1,0 +1,90 @@
+"""Can this host run the job? Checks with pass, warn or fail, and what to type for everything that is no pass.
+
+``cheap_checks`` is for submit's preflight: it reads files and runs no program. ``all_checks`` also asks npu-smi,
+hccn_tool and the other hosts.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+from launcher.cluster import Cluster
+from launcher.discover.host import host_root, look_around
+from launcher.discover.software import read_software
+from launcher.doctor import cards, holders, hosts, job, software, system
+from launcher.doctor.findings import Finding, JobNeeds, NeededFile, Status, worst
+from launcher.doctor.job import needs_of_spec
+
+__all__ = [
+    "Finding",
+    "JobNeeds",
+    "NeededFile",
+    "Status",
+    "all_checks",
+    "cheap_checks",
+    "needs_of_spec",
+    "worst",
+]
+
+
+def cheap_checks(cluster: Cluster, needs: JobNeeds) -> list[Finding]:
+    """The checks that cost milliseconds, for a job on ``cluster``. No program is run, nothing is written."""
+    findings = list(_software_checks(needs, ascend=cluster.target == "Ascend"))
+    if cluster.target == "Ascend":
+        findings += holders.check_holders([device.device_id for device in cluster.hosts[0].devices], host_root())
+        findings += cards.check_bfloat16(needs, {cluster.kind})
+    findings += _job_checks(needs, cluster.num_devices)
+    findings += _system_checks(needs, cards=cluster.num_devices, ascend=cluster.target == "Ascend")
+    return findings
+
+
+def all_checks(needs: JobNeeds) -> Iterator[Finding]:
+    """Every check, one finding after the other; takes some seconds on a full server."""
+    root = host_root()
+    report = look_around(root)
+    ascend = bool(report.cards) or (root / "usr/local/Ascend").exists()
+    yield from _software_checks(needs, ascend=ascend)
+    yield from cards.check_cards(report, needs, root)
+    if report.cards:
+        yield from cards.check_network(report, needs)
+    count = len(report.usable) or _cpu_cards(needs)
+    total = needs.hosts.num_devices if needs.hosts else count
+    yield from _job_checks(needs, total)
+    yield from _system_checks(needs, cards=needs.cards or count, ascend=ascend)
+    if needs.hosts is not None:
+        yield hosts.check_clocks(needs.hosts)
+
+
+def _software_checks(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:
+    mindspore = software.package_version("mindspore")
+    yield software.check_python()
+    yield software.check_packages(mindspore, software.package_version("mindformers"))
+    if ascend:
+        yield from software.check_triple(read_software(host_root()), mindspore)
+    yield from software.check_programs(needs)
+
+
+def _job_checks(needs: JobNeeds, available: int) -> Iterator[Finding]:
+    yield from job.check_degrees(needs, available)
+    yield from job.check_files(needs)
+    yield from hosts.check_inventory(needs)
+
+
+def _system_checks(needs: JobNeeds, *, cards: int, ascend: bool) -> Iterator[Finding]:
+    name = socket.gethostname()
+    several = needs.hosts is not None and len(needs.hosts.hosts) > 1
+    yield system.check_host_name(system.resolve(name), name, several=several)
+    yield system.check_scheduler_port(needs.scheduler_port)
+    if ascend:
+        yield from system.check_hccl_ports(host_root())
+    yield system.check_shared_memory(host_root())
+    yield from system.check_limits(cards)
+    yield from system.check_disk(needs)
+    yield from system.check_environment()
+
+
+def _cpu_cards(needs: JobNeeds) -> int:
+    from launcher.discover import cpu_device_count
+
+    return needs.cards or cpu_device_count()

@@ -1,0 +1,184 @@
+"""The cards: visible, healthy, free, linked, addressed, and able to do what the job asks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from launcher.cluster import KINDS
+from launcher.discover import cpu_device_count
+from launcher.discover.hccn import HccnConf, Port, read_link
+from launcher.discover.host import Card, HostReport
+from launcher.discover.visible import Visible
+from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
+from launcher.rank_table.values import spans
+
+_DOCTOR_CARDS = "launcher devices"
+
+
+def check_cards(report: HostReport, needs: JobNeeds, root: Path) -> Iterator[Finding]:
+    """Everything about the cards of this host that npu-smi can tell."""
+    yield visible_finding(len(report.usable), len(report.cards), report.npu_smi_fault, needs, root)
+    if not report.cards:
+        return
+    yield from check_visibility(report)
+    cards = chosen(report.usable, needs)
+    yield check_health(cards, report.npu_smi_fault, report.npu_smi_warning)
+    yield check_busy(cards)
+    yield from check_bfloat16(needs, {card.kind for card in cards})
+
+
+def chosen(cards: tuple[Card, ...], needs: JobNeeds) -> tuple[Card, ...]:
+    """The cards that the job would get: the first ones."""
+    return cards[: needs.cards] if needs.cards else cards
+
+
+def visible_finding(usable: int, present: int, fault: str, needs: JobNeeds, root: Path) -> Finding:
+    """There are as many cards as the job asks for; no card at all is fine on a host that has no trace of Ascend."""
+    if present == 0:
+        if not fault or not (root / "usr/local/Ascend").exists():
+            return _cpu_finding(needs)
+        return failed("cards", f"no card is visible: {fault}", _visible_fix(fault))
+    if needs.cards is not None and usable < needs.cards:
+        what = f"{usable} of {present} cards can be used, and the job asks for {needs.cards}"
+        return failed("cards", what, f"pass --cards {usable}, or unset ASCEND_RT_VISIBLE_DEVICES")
+    if usable == 0:
+        return failed("cards", f"{present} cards, none of which may be used", "unset ASCEND_RT_VISIBLE_DEVICES")
+    return passed("cards", f"{usable} of {present} cards can be used")
+
+
+def _cpu_finding(needs: JobNeeds) -> Finding:
+    ranks = cpu_device_count()
+    what = f"no Ascend card and no Ascend software: jobs run on this host's CPU, up to {ranks} ranks"
+    if needs.cards is not None and needs.cards > ranks:
+        return failed("cards", what, f"pass --cards {ranks}, or export LAUNCHER_CPU_DEVICES={needs.cards}")
+    return passed("cards", what)
+
+
+def _visible_fix(fault: str) -> str:
+    if "-8020" in fault:
+        return "end the container that holds the cards, then: npu-smi info"
+    if "PATH" in fault:
+        return (
+            "mount /usr/local/bin/npu-smi, /usr/local/dcmi and /dev/davinci* into the container, or install the driver"
+        )
+    return "dmesg | grep -i davinci; as root: npu-smi info; after an upgrade: reboot"
+
+
+def check_visibility(report: HostReport) -> Iterator[Finding]:
+    """ASCEND_RT_VISIBLE_DEVICES and ASCEND_VISIBLE_DEVICES say what the runtime will understand."""
+    value = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "")
+    logic = [card.logic_id for card in report.cards if card.logic_id is not None]
+    if report.runtime_visible is not None:
+        yield _runtime(value, report.runtime_visible, logic)
+    if report.container_visible is not None:
+        absent = sorted(set(report.container_visible.ids) - {card.device_id for card in report.cards})
+        if report.container_visible.fault or absent:
+            why = report.container_visible.fault or f"device {spans(absent)} is not in this container"
+            yield warned(
+                "visible", f"ASCEND_VISIBLE_DEVICES: {why}", "start the container again with ascend-docker-runtime"
+            )
+
+
+def _runtime(value: str, visible: Visible, logic: list[int]) -> Finding:
+    beyond = [ident for ident in visible.ids if ident not in logic]
+    fault = visible.fault or (f"there is no logic id {beyond[0]}" if beyond else "")
+    if fault:
+        good = ",".join(str(ident) for ident in sorted(logic))
+        return failed(
+            "visible", f"ASCEND_RT_VISIBLE_DEVICES={value!r}: {fault}", f"export ASCEND_RT_VISIBLE_DEVICES={good}"
+        )
+    return passed("visible", f"ASCEND_RT_VISIBLE_DEVICES={value}")
+
+
+def check_health(cards: tuple[Card, ...], fault: str = "", warning: str = "") -> Finding:
+    """npu-smi calls every card OK."""
+    if fault:
+        return warned("health", f"the cards' health is not known: {fault}", "npu-smi info")
+    bad = [card for card in cards if card.chip is None or card.chip.health not in ("OK", "Warning")]
+    if bad:
+        states = ", ".join(f"{card.device_id} {card.chip.health if card.chip else 'not shown'}" for card in bad)
+        ids = f"-i {bad[0].chip.npu_id} -c {bad[0].chip.chip_id}" if bad[0].chip else "-i N -c 0"
+        return failed("health", f"card {states}", f"npu-smi info -t health {ids}")
+    slight = [card.device_id for card in cards if card.chip and card.chip.health == "Warning"]
+    if slight:
+        chip = next(card.chip for card in cards if card.chip and card.chip.health == "Warning")
+        fix = f"npu-smi info -t health -i {chip.npu_id} -c {chip.chip_id}"
+        return warned("health", f"card {spans(slight)}: npu-smi says Warning", fix)
+    if warning:
+        return warned("health", warning, "install the driver again, then reboot")
+    return passed("health", f"{len(cards)} card{'s' if len(cards) != 1 else ''} OK")
+
+
+def check_busy(cards: tuple[Card, ...]) -> Finding:
+    """No process holds a card."""
+    held = [f"card {card.device_id}: pid {process.pid} ({process.name}, {process.memory_mib} MiB)"
+            for card in cards for process in card.processes]  # fmt: skip
+    if not held:
+        return passed("busy", "no process on the cards")
+    pids = list(dict.fromkeys(process.pid for card in cards for process in card.processes))
+    shown = "; ".join(held[:4]) + (f"; and {len(held) - 4} more" if len(held) > 4 else "")
+    return failed(
+        "busy", shown, f"end the old job, e.g. kill {' '.join(map(str, pids[:8]))}, and wait 10 s; or use other cards"
+    )
+
+
+def check_bfloat16(needs: JobNeeds, kinds: set[str | None]) -> Iterator[Finding]:
+    """bfloat16 is only asked of cards that have it."""
+    if not needs.bfloat16 or not kinds:
+        return
+    lacking = [kind for kind in kinds if kind in KINDS and not KINDS[kind].bfloat16]
+    if lacking:
+        what = f"the spec asks for bfloat16, which {KINDS[lacking[0]].products} lack"
+        yield failed("bfloat16", what, "set precision.params and precision.compute to float16 or float32")
+    elif None in kinds:
+        yield warned("bfloat16", "the spec asks for bfloat16, and the kind of the cards is not known", _DOCTOR_CARDS)
+    else:
+        yield passed("bfloat16", "the cards have it")
+
+
+def check_network(report: HostReport, needs: JobNeeds) -> Iterator[Finding]:
+    """hccn.conf is readable, every card has an address and its link is up."""
+    cards = chosen(report.usable, needs)
+    ids = [card.device_id for card in cards]
+    several = needs.hosts is not None and len(needs.hosts.hosts) > 1
+    yield check_addresses(report.hccn, ids, required=several or report.kind in ("910", "310P"))
+    if ids:
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            yield links_finding(list(pool.map(read_link, ids)))
+
+
+def check_addresses(hccn: HccnConf, ids: list[int], *, required: bool) -> Finding:
+    """``required``: several hosts, or a kind of card that wants device_ip even in one."""
+    complain = failed if required else warned
+    if hccn.bad_lines:
+        return failed("hccn", f"{hccn.bad_lines[0]} makes no sense", "correct that line of hccn.conf")
+    missing = [device_id for device_id in ids if device_id not in hccn.addresses]
+    if not missing:
+        return passed("hccn", f"{len(ids)} cards have an address")
+    why = hccn.fault or f"card {spans(missing)} has no address"
+    if "cannot be read" in why:
+        return complain("hccn", why, "sudo chmod 644 /etc/hccn.conf, or run as root")
+    need = "" if required else " (needed with several hosts)"
+    return complain("hccn", why + need, f"sudo hccn_tool -i {missing[0]} -ip -s address A netmask M")
+
+
+def links_finding(ports: Iterable[Port]) -> Finding:
+    """Every network port that hccn_tool was asked about is up."""
+    ports = list(ports)
+    down = [port.device_id for port in ports if port.link == "DOWN"]
+    unknown = [port for port in ports if port.fault]
+    if down:
+        return failed(
+            "link",
+            f"the link of card {spans(down)} is down (EJ0002)",
+            f"hccn_tool -i {down[0]} -link -g; check cable and switch",
+        )
+    if unknown:
+        ids = spans([port.device_id for port in unknown])
+        return warned(
+            "link", f"the link of card {ids} is not known: {unknown[0].fault}", "as root: hccn_tool -i N -link -g"
+        )
+    return passed("link", f"{len(ports)} links up")

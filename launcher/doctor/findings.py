@@ -1,0 +1,72 @@
+"""What a check says, and what a job needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launcher.cluster import Cluster
+
+Status = Literal["pass", "warn", "fail"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """The outcome of one check: ``what`` was found, and ``fix``, what to type next ("" for a pass)."""
+
+    id: str
+    status: Status
+    what: str
+    fix: str = ""
+
+
+def passed(ident: str, what: str) -> Finding:
+    return Finding(id=ident, status="pass", what=what)
+
+
+def warned(ident: str, what: str, fix: str) -> Finding:
+    return Finding(id=ident, status="warn", what=what, fix=fix)
+
+
+def failed(ident: str, what: str, fix: str) -> Finding:
+    return Finding(id=ident, status="fail", what=what, fix=fix)
+
+
+def worst(findings: Iterable[Finding]) -> Status:
+    """The worst status of ``findings``; "pass" for none."""
+    statuses = {finding.status for finding in findings}
+    return "fail" if "fail" in statuses else "warn" if "warn" in statuses else "pass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeededFile:
+    """A file or folder that a job reads. ``what`` is for people: "dataset", "tokenizer", "base checkpoint"."""
+
+    what: str
+    path: Path
+    fix: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobNeeds:
+    """What a job asks of a host; what is None or empty is not checked.
+
+    ``checkpoint_bytes`` is all that the job will have on disk at one time, ``folder`` where. ``product`` is what
+    data_parallel x model_parallel x pipeline_stage must come to. ``hosts`` is an inventory's cluster, and
+    ``inventory_fault`` why it could not be read.
+    """
+
+    cards: int | None = None
+    data_parallel: int | None = None
+    model_parallel: int = 1
+    pipeline_stage: int = 1
+    bfloat16: bool = False
+    files: tuple[NeededFile, ...] = ()
+    folder: Path | None = None
+    checkpoint_bytes: int = 0
+    scheduler_port: int | None = None
+    hosts: Cluster | None = None
+    inventory_fault: str = ""
+    programs: tuple[str, ...] = ("msrun",)

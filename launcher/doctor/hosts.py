@@ -1,0 +1,85 @@
+"""Checks over the hosts of an inventory: names that stand twice, clocks that differ."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from launcher.cluster import Cluster
+from launcher.discover.programs import run_program
+from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
+from launcher.rank_table.against_host import own_names
+
+# The first failing rank is found by the time of its messages: clocks must agree better than ranks fail apart.
+_SKEW_S = 1.0
+_SSH_TIMEOUT_S = 5
+_AT_A_TIME = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skew:
+    """How far the clock of ``address`` is ahead of ours, give or take ``error_s``; ``fault`` why it is not known."""
+
+    address: str
+    ahead_s: float = 0.0
+    error_s: float = 0.0
+    fault: str = ""
+
+
+def check_inventory(needs: JobNeeds) -> Iterator[Finding]:
+    """The inventory can be read, and no host in it stands twice."""
+    if needs.inventory_fault:
+        yield failed("inventory", needs.inventory_fault, "correct the inventory")
+    if needs.hosts is None:
+        return
+    names = Counter(host.name for host in needs.hosts.hosts) + Counter()
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        # MindSpore counts local ranks by host name: two hosts of one name share their devices.
+        yield failed("inventory", f"host name {', '.join(twice[:4])} stands twice", "give each host its own name")
+    else:
+        hosts = needs.hosts
+        yield passed("inventory", f"{len(hosts.hosts)} hosts, {hosts.num_devices} devices of kind {hosts.kind}")
+
+
+def check_clocks(hosts: Cluster, measure: Callable[[str], Skew] | None = None) -> Finding:
+    """The clocks of all hosts that can be reached over ssh agree with this host's."""
+    own = own_names()
+    others = [host.address for host in hosts.hosts if not own & {host.address, host.name}]
+    if not others:
+        return passed("clocks", "no other host")
+    with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
+        skews = list(pool.map(measure or ssh_skew, others))
+    return clocks_finding(skews)
+
+
+def clocks_finding(skews: list[Skew]) -> Finding:
+    """What the measured clocks amount to."""
+    known = [skew for skew in skews if not skew.fault]
+    apart = [skew for skew in known if abs(skew.ahead_s) > _SKEW_S + skew.error_s]
+    if apart:
+        worst = max(apart, key=lambda skew: abs(skew.ahead_s))
+        direction = "ahead" if worst.ahead_s > 0 else "behind"
+        what = f"{len(apart)} of {len(known)} clocks differ; {worst.address} is {abs(worst.ahead_s):.1f} s {direction}"
+        return warned("clocks", what, f"ssh {worst.address} sudo chronyc makestep")
+    silent = [skew for skew in skews if skew.fault]
+    if silent:
+        what = f"{len(silent)} of {len(skews)} hosts not reached: {silent[0].address}: {silent[0].fault}"
+        return warned("clocks", what, f"ssh-copy-id {silent[0].address}")
+    return passed("clocks", f"{len(known)} hosts within {_SKEW_S:g} s")
+
+
+def ssh_skew(address: str) -> Skew:
+    """Ask ``address`` for its time over ssh, without ever asking for a password."""
+    options = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={_SSH_TIMEOUT_S}")
+    before = time.time()
+    result = run_program("ssh", *options, "--", address, "date", "+%s.%N", timeout_s=_SSH_TIMEOUT_S + 5)
+    after = time.time()
+    try:
+        remote = float(result.stdout.strip())
+    except ValueError:
+        return Skew(address=address, fault=result.fault or "it did not tell its time")
+    return Skew(address=address, ahead_s=remote - (before + after) / 2, error_s=(after - before) / 2)

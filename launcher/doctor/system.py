@@ -1,0 +1,203 @@
+"""The host itself: its name, ports, shared memory, limits, disk, and variables left over from other jobs."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from launcher.discover.software import read_text
+from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
+from launcher.network import is_free
+
+# HCCL listens on this many ports from HCCL_IF_BASE_PORT (HCCL user guide, hccl_env).
+_HCCL_PORTS = 32
+_HCCL_BASE = 60000
+_HCCL_BASE_RANGE = range(1024, 65521)
+# A rank of MindSpore opens some hundred files, its dataset workers and TCP servers more.
+_FILES_A_RANK = 512
+_FILES_LEAST = 4096
+_PROCESSES_A_RANK = 128
+# MindDataset's workers pass batches through /dev/shm; Docker's default of 64 MiB is too little.
+_SHM_LEAST = 1 << 30
+_LEFTOVERS = (
+    "MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID",
+    "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "CM_CHIEF_IP",
+)  # fmt: skip
+
+
+def check_host_name(addresses: list[str] | None, name: str, *, several: bool) -> Finding:
+    """The host's name means an address that others reach. ``addresses`` is None when it means nothing."""
+    complain = failed if several else warned
+    fix = f"add a line to /etc/hosts: <address of this host> {name}"
+    if addresses is None:
+        return complain("host-name", f"{name} cannot be resolved", fix)
+    outside = [address for address in addresses if not address.startswith("127.") and address != "::1"]
+    if outside:
+        return passed("host-name", f"{name} is {outside[0]}")
+    need = "" if several else " (other hosts would need more)"
+    return complain("host-name", f"{name} is {addresses[0]}, the loopback{need}", fix)
+
+
+def resolve(name: str) -> list[str] | None:
+    """Addresses of ``name``, or None."""
+    try:
+        return list(dict.fromkeys(str(entry[4][0]) for entry in socket.getaddrinfo(name, None)))
+    except (OSError, UnicodeError):
+        return None
+
+
+def check_scheduler_port(port: int | None) -> Finding:
+    """The port of MindSpore's scheduler is free; without one named, a free one is picked at the start."""
+    if port is None:
+        return passed("scheduler-port", "a free port will be picked")
+    if is_free(port, ""):
+        return passed("scheduler-port", f"port {port} is free")
+    return failed("scheduler-port", f"port {port} is in use", f"ss -ltnp 'sport = :{port}', or pass another --port")
+
+
+def check_hccl_ports(root: Path, env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """HCCL's host ports are free now and nobody's to hand out."""
+    named = env.get("HCCL_IF_BASE_PORT", str(_HCCL_BASE))
+    if not (named.isascii() and named.isdecimal() and int(named) in _HCCL_BASE_RANGE):
+        yield failed(
+            "hccl-ports", f"HCCL_IF_BASE_PORT={named!r} is not 1024 to 65520 (EI0001)", "unset HCCL_IF_BASE_PORT"
+        )
+        return
+    ports = range(int(named), int(named) + _HCCL_PORTS)
+    span = f"{ports[0]}-{ports[-1]}"
+    taken = [port for port in ports if not is_free(port, "")]
+    if taken:
+        fix = f"ss -ltnp 'sport = :{taken[0]}', or export HCCL_IF_BASE_PORT=..."
+        yield failed("hccl-ports", f"port {taken[0]} of HCCL's {span} is in use (EI0019)", fix)
+    elif _handed_out(ports, root):
+        fix = f"sudo sysctl -w net.ipv4.ip_local_reserved_ports={span}"
+        yield warned("hccl-ports", f"{span} are free, but the system may hand them out to any program", fix)
+    else:
+        yield passed("hccl-ports", f"{span} are free")
+
+
+def _handed_out(ports: range, root: Path) -> bool:
+    """Whether the range for outgoing connections overlaps ``ports`` and nobody reserved them."""
+    ends = (read_text(root / "proc/sys/net/ipv4/ip_local_port_range") or "").split()
+    if len(ends) != 2 or not all(end.isdecimal() for end in ends):
+        return False
+    reserved = read_text(root / "proc/sys/net/ipv4/ip_local_reserved_ports") or ""
+    handed = range(max(int(ends[0]), ports[0]), min(int(ends[1]), ports[-1]) + 1)
+    return any(not _in_spans(port, reserved.strip()) for port in handed)
+
+
+def _in_spans(port: int, text: str) -> bool:
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal() and (last or first).isdecimal() and int(first) <= port <= int(last or first):
+            return True
+    return False
+
+
+def check_shared_memory(root: Path) -> Finding:
+    """Shared memory is large enough for the dataset's workers."""
+    place = root / "dev" / "shm"
+    try:
+        stat = os.statvfs(place)
+    except OSError as error:
+        return warned("shm", f"{place}: {error.strerror}", f"mount -t tmpfs tmpfs {place}")
+    total, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
+    fix = f"docker run --shm-size=64g ..., or: mount -o remount,size=64g {place}"
+    if total < _SHM_LEAST:
+        return warned("shm", f"{place} has {size(total)}", fix)
+    if free < _SHM_LEAST // 4:
+        return warned(
+            "shm", f"{place} has {size(free)} left of {size(total)}", f"ls -la {place}, and remove what is old"
+        )
+    return passed("shm", f"{place} has {size(total)}")
+
+
+def check_limits(cards: int) -> Iterator[Finding]:
+    """Open files and processes suffice for ``cards`` ranks."""
+    files = max(_FILES_LEAST, cards * _FILES_A_RANK)
+    yield _limit("open-files", resource.RLIMIT_NOFILE, files, "-n")
+    yield _limit("processes", resource.RLIMIT_NPROC, cards * _PROCESSES_A_RANK, "-u")
+
+
+def _limit(ident: str, kind: int, wanted: int, flag: str) -> Finding:
+    soft, hard = resource.getrlimit(kind)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        shown = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
+        return passed(ident, f"the limit is {shown}")
+    raisable = hard == resource.RLIM_INFINITY or hard >= wanted
+    fix = (
+        f"ulimit {flag} {wanted}"
+        if raisable
+        else f"raise it in /etc/security/limits.conf, then: ulimit {flag} {wanted}"
+    )
+    return warned(ident, f"the limit is {soft}; {wanted} is what ranks may need", fix)
+
+
+def check_disk(needs: JobNeeds) -> Iterator[Finding]:
+    """The disk of the job's folder has room for its checkpoints."""
+    if needs.folder is None:
+        return
+    place = next((folder for folder in (needs.folder, *needs.folder.parents) if folder.is_dir()), Path("/"))
+    if not os.access(place, os.W_OK):
+        yield failed("disk", f"{place} cannot be written", "pass --jobs-dir DIR")
+        return
+    free = shutil.disk_usage(place).free
+    what = f"{size(free)} free below {place}"
+    if not needs.checkpoint_bytes:
+        yield passed("disk", what)
+    elif free < needs.checkpoint_bytes:
+        fix = "free some, pass --jobs-dir DIR, or lower checkpoint.keep"
+        yield failed("disk", f"{what}; the checkpoints need {size(needs.checkpoint_bytes)}", fix)
+    else:
+        yield passed("disk", f"{what}; the checkpoints need {size(needs.checkpoint_bytes)}")
+
+
+def size(count: int) -> str:
+    """``count`` bytes for people: "1.5 GiB"."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+
+
+def check_environment(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """No variable of another start method is left over, and HCCL's time-outs make sense."""
+    left = [name for name in _LEFTOVERS if env.get(name)]
+    if left:
+        what = f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} set, and would steer the ranks"
+        yield warned("environment", what, f"unset {' '.join(left)}")
+    else:
+        yield passed("environment", "nothing left over from other start methods")
+    problems = list(_hccl_problems(env))
+    if problems:
+        yield failed("hccl-env", problems[0][0], f"unset {problems[0][1]}")
+
+
+def _hccl_problems(env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    connect = _seconds(env, "HCCL_CONNECT_TIMEOUT")
+    execute = _seconds(env, "HCCL_EXEC_TIMEOUT")
+    if connect == -1 or (connect is not None and not 120 <= connect <= 7200):
+        yield (
+            f"HCCL_CONNECT_TIMEOUT={env['HCCL_CONNECT_TIMEOUT']!r} is not 120 to 7200 (EI0001)",
+            "HCCL_CONNECT_TIMEOUT",
+        )
+    if execute == -1:
+        yield f"HCCL_EXEC_TIMEOUT={env['HCCL_EXEC_TIMEOUT']!r} is no number of seconds (EI0001)", "HCCL_EXEC_TIMEOUT"
+    if connect and execute and connect >= execute:
+        yield f"HCCL_CONNECT_TIMEOUT {connect} is not below HCCL_EXEC_TIMEOUT {execute}", "HCCL_CONNECT_TIMEOUT"
+    if env.get("HCCL_INTRA_PCIE_ENABLE") == "1" and env.get("HCCL_INTRA_ROCE_ENABLE") == "1":
+        yield "HCCL_INTRA_PCIE_ENABLE and HCCL_INTRA_ROCE_ENABLE are both 1 (EI0001)", "HCCL_INTRA_ROCE_ENABLE"
+
+
+def _seconds(env: Mapping[str, str], name: str) -> int | None:
+    """The number in ``name``; None when it is not set, -1 when it is no number."""
+    text = env.get(name)
+    if text is None:
+        return None
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 12 else -1

@@ -1,0 +1,49 @@
+"""From a cluster to a checked file: what ``rank-table make``, ``merge`` and ``convert`` end in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.errors import SpecError
+from launcher.rank_table.lint import check_text
+from launcher.rank_table.problems import Report
+from launcher.rank_table.table import Table, render_table
+from launcher.render import environment, write_atomic
+
+_SHOWN = 20
+
+
+def checked_text(table: Table, name: str, *, kind: str | None = None) -> tuple[str, Report]:
+    """The JSON text of ``table`` and what the linter has to say about it.
+
+    Raises SpecError when it would be a table that HCCL refuses: such a file is never written.
+    """
+    text = render_table(environment(), table, name).text
+    report = check_text(text, name).for_kind(kind)
+    errors = report.of_level("E")
+    if errors:
+        problems = [f"{problem.code} {problem.path}: {problem.rule.rule} {_what(problem.value)}" for problem in errors]
+        shown = problems[:_SHOWN] + ([f"and {report.count('E') - _SHOWN} more"] if len(problems) > _SHOWN else [])
+        hint = f"{errors[0].code}: {errors[0].rule.fix}"
+        raise SpecError("nothing is written: HCCL would refuse this table", problems=shown, hint=hint)
+    return text, report
+
+
+def _what(value: str) -> str:
+    return f"(here: {value})" if value else "(here: nothing)"
+
+
+def write_table(target: Path, text: str, *, force: bool = False) -> bool:
+    """Write ``text``; False when the file already says exactly that. Raises SpecError rather than overwrite another."""
+    if target.suffix != ".json":
+        raise SpecError(f"{target}: HCCL opens only files whose name ends in .json", hint=f"-o {target}.json")
+    try:
+        before = target.read_text(encoding="utf-8") if target.exists() else None
+        if before == text:
+            return False
+        if before is not None and not force:
+            raise SpecError(f"{target} is there and says something else", hint="pass --force to replace it, or -o NEW")
+        write_atomic(target, text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{target} cannot be written: {error}", hint="choose another place with -o") from error
+    return True
