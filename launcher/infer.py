@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +103,23 @@ def find_merged(reference: str, jobs_dir: Path) -> MergedModel:
 
 
 class Session:
-    """A model loaded on one device. Loading takes seconds: make one, ask it often."""
+    """A model on one device. It is loaded when it is first needed, which takes seconds: make one, ask it often."""
 
     def __init__(self, merged: MergedModel, *, batch_size: int = 1) -> None:
-        """Raises CheckpointError when weights and architecture do not fit, DataError for a bad tokenizer."""
+        """Raises DataError for a bad tokenizer."""
         self.merged = merged
+        self._batch_size = batch_size
         self.tokenizer = load_tokenizer(merged.tokenizer)
         if self.tokenizer.info.vocab_size > merged.model.vocab_size:
             raise DataError(
                 f"{merged.tokenizer} has {self.tokenizer.info.vocab_size} pieces, the model {merged.model.vocab_size}",
                 hint="use the tokenizer that the model was trained with",
             )
-        self._network = _build(merged, batch_size)
+
+    @cached_property
+    def _network(self) -> Any:
+        """Raises CheckpointError when weights and architecture do not fit."""
+        return _build(self.merged, self._batch_size)
 
     def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
         """Token ids of a question in the template of training, or of the bare text, a bos token first."""
