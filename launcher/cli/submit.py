@@ -44,5 +44,5 @@ def submit(
     if not no_preflight:
         submission.preflight(draft.plan, port=port)
     with show.Progress(draft.plan.steps) as progress:
-        record = submission.carry_out(draft, progress.note, on_start=show.started)
+        record = submission.carry_out(draft, progress.note, on_start=progress.begin)
     click.echo(show.finished(draft.plan, record, progress))
