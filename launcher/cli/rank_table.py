@@ -69,6 +69,12 @@ def make(
     cluster = select(_cluster(inventory, address), hosts=hosts, devices=devices, order=order)
     target = output or Path("rank_tables") / f"{inventory.stem if inventory else cluster.hosts[0].name}.json"
     table = table_of(cluster, version=version, pod_ip=pod_ip)
+    if cluster.kind == "A3" and table.version == "1.0" and version is None:
+        click.echo("note: no super pod is known, so this is a 1.0 table (HCCL's AI server mode of A3)", err=True)
+    if cluster.kind is None and version is None:
+        click.echo(
+            "note: the kind of the cards is not known, so this is a 1.0 table; --version names another", err=True
+        )
     _finish(table, target, force=force, kind=cluster.kind, order=f"hosts as {_ORDER_TEXT[order]}")
 
 
