@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from launcher.data.templates import ChatTemplate, get_template
+from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import CheckpointError, DataError, HostError, JobError
 from launcher.jobs import JobStore
 from launcher.spec import ModelSpec
@@ -17,6 +19,10 @@ from launcher.spec import ModelSpec
 WEIGHTS = "model.safetensors"
 MODEL_CONFIG = "launcher_model.json"
 TOKENIZER = "tokenizer.model"
+
+# Of every LLaMA tokenizer, and of those that `launcher data tokenizer` trains.
+_BOS_ID = 1
+_EOS_ID = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,30 +103,36 @@ def find_merged(reference: str, jobs_dir: Path) -> MergedModel:
 
 
 class Session:
-    """A model loaded on one device. Loading takes seconds: make one, ask it often."""
+    """A model on one device. It is loaded when it is first needed, which takes seconds: make one, ask it often."""
 
     def __init__(self, merged: MergedModel, *, batch_size: int = 1) -> None:
-        """Raises CheckpointError when weights and architecture do not fit, DataError for a bad tokenizer."""
+        """Raises DataError for a bad tokenizer."""
         self.merged = merged
+        self._batch_size = batch_size
         self.tokenizer = load_tokenizer(merged.tokenizer)
-        if self.tokenizer.vocab_size() > merged.model.vocab_size:
+        if self.tokenizer.info.vocab_size > merged.model.vocab_size:
             raise DataError(
-                f"{merged.tokenizer} has {self.tokenizer.vocab_size()} pieces, the model {merged.model.vocab_size}",
+                f"{merged.tokenizer} has {self.tokenizer.info.vocab_size} pieces, the model {merged.model.vocab_size}",
                 hint="use the tokenizer that the model was trained with",
             )
-        self._network = _build(merged, batch_size)
 
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids of a whole prompt text, with the begin-of-sequence token first as in training."""
-        return [self.tokenizer.bos_id(), *self.tokenizer.encode(prompt)]
+    @cached_property
+    def _network(self) -> Any:
+        """Raises CheckpointError when weights and architecture do not fit."""
+        return _build(self.merged, self._batch_size)
+
+    def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
+        """Token ids of a question in the template of training, or of the bare text, a bos token first."""
+        if raw:
+            return [_BOS_ID, *self.tokenizer.encode(prompt, start=True)]
+        return self.merged.template.encode_prompt(self.tokenizer, prompt)
 
     def answer(self, prompts: Sequence[str], spec: GenerationSpec, *, raw: bool = False) -> list[Answer]:
         """Answers to ``prompts``, in their order, made as one batch. ``raw``: without the prompt template.
 
         Raises DataError when a prompt leaves no room for an answer in the model's seq_length.
         """
-        texts = [prompt if raw else self.merged.template.prompt(prompt) for prompt in prompts]
-        ids = [self.encode(text) for text in texts]
+        ids = [self.encode(prompt, raw=raw) for prompt in prompts]
         self._check_lengths(prompts, ids)
         width = max(map(len, ids))
         batch = [row + [0] * (width - len(row)) for row in ids]
@@ -143,7 +155,7 @@ class Session:
         arguments: dict[str, Any] = {
             "max_new_tokens": spec.max_new_tokens,
             "do_sample": spec.temperature > 0,
-            "eos_token_id": self.tokenizer.eos_id(),
+            "eos_token_id": [_EOS_ID],
             "pad_token_id": 0,
         }
         if spec.temperature > 0:
@@ -157,9 +169,8 @@ class Session:
 
     def _answer(self, prompt: str, prompt_tokens: int, output: list[int], spec: GenerationSpec) -> Answer:
         new = output[prompt_tokens:]
-        eos = self.tokenizer.eos_id()
-        finish = "stop" if eos in new else "length"
-        new = new[: new.index(eos)] if eos in new else new[: spec.max_new_tokens]
+        finish = "stop" if _EOS_ID in new else "length"
+        new = new[: new.index(_EOS_ID)] if _EOS_ID in new else new[: spec.max_new_tokens]
         return Answer(
             prompt=prompt,
             text=self.tokenizer.decode(new).strip(),
@@ -197,16 +208,6 @@ def _cross_entropy(logits: Any, labels: Any) -> Any:
     top = logits.max(axis=-1, keepdims=True)
     log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[:, 0]
     return log_sum - np.take_along_axis(logits, labels[:, None].astype(np.int64), axis=-1)[:, 0]
-
-
-def load_tokenizer(path: Path) -> Any:
-    """The SentencePiece model at ``path``. Raises DataError when it is missing or damaged."""
-    import sentencepiece
-
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path} is no SentencePiece model: {error}", hint="give a tokenizer.model file") from error
 
 
 def _build(merged: MergedModel, batch_size: int) -> Any:

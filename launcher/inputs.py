@@ -59,12 +59,14 @@ def _given(spec: RunSpec, checkpoint: str | None) -> Inputs:
     if not Path(f"{dataset}.db").is_file():
         raise DataError(f"dataset {dataset} lacks its index {dataset}.db", hint="copy both files, they belong together")
     info = read_info(Path(dataset))
+    if info is None:
+        raise DataError(f"dataset {dataset} is not a MindRecord file", hint="launcher data preprocess makes one")
+    _check_columns(spec, info, dataset)
     tokenizer = _find_tokenizer(spec, info)
-    if info:
-        _check_fit(spec, info, dataset)
+    _check_fit(spec, info, dataset)
     if tokenizer:
         _check_vocabulary(spec.model, tokenizer)
-    return Inputs(dataset=dataset, rows=info.rows if info else None, tokenizer=tokenizer, checkpoint=checkpoint)
+    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=checkpoint)
 
 
 def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> str:
@@ -76,27 +78,37 @@ def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> st
     return str(absolute)
 
 
-def _find_tokenizer(spec: RunSpec, info: DatasetInfo | None) -> str | None:
+def _find_tokenizer(spec: RunSpec, info: DatasetInfo) -> str | None:
     """The spec's tokenizer, else the one that the dataset says it was made with, if it is still there."""
     if spec.model.tokenizer:
         return _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
-    if info and Path(info.tokenizer).is_file():
-        return info.tokenizer
+    if info.tokenizer and Path(info.tokenizer.path).is_file():
+        return info.tokenizer.path
     return None
 
 
+def _check_columns(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
+    missing = [column for column in spec.data.input_columns if column not in info.columns]
+    if missing:
+        raise SpecError(
+            f"data.input_columns names {', '.join(missing)}, but {dataset} has {', '.join(info.columns)}",
+            hint=f"set data.input_columns: [{', '.join(info.columns)}]",
+        )
+
+
 def _check_fit(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
-    if info.seq_length != spec.model.seq_length:
+    if info.seq_length not in (None, spec.model.seq_length):
         raise SpecError(
             f"model.seq_length is {spec.model.seq_length}, but the rows of {dataset} were made for {info.seq_length}",
             hint=f"set model.seq_length: {info.seq_length}, or preprocess with --seq-length {spec.model.seq_length}",
         )
-    if info.vocab_size > spec.model.vocab_size:
+    if info.tokenizer and info.tokenizer.vocab_size > spec.model.vocab_size:
+        pieces = info.tokenizer.vocab_size
         raise SpecError(
-            f"model.vocab_size is {spec.model.vocab_size}, but {dataset} was made with {info.vocab_size} pieces",
-            hint=f"set model.vocab_size: {info.vocab_size}",
+            f"model.vocab_size is {spec.model.vocab_size}, but {dataset} was made with {pieces} pieces",
+            hint=f"set model.vocab_size: {pieces}",
         )
-    if info.template != spec.data.template:
+    if info.template not in (None, spec.data.template):
         raise SpecError(
             f"data.template is {spec.data.template}, but {dataset} was made with {info.template}",
             hint=f"set data.template: {info.template}; answers are asked for with the template of training",
@@ -104,9 +116,9 @@ def _check_fit(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
 
 
 def _check_vocabulary(model: ModelSpec, tokenizer: str) -> None:
-    from launcher.infer import load_tokenizer
+    from launcher.data.tokenizer import load_tokenizer
 
-    pieces = load_tokenizer(Path(tokenizer)).vocab_size()
+    pieces = load_tokenizer(Path(tokenizer)).info.vocab_size
     if pieces > model.vocab_size:
         raise SpecError(
             f"model.vocab_size is {model.vocab_size}, but {tokenizer} has {pieces} pieces",

@@ -103,8 +103,8 @@ def _rank_dict(rank: Rank) -> dict[str, Any]:
     }
 
 
-def choose_degrees(parallel: ParallelSpec, num_ranks: int, target: str) -> Degrees:
-    """Degrees whose product is ``num_ranks``. Raises SpecError when there are none, or CPU cannot run them."""
+def choose_degrees(parallel: ParallelSpec, num_ranks: int) -> Degrees:
+    """Degrees whose product is ``num_ranks``. Raises SpecError when there are none."""
     split = parallel.model_parallel * parallel.pipeline_stage
     data_parallel = parallel.data_parallel or max(1, num_ranks // split)
     product = data_parallel * split
@@ -114,17 +114,26 @@ def choose_degrees(parallel: ParallelSpec, num_ranks: int, target: str) -> Degre
             f"{parallel.pipeline_stage} = {product}, but --cards is {num_ranks}",
             hint=f"pass --cards {product}, or leave parallel.data_parallel out",
         )
+    return Degrees(
+        data_parallel=data_parallel, model_parallel=parallel.model_parallel, pipeline_stage=parallel.pipeline_stage
+    )
+
+
+def check_target(spec: RunSpec, target: str) -> None:
+    """Raises SpecError when ``spec`` asks for what MindSpore's CPU backend cannot do."""
+    parallel = spec.parallel
+    split = parallel.model_parallel * parallel.pipeline_stage
     if target == "CPU" and (split > 1 or parallel.mode != "data"):
         raise SpecError(
             "the CPU backend trains data-parallel only: MindSpore has no CPU kernels for the collectives that "
             f"parallel.mode {parallel.mode}, model_parallel and pipeline_stage need",
             hint="set parallel.mode: data, model_parallel: 1, pipeline_stage: 1; or run on Ascend cards",
         )
-    return Degrees(
-        data_parallel=data_parallel,
-        model_parallel=parallel.model_parallel,
-        pipeline_stage=parallel.pipeline_stage,
-    )
+    if target == "CPU" and {spec.precision.params, spec.precision.compute} != {"float32"}:
+        raise SpecError(
+            f"the CPU backend trains in float32, not params {spec.precision.params}, compute {spec.precision.compute}",
+            hint="set precision: {params: float32, compute: float32}; or run on Ascend cards",
+        )
 
 
 def count_steps(spec: RunSpec, rows: int | None, data_parallel: int) -> int | None:
@@ -162,6 +171,7 @@ def backend_values(cluster: Cluster, spec: RunSpec) -> dict[str, Any]:
             "rotary_dtype": "float32",
             "data_workers": 1,
             "recompute": False,
+            "dynamic_loss_scale": False,
         }
     return {
         "device_target": "Ascend",
@@ -170,10 +180,12 @@ def backend_values(cluster: Cluster, spec: RunSpec) -> dict[str, Any]:
         "flash_attention": True,
         "fused_rms_norm": True,
         "rope_slice": False,
-        "softmax_dtype": spec.precision.compute,
+        "softmax_dtype": "float32",
         "rotary_dtype": "float32",
         "data_workers": 8,
         "recompute": True,
+        # float16 gradients underflow without it; bfloat16 has the exponents of float32.
+        "dynamic_loss_scale": spec.precision.compute == "float16",
         "max_device_memory": "58GB" if spec.precision.compute == "bfloat16" else "30GB",
     }
 
@@ -182,7 +194,8 @@ def make_plan(
     *, spec: RunSpec, spec_name: str, cluster: Cluster, inputs: Inputs, paths: JobPaths, command: Command
 ) -> LaunchPlan:
     """Decide everything, touch nothing. Raises SpecError when spec, cluster and inputs do not fit together."""
-    degrees = choose_degrees(spec.parallel, cluster.num_devices, cluster.target)
+    check_target(spec, cluster.target)
+    degrees = choose_degrees(spec.parallel, cluster.num_devices)
     steps = count_steps(spec, inputs.rows, degrees.data_parallel)
     env = environment()
     context = rank_context(spec, cluster, inputs, paths, degrees)

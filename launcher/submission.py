@@ -9,8 +9,9 @@ from pathlib import Path
 from launcher import inputs, installed, jobs, supervise
 from launcher.cluster import Cluster
 from launcher.discover import local_cluster
+from launcher.doctor import cheap_checks, needs_of_spec
 from launcher.engines import msrun
-from launcher.errors import SpecError
+from launcher.errors import HostError, SpecError
 from launcher.jobs import JobRecord, JobStore
 from launcher.network import scheduler_port
 from launcher.plan import LaunchPlan, make_plan
@@ -71,6 +72,21 @@ def _notes(asked: str | None, name: str, cluster: Cluster, spec: RunSpec, pendin
     if spec.lora and spec.model.checkpoint is None:
         notes.append("No base checkpoint: LoRA adapts random weights. It shows the path; answers will make no sense.")
     return notes
+
+
+def preflight(plan: LaunchPlan, *, port: int | None) -> None:
+    """Check in milliseconds that this host can run ``plan``. Warnings are left to ``launcher doctor``.
+
+    Raises HostError with every failed check and what to type for it.
+    """
+    needs = needs_of_spec(plan.spec, cards=plan.cluster.num_devices, folder=plan.paths.root.parent, port=port)
+    findings = cheap_checks(plan.cluster, needs)
+    failed = [f"  {finding.what}\n    -> {finding.fix}" for finding in findings if finding.status == "fail"]
+    if failed:
+        raise HostError(
+            "\n".join([f"this host cannot run the job: {len(failed)} check(s) failed", *failed]),
+            hint="launcher doctor shows all checks; --no-preflight insists",
+        )
 
 
 def carry_out(plan_draft: Draft, on_event: OnEvent, *, on_start: Callable[[LaunchPlan], None]) -> JobRecord:

@@ -63,9 +63,29 @@ def train(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
         from launcher import cpu_backend
 
         cpu_backend.prepare_training(num_ranks=int(os.environ.get("RANK_SIZE", "1")))
+    check_rows(config)
     events.write("ready", mindspore=mindspore.__version__, mindformers=mindformers.__version__)
     trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[_progress_callback(events, paths)])
     trainer.finetune(finetune_checkpoint=config.load_checkpoint or False)
+
+
+def check_rows(config: Any) -> None:
+    """Raises ValueError when the dataset's first row is not one token longer than the model's seq_length.
+
+    MindFormers finds out while it compiles, in words about broadcasting. Datasets that the launcher made are checked
+    before a process is spawned; this is for the others.
+    """
+    from mindspore.dataset import MindDataset
+
+    (dataset,) = config.train_dataset.data_loader.dataset_files
+    (column, *_) = config.train_dataset.input_columns
+    rows = MindDataset([dataset], columns_list=[column], shuffle=False, num_samples=1)
+    row = next(rows.create_dict_iterator(num_epochs=1, output_numpy=True))
+    seq_length = config.model.model_config.seq_length
+    if len(row[column]) != seq_length + 1:
+        raise ValueError(
+            f"{dataset} has rows of {len(row[column])} tokens; model.seq_length {seq_length} needs {seq_length + 1}"
+        )
 
 
 def _progress_callback(events: EventWriter, paths: JobPaths) -> Any:

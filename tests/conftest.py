@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
+from shop import SEQ_LENGTH, VOCAB, Trained, Workshop
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,3 +30,28 @@ def no_survivors() -> Iterator[str]:
     for process in left:
         process.kill()
     assert not left
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A folder with data and a tokenizer."""
+    shop = Workshop(folder=tmp_path_factory.mktemp("workshop"))
+    shop.launcher("data", "sample", "--size", "256", "--seed", "3", "-o", "math.jsonl")
+    shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
+    shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
+    options = ("--tokenizer", "tokenizer.model", "--seq-length", str(SEQ_LENGTH), "--template", "plain")
+    shop.launcher("data", "preprocess", "conversations.json", *options, "-o", "train.mindrecord")
+    return shop
+
+
+@pytest.fixture(scope="session")
+def trained(workshop: Workshop) -> Trained:
+    """One small model, trained once with real MindSpore on two ranks, for all tests that need one."""
+    base = workshop.submit(workshop.write_spec("base", lora=False, steps=6, epochs=1), "--cards", "2")
+    workshop.launcher("merge-ckpt", base.record.job_id)
+    spec = workshop.write_spec("lora", lora=True, epochs=1)
+    lora = workshop.submit(spec, "--cards", "2", "--checkpoint", str(base.paths.merged))
+    workshop.launcher("merge-ckpt", lora.record.job_id)
+    lines = (workshop.folder / "math.jsonl").read_text(encoding="utf-8").splitlines()
+    questions = [yaml.safe_load(line)["instruction"] for line in lines[:3]]
+    return Trained(workshop=workshop, base=base, lora=lora, questions=questions)

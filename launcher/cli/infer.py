@@ -39,11 +39,14 @@ def infer(
     """
     from launcher.infer import GenerationSpec, Session, find_merged
     from launcher.prompts import collect
+    from launcher.quiet import quiet
 
     asked = collect(prompts, file)
     spec = GenerationSpec(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    session = Session(find_merged(job, jobs_dir), batch_size=len(asked))
-    for answer in session.answer(asked, spec, raw=raw):
+    merged = find_merged(job, jobs_dir)
+    with quiet():
+        answers = Session(merged, batch_size=len(asked)).answer(asked, spec, raw=raw)
+    for answer in answers:
         if len(asked) > 1:
             click.echo(f"> {answer.prompt}")
         click.echo(answer.text)
@@ -62,8 +65,11 @@ def evaluate(job: str, data: Path, limit: int | None, jobs_dir: Path) -> None:
     """
     from launcher.errors import DataError
     from launcher.infer import Session, find_merged
+    from launcher.quiet import quiet
 
     if not data.is_file():
         raise DataError(f"{data} does not exist", hint="launcher data preprocess makes one")
-    session = Session(find_merged(job, jobs_dir))
-    click.echo(f"{session.loss(data, limit=limit):.4f}")
+    merged = find_merged(job, jobs_dir)
+    with quiet():
+        loss = Session(merged).loss(data, limit=limit)
+    click.echo(f"{loss:.4f}")

@@ -43,12 +43,6 @@ def _known(number: int | None) -> str:
     return "unknown" if number is None else str(number)
 
 
-def started(plan: LaunchPlan) -> None:
-    """One line when the job begins."""
-    ranks = plan.cluster.num_devices
-    click.echo(f"Job {plan.paths.job_id}: {ranks} rank(s) on {plan.cluster.target}, {_known(plan.steps)} steps.")
-
-
 def finished(plan: LaunchPlan, record: JobRecord, progress: Progress) -> str:
     """The end of a good run: loss, place, and what to type next."""
     first, last = progress.first_loss, progress.last_loss
@@ -78,11 +72,16 @@ class Progress:
         self.last_loss: float | None = None
 
     def __enter__(self) -> Progress:
+        return self
+
+    def begin(self, plan: LaunchPlan) -> None:
+        """Say that the job begins, then show the bar."""
+        click.echo(f"Job {plan.paths.job_id}: {plan.cluster.num_devices} rank(s) on {plan.cluster.target}, ", nl=False)
+        click.echo(f"{_known(self._steps)} steps.")
         if sys.stderr.isatty():
             self._bar = _make_bar()
             self._bar.start()
             self._task = self._bar.add_task("starting", total=self._steps, detail="")
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

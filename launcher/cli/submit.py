@@ -15,6 +15,7 @@ from launcher.cli.options import jobs_dir_option
 @click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
 @click.option("--port", type=click.IntRange(1024, 65535), help="The scheduler's port; a free one if left out.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
+@click.option("--no-preflight", is_flag=True, help="Start even when a check of this host fails.")
 @jobs_dir_option
 def submit(
     spec: str | None,
@@ -22,6 +23,7 @@ def submit(
     checkpoint: str | None,
     port: int | None,
     dry_run: bool,
+    no_preflight: bool,
     jobs_dir: Path,
 ) -> None:
     """Finetune as SPEC says (a .yaml file, or a name in configs/) and follow the run to its end.
@@ -39,6 +41,8 @@ def submit(
     if dry_run:
         click.echo(show.plan(draft.plan))
         return
+    if not no_preflight:
+        submission.preflight(draft.plan, port=port)
     with show.Progress(draft.plan.steps) as progress:
-        record = submission.carry_out(draft, progress.note, on_start=show.started)
+        record = submission.carry_out(draft, progress.note, on_start=progress.begin)
     click.echo(show.finished(draft.plan, record, progress))

@@ -64,7 +64,8 @@ def environment(cluster: Cluster) -> dict[str, str]:
     env = dict(TUNING)
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     if cluster.target == "Ascend":
-        # msrun sets DEVICE_ID to the local index; this makes index i the i-th device of the plan.
-        devices = cluster.hosts[0].devices
-        env["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(str(device.device_id) for device in devices)
+        # msrun sets DEVICE_ID to the local index, and the runtime counts visible chips by their logic ids: this
+        # makes index i the i-th device of the plan.
+        ids = (device.device_id if device.logic_id is None else device.logic_id for device in cluster.hosts[0].devices)
+        env["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(map(str, ids))
     return env

@@ -1,0 +1,62 @@
+"""Output files that are whole or absent, never overwritten unasked, and left alone when nothing changed."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher.errors import DataError
+
+
+class OutputExistsError(DataError):
+    """The output is there already and would become another one."""
+
+    def __init__(self, target: Path) -> None:
+        super().__init__(
+            f"{target} exists and would change", hint="add --force to overwrite it, or name another --output"
+        )
+
+
+@contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` to build it in, gone at the end whatever happens.
+
+    Raises DataError when the folder cannot be made.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
+
+
+def put(built: Path, target: Path, *, force: bool) -> bool:
+    """Move ``built`` to ``target``; False when the same bytes are there already.
+
+    Raises OutputExistsError when other bytes are there and ``force`` is not set.
+    """
+    if target.is_dir():
+        raise DataError(f"{target} is a folder", hint="name a file in it with --output")
+    if target.exists():
+        if filecmp.cmp(built, target, shallow=False):
+            return False
+        if not force:
+            raise OutputExistsError(target)
+    flush(built)
+    built.replace(target)
+    return True
+
+
+def flush(path: Path) -> None:
+    """Make sure that the bytes of ``path`` are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

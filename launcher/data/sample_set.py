@@ -1,0 +1,99 @@
+"""Sample data of a run spec: made once, kept in a cache, found again by what it follows from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launcher import __version__
+from launcher.data.info import stats_path
+from launcher.render import write_atomic
+
+
+def cache_root() -> Path:
+    """Where made data is kept: $LAUNCHER_CACHE, or ``launcher`` in the user's cache folder."""
+    named = os.environ.get("LAUNCHER_CACHE")
+    if named:
+        return Path(named).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "launcher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSet:
+    """School arithmetic as training rows with its tokenizer. ``seq_length`` in tokens; rows are one longer."""
+
+    size: int
+    seed: int
+    template: str
+    vocab_size: int
+    seq_length: int
+
+    @property
+    def folder(self) -> Path:
+        text = json.dumps({**asdict(self), "launcher": __version__}, sort_keys=True)
+        return cache_root() / "samples" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def dataset(self) -> Path:
+        return self.folder / "train.mindrecord"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer.model"
+
+    @property
+    def rows(self) -> int:
+        """One row a problem: none is so long that nothing of its answer is left."""
+        return self.size
+
+    def exists(self) -> bool:
+        return self.folder.is_dir()
+
+    def make(self) -> None:
+        """Make the folder, whole or not at all. Another process may be making the same: the first one wins."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=f".{self.folder.name}."))
+        try:
+            self._fill(scratch)
+            self._name_final_places(scratch)
+            if not self.folder.exists():
+                scratch.rename(self.folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _name_final_places(self, scratch: Path) -> None:
+        """The statistics name files; they are about to move."""
+        stats = stats_path(scratch / self.dataset.name)
+        text = stats.read_text(encoding="utf-8")
+        write_atomic(stats, text.replace(str(scratch), str(self.folder)))
+
+    def _fill(self, folder: Path) -> None:
+        from launcher.data.convert import convert
+        from launcher.data.preprocess import PreprocessOptions, preprocess
+        from launcher.data.sample import sample_lines
+        from launcher.data.tokenizer import train_tokenizer
+
+        raw, conversations = folder / "math.jsonl", folder / "conversations.json"
+        raw.write_text("".join(sample_lines(self.size, self.seed)), encoding="utf-8")
+        convert(raw, conversations, force=False)
+        train_tokenizer(_texts(conversations), folder / "tokenizer.model", vocab_size=self.vocab_size)
+        options = PreprocessOptions(
+            source=conversations,
+            tokenizer=folder / "tokenizer.model",
+            target=folder / "train.mindrecord",
+            seq_length=self.seq_length,
+            template=self.template,
+        )
+        preprocess(options, force=False)
+
+
+def _texts(conversations: Path) -> Iterator[str]:
+    from launcher.data.convert import read_conversations
+
+    return (message.content for conversation in read_conversations(conversations) for message in conversation.messages)

@@ -1,0 +1,227 @@
+"""Chat templates: how a conversation becomes the text a model sees, in training and when it is asked.
+
+A template is a Jinja2 file, ``templates/chat/NAME.jinja``. It is given
+
+messages      the turns but for the system's; each has ``role`` ("user" or "assistant") and ``content``
+system        the text of the system turn, or none
+bos, eos      the tokenizer's own tokens, to be printed where they belong
+token(NAME)   a control token by name, such as token("<|im_end|>")
+
+and puts what the model shall learn between ``{% generation %}`` and ``{% endgeneration %}``. There is no
+second template for inference: the prompt is the training text up to where the answer would begin. So the two
+cannot drift apart. What users wrote stays text, even where it spells a control token.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from launcher import resources
+from launcher.data.messages import Message, as_messages
+from launcher.data.tokenizer import Tokenizer
+from launcher.errors import DataError
+
+DEFAULT = "vicuna"
+
+# Marks in the rendered text. The character itself is one of Unicode's noncharacters, chosen for each
+# conversation so that no message holds it; what follows it says what the mark means.
+_NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+_LEARN, _REST, _CONTROL = "+", "-", "c"
+_BOS, _EOS = "<s>", "</s>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A stretch of a conversation: text or the name of one control token, and whether it is learnt."""
+
+    text: str
+    learnt: bool
+    control: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Token ids, and for each whether it is learnt; both of the same length."""
+
+    ids: list[int]
+    learnt: list[bool]
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}...{% endgeneration %}``, the tag that Hugging Face's templates use for it."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja2 declares it so
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = jinja2.nodes.Call(jinja2.nodes.Name("_learn", "load"), [], [], None, None)
+        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+
+class ChatTemplate:
+    """One template, for training and for inference. Get one with ``get_template``."""
+
+    def __init__(self, name: str, source: str, template: jinja2.Template) -> None:
+        self.name = name
+        self.source = source
+        self._template = template
+
+    def prompt(self, question: str | Sequence[Message], system: str | None = None) -> str:
+        """The text to give to a model so that it answers, without a bos at its beginning.
+
+        ``question``: one question, or turns that end with the user's. Control tokens inside show as their
+        names (bos and eos as "<s>" and "</s>"); to have them as ids, use ``encode_prompt``.
+        Raises DataError when the turns do not end with the user's.
+        """
+        segments = self.prompt_segments(question, system)
+        if segments and segments[0].control and segments[0].text == _BOS:
+            segments = segments[1:]
+        return "".join(segment.text for segment in segments)
+
+    def encode_prompt(
+        self, tokenizer: Tokenizer, question: str | Sequence[Message], system: str | None = None
+    ) -> list[int]:
+        """The same prompt as token ids, bos included: exactly what stood before the answer in training."""
+        return encode(self.prompt_segments(question, system), tokenizer).ids
+
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> Encoded:
+        """A whole conversation as token ids for training.
+
+        Raises DataError when the tokenizer lacks a control token of the template.
+        """
+        return encode(self.segments(messages), tokenizer)
+
+    def prompt_segments(self, question: str | Sequence[Message], system: str | None = None) -> list[Segment]:
+        """Everything that stands before the next answer."""
+        messages = as_messages(question, system)
+        if not messages or messages[-1].role != "user":
+            raise DataError("a prompt must end with the user's turn")
+        segments = self.segments((*messages, Message(role="assistant", content="?")))
+        last = max((place for place, segment in enumerate(segments) if segment.learnt), default=None)
+        if last is None:
+            raise DataError(f"template {self.name} has no {{% generation %}} around the answer")
+        while last > 0 and segments[last - 1].learnt:
+            last -= 1
+        return segments[:last]
+
+    def segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """The conversation in order; neighbouring texts that are learnt alike are one segment."""
+        mark = _unused(messages)
+        return list(_joined(_parse(self._render(messages, mark), mark)))
+
+    def _render(self, messages: Sequence[Message], mark: str) -> str:
+        def token(name: str) -> str:
+            return f"{mark}{_CONTROL}{name}{mark}"
+
+        def learn(caller: Callable[[], str]) -> str:
+            return f"{mark}{_LEARN}{mark}{caller()}{mark}{_REST}{mark}"
+
+        system, turns = _without_system(messages)
+        try:
+            return self._template.render(
+                messages=turns, system=system, bos=token(_BOS), eos=token(_EOS), token=token, _learn=learn
+            )
+        except jinja2.TemplateError as error:
+            raise DataError(f"template {self.name} cannot render this conversation: {error}") from error
+
+
+def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
+    """Segments as token ids. Each is encoded by itself, so the mask is exact by construction."""
+    ids: list[int] = []
+    learnt: list[bool] = []
+    start = True
+    for segment in segments:
+        new = [_control_id(segment.text, tokenizer)] if segment.control else tokenizer.encode(segment.text, start=start)
+        ids += new
+        learnt += [segment.learnt] * len(new)
+        start = segment.control
+    return Encoded(ids=ids, learnt=learnt)
+
+
+def get_template(name: str = DEFAULT) -> ChatTemplate:
+    """The template ``name``; one in the user's working folder (templates/chat/NAME.jinja) wins over ours.
+
+    Raises DataError when there is none of that name, or when it is not valid Jinja2.
+    """
+    path = resources.find("templates", f"chat/{name}.jinja")
+    if path is None:
+        raise DataError(f"no chat template {name!r}", hint=f"there are {', '.join(template_names())}")
+    return _load(name, path, path.read_text("utf-8"))
+
+
+def template_names() -> list[str]:
+    """All names that ``get_template`` knows, sorted."""
+    files = itertools.chain.from_iterable(
+        (folder / "chat").glob("*.jinja") for folder in resources.search_path("templates")
+    )
+    return sorted({file.stem for file in files})
+
+
+@lru_cache(maxsize=32)
+def _load(name: str, path: Path, source: str) -> ChatTemplate:
+    try:
+        return ChatTemplate(name, source, _environment().from_string(source))
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"{path}:{error.lineno}: {error.message}") from error
+
+
+@lru_cache(maxsize=1)
+def _environment() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
+        extensions=[_Generation], undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def _without_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
+    if messages and messages[0].role == "system":
+        return messages[0].content, messages[1:]
+    return None, messages
+
+
+def _unused(messages: Sequence[Message]) -> str:
+    for character in _NONCHARACTERS:
+        if not any(character in message.content for message in messages):
+            return character
+    raise DataError("the conversation holds all of Unicode's noncharacters U+FDD0 to U+FDEF")
+
+
+def _parse(text: str, mark: str) -> Iterator[Segment]:
+    learnt = False
+    # Marks stand in pairs: text, mark, text, mark, ...
+    for place, part in enumerate(text.split(mark)):
+        if place % 2 == 0:
+            yield Segment(text=part, learnt=learnt)
+        elif part[0] == _CONTROL:
+            yield Segment(text=part[1:], learnt=learnt, control=True)
+        else:
+            learnt = part == _LEARN
+
+
+def _joined(segments: Iterator[Segment]) -> Iterator[Segment]:
+    for (learnt, control), group in itertools.groupby(segments, key=lambda part: (part.learnt, part.control)):
+        if control:
+            yield from group
+        elif text := "".join(part.text for part in group):
+            yield Segment(text=text, learnt=learnt)
+
+
+def _control_id(name: str, tokenizer: Tokenizer) -> int:
+    named = {_BOS: tokenizer.bos_id, _EOS: tokenizer.eos_id}
+    found: int | None = named[name] if name in named else tokenizer.token_id(name)
+    if found is None:
+        raise DataError(
+            f"the template needs the token {name}, which {tokenizer.info.path} does not have",
+            hint="use the tokenizer that the template was made for, or another template",
+        )
+    return found

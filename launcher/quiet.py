@@ -1,0 +1,42 @@
+"""Keep MindSpore and MindFormers from talking into our output and writing into the user's working folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, file descriptors 1 and 2 of this process go to a temporary file, and MindFormers' log folder too.
+
+    MindFormers logs to stdout, MindSpore's C++ to stderr, past sys.stdout. Must be entered before either is
+    imported.
+    """
+    with tempfile.TemporaryDirectory(prefix="launcher-") as folder:
+        os.environ.setdefault("LOCAL_DEFAULT_PATH", folder)  # mindformers 1.9.0, tools/utils.py
+        os.environ.setdefault("GLOG_v", "3")  # errors only; what is logged at exit comes after the context
+        with _redirected(Path(folder) / "said.log"):
+            yield
+
+
+@contextmanager
+def _redirected(target: Path) -> Iterator[None]:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    with target.open("wb") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, original in zip((1, 2), kept, strict=True):
+            os.dup2(original, number)
+            os.close(original)

@@ -1,0 +1,132 @@
+"""The command line as a user meets it: help, exit codes, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.cli.app import COMMANDS, main
+
+
+def launcher(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", *arguments],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda c: c[0] if c else "launcher")
+def test_help_imports_neither_mindspore_nor_its_friends(tmp_path: Path, command: list[str]) -> None:
+    script = f"""
+import sys
+from launcher.cli import main
+try:
+    main({[*command, "--help"]!r})
+finally:
+    heavy = {{"mindspore", "mindformers", "transformers", "torch", "numpy"}} & set(sys.modules)
+    assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    assert result.returncode == 0, result.stderr
+    assert "launcher" in result.stdout
+
+
+def test_every_command_says_what_it_does_and_shows_an_example() -> None:
+    context = main.make_context("launcher", ["--help"], resilient_parsing=True)
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        assert command is not None
+        assert command.help, name
+        assert f"launcher {name}" in command.help, f"{name}: its help has no example"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["nonsense"], 2, "No such command"),
+        (["submit", "none.yaml"], 2, "no run spec 'none.yaml'"),
+        (["submit", "tiny_cpuu"], 2, "did you mean tiny_cpu?"),
+        (["submit", "bad.yaml"], 2, "bad.yaml:1: unknown key nmae; did you mean name?"),
+        (["submit", "--cards", "0"], 5, "--cards 0: this host has"),
+        (["submit", "--cards", "100000"], 5, "--cards 100000: this host has"),
+        (["submit", "--cards", "-1"], 5, "--cards -1"),
+        (["submit", "--cards", "two"], 2, "is not a valid integer"),
+        (["submit", "--checkpoint", "none.ckpt"], 4, "checkpoint none.ckpt does not exist"),
+        (["submit", "--checkpoint", ""], 2, "--checkpoint is empty"),
+        (["status"], 6, "there are no jobs"),
+        (["status", "nope"], 6, "no job 'nope'"),
+        (["logs", "nope"], 6, "no job 'nope'"),
+        (["infer", "nope", "--prompt", "x"], 6, "no job 'nope'"),
+        (["infer", "./nope", "--prompt", "x"], 6, "no folder ./nope"),
+        (["infer", "./", "--prompt", "x"], 4, "is no merged model"),
+        (["infer", "last"], 2, "nothing to ask"),
+        (["infer", "last", "--prompt", " "], 2, "a --prompt is empty"),
+        (["infer", "last", "--file", "none.txt"], 3, "cannot read none.txt"),
+        (["eval", "last", "--data", "none.mindrecord"], 3, "none.mindrecord does not exist"),
+    ],
+)
+def test_a_mistake_is_named_with_its_exit_code_and_leaves_nothing(
+    tmp_path: Path, arguments: list[str], code: int, expected: str
+) -> None:
+    (tmp_path / "bad.yaml").write_text("nmae: x\n")
+    result = launcher(*arguments, cwd=tmp_path, env={"LAUNCHER_CACHE": str(tmp_path / "cache")})
+
+    assert (result.returncode, result.stdout) == (code, "")
+    assert expected in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
+
+
+def test_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
+    result = launcher("submit", "--cards", "2", "--dry-run", cwd=tmp_path, env={"LAUNCHER_CACHE": str(tmp_path / "c")})
+
+    assert result.returncode == 0, result.stderr
+    for part in (
+        "No Ascend card found: running tiny_cpu",
+        "rank_table.json",
+        "ranks/rank_1.yaml",
+        "msrun",
+        "--join=True",
+    ):
+        assert part in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_msrun_not_found_is_said(tmp_path: Path) -> None:
+    script = """
+import sys
+from launcher.engines import msrun
+sys.executable = "/nowhere/python"
+msrun.find_msrun()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PATH": str(tmp_path)}
+    )
+
+    assert "msrun not found beside /nowhere/python nor on PATH" in result.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", "submit", "--cards", "2", "--dry-run"],
+        cwd=tmp_path,
+        env={**os.environ, "LAUNCHER_CACHE": str(tmp_path / "c")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert b"Traceback" not in process.stderr.read()
+    process.stderr.close()
+    process.wait()

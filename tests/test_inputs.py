@@ -1,0 +1,100 @@
+"""Inputs of a run: missing, unreadable or unfitting files are named before anything is spawned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import inputs
+from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
+from launcher.network import free_port, scheduler_port
+from launcher.spec import DataSpec, ModelSpec, RunSpec, load_spec
+
+
+def spec_with(model: dict[str, Any] | None = None, data: dict[str, Any] | None = None) -> RunSpec:
+    spec = load_spec("tiny_cpu")
+    return spec.model_copy(
+        update={
+            "model": ModelSpec(**{**spec.model.model_dump(), **(model or {})}),
+            "data": DataSpec(**(data or {"sample": {"size": 64}, "template": "plain"})),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "error", "expected"),
+    [
+        ({}, {"train": "none.mindrecord"}, DataError, "dataset none.mindrecord does not exist"),
+        ({}, {"train": "raw.json"}, DataError, "is not a .mindrecord file"),
+        ({}, {"train": "alone.mindrecord"}, DataError, "lacks its index"),
+        ({}, {"train": "junk.mindrecord"}, DataError, "is not a MindRecord file"),
+        ({"checkpoint": "none.ckpt"}, None, CheckpointError, "checkpoint none.ckpt does not exist"),
+        ({"checkpoint": "raw.json"}, None, CheckpointError, "is neither .safetensors nor .ckpt"),
+        ({"checkpoint": "folder"}, None, CheckpointError, "has no model.safetensors"),
+    ],
+)
+def test_what_is_missing_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: dict[str, Any],
+    data: dict[str, Any] | None,
+    error: type[LauncherError],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("raw.json", "alone.mindrecord", "junk.mindrecord", "junk.mindrecord.db"):
+        (tmp_path / name).write_bytes(b"junk")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(error) as caught:
+        inputs.resolve(spec_with(model, data))
+
+    assert expected in str(caught.value)
+    assert caught.value.hint
+
+
+def test_sample_data_is_pending_until_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path))
+    found, pending = inputs.resolve(spec_with())
+
+    assert pending is not None
+    assert found.rows == 64
+    assert Path(found.dataset).is_relative_to(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_different_samples_lie_in_different_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path))
+    datasets = {
+        inputs.resolve(spec_with(model, {"sample": sample, "template": "plain"}))[0].dataset
+        for model in ({}, {"seq_length": 64}, {"vocab_size": 512})
+        for sample in ({"size": 64}, {"size": 65}, {"size": 64, "seed": 1})
+    }
+
+    assert len(datasets) == 9
+
+
+def test_a_merged_folder_stands_for_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+
+    assert inputs.find_checkpoint(str(tmp_path)) == str(tmp_path / "model.safetensors")
+
+
+def test_a_named_port_in_use_is_refused_and_a_free_one_is_picked() -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(LauncherError, match=f"--port {port} is in use") as caught:
+            scheduler_port(port)
+        assert scheduler_port(None) != port
+
+    assert caught.value.exit_code == 5
+    assert scheduler_port(free_port()) > 0
+
+
+def test_spec_error_lists_its_problems() -> None:
+    assert str(SpecError("x", problems=("a", "b"))) == "x\n  - a\n  - b"
