@@ -17,7 +17,7 @@ from launcher.cluster import Cluster, Device, Host
 from launcher.rank_table import RULES, Report, check_file, check_text, render_rank_table
 from launcher.rank_table.lint import lint
 from launcher.rank_table.problems import KEPT_PER_CODE, show_value
-from launcher.rank_table.sdid import sdid, sdid_fits, server_index_of
+from launcher.rank_table.sdid import sdid, sdid_fits
 from launcher.render import environment
 
 
@@ -320,7 +320,6 @@ def test_sdid_formula_gives_published_ids() -> None:
     for (server, device), value in published.items():
         assert sdid(server, device) == value
         assert sdid_fits(value, device)
-        assert server_index_of(value) == server
 
 
 # ------------------------------------------------------------------------------------------- whatever bytes

@@ -75,15 +75,15 @@ def make(
         click.echo(
             "note: the kind of the cards is not known, so this is a 1.0 table; --version names another", err=True
         )
-    _finish(table, target, force=force, kind=cluster.kind, order=f"hosts as {_ORDER_TEXT[order]}")
+    _finish(table, target, force=force, kind=cluster.kind, order=f"hosts {_ORDER_TEXT[order]}")
 
 
 _ORDER_TEXT = {
-    "listed": "listed",
+    "listed": "as listed",
     "name": "sorted by name",
     "address": "sorted by address",
     "server": "sorted by super pod and server_id",
-    "given": "given",
+    "given": "as given",
 }
 
 
@@ -308,7 +308,7 @@ def merge(files: tuple[Path, ...], order: str, output: Path | None, force: bool)
 
     _finish(
         merge_files(list(files), order=order), _required(output, "merged.json"), force=force, kind=None,
-        order=f"servers as {_ORDER_TEXT[order]}, devices by their old rank",
+        order=f"servers {_ORDER_TEXT[order]}, devices by their old rank",
     )  # fmt: skip
 
 
