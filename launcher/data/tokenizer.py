@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from launcher.errors import DataError
 
-# A model is a protobuf message, and bytes appended to one are merged into it: this is field 3, normalizer_spec,
-# with its field 3, add_dummy_prefix, false (sentencepiece_model.proto of SentencePiece 0.2).
+# A model is a protobuf message, and bytes appended to one are merged into it: this is field 3,
+# normalizer_spec, with its field 3, add_dummy_prefix, false (sentencepiece_model.proto of SentencePiece 0.2).
 _WITHOUT_PREFIX = b"\x1a\x02\x18\x00"
 
 
@@ -58,6 +58,10 @@ class Tokenizer(Protocol):
 
     def piece(self, token_id: int) -> str:
         """What the vocabulary calls ``token_id``."""
+        ...
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether ``token_id`` is a control token, unk included, and no text."""
         ...
 
 
@@ -114,6 +118,9 @@ class SentencePieceTokenizer:
         name: str = self._processor.id_to_piece(token_id)
         return name
 
+    def is_control(self, token_id: int) -> bool:
+        return bool(self._processor.is_control(token_id) or self._processor.is_unknown(token_id))
+
 
 def _processor(model: bytes, path: Path) -> Any:
     import sentencepiece
@@ -130,12 +137,15 @@ def _present(token_id: int) -> int | None:
     return token_id if token_id >= 0 else None
 
 
-def train_tokenizer(texts: Iterable[str], target: Path, *, vocab_size: int) -> None:
+def train_tokenizer(
+    texts: Iterable[str], target: Path, *, vocab_size: int, special: Sequence[str] = ()
+) -> None:
     """Train a byte-pair model as LLaMA's was and write it to ``target``, which must not be read meanwhile.
 
     Byte fallback, digits apart, spaces kept, unk 0, bos 1, eos 2, no padding token. The same texts give the
-    same bytes. ``vocab_size`` counts pieces; 259 of them are the control tokens and the bytes.
-    Raises DataError when the texts do not hold that many pieces, or more characters than fit.
+    same bytes. ``vocab_size`` counts pieces; 259 of them are the control tokens and the bytes. ``special``
+    are more control tokens, which no text is ever encoded to; they get the ids from 3 on. Raises DataError
+    when the texts do not hold that many pieces, or more characters than fit.
     """
     import sentencepiece
 
@@ -157,6 +167,7 @@ def train_tokenizer(texts: Iterable[str], target: Path, *, vocab_size: int) -> N
                 bos_id=1,
                 eos_id=2,
                 pad_id=-1,
+                control_symbols=list(special),
                 num_threads=1,
                 minloglevel=3,
             )
