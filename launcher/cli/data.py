@@ -253,6 +253,8 @@ def _details(info: DatasetInfo) -> None:
         "dropped": "too long and left out",
     }
     told |= {"unlearnt": "left out because nothing would be learnt", "duplicates": "duplicates left out"}
+    if info.stats["kind"] == "text":
+        del told["split"]
     for key, words in told.items():
         if info.counts[key]:
             click.echo(f"  {info.counts[key]:,} {words}")
@@ -262,7 +264,7 @@ def _details(info: DatasetInfo) -> None:
     lengths = info.stats["lengths"]
     median, most, longest = lengths["median"], lengths["p99"], lengths["max"]
     click.echo(f"  length in tokens: median {median:,}, 99 % up to {most:,}, longest {longest:,}")
-    for line in bars([(part["up_to"], part["samples"]) for part in lengths["histogram"]]):
+    for line in bars(lengths["histogram"]):
         click.echo(f"  {line}")
     for warning in info.stats["warnings"]:
         click.echo(f"warning: {warning}", err=True)

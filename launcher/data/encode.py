@@ -17,7 +17,7 @@ from launcher.data.mindrecord import Ints, PackedRows, pack_rows
 from launcher.data.pool import ordered_map
 from launcher.data.records import Chunk, Reject, Source, paragraphs, parse
 from launcher.data.rows import Overflow, Rows, fit, join
-from launcher.data.templates import ChatTemplate, Encoded
+from launcher.data.templates import ChatTemplate, Encoded, encode
 from launcher.data.tokenizer import Tokenizer
 
 Kept = npt.NDArray[np.bool_]
@@ -86,8 +86,9 @@ class Encoder:
         if self.template is None:
             ids = self.tokenizer.encode(content, start=True)
             return _Sample(id=name, encoded=Encoded(ids=ids, learnt=[]), characters=len(content))
-        encoded = self.template.encode(self.tokenizer, content)
-        return _Sample(id=name, encoded=encoded, characters=sum(len(message.content) for message in content))
+        segments = self.template.segments(content)
+        characters = sum(len(segment.text) for segment in segments if not segment.control)
+        return _Sample(id=name, encoded=encode(segments, self.tokenizer), characters=characters)
 
     def _split(self, samples: list[_Sample]) -> list[list[_Sample]]:
         if not self.eval_fraction:

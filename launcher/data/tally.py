@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,16 +64,20 @@ class Tally:
             "p95": self.percentile(0.95),
             "p99": self.percentile(0.99),
             "max": self.longest,
-            "histogram": [{"up_to": end, "samples": count} for end, count in self.histogram()],
+            "histogram": [list(part) for part in self.histogram()],
         }
 
-    def histogram(self) -> list[tuple[int, int]]:
-        """Up to twelve bins of equal width, a power of two: the longest length of each, and its samples."""
+    def histogram(self) -> list[tuple[int, int, int]]:
+        """Up to twelve bins of equal width, a power of two: first and last length of each, and its samples."""
+        (seen,) = np.nonzero(self.lengths)
+        if not len(seen):
+            return []
+        shortest, longest = int(seen[0]), int(seen[-1])
         width = 1
-        while width * _BINS < min(self.longest, _LONGEST) + 1:
+        while longest // width - shortest // width >= _BINS:
             width *= 2
-        bins = range(0, min(self.longest, _LONGEST) + 1, width)
-        return [(start + width - 1, int(self.lengths[start : start + width].sum())) for start in bins]
+        bins = range(shortest // width * width, longest + 1, width)
+        return [(at, at + width - 1, int(self.lengths[at : at + width].sum())) for at in bins]
 
     def warnings(self) -> Iterator[str]:
         """What is suspicious about the tokenizer."""
@@ -90,11 +94,9 @@ class Tally:
             )
 
 
-def bars(histogram: list[tuple[int, int]]) -> Iterator[str]:
+def bars(histogram: Sequence[Sequence[int]]) -> Iterator[str]:
     """The histogram as lines of text."""
-    most = max((count for _, count in histogram), default=0) or 1
-    start = 0
-    for end, count in histogram:
+    most = max((count for _, _, count in histogram), default=0) or 1
+    for start, end, count in histogram:
         bar = "█" * round(_BAR_WIDTH * count / most) or ("▏" if count else "")
-        yield f"{start:>7} - {end:<7} {count:>9}  {bar}".rstrip()
-        start = end + 1
+        yield f"{start:>7} - {end:<7} {count:>9,}  {bar}".rstrip()
