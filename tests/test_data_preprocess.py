@@ -68,7 +68,7 @@ def test_the_prompt_is_what_stood_before_the_answer(name: str, tokenizer: Tokeni
     row = template.encode(tokenizer, (ASK, ANSWER))
     prompt = template.encode_prompt(tokenizer, ASK.content)
     assert row.ids[: len(prompt)] == prompt
-    assert row.learnt == [False] * len(prompt) + [True] * (len(row.ids) - len(prompt))
+    assert row.learnt == b"\0" * len(prompt) + b"\1" * (len(row.ids) - len(prompt))
     assert tokenizer.decode(row.ids[len(prompt) :]) == ANSWER.content
     assert row.ids[-1] == tokenizer.eos_id
     assert row.ids[0] == tokenizer.bos_id

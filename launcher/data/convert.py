@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -105,10 +105,8 @@ def convert(
     """
     with outputs.scratch(target) as folder:
         built, kept = folder / target.name, folder / "rejects"
-        rejects = Rejects(source, kept, most=max_rejects)
-        with built.open("wb") as out:
+        with closing(Rejects(source, kept, most=max_rejects)) as rejects, built.open("wb") as out:
             kinds = _write(out, Source(source), rejects, lines=lines, processes=processes, progress=progress)
-        rejects.close()
         if not kinds:
             raise DataError(f"{source} holds no conversation")
         changed = outputs.put(built, target, force=force)

@@ -85,7 +85,7 @@ class Encoder:
     def _sample(self, name: str, content: Any) -> _Sample:
         if self.template is None:
             ids = self.tokenizer.encode(content, start=True)
-            return _Sample(id=name, encoded=Encoded(ids=ids, learnt=[]), characters=len(content))
+            return _Sample(id=name, encoded=Encoded(ids, b""), characters=len(content))
         segments = self.template.segments(content)
         characters = sum(len(segment.text) for segment in segments if not segment.control)
         return _Sample(id=name, encoded=encode(segments, self.tokenizer), characters=characters)
@@ -115,14 +115,17 @@ class Encoder:
             sample.encoded.ids.count(unknown) for sample in samples if unknown is not None
         )
         lengths = np.array([len(sample.encoded.ids) for sample in samples], dtype=np.int32)
-        return Half(packed=_packed(rows), lengths=lengths, counts=counts)
+        return Half(packed=_packed(rows, self.seq_length + 1), lengths=lengths, counts=counts)
 
 
-def _packed(rows: Rows) -> PackedRows:
-    at_once = max(1, _NUMBERS_AT_ONCE // max(1, rows.values[:1].size))
+def _packed(rows: Rows, length: int) -> PackedRows:
+    at_once = max(1, _NUMBERS_AT_ONCE // (2 * length))
     # Short rows together: each part is packed up to its longest row. Order within a part must stay, so no
     # sorting.
-    parts = [pack_rows(rows.values[start : start + at_once]) for start in range(0, len(rows.values), at_once)]
+    parts = [
+        pack_rows(rows.values[start : start + at_once], length)
+        for start in range(0, len(rows.values), at_once)
+    ]
     return PackedRows(
         data=b"".join(part.data for part in parts),
         sizes=np.concatenate([part.sizes for part in parts]) if parts else np.zeros(0, dtype=np.int64),

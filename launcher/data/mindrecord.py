@@ -54,9 +54,13 @@ class PackedRows:
     saved_bytes: int
 
 
-def pack_rows(values: Ints) -> PackedRows:
-    """``values``, int32 of shape (rows, columns, length), as blob bytes."""
-    rows, columns, length = values.shape
+def pack_rows(values: Ints, length: int | None = None) -> PackedRows:
+    """``values``, int32 of shape (rows, columns, width), as blob bytes of rows of ``length`` numbers.
+
+    From ``width`` on, the last value of each row and column is repeated; it must fit into one byte then.
+    """
+    rows, columns, width = values.shape
+    length = width if length is None else length
     # Most of a row may be padding, which needs neither widths nor choosing bytes: one byte a value.
     dense = _without_padding(values)
     low = dense.astype("<i2")
@@ -66,7 +70,7 @@ def pack_rows(values: Ints) -> PackedRows:
     widths = sum((over.view(np.uint8) for over in wide[1:]), start=wide[0].view(np.uint8))
     tags = _pack_tags(widths, length)
     sizes = np.add.reduce((1 << widths) - 1, axis=2, dtype=np.int64) + length + 4 + tags.shape[2]
-    padding = values[:, :, dense.shape[2] :].astype(np.int8).view(np.uint8)
+    padding = np.repeat(values[:, :, -1:].astype(np.int8).view(np.uint8), length - dense.shape[2], axis=2)
     return PackedRows(
         data=_assemble(low if narrow else dense, padding, wide, tags, sizes),
         sizes=sizes.sum(axis=1) + 8 * (columns + 1),
@@ -152,11 +156,13 @@ class ShardWriter:
     then.
     """
 
-    def __init__(self, path: Path, *, row_length: int, state: ShardState | None = None) -> None:
+    def __init__(
+        self, path: Path, *, row_length: int, state: ShardState | None = None, least_page: int = PAGE_BYTES
+    ) -> None:
         self.state = state or ShardState()
         self._path = path
         self._sizes_path = path.with_name(f"{path.name}.rows")
-        self._page_bytes = page_bytes(row_length)
+        self._page_bytes = page_bytes(row_length, least_page)
         mode = "r+b" if state else "wb"
         self._file = path.open(mode)
         self._sizes = self._sizes_path.open(mode)
@@ -273,13 +279,13 @@ _CREATE_INDEX = (
 )
 
 
-def page_bytes(row_length: int) -> int:
-    """The size of pages for rows of ``row_length`` tokens: one that holds the longest such row.
+def page_bytes(row_length: int, least: int = PAGE_BYTES) -> int:
+    """The size of pages for rows of ``row_length`` tokens: ``least``, or what holds the longest such row.
 
     Raises DataError when there is none.
     """
     longest = 8 + len(COLUMNS) * (12 + -(-row_length // 4) + 4 * row_length)
-    size = PAGE_BYTES
+    size = least
     while size < longest:
         size *= 2
     if size > _LARGEST_PAGE_BYTES:

@@ -48,6 +48,7 @@ class Rejects:
         return self._out.tell()
 
     def close(self) -> None:
+        """Close the file; more than once does no harm."""
         self._out.close()
 
     def _problems(self) -> list[str]:

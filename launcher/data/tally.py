@@ -68,7 +68,7 @@ class Tally:
         }
 
     def histogram(self) -> list[tuple[int, int, int]]:
-        """Up to twelve bins of equal width, a power of two: first and last length of each, and its samples."""
+        """Up to twelve bins of one width, a power of two: first and last length, and how many samples."""
         (seen,) = np.nonzero(self.lengths)
         if not len(seen):
             return []

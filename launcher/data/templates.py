@@ -53,10 +53,10 @@ class Segment(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Token ids, and for each whether it is learnt; both of the same length."""
+    """Token ids, and for each a byte: 1 if it is learnt, else 0; both of the same length."""
 
     ids: list[int]
-    learnt: list[bool]
+    learnt: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class ChatTemplate:
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
     """Segments as token ids. Each is encoded by itself, so the mask is exact by construction."""
     ids: list[int] = []
-    learnt: list[bool] = []
+    learnt = bytearray()
     start = True
     for segment in segments:
         new = (
@@ -181,9 +181,9 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
             else tokenizer.encode(segment.text, start=start)
         )
         ids += new
-        learnt += [segment.learnt] * len(new)
+        learnt += (b"\1" if segment.learnt else b"\0") * len(new)
         start = segment.control
-    return Encoded(ids=ids, learnt=learnt)
+    return Encoded(ids, bytes(learnt))
 
 
 def get_template(name: str = DEFAULT) -> ChatTemplate:
