@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,12 @@ class Encoder:
     overflow: Overflow
     eval_fraction: float
 
+    @cached_property
+    def byte_pieces(self) -> Kept:
+        """For every piece of the vocabulary whether it is a byte of a character that has no piece."""
+        tokenizer = self.tokenizer
+        return np.array([tokenizer.is_byte(token) for token in range(tokenizer.info.vocab_size)], dtype=bool)
+
     def __call__(self, item: tuple[Chunk, Kept | None], /) -> Batch:
         """Rows of a chunk, less the records that are not kept; rejected records have no entry there."""
         chunk, kept = item
@@ -109,11 +116,9 @@ class Encoder:
         counts = rows.counts
         counts["conversations"] = len(samples)
         counts["characters"] = sum(sample.characters for sample in samples)
-        counts["text_tokens"] = sum(len(sample.encoded.ids) for sample in samples)
-        unknown = self.tokenizer.unk_id
-        counts["unknown"] = sum(
-            sample.encoded.ids.count(unknown) for sample in samples if unknown is not None
-        )
+        counts["text_tokens"] = len(rows.ids)
+        counts["unknown"] = int(np.count_nonzero(rows.ids == self.tokenizer.unk_id))
+        counts["bytes"] = int(np.count_nonzero(self.byte_pieces[rows.ids]))
         lengths = np.array([len(sample.encoded.ids) for sample in samples], dtype=np.int32)
         return Half(packed=_packed(rows, self.seq_length + 1), lengths=lengths, counts=counts)
 

@@ -37,12 +37,13 @@ class Rows:
     """Rows, int32 of shape (rows, 2, width): input_ids and labels, padded to the longest of them.
 
     From there to seq_length + 1 all is padding, which is left to ``pack_rows``.
-    ``lengths`` are those of the samples in tokens, before anything was cut. ``counts``: conversations, rows,
-    tokens, learnt_tokens, padding (tokens), truncated, dropped, split, unlearnt (samples of which no row
-    learns anything).
+    ``ids`` are all tokens of the samples and ``lengths`` how many each has, before anything was cut.
+    ``counts``: conversations, rows, tokens, learnt_tokens, padding (tokens), truncated, dropped, split, and
+    unlearnt, the samples of which no row learns anything.
     """
 
     values: Ints
+    ids: Ints
     lengths: Ints
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -56,14 +57,18 @@ def fit(samples: Sequence[Encoded], *, seq_length: int, overflow: Overflow) -> R
     counts: Counter[str] = Counter(conversations=len(samples))
     lengths = np.array([len(sample.ids) for sample in samples], dtype=np.int32)
     pieces = list(_pieces(lengths.tolist(), seq_length, overflow, counts))
-    values = _fill(samples, pieces, seq_length + 1)
+    # Converting the lists of Python is what takes the time here, so it is done once for all of them.
+    ids = np.fromiter(
+        chain.from_iterable(sample.ids for sample in samples), dtype=np.int32, count=lengths.sum()
+    )
+    values = _fill(samples, ids, pieces, seq_length + 1)
     learning = (values[:, 1, 1:] != NOT_LEARNT).any(axis=1)
     kept = [piece for piece, learns in zip(pieces, learning, strict=True) if learns]
     counts["unlearnt"] = len({piece.sample for piece in pieces} - {piece.sample for piece in kept})
     if len(kept) < len(pieces):
         values = values[learning]
     _count(counts, values, kept, seq_length + 1)
-    return Rows(values=values, lengths=lengths, counts=counts)
+    return Rows(values=values, ids=ids, lengths=lengths, counts=counts)
 
 
 def _pieces(
@@ -85,10 +90,7 @@ def _pieces(
         start += length
 
 
-def _fill(samples: Sequence[Encoded], pieces: Sequence[_Piece], length: int) -> Ints:
-    # All tokens in one array: converting the lists of Python is what takes the time here.
-    total = sum(len(sample.ids) for sample in samples)
-    ids = np.fromiter(chain.from_iterable(sample.ids for sample in samples), dtype=np.int32, count=total)
+def _fill(samples: Sequence[Encoded], ids: Ints, pieces: Sequence[_Piece], length: int) -> Ints:
     learnt = np.frombuffer(b"".join(sample.learnt for sample in samples), dtype=bool)
     labels = np.where(learnt, ids, np.int32(NOT_LEARNT))
     # One column of padding more than the longest needs, for it to go on from there.

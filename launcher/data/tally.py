@@ -14,9 +14,9 @@ from launcher.data.mindrecord import Ints
 _LONGEST = 1 << 16
 _BAR_WIDTH = 40
 _BINS = 12
-# Above these shares a tokenizer does not fit the language: LLaMA's own needs 1.9 tokens for a Chinese
-# character.
+# Above these a tokenizer does not fit the language.
 _MOST_UNKNOWN = 0.001
+_MOST_BYTES = 0.1
 _MOST_TOKENS_PER_CHARACTER = 1.25
 _FEW_CHARACTERS = 1000
 
@@ -84,13 +84,13 @@ class Tally:
         tokens, characters = self.counts["text_tokens"], self.counts["characters"]
         if characters < _FEW_CHARACTERS:
             return
-        unknown = self.counts["unknown"] / max(tokens, 1)
+        unknown, single = self.counts["unknown"] / max(tokens, 1), self.counts["bytes"] / max(tokens, 1)
         if unknown > _MOST_UNKNOWN:
             yield f"{unknown:.1%} of the tokens are unknown to the tokenizer: what they stood for is lost"
-        if tokens / characters > _MOST_TOKENS_PER_CHARACTER:
+        if single > _MOST_BYTES or tokens / characters > _MOST_TOKENS_PER_CHARACTER:
             yield (
-                f"{tokens / characters:.2f} tokens a character: the tokenizer does not know this language;"
-                " answers take long and may be cut"
+                f"the tokenizer does not know this language: {tokens / characters:.2f} tokens a character,"
+                f" {single:.0%} of them single bytes. Rows fill early, and answers take long"
             )
 
 

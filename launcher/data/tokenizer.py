@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,10 @@ class Tokenizer(Protocol):
 
     def is_control(self, token_id: int) -> bool:
         """Whether ``token_id`` is a control token, unk included, and no text."""
+        ...
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether ``token_id`` is one byte of a character that the vocabulary does not know."""
         ...
 
 
@@ -127,6 +132,9 @@ class SentencePieceTokenizer:
     def is_control(self, token_id: int) -> bool:
         return bool(self._processor.is_control(token_id) or self._processor.is_unknown(token_id))
 
+    def is_byte(self, token_id: int) -> bool:
+        return bool(self._processor.is_byte(token_id))
+
 
 # What tokenizers call their bos and eos where no tokenizer_config.json says so.
 _BOS_NAMES = ("<s>", "<|begin_of_text|>", "[BOS]")
@@ -178,6 +186,9 @@ class HuggingFaceTokenizer:
 
     def is_control(self, token_id: int) -> bool:
         return token_id in self._control
+
+    def is_byte(self, token_id: int) -> bool:
+        return re.fullmatch("<0x[0-9A-F]{2}>", self.piece(token_id)) is not None
 
 
 def _from_json(raw: bytes, path: Path) -> Any:

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/bench_data.py [--rows 100000] [--seq-length 2048] [--million]
 
-Peers: two processes that only hand the same ready rows to MindSpore's FileWriter, one file each; and a script after
-the reference recipe (LlamaTokenizer of MindFormers, one conversation at a time, FileWriter), over the first rows.
+Peers: two processes that only hand the same ready rows to MindSpore's FileWriter, one file each; and a script
+after the reference recipe (LlamaTokenizer of MindFormers, one conversation at a time), over the first rows.
 """
 
 from __future__ import annotations
@@ -62,13 +62,12 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
     reference = reference_rate(folder, source, model, arguments.seq_length)
     print(f"reference script: {reference:,.0f} rows/s; ours is {ours / reference:.1f} x")
     for rows in (10_000, 1_000_000) if arguments.million else (10_000, arguments.rows):
-        print(
-            f"memory with {rows:,} rows: {peak_memory_mb(folder, source, model, arguments.seq_length, rows):.0f} MB"
-        )
+        peak = peak_memory_mb(folder, source, model, arguments.seq_length, rows)
+        print(f"memory with {rows:,} rows: {peak:.0f} MB")
 
 
 def texts(source: Path) -> Iterator[str]:
-    """What the tokenizer is trained on: the problems, and made-up words, for problems alone give no 32,000 pieces."""
+    """What the tokenizer is trained on: problems, and made-up words, or there would not be 32,000 pieces."""
     for conversation in islice(read_conversations(source), 20_000):
         yield from (message.content for message in conversation.messages)
     dice = Dice(0)
@@ -151,7 +150,7 @@ def reference_rate(folder: Path, source: Path, model: Path, seq_length: int) -> 
 
 
 def reference(source: str, model: str, target: str, seq_length: str) -> None:
-    """One conversation at a time: tokenize the whole, tokenize the question again to see how long it is, mask."""
+    """One conversation at a time: tokenize all of it, then the question to see how long it is, and mask."""
     import numpy as np
     from mindformers.models.llama import LlamaTokenizer
     from mindspore.mindrecord import FileWriter
