@@ -410,7 +410,8 @@ def test_deep_nesting(tmp_path: Path, depth: int) -> None:
         file.write_text(opening * depth + "1" + closing * depth)
         report = check_file(file)
         assert report.count("E") >= 1
-        assert depth == 10 or report.verdict == ["E_JSON"]
+        # In between, the interpreter's recursion limit decides, and other libraries raise it.
+        assert depth < 200_000 or report.verdict == ["E_JSON"]
 
 
 def test_ten_deep_at_every_place_of_a_table() -> None:
