@@ -313,12 +313,15 @@ def _progress(unit: str) -> Iterator[Progress]:
     console = Console(stderr=True)
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
     began = time.monotonic()
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+    # Without a thread that refreshes it: worker processes are forked meanwhile, and threads do not survive that.
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, auto_refresh=False
+    ) as bar:
         task = bar.add_task(unit)
 
         def tell(position: int, size: int, done: int) -> None:
             rate = done / max(time.monotonic() - began, 1e-3)
             text = f"{done:,} {unit}, {rate:,.0f} a second"
-            bar.update(task, completed=position, total=max(size, 1), description=text)
+            bar.update(task, completed=position, total=max(size, 1), description=text, refresh=True)
 
         yield tell

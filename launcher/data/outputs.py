@@ -37,13 +37,18 @@ def scratch(target: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+def refuse_folder(target: Path) -> None:
+    """Raise DataError when ``target`` is a folder."""
+    if target.is_dir():
+        raise DataError(f"{target} is a folder", hint="name a file in it with --output")
+
+
 def put(built: Path, target: Path, *, force: bool) -> bool:
     """Move ``built`` to ``target``; False when the same bytes are there already.
 
     Raises OutputExistsError when other bytes are there and ``force`` is not set.
     """
-    if target.is_dir():
-        raise DataError(f"{target} is a folder", hint="name a file in it with --output")
+    refuse_folder(target)
     if target.exists():
         if filecmp.cmp(built, target, shallow=False):
             return False

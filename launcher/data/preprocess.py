@@ -85,6 +85,7 @@ def preprocess(
     Raises DataError for input, tokenizer or template that are missing or wrong and for too many bad records,
     OutputExistsError for an output that was made from something else, JobCancelled when interrupted.
     """
+    outputs.refuse_folder(options.target)
     encoder = make_encoder(options)
     existing = read_info(options.target)
     if existing and existing.fingerprint and existing.fingerprint == fingerprint(options, encoder):
