@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -191,6 +192,9 @@ class RunSpec(_Section):
 # ------------------------------------------------------------------------------------------------ reading
 
 
+_MOST_VALUES = 10_000
+
+
 class _SpecLoader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2 core, and no dates: a spec has none."""
 
@@ -287,7 +291,11 @@ def _load(text: str) -> tuple[Any, dict[Loc, int]]:
         node = loader.get_single_node()
         if node is None:
             return None, {}
-        return loader.construct_document(node), dict(_lines(node, ()))
+        # The lines first: aliases in aliases make a few lines of YAML stand for millions of values.
+        lines = dict(islice(_lines(node, ()), _MOST_VALUES + 1))
+        if len(lines) > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES} values, counting what aliases stand for")
+        return loader.construct_document(node), lines
     finally:
         loader.dispose()
 

@@ -19,7 +19,7 @@ from data_tools import ROOT, launcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.data.cache import prepare
+from launcher.data.cache import in_cache
 from launcher.data.info import read_info
 from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
 from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
@@ -446,15 +446,12 @@ def test_duplicates_are_those_that_came_before(tmp_path_factory: pytest.TempPath
     assert kept == [True, *(letter not in letters[:place] for place, letter in enumerate(letters))]
 
 
-def test_a_cache_makes_the_same_rows_once(folder: Path, tmp_path: Path) -> None:
+def test_a_cache_finds_the_same_rows_again(folder: Path, tmp_path: Path) -> None:
     wanted = options(folder, Path("train.mindrecord"))
-    first, new = prepare(wanted, tmp_path)
-    assert new
-    assert first.path.parent.parent == tmp_path
+    first = in_cache(wanted, tmp_path).target
+    assert first.parent.parent == tmp_path
     (tmp_path / "copy.json").write_bytes((folder / "conversations.json").read_bytes())
-    again, new = prepare(options(folder, wanted.target, source=tmp_path / "copy.json"), tmp_path)
-    assert not new
-    assert again.path == first.path
-    other, new = prepare(options(folder, wanted.target, seq_length=90), tmp_path)
-    assert new
-    assert other.path != first.path
+    again = in_cache(options(folder, wanted.target, source=tmp_path / "copy.json"), tmp_path).target
+    assert again == first
+    assert in_cache(options(folder, wanted.target, seq_length=90), tmp_path).target != first
+    assert not first.parent.exists()

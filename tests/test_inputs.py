@@ -27,7 +27,9 @@ def spec_with(model: dict[str, Any] | None = None, data: dict[str, Any] | None =
     ("model", "data", "error", "expected"),
     [
         ({}, {"train": "none.mindrecord"}, DataError, "dataset none.mindrecord does not exist"),
-        ({}, {"train": "raw.json"}, DataError, "is not a .mindrecord file"),
+        ({}, {"train": "raw.txt"}, DataError, "is neither a .mindrecord file nor raw"),
+        ({}, {"train": "raw.json"}, SpecError, "is raw, and model.tokenizer is not given"),
+        ({"tokenizer": "none.model"}, {"train": "raw.json"}, DataError, "tokenizer none.model does not exist"),
         ({}, {"train": "alone.mindrecord"}, DataError, "lacks its index"),
         ({}, {"train": "junk.mindrecord"}, DataError, "is not a MindRecord file"),
         ({"checkpoint": "none.ckpt"}, None, CheckpointError, "checkpoint none.ckpt does not exist"),
@@ -44,7 +46,7 @@ def test_what_is_missing_is_named(
     expected: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("raw.json", "alone.mindrecord", "junk.mindrecord", "junk.mindrecord.db"):
+    for name in ("raw.json", "raw.txt", "alone.mindrecord", "junk.mindrecord", "junk.mindrecord.db"):
         (tmp_path / name).write_bytes(b"junk")
     (tmp_path / "folder").mkdir()
     with pytest.raises(error) as caught:

@@ -314,9 +314,7 @@ def _progress(unit: str) -> Iterator[Progress]:
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
     began = time.monotonic()
     # Without a thread that refreshes it: worker processes are forked meanwhile, and threads do not survive that.
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, auto_refresh=False
-    ) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, auto_refresh=False) as bar:
         task = bar.add_task(unit)
 
         def tell(position: int, size: int, done: int) -> None:

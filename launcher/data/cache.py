@@ -5,19 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from launcher.data.convert import Progress
-from launcher.data.info import DatasetInfo
-from launcher.data.preprocess import PreprocessOptions, fingerprint, preprocess
+from launcher.data.preprocess import PreprocessOptions, fingerprint
 
 
-def prepare(
-    options: PreprocessOptions, folder: Path, *, progress: Progress = lambda *_: None
-) -> tuple[DatasetInfo, bool]:
-    """The rows of ``options`` below ``folder``, named by their fingerprint; and whether they are new.
+def in_cache(options: PreprocessOptions, folder: Path) -> PreprocessOptions:
+    """``options`` with a target below ``folder``, named by their fingerprint.
 
     ``options.target`` gives the file's name only. The same input, tokenizer, template and options are found
-    again, wherever the input lies.
-    Raises what ``preprocess`` raises.
+    again, wherever the input lies; nothing is written. Raises DataError when the input cannot be read.
     """
-    made = dataclasses.replace(options, target=folder / fingerprint(options)[:16] / options.target.name)
-    return preprocess(made, force=True, progress=progress)
+    return dataclasses.replace(options, target=folder / fingerprint(options)[:16] / options.target.name)

@@ -62,9 +62,9 @@ def _files(spec: RunSpec) -> Iterator[NeededFile]:
     if spec.data.train:
         fix = "launcher data preprocess makes one"
         yield NeededFile(what="dataset", path=Path(spec.data.train), fix=fix)
-        yield NeededFile(
-            what="dataset index", path=Path(f"{spec.data.train}.db"), fix="copy it too: the two belong together"
-        )
+    if spec.data.train and spec.data.train.endswith(".mindrecord"):  # a raw dataset has no index
+        index = Path(f"{spec.data.train}.db")
+        yield NeededFile(what="dataset index", path=index, fix="copy it too: the two belong together")
     if spec.model.tokenizer:
         yield NeededFile(what="tokenizer", path=Path(spec.model.tokenizer), fix="launcher data tokenizer trains one")
     if spec.model.checkpoint:
