@@ -38,7 +38,7 @@ def draft(
     Raises SpecError, DataError, CheckpointError or HostError for what does not fit.
     """
     cluster = local_cluster(cards)
-    name = spec_name or DEFAULT_SPEC[cluster.target]
+    name = DEFAULT_SPEC[cluster.target] if spec_name is None else spec_name
     spec = _with_checkpoint(load_spec(name), checkpoint)
     found, pending = inputs.resolve(spec)
     paths = JobStore(jobs_dir).new_paths(spec.name)

@@ -55,6 +55,7 @@ def test_every_command_says_what_it_does_and_shows_an_example() -> None:
     [
         (["nonsense"], 2, "No such command"),
         (["submit", "none.yaml"], 2, "no run spec 'none.yaml'"),
+        (["submit", ""], 2, "no run spec ''"),
         (["submit", "tiny_cpuu"], 2, "did you mean tiny_cpu?"),
         (["submit", "bad.yaml"], 2, "bad.yaml:1: unknown key nmae; did you mean name?"),
         (["submit", "--cards", "0"], 5, "--cards 0: this host has"),
