@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.data import sample_set
@@ -34,6 +34,7 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
     Raises DataError, CheckpointError or SpecError; nothing is written.
     """
     checkpoint = find_checkpoint(spec.model.checkpoint) if spec.model.checkpoint else None
+    evaluation = _find_evaluation(spec)
     if spec.data.sample:
         sample = sample_set.SampleSet(
             size=spec.data.sample.size,
@@ -47,13 +48,27 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
             rows=sample.rows,
             tokenizer=str(sample.tokenizer),
             checkpoint=checkpoint,
+            evaluation=evaluation,
         )
         return found, None if sample.exists() else Pending(sample=sample)
-    return _given(spec, checkpoint), None
+    return replace(_given(spec, checkpoint), evaluation=evaluation), None
+
+
+def _find_evaluation(spec: RunSpec) -> str | None:
+    """The held-out rows, held to the same rules as those of training."""
+    return _existing_rows(spec, spec.evaluation.data)[0] if spec.evaluation else None
 
 
 def _given(spec: RunSpec, checkpoint: str | None) -> Inputs:
-    dataset = _existing(str(spec.data.train), "dataset", "launcher data preprocess makes one", DataError)
+    dataset, info = _existing_rows(spec, str(spec.data.train))
+    tokenizer = _find_tokenizer(spec, info)
+    if tokenizer:
+        _check_vocabulary(spec.model, tokenizer)
+    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=checkpoint)
+
+
+def _existing_rows(spec: RunSpec, path: str) -> tuple[str, DatasetInfo]:
+    dataset = _existing(path, "dataset", "launcher data preprocess makes one", DataError)
     if Path(dataset).suffix != ".mindrecord":
         raise DataError(f"dataset {dataset} is not a .mindrecord file", hint="launcher data preprocess makes one")
     if not Path(f"{dataset}.db").is_file():
@@ -62,11 +77,8 @@ def _given(spec: RunSpec, checkpoint: str | None) -> Inputs:
     if info is None:
         raise DataError(f"dataset {dataset} is not a MindRecord file", hint="launcher data preprocess makes one")
     _check_columns(spec, info, dataset)
-    tokenizer = _find_tokenizer(spec, info)
     _check_fit(spec, info, dataset)
-    if tokenizer:
-        _check_vocabulary(spec.model, tokenizer)
-    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=checkpoint)
+    return dataset, info
 
 
 def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> str:

@@ -15,27 +15,39 @@ from launcher.engines import msrun
 from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
-from launcher.plan import Inputs, LaunchPlan, check_target, choose_degrees, count_steps, make_plan
+from launcher.plan import Inputs, LaunchPlan, count_steps, make_plan
 from launcher.render import to_number
+from launcher.settle import Degrees, check_target, settle, with_degrees
 from launcher.spec import ParallelSpec, PrecisionSpec, RunSpec, load_spec
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def cluster(target: str, cards: int, first: int = 0) -> Cluster:
-    devices = tuple(Device(device_id=first + number) for number in range(cards))
-    return Cluster(target=target, hosts=(Host(name="node0", address="127.0.0.1", devices=devices),))
+def cluster(target: str, cards: int, hosts: int = 1, kind: str | None = None) -> Cluster:
+    """``hosts`` hosts with ``cards`` devices each."""
+    return Cluster(target=target, kind=kind, hosts=tuple(_host(number, cards) for number in range(hosts)))
+
+
+def _host(number: int, cards: int) -> Host:
+    devices = tuple(Device(device_id=index, device_ip=f"10.1.{number}.{index + 1}") for index in range(cards))
+    return Host(name=f"node{number}", address=f"10.0.0.{number + 1}", devices=devices)
 
 
 def plan(
-    spec: RunSpec, target: str = "CPU", cards: int = 2, checkpoint: str | None = None, root: str = "/jobs/bcdfg-x"
+    spec: RunSpec,
+    target: str = "CPU",
+    cards: int = 2,
+    checkpoint: str | None = None,
+    root: str = "/jobs/bcdfg-x",
+    rows: int = 100,
+    hosts: int = 1,
 ) -> LaunchPlan:
     paths = JobPaths(root=Path(root))
-    hardware = cluster(target, cards)
+    hardware = cluster(target, cards, hosts=hosts)
     command = msrun.command(
         msrun="/opt/bin/msrun", cluster=hardware, paths=paths, rank_table=paths.root / "rank_table.json", port=8118
     )
-    inputs = Inputs(dataset="/data/t.mindrecord", rows=100, tokenizer="/data/tokenizer.model", checkpoint=checkpoint)
+    inputs = Inputs(dataset="/data/t.mindrecord", rows=rows, tokenizer="/data/tokenizer.model", checkpoint=checkpoint)
     return make_plan(spec=spec, spec_name="x", cluster=hardware, inputs=inputs, paths=paths, command=command)
 
 
@@ -136,24 +148,34 @@ def test_numbers_are_numbers_to_yaml_1_1(value: float) -> None:
     assert isinstance(yaml.safe_load(to_number(value)), float)
 
 
-def test_degrees_left_out_take_what_the_cards_leave() -> None:
-    parallel = ParallelSpec(mode="semi_auto", model_parallel=4)
+def changed(spec: RunSpec, section: str, **changes: Any) -> RunSpec:
+    return spec.model_copy(update={section: getattr(spec, section).model_copy(update=changes)})
 
-    assert choose_degrees(parallel, 8).data_parallel == 2
+
+def test_degrees_left_out_take_what_the_cards_leave() -> None:
+    spec = changed(load_spec("llama_7b_lora"), "parallel", mode="semi_auto", model_parallel=4)
+
+    assert settle(spec, cluster("Ascend", 8)).degrees.data_parallel == 2
 
 
 @pytest.mark.parametrize(
     ("parallel", "cards", "expected"),
     [
-        (ParallelSpec(data_parallel=3), 2, "= 3, but --cards is 2"),
-        (ParallelSpec(mode="semi_auto", model_parallel=4), 6, "= 4, but --cards is 6"),
+        ({"data_parallel": 3}, 2, "= 3, but --cards is 2"),
+        ({"mode": "semi_auto", "model_parallel": 4}, 6, "= 4, but --cards is 6"),
+        ({"mode": "semi_auto", "model_parallel": 3, "pipeline_stage": 1}, 6, "num_heads 32 is not a multiple of"),
+        ({"mode": "data", "model_parallel": 2}, 4, "parallel.mode data does not split the model"),
+        ({"mode": "semi_auto", "model_parallel": 1, "pipeline_stage": 3}, 3, "num_layers 32 is not a multiple of"),
+        ({"mode": "data", "optimizer_shard": True}, 2, "optimizer_shard needs parallel.mode semi_auto"),
+        ({"mode": "semi_auto", "model_parallel": 1, "pipeline_stage": 1, "sequence_parallel": True}, 2, "no effect"),
+        ({"model_parallel": 1, "pipeline_stage": 4, "micro_batches": 2}, 4, "micro_batches 2 is below pipeline_stage"),
+        ({"mode": "data", "micro_batches": 2}, 2, "micro_batches has no effect without a pipeline"),
     ],
 )
-def test_degrees_that_do_not_multiply_to_the_cards_are_refused(
-    parallel: ParallelSpec, cards: int, expected: str
-) -> None:
+def test_degrees_that_cannot_be_are_refused(parallel: dict[str, Any], cards: int, expected: str) -> None:
+    spec = changed(load_spec("llama_7b_lora"), "parallel", mode=None)
     with pytest.raises(SpecError) as caught:
-        choose_degrees(parallel, cards)
+        settle(changed(spec, "parallel", **parallel), cluster("Ascend", cards))
 
     assert expected in str(caught.value)
     assert caught.value.hint
@@ -170,9 +192,9 @@ def test_degrees_that_do_not_multiply_to_the_cards_are_refused(
 )
 def test_what_cpu_cannot_train_is_refused_with_the_reason(change: dict[str, Any], expected: str) -> None:
     spec = load_spec("tiny_cpu").model_copy(update=change)
-    check_target(spec, "Ascend")
+    check_target(spec, cluster("Ascend", 2))
     with pytest.raises(SpecError) as caught:
-        check_target(spec, "CPU")
+        check_target(spec, cluster("CPU", 2))
 
     assert expected in str(caught.value)
     assert caught.value.hint
@@ -206,12 +228,14 @@ def test_steps_are_counted_as_mindspore_deals_rows(
         }
     )
 
-    assert count_steps(spec, rows, ranks) == expected
+    spec = with_degrees(spec, Degrees(data_parallel=ranks, model_parallel=1, pipeline_stage=1))
+
+    assert count_steps(spec, rows) == expected
 
 
 def test_less_than_one_batch_is_refused() -> None:
     with pytest.raises(SpecError, match="not one batch") as caught:
-        count_steps(load_spec("tiny_cpu"), 20, 2)
+        plan(load_spec("tiny_cpu"), rows=20)
 
     assert caught.value.hint == "set data.batch_size to at most 10, or add data"
 
