@@ -81,7 +81,7 @@ def _notes(asked: str | None, name: str, cluster: Cluster, spec: RunSpec, pendin
     elif asked is None:
         notes.append(f"No SPEC given: running {name}.")
     if pending:
-        notes.append(f"Sample data: {pending.describe()}")
+        notes.append(f"Data: {pending.describe()}")
     if spec.lora and spec.model.checkpoint is None:
         notes.append("No base checkpoint: LoRA adapts random weights. It shows the path; answers will make no sense.")
     return notes
@@ -103,9 +103,7 @@ def preflight(plan: LaunchPlan, *, port: int | None) -> None:
 
 
 def carry_out(plan_draft: Draft, on_event: OnEvent, *, on_start: Callable[[LaunchPlan], None]) -> JobRecord:
-    """Make what is pending, then run the plan to its end. Raises what ``supervise.run`` raises."""
-    if plan_draft.pending:
-        plan_draft.pending.make()
+    """Run the plan to its end. Nothing may be pending any more. Raises what ``supervise.run`` raises."""
     plan = plan_draft.plan
     on_start(plan)
     record = JobRecord(

@@ -49,7 +49,7 @@ def trained(workshop: Workshop) -> Trained:
     """One small model, trained once with real MindSpore on two ranks, for all tests that need one."""
     base = workshop.submit(workshop.write_spec("base", lora=False, steps=6, epochs=1), "--cards", "2")
     workshop.launcher("merge-ckpt", base.record.job_id)
-    spec = workshop.write_spec("lora", lora=True, epochs=1)
+    spec = workshop.write_spec("lora", lora=True, epochs=1, data="math.jsonl")  # raw: submit tokenizes it itself
     lora = workshop.submit(spec, "--cards", "2", "--checkpoint", str(base.paths.merged))
     workshop.launcher("merge-ckpt", lora.record.job_id)
     lines = (workshop.folder / "math.jsonl").read_text(encoding="utf-8").splitlines()

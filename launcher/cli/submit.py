@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -37,7 +38,10 @@ def submit(
     from launcher import submission
     from launcher.cli import show
 
-    draft = submission.draft(spec, cards=cards, checkpoint=checkpoint, sets=sets, port=port, jobs_dir=jobs_dir)
+    make_draft = partial(
+        submission.draft, spec, cards=cards, checkpoint=checkpoint, sets=sets, port=port, jobs_dir=jobs_dir
+    )
+    draft = make_draft()
     for note in draft.notes:
         click.echo(note)
     if dry_run:
@@ -45,6 +49,9 @@ def submit(
         return
     if not no_preflight:
         submission.preflight(draft.plan, port=port)
+    if draft.pending:
+        draft.pending.make()
+        draft = make_draft()  # the number of rows, and so of steps, is known now
     with show.Progress(draft.plan.steps) as progress:
         record = submission.carry_out(draft, progress.note, on_start=progress.begin)
     click.echo(show.finished(draft.plan, record, progress))

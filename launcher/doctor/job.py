@@ -26,16 +26,15 @@ def check_files(needs: JobNeeds) -> Iterator[Finding]:
 def check_degrees(needs: JobNeeds, available: int) -> Iterator[Finding]:
     """data_parallel x model_parallel x pipeline_stage is the number of cards."""
     cards = needs.cards or available
-    split = needs.model_parallel * needs.pipeline_stage
-    if needs.data_parallel is None and split == 1:
+    if needs.data_parallel is None and needs.split == 1:
         return
-    data_parallel = needs.data_parallel or max(1, cards // split)
-    product = data_parallel * split
+    data_parallel = needs.copies(cards)
+    product = data_parallel * needs.split
     text = f"{data_parallel} x {needs.model_parallel} x {needs.pipeline_stage} = {product}"
     if product == cards:
         yield passed("degrees", f"data x model x pipeline: {text} cards")
     else:
-        fix = f"pass --cards {product}, or set parallel.data_parallel: {max(1, cards // split)}"
+        fix = f"pass --cards {product}, or set parallel.data_parallel: {max(1, cards // needs.split)}"
         yield failed("degrees", f"data x model x pipeline: {text}, but there are {cards} cards", fix)
 
 
@@ -51,7 +50,7 @@ def needs_of_spec(
         bfloat16="bfloat16" in (spec.precision.params, spec.precision.compute),
         files=tuple(_files(spec)),
         folder=folder,
-        checkpoint_bytes=checkpoint_bytes(spec, cards),
+        checkpoint_bytes=checkpoint_bytes(spec),
         scheduler_port=port,
     )
 
@@ -60,9 +59,9 @@ def _files(spec: RunSpec) -> Iterator[NeededFile]:
     if spec.data.train:
         fix = "launcher data preprocess makes one"
         yield NeededFile(what="dataset", path=Path(spec.data.train), fix=fix)
-        yield NeededFile(
-            what="dataset index", path=Path(f"{spec.data.train}.db"), fix="copy it too: the two belong together"
-        )
+    if spec.data.train and spec.data.train.endswith(".mindrecord"):  # a raw dataset has no index
+        index = Path(f"{spec.data.train}.db")
+        yield NeededFile(what="dataset index", path=index, fix="copy it too: the two belong together")
     if spec.model.tokenizer:
         yield NeededFile(what="tokenizer", path=Path(spec.model.tokenizer), fix="launcher data tokenizer trains one")
     if spec.model.checkpoint:
@@ -70,16 +69,14 @@ def _files(spec: RunSpec) -> Iterator[NeededFile]:
         yield NeededFile(what="base checkpoint", path=Path(spec.model.checkpoint), fix=fix)
 
 
-def checkpoint_bytes(spec: RunSpec, cards: int | None) -> int:
-    """Bytes of all checkpoints a run has on disk at one time: ``keep``, and the one being written.
+def checkpoint_bytes(spec: RunSpec) -> int:
+    """Bytes of all checkpoints that one copy of the model has on disk at one time: ``keep``, and one being written.
 
-    A checkpoint holds all weights, and AdamW's moments of what is trained. Data-parallel ranks write one copy each
+    A checkpoint holds all weights, and AdamW's moments of what is trained. Data-parallel ranks write one each
     (mindformers 1.9.0); model-parallel and pipeline ranks share one between them.
     """
     weights = parameter_count(spec.model)
-    trained = lora_count(spec.model, spec.lora) if spec.lora else weights
-    split = (spec.parallel.model_parallel or 1) * (spec.parallel.pipeline_stage or 1)
-    copies = spec.parallel.data_parallel or max(1, (cards or split) // split)
-    param_bytes = BYTES[spec.precision.params or "float32"]
-    one = weights * param_bytes + trained * (param_bytes + ADAM_BYTES)
-    return one * copies * (spec.checkpoint.keep + 1)
+    added = lora_count(spec.model, spec.lora)
+    trained = added if spec.lora else weights
+    one = (weights + added) * BYTES[spec.precision.params or "float32"] + trained * ADAM_BYTES
+    return one * (spec.checkpoint.keep + 1)

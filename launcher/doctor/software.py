@@ -78,12 +78,14 @@ def _cann(software: Software, mindspore: str | None) -> Finding:
         return warned(
             "cann", f"CANN {software.cann}; what mindspore {mindspore} wants is not known", "see launcher/versions.py"
         )
-    if not same_release(software.cann, wanted.cann):
-        fits = for_cann(software.cann)
-        instead = f", or pip install mindspore=={fits.mindspore[0]} mindformers=={fits.mindformers}" if fits else ""
-        what = f"CANN {software.cann}, but mindspore {mindspore} was built for {wanted.cann}"
-        return failed("cann", what, f"install CANN {wanted.cann}{instead}")
-    return passed("cann", f"CANN {software.cann}, which mindspore {mindspore} was built for")
+    if same_release(software.cann, wanted.cann):
+        return passed("cann", f"CANN {software.cann}, which mindspore {mindspore} was built for")
+    fits = for_cann(software.cann)
+    instead = f", or pip install mindspore=={fits.mindspore[0]} mindformers=={fits.mindformers}" if fits else ""
+    what = f"CANN {software.cann}, but mindspore {mindspore} was built for {wanted.cann}"
+    # MindSpore itself only warns; what an older CANN lacks shows as an unknown operator after minutes of compiling.
+    complain = failed if release_key(software.cann) < release_key(wanted.cann) else warned
+    return complain("cann", what, f"install CANN {wanted.cann}{instead}")
 
 
 def _driver(software: Software) -> Finding:
