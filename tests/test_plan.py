@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +72,122 @@ def assert_golden(folder: Path, made: LaunchPlan) -> None:
     assert {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in found} == actual
 
 
+def changed(spec: RunSpec, section: str, **changes: Any) -> RunSpec:
+    return spec.model_copy(update={section: getattr(spec, section).model_copy(update=changes)})
+
+
+SEMI_AUTO = {"mode": "semi_auto", "model_parallel": 4, "pipeline_stage": 1}
+PIPELINE = {"mode": "semi_auto", "model_parallel": 4, "pipeline_stage": 2, "micro_batches": 4}
+SHARDED = {"mode": "semi_auto", "model_parallel": 2, "pipeline_stage": 1, "optimizer_shard": True,
+           "sequence_parallel": True, "vocab_split": True}  # fmt: skip
+LLAMA_7B, WHOLE = "/models/llama_7b.ckpt", "/models/base/model.safetensors"
+
+GOLDEN_PLANS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "cpu_x2": ("tiny_cpu", {}, {"checkpoint": WHOLE}),
+    "ascend_x8": ("llama_7b_lora", {"mode": "data"}, {"target": "Ascend", "cards": 8, "checkpoint": LLAMA_7B}),
+    "semi_auto_dp2_mp4": ("llama_7b_lora", SEMI_AUTO, {"target": "Ascend", "cards": 8, "checkpoint": LLAMA_7B}),
+    "pipeline_dp1_mp4_pp2": ("llama_7b_lora", PIPELINE, {"target": "Ascend", "cards": 8, "checkpoint": WHOLE}),
+    "optimizer_shard_dp4_mp2": ("llama_7b_lora", SHARDED, {"target": "Ascend", "cards": 8}),
+    "hosts_2x8": (
+        "llama_7b_lora", {"mode": "data"}, {"target": "Ascend", "cards": 8, "hosts": 2, "checkpoint": WHOLE}
+    ),
+}  # fmt: skip
+
+
+def golden_plan(name: str) -> LaunchPlan:
+    spec, parallel, options = GOLDEN_PLANS[name]
+    return plan(changed(load_spec(spec), "parallel", **parallel), **options)
+
+
+@pytest.mark.parametrize("name", GOLDEN_PLANS)
+def test_files_are_as_in_the_golden_folder(name: str) -> None:
+    assert_golden(GOLDEN / name, golden_plan(name))
+
+
+# Run in a child process: importing mindformers takes 10 s, and its warnings are not ours.
+LOAD = """
+import json, sys
+import mindspore as ms
+from mindformers import LlamaConfig, MindFormerConfig
+from mindformers.core.parallel_config import build_parallel_config
+
+built = {}
+for path in sys.argv[1:]:
+    config = MindFormerConfig(path)
+    build_parallel_config(config)
+    llama = LlamaConfig(parallel_config=config.parallel_config, **config.model.model_config)
+    parallel = llama.parallel_config
+    built[path] = {
+        "hidden_size": llama.hidden_size, "compute": str(llama.compute_dtype), "eps": llama.rms_norm_eps,
+        "degrees": [parallel.data_parallel, parallel.model_parallel, parallel.pipeline_stage],
+        "micro": parallel.micro_batch_num, "mode": config.parallel.parallel_mode,
+        "full_batch": config.parallel.full_batch, "transform": config.auto_trans_ckpt,
+        "learning_rate": config.lr_schedule.learning_rate, "flash": llama.use_flash_attention,
+        "lora": config.model.model_config.pet_config.lora_rank, "shard": config.parallel.enable_parallel_optimizer,
+        "recompute": config.recompute_config.recompute,
+    }
+print("BUILT" + json.dumps(built))
+"""
+
+
+@pytest.mark.mindspore
+def test_mindformers_reads_the_golden_files_as_they_are_meant() -> None:
+    files = {name: str(GOLDEN / name / "ranks" / "rank_1.yaml") for name in GOLDEN_PLANS}
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, *files.values()], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("BUILT"))
+    built = json.loads(line.removeprefix("BUILT"))
+    found = {name: built[path] for name, path in files.items()}
+
+    assert {name: values["degrees"] for name, values in found.items()} == {
+        "cpu_x2": [2, 1, 1],
+        "ascend_x8": [8, 1, 1],
+        "semi_auto_dp2_mp4": [2, 4, 1],
+        "pipeline_dp1_mp4_pp2": [1, 4, 2],
+        "optimizer_shard_dp4_mp2": [4, 2, 1],
+        "hosts_2x8": [16, 1, 1],
+    }
+    assert [values["mode"] for values in found.values()] == [0, 0, 1, 1, 1, 0]
+    assert [values["full_batch"] for values in found.values()] == [False, False, True, True, True, False]
+    assert [values["transform"] for values in found.values()] == [False, False, True, True, False, False]
+    assert [values["shard"] for values in found.values()] == [False, False, False, False, True, False]
+    assert [values["recompute"] for values in found.values()] == [False, True, True, True, True, True]
+    assert found["pipeline_dp1_mp4_pp2"]["micro"] == 4
+    for name, values in found.items():
+        on_cpu = name == "cpu_x2"
+        assert values["hidden_size"] == (96 if on_cpu else 4096)
+        assert values["compute"] == ("Float32" if on_cpu else "Float16")
+        assert (values["eps"], values["learning_rate"]) == ((1e-5, 5e-3) if on_cpu else (1e-6, 1e-5))
+        assert values["flash"] is not on_cpu
+        assert values["lora"] == 16
+
+
+def test_a_whole_base_is_laid_out_as_mindformers_looks_for_it() -> None:
+    cut = golden_plan("semi_auto_dp2_mp4")
+    whole = golden_plan("pipeline_dp1_mp4_pp2")
+
+    assert [(link.path, link.target) for link in cut.links] == [("base/rank_0/base.ckpt", LLAMA_7B)]
+    assert rank_yaml(cut)["load_checkpoint"] == "/jobs/bcdfg-x/base"
+    assert (whole.links, rank_yaml(whole)["load_checkpoint"]) == ((), WHOLE)
+    assert len(golden_plan("hosts_2x8").links) == 16
+
+
 @pytest.mark.parametrize(
-    ("name", "spec", "target", "cards", "checkpoint"),
+    ("name", "rows", "batch", "steps"),
     [
-        ("cpu_x2", "tiny_cpu", "CPU", 2, "/models/base/model.safetensors"),
-        ("ascend_x8", "llama_7b_lora", "Ascend", 8, "/models/llama_7b.ckpt"),
+        ("ascend_x8", 1000, 16, 62),  # 125 rows a rank, 62 whole batches of 2
+        ("semi_auto_dp2_mp4", 1000, 4, 250),
+        ("pipeline_dp1_mp4_pp2", 1000, 8, 125),
+        ("optimizer_shard_dp4_mp2", 1000, 8, 125),
     ],
 )
-def test_files_are_as_in_the_golden_folder(
-    name: str, spec: str, target: str, cards: int, checkpoint: str | None
-) -> None:
-    assert_golden(GOLDEN / name, plan(load_spec(spec), target, cards, checkpoint))
+def test_batch_and_steps_follow_the_split(name: str, rows: int, batch: int, steps: int) -> None:
+    spec, parallel, options = GOLDEN_PLANS[name]
+    made = plan(changed(load_spec(spec), "parallel", **parallel), **options, rows=rows)
+
+    assert (made.global_batch, made.steps) == (batch, steps)
 
 
 def test_the_plan_touches_nothing(tmp_path: Path) -> None:
@@ -146,10 +253,6 @@ def test_strings_survive_the_yaml_of_a_rank(name: str) -> None:
 def test_numbers_are_numbers_to_yaml_1_1(value: float) -> None:
     assert yaml.safe_load(to_number(value)) == value
     assert isinstance(yaml.safe_load(to_number(value)), float)
-
-
-def changed(spec: RunSpec, section: str, **changes: Any) -> RunSpec:
-    return spec.model_copy(update={section: getattr(spec, section).model_copy(update=changes)})
 
 
 def test_degrees_left_out_take_what_the_cards_leave() -> None:
