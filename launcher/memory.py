@@ -275,7 +275,7 @@ def _terms(stage: _Stage, target: str) -> tuple[Term, ...]:
         Term(name="activations kept", size=_kept(stage), formula=kept_how),
         Term(name="at work", size=_at_work(stage),
              formula=f"larger of one layer's backward pass and the loss, t x {per_token}"),
-        Term(name="communication", size=buffers, formula=f"{groups} groups x 2 x {spec.hccl.buffer_mib} MiB"),
+        Term(name="communication", size=buffers, formula=f"{groups} group(s) x 2 x {spec.hccl.buffer_mib} MiB"),
     )  # fmt: skip
 
 

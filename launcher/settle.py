@@ -264,6 +264,7 @@ def with_degrees(spec: RunSpec, degrees: Degrees) -> RunSpec:
     parallel = spec.parallel
     needs_split = degrees.split > 1 or parallel.optimizer_shard or spec.training.gradient_accumulation > 1
     micro = parallel.micro_batches or (2 * degrees.pipeline_stage if degrees.pipeline_stage > 1 else 1)
+    divides = degrees.model_parallel > 1 and spec.model.vocab_size % degrees.model_parallel == 0
     return _with(
         spec,
         "parallel",
@@ -272,6 +273,7 @@ def with_degrees(spec: RunSpec, degrees: Degrees) -> RunSpec:
         model_parallel=degrees.model_parallel,
         pipeline_stage=degrees.pipeline_stage,
         micro_batches=micro,
+        vocab_split=divides if parallel.vocab_split is None else parallel.vocab_split,
     )
 
 
@@ -334,5 +336,6 @@ def _wider_splits(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator
             keys = f"parallel.mode=semi_auto parallel.model_parallel={option.model_parallel}"
             keys += f" parallel.pipeline_stage={option.pipeline_stage}" if option.pipeline_stage > 1 else ""
             keys += f" parallel.data_parallel={option.data_parallel}"
-            cleared = spec.parallel.model_copy(update={"mode": "semi_auto", "micro_batches": None})
+            update = {"mode": "semi_auto", "micro_batches": None, "vocab_split": None}
+            cleared = spec.parallel.model_copy(update=update)
             yield keys, with_degrees(spec.model_copy(update={"parallel": cleared}), option)

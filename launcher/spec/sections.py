@@ -157,7 +157,7 @@ class DataSpec(Section):
     """Training rows: a MindRecord file (``train``), or ``sample`` to have the launcher make some."""
 
     train: Text | None = None
-    """A .mindrecord file (`launcher data preprocess` makes one)."""
+    """A .mindrecord file, or raw .json or .jsonl conversations, which are tokenized first."""
     sample: SampleSpec | None = None
     """Rows that the launcher makes up."""
     template: Text = "vicuna"
@@ -348,8 +348,8 @@ class ParallelSpec(Section):
     """Whether data-parallel ranks share optimizer states and weights (MindSpore's optimizer parallel)."""
     sequence_parallel: bool = False
     """Whether norms and residuals are split along the sequence between the ranks that share a layer."""
-    vocab_split: bool = False
-    """Whether embedding and output layer are split between the ranks that share a layer (always in a pipeline)."""
+    vocab_split: bool | None = None
+    """Whether ranks that share a layer share embedding and output layer too; left out, where the vocabulary divides."""
 
 
 class PrecisionSpec(Section):
