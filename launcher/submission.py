@@ -15,7 +15,7 @@ from launcher.errors import HostError, SpecError
 from launcher.jobs import JobRecord, JobStore
 from launcher.network import scheduler_port
 from launcher.plan import LaunchPlan, make_plan
-from launcher.spec import Override, RunSpec, load_spec, parse_sets
+from launcher.spec import Override, RunSpec, load_source, parse_sets, parse_spec
 from launcher.supervise import OnEvent
 
 DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
@@ -45,7 +45,8 @@ def draft(
     """
     cluster = local_cluster(cards)
     name = spec_name or DEFAULT_SPEC[cluster.target]
-    spec = load_spec(name, overrides(sets, checkpoint))
+    source = load_source(name, overrides(sets, checkpoint))
+    spec = parse_spec(source)
     found, pending = inputs.resolve(spec)
     paths = JobStore(jobs_dir).new_paths(spec.name)
     command = msrun.command(
@@ -56,7 +57,7 @@ def draft(
         port=scheduler_port(port, cluster.hosts[0].address),
     )
     plan = make_plan(spec=spec, spec_name=name, cluster=cluster, inputs=found, paths=paths, command=command)
-    notes = [*_notes(spec_name, name, cluster, spec, pending), *map(_sentence, plan.notes)]
+    notes = [*_notes(spec_name, name, cluster, spec, pending), *map(_sentence, (*source.changes, *plan.notes))]
     return Draft(plan=plan, pending=pending, notes=tuple(notes))
 
 

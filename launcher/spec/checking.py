@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from launcher.errors import SpecError
 from launcher.presets import PRESETS
-from launcher.spec import layers
+from launcher.spec import foreign, layers
 from launcher.spec.reading import Loc, SpecSource, find_spec, read_source
 from launcher.spec.sections import RunSpec, Section
 
@@ -24,9 +25,16 @@ def load_spec(name: str, overrides: Iterable[layers.Override] = ()) -> RunSpec:
 
 
 def load_source(name: str, overrides: Iterable[layers.Override] = ()) -> SpecSource:
-    """All values of the spec ``name``: the file's, the preset's, $LAUNCHER_* and ``overrides``."""
+    """All values of the spec ``name``: the file's, the preset's, $LAUNCHER_* and ``overrides``.
+
+    A MindFormers YAML is translated on the way; ``changes`` of the result says how.
+    """
     source = read_source(find_spec(name))
+    if foreign.is_foreign(source):
+        source = foreign.translate(source)
     source = layers.apply(source, [*layers.environment_overrides(os.environ), *overrides])
+    if source.value(("data", "train")) is not None:
+        source = replace(source, changes=tuple(text for text in source.changes if text != foreign.NO_DATASET))
     return layers.fill_preset(source)
 
 
@@ -43,6 +51,8 @@ def parse_spec(source: SpecSource) -> RunSpec:
 
 
 def _hint(source: SpecSource) -> str:
+    if foreign.NO_DATASET in source.changes:
+        return foreign.NO_DATASET
     model = source.values.get("model")
     if isinstance(model, dict) and "preset" not in model and "hidden_size" not in model:
         return f"model.preset fills in the architecture; presets are {', '.join(PRESETS)}"
@@ -75,8 +85,14 @@ def _problem(source: SpecSource, kind: str, loc: Loc, message: str) -> str:
         return f"{source.place(loc)}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
     reason = message.removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{source.place(loc)}: {reason}"
+        return f"{source.place(_named(source, reason) or loc)}: {reason}"
     return f"{source.place(loc)}: {key}: {reason[:1].lower()}{reason[1:]}, got {_short(source.value(loc))}"
+
+
+def _named(source: SpecSource, reason: str) -> Loc:
+    """The key that a reason about a whole section begins with, or ()."""
+    loc = tuple(reason.split()[0].rstrip(":").split("."))
+    return loc if source.value(loc) is not None else ()
 
 
 def _short(value: Any) -> str:

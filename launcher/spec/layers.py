@@ -73,7 +73,7 @@ def apply(source: SpecSource, overrides: Iterable[Override]) -> SpecSource:
     values, origins = source.values, dict(source.origins)
     for override in overrides:
         try:
-            values = _put(values, override.keys, override.value)
+            values = _put(values, (), override.keys, override.value)
         except TypeError as error:
             raise SpecError(f"{override.origin}: {error}", hint="launcher config show SPEC prints all keys") from error
         origins = {loc: text for loc, text in origins.items() if loc[: len(override.keys)] != override.keys}
@@ -81,14 +81,15 @@ def apply(source: SpecSource, overrides: Iterable[Override]) -> SpecSource:
     return replace(source, values=values, origins=origins)
 
 
-def _put(values: Any, keys: tuple[str, ...], value: Any) -> dict[str, Any]:
+def _put(values: Any, above: tuple[str, ...], keys: tuple[str, ...], value: Any) -> dict[str, Any]:
     """A copy of ``values`` with ``value`` at ``keys``; sections on the way that are absent are made."""
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise TypeError(f"{keys[0]} is looked for in {values!r}, which has no keys")
+        raise TypeError(f"{'.'.join(above)} is {values!r}, which has no keys")
     first, *rest = keys
-    return {**values, first: _put(values.get(first), tuple(rest), value) if rest else value}
+    below = _put(values.get(first), (*above, first), tuple(rest), value) if rest else value
+    return {**values, first: below}
 
 
 def fill_preset(source: SpecSource) -> SpecSource:

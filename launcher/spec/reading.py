@@ -67,7 +67,13 @@ class SpecSource:
                 return self.origins[loc[:end]]
             if loc[:end] in self.lines:
                 return f"{self.name}:{self.lines[loc[:end]]}"
+            if end == len(loc) > 0 and (below := self._origin_below(loc)):
+                return below
         return self.name
+
+    def _origin_below(self, loc: Loc) -> str | None:
+        """What gave a key of the section at ``loc``, when nothing else did."""
+        return next((text for place, text in self.origins.items() if place[: len(loc)] == loc), None)
 
     def value(self, loc: Loc) -> Any:
         """What stands at ``loc``, or None."""
