@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -51,6 +51,14 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
 
     Raises DataError, CheckpointError or SpecError; nothing is written.
     """
+    found, pending = _training(spec)
+    if spec.evaluation is None:
+        return found, pending
+    held_out = _existing(spec.evaluation.data, "dataset", "launcher data preprocess makes one", DataError)
+    return replace(found, evaluation=_ready(spec, held_out, None).dataset), pending
+
+
+def _training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
     checkpoint = find_checkpoint(spec.model.checkpoint) if spec.model.checkpoint else None
     if spec.data.sample:
         sample = sample_set.SampleSet(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ import yaml
 from launcher import resources
 from launcher.errors import LauncherError
 
+# Control characters, line separators, the byte order mark, and two that are no characters.
+_NOT_YAML = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedFile:
@@ -25,8 +29,11 @@ class RenderedFile:
 
 
 def to_json(value: Any) -> str:
-    """``value`` as JSON on one line, which is YAML too. Non-ASCII stays as it is: PyYAML misreads surrogates."""
-    return json.dumps(value, ensure_ascii=False)
+    """``value`` as JSON on one line, which is YAML too. Non-ASCII stays as it is: PyYAML misreads surrogates.
+
+    JSON allows some characters in a string that YAML takes for a line's end or does not take at all.
+    """
+    return _NOT_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def to_number(value: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from launcher.errors import HostError, SpecError
 from launcher.jobs import JobRecord, JobStore
 from launcher.network import scheduler_port
 from launcher.plan import LaunchPlan, make_plan
-from launcher.spec import RunSpec, load_spec
+from launcher.spec import Override, RunSpec, load_source, parse_sets, parse_spec
 from launcher.supervise import OnEvent
 
 DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
@@ -31,7 +31,13 @@ class Draft:
 
 
 def draft(
-    spec_name: str | None, *, cards: int | None, checkpoint: str | None, port: int | None, jobs_dir: Path
+    spec_name: str | None,
+    *,
+    cards: int | None,
+    checkpoint: str | None,
+    port: int | None,
+    jobs_dir: Path,
+    sets: Sequence[str] = (),
 ) -> Draft:
     """Decide everything for a run of ``spec_name`` on ``cards`` devices of this host. Nothing is written.
 
@@ -39,7 +45,8 @@ def draft(
     """
     cluster = local_cluster(cards)
     name = DEFAULT_SPEC[cluster.target] if spec_name is None else spec_name
-    spec = _with_checkpoint(load_spec(name), checkpoint)
+    source = load_source(name, overrides(sets, checkpoint))
+    spec = parse_spec(source)
     found, pending = inputs.resolve(spec)
     paths = JobStore(jobs_dir).new_paths(spec.name)
     command = msrun.command(
@@ -50,15 +57,22 @@ def draft(
         port=scheduler_port(port, cluster.hosts[0].address),
     )
     plan = make_plan(spec=spec, spec_name=name, cluster=cluster, inputs=found, paths=paths, command=command)
-    return Draft(plan=plan, pending=pending, notes=tuple(_notes(spec_name, name, cluster, spec, pending)))
+    notes = [*_notes(spec_name, name, cluster, spec, pending), *map(_sentence, (*source.changes, *plan.notes))]
+    return Draft(plan=plan, pending=pending, notes=tuple(notes))
 
 
-def _with_checkpoint(spec: RunSpec, checkpoint: str | None) -> RunSpec:
-    if checkpoint is None:
-        return spec
-    if not checkpoint:
+def overrides(sets: Sequence[str], checkpoint: str | None = None) -> list[Override]:
+    """What the command line changes in a spec. Raises SpecError for what cannot be read."""
+    changes = parse_sets(sets)
+    if checkpoint == "":
         raise SpecError("--checkpoint is empty", hint="give a path, or leave the option out")
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": checkpoint})})
+    if checkpoint is not None:
+        changes.append(Override(keys=("model", "checkpoint"), value=checkpoint, origin="--checkpoint"))
+    return changes
+
+
+def _sentence(note: str) -> str:
+    return f"{note[:1].upper()}{note[1:]}."
 
 
 def _notes(asked: str | None, name: str, cluster: Cluster, spec: RunSpec, pending: inputs.Pending | None) -> list[str]:

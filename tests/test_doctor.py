@@ -25,7 +25,7 @@ from launcher.doctor import Finding, JobNeeds, NeededFile, cheap_checks, needs_o
 from launcher.doctor.cards import check_addresses, check_bfloat16, links_finding
 from launcher.doctor.findings import failed, passed, warned
 from launcher.doctor.hosts import Skew, check_clocks, check_inventory, clocks_finding, ssh_skew
-from launcher.doctor.job import check_degrees, check_files, checkpoint_bytes, parameter_count
+from launcher.doctor.job import check_degrees, check_files, checkpoint_bytes
 from launcher.doctor.software import check_packages, check_programs, check_python, check_triple
 from launcher.doctor.system import (
     check_disk,
@@ -37,6 +37,7 @@ from launcher.doctor.system import (
     resolve,
     size,
 )
+from launcher.memory import parameter_count
 from launcher.spec import ModelSpec, load_spec
 from launcher.versions import MATRIX, for_cann, for_mindspore, release_key, same_release
 
@@ -449,7 +450,7 @@ def test_needs_of_a_spec(tmp_path: Path) -> None:
     spec = load_spec("llama_7b_lora")
     needs = needs_of_spec(spec, cards=8, folder=tmp_path)
     assert needs.cards == 8
-    assert needs.model_parallel == spec.parallel.model_parallel
+    assert (needs.model_parallel, needs.pipeline_stage) == (1, 1)
     model = replace_model(spec.model, hidden_size=4096, num_layers=32, num_heads=32, n_kv_heads=None,
                           intermediate_size=11008, vocab_size=32000)  # fmt: skip
     assert parameter_count(model) == 6_738_415_616  # LLaMA 7B (Touvron et al., arXiv:2302.13971)

@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "data": ("launcher.cli.data", "data", "Make, convert, tokenize and preprocess datasets."),
     "submit": ("launcher.cli.submit", "submit", "Finetune as a run spec says."),
+    "plan": ("launcher.cli.plan", "plan", "Show all that a run would do, and whether it fits the cards."),
+    "config": ("launcher.cli.config", "config", "Make, read and check run specs."),
     "jobs": ("launcher.cli.jobs", "list_jobs", "List jobs."),
     "status": ("launcher.cli.jobs", "status", "Show what a job is doing or how it ended."),
     "logs": ("launcher.cli.jobs", "logs", "Print the logs of a job."),

@@ -21,3 +21,7 @@ jobs_dir_option: Decorator[Any] = click.option(
 )
 
 job_argument: Decorator[Any] = click.argument("job", default="last")
+
+set_option: Decorator[Any] = click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one key of SPEC: --set training.epochs=2."
+)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
-from launcher.cli.options import jobs_dir_option
+from launcher.cli.options import jobs_dir_option, set_option
 
 
 @click.command()
 @click.argument("spec", required=False)
 @click.option("--cards", type=int, metavar="N", help="Devices to use; all of the host's if left out.")
 @click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
+@set_option
 @click.option("--port", type=click.IntRange(1024, 65535), help="The scheduler's port; a free one if left out.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
 @click.option("--no-preflight", is_flag=True, help="Start even when a check of this host fails.")
@@ -22,6 +23,7 @@ def submit(
     spec: str | None,
     cards: int | None,
     checkpoint: str | None,
+    sets: tuple[str, ...],
     port: int | None,
     dry_run: bool,
     no_preflight: bool,
@@ -36,7 +38,9 @@ def submit(
     from launcher import submission
     from launcher.cli import show
 
-    make_draft = partial(submission.draft, spec, cards=cards, checkpoint=checkpoint, port=port, jobs_dir=jobs_dir)
+    make_draft = partial(
+        submission.draft, spec, cards=cards, checkpoint=checkpoint, sets=sets, port=port, jobs_dir=jobs_dir
+    )
     draft = make_draft()
     for note in draft.notes:
         click.echo(note)

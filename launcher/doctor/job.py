@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, failed, passed
-from launcher.spec import ModelSpec, RunSpec
-
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# AdamW keeps two float32 moments of everything that is trained.
-_ADAM_BYTES = 8
+from launcher.memory import ADAM_BYTES, BYTES, lora_count, parameter_count
+from launcher.spec import RunSpec
 
 
 def check_files(needs: JobNeeds) -> Iterator[Finding]:
@@ -48,8 +45,8 @@ def needs_of_spec(
     return JobNeeds(
         cards=cards,
         data_parallel=spec.parallel.data_parallel,
-        model_parallel=spec.parallel.model_parallel,
-        pipeline_stage=spec.parallel.pipeline_stage,
+        model_parallel=spec.parallel.model_parallel or 1,
+        pipeline_stage=spec.parallel.pipeline_stage or 1,
         bfloat16="bfloat16" in (spec.precision.params, spec.precision.compute),
         files=tuple(_files(spec)),
         folder=folder,
@@ -79,30 +76,7 @@ def checkpoint_bytes(spec: RunSpec) -> int:
     (mindformers 1.9.0); model-parallel and pipeline ranks share one between them.
     """
     weights = parameter_count(spec.model)
-    trained = lora_count(spec) if spec.lora else weights
-    added = lora_count(spec)
-    one = (weights + added) * _BYTES[spec.precision.params] + trained * _ADAM_BYTES
+    added = lora_count(spec.model, spec.lora)
+    trained = added if spec.lora else weights
+    one = (weights + added) * BYTES[spec.precision.params or "float32"] + trained * ADAM_BYTES
     return one * (spec.checkpoint.keep + 1)
-
-
-def parameter_count(model: ModelSpec) -> int:
-    """Weights of a LLaMA: embedding, output, and per layer attention, feed-forward and two norms."""
-    hidden = model.hidden_size
-    kv_width = hidden // model.num_heads * model.kv_heads
-    attention = 2 * hidden * hidden + 2 * hidden * kv_width
-    feed_forward = 3 * hidden * model.intermediate_size
-    return model.num_layers * (attention + feed_forward + 2 * hidden) + 2 * model.vocab_size * hidden + hidden
-
-
-def lora_count(spec: RunSpec) -> int:
-    """Weights that LoRA adds: r x (inputs + outputs) of every layer it is put on."""
-    if spec.lora is None:
-        return 0
-    model, hidden = spec.model, spec.model.hidden_size
-    kv_width = hidden // model.num_heads * model.kv_heads
-    ends = {
-        "wq": 2 * hidden, "wo": 2 * hidden, "wk": hidden + kv_width, "wv": hidden + kv_width,
-        "w1": hidden + model.intermediate_size, "w2": hidden + model.intermediate_size,
-        "w3": hidden + model.intermediate_size,
-    }  # fmt: skip
-    return model.num_layers * spec.lora.r * sum(ends[name] for name in spec.lora.targets)
