@@ -54,8 +54,22 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
     found, pending = _training(spec)
     if spec.evaluation is None:
         return found, pending
-    held_out = _existing(spec.evaluation.data, "dataset", "launcher data preprocess makes one", DataError)
-    return replace(found, evaluation=_ready(spec, held_out, None).dataset), pending
+    return replace(found, evaluation=_held_out(spec, spec.evaluation.data)), pending
+
+
+def _held_out(spec: RunSpec, path: str) -> str:
+    """The rows of evaluation. They are one token shorter than those of training: in evaluation mindformers 1.9.0 feeds
+    the model whole rows (models/llama/llama.py), where in training the last token is only a label."""
+    dataset = _existing(path, "dataset", "launcher data preprocess makes one", DataError)
+    info = _rows(spec, dataset)
+    length = spec.model.seq_length - 1
+    if info.seq_length not in (None, length):
+        raise SpecError(
+            f"evaluation.data {path} has rows made for seq_length {info.seq_length}; evaluation needs {length}, "
+            "one less than model.seq_length",
+            hint=f"launcher data preprocess --seq-length {length} makes them",
+        )
+    return dataset
 
 
 def _training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
@@ -112,6 +126,16 @@ def _raw(spec: RunSpec, dataset: Path, checkpoint: str | None) -> tuple[Inputs, 
 
 
 def _ready(spec: RunSpec, dataset: str, checkpoint: str | None) -> Inputs:
+    info = _rows(spec, dataset)
+    tokenizer = _find_tokenizer(spec, info)
+    _check_fit(spec, info, dataset)
+    if tokenizer:
+        _check_vocabulary(spec.model, tokenizer)
+    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=checkpoint)
+
+
+def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
+    """What the MindRecord file says of itself."""
     if Path(dataset).suffix != ".mindrecord":
         raise DataError(
             f"dataset {dataset} is neither a .mindrecord file nor raw ({', '.join(RAW_SUFFIXES)}, each also .gz)",
@@ -123,11 +147,7 @@ def _ready(spec: RunSpec, dataset: str, checkpoint: str | None) -> Inputs:
     if info is None:
         raise DataError(f"dataset {dataset} is not a MindRecord file", hint="launcher data preprocess makes one")
     _check_columns(spec, info, dataset)
-    tokenizer = _find_tokenizer(spec, info)
-    _check_fit(spec, info, dataset)
-    if tokenizer:
-        _check_vocabulary(spec.model, tokenizer)
-    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=checkpoint)
+    return info
 
 
 def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> str:

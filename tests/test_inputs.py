@@ -11,7 +11,7 @@ from launcher import inputs
 from launcher.data.sample_set import SampleSet
 from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
 from launcher.network import free_port, scheduler_port
-from launcher.spec import DataSpec, ModelSpec, RunSpec, load_spec
+from launcher.spec import DataSpec, EvaluationSpec, ModelSpec, RunSpec, load_spec
 
 
 def spec_with(model: dict[str, Any] | None = None, data: dict[str, Any] | None = None) -> RunSpec:
@@ -166,3 +166,17 @@ def test_raw_json_is_pending_until_it_is_tokenized(rows: Path, tmp_path: Path, m
 
     assert pending is None
     assert (after.rows, after.dataset) == (200, before.dataset)
+
+
+def test_held_out_rows_are_one_token_shorter_than_those_of_training(rows: Path) -> None:
+    """MindFormers feeds whole rows to a model that it evaluates."""
+    file = str(rows / "train.mindrecord")
+    evaluation = {"evaluation": EvaluationSpec(data=file)}
+    training = spec_with({"seq_length": 64, "vocab_size": 600}, {"train": file, "template": "plain"})
+    with pytest.raises(SpecError) as caught:
+        inputs.resolve(training.model_copy(update=evaluation))
+    sample = spec_with({"seq_length": 65}).model_copy(update=evaluation)
+
+    assert "rows made for seq_length 64; evaluation needs 63, one less than model.seq_length" in str(caught.value)
+    assert caught.value.hint == "launcher data preprocess --seq-length 63 makes them"
+    assert inputs.resolve(sample)[0].evaluation == file

@@ -9,6 +9,7 @@ from launcher.spec.reading import Loc, SpecSource, find_spec, parse_text, read_s
 from launcher.spec.sections import (
     LLAMA_LINEAR_LAYERS,
     DataSpec,
+    EvaluationSpec,
     LoraSpec,
     ModelSpec,
     ParallelSpec,
@@ -21,6 +22,7 @@ from launcher.spec.sections import (
 __all__ = [
     "LLAMA_LINEAR_LAYERS",
     "DataSpec",
+    "EvaluationSpec",
     "Loc",
     "LoraSpec",
     "ModelSpec",

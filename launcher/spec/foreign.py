@@ -115,6 +115,7 @@ class _Translation:
     def result(self) -> SpecSource:
         for old, new in _MAPPED.items():
             value = self._find(old)
+            self._taken.add(tuple(old.split(".")))
             if value is not _MISSING and not _empty(value):
                 self._put(new, _number(value, new), old)
         for step in (self._name, self._model, self._lora, self._data, self._optimizer, self._parallel, self._saving):
@@ -267,7 +268,6 @@ class _Translation:
         if last not in section:
             section[last] = value
             self._mark(new, old)
-        self._taken.add(tuple(old.split(".")))
 
     def _mark(self, new: str, old: str) -> None:
         """Errors about ``new`` point at the line of ``old``."""

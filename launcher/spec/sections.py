@@ -184,7 +184,7 @@ class EvaluationSpec(Section):
     """Loss on held-out rows while training goes on (MindFormers: do_eval)."""
 
     data: Text
-    """A .mindrecord file with the columns of data.input_columns."""
+    """A .mindrecord file; its rows are one token shorter than those of training (preprocess with seq_length - 1)."""
     every_steps: PositiveInt = 100
     """Steps between two evaluations."""
     batch_size: PositiveInt | None = None
