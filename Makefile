@@ -1,7 +1,7 @@
 # make demo   the whole product on this machine's CPU (about 5 min after the first installation)
 # make test   lint, then all tests
 # make lint   ruff, mypy
-# Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 to 3.12).
+# Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from launcher.data.templates import ChatTemplate, get_template
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import CheckpointError, DataError, HostError, JobError
+from launcher.errors import CheckpointError, DataError, HostError, JobError, LauncherError
 from launcher.jobs import JobStore
 from launcher.spec import ModelSpec
 
@@ -136,7 +137,8 @@ class Session:
         self._check_lengths(prompts, ids)
         width = max(map(len, ids))
         batch = [row + [0] * (width - len(row)) for row in ids]
-        outputs = self._network.generate(batch, **self._generation_arguments(spec))
+        with _mindspore_errors():
+            outputs = self._network.generate(batch, **self._generation_arguments(spec))
         return [
             self._answer(prompt, len(row), list(map(int, output)), spec)
             for prompt, row, output in zip(prompts, ids, outputs, strict=True)
@@ -190,7 +192,8 @@ class Session:
         for number, row in enumerate(rows.create_dict_iterator(num_epochs=1, output_numpy=True)):
             if limit is not None and number >= limit:
                 break
-            logits = self._network(Tensor(row["input_ids"][None, :-1])).asnumpy()
+            with _mindspore_errors():
+                logits = self._network(Tensor(row["input_ids"][None, :-1])).asnumpy()
             labels = row["labels"][1:]
             learnt = labels != -100
             total += float(_cross_entropy(logits[learnt], labels[learnt]).sum(dtype=np.float64))
@@ -198,6 +201,16 @@ class Session:
         if not count:
             raise DataError(f"{dataset} has no learnt token", hint="preprocess it with its answers")
         return total / count
+
+
+@contextmanager
+def _mindspore_errors() -> Iterator[None]:
+    """What MindSpore raises, as one error with its first line; its stacks are thousands of lines of C++."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise LauncherError(f"MindSpore could not run the model: {first}", hint="launcher doctor") from error
 
 
 def _cross_entropy(logits: Any, labels: Any) -> Any:
@@ -215,13 +228,15 @@ def _build(merged: MergedModel, batch_size: int) -> Any:
     os.environ["RUN_MODE"] = "predict"
     try:
         import mindspore
-        from mindformers import LlamaConfig, LlamaForCausalLM
+        from mindformers import LlamaConfig, LlamaForCausalLM, build_context
     except ImportError as error:
         raise HostError(f"cannot import MindSpore: {error}", hint="pip install mindspore==2.9.0") from error
     from launcher.discover import ascend_device_ids
 
     target = "Ascend" if ascend_device_ids() else "CPU"
-    mindspore.set_context(mode=mindspore.GRAPH_MODE, device_target=target)
+    # Sampling would ask for kernels that CPU lacks (TopkExt) if numpy did not do it.
+    context = {"mode": 0, "device_target": target, "postprocess_use_numpy": target == "CPU"}
+    build_context({"context": context, "parallel": {}, "use_parallel": False, "run_mode": "predict"})
     network = LlamaForCausalLM(LlamaConfig(**_network_config(merged, target, batch_size)))
     network.set_train(False)
     parameters = mindspore.load_checkpoint(str(merged.weights), format="safetensors")

@@ -39,7 +39,11 @@ class PendingRows:
         return f"tokenizing {self.options.source} to {self.options.target}"
 
     def make(self) -> None:
-        preprocess(self.options, force=True)
+        try:
+            preprocess(self.options, force=True)
+        except DataError as error:
+            by_hand = f"launcher data preprocess {self.options.source} --tokenizer {self.options.tokenizer}"
+            raise DataError(error.message, hint=f"mend it, or make the rows by hand: {by_hand} --help") from error
 
 
 def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:

@@ -44,7 +44,7 @@ def draft(
     Raises SpecError, DataError, CheckpointError or HostError for what does not fit.
     """
     cluster = local_cluster(cards)
-    name = spec_name or DEFAULT_SPEC[cluster.target]
+    name = DEFAULT_SPEC[cluster.target] if spec_name is None else spec_name
     source = load_source(name, overrides(sets, checkpoint))
     spec = parse_spec(source)
     found, pending = inputs.resolve(spec)

@@ -78,5 +78,7 @@ def checkpoint_bytes(spec: RunSpec) -> int:
     weights = parameter_count(spec.model)
     added = lora_count(spec.model, spec.lora)
     trained = added if spec.lora else weights
-    one = (weights + added) * BYTES[spec.precision.params or "float32"] + trained * ADAM_BYTES
+    # Left open, the format follows from the cards: 16 bits under LoRA (launcher.settle).
+    param_bytes = BYTES[spec.precision.params or ("float16" if spec.lora else "float32")]
+    one = (weights + added) * param_bytes + trained * ADAM_BYTES
     return one * (spec.checkpoint.keep + 1)

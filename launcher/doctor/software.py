@@ -31,7 +31,9 @@ def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
     if PYTHON_FROM <= version < PYTHON_BELOW:
         return passed("python", text)
     return failed(
-        "python", f"{text}: wheels exist for 3.10 to 3.12", "python3.11 -m venv .venv && . .venv/bin/activate"
+        "python",
+        f"{text}: MindSpore and MindFormers run on 3.10 and 3.11",
+        "python3.11 -m venv .venv && . .venv/bin/activate",
     )
 
 

@@ -101,6 +101,16 @@ def test_answers_of_a_batch_are_those_of_one_by_one(trained: Trained, tmp_path: 
     )
 
 
+def test_the_same_seed_gives_the_same_text(trained: Trained) -> None:
+    options = ("--prompt", trained.questions[0], "--temperature", "1.5", "--max-new-tokens", "8")
+    first, again, other = (
+        trained.workshop.launcher("infer", trained.lora.record.job_id, *options, "--seed", seed).stdout
+        for seed in ("3", "3", "4")
+    )
+
+    assert first == again != other
+
+
 def test_infer_writes_nothing_into_the_working_folder(trained: Trained, tmp_path: Path) -> None:
     shop = Workshop(folder=tmp_path)
     result = shop.launcher(
