@@ -78,6 +78,7 @@ def checkpoint_bytes(spec: RunSpec) -> int:
     weights = parameter_count(spec.model)
     added = lora_count(spec.model, spec.lora)
     trained = added if spec.lora else weights
-    # Left out, the plan takes what the cards are fast in: 16 bits, but for the small models that CPU trains.
-    one = (weights + added) * BYTES[spec.precision.params or "float16"] + trained * ADAM_BYTES
+    # Left open, the format follows from the cards: 16 bits under LoRA (launcher.settle).
+    param_bytes = BYTES[spec.precision.params or ("float16" if spec.lora else "float32")]
+    one = (weights + added) * param_bytes + trained * ADAM_BYTES
     return one * (spec.checkpoint.keep + 1)
