@@ -20,6 +20,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/launcher config schema --check configs/run.schema.json
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -192,15 +193,19 @@ def make_plan(
 
 
 def _hccl_environment(spec: RunSpec, cluster: Cluster) -> dict[str, str]:
-    """HCCL's variables, the same on every rank; what the spec's ``env`` sets stays the user's."""
+    """HCCL's variables, the same on every rank. The spec's ``env`` wins, and the user's shell over our defaults."""
     if cluster.target == "CPU":
         return {}
-    values = {
-        "HCCL_CONNECT_TIMEOUT": spec.hccl.connect_timeout_s,
-        "HCCL_EXEC_TIMEOUT": spec.hccl.exec_timeout_s,
-        "HCCL_BUFFSIZE": spec.hccl.buffer_mib,
+    names = {
+        "connect_timeout_s": "HCCL_CONNECT_TIMEOUT",
+        "exec_timeout_s": "HCCL_EXEC_TIMEOUT",
+        "buffer_mib": "HCCL_BUFFSIZE",
     }
-    return {name: str(value) for name, value in values.items() if name not in spec.env}
+    return {
+        name: str(getattr(spec.hccl, key))
+        for key, name in names.items()
+        if name not in spec.env and (key in spec.hccl.model_fields_set or name not in os.environ)
+    }
 
 
 # --------------------------------------------------------------------------------------------------- rank files

@@ -125,8 +125,15 @@ def cluster_for(cards: int | None, kind: str | None, inventory: Path | None) -> 
 
         return _first(load_inventory(inventory), cards)
     if kind is None:
-        return local_cluster(cards)
+        return _local(cards)
     return imagined_cluster(cards or KINDS[kind].per_server, kind)
+
+
+def _local(cards: int | None) -> Cluster:
+    try:
+        return local_cluster(cards)
+    except HostError as error:
+        raise HostError(error.message, hint=f"{error.hint}; --kind A2 plans for cards that are not here") from error
 
 
 def _first(cluster: Cluster, cards: int | None) -> Cluster:

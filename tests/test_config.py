@@ -142,6 +142,10 @@ def test_a_plan_that_does_not_fit_says_what_would(here: Path) -> None:
     assert "any one of these makes it fit\n  --set data.batch_size=8  (" in text
 
 
+def test_more_cards_than_there_are_can_still_be_planned_for(here: Path) -> None:
+    assert "--kind A2 plans for cards that are not here" in launcher("plan", "tiny_cpu", "--cards", "9999", code=5)
+
+
 @pytest.mark.parametrize("key", ["model_parallel=2", "pipeline_stage=2", "optimizer_shard=true", "mode=semi_auto"])
 def test_what_cpu_cannot_do_is_refused_in_the_plan(here: Path, key: str) -> None:
     text = launcher("plan", "tiny_cpu", "--cards", "2", "--set", f"parallel.{key}", code=2)

@@ -20,7 +20,7 @@ from launcher.jobs import JobPaths
 from launcher.plan import Inputs, LaunchPlan, count_steps, make_plan
 from launcher.render import to_number
 from launcher.settle import Degrees, check_target, settle, with_degrees
-from launcher.spec import ParallelSpec, PrecisionSpec, RunSpec, load_spec
+from launcher.spec import ParallelSpec, PrecisionSpec, RunSpec, load_spec, parse_spec, parse_text
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -358,6 +358,21 @@ def test_msrun_joins_and_sees_only_the_chosen_cards() -> None:
     assert made.command.argv[-4:] == ("python", "-m", "launcher.worker", "/jobs/bcdfg-x")
     assert made.command.env["ASCEND_RT_VISIBLE_DEVICES"] == "0,1"
     assert "ASCEND_RT_VISIBLE_DEVICES" not in plan(load_spec("tiny_cpu")).command.env
+
+
+def test_hccl_variables_are_the_spec_s_then_the_shell_s_then_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "7000")
+    spec = parse_spec(
+        parse_text(
+            "name: x\nmodel: {hidden_size: 8, num_layers: 1, num_heads: 2, intermediate_size: 8, vocab_size: 8, "
+            "seq_length: 8}\ndata: {train: a}\nenv: {HCCL_BUFFSIZE: '50'}\nhccl: {exec_timeout_s: 3000}",
+            name="run.yaml",
+        )
+    )
+    env = plan(spec, "Ascend").command.env
+
+    assert {name: value for name, value in env.items() if name.startswith("HCCL")} == {"HCCL_EXEC_TIMEOUT": "3000"}
+    assert not [name for name in plan(load_spec("tiny_cpu")).command.env if name.startswith("HCCL")]
 
 
 def test_a_command_prints_as_a_line_that_can_be_pasted() -> None:
