@@ -1,6 +1,6 @@
 # make demo   the whole product on this machine's CPU (about 5 min after the first installation)
 # make test   lint, then all tests
-# make lint   ruff, mypy
+# make lint   ruff, mypy, and that the shipped schema and the README say what the code does
 # Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).
 
 PYTHON ?= python3
@@ -21,6 +21,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/launcher config schema --check configs/run.schema.json
+	$(BIN)/launcher config reference --check README.md
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
