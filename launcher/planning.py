@@ -18,7 +18,7 @@ from launcher.errors import CheckpointError, DataError, HostError, SpecError
 from launcher.jobs import JobPaths
 from launcher.memory import Memory
 from launcher.plan import Inputs, LaunchPlan, make_plan
-from launcher.settle import Change, Degrees, Settled, smallest_changes
+from launcher.settle import Change, Degrees, smallest_changes
 from launcher.spec import Override, RunSpec, load_source, parse_spec
 
 # msrun's own default (mindspore 2.9.0, parallel/cluster); submit takes a free one.
@@ -84,8 +84,7 @@ def sketch(spec_name: str, cluster: Cluster, overrides: Sequence[Override], jobs
 def _changes(plan: LaunchPlan) -> list[Change]:
     if plan.memory is None:
         return []
-    settled = Settled(spec=plan.spec, degrees=plan.degrees, notes=(), memory=plan.memory)
-    return smallest_changes(settled, plan.cluster)
+    return smallest_changes(plan.spec, plan.degrees, plan.memory, plan.cluster)
 
 
 def _msrun() -> str:
@@ -126,7 +125,7 @@ def cluster_for(cards: int | None, kind: str | None, inventory: Path | None) -> 
         return _first(load_inventory(inventory), cards)
     if kind is None:
         return _local(cards)
-    return imagined_cluster(cards or KINDS[kind].per_server, kind)
+    return imagined_cluster(KINDS[kind].per_server if cards is None else cards, kind)
 
 
 def _local(cards: int | None) -> Cluster:

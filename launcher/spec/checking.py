@@ -83,7 +83,11 @@ def _problem(source: SpecSource, kind: str, loc: Loc, message: str) -> str:
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(loc[-1]), keys_at(loc[:-1]), n=1)
         return f"{source.place(loc)}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
-    reason = message.removeprefix("Value error, ")
+    reason = (
+        message.removeprefix("Value error, ")
+        .replace("a valid dictionary", "a section")
+        .replace("an object", "a section")
+    )
     if kind == "value_error":
         return f"{source.place(_named(source, reason) or loc)}: {reason}"
     return f"{source.place(loc)}: {key}: {reason[:1].lower()}{reason[1:]}, got {_short(source.value(loc))}"
