@@ -96,18 +96,31 @@ def _msrun() -> str:
 
 def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
     """The files of ``spec``; those that are not there yet are taken for what the spec calls them, and named."""
+    missing = []
+    checkpoint = _absolute(spec.model.checkpoint)
     try:
-        found, pending = input_files.resolve(spec)
-    except (DataError, CheckpointError) as error:
-        assumed = Inputs(
-            dataset=str(Path(spec.data.train or "sample.mindrecord").absolute()),
-            rows=None,
-            tokenizer=_absolute(spec.model.tokenizer),
-            checkpoint=_absolute(spec.model.checkpoint),
-            evaluation=_absolute(spec.evaluation.data) if spec.evaluation else None,
-        )
-        return assumed, (f"{error.message}: the number of steps is not known",)
-    return found, (pending.describe(),) if pending else ()
+        checkpoint = input_files.find_checkpoint(spec.model.checkpoint) if spec.model.checkpoint else None
+    except CheckpointError as error:
+        missing.append(error.message)
+    without = spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": None})})
+    try:
+        found, pending = input_files.resolve(without)
+    except DataError as error:
+        missing.append(f"{error.message}: the number of steps is not known")
+        found, pending = _assumed(spec), None
+    if pending:
+        missing.append(pending.describe())
+    return dataclasses.replace(found, checkpoint=checkpoint), tuple(missing)
+
+
+def _assumed(spec: RunSpec) -> Inputs:
+    return Inputs(
+        dataset=str(Path(spec.data.train or "sample.mindrecord").absolute()),
+        rows=None,
+        tokenizer=_absolute(spec.model.tokenizer),
+        checkpoint=None,
+        evaluation=_absolute(spec.evaluation.data) if spec.evaluation else None,
+    )
 
 
 def _absolute(path: str | None) -> str | None:

@@ -276,6 +276,10 @@ def test_a_yaml_without_data_says_how_to_give_some(here: Path) -> None:
         parse_spec(load_source(name))
 
     assert "--set data.train=FILE.mindrecord" in caught.value.hint
+    named = write(recipe(load_checkpoint="llama_7b"))
+    assert any("give the weights with --checkpoint" in text for text in load_source(named).changes)
+    given = load_source(named, parse_sets(["model.checkpoint=x.ckpt"]))
+    assert not any("--checkpoint" in text for text in given.changes)
     assert parse_spec(load_source(name, parse_sets(["data.train=x.mindrecord"]))).data.train == "x.mindrecord"
 
 
