@@ -171,8 +171,10 @@ class _Translation:
         if lora is None:
             self._changes.append("no pet_config: all weights are trained")
         elif "target_modules" not in lora:
-            lora["target_modules"] = "wq|wv"
-            self._changes.append("lora.target_modules: wq|wv, what LlamaForCausalLMWithLora of older releases adapted")
+            # mindformers, LlamaForCausalLMWithLora in models/llama/llama.py: first it took two layers, later four.
+            older = self._find("model.arch.pet") is not _MISSING
+            lora["target_modules"] = "wq|wv" if older else "wq|wk|wv|wo"
+            self._changes.append(f"lora.target_modules: {lora['target_modules']}, what that release adapted unasked")
 
     def _data(self) -> None:
         data = self._values.setdefault("data", {})
