@@ -18,7 +18,7 @@ from launcher.errors import CheckpointError, DataError, HostError, SpecError
 from launcher.jobs import JobPaths
 from launcher.memory import Memory
 from launcher.plan import Inputs, LaunchPlan, make_plan
-from launcher.settle import Change, Degrees, Settled, smallest_changes
+from launcher.settle import Change, Degrees, smallest_changes
 from launcher.spec import Override, RunSpec, load_source, parse_spec
 
 # msrun's own default (mindspore 2.9.0, parallel/cluster); submit takes a free one.
@@ -84,8 +84,7 @@ def sketch(spec_name: str, cluster: Cluster, overrides: Sequence[Override], jobs
 def _changes(plan: LaunchPlan) -> list[Change]:
     if plan.memory is None:
         return []
-    settled = Settled(spec=plan.spec, degrees=plan.degrees, notes=(), memory=plan.memory)
-    return smallest_changes(settled, plan.cluster)
+    return smallest_changes(plan.spec, plan.degrees, plan.memory, plan.cluster)
 
 
 def _msrun() -> str:
@@ -97,18 +96,31 @@ def _msrun() -> str:
 
 def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
     """The files of ``spec``; those that are not there yet are taken for what the spec calls them, and named."""
+    missing = []
+    checkpoint = _absolute(spec.model.checkpoint)
     try:
-        found, pending = input_files.resolve(spec)
-    except (DataError, CheckpointError) as error:
-        assumed = Inputs(
-            dataset=str(Path(spec.data.train or "sample.mindrecord").absolute()),
-            rows=None,
-            tokenizer=_absolute(spec.model.tokenizer),
-            checkpoint=_absolute(spec.model.checkpoint),
-            evaluation=_absolute(spec.evaluation.data) if spec.evaluation else None,
-        )
-        return assumed, (f"{error.message}: the number of steps is not known",)
-    return found, (pending.describe(),) if pending else ()
+        checkpoint = input_files.find_checkpoint(spec.model.checkpoint) if spec.model.checkpoint else None
+    except CheckpointError as error:
+        missing.append(error.message)
+    without = spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": None})})
+    try:
+        found, pending = input_files.resolve(without)
+    except DataError as error:
+        missing.append(f"{error.message}: the number of steps is not known")
+        found, pending = _assumed(spec), None
+    if pending:
+        missing.append(pending.describe())
+    return dataclasses.replace(found, checkpoint=checkpoint), tuple(missing)
+
+
+def _assumed(spec: RunSpec) -> Inputs:
+    return Inputs(
+        dataset=str(Path(spec.data.train or "sample.mindrecord").absolute()),
+        rows=None,
+        tokenizer=_absolute(spec.model.tokenizer),
+        checkpoint=None,
+        evaluation=_absolute(spec.evaluation.data) if spec.evaluation else None,
+    )
 
 
 def _absolute(path: str | None) -> str | None:
@@ -126,7 +138,7 @@ def cluster_for(cards: int | None, kind: str | None, inventory: Path | None) -> 
         return _first(load_inventory(inventory), cards)
     if kind is None:
         return _local(cards)
-    return imagined_cluster(cards or KINDS[kind].per_server, kind)
+    return imagined_cluster(KINDS[kind].per_server if cards is None else cards, kind)
 
 
 def _local(cards: int | None) -> Cluster:

@@ -157,7 +157,8 @@ def _check_cpu(spec: RunSpec) -> None:
         )
     if {spec.precision.params, spec.precision.compute} - {None, "float32"}:
         raise SpecError(
-            f"the CPU backend trains in float32, not params {spec.precision.params}, compute {spec.precision.compute}",
+            f"the CPU backend trains in float32, not params {spec.precision.params or 'float32'}, "
+            f"compute {spec.precision.compute or 'float32'}",
             hint="leave precision out; or run on Ascend cards",
         )
     kernels = [key for key in ("flash_attention", "sink_mode", "recompute") if getattr(runtime, key)]
@@ -214,10 +215,16 @@ def choose_degrees(spec: RunSpec, cluster: Cluster, limit: float | None) -> tupl
             if need.verdict in wanted:
                 return option, True
     least = min(range(len(options)), key=lambda index: needs[index].pool)
-    raise SpecError(
-        f"{spec.name} does not fit {num_ranks} card(s) of {limit:g} GiB: "
-        f"{name_degrees(options[least])} needs the least, {needs[least].pool / GIB:.1f} GiB a card",
-        hint="more cards, a smaller data.batch_size or model.seq_length; launcher plan shows what takes the memory",
+    raise _too_large(with_degrees(spec, options[least]), options[least], needs[least], cluster)
+
+
+def _too_large(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) -> SpecError:
+    changes = smallest_changes(spec, degrees, need, cluster)
+    smaller = f"--set {changes[0].keys.replace(' ', ' --set ')} makes it fit; or take more cards" if changes else ""
+    return SpecError(
+        f"{spec.name} does not fit {cluster.num_devices} card(s) of {need.pool_gib:g} GiB: "
+        f"{name_degrees(degrees)} needs the least, {need.pool / GIB:.1f} GiB a card",
+        hint=smaller or "take more cards; --set parallel.mode=data shows what takes the memory",
     )
 
 
@@ -235,7 +242,9 @@ def _given_degrees(spec: RunSpec, num_ranks: int) -> Degrees:
     degrees = Degrees(data_parallel=data_parallel, model_parallel=parts, pipeline_stage=stages)
     problems = split_problems(spec.model, parallel, degrees)
     if problems:
-        raise SpecError(f"{name_degrees(degrees)}: {'; '.join(problems)}", hint="launcher plan tries another split")
+        raise SpecError(
+            f"{name_degrees(degrees)}: {'; '.join(problems)}", hint="leave parallel out to have a split picked"
+        )
     return degrees
 
 
@@ -300,20 +309,19 @@ class Change:
     memory: Memory
 
 
-def smallest_changes(settled: Settled, cluster: Cluster) -> list[Change]:
-    """Single changes that make a run fit that does not, mildest first: those that change no result lead."""
-    if settled.memory.verdict in ("fits", "unknown"):
+def smallest_changes(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) -> list[Change]:
+    """Single changes that make a settled ``spec`` fit that does not, those that change no result first."""
+    if need.verdict in ("fits", "unknown"):
         return []
     found = []
-    for keys, changed in _changes(settled, cluster):
-        need = memory.estimate(changed, target=cluster.target, pool_gib=settled.memory.pool_gib)
-        if need.verdict == "fits":
-            found.append(Change(keys=keys, memory=need))
+    for keys, changed in _changes(spec, degrees, cluster):
+        smaller = memory.estimate(changed, target=cluster.target, pool_gib=need.pool_gib)
+        if smaller.verdict == "fits":
+            found.append(Change(keys=keys, memory=smaller))
     return found
 
 
-def _changes(settled: Settled, cluster: Cluster) -> Iterator[tuple[str, RunSpec]]:
-    spec, degrees = settled.spec, settled.degrees
+def _changes(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator[tuple[str, RunSpec]]:
     if cluster.target == "Ascend":
         for key in ("recompute", "flash_attention"):
             if not getattr(spec.runtime, key):

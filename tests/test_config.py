@@ -244,6 +244,19 @@ def test_a_mindformers_yaml_is_a_spec_and_says_what_became_of_it(here: Path) -> 
         assert change in source.changes
 
 
+def test_older_lora_recipes_adapt_what_their_release_adapted(here: Path) -> None:
+    newer = recipe()
+    del newer["model"]["model_config"]["pet_config"]["target_modules"]
+    older = recipe()
+    pet = older["model"]["model_config"].pop("pet_config")
+    del pet["target_modules"]
+    older["model"]["arch"] = {"type": "LlamaForCausalLMWithLora", "pet": {"pet_type": "lora", "pet_config": pet}}
+    found = [parse_spec(load_source(write(values))).lora for values in (newer, older)]
+
+    assert [lora and lora.targets for lora in found] == [("wq", "wk", "wv", "wo"), ("wq", "wv")]
+    assert [lora and lora.r for lora in found] == [4, 4]
+
+
 def test_a_mistake_in_a_mindformers_yaml_points_at_its_line(here: Path) -> None:
     values = recipe()
     values["model"]["model_config"]["pet_config"]["lora_rank"] = 0
@@ -276,6 +289,10 @@ def test_a_yaml_without_data_says_how_to_give_some(here: Path) -> None:
         parse_spec(load_source(name))
 
     assert "--set data.train=FILE.mindrecord" in caught.value.hint
+    named = write(recipe(load_checkpoint="llama_7b"))
+    assert any("give the weights with --checkpoint" in text for text in load_source(named).changes)
+    given = load_source(named, parse_sets(["model.checkpoint=x.ckpt"]))
+    assert not any("--checkpoint" in text for text in given.changes)
     assert parse_spec(load_source(name, parse_sets(["data.train=x.mindrecord"]))).data.train == "x.mindrecord"
 
 

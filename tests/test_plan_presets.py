@@ -83,7 +83,7 @@ def test_what_does_not_fit_names_changes_that_do_and_they_are_true() -> None:
     cluster = imagined_cluster(8, "910")
     forced = spec("llama_13b", parallel={"mode": "data"}, runtime={"recompute": False})
     settled = settle(forced, cluster)
-    changes = smallest_changes(settled, cluster)
+    changes = smallest_changes(settled.spec, settled.degrees, settled.memory, cluster)
 
     assert settled.memory.verdict == "does not fit"
     assert "does not fit" in settled.notes[0]
@@ -91,6 +91,21 @@ def test_what_does_not_fit_names_changes_that_do_and_they_are_true() -> None:
     for change in changes:
         assert change.memory.verdict == "fits"
         assert change.memory.pool < settled.memory.pool
+
+
+def test_when_no_split_fits_the_refusal_says_what_would() -> None:
+    with pytest.raises(SpecError) as caught:
+        settle(spec("llama_7b", data={"train": "t", "batch_size": 64}), imagined_cluster(1, "A2"))
+
+    assert "does not fit 1 card(s) of 58 GiB: data_parallel 1 x model_parallel 1 x pipeline_stage 1 needs" in str(
+        caught.value
+    )
+    assert caught.value.hint.startswith("--set data.batch_size=16 makes it fit")
+
+
+def test_no_cards_are_no_plan() -> None:
+    with pytest.raises(SpecError, match="--cards 0 is no number of cards"):
+        cluster_for(0, "A2", None)
 
 
 def test_bfloat16_is_refused_where_the_card_has_none() -> None:

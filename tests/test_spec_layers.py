@@ -149,6 +149,18 @@ def test_settings_that_fail_later_or_in_silence_are_refused_now(line: str, expec
     assert all(problem.startswith("run.yaml:") for problem in caught.value.problems)
 
 
+def test_rules_between_sections_are_in_the_same_report_as_wrong_values() -> None:
+    with pytest.raises(SpecError) as caught:
+        from_text(
+            "name: x\nmodel: {preset: llama_7b, vocab_size: no}\ndata: {}\n"
+            "training: {gradient_accumulation: 2}\nparallel: {mode: data}\nenv: {RANK_ID: a}\nlora: {r: 0}"
+        )
+
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [
+        "run.yaml:2", "run.yaml:3", "run.yaml:7", "run.yaml:6", "run.yaml:4",
+    ]  # fmt: skip
+
+
 def test_targets_may_be_a_list_and_mean_the_same_as_the_expression() -> None:
     listed = from_text(SPEC + "lora: {target_modules: [wq, w1]}").lora
     written = from_text(SPEC + "lora: {target_modules: wq|w1}").lora

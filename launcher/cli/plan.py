@@ -104,7 +104,7 @@ def _nodes(sketch: Sketch) -> list[str]:
     for node_rank, host in list(enumerate(plan.cluster.hosts))[:_SHOWN_NODES]:
         own = [rank.rank_id for rank in ranks if rank.node_rank == node_rank]
         devices = ",".join(str(device.device_id) for device in host.devices)
-        lines.append(f"  ranks {own[0]}-{own[-1]}  {host.name} ({host.address})  devices {devices}")
+        lines.append(f"  ranks {_span(tuple(own))}  {host.name} ({host.address})  devices {devices}")
     lines += _rest(len(plan.cluster.hosts) - _SHOWN_NODES, "host")
     for name, members in groups(plan.degrees).items():
         shown = "  ".join(_span(group) for group in members[:_SHOWN_GROUPS])
@@ -127,7 +127,7 @@ def _rest(count: int, noun: str) -> list[str]:
 
 
 def _span(ranks: tuple[int, ...]) -> str:
-    if ranks == tuple(range(ranks[0], ranks[-1] + 1)):
+    if len(ranks) > 1 and ranks == tuple(range(ranks[0], ranks[-1] + 1)):
         return f"{ranks[0]}-{ranks[-1]}"
     return ",".join(map(str, ranks)) if len(ranks) <= 4 else f"{ranks[0]},{ranks[1]},..,{ranks[-1]}"
 
@@ -164,6 +164,7 @@ def _files(sketch: Sketch) -> list[str]:
     size = sum(len(file.text.encode()) for file in ranks)
     lines = [f"would write in {plan.paths.root}"]
     lines += [f"  {file.path}  ({len(file.text.encode()):,} bytes)" for file in others]
-    lines.append(f"  {ranks[0].path} to {Path(ranks[-1].path).name}  ({len(ranks):,} file(s), {size:,} bytes)")
+    names = ranks[0].path + (f" to {Path(ranks[-1].path).name}" if len(ranks) > 1 else "")
+    lines.append(f"  {names}  ({len(ranks):,} file(s), {size:,} bytes)")
     lines += [f"  {link.path} -> {link.target}" for link in plan.links[:_SHOWN_NODES]]
     return lines + _rest(len(plan.links) - _SHOWN_NODES, "link")

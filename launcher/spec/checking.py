@@ -33,21 +33,40 @@ def load_source(name: str, overrides: Iterable[layers.Override] = ()) -> SpecSou
     if foreign.is_foreign(source):
         source = foreign.translate(source)
     source = layers.apply(source, [*layers.environment_overrides(os.environ), *overrides])
-    if source.value(("data", "train")) is not None:
-        source = replace(source, changes=tuple(text for text in source.changes if text != foreign.NO_DATASET))
+    given = {foreign.NO_DATASET: ("data", "train"), foreign.NO_WEIGHTS: ("model", "checkpoint")}
+    answered = [text for text, loc in given.items() if source.value(loc) is not None]
+    source = replace(source, changes=tuple(text for text in source.changes if text not in answered))
     return layers.fill_preset(source)
 
 
 def parse_spec(source: SpecSource) -> RunSpec:
     """The RunSpec that ``source`` describes. Raises SpecError with every problem: place, key, value and reason."""
     try:
-        # By way of JSON: its strict mode takes a list for a tuple and nothing else for anything else.
-        return RunSpec.model_validate_json(json.dumps(source.values), strict=True)
+        return _validate(source.values)
     except TypeError as error:
         raise SpecError(f"{source.name}: {error}", hint="use plain YAML values") from error
     except ValidationError as error:
-        problems = list(dict.fromkeys(_problems(source, error)))
+        problems = list(dict.fromkeys([*_problems(source, error), *_problems_between_sections(source, error)]))
     raise SpecError(f"{source.name}: {len(problems)} problem(s)", problems=problems, hint=_hint(source))
+
+
+def _validate(values: dict[str, Any]) -> RunSpec:
+    # By way of JSON: its strict mode takes a list for a tuple and nothing else for anything else.
+    return RunSpec.model_validate_json(json.dumps(values), strict=True)
+
+
+# Stand-ins for required sections that are wrong, so that rules between the others can be checked all the same.
+_GOOD = {"name": "x", "model": {"preset": "tiny_cpu", **PRESETS["tiny_cpu"].model}, "data": {"sample": {"size": 1}}}
+
+
+def _problems_between_sections(source: SpecSource, error: ValidationError) -> Iterator[str]:
+    """What pydantic leaves unsaid: it checks rules between sections only when each is good by itself."""
+    bad = {item["loc"][0] for item in error.errors() if item["loc"]}
+    good = {key: value for key, value in source.values.items() if key not in bad}
+    try:
+        _validate({**_GOOD, **good})
+    except ValidationError as again:
+        yield from _problems(source, again)
 
 
 def _hint(source: SpecSource) -> str:
@@ -63,7 +82,9 @@ def _problems(source: SpecSource, error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         # pydantic adds the member of a union that it tried; nobody wrote that.
         loc = _written(source, item["loc"]) if item["type"] != "missing" else item["loc"]
-        yield _problem(source, item["type"], loc, item["msg"])
+        # One reason a line: a section's own rules are checked together.
+        for reason in item["msg"].removeprefix("Value error, ").splitlines():
+            yield _problem(source, item["type"], loc, reason)
 
 
 def _written(source: SpecSource, loc: Loc) -> Loc:
@@ -83,7 +104,11 @@ def _problem(source: SpecSource, kind: str, loc: Loc, message: str) -> str:
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(loc[-1]), keys_at(loc[:-1]), n=1)
         return f"{source.place(loc)}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
-    reason = message.removeprefix("Value error, ")
+    reason = (
+        message.removeprefix("Value error, ")
+        .replace("a valid dictionary", "a section")
+        .replace("an object", "a section")
+    )
     if kind == "value_error":
         return f"{source.place(_named(source, reason) or loc)}: {reason}"
     return f"{source.place(loc)}: {key}: {reason[:1].lower()}{reason[1:]}, got {_short(source.value(loc))}"

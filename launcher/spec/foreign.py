@@ -14,6 +14,9 @@ from typing import Any
 from launcher.spec.reading import Loc, SpecSource
 
 _MISSING = object()
+NO_WEIGHTS = (
+    "load_checkpoint is a name to download, which mindformers no longer does: give the weights with --checkpoint"
+)
 NO_DATASET = "the YAML names no dataset: give it with --set data.train=FILE.mindrecord"
 
 # MindFormers' key -> the run spec's. Where two of them name one value, the first that is there counts.
@@ -150,10 +153,7 @@ class _Translation:
         checkpoint = model.get("checkpoint")
         if isinstance(checkpoint, str) and "/" not in checkpoint and "." not in checkpoint:
             del model["checkpoint"]
-            self._changes.append(
-                f"load_checkpoint: {checkpoint} was a name to download, which mindformers no longer does; "
-                "give the weights with --checkpoint"
-            )
+            self._changes.append(NO_WEIGHTS)
         self._rope(model)
 
     def _rope(self, model: dict[str, Any]) -> None:
@@ -171,8 +171,10 @@ class _Translation:
         if lora is None:
             self._changes.append("no pet_config: all weights are trained")
         elif "target_modules" not in lora:
-            lora["target_modules"] = "wq|wv"
-            self._changes.append("lora.target_modules: wq|wv, what LlamaForCausalLMWithLora of older releases adapted")
+            # mindformers, LlamaForCausalLMWithLora in models/llama/llama.py: first it took two layers, later four.
+            older = self._find("model.arch.pet") is not _MISSING
+            lora["target_modules"] = "wq|wv" if older else "wq|wk|wv|wo"
+            self._changes.append(f"lora.target_modules: {lora['target_modules']}, what that release adapted unasked")
 
     def _data(self) -> None:
         data = self._values.setdefault("data", {})

@@ -128,7 +128,7 @@ class ModelSpec(Section):
         if self.rope_scaling and self.rope_scaling.original_max_position_embedding >= (limit or self.seq_length):
             problems.append("rope_scaling needs max_position_embedding above its original_max_position_embedding")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -434,22 +434,18 @@ class RunSpec(Section):
     """Other settings of MindFormers' YAML, passed through; what the launcher sets itself is refused here."""
 
     @model_validator(mode="after")
-    def _environment_is_free(self) -> RunSpec:
-        owned = [name for name in self.env if name in OWNED_VARIABLES]
-        if owned:
-            raise ValueError(f"env.{owned[0]} is set by the launcher for each rank")
-        return self
-
-    @model_validator(mode="after")
-    def _accumulation_has_its_mode(self) -> RunSpec:
+    def _sections_agree(self) -> RunSpec:
+        problems = [f"env.{name} is set by the launcher for each rank" for name in self.env if name in OWNED_VARIABLES]
         steps = self.training.gradient_accumulation
         if steps > 1 and self.parallel.mode == "data":
-            raise ValueError(
+            problems.append(
                 f"training.gradient_accumulation {steps} needs parallel.mode semi_auto: "
                 "in data-parallel mode MindFormers sets it back to 1 in silence"
             )
         if steps > 1 and (self.parallel.pipeline_stage or 1) > 1:
-            raise ValueError(
+            problems.append(
                 f"training.gradient_accumulation {steps}: a pipeline accumulates over parallel.micro_batches instead"
             )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
