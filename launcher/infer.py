@@ -21,10 +21,6 @@ WEIGHTS = "model.safetensors"
 MODEL_CONFIG = "launcher_model.json"
 TOKENIZER = "tokenizer.model"
 
-# Of every LLaMA tokenizer, and of those that `launcher data tokenizer` trains.
-_BOS_ID = 1
-_EOS_ID = 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class MergedModel:
@@ -125,7 +121,7 @@ class Session:
     def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
         """Token ids of a question in the template of training, or of the bare text, a bos token first."""
         if raw:
-            return [_BOS_ID, *self.tokenizer.encode(prompt, start=True)]
+            return [self.merged.model.bos_token_id, *self.tokenizer.encode(prompt, start=True)]
         return self.merged.template.encode_prompt(self.tokenizer, prompt)
 
     def answer(self, prompts: Sequence[str], spec: GenerationSpec, *, raw: bool = False) -> list[Answer]:
@@ -136,7 +132,7 @@ class Session:
         ids = [self.encode(prompt, raw=raw) for prompt in prompts]
         self._check_lengths(prompts, ids)
         width = max(map(len, ids))
-        batch = [row + [0] * (width - len(row)) for row in ids]
+        batch = [row + [self.merged.model.pad_token_id] * (width - len(row)) for row in ids]
         with _mindspore_errors():
             outputs = self._network.generate(batch, **self._generation_arguments(spec))
         return [
@@ -157,8 +153,8 @@ class Session:
         arguments: dict[str, Any] = {
             "max_new_tokens": spec.max_new_tokens,
             "do_sample": spec.temperature > 0,
-            "eos_token_id": [_EOS_ID],
-            "pad_token_id": 0,
+            "eos_token_id": [self.merged.model.eos_token_id],
+            "pad_token_id": self.merged.model.pad_token_id,
         }
         if spec.temperature > 0:
             arguments |= {
@@ -171,8 +167,9 @@ class Session:
 
     def _answer(self, prompt: str, prompt_tokens: int, output: list[int], spec: GenerationSpec) -> Answer:
         new = output[prompt_tokens:]
-        finish = "stop" if _EOS_ID in new else "length"
-        new = new[: new.index(_EOS_ID)] if _EOS_ID in new else new[: spec.max_new_tokens]
+        end = self.merged.model.eos_token_id
+        finish = "stop" if end in new else "length"
+        new = new[: new.index(end)] if end in new else new[: spec.max_new_tokens]
         return Answer(
             prompt=prompt,
             text=self.tokenizer.decode(new).strip(),
@@ -268,10 +265,12 @@ def _network_config(merged: MergedModel, target: str, batch_size: int) -> dict[s
         "vocab_size": model.vocab_size,
         "rms_norm_eps": model.rms_norm_eps,
         "theta": model.rope_theta,
-        "max_position_embedding": model.seq_length,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
+        "max_position_embedding": model.max_position_embedding or model.seq_length,
+        **_rope_scaling(model),
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "bos_token_id": model.bos_token_id,
+        "eos_token_id": model.eos_token_id,
+        "pad_token_id": model.pad_token_id,
         "compute_dtype": merged.compute_dtype if on_ascend else "float32",
         "param_init_type": merged.params_dtype if on_ascend else "float32",
         "softmax_compute_type": merged.compute_dtype if on_ascend else "float32",
@@ -285,3 +284,17 @@ def _network_config(merged: MergedModel, target: str, batch_size: int) -> dict[s
         "num_blocks": max(1, model.seq_length // 16) * batch_size,
         "checkpoint_name_or_path": "",
     }
+
+
+def _rope_scaling(model: ModelSpec) -> dict[str, Any]:
+    """Llama 3's stretched wavelengths, as templates/rank.yaml.j2 asks for them in training."""
+    scaling = model.rope_scaling
+    if scaling is None:
+        return {}
+    factors = {
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_position_embedding,
+    }
+    return {"extend_method": "LLAMA3", "scaling_factor": factors}
