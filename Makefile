@@ -1,4 +1,4 @@
-# make demo   the whole product on this machine's CPU (about 5 min after the first installation)
+# make demo   the whole product on this machine's CPU (4 to 5 min after the first installation)
 # make test   lint, then all tests
 # make lint   ruff, mypy, and that the shipped schema and the README say what the code does
 # Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).

@@ -25,7 +25,7 @@ from launcher.spec import load_spec
 PROBLEMS = 3000
 HELD_OUT = 300
 SEQ_LENGTH = 96
-BASE_STEPS = 400
+BASE_STEPS = 450
 LORA_STEPS = 150
 
 # The finetuned model's held-out loss must be at least this much lower than the base's, or the demo has failed.
