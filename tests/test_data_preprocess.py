@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -421,6 +422,7 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
     assert "no tokenizer at" in launcher("data", "preprocess", source, cwd=tmp_path, code=3)
     argv = ("data", "preprocess", source, "--tokenizer", str(folder / "tokenizer.model"))
     assert "there are" in launcher(*argv, "--template", "vicunia", cwd=tmp_path, code=3)
+    assert "needs the token" in launcher(*argv, "--template", "chatml", cwd=tmp_path, code=3)
     missing = launcher("data", "preprocess", "no.json", "--tokenizer", argv[-1], cwd=tmp_path, code=3)
     assert "cannot read no.json" in missing
     assert "no dataset a.mindrecord" in launcher("data", "show", "a.mindrecord", cwd=tmp_path, code=3)
@@ -475,3 +477,8 @@ def test_a_cache_makes_the_same_rows_once(folder: Path, tmp_path: Path) -> None:
     other, new = prepare(options(folder, wanted.target, seq_length=90), tmp_path)
     assert new
     assert other.path != first.path
+
+
+def test_errors_keep_their_hint_on_the_way_from_a_worker() -> None:
+    error = pickle.loads(pickle.dumps(DataError("what", hint="type this")))  # noqa: S301 - our own
+    assert (error.message, error.hint) == ("what", "type this")

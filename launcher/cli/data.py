@@ -118,7 +118,7 @@ def convert(
             progress=progress,
         )
     found = ", ".join(f"{count:,} {TITLES[kind]}" for kind, count in done.kinds.most_common())
-    _say(output, done.changed, f"{done.conversations:,} conversations from {source} (found: {found})")
+    _say(output, done.changed, f"{_many(done.conversations, 'conversation')} from {source} (found: {found})")
     _say_rejects(output, done.rejected)
 
 
@@ -234,9 +234,10 @@ def preprocess(
 
 def _summary(info: DatasetInfo) -> str:
     counts = info.counts
-    unit = "texts" if info.stats["kind"] == "text" else "conversations"
+    unit = "text" if info.stats["kind"] == "text" else "conversation"
     return (
-        f"{info.rows:,} rows of {info.seq_length:,} + 1 tokens from {counts['conversations']:,} {unit}, "
+        f"{_many(info.rows, 'row')} of {info.seq_length:,} + 1 tokens"
+        f" from {_many(counts['conversations'], unit)}, "
         f"{counts['learnt_tokens']:,} of {counts['tokens']:,} tokens learnt"
     )
 
@@ -260,7 +261,7 @@ def _details(info: DatasetInfo) -> None:
             click.echo(f"  {info.counts[key]:,} {words}")
     held_out = read_info(eval_path(info.path)) if info.stats["options"]["eval_fraction"] else None
     if held_out:
-        click.echo(f"  held out: {held_out.path}: {held_out.rows:,} rows")
+        click.echo(f"  held out: {held_out.path}: {_many(held_out.rows, 'row')}")
     lengths = info.stats["lengths"]
     median, most, longest = lengths["median"], lengths["p99"], lengths["max"]
     click.echo(f"  length in tokens: median {median:,}, 99 % up to {most:,}, longest {longest:,}")
@@ -310,7 +311,11 @@ def _say(output: Path, changed: bool, what: str) -> None:
 
 def _say_rejects(output: Path, count: int) -> None:
     if count:
-        click.echo(f"  {count:,} bad records left out; see {output}.rejects.jsonl")
+        click.echo(f"  {_many(count, 'bad record')} left out; see {output}.rejects.jsonl")
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 @contextmanager
@@ -325,7 +330,7 @@ def _progress(unit: str) -> Iterator[Progress]:
     console = Console(stderr=True)
     columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
     began = time.monotonic()
-    # Without a thread that refreshes it: worker processes are forked meanwhile, and threads do not survive that.
+    # Without a thread that refreshes it: processes are forked meanwhile, and threads do not survive that.
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, auto_refresh=False
     ) as bar:

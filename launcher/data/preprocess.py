@@ -31,6 +31,7 @@ from launcher.data import outputs
 from launcher.data.convert import Progress
 from launcher.data.encode import Batch, Encoder, Half, duplicates
 from launcher.data.info import DatasetInfo, read_info, read_stats, stats_path
+from launcher.data.messages import Message
 from launcher.data.mindrecord import COLUMNS, Page, ShardState, ShardWriter
 from launcher.data.pool import ordered_map, useful_processes
 from launcher.data.records import Chunk, Source
@@ -102,9 +103,15 @@ def preprocess(
 
 def make_encoder(options: PreprocessOptions) -> Encoder:
     """Tokenizer and template of ``options``. Raises DataError when one is missing or the two do not fit."""
+    tokenizer = load_tokenizer(options.tokenizer)
+    template = get_template(options.template) if options.kind == "chat" else None
+    if template:
+        # Now rather than in a worker: does the tokenizer have all control tokens, is an answer marked?
+        template.encode_prompt(tokenizer, "?")
+        template.encode(tokenizer, (Message("user", "?"), Message("assistant", "?")))
     return Encoder(
-        tokenizer=load_tokenizer(options.tokenizer),
-        template=get_template(options.template) if options.kind == "chat" else None,
+        tokenizer=tokenizer,
+        template=template,
         seq_length=options.seq_length,
         overflow=options.overflow if options.kind == "chat" else "split",
         eval_fraction=options.eval_fraction,
