@@ -57,8 +57,12 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
     )
     cores = len(os.sched_getaffinity(0))
     for file in (source, array):
+        before = sum(os.times()[:4])
         seconds = timed(partial(convert, file, folder / "out.json", force=True, processes=cores))
-        print(f"convert {file.suffix}: {file.stat().st_size / 1e6 / seconds:.0f} MB/s")
+        size_mb, cpu_s = file.stat().st_size / 1e6, sum(os.times()[:4]) - before
+        print(
+            f"convert {file.suffix}: {size_mb / seconds:.0f} MB/s, {size_mb / cpu_s:.0f} MB a second of CPU"
+        )
     ours = preprocess_rate(folder, source, model, arguments.seq_length, arguments.rows)
     print(f"preprocess, {cores} processes: {ours:,.0f} rows/s of 2 x {arguments.seq_length + 1}")
     writers = filewriter_rate(folder, source, model, arguments.seq_length, arguments.rows)
