@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -183,6 +184,7 @@ def test_no_sample_is_lost_and_split_predicts_every_token_once(
             targets.update(t for t, flag in zip(sample.ids[1:end], sample.learnt[1:end], strict=True) if flag)
     predicted = made.values[:, 1, 1:]
     assert Counter(predicted[predicted != NOT_LEARNT].tolist()) == targets
+    assert counts["learnt_tokens"] == targets.total() == np.count_nonzero(made.values[:, 1] != NOT_LEARNT)
     if overflow != "split":
         assert counts["rows"] + counts["dropped"] + counts["unlearnt"] == len(encoded)
     assert made.values.shape[2] <= seq_length + 1
@@ -271,7 +273,8 @@ def _big(folder: Path, tmp_path: Path) -> Path:
     return source
 
 
-def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path, signum: int) -> None:
     source = _big(folder, tmp_path)
     target = tmp_path / "a.mindrecord"
     argv = [sys.executable, "-m", "launcher", "data", "preprocess", str(source), "--template", "plain"]
@@ -284,17 +287,22 @@ def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path) -
     )
     partial = tmp_path / ".a.mindrecord.partial" / "a.mindrecord.rows"
     _wait_until(lambda: partial.exists() and partial.stat().st_size > 0)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(signum)
     told = run.communicate(timeout=60)[1]
-    assert run.returncode == 130
+    assert run.returncode == 128 + signum
     assert "--resume" in told
     assert sorted(path.name for path in tmp_path.glob("*")) == [".a.mindrecord.partial", "big.jsonl"]
     journal = json.loads((partial.parent / "journal.json").read_text("utf-8"))
     assert journal["batches"] > 0
     with pytest.raises(DataError, match="other options"):
         preprocess(options(folder, target, source=source, seq_length=90, resume=True), force=False)
-    info, made = preprocess(options(folder, target, source=source, resume=True, processes=2), force=False)
+    seen: list[int] = []
+    wanted = options(folder, target, source=source, resume=True, processes=2)
+    info, made = preprocess(wanted, force=False, progress=lambda *told: seen.append(told[2]))
     assert made
+    # It did not begin anew: the first batch of this run comes after those of the other.
+    done = sum(page["end"] - page["start"] for page in journal["outputs"][0]["shards"][0]["pages"])
+    assert seen[0] > done > 0
     assert not partial.parent.exists()
     whole, _ = preprocess(options(folder, tmp_path / "b" / "a.mindrecord", source=source), force=False)
     assert info.path.read_bytes() == whole.path.read_bytes()
@@ -331,6 +339,8 @@ def test_a_killed_run_leaves_no_process_and_nothing_half_made(folder: Path, tmp_
     assert len(children) == 2
     run.kill()
     run.wait(timeout=30)
+    # As if it had been killed while it put its files into place.
+    (partial.parent / "a.mindrecord.db").write_bytes(b"left over")
     _wait_until(lambda: not any(_alive(child) for child in children))
     assert not list(tmp_path.glob("a.*"))
     assert "wrote" in launcher(*argv, cwd=tmp_path)
@@ -408,6 +418,7 @@ def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:
     assert "no tokenizer at" in launcher("data", "preprocess", source, cwd=tmp_path, code=3)
     argv = ("data", "preprocess", source, "--tokenizer", str(folder / "tokenizer.model"))
     assert "there are" in launcher(*argv, "--template", "vicunia", cwd=tmp_path, code=3)
+    assert "needs the token" in launcher(*argv, "--template", "chatml", cwd=tmp_path, code=3)
     missing = launcher("data", "preprocess", "no.json", "--tokenizer", argv[-1], cwd=tmp_path, code=3)
     assert "cannot read no.json" in missing
     assert "no dataset a.mindrecord" in launcher("data", "show", "a.mindrecord", cwd=tmp_path, code=3)
@@ -455,3 +466,8 @@ def test_a_cache_finds_the_same_rows_again(folder: Path, tmp_path: Path) -> None
     assert again == first
     assert in_cache(options(folder, wanted.target, seq_length=90), tmp_path).target != first
     assert not first.parent.exists()
+
+
+def test_errors_keep_their_hint_on_the_way_from_a_worker() -> None:
+    error = pickle.loads(pickle.dumps(DataError("what", hint="type this")))  # noqa: S301 - our own
+    assert (error.message, error.hint) == ("what", "type this")

@@ -53,7 +53,7 @@ def _parts(data: bytes, commas: list[int]) -> list[bytes]:
 
 @pytest.mark.parametrize("pretty", [None, 2])
 def test_records_over_many_chunks_keep_their_numbers_and_lines(tmp_path: Path, pretty: int | None) -> None:
-    values = [{"instruction": f'"{number}" \\ [{{', "output": "，" * (number % 700)} for number in range(3000)]
+    values = [{"instruction": f'"{number}" [{{ \\', "output": "，" * (number % 700)} for number in range(3000)]
     (tmp_path / "a.json").write_text(json.dumps(values, ensure_ascii=False, indent=pretty), "utf-8")
     found = records(tmp_path / "a.json")
     assert [item.value for item in found if isinstance(item, Record)] == values

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from data_tools import make_hugging_face, make_sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -272,3 +273,15 @@ def test_a_template_whose_tokens_the_tokenizer_lacks(tmp_path: Path) -> None:
     train_tokenizer(["加减乘除 12 + 30 = 42"] * 3, tmp_path / "a.model", vocab_size=275)
     with pytest.raises(DataError, match=r"needs the token <\|im_start\|>"):
         get_template("chatml").encode(load_tokenizer(tmp_path / "a.model"), TURNS)
+
+
+def test_a_model_that_drops_spaces_keeps_the_one_before_an_answer(tmp_path: Path) -> None:
+    """SentencePiece's defaults remove spaces at the ends of a text, unlike LLaMA's model."""
+    words = iter(["a: 12 b: 34", "aa bb 12 34"] * 20)
+    with (tmp_path / "a.model").open("wb") as out:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=words, model_writer=out, vocab_size=20, hard_vocab_limit=False, minloglevel=3
+        )
+    tokenizer = load_tokenizer(tmp_path / "a.model")
+    ids = encode([Segment("a:", False), Segment(" 12", True)], tokenizer).ids
+    assert tokenizer.decode(ids) == "a: 12"

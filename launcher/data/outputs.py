@@ -26,7 +26,7 @@ class OutputExistsError(DataError):
 def scratch(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` to build it in, gone at the end whatever happens.
 
-    Raises DataError when the folder cannot be made.
+    Raises DataError when the folder cannot be made, or when the disk is full.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,10 @@ def scratch(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror}") from error
     with folder as name:
-        yield Path(name)
+        try:
+            yield Path(name)
+        except OSError as error:
+            raise DataError(f"cannot write {target}: {error.strerror}") from error
 
 
 def refuse_folder(target: Path) -> None:

@@ -15,9 +15,10 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -29,7 +30,7 @@ import numpy as np
 from launcher import __version__
 from launcher.data import outputs
 from launcher.data.convert import Progress
-from launcher.data.encode import Batch, Encoder, Half, duplicates
+from launcher.data.encode import Batch, Encoder, Half, Kept, duplicates
 from launcher.data.info import DatasetInfo, read_info, read_stats, stats_path
 from launcher.data.messages import Message
 from launcher.data.mindrecord import COLUMNS, Page, ShardState, ShardWriter
@@ -171,6 +172,10 @@ def _names(target: Path, shards: int) -> list[Path]:
     return [target.with_name(f"{target.name}{shard:0{width}}") for shard in range(shards)]
 
 
+class _OtherRunError(DataError):
+    """There is an interrupted run to resume, but not of what is asked for. It stays as it is."""
+
+
 @contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
     """The folder in which ``target`` is built. It stays when the run was interrupted, else it goes."""
@@ -185,9 +190,15 @@ def _workplace(target: Path) -> Iterator[Path]:
         yield folder
     except BlockingIOError:
         raise DataError(f"another run is writing {target}") from None
+    except _OtherRunError:
+        raise
     except KeyboardInterrupt as error:
         hint = "the same command with --resume goes on from there; without it, from the beginning"
-        raise JobCancelled(f"interrupted; {target} is not written", signum=2, hint=hint) from error
+        signum = error.signum if isinstance(error, _Interrupted) else signal.SIGINT
+        raise JobCancelled(f"interrupted; {target} is not written", signum=signum, hint=hint) from error
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise DataError(f"cannot write {target}: {error.strerror}") from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -197,14 +208,37 @@ def _workplace(target: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+class _Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came and was held back until now."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until the end: half of the files in place would be worse than a second's patience."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+def _held_back() -> Iterator[Callable[[], None]]:
+    """SIGINT and SIGTERM do nothing until the function it gives is called, which raises _Interrupted then.
+
+    Half of a batch written, or half of the files in place, would be worse than a second of patience. Masking
+    signals is not enough: the kernel would give them to one of the threads of the pool.
+    """
+    came: list[int] = []
+
+    def check() -> None:
+        if came:
+            raise _Interrupted(came[0])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(signum, lambda number, _: came.append(number)) for signum in signals]
     try:
-        yield
+        yield check
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for signum, handler in zip(signals, before, strict=True):
+            signal.signal(signum, handler)
 
 
 class _Output:
@@ -267,6 +301,12 @@ def _shard_state(state: dict[str, Any]) -> ShardState:
     return ShardState(pages=pages, saved_bytes=state["saved_bytes"])
 
 
+def _empty(folder: Path) -> None:
+    """Remove what a run that was interrupted left in ``folder``."""
+    for path in folder.iterdir():
+        path.unlink()
+
+
 class _Run:
     """One run of preprocessing, from the journal of an earlier one if there is one to resume."""
 
@@ -278,6 +318,8 @@ class _Run:
         self._source = Source(options.source, text=options.kind == "text" and _is_text(options.source))
         self._key = [*_key(options, encoder), *map(str, _stat(options.source))]
         state = self._journal() if options.resume else None
+        if state is None:
+            _empty(folder)
         self._done: int = state["batches"] if state else 0
         self._kinds: Counter[str] = Counter(state["kinds"] if state else {})
         self._rejects = Rejects(
@@ -294,31 +336,32 @@ class _Run:
     def to_the_end(self) -> None:
         """Do all that is left to do and move the results into place."""
         try:
-            try:
-                self._work()
-            except KeyboardInterrupt:
-                self._write_journal()
-                raise
-            with _uninterrupted():
+            processes = self._options.processes or useful_processes(self._options.source)
+            chunks = self._chunks(processes)
+            with _held_back() as check:
+                self._work(chunks, processes, check)
                 self._publish()
         finally:
             self._rejects.close()
             for output in self._outputs:
                 output.close()
 
-    def _work(self) -> None:
-        processes = self._options.processes or useful_processes(self._options.source)
-        chunks: Iterator[tuple[Chunk, Any]] = self._chunks(processes)
+    def _work(self, chunks: Iterator[tuple[Chunk, Kept | None]], processes: int, check: Callable[[], None]) -> None:
         written = time.monotonic()
         for batch in ordered_map(lambda: self._encoder, islice(chunks, self._done, None), processes=processes):
             self._add(batch)
+            try:
+                check()
+            except _Interrupted:
+                self._write_journal()
+                raise
             if time.monotonic() - written > _JOURNAL_EVERY_S:
                 self._write_journal()
                 written = time.monotonic()
         if not self._outputs[0].rows:
             raise DataError(f"{self._options.source} gives no row to learn from", hint=self._why_no_row())
 
-    def _chunks(self, processes: int) -> Iterator[tuple[Chunk, Any]]:
+    def _chunks(self, processes: int) -> Iterator[tuple[Chunk, Kept | None]]:
         if not self._options.dedup:
             return ((chunk, None) for chunk in self._source.chunks())
         first_reading = Source(self._options.source, text=self._source.is_text)
@@ -345,7 +388,7 @@ class _Run:
         except (OSError, ValueError):
             return None
         if state["key"] != self._key:
-            raise DataError(
+            raise _OtherRunError(
                 f"the interrupted run of {self._options.target} had another input or other options",
                 hint="leave --resume out to begin anew",
             )

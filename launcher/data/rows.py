@@ -24,12 +24,11 @@ Overflow = Literal["truncate", "drop", "split"]
 
 
 class _Piece(NamedTuple):
-    """A stretch of tokens that becomes a row. ``overlap``: its first token ends the row before."""
+    """A stretch of the tokens of a batch that becomes a row."""
 
     sample: int
     start: int
     length: int
-    overlap: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +72,16 @@ def _pieces(lengths: Sequence[int], seq_length: int, overflow: Overflow, counts:
     start = 0
     for sample, length in enumerate(lengths):
         if length <= seq_length + 1:
-            yield _Piece(sample, start, length, False)
+            yield _Piece(sample, start, length)
         elif overflow == "truncate":
             counts["truncated"] += 1
-            yield _Piece(sample, start, seq_length + 1, False)
+            yield _Piece(sample, start, seq_length + 1)
         elif overflow == "drop":
             counts["dropped"] += 1
         else:
             counts["split"] += 1
             for begin in range(0, length - 1, seq_length):
-                yield _Piece(sample, start + begin, min(seq_length + 1, length - begin), begin > 0)
+                yield _Piece(sample, start + begin, min(seq_length + 1, length - begin))
         start += length
 
 
@@ -97,8 +96,8 @@ def _fill(samples: Sequence[Encoded], ids: Ints, pieces: Sequence[_Piece], lengt
     for row, piece in zip(values, pieces, strict=True):
         row[0, : piece.length] = ids[piece.start : piece.start + piece.length]
         row[1, : piece.length] = labels[piece.start : piece.start + piece.length]
-        if piece.overlap:
-            row[1, 0] = NOT_LEARNT
+    # Nothing stands before the first token to predict it from; in a split sample the row before does that.
+    values[:, 1, 0] = NOT_LEARNT
     return values
 
 

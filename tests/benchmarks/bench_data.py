@@ -1,6 +1,6 @@
 """How fast convert and preprocess are, against peers in the same run.
 
-    python tests/benchmarks/bench_data.py [--rows 100000] [--seq-length 2048] [--million]
+    python tests/benchmarks/bench_data.py [--rows 100000] [--seq-length 2048] [--million] [--writers]
 
 Peers: two processes that only hand the same ready rows to MindSpore's FileWriter, one file each; and a script
 after the reference recipe (LlamaTokenizer of MindFormers, one conversation at a time), over the first rows.
@@ -37,7 +37,11 @@ def main() -> None:
     parser.add_argument("--seq-length", type=int, default=2048)
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--million", action="store_true", help="also measure memory with 1,000,000 rows")
+    parser.add_argument("--writers", action="store_true", help="only compare ways to feed FileWriter")
     arguments = parser.parse_args()
+    if arguments.writers:
+        writers(arguments.seq_length + 1)
+        return
     with tempfile.TemporaryDirectory() as name:
         run(Path(name), arguments)
 
@@ -51,8 +55,10 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
     print(f"{arguments.rows:,} rows, {source.stat().st_size / 1e6:.1f} MB; tokenizer trained in {seconds:.0f} s")
     cores = len(os.sched_getaffinity(0))
     for file in (source, array):
+        before = sum(os.times()[:4])
         seconds = timed(partial(convert, file, folder / "out.json", force=True, processes=cores))
-        print(f"convert {file.suffix}: {file.stat().st_size / 1e6 / seconds:.0f} MB/s")
+        size_mb, cpu_s = file.stat().st_size / 1e6, sum(os.times()[:4]) - before
+        print(f"convert {file.suffix}: {size_mb / seconds:.0f} MB/s, {size_mb / cpu_s:.0f} MB a second of CPU")
     ours = preprocess_rate(folder, source, model, arguments.seq_length, arguments.rows)
     print(f"preprocess, {cores} processes: {ours:,.0f} rows/s of 2 x {arguments.seq_length + 1}")
     writers = filewriter_rate(folder, source, model, arguments.seq_length, arguments.rows)
@@ -201,6 +207,57 @@ def memory(source: str, model: str, target: str, seq_length: str) -> None:
     preprocess(options, force=True)
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     print(max(peaks) / 1024)
+
+
+def writers(length: int, rows: int = 8000) -> None:
+    """Ways to give ready rows, mostly padding, to FileWriter; and our own writer."""
+    import numpy as np
+    from mindspore.mindrecord import FileWriter
+
+    from launcher.data.mindrecord import write_mindrecord
+
+    rng = np.random.default_rng(0)
+    values = np.zeros((rows, 2, length), dtype=np.int32)
+    values[:, 1] = -100
+    for row in values:
+        used = int(rng.integers(50, 150))
+        row[0, :used] = rng.integers(0, 32000, used)
+        row[1, used // 2 : used] = row[0, used // 2 : used]
+
+    def theirs(path: Path, schema: dict[str, Any], batch: int, shards: int, parallel: bool) -> None:
+        as_bytes = schema["type"] == "bytes"
+        ready = [{"input_ids": row[0], "labels": row[1]} for row in values]
+        if as_bytes:
+            ready = [{name: value.tobytes() for name, value in row.items()} for row in ready]
+        writer = FileWriter(str(path), shard_num=shards, overwrite=True)
+        writer.add_schema({"input_ids": schema, "labels": schema}, "peer")
+        for start in range(0, rows, batch):
+            writer.write_raw_data(ready[start : start + batch], parallel_writer=parallel)
+        writer.commit()
+
+    array = {"type": "int32", "shape": [-1]}
+    ways: dict[str, tuple[dict[str, Any], int, int, bool]] = {
+        "int32, one at a time": (array, 1, 1, False),
+        "int32, batches of 100": (array, 100, 1, False),
+        "int32, batches of 1,000": (array, 1000, 1, False),
+        "int32, all at once": (array, rows, 1, False),
+        "int32, batches of 1,000, 2 shards": (array, 1000, 2, False),
+        "the same with parallel_writer": (array, 1000, 2, True),
+        "bytes, batches of 1,000": ({"type": "bytes"}, 1000, 1, False),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        for way, (schema, batch, shards, parallel) in ways.items():
+            print_way(way, rows, partial(theirs, Path(name) / "peer.mindrecord", schema, batch, shards, parallel))
+        batches = [values[start : start + 256] for start in range(0, rows, 256)]
+        ours = partial(write_mindrecord, Path(name) / "ours.mindrecord", batches, row_length=length)
+        print_way("our writer, batches of 256", rows, ours)
+
+
+def print_way(way: str, rows: int, function: Callable[[], Any]) -> None:
+    before = sum(os.times()[:4])
+    seconds = timed(function)
+    cpu_us = (sum(os.times()[:4]) - before) / rows * 1e6
+    print(f"{way:<36} {rows / seconds:>8,.0f} rows/s {cpu_us:>6.0f} us of CPU a row", flush=True)
 
 
 def environment() -> dict[str, str]:
