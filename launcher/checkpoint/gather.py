@@ -80,11 +80,9 @@ def read_stages(paths: Sequence[Path], num_ranks: int) -> Stages:
     stages = read_strategy(paths[0])
     per_stage = _devices(paths[0], stages)
     if len(paths) > 1:
-        stages = {}
-        for number, rank in enumerate(range(0, num_ranks, per_stage)):
-            # A file names its stage only when it lists operators: the rank says it always.
-            layouts = list(read_strategy(paths[rank]).values())
-            stages[number] = layouts[0] if len(layouts) == 1 else layouts[number]
+        found = {number: read_strategy(paths[rank]) for number, rank in enumerate(range(0, num_ranks, per_stage))}
+        # A file names its stage only when it lists operators; which ranks it is of says it always.
+        stages = {number: stage.get(number) or next(iter(stage.values())) for number, stage in found.items()}
     if len(stages) * per_stage != num_ranks or sorted(stages) != list(range(len(stages))):
         raise CheckpointError(
             f"{paths[0].parent} is of {len(stages)} stage(s) with {per_stage} rank(s) each, "

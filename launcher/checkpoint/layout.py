@@ -17,7 +17,7 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """``size`` elements along each axis of the whole tensor from ``start`` on; in the slice they begin at row ``row``."""
+    """``size`` elements along each axis of the whole tensor from ``start`` on; row ``row`` of the slice comes first."""
 
     start: Shape
     size: Shape

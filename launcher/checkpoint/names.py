@@ -7,7 +7,8 @@ by logits that agree. All weights are (out, in) in both.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 LORA_A, LORA_B = ".mindpet_delta_lora_a", ".mindpet_delta_lora_b"
 GLOBAL_STEP = "global_step"
@@ -15,8 +16,10 @@ _WEIGHT_PREFIXES = ("model.", "lm_head.")
 _OPTIMIZER_PREFIXES = ("adam_m.", "adam_v.", "accu_grads.", "moments.", "moment1.", "moment2.")
 # What MindSpore and MindFormers keep beside the model: counters and the loss scale.
 _BOOKKEEPING = frozenset(
-    "global_step scale_sense loss_scale epoch_num step_num global_batch_size learning_rate beta1_power beta2_power "
-    "current_iterator_step last_overflow_iterator_step".split()
+    (
+        *("global_step", "epoch_num", "step_num", "global_batch_size", "learning_rate", "loss_scale", "scale_sense"),
+        *("beta1_power", "beta2_power", "current_iterator_step", "last_overflow_iterator_step"),
+    )
 )
 
 EMBEDDING, NORM, HEAD = "model.tok_embeddings.embedding_weight", "model.norm_out.weight", "lm_head.weight"
@@ -58,10 +61,9 @@ def adapters_of(weight: str) -> tuple[str, str]:
 
 
 def expected_shapes(
-    *, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocab: int
+    *, hidden: int, layers: int, kv_size: int, intermediate: int, vocab: int
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight of a LLaMA, by MindFormers' names."""
-    kv_size = hidden // heads * kv_heads
+    """Name and shape of every weight of a LLaMA, by MindFormers' names. ``kv_size``: rows of wk and wv."""
     shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (vocab, hidden), NORM: (hidden,), HEAD: (vocab, hidden)}
     one = {
         "attention.wq": (hidden, hidden),
@@ -77,6 +79,31 @@ def expected_shapes(
     for layer in range(layers):
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in one.items()}
     return shapes
+
+
+def shapes_of(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """expected_shapes of a model section of a run spec."""
+    heads = model["num_heads"]
+    return expected_shapes(
+        hidden=model["hidden_size"],
+        layers=model["num_layers"],
+        kv_size=model["hidden_size"] // heads * (model.get("n_kv_heads") or heads),
+        intermediate=model["intermediate_size"],
+        vocab=model["vocab_size"],
+    )
+
+
+def inferred_shapes(found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """expected_shapes of the LLaMA that the weights ``found`` (with at least the embedding) seem to be of."""
+    vocab, hidden = (*found[EMBEDDING], 0)[:2]
+    first = "model.layers.0."
+    return expected_shapes(
+        hidden=hidden,
+        layers=num_layers(found),
+        kv_size=found.get(first + "attention.wk.weight", (0,))[0],
+        intermediate=found.get(first + "feed_forward.w1.weight", (0,))[0],
+        vocab=vocab,
+    )
 
 
 def num_layers(names: Iterable[str]) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoint.wire import BYTES, WireError, fields, signed, tag, varint
+from launcher.checkpoint.wire import BYTES, WireError, fields, read_varint, signed, tag, varint
 from launcher.errors import CheckpointError
 
 _MAX_FILE_BYTES = 64 << 20
@@ -160,16 +160,15 @@ def _numbers(message: bytes) -> Iterator[int]:
     for number, value in fields(message):
         if number == 1 and isinstance(value, int):
             yield signed(value)
-        elif number == 1 and isinstance(value, bytes):  # packed
-            yield from (signed(item) for _, item in fields(b"".join(b"\x08" + part for part in _varints(value))))
+        elif number == 1 and isinstance(value, bytes):
+            yield from _packed(value)
 
 
-def _varints(packed: bytes) -> Iterator[bytes]:
-    start = 0
-    for at, byte in enumerate(packed):
-        if byte < 128:
-            yield packed[start : at + 1]
-            start = at + 1
+def _packed(data: bytes) -> Iterator[int]:
+    at = 0
+    while at < len(data):
+        value, at = read_varint(data, at)
+        yield signed(value)
 
 
 def _tensor_map(dims: list[Any]) -> tuple[tuple[int, ...], ...]:

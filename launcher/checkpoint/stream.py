@@ -141,7 +141,7 @@ def _run(fd: int, blocks: list[Chunk], on_bytes: OnBytes) -> None:
 
 
 class _Adapters:
-    """The adapters of the weight at work, as float32: lora_a (r, in), scale * lora_b (out, r). Shared by the threads."""
+    """The adapters of the weight at work, in float32: lora_a (r, in), scale * lora_b (out, r). Threads share them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

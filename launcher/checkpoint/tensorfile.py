@@ -141,7 +141,7 @@ def format_of(path: Path) -> str:
 
 def byte_view(array: Array) -> memoryview:
     """The bytes of a C-contiguous ``array``, writable when it is. Works for bfloat16, which has no buffer format."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return memoryview(array.reshape(-1).view(np.uint8).data)
 
 
 def damaged(path: Path, reason: str) -> CheckpointError:

@@ -54,7 +54,7 @@ class Whole:
         return piece.box.size[1:] == self.shape[1:]
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[Piece, int, int, int]]:
-        """For rows [start, stop): each piece in them, the first and last + 1 of its rows, its first row in its slice."""
+        """Each piece in rows [start, stop): the piece, its first row and last + 1, and that first row in its slice."""
         for piece in self.pieces:
             first = piece.box.start[0] if piece.box.start else 0
             rows = piece.box.size[0] if piece.box.size else 1
@@ -78,11 +78,11 @@ class Whole:
         begin, end, row = rows
         row_bytes = math.prod(piece.box.size[1:]) * item_size(self.dtype)
         raw = scratch[: (end - begin) * row_bytes]
-        piece.file.read_into(piece.entry, row * row_bytes, memoryview(raw))
+        piece.file.read_into(piece.entry, row * row_bytes, byte_view(raw))
         axes = zip(piece.box.start[1:], piece.box.size[1:], strict=True)
-        place = tuple(slice(first, first + length) for first, length in axes)
+        place = (slice(None), *(slice(first, first + length) for first, length in axes))
         source = raw.view(numpy_dtype(self.dtype)).reshape(end - begin, *piece.box.size[1:])
-        np.copyto(out[(slice(None), *place)], source)
+        np.copyto(out[place], source)
 
     def read(self) -> Array:
         """The whole tensor, in its shape and dtype."""
