@@ -4,8 +4,10 @@ blocks of rows; two threads, a few MiB of memory each, whatever the size of the 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -28,6 +30,7 @@ NUM_THREADS = 2
 BLOCK_BYTES = 4 << 20
 _COPY_BYTES = 32 << 20
 _TILE_ITEMS = 1 << 17
+_NO_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
 # What copy_file_range says when two file systems cannot do it among themselves.
 _NO_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
 
@@ -88,7 +91,7 @@ def write_file(path: Path, plan: FilePlan, on_bytes: OnBytes) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            os.truncate(fd, plan.size)
+            _reserve(fd, plan.size)
             for offset, literal in plan.literals:
                 _write(fd, memoryview(literal), offset)
             _run(fd, list(_blocks(plan.chunks)), on_bytes)
@@ -96,6 +99,22 @@ def write_file(path: Path, plan: FilePlan, on_bytes: OnBytes) -> None:
             os.close(fd)
     except OSError as error:
         raise HostError(f"cannot write {path}: {error.strerror}", hint="make room, or give another --output") from error
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Take ``size`` bytes of the disk at once: a full disk shows now, and writing costs half as much on ext4.
+
+    fallocate(2) itself: os.posix_fallocate writes every page where a file system (NFS) cannot reserve.
+    """
+    if sys.platform == "linux":
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+        fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        if fallocate(fd, 0, 0, size) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in _NO_RESERVE:
+            raise OSError(code, os.strerror(code))
+    os.truncate(fd, size)
 
 
 def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:

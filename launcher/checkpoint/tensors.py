@@ -15,11 +15,20 @@ from launcher.checkpoint.tensorfile import Entry, TensorFile, byte_view
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A box of the whole tensor and the slice that holds it."""
+    """A box of the whole tensor and the slice that holds it.
+
+    skip: where the box begins in the slice along the axes after the first, when the slice is larger than the box.
+    """
 
     file: TensorFile
     entry: Entry
     box: Box
+    skip: tuple[int, ...] = ()
+
+    @property
+    def row_items(self) -> int:
+        """Elements of one row of the slice."""
+        return math.prod(self.entry.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +60,7 @@ class Whole:
 
     def is_wide(self, piece: Piece) -> bool:
         """Whether ``piece`` has whole rows, so that its bytes are consecutive in the whole tensor too."""
-        return piece.box.size[1:] == self.shape[1:]
+        return piece.box.size[1:] == self.shape[1:] == piece.entry.shape[1:]
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[Piece, int, int, int]]:
         """Each piece in rows [start, stop): the piece, its first row and last + 1, and that first row in its slice."""
@@ -76,12 +85,16 @@ class Whole:
 
     def _read_strided(self, piece: Piece, rows: tuple[int, int, int], out: Array, scratch: Array) -> None:
         begin, end, row = rows
-        row_bytes = math.prod(piece.box.size[1:]) * item_size(self.dtype)
+        row_bytes = piece.row_items * item_size(self.dtype)
         raw = scratch[: (end - begin) * row_bytes]
         piece.file.read_into(piece.entry, row * row_bytes, byte_view(raw))
         axes = zip(piece.box.start[1:], piece.box.size[1:], strict=True)
         place = (slice(None), *(slice(first, first + length) for first, length in axes))
-        source = raw.view(numpy_dtype(self.dtype)).reshape(end - begin, *piece.box.size[1:])
+        source = raw.view(numpy_dtype(self.dtype)).reshape(end - begin, *piece.entry.shape[1:])
+        if piece.skip:
+            sides = zip(piece.skip, piece.box.size[1:], strict=True)
+            window = (slice(None), *(slice(first, first + length) for first, length in sides))
+            source = source[window]
         np.copyto(out[place], source)
 
     def read(self) -> Array:
@@ -93,7 +106,7 @@ class Whole:
 
     def scratch_bytes(self, rows: int) -> int:
         """Bytes of scratch that ``read_rows`` needs for ``rows`` rows."""
-        narrow = [math.prod(piece.box.size[1:]) for piece in self.pieces if not self.is_wide(piece)]
+        narrow = [piece.row_items for piece in self.pieces if not self.is_wide(piece)]
         return rows * max(narrow, default=0) * item_size(self.dtype)
 
 
