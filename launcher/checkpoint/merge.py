@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoint import names
+from launcher.checkpoint import huggingface, names
 from launcher.checkpoint.compare import check_crc, compare_copies, identify
 from launcher.checkpoint.dtypes import FLOATS
 from launcher.checkpoint.folder import (
@@ -26,7 +26,7 @@ from launcher.checkpoint.folder import (
 )
 from launcher.checkpoint.gather import Gathered, OpenShards, gather, global_step, single_file
 from launcher.checkpoint.shards import TRAINABLE, Moment, Shards, find_shards, moment_text, read_scale
-from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, FilePlan, plan_file, write_file
+from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, TensorFile
 from launcher.checkpoint.tensors import Fold, Output, Whole
 from launcher.checkpoint.verify import Verified, check_architecture, verify_files
@@ -72,15 +72,6 @@ class Options:
     with_optimizer: bool = False
     verify_full: bool = False
     max_shard_bytes: int = 5_000_000_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlannedFile:
-    """A file of the result, byte for byte, and the tensors in it."""
-
-    name: str
-    outputs: tuple[Output, ...]
-    bytes: FilePlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +132,7 @@ class Merged:
 
     folder: Path
     step: int
-    num_weights: int
+    num_tensors: int
     num_folded: int
     fresh: bool
     size: int = 0
@@ -170,6 +161,7 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     _check_model(source, tensors)
     scale = _scale(source, shards, tensors)
     outputs = _Outputs(tensors, options, scale)
+    files = tuple(outputs.files())
     return MergePlan(
         source=source,
         options=options,
@@ -179,8 +171,8 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
         moment=moment,
         step=step,
         scale=scale,
-        files=tuple(outputs.files()),
-        texts=_texts(source, options, scale),
+        files=files,
+        texts=_texts(source, options, scale, files),
         left_out=outputs.left_out(),
     )
 
@@ -275,17 +267,24 @@ class _Outputs:
             self._fold(name)
 
     def files(self) -> list[PlannedFile]:
-        suffix = self._options.file_format
         weights = [self._output(name) for name in self._tensors if names.is_weight(name)]
+        adapters = [self._output(name) for name in self._tensors if names.is_adapter(name)]
+        if self._options.layout == HF:
+            return huggingface.weight_files(weights, self._options.max_shard_bytes)
+        if self._options.layout == PEFT:
+            return [huggingface.adapter_file(adapters)]
+        return self._mindspore(weights, adapters)
+
+    def _mindspore(self, weights: list[Output], adapters: list[Output]) -> list[PlannedFile]:
+        suffix = self._options.file_format
         if self._options.fold:
             groups = {CKPT_WEIGHTS if suffix == CKPT else WEIGHTS: weights}
         else:
-            adapters = [self._output(name) for name in self._tensors if names.is_adapter(name)]
             groups = {f"base.{suffix}": weights, f"adapter.{suffix}": adapters}
         if self._options.with_optimizer:
             kept = [name for name in self._tensors if not names.is_weight(name) and not names.is_adapter(name)]
             groups[f"optimizer.{suffix}"] = [self._as_it_is(name) for name in kept]
-        return [_planned(name, outputs, suffix) for name, outputs in groups.items() if outputs]
+        return [planned(name, outputs, suffix, "mindformers") for name, outputs in groups.items() if outputs]
 
     def left_out(self) -> tuple[str, ...]:
         """Names that are no weight, no adapter, and nothing known of the optimizer: worth a word."""
@@ -319,13 +318,11 @@ class _Outputs:
         return Fold(lora_a=lora_a, lora_b=lora_b, scale=self._scale)
 
 
-def _planned(name: str, outputs: Sequence[Output], file_format: str) -> PlannedFile:
-    return PlannedFile(
-        name=name, outputs=tuple(outputs), bytes=plan_file(outputs, file_format, {"format": "mindformers"})
-    )
-
-
-def _texts(source: Source, options: Options, scale: float | None) -> dict[str, bytes]:
+def _texts(source: Source, options: Options, scale: float | None, files: Sequence[PlannedFile]) -> dict[str, bytes]:
+    if options.layout == HF:
+        return huggingface.model_texts(source.model, source.base, source.tokenizer, files)
+    if options.layout == PEFT:
+        return huggingface.adapter_texts(scale, files)
     texts = {}
     if source.model is not None and options.fold:
         texts[MODEL_CONFIG] = (json.dumps(source.model, indent=2) + "\n").encode()
@@ -380,7 +377,7 @@ def merge(plan: MergePlan, target: Path, *, force: bool = False, on_progress: On
     return Merged(
         folder=target,
         step=plan.step,
-        num_weights=_num_weights(plan),
+        num_tensors=len(plan.outputs),
         num_folded=plan.num_folded,
         fresh=True,
         size=plan.size,
@@ -400,10 +397,6 @@ class _Clock:
         self._last = now
 
 
-def _num_weights(plan: MergePlan) -> int:
-    return sum(names.is_weight(output.whole.name) for output in plan.outputs)
-
-
 def _stream(plan: MergePlan, scratch: Path, on_progress: OnProgress | None) -> None:
     total = sum(output.nbytes for output in plan.outputs)
 
@@ -421,7 +414,7 @@ def _already(plan: MergePlan, recipe: Mapping[str, Any], target: Path, *, force:
     known, wanted = record.get("recipe", {}), json.loads(json.dumps(recipe))
     if known == wanted:
         return Merged(
-            folder=target, step=plan.step, num_weights=record["weights"], num_folded=record["folded"], fresh=False
+            folder=target, step=plan.step, num_tensors=record["tensors"], num_folded=record["folded"], fresh=False
         )
     if force:
         return None
@@ -442,7 +435,7 @@ def _record(plan: MergePlan, recipe: Mapping[str, Any], verified: Verified) -> b
         "source": plan.source.name,
         "step": plan.step,
         "lora_scale": plan.scale,
-        "weights": _num_weights(plan),
+        "tensors": len(plan.outputs),
         "folded": plan.num_folded,
         "verified": {
             "full": verified.full,

@@ -50,7 +50,7 @@ def _header(file: TensorFile) -> tuple[dict[str, Any], int]:
 
 
 def _entry(file: TensorFile, name: str, item: Any, base: int) -> Entry:
-    check_name(file.path, name.encode("utf-8", "surrogateescape"))
+    check_name(file.path, name.encode("utf-8", "surrogatepass"))
     try:
         begin, end = (_whole(number) for number in item["data_offsets"])
         shape = tuple(_whole(dim) for dim in item["shape"])

@@ -54,6 +54,21 @@ class FilePlan:
     size: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlannedFile:
+    """A file of a result: its name, the tensors in it, and every byte."""
+
+    name: str
+    outputs: tuple[Output, ...]
+    bytes: FilePlan
+
+
+def planned(name: str, outputs: Sequence[Output], file_format: str, made_for: str) -> PlannedFile:
+    """The file ``name`` with ``outputs``. ``made_for``: the "format" in the metadata of safetensors."""
+    plan = plan_file(outputs, file_format, {"format": made_for})
+    return PlannedFile(name=name, outputs=tuple(outputs), bytes=plan)
+
+
 def plan_file(outputs: Sequence[Output], file_format: str, metadata: Mapping[str, str]) -> FilePlan:
     """Where everything goes in a file of ``file_format``."""
     if file_format == CKPT:

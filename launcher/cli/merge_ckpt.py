@@ -82,7 +82,7 @@ def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
         if given["dry_run"]:
             check_room(target, plan.size)
             return
-        merged = merge(plan, target, force=given["force"], on_progress=_progress(stack))
+        merged = merge(plan, target, force=given["force"], on_progress=progress(stack, "merge"))
     _print_merged(merged, source, job)
 
 
@@ -169,7 +169,8 @@ def _print_plan(plan: MergePlan, target: Path) -> None:
     click.echo(f"  needs  {plan.peak_bytes / 1e6:,.0f} MB of memory at most, {plan.size / 1e6:,.1f} MB of disk")
 
 
-def _progress(stack: ExitStack) -> Any:
+def progress(stack: ExitStack, label: str) -> Any:
+    """A progress bar on stderr that ``stack`` closes; None when nobody watches."""
     import sys
 
     if not sys.stderr.isatty():
@@ -179,7 +180,7 @@ def _progress(stack: ExitStack) -> Any:
     def show(count: int, total: int) -> None:
         nonlocal bar
         if bar is None:
-            made: Any = click.progressbar(length=total, label="  merge", file=sys.stderr)
+            made: Any = click.progressbar(length=total, label=f"  {label}", file=sys.stderr)
             bar = stack.enter_context(made)
         bar.update(count)
 
@@ -199,7 +200,7 @@ def _print_merged(merged: Merged, source: Source, job: str) -> None:
         )
     spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in merged.timings_s.items())
     click.echo(f"  took   {spent}")
-    click.echo(f"wrote {merged.folder}: {merged.num_weights} weights, {merged.num_folded} with LoRA folded in")
+    click.echo(f"wrote {merged.folder}: {merged.num_tensors} tensors, {merged.num_folded} with LoRA folded in")
     if (merged.folder / "launcher_model.json").is_file() and (merged.folder / "model.safetensors").is_file():
         reference = job if source.model and merged.folder.name == "merged" else merged.folder
         click.echo(f'Next: launcher infer {reference} --prompt "..."')

@@ -150,6 +150,15 @@ def bench(work: Path, layers: int, ways: int, rounds: int) -> dict[str, float]:
     return best
 
 
+def report(layers: int, ways: int, best: dict[str, float]) -> None:
+    cp, folded = best["cp_s"], best["fold_verify_s"]
+    print(
+        f"{layers} layers, {ways} ways: cp {cp:.2f} s, merge {best['merge_s'] / cp:.2f} x cp, "
+        f"merge + fold + verify {folded / cp:.2f} x cp ({folded:.2f} s, then {best['sync_s']:.2f} s of sync), "
+        f"peak {best['peak_mb']:.0f} MB"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path)
@@ -163,11 +172,7 @@ def main() -> None:
     try:
         for layers, ways in cases:
             best = bench(work, layers, ways, given.rounds)
-            print(
-                f"{layers} layers, {ways} ways: cp {best['cp_s']:.2f} s, "
-                f"merge {best['merge_s'] / best['cp_s']:.2f} x cp, merge + fold + verify {best['fold_verify_s'] / best['cp_s']:.2f} x cp "
-                f"({best['fold_verify_s']:.2f} s, then {best['sync_s']:.2f} s of sync), peak {best['peak_mb']:.0f} MB"
-            )
+            report(layers, ways, best)
     finally:
         if given.work is None:
             shutil.rmtree(work)
