@@ -38,6 +38,7 @@ MODEL: dict[str, Any] = {
     "tokenizer": None,
 }
 RANK, ALPHA = 4, 8
+WHOLE = SplitPlan()
 
 
 def corpus(name: str) -> Path:
@@ -90,7 +91,7 @@ def write(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str] |
 
 
 def write_shards(
-    folder: Path, arrays: Mapping[str, Array], plan: SplitPlan = SplitPlan(), *, file_format: str = "safetensors"
+    folder: Path, arrays: Mapping[str, Array], plan: SplitPlan = WHOLE, *, file_format: str = "safetensors"
 ) -> Path:
     """A sharded set of ``arrays`` with strategies and adapter_config.json."""
     whole = write(folder.with_name(folder.name + "-whole.safetensors"), arrays)

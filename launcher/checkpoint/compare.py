@@ -38,6 +38,14 @@ def _some(ranks: Sequence[int]) -> Sequence[int]:
     return ranks[::step] if ranks else ranks
 
 
+def compared_ranks(copies: Iterable[Copies], *, full: bool) -> list[int]:
+    """The ranks that ``compare_copies`` will read."""
+    found: set[int] = set()
+    for same in copies:
+        found.update(same.ranks[:1], same.ranks[1:] if full else _some(same.ranks[1:]))
+    return sorted(found)
+
+
 def _compare(shards: OpenShards, name: str, first: int, other: int, *, full: bool) -> int:
     one, two = shards[first], shards[other]
     left, right = one.entries[name], two.entries.get(name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint import huggingface, names
-from launcher.checkpoint.compare import check_crc, compare_copies, identify
+from launcher.checkpoint.compare import check_crc, compare_copies, compared_ranks, identify
 from launcher.checkpoint.dtypes import FLOATS
 from launcher.checkpoint.folder import (
     CKPT_WEIGHTS,
@@ -152,6 +152,8 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     moment = choose_moment(shards, options.step)
     opened = stack.enter_context(OpenShards(shards.at(moment)))
     gathered = gather(opened, shards.strategies)
+    for rank in compared_ranks(gathered.copies, full=options.verify_full):
+        _ = opened[rank]
     step = global_step(opened)
     if options.step is not None and step != options.step:
         raise CheckpointError(f"{moment_text(moment)} is step {step}, not {options.step}", hint="see --list")

@@ -1,0 +1,148 @@
+"""merge-ckpt, split-ckpt and convert-ckpt as a user meets them: jobs, folders, output, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoint_sets import MODEL, folded, launcher, llama, read, write, write_job, write_ranks, write_shards
+
+from launcher import infer
+from launcher.checkpoint import folder as merged_folder
+from launcher.checkpoint.names import GLOBAL_STEP
+from launcher.checkpoint.split import SplitPlan
+from launcher.infer import open_merged
+
+WO = "model.layers.1.attention.wo.weight"
+
+
+def _job(root: Path, *, state: str = "succeeded", steps: tuple[str, ...] = ("1_2", "1_10")) -> Path:
+    tokenizer = root / "tokenizer.model"
+    tokenizer.write_bytes(b"pieces")
+    paths = write_job(root / "jobs" / "abcde-t", state=state, tokenizer=tokenizer)
+    for number, step in enumerate(steps):
+        arrays = llama(seed=number)
+        arrays[GLOBAL_STEP] = np.array([100 + number], np.int32)
+        for rank in (0, 1):
+            write(paths.checkpoints / f"rank_{rank}" / f"launcher_rank_{rank}-{step}.safetensors", arrays)
+    return paths.root
+
+
+def test_names_are_those_that_infer_opens() -> None:
+    names = (merged_folder.WEIGHTS, merged_folder.MODEL_CONFIG, merged_folder.TOKENIZER)
+    assert names == (infer.WEIGHTS, infer.MODEL_CONFIG, infer.TOKENIZER)
+
+
+def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
+    root = _job(tmp_path)
+    done = launcher("merge-ckpt", "last", "--jobs-dir", tmp_path / "jobs")
+    assert done.returncode == 0, done.stderr
+    assert "step 101 of abcde-t" in done.stdout
+    assert 'Next: launcher infer last --prompt "..."' in done.stdout
+    merged = root / "merged"
+    names = ["launcher_model.json", "merge.json", "model.safetensors", "tokenizer.model"]
+    assert sorted(path.name for path in merged.iterdir()) == names
+    assert open_merged(merged).model.hidden_size == MODEL["hidden_size"]
+    assert (merged / "tokenizer.model").read_bytes() == b"pieces"
+    assert abs(read(merged / "model.safetensors")[WO] - folded(llama(seed=1), WO)).max() < 1e-6
+    assert json.loads((merged / "merge.json").read_text())["step"] == 101
+    again = launcher("merge-ckpt", "abc", "--jobs-dir", tmp_path / "jobs")
+    assert f"already merged: {merged} (step 101)" in again.stdout
+
+
+def test_another_step_of_a_job(tmp_path: Path) -> None:
+    root = _job(tmp_path)
+    listed = launcher("merge-ckpt", root, "--list")
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [["100", "1_2"], ["101", "1_10"]]
+    assert launcher("merge-ckpt", root).returncode == 0
+    other = launcher("merge-ckpt", root, "--step", "100")
+    assert other.returncode == 4
+    assert "step 101 there, 100 here" in other.stderr
+    assert "--force" in other.stderr
+    assert launcher("merge-ckpt", root, "--step", "100", "--force").returncode == 0
+
+
+def test_an_incomplete_step_is_listed_as_such(tmp_path: Path) -> None:
+    root = _job(tmp_path)
+    (root / "checkpoint" / "rank_1" / "launcher_rank_1-1_10.safetensors").unlink()
+    listed = launcher("merge-ckpt", root, "--list")
+    assert "no: 1 missing" in listed.stdout
+    assert "step 100 of" in launcher("merge-ckpt", root).stdout
+
+
+def test_a_running_job_is_not_merged(tmp_path: Path) -> None:
+    done = launcher("merge-ckpt", _job(tmp_path, state="running"))
+    assert done.returncode == 6
+    assert "is still running" in done.stderr
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "set", llama(), SplitPlan(model_parallel=2))
+    before = sorted(tmp_path.rglob("*"))
+    done = launcher("merge-ckpt", folder, "--dry-run")
+    assert done.returncode == 0
+    assert "needs" in done.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_in_the_working_folder(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", llama(), SplitPlan(data_parallel=2))
+    done = launcher("merge-ckpt", "set", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "set" / "merged" / "model.safetensors").is_file()
+
+
+def test_tensors_of_no_known_kind_are_named(tmp_path: Path) -> None:
+    folder = write_ranks(tmp_path / "set", {"rank_0/a.ckpt": {**llama(), "mystery": np.zeros(3)}})
+    assert "leave  mystery" in launcher("merge-ckpt", folder).stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        (("merge-ckpt", "nowhere/at/all"), 4, "no folder"),
+        (("merge-ckpt", "nojob"), 6, "no job"),
+        (("merge-ckpt", ".", "--max-shard-size", "huge"), 2, "is no size"),
+        (("split-ckpt", "none.ckpt", "-o", "x"), 4, "cannot read none.ckpt"),
+        (("convert-ckpt", "none", "-o", "x"), 4, "no file or folder none"),
+    ],
+)
+def test_wrong_input_gives_one_line_and_a_hint(tmp_path: Path, argv: tuple[str, ...], code: int, words: str) -> None:
+    done = launcher(*argv, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_split_and_merge_back_by_hand(tmp_path: Path) -> None:
+    arrays = llama(lora=False)
+    write(tmp_path / "whole.safetensors", arrays)
+    options = ("--dp", "2", "--mp", "2", "--pp", "2", "--optimizer-parallel")
+    split = launcher("split-ckpt", tmp_path / "whole.safetensors", "-o", tmp_path / "shards", *options)
+    assert split.returncode == 0, split.stderr
+    assert len(list((tmp_path / "shards").glob("rank_*"))) == 8
+    merged = launcher("merge-ckpt", tmp_path / "shards", "--with-optimizer")
+    assert merged.returncode == 0, merged.stderr
+    found = read(tmp_path / "shards" / "merged" / "model.safetensors")
+    assert all(found[name].tobytes() == arrays[name].tobytes() for name in found)
+    again = launcher("split-ckpt", tmp_path / "whole.safetensors", "-o", tmp_path / "shards")
+    assert again.returncode == 4
+    assert "exists" in again.stderr
+
+
+def test_merging_imports_no_heavy_library(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "set", llama(), SplitPlan(model_parallel=2))
+    code = (
+        "import sys\nfrom launcher.cli.app import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    heavy = {'mindspore', 'mindformers', 'transformers', 'torch', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+    )
+    command = [sys.executable, "-c", code, "merge-ckpt", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
