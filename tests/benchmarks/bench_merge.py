@@ -117,6 +117,37 @@ def warm(folder: Path) -> None:
                     pass
 
 
+def official(work: Path, layers: int, ways: int) -> None:
+    """Their transform_checkpoints + transform_ckpt_lora in one process, and merge-ckpt, on the same .ckpt shards."""
+    whole, folder = work / "whole.safetensors", work / "official-shards"
+    make_whole(whole, layers)
+    make_shards(whole, folder, ways, "ckpt")
+    whole.unlink()
+    ranks = work / "official-ranks"
+    ranks.mkdir()
+    for path in folder.glob("rank_*"):
+        (ranks / path.name).symlink_to(path.absolute())
+    warm(folder)
+    ours = [merge_once(folder, work / "ours", "--file-format", "ckpt") for _ in range(2)]
+    shutil.rmtree(work / "ours")
+    options = {
+        "--src_ckpt_strategy": folder / "strategy" / "ckpt_strategy_rank_0.ckpt",
+        "--src_ckpt_path_or_dir": ranks,
+        "--dst_ckpt_dir": work / "theirs",
+        "--prefix": "m",
+        "--lora_scaling": _ALPHA / _RANK,
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    theirs = measure(sys.executable, "-m", "mindformers.tools.transform_ckpt_lora", *words)
+    for path in (ranks, folder, work / "theirs"):
+        shutil.rmtree(path)
+    theirs_s, ours_s = float(str(theirs["wall_s"])), min(found["wall_s"] for found in ours)
+    print(
+        f"official, {layers} layers, {ways} ways, .ckpt: {theirs_s:.1f} s and {float(str(theirs[_PEAK])):,.0f} MB, "
+        f"merge-ckpt {ours_s:.2f} s and {ours[0][_PEAK]:.0f} MB: {theirs_s / ours_s:.0f} x as fast"
+    )
+
+
 def bench(work: Path, layers: int, ways: int, rounds: int) -> dict[str, float]:
     """Best of ``rounds``, copies and merges in turn; prints one line a round."""
     folder = work / f"shards-{layers}-{ways}"
@@ -165,6 +196,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--ways", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--official", action="store_true", help="run MindSpore's and MindFormers' own merge too")
     given = parser.parse_args()
     work = given.work or Path(tempfile.mkdtemp(prefix="bench-merge-"))
     work.mkdir(parents=True, exist_ok=True)
@@ -173,6 +205,9 @@ def main() -> None:
         for layers, ways in cases:
             best = bench(work, layers, ways, given.rounds)
             report(layers, ways, best)
+            shutil.rmtree(work / f"shards-{layers}-{ways}")
+        if given.official:
+            official(work, given.layers[0], given.ways[0])
     finally:
         if given.work is None:
             shutil.rmtree(work)
