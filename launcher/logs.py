@@ -36,7 +36,7 @@ def print_logs(
         _print(paths.rank_log(rank), lines, echo, required=True)
         return
     for name, log in [
-        ("engine", paths.engine_log),
+        *((name, paths.log(name)) for name in ("msrun", "mpirun", "scheduler") if paths.log(name).is_file()),
         *((f"rank {r}", paths.rank_log(r)) for r in range(num_ranks)),
     ]:
         echo(f"==> {name}: {log} <==")

@@ -13,6 +13,7 @@ from launcher.cluster import Cluster, Rank
 from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
+from launcher.launch import Launch
 from launcher.rank_table import render_rank_table
 from launcher.render import RenderedFile, environment, render
 from launcher.spec import ParallelSpec, RunSpec
@@ -64,6 +65,7 @@ class LaunchPlan:
     files: tuple[RenderedFile, ...]
     links: tuple[Link, ...]
     command: Command
+    launch: Launch | None = None
 
     @property
     def global_batch(self) -> int:

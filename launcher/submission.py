@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import subprocess
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher import inputs, installed, jobs, supervise
+from launcher import inputs, starting
 from launcher.cluster import Cluster
 from launcher.discover import local_cluster
 from launcher.doctor import cheap_checks, needs_of_spec
-from launcher.engines import msrun
 from launcher.errors import HostError, SpecError
-from launcher.jobs import JobRecord, JobStore
+from launcher.jobs import JobStore
 from launcher.network import scheduler_port
 from launcher.plan import LaunchPlan, make_plan
 from launcher.spec import RunSpec, load_spec
-from launcher.supervise import OnEvent
+from launcher.starting import Options
 
 DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
 
@@ -31,7 +30,13 @@ class Draft:
 
 
 def draft(
-    spec_name: str | None, *, cards: int | None, checkpoint: str | None, port: int | None, jobs_dir: Path
+    spec_name: str | None,
+    *,
+    cards: int | None,
+    checkpoint: str | None,
+    port: int | None,
+    jobs_dir: Path,
+    options: Options | None = None,
 ) -> Draft:
     """Decide everything for a run of ``spec_name`` on ``cards`` devices of this host. Nothing is written.
 
@@ -42,14 +47,12 @@ def draft(
     spec = _with_checkpoint(load_spec(name), checkpoint)
     found, pending = inputs.resolve(spec)
     paths = JobStore(jobs_dir).new_paths(spec.name)
-    command = msrun.command(
-        msrun=msrun.find_msrun(),
-        cluster=cluster,
-        paths=paths,
-        rank_table=paths.root / "rank_table.json",
-        port=scheduler_port(port, cluster.hosts[0].address),
+    launch = starting.make_launch(
+        cluster, paths, env=dict(spec.env), port=scheduler_port(port, cluster.hosts[0].address), options=options
     )
+    command = starting.main_command(launch, paths)
     plan = make_plan(spec=spec, spec_name=name, cluster=cluster, inputs=found, paths=paths, command=command)
+    plan = replace(plan, launch=launch)
     return Draft(plan=plan, pending=pending, notes=tuple(_notes(spec_name, name, cluster, spec, pending)))
 
 
@@ -89,21 +92,11 @@ def preflight(plan: LaunchPlan, *, port: int | None) -> None:
         )
 
 
-def carry_out(plan_draft: Draft, on_event: OnEvent, *, on_start: Callable[[LaunchPlan], None]) -> JobRecord:
-    """Make what is pending, then run the plan to its end. Raises what ``supervise.run`` raises."""
+def begin(plan_draft: Draft) -> subprocess.Popen[bytes]:
+    """Make what is pending, then start the job. Returns its supervisor's guard; the job needs this process no more."""
     if plan_draft.pending:
         plan_draft.pending.make()
     plan = plan_draft.plan
-    on_start(plan)
-    record = JobRecord(
-        job_id=plan.paths.job_id,
-        name=plan.spec.name,
-        state=jobs.PLANNED,
-        created=jobs.now(),
-        host=plan.cluster.hosts[0].name,
-        cards=plan.cluster.num_devices,
-        target=plan.cluster.target,
-        argv=plan.command.argv,
-        versions=installed.installed(),
-    )
-    return supervise.run(plan, record, on_event)
+    if plan.launch is None:
+        raise ValueError("a plan without a launch can only be shown")
+    return starting.begin(plan, plan.launch)

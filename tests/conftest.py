@@ -23,13 +23,23 @@ def _child_processes_find_the_package() -> None:
 
 @pytest.fixture
 def no_survivors() -> Iterator[str]:
-    """A word to put on the command line of every process of a test; none with it may be left at the end."""
+    """A word that every process of a test has in its argv or environment; none with it may be left at the end."""
     mark = f"launcher-test-{os.urandom(6).hex()}"
     yield mark
-    left = [process for process in psutil.process_iter(["cmdline"]) if mark in str(process.info["cmdline"])]
+    left = marked(mark)
     for process in left:
         process.kill()
     assert not left
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Living processes with ``mark``."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ", "status"]):
+        shown = f"{process.info['cmdline']} {process.info['environ']}"
+        if mark in shown and process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+            found.append(process)
+    return found
 
 
 @pytest.fixture(scope="session")

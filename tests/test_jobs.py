@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_a_number_is_shown_as_such(tmp_path: Path) -> None:
 def make_logs(root: Path) -> JobPaths:
     paths = JobPaths(root=root / "job")
     paths.logs.mkdir(parents=True)
-    paths.engine_log.write_bytes(b"engine\n")
+    paths.log("msrun").write_bytes(b"engine\n")
     paths.rank_log(0).write_bytes(b"one\ntwo \xff\nthree\n")
     return paths
 

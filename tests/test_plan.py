@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from launcher.cluster import Cluster, Device, Host
-from launcher.engines import msrun
 from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
@@ -32,9 +31,7 @@ def plan(
 ) -> LaunchPlan:
     paths = JobPaths(root=Path(root))
     hardware = cluster(target, cards)
-    command = msrun.command(
-        msrun="/opt/bin/msrun", cluster=hardware, paths=paths, rank_table=paths.root / "rank_table.json", port=8118
-    )
+    command = Command(argv=("/opt/bin/msrun", str(paths.root)))
     inputs = Inputs(dataset="/data/t.mindrecord", rows=100, tokenizer="/data/tokenizer.model", checkpoint=checkpoint)
     return make_plan(spec=spec, spec_name="x", cluster=hardware, inputs=inputs, paths=paths, command=command)
 
@@ -222,15 +219,6 @@ def test_a_run_cut_short_still_ends_its_schedule() -> None:
 
     assert rank_yaml(plan(spec))["lr_schedule"]["total_steps"] == -1
     assert rank_yaml(plan(short))["lr_schedule"]["total_steps"] == 5
-
-
-def test_msrun_joins_and_sees_only_the_chosen_cards() -> None:
-    made = plan(load_spec("tiny_cpu"), "Ascend", 2)
-
-    assert "--join=True" in made.command.argv
-    assert made.command.argv[-4:] == ("python", "-m", "launcher.worker", "/jobs/bcdfg-x")
-    assert made.command.env["ASCEND_RT_VISIBLE_DEVICES"] == "0,1"
-    assert "ASCEND_RT_VISIBLE_DEVICES" not in plan(load_spec("tiny_cpu")).command.env
 
 
 def test_a_command_prints_as_a_line_that_can_be_pasted() -> None:

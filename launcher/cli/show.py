@@ -16,6 +16,7 @@ from launcher import jobs
 from launcher.events import read_events
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.plan import LaunchPlan
+from launcher.verdict import user_language, verdict_text
 
 
 def plan(plan: LaunchPlan) -> str:
@@ -32,26 +33,29 @@ def plan(plan: LaunchPlan) -> str:
         *(f"  {plan.paths.root / file.path}  ({len(file.text.encode())} bytes)" for file in plan.files),
         *(f"  {plan.paths.root / link.path} -> {link.target}" for link in plan.links),
         "would run",
-        f"  {plan.command}",
+        *_commands(plan),
     ]
     for file in plan.files:
         lines += ["", f"--- {file.path}", file.text.rstrip()]
     return "\n".join(lines)
 
 
+def _commands(plan: LaunchPlan) -> list[str]:
+    programs = plan.launch.programs(plan.paths) if plan.launch else ()
+    return [f"  {program.command}" for program in programs] or [f"  {plan.command}"]
+
+
 def _known(number: int | None) -> str:
     return "unknown" if number is None else str(number)
 
 
-def finished(plan: LaunchPlan, record: JobRecord, progress: Progress) -> str:
+def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
     """The end of a good run: loss, place, and what to type next."""
     first, last = progress.first_loss, progress.last_loss
     loss = "" if first is None or last is None else f" Loss {first:.4f} -> {last:.4f}."
-    return (
-        f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}\n"
-        f"Checkpoints in {plan.paths.checkpoints}\n"
-        f"Next: launcher merge-ckpt {record.job_id}"
-    )
+    lines = [f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}"]
+    lines += [f"warning: {warning}" for warning in record.warnings]
+    return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", f"Next: launcher merge-ckpt {record.job_id}"])
 
 
 def _seconds_between(begin: str | None, end: str | None) -> float:
@@ -74,10 +78,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def begin(self, plan: LaunchPlan) -> None:
+    def begin(self, job_id: str, cards: int, target: str) -> None:
         """Say that the job begins, then show the bar."""
-        click.echo(f"Job {plan.paths.job_id}: {plan.cluster.num_devices} rank(s) on {plan.cluster.target}, ", nl=False)
-        click.echo(f"{_known(self._steps)} steps.")
+        click.echo(f"Job {job_id}: {cards} rank(s) on {target}, {_known(self._steps)} steps.")
         if sys.stderr.isatty():
             self._bar = _make_bar()
             self._bar.start()
@@ -86,8 +89,22 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the bar as it is; what follows is printed below it."""
         if self._bar:
             self._bar.stop()
+
+    def note_state(self, record: JobRecord) -> None:
+        """Say what the job waits for, that it is being stopped, or that another attempt began."""
+        if record.state == jobs.STOPPING:
+            click.echo("stopping; Ctrl-C again stops at once", err=True)
+        elif record.state == jobs.PLANNED and record.note:
+            click.echo(record.note, err=True)
+        elif record.state == jobs.STARTING and record.earlier:
+            reason = record.earlier[-1]["reason"] or "stopped"
+            click.echo(f"attempt {record.attempt}; attempt {record.attempt - 1} ended: {reason}", err=True)
 
     def note(self, event: dict[str, Any]) -> None:
         """Take an event of any rank; only rank 0's are shown."""
@@ -181,7 +198,7 @@ def status(paths: JobPaths, record: JobRecord) -> str:
     if record.state == jobs.LOST:
         lines.append("The process that watched this job is gone; the job did not end in order.")
     if record.verdict:
-        lines += ["", record.verdict["text"]]
+        lines += ["", verdict_text(record.verdict, user_language())]
     return "\n".join(lines)
 
 
