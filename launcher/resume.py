@@ -18,7 +18,8 @@ def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
     """Make the folder of the attempt that ``paths`` is of, with links to what it starts from.
 
     Returns the (epoch, step within the epoch) of the newest checkpoint that is complete on all ranks; None when there
-    is none, and the attempt begins at the beginning.
+    is none, and the attempt begins at the beginning. Checkpoints after that moment, which only some ranks have, are
+    moved into the attempt's folder.
     """
     paths.attempt_folder.mkdir(parents=True, exist_ok=False)
     saved = [saved_moments(paths.checkpoints / f"rank_{rank_id}") for rank_id in range(num_ranks)]
@@ -27,6 +28,11 @@ def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
         return None
     newest = max(common)
     for rank_id, files in enumerate(saved):
+        for moment, file in files.items():
+            if moment > newest:  # some ranks have it and others not; the new attempt will write it again
+                stale = paths.attempt_folder / "stale" / f"rank_{rank_id}"
+                stale.mkdir(parents=True, exist_ok=True)
+                file.rename(stale / file.name)
         folder = paths.resume / f"rank_{rank_id}"
         folder.mkdir(parents=True)
         (folder / files[newest].name).symlink_to(files[newest])

@@ -14,6 +14,7 @@ from launcher.engines.base import Command
 from launcher.errors import HostError, JobError
 from launcher.jobs import JobPaths, JobRecord
 from launcher.launch import Launch, Limits, RankPlace, read_launch, write_launch
+from launcher.locks import check_free
 from launcher.plan import LaunchPlan
 from launcher.processes import ProcessId
 from launcher.resume import prepare_attempt
@@ -83,7 +84,12 @@ def write_files(plan: LaunchPlan) -> None:
 
 
 def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes]:
-    """Write the job's folder and start its supervisor, which from then on is alone responsible for the job."""
+    """Write the job's folder and start its supervisor, which from then on is alone responsible for the job.
+
+    Raises HostError when another job has one of the cards, unless the job is to wait for them.
+    """
+    if not launch.wait_for_locks:
+        check_free(launch.locks)
     write_files(plan)
     write_launch(plan.paths, launch)
     record = JobRecord(

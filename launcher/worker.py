@@ -135,9 +135,9 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
     import mindspore
 
     config = mindformers.MindFormerConfig(str(paths.rank_config(rank_id)))
-    resumes = paths.resume.is_dir()
-    if resumes:
-        config.load_checkpoint, config.resume_training = str(paths.resume), True
+    resume_from = checkpoint_to_resume(paths, rank_id)
+    if resume_from:
+        config.load_checkpoint, config.resume_training = str(paths.resume), resume_from
     mindformers.build_context(config)
     if config.context.device_target == "CPU":
         from launcher import cpu_backend
@@ -145,9 +145,46 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
         cpu_backend.prepare_training(num_ranks=int(os.environ.get("RANK_SIZE", "1")))
     check_rows(config)
     events.write("ready", mindspore=mindspore.__version__, mindformers=mindformers.__version__)
-    progress = _progress_callback(events, paths, rank_id)
+    done_steps = steps_in(paths.resume / f"rank_{rank_id}" / resume_from) if resume_from else 0
+    progress = _progress_callback(events, paths, rank_id, done_steps)
     trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[progress])
-    trainer.finetune(finetune_checkpoint=config.load_checkpoint or False, resume_training=resumes)
+    trainer.finetune(finetune_checkpoint=config.load_checkpoint or False, resume_training=resume_from or False)
+
+
+def checkpoint_to_resume(paths: JobPaths, rank_id: int) -> str | None:
+    """Name of the file that this attempt goes on from, None when it begins at the beginning.
+
+    By name, because left to itself mindformers 1.9.0 looks for .ckpt files only (tools/resume_ckpt.py,
+    check_last_timestamp_checkpoints).
+    """
+    folder = paths.resume / f"rank_{rank_id}"
+    return next((path.name for path in folder.iterdir()), None) if folder.is_dir() else None
+
+
+def steps_in(checkpoint: Path) -> int:
+    """Number of optimizer steps of the whole run that ``checkpoint`` is the result of."""
+    from mindspore import load_checkpoint
+
+    form = "safetensors" if checkpoint.suffix == ".safetensors" else "ckpt"
+    wanted = ("step_num", "global_step")
+    scalars = load_checkpoint(str(checkpoint), choice_func=lambda name: name in wanted, format=form)
+    value = scalars.get("step_num") or scalars["global_step"]
+    return int(_number(value) or 0)
+
+
+def go_on_counting(params: Any, step: int) -> None:
+    """Have MindSpore count this attempt's steps on from ``step``, also in the names of checkpoints.
+
+    mindformers 1.9.0 counts from 1 again, writes that into names after another prefix (PREFIX_rank_0_1-1_4), and adds
+    the steps before only to what it logs and stores; then names of two attempts cannot be compared.
+    """
+    params.cur_step_num = step
+    params.initial_step = 0
+    for callback in params.list_callback:
+        if hasattr(callback, "_append_step_num"):
+            callback._append_step_num = 0
+            callback._prefix = callback._exception_prefix
+            callback._last_triggered_step = step
 
 
 def check_rows(config: Any) -> None:
@@ -169,7 +206,7 @@ def check_rows(config: Any) -> None:
         )
 
 
-def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int) -> Any:
+def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_steps: int) -> Any:
     from mindspore.train.callback import Callback
 
     last_step = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"] or math.inf
@@ -177,6 +214,10 @@ def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int) -> An
 
     class Progress(Callback):  # type: ignore[misc]
         """Writes one "step" event a step and ends the run after the number of steps that the spec asks for."""
+
+        def on_train_begin(self, run_context: Any) -> None:
+            if done_steps:
+                go_on_counting(run_context.original_args(), done_steps)
 
         def on_train_step_begin(self, run_context: Any) -> None:
             self._began = time.monotonic()

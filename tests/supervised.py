@@ -20,6 +20,7 @@ from launcher.jobs import JobPaths, JobRecord
 from launcher.launch import Launch, Limits, RankPlace, write_launch
 from launcher.network import free_port
 from launcher.processes import ProcessId
+from launcher.stopping import stop_job
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -111,6 +112,11 @@ class Supervised:
         record = self.record()
         assert record.is_final, (record, self.supervisor_log())
         return record
+
+    def stop(self, *, save: bool = False, grace_s: float | None = None) -> JobRecord:
+        """As ``launcher stop`` does it, which runs in another process than the one that started the job."""
+        stop_job(self.paths, self.record(), save=save, grace_s=grace_s)
+        return self.end()
 
     def supervisor_log(self) -> str:
         return JobPaths(root=self.root).supervisor_log.read_text(encoding="utf-8")

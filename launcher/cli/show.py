@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
 import sys
 import time
@@ -56,6 +57,15 @@ def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
     lines = [f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}"]
     lines += [f"warning: {warning}" for warning in record.warnings]
     return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", f"Next: launcher merge-ckpt {record.job_id}"])
+
+
+def planned_steps(paths: JobPaths) -> int | None:
+    """How many steps the job's plan counts; None when that is not known."""
+    try:
+        steps = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return steps if isinstance(steps, int) else None
 
 
 def _seconds_between(begin: str | None, end: str | None) -> float:

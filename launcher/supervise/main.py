@@ -6,12 +6,15 @@ import contextlib
 import os
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from launcher import jobs
 from launcher.errors import JobFailed, LauncherError
 from launcher.jobs import JobPaths, JobRecord
 from launcher.launch import Launch, read_launch
+from launcher.locks import hold, wait_and_hold
 from launcher.processes import ProcessId, adopt_orphans
 from launcher.resume import prepare_attempt
 from launcher.supervise.attempt import Attempt, Outcome
@@ -43,14 +46,38 @@ class Supervisor:
         self._reserve()
         self._write(replace(self.record, started=jobs.now()))
         try:
-            outcome = self._attempt()
-            while self._try_again(outcome):
-                self._next_attempt(outcome)
-                outcome = self._attempt()
+            with self._cards() as held:
+                outcome = self._attempts() if held else Outcome(state=jobs.CANCELLED)
+        except LauncherError as error:
+            outcome = Outcome(state=jobs.FAILED, verdict=self._own_failure(error.message))
         except Exception as error:
             traceback.print_exc()
-            outcome = Outcome(state=jobs.FAILED, verdict=self._own_failure(error))
+            outcome = Outcome(state=jobs.FAILED, verdict=self._own_failure(f"{type(error).__name__}: {error}"))
         return self._conclude(outcome)
+
+    @contextmanager
+    def _cards(self) -> Iterator[bool]:
+        """The locks on the job's cards. False when the job was stopped while it waited for them."""
+        names, holder = self.launch.locks, f"job {self.record.job_id}"
+        if not self.launch.wait_for_locks:
+            with hold(names, holder=holder):
+                yield True
+            return
+        stopped = lambda: self.asked.count > 0  # noqa: E731
+        with wait_and_hold(names, holder=holder, tell=self._say, give_up=stopped) as held:
+            self._say(None)
+            yield held
+
+    def _say(self, note: str | None) -> None:
+        if note != self.record.note:
+            self._write(replace(self.record, note=note))
+
+    def _attempts(self) -> Outcome:
+        outcome = self._attempt()
+        while self._try_again(outcome):
+            self._next_attempt(outcome)
+            outcome = self._attempt()
+        return outcome
 
     def _attempt(self) -> Outcome:
         attempt = Attempt(self.paths, self.launch, self.asked, self._tell)
@@ -123,8 +150,7 @@ class Supervisor:
         with contextlib.suppress(OSError):
             self.paths.reserve.write_bytes(os.urandom(_RESERVE_BYTES))
 
-    def _own_failure(self, error: Exception) -> Verdict:
-        message = error.message if isinstance(error, LauncherError) else f"{type(error).__name__}: {error}"
+    def _own_failure(self, message: str) -> Verdict:
         failure = Failure(kind="foreign", time=time.time(), detail=message)
         return find_verdict(self.paths, self.launch.ranks, Watch(0, None), failure, Findings())
 
