@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from shop import SEQ_LENGTH, VOCAB, Trained, Workshop
+from supervised import marked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,16 +30,6 @@ def no_survivors() -> Iterator[str]:
     for process in left:
         process.kill()
     assert not left
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    """Living processes with ``mark``."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ", "status"]):
-        shown = f"{process.info['cmdline']} {process.info['environ']}"
-        if mark in shown and process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
-            found.append(process)
-    return found
 
 
 @pytest.fixture(scope="session")

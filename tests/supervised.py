@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launcher import jobs, supervise
@@ -25,7 +26,7 @@ from launcher.stopping import stop_job
 PROGRAMS = Path(__file__).parent / "programs"
 
 # Far more than anything here takes; a test that waits this long has failed.
-TIMEOUT_S = 60.0
+TIMEOUT_S = 60.0 * float(os.environ.get("LAUNCHER_TEST_PATIENCE", "1"))
 
 LIMITS = Limits(grace_s=5.0, leave_s=0.3, start_timeout_s=40.0)
 
@@ -38,6 +39,16 @@ def engine_program(engine: str) -> str:
             pytest.skip("mpirun is not installed: apt-get install --no-install-recommends openmpi-bin")
         return program
     return str(PROGRAMS / "msrun") if engine == "msrun" else ""
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Living processes with ``mark``."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ", "status"]):
+        shown = f"{process.info['cmdline']} {process.info['environ']}"
+        if mark in shown and process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+            found.append(process)
+    return found
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
@@ -86,7 +97,7 @@ class Supervised:
     def start(self) -> Supervised:
         launch = self.launch()
         paths = JobPaths(root=self.root)
-        self.root.mkdir(parents=True)
+        self.root.mkdir(parents=True, exist_ok=True)
         write_launch(paths, launch)
         record = JobRecord(
             job_id=paths.job_id, name="x", state=jobs.PLANNED, created=jobs.now(), host=socket.gethostname(),

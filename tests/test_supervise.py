@@ -12,8 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import marked
-from supervised import LIMITS, TIMEOUT_S, Supervised, wait_until
+from supervised import LIMITS, TIMEOUT_S, Supervised, marked, wait_until
 
 from launcher import jobs
 from launcher.events import read_events

@@ -221,7 +221,7 @@ class Attempt:
         if self.watch.all_ready or time.time() - self._began < self.limits.start_timeout_s:
             return None
         late = [rank for rank in self.watch.ranks.values() if not rank.ready]
-        first = next((rank for rank in late if rank.process is None), late[0])
+        first = next((rank for rank in late if not rank.begun), late[0])
         behind = tuple(rank.rank_id for rank in late if rank is not first)
         detail = f"{self.limits.start_timeout_s:.0f}"
         return Failure(kind="no_start", time=time.time(), rank_id=first.rank_id, behind=behind, detail=detail)

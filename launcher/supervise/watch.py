@@ -23,10 +23,15 @@ _STEPS_KEPT = 50
 
 @dataclass(kw_only=True)
 class Rank:
-    """One rank, as far as it is known. ``gone``: when its process was seen ended; ``code``: how, once that is known."""
+    """One rank, as far as it is known.
+
+    ``begun``: it reported; the process alone may be known before. ``gone``: when its process was seen ended; ``code``:
+    how, once that is known.
+    """
 
     rank_id: int
     process: ProcessId | None = None
+    begun: bool = False
     ready: bool = False
     done: bool = False
     error: dict[str, Any] | None = None
@@ -79,6 +84,7 @@ class Watch:
         kind = event["event"]
         if kind == "begin":
             rank.process = ProcessId(pid=event["pid"], started=event["started"])
+            rank.begun = True
         elif kind == "ready":
             rank.ready = True
         elif kind == "step":
