@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.atomic import write_atomic
-from launcher.errors import JobError
+from launcher.errors import JobError, SpecError
 from launcher.processes import ProcessId
 
 # No vowels and no digits that look like letters: ids are typed and read aloud, and spell nothing.
@@ -265,6 +265,20 @@ class JobStore:
         if not (self.root.is_dir() and self.all()):
             return JobError(f"no job {reference!r}: there are no jobs in {self.root}", hint="launcher submit --cards 2")
         return JobError(f"no job {reference!r} in {self.root}", hint="launcher jobs lists them")
+
+
+STATES = (PLANNED, STARTING, RUNNING, STOPPING, SUCCEEDED, FAILED, CANCELLED, LOST)
+
+
+def select_jobs(
+    jobs: list[tuple[JobPaths, JobRecord]], *, states: str | None, name: str | None
+) -> list[tuple[JobPaths, JobRecord]]:
+    """Jobs in one of ``states`` ("running,failed") whose id contains ``name``. Raises SpecError for no state."""
+    wanted = [state.strip() for state in (states or "").split(",") if state.strip()]
+    unknown = [state for state in wanted if state not in STATES]
+    if unknown:
+        raise SpecError(f"--state {states}: there is no state {unknown[0]!r}", hint=f"states: {', '.join(STATES)}")
+    return [job for job in jobs if (not wanted or job[1].state in wanted) and (name or "") in job[1].job_id]
 
 
 def read_record(paths: JobPaths) -> JobRecord | None:

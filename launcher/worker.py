@@ -24,6 +24,7 @@ from typing import Any
 
 from launcher.events import EventWriter, Position
 from launcher.jobs import JobPaths
+from launcher.logs import keep_small, write_to
 from launcher.processes import ProcessId, die_with_parent
 
 # Sent by the supervisor to a rank that makes no progress: write the stacks of all threads into the log.
@@ -73,13 +74,15 @@ def main(job_folder: str, train: Train | None = None) -> None:
     os.environ.update(extra)
     paths = JobPaths(root=Path(job_folder), attempt=int(os.environ.get("LAUNCHER_ATTEMPT", "1")))
     is_rank = role.rank_id is not None
-    write_to(paths.log("scheduler") if role.rank_id is None else paths.rank_log(role.rank_id))
+    log = paths.log("scheduler") if role.rank_id is None else paths.rank_log(role.rank_id)
+    write_to(log)
     events_file = paths.scheduler_events if role.rank_id is None else paths.rank_events(role.rank_id)
     with EventWriter(events_file, role.rank_id) as events:
         if role.is_nested:
             report_exit(events)
         faulthandler.enable()
         faulthandler.register(STACKS_SIGNAL, all_threads=True)
+        keep_small(log)
         process = ProcessId.current()
         events.write("begin", pid=process.pid, started=process.started)
         try:
@@ -90,15 +93,6 @@ def main(job_folder: str, train: Train | None = None) -> None:
             raise
         if is_rank:
             events.write("done")
-
-
-def write_to(log: Path) -> None:
-    """Append stdout and stderr to ``log`` from here on. Stays with what there is when that cannot be opened."""
-    with contextlib.suppress(OSError):
-        handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        for number in (1, 2):
-            os.dup2(handle, number)
-        os.close(handle)
 
 
 def report_exit(events: EventWriter) -> None:

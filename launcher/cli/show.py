@@ -7,6 +7,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any
@@ -171,53 +173,106 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def job_table(store: JobStore) -> str:
+def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None = None) -> str:
     """One line a job."""
+    found = store.all() if chosen is None else chosen
     rows = [("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS")]
-    for paths, record in store.all():
-        step, loss = _last_step(paths)
+    for paths, record in found:
+        steps = progress_of(paths, 0).steps
+        step, loss = (str(steps[-1]["step"]), _number(steps[-1]["loss"], ".4f")) if steps else ("-", "-")
         cards = f"{record.cards} {record.target}"
         rows.append((record.job_id, record.state, cards, record.created[:19].replace("T", " "), step, loss))
-    if len(rows) == 1:
-        return f"No jobs in {store.root}. launcher submit --cards 2 starts one."
+    if not found:
+        none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
+        return f"{none} {store.root}. launcher submit --cards 2 starts one."
+    return table(rows)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns, two blanks between them."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
-def _last_step(paths: JobPaths) -> tuple[str, str]:
-    steps = [event for event in read_events(paths.rank_events(0)) if event["event"] == "step"]
-    if not steps:
-        return "-", "-"
-    return str(steps[-1]["step"]), _number(steps[-1]["loss"], ".4f")
+def jobs_json(chosen: list[tuple[JobPaths, JobRecord]]) -> str:
+    """Every job's record with its folder and each rank's last event, as one JSON array."""
+    values = []
+    for paths, record in chosen:
+        ranks = [rank_json(progress_of(paths, rank_id)) for rank_id in range(record.cards)]
+        values.append({**dataclasses.asdict(record), "folder": str(paths.root), "ranks": ranks})
+    return json.dumps(values, ensure_ascii=False, indent=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankProgress:
+    """What one rank has reported in an attempt. ``steps`` holds its step events."""
+
+    rank_id: int
+    state: str
+    steps: list[dict[str, Any]]
+
+    @property
+    def step_s(self) -> float | None:
+        """Median step time of the last steps; the first one compiles."""
+        times = [step["step_s"] for step in self.steps[1:][-20:]] or [step["step_s"] for step in self.steps]
+        return statistics.median(times) if times else None
+
+
+def progress_of(paths: JobPaths, rank_id: int) -> RankProgress:
+    events = [event for event in read_events(paths.rank_events(rank_id)) if event["event"] != "exit"]
+    steps = [event for event in events if event["event"] == "step"]
+    return RankProgress(rank_id=rank_id, state=events[-1]["event"] if events else "not started", steps=steps)
+
+
+def rank_json(progress: RankProgress) -> dict[str, Any]:
+    last = progress.steps[-1] if progress.steps else None
+    return {"rank_id": progress.rank_id, "state": progress.state, "step_s": progress.step_s, "last_step": last}
+
+
+# A rank whose steps take this many times the median of all is named.
+STRAGGLER_FACTOR = 2.0
+
+
+def stragglers(ranks: Sequence[RankProgress]) -> list[RankProgress]:
+    """Ranks that are slow against the others."""
+    times = [rank.step_s for rank in ranks if rank.step_s]
+    if len(times) < 2:
+        return []
+    usual = statistics.median_low(times)
+    return [rank for rank in ranks if rank.step_s and rank.step_s > STRAGGLER_FACTOR * usual]
 
 
 def status(paths: JobPaths, record: JobRecord) -> str:
     """State, progress of every rank, and the verdict of a failed job."""
+    ranks = [progress_of(paths, rank_id) for rank_id in range(record.cards)]
+    attempt = f", attempt {record.attempt}" if record.attempt > 1 else ""
     lines = [
         f"job       {record.job_id}",
-        f"state     {record.state}",
-        f"ranks     {record.cards} on {record.target}, host {record.host}",
+        f"state     {record.state}{attempt}{f' ({record.note})' if record.note else ''}",
+        f"ranks     {record.cards} on {record.target}, host {record.host}, engine {record.engine}",
         f"created   {record.created}",
         *([f"ended     {record.ended}"] if record.ended else []),
         f"versions  {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
         f"folder    {paths.root}",
-        *(_rank_line(paths, rank_id) for rank_id in range(record.cards)),
+        *(_rank_line(rank) for rank in ranks),
+        *(f"slow      rank {rank.rank_id}: {rank.step_s:.2f} s a step" for rank in stragglers(ranks)),
+        *(f"warning   {warning}" for warning in record.warnings),
     ]
-    if record.state == jobs.LOST:
+    for entry in record.earlier:
+        lines.append(f"attempt {entry['attempt']} ended: {entry.get('reason') or 'stopped'}")
+    if record.state == jobs.LOST and not record.verdict:
         lines.append("The process that watched this job is gone; the job did not end in order.")
     if record.verdict:
         lines += ["", verdict_text(record.verdict, user_language())]
     return "\n".join(lines)
 
 
-def _rank_line(paths: JobPaths, rank_id: int) -> str:
-    events = read_events(paths.rank_events(rank_id))
-    steps = [event for event in events if event["event"] == "step"]
-    state = events[-1]["event"] if events else "not started"
-    if not steps:
-        return f"rank {rank_id:<4} {state}"
-    last = steps[-1]
-    loss = _number(last["loss"], ".4f")
-    return f"rank {rank_id:<4} {state:<6} step {last['step']}  loss {loss}  {last['step_s']:.2f} s a step"
+def _rank_line(rank: RankProgress) -> str:
+    if not rank.steps:
+        return f"rank {rank.rank_id:<4} {rank.state}"
+    last = rank.steps[-1]
+    loss, memory = _number(last["loss"], ".4f"), last.get("memory_mib")
+    speed = f"{rank.step_s or 0:.2f} s a step" + (f"  {memory} MiB" if memory else "")
+    return f"rank {rank.rank_id:<4} {rank.state:<6} step {last['step']}  loss {loss}  {speed}"
