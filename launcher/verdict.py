@@ -16,7 +16,8 @@ from launcher.logs import tail
 from launcher.supervise.watch import SCHEDULER, Failure, Watch
 
 TRACEBACK_LINES = 30
-TAIL_LINES = 15
+TAIL_LINES = 10
+LINE_CHARS = 200
 _SCAN_LINES = 400
 
 # What faulthandler writes for a signal that ends the process (CPython, Python/fault_handler).
@@ -237,7 +238,7 @@ def _report(
 ) -> str:  # fmt: skip
     words = _WORDS[lang]
     parts = [_headline(lang, failure, place, step, how[lang])]
-    parts += [f"    {line}" for line in lines]
+    parts += [f"    {_cut(line)}" for line in lines]
     if place:
         where = words["place"].format(host=place.host, local=place.local_rank, device=place.device_id)
         parts.append(f"  {where}")
@@ -251,6 +252,11 @@ def _report(
             "  " + words["fix"].format(fix=known.fix[lang]),
         ]
     return "\n".join(parts)
+
+
+def _cut(line: str) -> str:
+    """What fits; the log has it whole."""
+    return line if len(line) <= LINE_CHARS else f"{line[:LINE_CHARS]} ..."
 
 
 def _headline(lang: str, failure: Failure, place: RankPlace | None, step: int | None, how: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
-import sys
 
 from launcher.cli.show import Progress
 from launcher.follow import Detached, follow, raise_for_end
@@ -18,9 +18,10 @@ def follow_to_end(paths: JobPaths, progress: Progress, guard: subprocess.Popen[b
     """
     try:
         record = follow(paths, progress.note, progress.note_state)
-    except Detached:
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - for good
-        sys.exit(129)
+    except (Detached, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EIO:  # EIO: writing to a terminal that is gone
+            raise
+        os._exit(129)  # whatever would still be printed, nobody reads it, and it would fail
     if guard is not None:
         guard.wait()
     progress.stop()
