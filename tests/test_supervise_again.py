@@ -15,6 +15,7 @@ from launcher.errors import HostError, JobError
 from launcher.jobs import JobPaths, next_attempt
 from launcher.resume import is_whole, prepare_attempt
 from launcher.stopping import stop_job
+from launcher.supervise.cards import wait_until_free
 
 # Steps until it is told to stop, as the worker's callback does.
 STEPPING = """
@@ -193,3 +194,16 @@ def test_the_next_attempt_remembers_the_last(tmp_path: Path, no_survivors: str) 
 
     assert (following.state, following.attempt, following.verdict) == (jobs.PLANNED, 2, None)
     assert following.earlier[0]["signature"] == "ValueError: x"
+
+
+def test_a_restart_waits_for_cards_that_are_still_open(tmp_path: Path) -> None:
+    handle = tmp_path / "proc" / "77" / "fd" / "3"
+    handle.parent.mkdir(parents=True)
+    handle.symlink_to("/dev/davinci4")
+    asked = iter([False, True])
+
+    assert not wait_until_free([4], give_up=lambda: next(asked), root=tmp_path)
+    assert not wait_until_free([4], give_up=lambda: False, root=tmp_path, timeout_s=0.0)
+    assert wait_until_free([5], give_up=lambda: False, root=tmp_path)
+    handle.unlink()
+    assert wait_until_free([4], give_up=lambda: False, root=tmp_path)

@@ -123,6 +123,27 @@ def test_ranks_that_fell_with_their_engine_did_not_fail_first(tmp_path: Path) ->
     assert judge(watch, tmp_path).text[EN].startswith("msrun failed first: exit code 0")
 
 
+def test_ranks_that_were_told_to_end_by_their_engine_need_not_end_at_once(tmp_path: Path) -> None:
+    watch = Watch(3, "mpirun")
+    watch.rank_gone(0, 4.0, -15)
+    assert watch.in_doubt
+    watch.rank_gone(1, 4.7, -15)
+    watch.rank_gone(2, 5.0, -9)
+    watch.program_gone("mpirun", 5.2, 1)
+
+    assert judge(watch, tmp_path).text[EN].startswith("mpirun failed first: exit code 1")
+
+
+def test_a_rank_that_somebody_ended_is_not_its_engines_victim(tmp_path: Path) -> None:
+    """mpirun itself then ends with the rank's code, and msrun with 1."""
+    for engine, code in (("mpirun", 143), ("msrun", 1)):
+        watch = Watch(2, engine)
+        watch.rank_gone(0, 4.0, -15)
+        watch.rank_gone(1, 4.5, -9)
+        watch.program_gone(engine, 5.2, code)
+        assert judge(watch, tmp_path).rank_id == 0
+
+
 def test_ranks_that_fell_one_after_the_other_did_not_fall_with_their_engine(tmp_path: Path) -> None:
     watch = Watch(2, "msrun")
     watch.rank_gone(1, 4.0, -9)

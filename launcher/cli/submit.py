@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from launcher.cli.options import jobs_dir_option
 from launcher.cli.run_options import make_options, run_options
+
+if TYPE_CHECKING:
+    from launcher.submission import Draft
 
 
 @click.command()
@@ -43,23 +46,33 @@ def submit(
     """
     from launcher import submission
     from launcher.cli import show
-    from launcher.cli.following import follow_to_end
 
     draft = submission.draft(
         spec, cards=cards, checkpoint=checkpoint, port=port, jobs_dir=jobs_dir, options=make_options(**run)
     )
-    plan = draft.plan
     for note in draft.notes:
         click.echo(note, err=detach)
     if dry_run:
-        click.echo(show.plan(plan))
+        click.echo(show.plan(draft.plan))
         return
     if not no_preflight:
-        submission.preflight(plan, port=port)
-    if detach:
-        submission.begin(draft).returncode = 0  # nobody waits for it
-        click.echo(plan.paths.job_id)
-        return
+        submission.preflight(draft.plan, port=port)
+    _detach(draft) if detach else _follow(draft)
+
+
+def _detach(draft: Draft) -> None:
+    from launcher import submission
+
+    submission.begin(draft).returncode = 0  # nobody waits for it
+    click.echo(draft.plan.paths.job_id)
+
+
+def _follow(draft: Draft) -> None:
+    from launcher import submission
+    from launcher.cli import show
+    from launcher.cli.following import follow_to_end
+
+    plan = draft.plan
     with show.Progress(plan.steps) as progress:
         progress.begin(plan.paths.job_id, plan.cluster.num_devices, plan.cluster.target)
         guard = submission.begin(draft)

@@ -18,6 +18,7 @@ from launcher.locks import hold, wait_and_hold
 from launcher.processes import ProcessId, adopt_orphans
 from launcher.resume import prepare_attempt
 from launcher.supervise.attempt import Attempt, Outcome
+from launcher.supervise.cards import wait_until_free
 from launcher.supervise.signals import Asked, asked_to_stop
 from launcher.supervise.watch import Failure, Watch
 from launcher.verdict import Findings, Verdict, find_verdict
@@ -106,6 +107,9 @@ class Supervisor:
         prepare_attempt(self.paths, self.record.cards)
         self.launch = self.launch.with_free_port()
         self._write(self.record)
+        if self.launch.target == "Ascend":
+            cards = [rank.device_id for rank in self.launch.ranks]
+            wait_until_free(cards, give_up=lambda: self.asked.count > 0)
 
     # ------------------------------------------------------------------------------------------------ the record
 

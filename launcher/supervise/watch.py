@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -142,7 +143,7 @@ class Watch:
     def in_doubt(self) -> bool:
         """All ranks were ended by one hand, perhaps the engine's, which has not left yet."""
         engine_lives = self.engine is not None and self.engine not in self.programs_gone
-        return engine_lives and len(self.ranks) > 1 and self._ended_together()
+        return engine_lives and len(self.ranks) > 1 and self._ended_by_one_hand()
 
     def step_time_s(self) -> float | None:
         """Median time of the last steps over all ranks; each rank's first step compiles and does not count."""
@@ -180,11 +181,18 @@ class Watch:
         told = engine.code is None or engine.code <= 0 or (engine.program == "mpirun" and engine.code == 1)
         if first.program == SCHEDULER:
             return told and abs(engine.time - first.time) < ENGINE_LEAVES_S
-        return told and engine.time - first.time < ENGINE_LEAVES_S and self._ended_together()
+        return told and engine.time - first.time < ENGINE_LEAVES_S and self._ended_by_one_hand()
 
-    def _ended_together(self) -> bool:
-        times = [rank.gone for rank in self.ranks.values() if rank.gone is not None and rank.error is None]
-        codes = {rank.code for rank in self.ranks.values()} - {None}
-        if len(times) < len(self.ranks) or any(code >= 0 for code in codes if code is not None):
+    def _ended_by_one_hand(self) -> bool:
+        """All at once by the same signal, or the first one by TERM, which mpirun sends to one after the other."""
+        gone = sorted(
+            ((r.gone, r.code, r.error) for r in self.ranks.values() if r.gone is not None), key=lambda r: r[0]
+        )
+        if not gone or any(error for _, _, error in gone):
             return False
-        return len(codes) <= 1 and max(times) - min(times) < TOGETHER_S
+        codes = {code for _, code, _ in gone} - {None}
+        if codes and gone[0][1] == -signal.SIGTERM:
+            return codes <= {-signal.SIGTERM, -signal.SIGKILL}
+        all_gone = len(gone) == len(self.ranks)
+        by_signal = len(codes) <= 1 and all(code is not None and code < 0 for code in codes)
+        return all_gone and by_signal and gone[-1][0] - gone[0][0] < TOGETHER_S
