@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from launcher.errors import CheckpointError, JobError
 from launcher.infer import MODEL_CONFIG, TOKENIZER, WEIGHTS
 from launcher.installed import installed
-from launcher.jobs import RUNNING, JobPaths, JobRecord
+from launcher.jobs import JobPaths, JobRecord
 from launcher.render import write_atomic
 from launcher.spec import RunSpec
 
@@ -57,8 +57,8 @@ def merge_job(paths: JobPaths, record: JobRecord) -> Merged:
     """
     if paths.merged.is_dir():
         return _already(paths)
-    if record.state == RUNNING:
-        raise JobError(f"job {record.job_id} is still running", hint=f"launcher status {record.job_id}")
+    if not record.is_final:
+        raise JobError(f"job {record.job_id} is {record.state}", hint=f"launcher attach {record.job_id}")
     spec = RunSpec.model_validate_json(paths.spec.read_text(encoding="utf-8"))
     files = newest_complete(paths.checkpoints, record.cards)
     scratch = Path(tempfile.mkdtemp(dir=paths.root, prefix=".merged."))
