@@ -61,7 +61,6 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     locks: tuple[str, ...] = ()
     wait_for_locks: bool = False
-    lang: str = "en"
     limits: Limits = Limits()
 
     def programs(self, paths: JobPaths) -> tuple[Program, ...]:

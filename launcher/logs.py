@@ -1,8 +1,7 @@
-"""Log files of a job: their ends, reading them together in order of time, following them, and keeping them small.
+"""Log files of a job: their ends, reading them together in order of time, and following them.
 
-A rank appends to ``worker_<rank_id>.log``. When that is long it becomes ``worker_<rank_id>.log.1``, the next one .2,
-and so on; nothing is thrown away. MindSpore and MindFormers put a time on their lines; a line without one belongs to
-the moment of the line before it.
+``launcher.log_writing`` says how they are written. A line without a time (from a rank's own child process, say)
+belongs to the moment of the line before it.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import contextlib
 import heapq
 import os
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,13 +19,10 @@ from pathlib import Path
 
 from launcher.errors import JobError, SpecError
 from launcher.jobs import JobPaths
+from launcher.log_writing import STAMP_LENGTH, find_stamp, is_stamped
 
 _TAIL_BYTES = 65536
 _POLL_S = 0.2
-
-# "2026-11-24 09:23:35,750 - mindformers..." and "[WARNING] ME(7:8,MainProcess):2026-11-24-09:23:35.750.113 [...]".
-_STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T-](\d\d:\d\d:\d\d)[.,](\d{3})")
-_STAMP_WITHIN = 120
 
 _ERROR = re.compile(r"\b(?:ERROR|CRITICAL|FATAL)\b|\bE[A-Z0-9]\d{4}\b|^Fatal Python error|^\w*(?:Error|Exception): ")
 _TRACEBACK = "Traceback (most recent call last)"
@@ -212,7 +207,7 @@ def _timed(lines: Iterable[str]) -> Iterator[tuple[float, str]]:
 
 def time_of(line: str) -> float | None:
     """When a line was written, in seconds since the epoch, if it says so near its beginning."""
-    match = _STAMP.search(line, 0, _STAMP_WITHIN)
+    match = find_stamp(line)
     if match is None:
         return None
     try:
@@ -221,13 +216,19 @@ def time_of(line: str) -> float | None:
         return None
 
 
+def without_stamp(line: str) -> str:
+    """The line as the rank wrote it, without the time that the launcher put before it."""
+    return line[STAMP_LENGTH:] if is_stamped(line) else line
+
+
 def _only_errors(timed: Iterable[tuple[float, str]]) -> Iterator[tuple[float, str]]:
     """Lines that report an error, and whole tracebacks."""
     inside = False
     for when, line in timed:
-        starts = _TRACEBACK in line
-        continues = inside and (not line.strip() or line.startswith((" ", "\t")))
-        if starts or inside or _ERROR.search(line):
+        said = without_stamp(line)
+        starts = _TRACEBACK in said
+        continues = inside and (not said.strip() or said.startswith((" ", "\t")))
+        if starts or inside or _ERROR.search(said):
             yield when, line
         inside = starts or continues
 
@@ -251,43 +252,3 @@ def follow_logs(
             time.sleep(_POLL_S)
     for source in chosen:
         source.close()
-
-
-# ------------------------------------------------------------------------------------------------ writing
-
-ROTATE_BYTES = 64 << 20
-_ROTATE_POLL_S = 1.0
-
-
-def write_to(log: Path) -> None:
-    """Append this process's stdout and stderr to ``log`` from here on. Stays with what there is when it cannot."""
-    with contextlib.suppress(OSError):
-        handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        for number in (1, 2):
-            os.dup2(handle, number)
-        os.close(handle)
-
-
-def rotate(log: Path) -> bool:
-    """Put ``log``, to which this process writes, aside under the next number and begin a new one. No line is lost."""
-    number = 1 + max((int(p.suffix[1:]) for p in log.parent.glob(f"{log.name}.*") if p.suffix[1:].isdigit()), default=0)
-    try:
-        log.rename(log.with_name(f"{log.name}.{number}"))
-    except OSError:
-        return False
-    write_to(log)
-    return True
-
-
-def keep_small(log: Path) -> None:
-    """From now on rotate ``log`` whenever it is longer than $LAUNCHER_LOG_MIB MiB (64)."""
-    limit = int(os.environ.get("LAUNCHER_LOG_MIB", "0")) << 20 or ROTATE_BYTES
-
-    def watch() -> None:
-        while True:
-            time.sleep(_ROTATE_POLL_S)
-            with contextlib.suppress(OSError):
-                if os.fstat(1).st_size > limit:
-                    rotate(log)
-
-    threading.Thread(target=watch, name="launcher-logs", daemon=True).start()

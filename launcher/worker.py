@@ -24,7 +24,7 @@ from typing import Any
 
 from launcher.events import EventWriter, Position
 from launcher.jobs import JobPaths
-from launcher.logs import keep_small, write_to
+from launcher.log_writing import keep_small, stamp_lines, write_to
 from launcher.processes import ProcessId, die_with_parent
 
 # Sent by the supervisor to a rank that makes no progress: write the stacks of all threads into the log.
@@ -76,6 +76,7 @@ def main(job_folder: str, train: Train | None = None) -> None:
     is_rank = role.rank_id is not None
     log = paths.log("scheduler") if role.rank_id is None else paths.rank_log(role.rank_id)
     write_to(log)
+    stamp_lines()
     events_file = paths.scheduler_events if role.rank_id is None else paths.rank_events(role.rank_id)
     with EventWriter(events_file, role.rank_id) as events:
         if role.is_nested:
@@ -204,6 +205,7 @@ def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_
     from mindspore.train.callback import Callback
 
     last_step = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"] or math.inf
+    losses = LossCheck(json.loads(paths.spec.read_text(encoding="utf-8"))["training"]["max_nan_steps"])
     position = Position(paths.rank_position(rank_id))
 
     class Progress(Callback):  # type: ignore[misc]
@@ -220,11 +222,26 @@ def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_
         def on_train_step_end(self, run_context: Any) -> None:
             params = run_context.original_args()
             seconds = time.monotonic() - self._began
-            events.write("step", **step_fields(params.cur_step_num, params.net_outputs, seconds))
+            fields = step_fields(params.cur_step_num, params.net_outputs, seconds)
+            events.write("step", **fields)
+            losses.note(fields["step"], fields["loss"])
             if params.cur_step_num >= min(last_step, asked_to_stop_at(paths)):
                 run_context.request_stop()
 
     return Progress()
+
+
+class LossCheck:
+    """Ends a run whose loss is no number any more: such weights never recover, and the cards are needed."""
+
+    def __init__(self, max_nan_steps: int) -> None:
+        self._most, self._in_a_row = max_nan_steps, 0
+
+    def note(self, step: int, loss: float | None) -> None:
+        """Raises ArithmeticError after ``max_nan_steps`` steps in a row without a finite loss; 0 never does."""
+        self._in_a_row = 0 if loss is None or math.isfinite(loss) else self._in_a_row + 1
+        if self._most and self._in_a_row >= self._most:
+            raise ArithmeticError(f"loss is {loss} since step {step - self._in_a_row + 1}")
 
 
 def asked_to_stop_at(paths: JobPaths) -> float:

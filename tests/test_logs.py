@@ -13,7 +13,7 @@ import pytest
 
 from launcher.errors import JobError, SpecError
 from launcher.jobs import JobPaths
-from launcher.logs import Source, Wanted, parse_ranks, parse_since, plain, print_logs, select, time_of
+from launcher.logs import Source, Wanted, parse_ranks, parse_since, plain, print_logs, select, time_of, without_stamp
 
 MINDFORMERS = "2026-11-24 09:23:35,750 - mindformers./output/log - INFO - hello"
 MINDSPORE = "[WARNING] ME(7:140,MainProcess):2026-11-24-09:23:36.113.456 [mindspore/train/x.py:1] there"
@@ -103,7 +103,7 @@ def test_a_log_is_rotated_without_losing_a_line(tmp_path: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
-from launcher.logs import rotate, write_to
+from launcher.log_writing import rotate, write_to
 log = Path(sys.argv[1])
 write_to(log)
 for number in range(3000):
@@ -117,6 +117,39 @@ for number in range(3000):
 
     assert [path.name for path in source.parts()] == [f"worker_0.log.{n}" for n in (1, 2, 3, 4)] + ["worker_0.log"]
     assert list(source.lines()) == [str(number) for number in range(3000)]
+
+
+PRINTS = """
+import logging, sys
+from pathlib import Path
+from launcher.log_writing import stamp_lines, write_to
+write_to(Path(sys.argv[1]))
+stamp_lines()
+print("one")
+print("two", "three")
+sys.stdout.write("fo")
+sys.stdout.write("ur\\r100%\\n\\n")
+logging.basicConfig(format="%(asctime)s - %(message)s")
+logging.warning("said by logging")
+print("\\ud800 \\u4e2d")
+raise ValueError("five")
+"""
+
+
+def test_every_line_that_python_writes_has_one_time(tmp_path: Path) -> None:
+    log = tmp_path / "worker_0.log"
+    subprocess.run([sys.executable, "-c", PRINTS, str(log)], check=False, timeout=60)
+    lines = log.read_bytes().decode().split("\n")
+
+    assert [line for line in lines if line and time_of(line) is None] == []
+    assert [without_stamp(line) for line in lines[:4]] == ["one", "two three", "four\r100%", ""]
+    assert without_stamp(lines[4]) == lines[4]  # logging has a time of its own, and gets no second one
+    assert without_stamp(lines[5]) == "\\ud800 \u4e2d"
+    traceback = [line for _, line in select(lines, Wanted(errors=True))]
+    assert [without_stamp(line) for line in (traceback[0], traceback[-1])] == [
+        "Traceback (most recent call last):",
+        "ValueError: five",
+    ]
 
 
 def test_following_reads_on_over_a_rotation(tmp_path: Path) -> None:

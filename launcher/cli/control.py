@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options import job_argument, jobs_dir_option
+from launcher.cli.options import job_argument, jobs_dir_option, lang_option
 
 if TYPE_CHECKING:
     from launcher.jobs import JobPaths, JobRecord
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @job_argument
+@lang_option
 @jobs_dir_option
 def attach(job: str, jobs_dir: Path) -> None:
     r"""Follow JOB (an id, a unique prefix of one, or "last") to its end, as submit does.
@@ -63,6 +64,7 @@ def stop(job: str, save: bool, grace_s: float | None, jobs_dir: Path) -> None:
 @click.command()
 @job_argument
 @click.option("--detach", is_flag=True, help="Print the job's id and return at once.")
+@lang_option
 @jobs_dir_option
 def resume(job: str, detach: bool, jobs_dir: Path) -> None:
     r"""Go on with JOB, which has failed or was stopped, from its newest step that is complete on all ranks.

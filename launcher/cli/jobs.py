@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options import job_argument, jobs_dir_option
+from launcher.cli.options import job_argument, jobs_dir_option, lang_option
 
 if TYPE_CHECKING:
     from launcher.logs import Source
@@ -43,6 +43,7 @@ def list_jobs(state: str | None, name: str | None, form: str, jobs_dir: Path) ->
 @job_argument
 @click.option("--watch", is_flag=True, help="A live page until the job has ended; Ctrl-C leaves it, not the job.")
 @_FORMAT
+@lang_option
 @jobs_dir_option
 def status(job: str, watch: bool, form: str, jobs_dir: Path) -> None:
     """Show what JOB (an id, a unique prefix of one, or "last") is doing or how it ended.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.options import jobs_dir_option, set_option
+from launcher.cli.options import jobs_dir_option, lang_option, set_option
 from launcher.cli.run_options import make_options, run_options
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--no-preflight", is_flag=True, help="Start even when a check of this host fails.")
 @run_options
 @click.option("--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it.")
+@lang_option
 @jobs_dir_option
 def submit(
     spec: str | None,
