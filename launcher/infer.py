@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from launcher.data.templates import ChatTemplate, get_template
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import CheckpointError, DataError, HostError, JobError
+from launcher.errors import CheckpointError, DataError, HostError, JobError, LauncherError
 from launcher.jobs import JobStore
 from launcher.spec import ModelSpec
 
 WEIGHTS = "model.safetensors"
 MODEL_CONFIG = "launcher_model.json"
 TOKENIZER = "tokenizer.model"
-
-# Of every LLaMA tokenizer, and of those that `launcher data tokenizer` trains.
-_BOS_ID = 1
-_EOS_ID = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +100,28 @@ def find_merged(reference: str, jobs_dir: Path) -> MergedModel:
 
 
 class Session:
-    """A model loaded on one device. Loading takes seconds: make one, ask it often."""
+    """A model on one device. It is loaded when it is first needed, which takes seconds: make one, ask it often."""
 
     def __init__(self, merged: MergedModel, *, batch_size: int = 1) -> None:
-        """Raises CheckpointError when weights and architecture do not fit, DataError for a bad tokenizer."""
+        """Raises DataError for a bad tokenizer."""
         self.merged = merged
+        self._batch_size = batch_size
         self.tokenizer = load_tokenizer(merged.tokenizer)
         if self.tokenizer.info.vocab_size > merged.model.vocab_size:
             raise DataError(
                 f"{merged.tokenizer} has {self.tokenizer.info.vocab_size} pieces, the model {merged.model.vocab_size}",
                 hint="use the tokenizer that the model was trained with",
             )
-        self._network = _build(merged, batch_size)
+
+    @cached_property
+    def _network(self) -> Any:
+        """Raises CheckpointError when weights and architecture do not fit."""
+        return _build(self.merged, self._batch_size)
 
     def encode(self, prompt: str, *, raw: bool = False) -> list[int]:
         """Token ids of a question in the template of training, or of the bare text, a bos token first."""
         if raw:
-            return [_BOS_ID, *self.tokenizer.encode(prompt, start=True)]
+            return [self.merged.model.bos_token_id, *self.tokenizer.encode(prompt, start=True)]
         return self.merged.template.encode_prompt(self.tokenizer, prompt)
 
     def answer(self, prompts: Sequence[str], spec: GenerationSpec, *, raw: bool = False) -> list[Answer]:
@@ -129,8 +132,9 @@ class Session:
         ids = [self.encode(prompt, raw=raw) for prompt in prompts]
         self._check_lengths(prompts, ids)
         width = max(map(len, ids))
-        batch = [row + [0] * (width - len(row)) for row in ids]
-        outputs = self._network.generate(batch, **self._generation_arguments(spec))
+        batch = [row + [self.merged.model.pad_token_id] * (width - len(row)) for row in ids]
+        with _mindspore_errors():
+            outputs = self._network.generate(batch, **self._generation_arguments(spec))
         return [
             self._answer(prompt, len(row), list(map(int, output)), spec)
             for prompt, row, output in zip(prompts, ids, outputs, strict=True)
@@ -149,8 +153,8 @@ class Session:
         arguments: dict[str, Any] = {
             "max_new_tokens": spec.max_new_tokens,
             "do_sample": spec.temperature > 0,
-            "eos_token_id": [_EOS_ID],
-            "pad_token_id": 0,
+            "eos_token_id": [self.merged.model.eos_token_id],
+            "pad_token_id": self.merged.model.pad_token_id,
         }
         if spec.temperature > 0:
             arguments |= {
@@ -163,8 +167,9 @@ class Session:
 
     def _answer(self, prompt: str, prompt_tokens: int, output: list[int], spec: GenerationSpec) -> Answer:
         new = output[prompt_tokens:]
-        finish = "stop" if _EOS_ID in new else "length"
-        new = new[: new.index(_EOS_ID)] if _EOS_ID in new else new[: spec.max_new_tokens]
+        end = self.merged.model.eos_token_id
+        finish = "stop" if end in new else "length"
+        new = new[: new.index(end)] if end in new else new[: spec.max_new_tokens]
         return Answer(
             prompt=prompt,
             text=self.tokenizer.decode(new).strip(),
@@ -184,7 +189,8 @@ class Session:
         for number, row in enumerate(rows.create_dict_iterator(num_epochs=1, output_numpy=True)):
             if limit is not None and number >= limit:
                 break
-            logits = self._network(Tensor(row["input_ids"][None, :-1])).asnumpy()
+            with _mindspore_errors():
+                logits = self._network(Tensor(row["input_ids"][None, :-1])).asnumpy()
             labels = row["labels"][1:]
             learnt = labels != -100
             total += float(_cross_entropy(logits[learnt], labels[learnt]).sum(dtype=np.float64))
@@ -192,6 +198,16 @@ class Session:
         if not count:
             raise DataError(f"{dataset} has no learnt token", hint="preprocess it with its answers")
         return total / count
+
+
+@contextmanager
+def _mindspore_errors() -> Iterator[None]:
+    """What MindSpore raises, as one error with its first line; its stacks are thousands of lines of C++."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise LauncherError(f"MindSpore could not run the model: {first}", hint="launcher doctor") from error
 
 
 def _cross_entropy(logits: Any, labels: Any) -> Any:
@@ -209,13 +225,15 @@ def _build(merged: MergedModel, batch_size: int) -> Any:
     os.environ["RUN_MODE"] = "predict"
     try:
         import mindspore
-        from mindformers import LlamaConfig, LlamaForCausalLM
+        from mindformers import LlamaConfig, LlamaForCausalLM, build_context
     except ImportError as error:
         raise HostError(f"cannot import MindSpore: {error}", hint="pip install mindspore==2.9.0") from error
     from launcher.discover import ascend_device_ids
 
     target = "Ascend" if ascend_device_ids() else "CPU"
-    mindspore.set_context(mode=mindspore.GRAPH_MODE, device_target=target)
+    # Sampling would ask for kernels that CPU lacks (TopkExt) if numpy did not do it.
+    context = {"mode": 0, "device_target": target, "postprocess_use_numpy": target == "CPU"}
+    build_context({"context": context, "parallel": {}, "use_parallel": False, "run_mode": "predict"})
     network = LlamaForCausalLM(LlamaConfig(**_network_config(merged, target, batch_size)))
     network.set_train(False)
     parameters = mindspore.load_checkpoint(str(merged.weights), format="safetensors")
@@ -247,10 +265,12 @@ def _network_config(merged: MergedModel, target: str, batch_size: int) -> dict[s
         "vocab_size": model.vocab_size,
         "rms_norm_eps": model.rms_norm_eps,
         "theta": model.rope_theta,
-        "max_position_embedding": model.seq_length,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
+        "max_position_embedding": model.max_position_embedding or model.seq_length,
+        **_rope_scaling(model),
+        "tie_word_embeddings": model.tie_word_embeddings,
+        "bos_token_id": model.bos_token_id,
+        "eos_token_id": model.eos_token_id,
+        "pad_token_id": model.pad_token_id,
         "compute_dtype": merged.compute_dtype if on_ascend else "float32",
         "param_init_type": merged.params_dtype if on_ascend else "float32",
         "softmax_compute_type": merged.compute_dtype if on_ascend else "float32",
@@ -264,3 +284,17 @@ def _network_config(merged: MergedModel, target: str, batch_size: int) -> dict[s
         "num_blocks": max(1, model.seq_length // 16) * batch_size,
         "checkpoint_name_or_path": "",
     }
+
+
+def _rope_scaling(model: ModelSpec) -> dict[str, Any]:
+    """Llama 3's stretched wavelengths, as templates/rank.yaml.j2 asks for them in training."""
+    scaling = model.rope_scaling
+    if scaling is None:
+        return {}
+    factors = {
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_max_position_embedding,
+    }
+    return {"extend_method": "LLAMA3", "scaling_factor": factors}

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from launcher.data import sample_set
+from launcher.data.cache import in_cache
 from launcher.data.info import DatasetInfo, read_info
+from launcher.data.preprocess import PreprocessOptions, preprocess
 from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
 from launcher.plan import Inputs
 from launcher.spec import ModelSpec, RunSpec
 
+RAW_SUFFIXES = (".json", ".jsonl")
 WEIGHTS_SUFFIXES = (".safetensors", ".ckpt")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pending:
-    """Sample data that is not there yet."""
-
-    sample: sample_set.SampleSet
+class Pending(Protocol):
+    """Data that is not there yet and can be made."""
 
     def describe(self) -> str:
-        return f"making {self.sample.size} rows in {self.sample.folder}"
+        """What will be made, and where."""
 
     def make(self) -> None:
-        self.sample.make()
+        """Make it, whole or not at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingRows:
+    """Rows of a raw dataset that nobody has tokenized yet."""
+
+    options: PreprocessOptions
+
+    def describe(self) -> str:
+        return f"tokenizing {self.options.source} to {self.options.target}"
+
+    def make(self) -> None:
+        try:
+            preprocess(self.options, force=True)
+        except DataError as error:
+            by_hand = f"launcher data preprocess {self.options.source} --tokenizer {self.options.tokenizer}"
+            raise DataError(error.message, hint=f"mend it, or make the rows by hand: {by_hand} --help") from error
 
 
 def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
@@ -33,6 +51,28 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
 
     Raises DataError, CheckpointError or SpecError; nothing is written.
     """
+    found, pending = _training(spec)
+    if spec.evaluation is None:
+        return found, pending
+    return replace(found, evaluation=_held_out(spec, spec.evaluation.data)), pending
+
+
+def _held_out(spec: RunSpec, path: str) -> str:
+    """The rows of evaluation. They are one token shorter than those of training: in evaluation mindformers 1.9.0 feeds
+    the model whole rows (models/llama/llama.py), where in training the last token is only a label."""
+    dataset = _existing(path, "dataset", "launcher data preprocess makes one", DataError)
+    info = _rows(spec, dataset)
+    length = spec.model.seq_length - 1
+    if info.seq_length not in (None, length):
+        raise SpecError(
+            f"evaluation.data {path} has rows made for seq_length {info.seq_length}; evaluation needs {length}, "
+            "one less than model.seq_length",
+            hint=f"launcher data preprocess --seq-length {length} makes them",
+        )
+    return dataset
+
+
+def _training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
     checkpoint = find_checkpoint(spec.model.checkpoint) if spec.model.checkpoint else None
     if spec.data.sample:
         sample = sample_set.SampleSet(
@@ -48,25 +88,66 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
             tokenizer=str(sample.tokenizer),
             checkpoint=checkpoint,
         )
-        return found, None if sample.exists() else Pending(sample=sample)
-    return _given(spec, checkpoint), None
-
-
-def _given(spec: RunSpec, checkpoint: str | None) -> Inputs:
+        return found, None if sample.exists() else sample
     dataset = _existing(str(spec.data.train), "dataset", "launcher data preprocess makes one", DataError)
+    if _is_raw(Path(dataset)):
+        return _raw(spec, Path(dataset), checkpoint)
+    return _ready(spec, dataset, checkpoint), None
+
+
+def _is_raw(dataset: Path) -> bool:
+    return Path(dataset.name.removesuffix(".gz")).suffix in RAW_SUFFIXES
+
+
+def _raw(spec: RunSpec, dataset: Path, checkpoint: str | None) -> tuple[Inputs, Pending | None]:
+    """Rows of a raw dataset: in a cache, by what they follow from; tokenized once."""
+    if not spec.model.tokenizer:
+        raise SpecError(
+            f"data.train {dataset} is raw, and model.tokenizer is not given",
+            hint="set model.tokenizer: tokenizer.model; launcher data tokenizer trains one",
+        )
+    tokenizer = _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
+    _check_vocabulary(spec.model, tokenizer)
+    options = in_cache(
+        PreprocessOptions(
+            source=dataset,
+            tokenizer=Path(tokenizer),
+            target=Path("train.mindrecord"),
+            seq_length=spec.model.seq_length,
+            template=spec.data.template,
+        ),
+        sample_set.cache_root() / "datasets",
+    )
+    info = read_info(options.target)
+    found = Inputs(
+        dataset=str(options.target), rows=info.rows if info else None, tokenizer=tokenizer, checkpoint=checkpoint
+    )
+    return found, None if info else PendingRows(options=options)
+
+
+def _ready(spec: RunSpec, dataset: str, checkpoint: str | None) -> Inputs:
+    info = _rows(spec, dataset)
+    tokenizer = _find_tokenizer(spec, info)
+    _check_fit(spec, info, dataset)
+    if tokenizer:
+        _check_vocabulary(spec.model, tokenizer)
+    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=checkpoint)
+
+
+def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
+    """What the MindRecord file says of itself."""
     if Path(dataset).suffix != ".mindrecord":
-        raise DataError(f"dataset {dataset} is not a .mindrecord file", hint="launcher data preprocess makes one")
+        raise DataError(
+            f"dataset {dataset} is neither a .mindrecord file nor raw ({', '.join(RAW_SUFFIXES)}, each also .gz)",
+            hint="launcher data preprocess makes a .mindrecord",
+        )
     if not Path(f"{dataset}.db").is_file():
         raise DataError(f"dataset {dataset} lacks its index {dataset}.db", hint="copy both files, they belong together")
     info = read_info(Path(dataset))
     if info is None:
         raise DataError(f"dataset {dataset} is not a MindRecord file", hint="launcher data preprocess makes one")
     _check_columns(spec, info, dataset)
-    tokenizer = _find_tokenizer(spec, info)
-    _check_fit(spec, info, dataset)
-    if tokenizer:
-        _check_vocabulary(spec.model, tokenizer)
-    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=checkpoint)
+    return info
 
 
 def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from launcher.cluster import KINDS, Cluster, Device, Host, NetAddress, NetLevel
@@ -81,7 +82,8 @@ def parse_inventory(text: str, *, name: str) -> Cluster:
     except ValidationError as error:
         # An item that is wrong also makes its list too short, says pydantic; nobody wants to hear that.
         items = [item for item in error.errors() if item["type"] != "too_short" or len(error.errors()) == 1]
-        problems = list(dict.fromkeys(_problem(source, item) for item in items))
+        # Of a value that may be of several types, one complaint is enough.
+        problems = list({_place(item): _problem(source, item) for item in reversed(items)}.values())[::-1]
         raise SpecError(f"{name}: {len(problems)} problem(s)", problems=problems, hint=_HINT) from error
     builder = _Builder(source)
     hosts = tuple(
@@ -96,7 +98,23 @@ def parse_inventory(text: str, *, name: str) -> Cluster:
 _HINT = "rank_tables/ holds inventories to start from"
 
 
+# What a key may hold, where that is more than one type.
+_EXPECTED = {
+    "devices": 'ids such as 0-7 or "0,2"',
+    "device_ips": "addresses such as 192.168.1.[1-8], or a list of them",
+    "super_pod": 'a name, or several such as "pod[0-1]"',
+    "server_index": "a number, or several such as 0-3",
+    "super_device_ids": "numbers such as 0-7, or a list of them",
+}
+
+
 def _source(text: str, name: str) -> SpecSource:
+    try:
+        # Nested aliases make a few lines expand to more than any memory holds.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+            raise SpecError(f"{name}: YAML aliases (*name) are not taken", hint="write it out, or use ranges")
+    except yaml.YAMLError:
+        pass  # which parse_text explains
     try:
         return parse_text(text, name=name)
     except SpecError as error:
@@ -104,20 +122,27 @@ def _source(text: str, name: str) -> SpecSource:
         raise SpecError(error.message.replace("a run spec is", "an inventory is"), hint=_HINT) from error
 
 
+def _place(item: Any) -> tuple[int | str, ...]:
+    """Where ``item`` is; pydantic appends the member of a union that it tried, which the user never wrote."""
+    loc: tuple[int | str, ...] = item["loc"]
+    if len(loc) > 2 and loc[2] in _EXPECTED:
+        return loc[:3]
+    return loc
+
+
 def _problem(source: SpecSource, item: Any) -> str:
-    # pydantic appends the member of a union that it tried; the user never wrote that.
-    loc = tuple(part for part in item["loc"] if part == "hosts" or not isinstance(part, str) or part.isidentifier())
-    loc = loc[:4] if len(loc) > 2 and loc[2] == "levels" else loc[:3]
+    loc = _place(item)
     key = ".".join(map(str, loc))
     if item["type"] == "missing":
         return f"{source.place(loc)}: missing key {key}"
     if item["type"] == "extra_forbidden":
-        return f"{source.place(loc)}: unknown key {'.'.join(map(str, item['loc']))}"
+        return f"{source.place(loc)}: unknown key {key}"
     value = source.value(loc)
-    if isinstance(value, list) and item["type"] == "string_type":
-        return f'{source.place(loc)}: {key}: YAML reads [...] at the beginning as a list; put it in quotes: "[1-4]"'
     message = item["msg"].replace("Tuple should have at least 1 item after validation, not 0", "It is empty")
-    return f"{source.place(loc)}: {key}: {message[:1].lower()}{message[1:]}, got {value!r}"
+    message = f"expected {_EXPECTED[str(loc[-1])]}" if loc[-1] in _EXPECTED else message[:1].lower() + message[1:]
+    if isinstance(value, list) and item["type"] in ("string_type", "int_type"):
+        message += '; YAML reads [1-4] as a list, put it in quotes: "[1-4]"'
+    return f"{source.place(loc)}: {key}: {message}, got {value!r}"
 
 
 # --------------------------------------------------------------------------------------------------- ranges
@@ -179,6 +204,8 @@ class _Builder:
         ids = self._device_ids(at, inventory, group)
         if len(names) != len(addresses):
             self._add((*at, "name"), f"{len(names)} names for {len(addresses)} addresses")
+        if len(addresses) * len(ids) > MOST_RANKS:
+            self._add(at, f"{len(addresses) * len(ids)} devices; HCCL takes {MOST_RANKS} at the most")
         if len(self.problems) > before:
             return []
         devices = self._devices(at, group, len(addresses), ids)
@@ -304,6 +331,8 @@ class _Builder:
         if group.super_pod is None:
             return [None] * hosts
         found = self._expand((*at, "super_pod"), (str(group.super_pod),))
+        if "" in found:
+            self._add((*at, "super_pod"), "it is empty; leave the key out where there is no super pod")
         if len(found) == 1:
             return found * hosts
         if found and len(found) != hosts:

@@ -8,16 +8,16 @@ from typing import Any
 
 from launcher.checkpoint.merge import MINDSPORE, Options, Source
 from launcher.errors import CheckpointError, JobError
-from launcher.jobs import RUNNING, JobPaths, JobRecord
+from launcher.jobs import JobPaths, JobRecord
 
 
 def job_source(paths: JobPaths, record: JobRecord) -> Source:
     """The shards of the job at ``paths``, with the scale, model, tokenizer and base of its spec and plan.
 
-    Raises JobError when the job is running or its files are gone.
+    Raises JobError when the job has not ended or its files are gone.
     """
-    if record.state == RUNNING:
-        raise JobError(f"job {record.job_id} is still running", hint=f"launcher status {record.job_id}")
+    if not record.is_final:
+        raise JobError(f"job {record.job_id} is {record.state}", hint=f"launcher attach {record.job_id}")
     spec, plan = _read(paths.spec), _read(paths.plan)
     lora = spec.get("lora")
     return Source(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +16,14 @@ from launcher.cluster import Cluster, Rank
 from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
+from launcher.launch import Launch
+from launcher.memory import Memory
+from launcher.passthrough import with_passed_through
 from launcher.rank_table import render_rank_table
 from launcher.render import RenderedFile, environment, render
-from launcher.spec import ParallelSpec, RunSpec
+from launcher.settle import Degrees as Degrees
+from launcher.settle import settle
+from launcher.spec import RunSpec
 
 CHECKPOINT_PREFIX = "launcher"
 
@@ -31,15 +39,7 @@ class Inputs:
     rows: int | None
     tokenizer: str | None
     checkpoint: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Degrees:
-    """How many ways the job is split; the product is the number of ranks."""
-
-    data_parallel: int
-    model_parallel: int
-    pipeline_stage: int
+    evaluation: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,14 @@ class LaunchPlan:
     files: tuple[RenderedFile, ...]
     links: tuple[Link, ...]
     command: Command
+    notes: tuple[str, ...] = ()
+    memory: Memory | None = None
+    launch: Launch | None = None
 
     @property
     def global_batch(self) -> int:
         """Rows that one optimizer step sees, over all ranks."""
-        return self.spec.data.batch_size * self.degrees.data_parallel
+        return global_batch(self.spec)
 
     def to_dict(self) -> dict[str, Any]:
         """What plan.json holds."""
@@ -103,90 +106,64 @@ def _rank_dict(rank: Rank) -> dict[str, Any]:
     }
 
 
-def choose_degrees(parallel: ParallelSpec, num_ranks: int) -> Degrees:
-    """Degrees whose product is ``num_ranks``. Raises SpecError when there are none."""
-    split = parallel.model_parallel * parallel.pipeline_stage
-    data_parallel = parallel.data_parallel or max(1, num_ranks // split)
-    product = data_parallel * split
-    if product != num_ranks:
-        raise SpecError(
-            f"data_parallel {data_parallel} x model_parallel {parallel.model_parallel} x pipeline_stage "
-            f"{parallel.pipeline_stage} = {product}, but --cards is {num_ranks}",
-            hint=f"pass --cards {product}, or leave parallel.data_parallel out",
-        )
-    return Degrees(
-        data_parallel=data_parallel, model_parallel=parallel.model_parallel, pipeline_stage=parallel.pipeline_stage
-    )
+def count_steps(spec: RunSpec, rows: int | None) -> int | None:
+    """Optimizer steps of a settled ``spec``, None when the rows are not known.
 
-
-def check_target(spec: RunSpec, target: str) -> None:
-    """Raises SpecError when ``spec`` asks for what MindSpore's CPU backend cannot do."""
-    parallel = spec.parallel
-    split = parallel.model_parallel * parallel.pipeline_stage
-    if target == "CPU" and (split > 1 or parallel.mode != "data"):
-        raise SpecError(
-            "the CPU backend trains data-parallel only: MindSpore has no CPU kernels for the collectives that "
-            f"parallel.mode {parallel.mode}, model_parallel and pipeline_stage need",
-            hint="set parallel.mode: data, model_parallel: 1, pipeline_stage: 1; or run on Ascend cards",
-        )
-    if target == "CPU" and {spec.precision.params, spec.precision.compute} != {"float32"}:
-        raise SpecError(
-            f"the CPU backend trains in float32, not params {spec.precision.params}, compute {spec.precision.compute}",
-            hint="set precision: {params: float32, compute: float32}; or run on Ascend cards",
-        )
-
-
-def count_steps(spec: RunSpec, rows: int | None, data_parallel: int) -> int | None:
-    """Optimizer steps of the run, None when the rows are not known. Raises SpecError when there is not one whole batch.
-
-    Each data-parallel rank reads ceil(rows / data_parallel) rows, as mindspore's sharding sampler deals them.
+    In data-parallel mode each rank reads ceil(rows / data_parallel) rows, as mindspore's sharding sampler deals them;
+    in semi_auto mode every rank reads the whole global batch. Raises SpecError when there is not one whole batch.
     """
     if rows is None:
         return None
-    rows_per_rank = math.ceil(rows / data_parallel)
-    batches = rows_per_rank / spec.data.batch_size
-    per_epoch = math.floor(batches) if spec.data.drop_remainder else math.ceil(batches)
+    semi_auto = spec.parallel.mode == "semi_auto"
+    rows_per_rank = rows if semi_auto else math.ceil(rows / (spec.parallel.data_parallel or 1))
+    rows_per_step = global_batch(spec) if semi_auto else spec.data.batch_size
+    batches = rows_per_rank / rows_per_step
+    # A pipeline and accumulation cut a batch into equal parts: a short one at the end is left out.
+    whole = spec.data.drop_remainder or semi_auto
+    per_epoch = math.floor(batches) if whole else math.ceil(batches)
     if per_epoch < 1:
-        raise SpecError(
-            f"{rows} rows are {rows_per_rank} a rank: not one batch of data.batch_size {spec.data.batch_size}",
-            hint=f"set data.batch_size to at most {rows_per_rank}, or add data",
-        )
+        raise _too_few_rows(rows, rows_per_rank, rows_per_step, semi_auto=semi_auto)
     total = per_epoch * spec.training.epochs
     return min(total, spec.training.steps or total)
 
 
+def _too_few_rows(rows: int, rows_per_rank: int, rows_per_step: int, *, semi_auto: bool) -> SpecError:
+    if semi_auto:
+        return SpecError(
+            f"{rows} rows are not one global batch of {rows_per_step}",
+            hint="set a smaller data.batch_size or parallel.micro_batches, or add data",
+        )
+    return SpecError(
+        f"{rows} rows are {rows_per_rank} a rank: not one batch of data.batch_size {rows_per_step}",
+        hint=f"set data.batch_size to at most {rows_per_rank}, or add data",
+    )
+
+
+def global_batch(spec: RunSpec) -> int:
+    """Rows that one optimizer step of a settled ``spec`` sees, over all ranks.
+
+    mindformers 1.9.0, trainer/base_trainer.py: batch_size x data_parallel x micro_batch_num in a pipeline, x
+    gradient_accumulation_steps without one.
+    """
+    parallel = spec.parallel
+    repeats = max(parallel.micro_batches or 1, spec.training.gradient_accumulation)
+    return spec.data.batch_size * (parallel.data_parallel or 1) * repeats
+
+
 def backend_values(cluster: Cluster, spec: RunSpec) -> dict[str, Any]:
     """Settings that depend on what the ranks run on. Ascend: what is fast there. CPU: what has kernels there."""
-    if cluster.target == "CPU":
-        from launcher.cpu_backend import TRAIN_CELL
+    ascend = cluster.target == "Ascend"
+    if ascend:
+        train_cell = "MFTrainOneStepCell"
+    else:
+        from launcher.cpu_backend import TRAIN_CELL as train_cell  # noqa: N811 - a value here, not a constant
 
-        return {
-            "device_target": "CPU",
-            "train_cell": TRAIN_CELL,
-            "sink_mode": False,
-            "flash_attention": False,  # an Ascend kernel
-            "fused_rms_norm": False,  # "Unsupported op [RmsNorm] on CPU"
-            "rope_slice": True,  # the default rotary path needs a broadcasting BatchMatMul, which CPU lacks
-            "softmax_dtype": "float32",
-            "rotary_dtype": "float32",
-            "data_workers": 1,
-            "recompute": False,
-            "dynamic_loss_scale": False,
-        }
     return {
-        "device_target": "Ascend",
-        "train_cell": "MFTrainOneStepCell",
-        "sink_mode": True,
-        "flash_attention": True,
-        "fused_rms_norm": True,
-        "rope_slice": False,
-        "softmax_dtype": "float32",
-        "rotary_dtype": "float32",
-        "data_workers": 8,
-        "recompute": True,
-        # float16 gradients underflow without it; bfloat16 has the exponents of float32.
-        "dynamic_loss_scale": spec.precision.compute == "float16",
-        "max_device_memory": "58GB" if spec.precision.compute == "bfloat16" else "30GB",
+        "device_target": cluster.target,
+        "train_cell": train_cell,
+        "fused_rms_norm": ascend,  # "Unsupported op [RmsNorm] on CPU"
+        "rope_slice": not ascend,  # the default rotary path needs a broadcasting BatchMatMul, which CPU lacks
+        "max_device_memory": f"{spec.runtime.max_device_memory_gib:g}GB" if ascend else None,
     }
 
 
@@ -194,83 +171,141 @@ def make_plan(
     *, spec: RunSpec, spec_name: str, cluster: Cluster, inputs: Inputs, paths: JobPaths, command: Command
 ) -> LaunchPlan:
     """Decide everything, touch nothing. Raises SpecError when spec, cluster and inputs do not fit together."""
-    check_target(spec, cluster.target)
-    degrees = choose_degrees(spec.parallel, cluster.num_devices)
-    steps = count_steps(spec, inputs.rows, degrees.data_parallel)
+    settled = settle(spec, cluster)
+    spec = settled.spec
+    steps = count_steps(spec, inputs.rows)
     env = environment()
-    context = rank_context(spec, cluster, inputs, paths, degrees)
     files = [render_rank_table(env, cluster)]
-    files += [_render_rank(env, rank, context) for rank in cluster.ranks()]
+    files += rank_files(env, spec, cluster, inputs, paths)
     files.append(RenderedFile(path="spec.json", text=json.dumps(spec.model_dump(mode="json"), indent=2) + "\n"))
     return LaunchPlan(
         paths=paths,
         spec=spec,
         spec_name=spec_name,
         cluster=cluster,
-        degrees=degrees,
+        degrees=settled.degrees,
         inputs=inputs,
         steps=steps,
         files=tuple(files),
-        links=base_links(cluster, inputs),
+        links=base_links(spec, cluster, inputs, paths),
         command=command,
+        notes=settled.notes,
+        memory=settled.memory,
     )
 
 
-def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths, degrees: Degrees) -> dict[str, Any]:
+def run_environment(spec: RunSpec, cluster: Cluster) -> dict[str, str]:
+    """Variables the run asks for: the spec's ``env``, and HCCL's, the same on every rank.
+
+    ``env`` wins over ``hccl``, and the user's shell over our defaults.
+    """
+    if cluster.target == "CPU":
+        return dict(spec.env)
+    names = {
+        "connect_timeout_s": "HCCL_CONNECT_TIMEOUT",
+        "exec_timeout_s": "HCCL_EXEC_TIMEOUT",
+        "buffer_mib": "HCCL_BUFFSIZE",
+    }
+    ours = {
+        name: str(getattr(spec.hccl, key))
+        for key, name in names.items()
+        if key in spec.hccl.model_fields_set or name not in os.environ
+    }
+    return {**ours, **spec.env}
+
+
+# --------------------------------------------------------------------------------------------------- rank files
+
+
+def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> dict[str, Any]:
     """What templates/rank.yaml.j2 is given, but for the rank itself."""
-    semi_auto = spec.parallel.mode == "semi_auto"
+    base = base_checkpoint(spec, cluster, inputs, paths)
     return {
         "spec": spec,
         "num_ranks": cluster.num_devices,
         "output_dir": str(paths.root),
-        "checkpoint": checkpoint_argument(cluster, inputs, paths),
-        "load_format": "ckpt" if (inputs.checkpoint or "").endswith(".ckpt") else "safetensors",
+        "base": base,
         "save_format": "safetensors",
         "checkpoint_prefix": CHECKPOINT_PREFIX,
         "strategy_file": str(paths.strategies / "ckpt_strategy.ckpt"),
         "dataset": inputs.dataset,
-        "total_steps": _schedule_steps(spec, inputs.rows, degrees.data_parallel),
+        "evaluation": inputs.evaluation,
+        "total_steps": _schedule_steps(spec, inputs.rows),
         "backend": backend_values(cluster, spec),
-        "parallel": {
-            "mode_number": _PARALLEL_MODE[spec.parallel.mode],
-            "gradients_mean": not semi_auto,
-            "full_batch": semi_auto,
-            "data_parallel": degrees.data_parallel,
-            "model_parallel": degrees.model_parallel,
-            "pipeline_stage": degrees.pipeline_stage,
-        },
+        "semi_auto": spec.parallel.mode == "semi_auto",
+        "mode_number": _PARALLEL_MODE[spec.parallel.mode or "data"],
     }
 
 
-def _links_needed(cluster: Cluster, inputs: Inputs) -> bool:
-    return cluster.num_devices > 1 and (inputs.checkpoint or "").endswith(".safetensors")
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """How a rank gets the base checkpoint. ``transform``: MindFormers cuts a whole one into the rank's part."""
+
+    argument: str
+    file_format: str
+    transform: bool
+    linked_ranks: int
 
 
-def base_links(cluster: Cluster, inputs: Inputs) -> tuple[Link, ...]:
-    """A ``base/rank_R`` folder a rank, all with the same whole base checkpoint.
+def base_checkpoint(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> Base:
+    """What ``load_checkpoint`` of the rank YAMLs says, and the folder of links that it may need.
 
-    Several data-parallel ranks load safetensors from a folder of rank folders only: for a single file mindformers
-    1.9.0 demands auto_trans_ckpt, which would cut and copy it (utils/load_checkpoint_utils.py).
+    mindformers 1.9.0, utils/load_checkpoint_utils.py: several data-parallel ranks load safetensors from a folder of
+    rank folders only, as for a single file it demands auto_trans_ckpt, which would cut and copy it. A whole .ckpt that
+    is to be cut must lie in a rank_0 folder; a safetensors file need not.
     """
-    if not _links_needed(cluster, inputs):
-        return ()
-    target = str(inputs.checkpoint)
-    return tuple(
-        Link(path=f"base/rank_{rank_id}/base.safetensors", target=target) for rank_id in range(cluster.num_devices)
+    source = inputs.checkpoint or ""
+    file_format = "ckpt" if source.endswith(".ckpt") else "safetensors"
+    semi_auto, several = spec.parallel.mode == "semi_auto", cluster.num_devices > 1
+    linked = 0
+    if source and several and semi_auto and file_format == "ckpt":
+        linked = 1
+    elif source and several and not semi_auto and file_format == "safetensors":
+        linked = cluster.num_devices
+    return Base(
+        argument=str(paths.root / "base") if linked else source,
+        file_format=file_format,
+        transform=bool(source) and semi_auto and several,
+        linked_ranks=linked,
     )
 
 
-def checkpoint_argument(cluster: Cluster, inputs: Inputs, paths: JobPaths) -> str | None:
-    """What ``load_checkpoint`` of a rank's YAML says."""
-    return str(paths.root / "base") if _links_needed(cluster, inputs) else inputs.checkpoint
+def base_links(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> tuple[Link, ...]:
+    """A ``base/rank_R`` folder a rank, all with the same whole base checkpoint, where MindFormers wants that."""
+    base, target = base_checkpoint(spec, cluster, inputs, paths), str(inputs.checkpoint)
+    name = f"base.{base.file_format}"
+    return tuple(Link(path=f"base/rank_{rank_id}/{name}", target=target) for rank_id in range(base.linked_ranks))
 
 
-def _schedule_steps(spec: RunSpec, rows: int | None, data_parallel: int) -> int:
+def _schedule_steps(spec: RunSpec, rows: int | None) -> int:
     """total_steps of the schedule. A run that ``steps`` cuts short must still reach the schedule's end."""
     if spec.training.lr_schedule.total_steps != -1 or spec.training.steps is None:
         return spec.training.lr_schedule.total_steps
-    return count_steps(spec, rows, data_parallel) or spec.training.steps
+    return count_steps(spec, rows) or spec.training.steps
 
 
-def _render_rank(env: jinja2.Environment, rank: Rank, context: dict[str, Any]) -> RenderedFile:
-    return render(env, "rank.yaml.j2", f"ranks/rank_{rank.rank_id}.yaml", rank=rank, **context)
+_COMMENT = re.compile(r"^#.*\n", re.MULTILINE)
+
+
+def rank_files(
+    env: jinja2.Environment, spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths
+) -> Iterator[RenderedFile]:
+    """One YAML a rank. Those that differ in comments alone are read back once: there may be thousands."""
+    context = rank_context(spec, cluster, inputs, paths)
+    bodies: dict[str, str] = {}
+    for rank in cluster.ranks():
+        path = f"ranks/rank_{rank.rank_id}.yaml"
+        text = _rank_text(env, rank, context)
+        body = _COMMENT.sub("", text)
+        if body not in bodies:
+            checked = render(env, "rank.yaml.j2", path, rank=rank, **context).text
+            bodies[body] = with_passed_through(checked, spec.mindformers)
+        yield RenderedFile(path=path, text=text.partition("\n")[0] + "\n" + bodies[body] if spec.mindformers else text)
+
+
+def _rank_text(env: jinja2.Environment, rank: Rank, context: dict[str, Any]) -> str:
+    """The template's text; "" when it fails, which ``render`` then reports properly."""
+    try:
+        return env.get_template("rank.yaml.j2").render(rank=rank, **context)
+    except (jinja2.TemplateError, ValueError):
+        return ""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,11 @@ import jinja2
 import yaml
 
 from launcher import resources
+from launcher.atomic import write_atomic as write_atomic
 from launcher.errors import LauncherError
+
+# Control characters, line separators, the byte order mark, and two that are no characters.
+_NOT_YAML = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,11 @@ class RenderedFile:
 
 
 def to_json(value: Any) -> str:
-    """``value`` as JSON on one line, which is YAML too. Non-ASCII stays as it is: PyYAML misreads surrogates."""
-    return json.dumps(value, ensure_ascii=False)
+    """``value`` as JSON on one line, which is YAML too. Non-ASCII stays as it is: PyYAML misreads surrogates.
+
+    JSON allows some characters in a string that YAML takes for a line's end or does not take at all.
+    """
+    return _NOT_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def to_number(value: float) -> str:
@@ -75,27 +81,3 @@ def _read_back(path: str, text: str) -> None:
         json.loads(text)
     elif path.endswith((".yaml", ".yml")):
         yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
-
-
-def write_atomic(target: Path, data: str | bytes) -> None:
-    """Write so that a reader sees the old file or the new one, never half of it; parents are made."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    raw = data.encode("utf-8") if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(raw)
-            out.flush()
-            os.fsync(out.fileno())
-        # mkstemp makes files private; what the launcher writes has the permissions any new file would have.
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher import inputs, installed, jobs, supervise
+from launcher import inputs, starting
 from launcher.cluster import Cluster
 from launcher.discover import local_cluster
 from launcher.doctor import cheap_checks, needs_of_spec
-from launcher.engines import msrun
 from launcher.errors import HostError, SpecError
-from launcher.jobs import JobRecord, JobStore
+from launcher.jobs import JobStore
 from launcher.network import scheduler_port
-from launcher.plan import LaunchPlan, make_plan
-from launcher.spec import RunSpec, load_spec
-from launcher.supervise import OnEvent
+from launcher.plan import LaunchPlan, make_plan, run_environment
+from launcher.spec import Override, RunSpec, load_source, parse_sets, parse_spec
+from launcher.starting import Options
 
 DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
 
@@ -31,34 +31,50 @@ class Draft:
 
 
 def draft(
-    spec_name: str | None, *, cards: int | None, checkpoint: str | None, port: int | None, jobs_dir: Path
+    spec_name: str | None,
+    *,
+    cards: int | None,
+    checkpoint: str | None,
+    port: int | None,
+    jobs_dir: Path,
+    sets: Sequence[str] = (),
+    options: Options | None = None,
 ) -> Draft:
     """Decide everything for a run of ``spec_name`` on ``cards`` devices of this host. Nothing is written.
 
     Raises SpecError, DataError, CheckpointError or HostError for what does not fit.
     """
     cluster = local_cluster(cards)
-    name = spec_name or DEFAULT_SPEC[cluster.target]
-    spec = _with_checkpoint(load_spec(name), checkpoint)
+    name = DEFAULT_SPEC[cluster.target] if spec_name is None else spec_name
+    source = load_source(name, overrides(sets, checkpoint))
+    spec = parse_spec(source)
     found, pending = inputs.resolve(spec)
     paths = JobStore(jobs_dir).new_paths(spec.name)
-    command = msrun.command(
-        msrun=msrun.find_msrun(),
-        cluster=cluster,
-        paths=paths,
-        rank_table=paths.root / "rank_table.json",
+    launch = starting.make_launch(
+        cluster,
+        paths,
+        env=run_environment(spec, cluster),
         port=scheduler_port(port, cluster.hosts[0].address),
+        options=options,
     )
+    command = starting.main_command(launch, paths)
     plan = make_plan(spec=spec, spec_name=name, cluster=cluster, inputs=found, paths=paths, command=command)
-    return Draft(plan=plan, pending=pending, notes=tuple(_notes(spec_name, name, cluster, spec, pending)))
+    notes = [*_notes(spec_name, name, cluster, spec, pending), *map(_sentence, (*source.changes, *plan.notes))]
+    return Draft(plan=replace(plan, launch=launch), pending=pending, notes=tuple(notes))
 
 
-def _with_checkpoint(spec: RunSpec, checkpoint: str | None) -> RunSpec:
-    if checkpoint is None:
-        return spec
-    if not checkpoint:
+def overrides(sets: Sequence[str], checkpoint: str | None = None) -> list[Override]:
+    """What the command line changes in a spec. Raises SpecError for what cannot be read."""
+    changes = parse_sets(sets)
+    if checkpoint == "":
         raise SpecError("--checkpoint is empty", hint="give a path, or leave the option out")
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": checkpoint})})
+    if checkpoint is not None:
+        changes.append(Override(keys=("model", "checkpoint"), value=checkpoint, origin="--checkpoint"))
+    return changes
+
+
+def _sentence(note: str) -> str:
+    return f"{note[:1].upper()}{note[1:]}."
 
 
 def _notes(asked: str | None, name: str, cluster: Cluster, spec: RunSpec, pending: inputs.Pending | None) -> list[str]:
@@ -68,7 +84,7 @@ def _notes(asked: str | None, name: str, cluster: Cluster, spec: RunSpec, pendin
     elif asked is None:
         notes.append(f"No SPEC given: running {name}.")
     if pending:
-        notes.append(f"Sample data: {pending.describe()}")
+        notes.append(f"Data: {pending.describe()}")
     if spec.lora and spec.model.checkpoint is None:
         notes.append("No base checkpoint: LoRA adapts random weights. It shows the path; answers will make no sense.")
     return notes
@@ -89,21 +105,9 @@ def preflight(plan: LaunchPlan, *, port: int | None) -> None:
         )
 
 
-def carry_out(plan_draft: Draft, on_event: OnEvent, *, on_start: Callable[[LaunchPlan], None]) -> JobRecord:
-    """Make what is pending, then run the plan to its end. Raises what ``supervise.run`` raises."""
-    if plan_draft.pending:
-        plan_draft.pending.make()
+def begin(plan_draft: Draft) -> subprocess.Popen[bytes]:
+    """Start the job; nothing may be pending. Returns its supervisor's guard; the job needs this process no more."""
     plan = plan_draft.plan
-    on_start(plan)
-    record = JobRecord(
-        job_id=plan.paths.job_id,
-        name=plan.spec.name,
-        state=jobs.PLANNED,
-        created=jobs.now(),
-        host=plan.cluster.hosts[0].name,
-        cards=plan.cluster.num_devices,
-        target=plan.cluster.target,
-        argv=plan.command.argv,
-        versions=installed.installed(),
-    )
-    return supervise.run(plan, record, on_event)
+    if plan.launch is None:
+        raise ValueError("a plan without a launch can only be shown")
+    return starting.begin(plan, plan.launch)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 PYTHON_FROM = (3, 10)
-PYTHON_BELOW = (3, 13)
+PYTHON_BELOW = (3, 12)
 
 
 @dataclass(frozen=True, kw_only=True)

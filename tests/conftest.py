@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+import yaml
+from shop import SEQ_LENGTH, VOCAB, Trained, Workshop
+from supervised import marked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,10 +23,35 @@ def _child_processes_find_the_package() -> None:
 
 @pytest.fixture
 def no_survivors() -> Iterator[str]:
-    """A word to put on the command line of every process of a test; none with it may be left at the end."""
+    """A word that every process of a test has in its argv or environment; none with it may be left at the end."""
     mark = f"launcher-test-{os.urandom(6).hex()}"
     yield mark
-    left = [process for process in psutil.process_iter(["cmdline"]) if mark in str(process.info["cmdline"])]
+    left = marked(mark)
     for process in left:
         process.kill()
     assert not left
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A folder with data and a tokenizer."""
+    shop = Workshop(folder=tmp_path_factory.mktemp("workshop"))
+    shop.launcher("data", "sample", "--size", "256", "--seed", "3", "-o", "math.jsonl")
+    shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
+    shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
+    options = ("--tokenizer", "tokenizer.model", "--seq-length", str(SEQ_LENGTH), "--template", "plain")
+    shop.launcher("data", "preprocess", "conversations.json", *options, "-o", "train.mindrecord")
+    return shop
+
+
+@pytest.fixture(scope="session")
+def trained(workshop: Workshop) -> Trained:
+    """One small model, trained once with real MindSpore on two ranks, for all tests that need one."""
+    base = workshop.submit(workshop.write_spec("base", lora=False, steps=6, epochs=1), "--cards", "2")
+    workshop.launcher("merge-ckpt", base.record.job_id)
+    spec = workshop.write_spec("lora", lora=True, epochs=1, data="math.jsonl")  # raw: submit tokenizes it itself
+    lora = workshop.submit(spec, "--cards", "2", "--checkpoint", str(base.paths.merged))
+    workshop.launcher("merge-ckpt", lora.record.job_id)
+    lines = (workshop.folder / "math.jsonl").read_text(encoding="utf-8").splitlines()
+    questions = [yaml.safe_load(line)["instruction"] for line in lines[:3]]
+    return Trained(workshop=workshop, base=base, lora=lora, questions=questions)

@@ -3,6 +3,8 @@
 The tables are written as npu_info_print.c does (hicann/driver ef377e950a32), one function a layout.
 """
 
+# ruff: noqa: E501 - the tables are as wide as npu-smi prints them
+
 from __future__ import annotations
 
 import os
@@ -116,15 +118,21 @@ def info_hbm(count: int = 8, *, name: str = "910B3", health: Mapping[int, str] |
     return _frame(header, rows, count, processes or {})
 
 
-def info_a3(count: int = 8, *, health: Mapping[int, str] | None = None, processes: Mapping[int, int] | None = None) -> str:
+def info_a3(
+    count: int = 8, *, health: Mapping[int, str] | None = None, processes: Mapping[int, int] | None = None
+) -> str:
     """A3: two dies an NPU, physical ids in the lower row, power only with the first die."""
     rows = []
     for npu in range(count):
         for die in (0, 1):
             physical = 2 * npu + die
             state, power = (health or {}).get(physical, "OK"), "165.3" if die == 0 else "-"
-            rows.append(f"| {npu:<5} Ascend910           | {state:<13} | {power:<11} 36                0    / 0             |")
-            rows.append(f"| {die:<5} {physical:<19} | 0000:9D:00.0  | 0           0    / 0          3143 / 65536         |")
+            rows.append(
+                f"| {npu:<5} Ascend910           | {state:<13} | {power:<11} 36                0    / 0             |"
+            )
+            rows.append(
+                f"| {die:<5} {physical:<19} | 0000:9D:00.0  | 0           0    / 0          3143 / 65536         |"
+            )
             rows.append(_THICK if die else f"+{'-' * 96}+")
     header = [
         "| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|",
@@ -148,8 +156,12 @@ def info_310p(npu_ids: tuple[int, ...] = (2144, 32768)) -> str:
     for index, npu in enumerate(npu_ids):
         for chip in (0, 1):
             device = 2 * index + chip
-            lines.append(f"| {npu:<7} 310P3                 | OK              | NA           45                0     / 0             |")
-            lines.append(f"| {chip:<7} {device:<21} | NA              | 0            1529 / 44280                            |")
+            lines.append(
+                f"| {npu:<7} 310P3                 | OK              | NA           45                0     / 0             |"
+            )
+            lines.append(
+                f"| {chip:<7} {device:<21} | NA              | 0            1529 / 44280                            |"
+            )
             lines.append(thin if chip == 0 else thick)
     return "\n".join(lines) + "\n"
 
@@ -166,18 +178,27 @@ def info_950(count: int = 8) -> str:
         thick,
     ]
     for npu in range(count):
-        lines.append(f"| {npu:<6} | Ascend950        | OK            | 204.4       56                0     / 0             |")
-        lines.append("|        |                  | 0000:91:00.0  | 0           0    / 0          4439  / 86016         |")
+        lines.append(
+            f"| {npu:<6} | Ascend950        | OK            | 204.4       56                0     / 0             |"
+        )
+        lines.append(
+            "|        |                  | 0000:91:00.0  | 0           0    / 0          4439  / 86016         |"
+        )
         lines.append(thick)
     return "\n".join(lines) + "\n"
 
 
 def _frame(header: list[str], rows: list[str], count: int, processes: Mapping[int, int]) -> str:
     lines = [f"+{'-' * 96}+", _HEAD.format(version="25.5.0"), _THIN, *header, _THICK, *rows, _THIN]
-    lines += ["| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |", _THICK]
+    lines += [
+        "| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |",
+        _THICK,
+    ]
     for npu in range(count):
         if npu in processes:
-            lines.append(f"| {npu:<7} 0                 | {processes[npu]:<13} | python3.10               | 28754                   |")
+            lines.append(
+                f"| {npu:<7} 0                 | {processes[npu]:<13} | python3.10               | 28754                   |"
+            )
         else:
             lines.append(f"| No running processes found in NPU {npu:<60} |")
         lines.append(_THICK)

@@ -55,6 +55,7 @@ def test_every_command_says_what_it_does_and_shows_an_example() -> None:
     [
         (["nonsense"], 2, "No such command"),
         (["submit", "none.yaml"], 2, "no run spec 'none.yaml'"),
+        (["submit", ""], 2, "no run spec ''"),
         (["submit", "tiny_cpuu"], 2, "did you mean tiny_cpu?"),
         (["submit", "bad.yaml"], 2, "bad.yaml:1: unknown key nmae; did you mean name?"),
         (["submit", "--cards", "0"], 5, "--cards 0: this host has"),
@@ -102,18 +103,19 @@ def test_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_msrun_not_found_is_said(tmp_path: Path) -> None:
-    script = """
+@pytest.mark.parametrize("engine", ["msrun", "mpirun"])
+def test_an_engine_that_is_not_installed_is_said(tmp_path: Path, engine: str) -> None:
+    script = f"""
 import sys
-from launcher.engines import msrun
+from launcher.engines import ENGINES
 sys.executable = "/nowhere/python"
-msrun.find_msrun()
+ENGINES[{engine!r}].find_program()
 """
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PATH": str(tmp_path)}
     )
 
-    assert "msrun not found beside /nowhere/python nor on PATH" in result.stderr
+    assert f"{engine} not found beside /nowhere/python nor on PATH" in result.stderr
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
@@ -130,3 +132,14 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
     process.wait()
+
+
+def test_submit_refuses_what_the_cheap_checks_refuse(tmp_path: Path) -> None:
+    env = {"HCCL_CONNECT_TIMEOUT": "1", "LAUNCHER_CACHE": str(tmp_path / "cache")}
+    result = launcher("submit", "--cards", "2", cwd=tmp_path, env=env)
+
+    assert result.returncode == 5
+    assert "this host cannot run the job: 1 check(s) failed" in result.stderr
+    assert "-> unset HCCL_CONNECT_TIMEOUT" in result.stderr
+    assert "--no-preflight insists" in result.stderr
+    assert list(tmp_path.iterdir()) == []

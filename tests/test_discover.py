@@ -55,7 +55,8 @@ def test_first_generation_910_that_calls_itself_910b() -> None:
 @pytest.mark.parametrize("name", ["info_910A_23.0.5_ok_elided.txt", "info_910A_23.0.5_warning_elided.txt"])
 def test_rows_wider_than_the_frame_and_rows_left_out(name: str) -> None:
     info = parse_info(npu_smi_file(name))
-    assert [(chip.npu_id, chip.health) for chip in info.chips] == [(0, "Warning" if "warning" in name else "OK"), (7, "OK")]
+    first = "Warning" if "warning" in name else "OK"
+    assert [(chip.npu_id, chip.health) for chip in info.chips] == [(0, first), (7, "OK")]
     assert [kind_of(chip, info.layout) for chip in info.chips] == ["910", "910"]
     assert info.processes == ()
 
@@ -86,7 +87,8 @@ def test_processes_and_health_are_read() -> None:
     info = parse_info(info_hbm(2, health={1: "Alarm"}, processes={1: 4711}))
     assert [chip.health for chip in info.chips] == ["OK", "Alarm"]
     (process,) = info.processes
-    assert (process.npu_id, process.chip_id, process.pid, process.name, process.memory_mib) == (1, 0, 4711, "python3.10", 28754)
+    assert (process.npu_id, process.chip_id, process.pid) == (1, 0, 4711)
+    assert (process.name, process.memory_mib) == ("python3.10", 28754)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,12 @@ def test_kind_of_chip(chip: str, hbm: int, memory: int, layout: str, kind: str |
     assert kind_of(found, layout) == kind
 
 
-@given(st.text() | st.lists(st.sampled_from(["| 0 910B3 | OK | 1", "|", "| Chip | Bus-Id |", "+==+", "| 0 | 0000:C1 | 0/0 |"])).map("\n".join))
+_ROWS = st.sampled_from(
+    ["| 0 910B3 | OK | 1", "|", "| Chip | Bus-Id |", "+==+", "| 0 | 0000:C1 | 0/0 |", "| Process id |"]
+)
+
+
+@given(st.text() | st.lists(_ROWS).map("\n".join))
 def test_no_text_upsets_the_parsers(text: str) -> None:
     parse_info(text)
     parse_mapping(text)
@@ -173,8 +180,10 @@ def test_a_program_that_hangs_leaves_nothing_behind(host: FakeHost, monkeypatch:
     result = run_program("npu-smi", "info", timeout_s=0.5)
     assert result.fault == "npu-smi did not answer within 0.5 s"
     assert time.monotonic() - started < 20
-    left = [pid for pid in Path("/proc").glob("[0-9]*") if _has_mark(pid, str(host.root))]
-    assert left == []
+    deadline = time.monotonic() + 10
+    while any(_has_mark(pid, str(host.root)) for pid in Path("/proc").glob("[0-9]*")):  # a kill takes its time
+        assert time.monotonic() < deadline, "something of it is left running"
+        time.sleep(0.05)
 
 
 def _has_mark(process: Path, mark: str) -> bool:
@@ -194,7 +203,8 @@ def test_a_program_that_prints_without_end_is_stopped(host: FakeHost, monkeypatc
 
 
 def test_programs_that_crash_fail_or_are_missing(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_program("npu-smi", "info", "-x").fault == "npu-smi ended with status 255 and said: This device does not support it."
+    fault = run_program("npu-smi", "info", "-x").fault
+    assert fault == "npu-smi ended with status 255 and said: This device does not support it."
     monkeypatch.setenv("FAKE_NPU_SMI_MODE", "crash")
     assert "signal 11" in run_program("npu-smi", "info").fault
     assert "not on PATH" in run_program("npu-smi-of-nobody").fault
@@ -269,10 +279,14 @@ def test_set_env_chooses_the_cann(host: FakeHost, monkeypatch: pytest.MonkeyPatc
     assert read_software(host.root).cann == "8.2.RC1"
 
 
-@pytest.mark.parametrize(("device", "kind"), [("0xd801", "910"), ("0xd802", "A2"), ("0xd803", "A3"), ("0xd806", "950"), ("0xa126", None)])
+@pytest.mark.parametrize(
+    ("device", "kind"),
+    [("0xd801", "910"), ("0xd802", "A2"), ("0xd803", "A3"), ("0xd806", "950"), ("0xa126", None)],
+)
 def test_kind_by_pci_id(host: FakeHost, device: str, kind: str | None) -> None:
-    host.write("sys/bus/pci/devices/0000:c1:00.0/vendor", "0x19e5\n").write("sys/bus/pci/devices/0000:c1:00.0/device", f"{device}\n")
-    host.write("sys/bus/pci/devices/0000:01:00.0/vendor", "0x8086\n").write("sys/bus/pci/devices/0000:01:00.0/device", "0xd801\n")
+    for slot, vendor, ident in (("0000:c1:00.0", "0x19e5", device), ("0000:01:00.0", "0x8086", "0xd801")):
+        host.write(f"sys/bus/pci/devices/{slot}/vendor", f"{vendor}\n")
+        host.write(f"sys/bus/pci/devices/{slot}/device", f"{ident}\n")
     assert pci_kind(host.root) == kind
 
 
@@ -353,7 +367,8 @@ def test_look_around_on_a3_with_hidden_cards(host: FakeHost, monkeypatch: pytest
 def test_cards_that_only_npu_smi_or_only_dev_knows(host: FakeHost) -> None:
     host.devices([0, 1]).npu_smi(info=info_hbm(1))
     report = look_around()
-    assert [(card.device_id, card.chip is not None, card.usable) for card in report.cards] == [(0, True, True), (1, False, True)]
+    known = [(card.device_id, card.chip is not None, card.usable) for card in report.cards]
+    assert known == [(0, True, True), (1, False, True)]
     (host.root / "dev/davinci0").unlink()
     assert [(card.device_id, card.usable) for card in look_around().cards] == [(0, False), (1, True)]
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from launcher import inputs
+from launcher.data.sample_set import SampleSet
 from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
 from launcher.network import free_port, scheduler_port
-from launcher.spec import DataSpec, ModelSpec, RunSpec, load_spec
+from launcher.spec import DataSpec, EvaluationSpec, ModelSpec, RunSpec, load_spec
 
 
 def spec_with(model: dict[str, Any] | None = None, data: dict[str, Any] | None = None) -> RunSpec:
@@ -27,7 +28,9 @@ def spec_with(model: dict[str, Any] | None = None, data: dict[str, Any] | None =
     ("model", "data", "error", "expected"),
     [
         ({}, {"train": "none.mindrecord"}, DataError, "dataset none.mindrecord does not exist"),
-        ({}, {"train": "raw.json"}, DataError, "is not a .mindrecord file"),
+        ({}, {"train": "raw.txt"}, DataError, "is neither a .mindrecord file nor raw"),
+        ({}, {"train": "raw.json"}, SpecError, "is raw, and model.tokenizer is not given"),
+        ({"tokenizer": "none.model"}, {"train": "raw.json"}, DataError, "tokenizer none.model does not exist"),
         ({}, {"train": "alone.mindrecord"}, DataError, "lacks its index"),
         ({}, {"train": "junk.mindrecord"}, DataError, "is not a MindRecord file"),
         ({"checkpoint": "none.ckpt"}, None, CheckpointError, "checkpoint none.ckpt does not exist"),
@@ -44,7 +47,7 @@ def test_what_is_missing_is_named(
     expected: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("raw.json", "alone.mindrecord", "junk.mindrecord", "junk.mindrecord.db"):
+    for name in ("raw.json", "raw.txt", "alone.mindrecord", "junk.mindrecord", "junk.mindrecord.db"):
         (tmp_path / name).write_bytes(b"junk")
     (tmp_path / "folder").mkdir()
     with pytest.raises(error) as caught:
@@ -98,3 +101,82 @@ def test_a_named_port_in_use_is_refused_and_a_free_one_is_picked() -> None:
 
 def test_spec_error_lists_its_problems() -> None:
     assert str(SpecError("x", problems=("a", "b"))) == "x\n  - a\n  - b"
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small dataset as preprocess writes it: 600 pieces, seq_length 64, template plain."""
+    sample = SampleSet(size=200, seed=5, template="plain", vocab_size=600, seq_length=64)
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LAUNCHER_CACHE", str(tmp_path_factory.mktemp("cache")))
+    sample.make()
+    folder = sample.folder
+    patch.undo()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "expected"),
+    [
+        ({"seq_length": 128}, {}, "model.seq_length is 128, but the rows of"),
+        ({"seq_length": 64, "vocab_size": 599}, {}, "model.vocab_size is 599, but"),
+        ({"seq_length": 64}, {"template": "vicuna"}, "data.template is vicuna, but"),
+        ({"seq_length": 64}, {"input_columns": ["input_ids", "label"]}, "data.input_columns names label, but"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_the_model_is_refused(
+    rows: Path, model: dict[str, Any], data: dict[str, Any], expected: str
+) -> None:
+    dataset = {"train": str(rows / "train.mindrecord"), "template": "plain", **data}
+    with pytest.raises(SpecError) as caught:
+        inputs.resolve(spec_with(model, dataset))
+
+    assert expected in str(caught.value)
+    assert caught.value.hint.startswith("set ")
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(rows: Path) -> None:
+    """Also where the dataset does not say what it was made with: the tokenizer is asked itself."""
+    for name in ("train.mindrecord", "train.mindrecord.db"):
+        (rows / f"bare-{name}").write_bytes((rows / name).read_bytes())
+    model = {"seq_length": 64, "vocab_size": 599, "tokenizer": str(rows / "tokenizer.model")}
+    with pytest.raises(SpecError, match="has 600 pieces"):
+        inputs.resolve(spec_with(model, {"train": str(rows / "bare-train.mindrecord"), "template": "plain"}))
+
+
+def test_a_dataset_that_fits_is_taken_with_its_own_tokenizer(rows: Path) -> None:
+    dataset = {"train": str(rows / "train.mindrecord"), "template": "plain"}
+    found, pending = inputs.resolve(spec_with({"seq_length": 64, "vocab_size": 600}, dataset))
+
+    assert pending is None
+    assert found.rows == 200
+    assert found.tokenizer == str(rows / "tokenizer.model")
+
+
+def test_raw_json_is_pending_until_it_is_tokenized(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path))
+    model = {"seq_length": 64, "vocab_size": 600, "tokenizer": str(rows / "tokenizer.model")}
+    spec = spec_with(model, {"train": str(rows / "math.jsonl"), "template": "plain"})
+    before, pending = inputs.resolve(spec)
+    assert pending is not None
+    assert before.rows is None
+    assert list(tmp_path.iterdir()) == []
+    pending.make()
+    after, pending = inputs.resolve(spec)
+
+    assert pending is None
+    assert (after.rows, after.dataset) == (200, before.dataset)
+
+
+def test_held_out_rows_are_one_token_shorter_than_those_of_training(rows: Path) -> None:
+    """MindFormers feeds whole rows to a model that it evaluates."""
+    file = str(rows / "train.mindrecord")
+    evaluation = {"evaluation": EvaluationSpec(data=file)}
+    training = spec_with({"seq_length": 64, "vocab_size": 600}, {"train": file, "template": "plain"})
+    with pytest.raises(SpecError) as caught:
+        inputs.resolve(training.model_copy(update=evaluation))
+    sample = spec_with({"seq_length": 65}).model_copy(update=evaluation)
+
+    assert "rows made for seq_length 64; evaluation needs 63, one less than model.seq_length" in str(caught.value)
+    assert caught.value.hint == "launcher data preprocess --seq-length 63 makes them"
+    assert inputs.resolve(sample)[0].evaluation == file

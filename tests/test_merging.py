@@ -74,10 +74,12 @@ def test_an_incomplete_step_is_listed_as_such(tmp_path: Path) -> None:
     assert "step 100 of" in launcher("merge-ckpt", root).stdout
 
 
-def test_a_running_job_is_not_merged(tmp_path: Path) -> None:
-    done = launcher("merge-ckpt", _job(tmp_path, state="running"))
+@pytest.mark.parametrize("state", ["planned", "starting", "running", "stopping"])
+def test_a_job_that_has_not_ended_is_not_merged(tmp_path: Path, state: str) -> None:
+    done = launcher("merge-ckpt", _job(tmp_path, state=state))
     assert done.returncode == 6
-    assert "is still running" in done.stderr
+    assert f"job abcde-t is {state}" in done.stderr
+    assert "launcher attach abcde-t" in done.stderr
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +13,40 @@ import pytest
 import yaml
 
 from launcher.cluster import Cluster, Device, Host
-from launcher.engines import msrun
 from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
-from launcher.plan import Inputs, LaunchPlan, check_target, choose_degrees, count_steps, make_plan
+from launcher.plan import Inputs, LaunchPlan, count_steps, make_plan, run_environment
 from launcher.render import to_number
-from launcher.spec import ParallelSpec, PrecisionSpec, RunSpec, load_spec
+from launcher.settle import Degrees, check_target, settle, with_degrees
+from launcher.spec import ParallelSpec, PrecisionSpec, RunSpec, load_spec, parse_spec, parse_text
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def cluster(target: str, cards: int, first: int = 0) -> Cluster:
-    devices = tuple(Device(device_id=first + number) for number in range(cards))
-    return Cluster(target=target, hosts=(Host(name="node0", address="127.0.0.1", devices=devices),))
+def cluster(target: str, cards: int, hosts: int = 1, kind: str | None = None) -> Cluster:
+    """``hosts`` hosts with ``cards`` devices each."""
+    return Cluster(target=target, kind=kind, hosts=tuple(_host(number, cards) for number in range(hosts)))
+
+
+def _host(number: int, cards: int) -> Host:
+    devices = tuple(Device(device_id=index, device_ip=f"10.1.{number}.{index + 1}") for index in range(cards))
+    return Host(name=f"node{number}", address=f"10.0.0.{number + 1}", devices=devices)
 
 
 def plan(
-    spec: RunSpec, target: str = "CPU", cards: int = 2, checkpoint: str | None = None, root: str = "/jobs/bcdfg-x"
+    spec: RunSpec,
+    target: str = "CPU",
+    cards: int = 2,
+    checkpoint: str | None = None,
+    root: str = "/jobs/bcdfg-x",
+    rows: int = 100,
+    hosts: int = 1,
 ) -> LaunchPlan:
     paths = JobPaths(root=Path(root))
-    hardware = cluster(target, cards)
-    command = msrun.command(
-        msrun="/opt/bin/msrun", cluster=hardware, paths=paths, rank_table=paths.root / "rank_table.json", port=8118
-    )
-    inputs = Inputs(dataset="/data/t.mindrecord", rows=100, tokenizer="/data/tokenizer.model", checkpoint=checkpoint)
+    hardware = cluster(target, cards, hosts=hosts)
+    command = Command(argv=("/opt/bin/msrun", str(paths.root)))
+    inputs = Inputs(dataset="/data/t.mindrecord", rows=rows, tokenizer="/data/tokenizer.model", checkpoint=checkpoint)
     return make_plan(spec=spec, spec_name="x", cluster=hardware, inputs=inputs, paths=paths, command=command)
 
 
@@ -58,17 +69,127 @@ def assert_golden(folder: Path, made: LaunchPlan) -> None:
     assert {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in found} == actual
 
 
+def changed(spec: RunSpec, section: str, **changes: Any) -> RunSpec:
+    return spec.model_copy(update={section: getattr(spec, section).model_copy(update=changes)})
+
+
+SEMI_AUTO = {"mode": "semi_auto", "model_parallel": 4, "pipeline_stage": 1}
+PIPELINE = {"mode": "semi_auto", "model_parallel": 4, "pipeline_stage": 2, "micro_batches": 4}
+SHARDED = {"mode": "semi_auto", "model_parallel": 2, "pipeline_stage": 1, "optimizer_shard": True,
+           "sequence_parallel": True, "vocab_split": True}  # fmt: skip
+LLAMA_7B, WHOLE = "/models/llama_7b.ckpt", "/models/base/model.safetensors"
+
+GOLDEN_PLANS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "cpu_x2": ("tiny_cpu", {}, {"checkpoint": WHOLE}),
+    "ascend_x8": ("llama_7b_lora", {"mode": "data"}, {"target": "Ascend", "cards": 8, "checkpoint": LLAMA_7B}),
+    "semi_auto_dp2_mp4": ("llama_7b_lora", SEMI_AUTO, {"target": "Ascend", "cards": 8, "checkpoint": LLAMA_7B}),
+    "pipeline_dp1_mp4_pp2": ("llama_7b_lora", PIPELINE, {"target": "Ascend", "cards": 8, "checkpoint": WHOLE}),
+    "optimizer_shard_dp4_mp2": ("llama_7b_lora", SHARDED, {"target": "Ascend", "cards": 8}),
+    "hosts_2x8": (
+        "llama_7b_lora", {"mode": "data"}, {"target": "Ascend", "cards": 8, "hosts": 2, "checkpoint": WHOLE}
+    ),
+}  # fmt: skip
+
+
+def golden_plan(name: str) -> LaunchPlan:
+    spec, parallel, options = GOLDEN_PLANS[name]
+    return plan(changed(load_spec(spec), "parallel", **parallel), **options)
+
+
+@pytest.mark.parametrize("name", GOLDEN_PLANS)
+def test_files_are_as_in_the_golden_folder(name: str) -> None:
+    assert_golden(GOLDEN / name, golden_plan(name))
+
+
+# Run in a child process: importing mindformers takes 10 s, and its warnings are not ours.
+LOAD = """
+import json, sys
+import mindspore as ms
+from mindformers import LlamaConfig, MindFormerConfig
+from mindformers.core.parallel_config import build_parallel_config
+
+built = {}
+for path in sys.argv[1:]:
+    config = MindFormerConfig(path)
+    build_parallel_config(config)
+    llama = LlamaConfig(parallel_config=config.parallel_config, **config.model.model_config)
+    parallel = llama.parallel_config
+    built[path] = {
+        "hidden_size": llama.hidden_size, "compute": str(llama.compute_dtype), "eps": llama.rms_norm_eps,
+        "degrees": [parallel.data_parallel, parallel.model_parallel, parallel.pipeline_stage],
+        "micro": parallel.micro_batch_num, "mode": config.parallel.parallel_mode,
+        "full_batch": config.parallel.full_batch, "transform": config.auto_trans_ckpt,
+        "learning_rate": config.lr_schedule.learning_rate, "flash": llama.use_flash_attention,
+        "lora": config.model.model_config.pet_config.lora_rank, "shard": config.parallel.enable_parallel_optimizer,
+        "recompute": config.recompute_config.recompute,
+    }
+print("BUILT" + json.dumps(built))
+"""
+
+
+@pytest.mark.mindspore
+def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) -> None:
+    files = {name: str(GOLDEN / name / "ranks" / "rank_1.yaml") for name in GOLDEN_PLANS}
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, *files.values()],
+        cwd=tmp_path,  # MindFormers writes its logs below the working folder
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("BUILT"))
+    built = json.loads(line.removeprefix("BUILT"))
+    found = {name: built[path] for name, path in files.items()}
+
+    assert {name: values["degrees"] for name, values in found.items()} == {
+        "cpu_x2": [2, 1, 1],
+        "ascend_x8": [8, 1, 1],
+        "semi_auto_dp2_mp4": [2, 4, 1],
+        "pipeline_dp1_mp4_pp2": [1, 4, 2],
+        "optimizer_shard_dp4_mp2": [4, 2, 1],
+        "hosts_2x8": [16, 1, 1],
+    }
+    assert [values["mode"] for values in found.values()] == [0, 0, 1, 1, 1, 0]
+    assert [values["full_batch"] for values in found.values()] == [False, False, True, True, True, False]
+    assert [values["transform"] for values in found.values()] == [False, False, True, True, False, False]
+    assert [values["shard"] for values in found.values()] == [False, False, False, False, True, False]
+    assert [values["recompute"] for values in found.values()] == [False, True, True, True, True, True]
+    assert found["pipeline_dp1_mp4_pp2"]["micro"] == 4
+    for name, values in found.items():
+        on_cpu = name == "cpu_x2"
+        assert values["hidden_size"] == (96 if on_cpu else 4096)
+        assert values["compute"] == ("Float32" if on_cpu else "Float16")
+        assert (values["eps"], values["learning_rate"]) == ((1e-5, 5e-3) if on_cpu else (1e-6, 1e-5))
+        assert values["flash"] is not on_cpu
+        assert values["lora"] == 16
+
+
+def test_a_whole_base_is_laid_out_as_mindformers_looks_for_it() -> None:
+    cut = golden_plan("semi_auto_dp2_mp4")
+    whole = golden_plan("pipeline_dp1_mp4_pp2")
+
+    assert [(link.path, link.target) for link in cut.links] == [("base/rank_0/base.ckpt", LLAMA_7B)]
+    assert rank_yaml(cut)["load_checkpoint"] == "/jobs/bcdfg-x/base"
+    assert (whole.links, rank_yaml(whole)["load_checkpoint"]) == ((), WHOLE)
+    assert len(golden_plan("hosts_2x8").links) == 16
+
+
 @pytest.mark.parametrize(
-    ("name", "spec", "target", "cards", "checkpoint"),
+    ("name", "rows", "batch", "steps"),
     [
-        ("cpu_x2", "tiny_cpu", "CPU", 2, "/models/base/model.safetensors"),
-        ("ascend_x8", "llama_7b_lora", "Ascend", 8, "/models/llama_7b.ckpt"),
+        ("ascend_x8", 1000, 16, 62),  # 125 rows a rank, 62 whole batches of 2
+        ("semi_auto_dp2_mp4", 1000, 4, 250),
+        ("pipeline_dp1_mp4_pp2", 1000, 8, 125),
+        ("optimizer_shard_dp4_mp2", 1000, 8, 125),
     ],
 )
-def test_files_are_as_in_the_golden_folder(
-    name: str, spec: str, target: str, cards: int, checkpoint: str | None
-) -> None:
-    assert_golden(GOLDEN / name, plan(load_spec(spec), target, cards, checkpoint))
+def test_batch_and_steps_follow_the_split(name: str, rows: int, batch: int, steps: int) -> None:
+    spec, parallel, options = GOLDEN_PLANS[name]
+    made = plan(changed(load_spec(spec), "parallel", **parallel), **options, rows=rows)
+
+    assert (made.global_batch, made.steps) == (batch, steps)
 
 
 def test_the_plan_touches_nothing(tmp_path: Path) -> None:
@@ -137,23 +258,29 @@ def test_numbers_are_numbers_to_yaml_1_1(value: float) -> None:
 
 
 def test_degrees_left_out_take_what_the_cards_leave() -> None:
-    parallel = ParallelSpec(mode="semi_auto", model_parallel=4)
+    spec = changed(load_spec("llama_7b_lora"), "parallel", mode="semi_auto", model_parallel=4)
 
-    assert choose_degrees(parallel, 8).data_parallel == 2
+    assert settle(spec, cluster("Ascend", 8)).degrees.data_parallel == 2
 
 
 @pytest.mark.parametrize(
     ("parallel", "cards", "expected"),
     [
-        (ParallelSpec(data_parallel=3), 2, "= 3, but --cards is 2"),
-        (ParallelSpec(mode="semi_auto", model_parallel=4), 6, "= 4, but --cards is 6"),
+        ({"data_parallel": 3}, 2, "= 3, but --cards is 2"),
+        ({"mode": "semi_auto", "model_parallel": 4}, 6, "= 4, but --cards is 6"),
+        ({"mode": "semi_auto", "model_parallel": 3, "pipeline_stage": 1}, 6, "num_heads 32 is not a multiple of"),
+        ({"mode": "data", "model_parallel": 2}, 4, "parallel.mode data does not split the model"),
+        ({"mode": "semi_auto", "model_parallel": 1, "pipeline_stage": 3}, 3, "num_layers 32 is not a multiple of"),
+        ({"mode": "data", "optimizer_shard": True}, 2, "optimizer_shard needs parallel.mode semi_auto"),
+        ({"mode": "semi_auto", "model_parallel": 1, "pipeline_stage": 1, "sequence_parallel": True}, 2, "no effect"),
+        ({"model_parallel": 1, "pipeline_stage": 4, "micro_batches": 2}, 4, "micro_batches 2 is below pipeline_stage"),
+        ({"mode": "data", "micro_batches": 2}, 2, "micro_batches has no effect without a pipeline"),
     ],
 )
-def test_degrees_that_do_not_multiply_to_the_cards_are_refused(
-    parallel: ParallelSpec, cards: int, expected: str
-) -> None:
+def test_degrees_that_cannot_be_are_refused(parallel: dict[str, Any], cards: int, expected: str) -> None:
+    spec = changed(load_spec("llama_7b_lora"), "parallel", mode=None)
     with pytest.raises(SpecError) as caught:
-        choose_degrees(parallel, cards)
+        settle(changed(spec, "parallel", **parallel), cluster("Ascend", cards))
 
     assert expected in str(caught.value)
     assert caught.value.hint
@@ -170,9 +297,9 @@ def test_degrees_that_do_not_multiply_to_the_cards_are_refused(
 )
 def test_what_cpu_cannot_train_is_refused_with_the_reason(change: dict[str, Any], expected: str) -> None:
     spec = load_spec("tiny_cpu").model_copy(update=change)
-    check_target(spec, "Ascend")
+    check_target(spec, cluster("Ascend", 2))
     with pytest.raises(SpecError) as caught:
-        check_target(spec, "CPU")
+        check_target(spec, cluster("CPU", 2))
 
     assert expected in str(caught.value)
     assert caught.value.hint
@@ -206,12 +333,14 @@ def test_steps_are_counted_as_mindspore_deals_rows(
         }
     )
 
-    assert count_steps(spec, rows, ranks) == expected
+    spec = with_degrees(spec, Degrees(data_parallel=ranks, model_parallel=1, pipeline_stage=1))
+
+    assert count_steps(spec, rows) == expected
 
 
 def test_less_than_one_batch_is_refused() -> None:
     with pytest.raises(SpecError, match="not one batch") as caught:
-        count_steps(load_spec("tiny_cpu"), 20, 2)
+        plan(load_spec("tiny_cpu"), rows=20)
 
     assert caught.value.hint == "set data.batch_size to at most 10, or add data"
 
@@ -224,13 +353,18 @@ def test_a_run_cut_short_still_ends_its_schedule() -> None:
     assert rank_yaml(plan(short))["lr_schedule"]["total_steps"] == 5
 
 
-def test_msrun_joins_and_sees_only_the_chosen_cards() -> None:
-    made = plan(load_spec("tiny_cpu"), "Ascend", 2)
+def test_hccl_variables_are_the_spec_s_then_the_shell_s_then_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "7000")
+    spec = parse_spec(
+        parse_text(
+            "name: x\nmodel: {hidden_size: 8, num_layers: 1, num_heads: 2, intermediate_size: 8, vocab_size: 8, "
+            "seq_length: 8}\ndata: {train: a}\nenv: {HCCL_BUFFSIZE: '50'}\nhccl: {exec_timeout_s: 3000}",
+            name="run.yaml",
+        )
+    )
 
-    assert "--join=True" in made.command.argv
-    assert made.command.argv[-4:] == ("python", "-m", "launcher.worker", "/jobs/bcdfg-x")
-    assert made.command.env["ASCEND_RT_VISIBLE_DEVICES"] == "0,1"
-    assert "ASCEND_RT_VISIBLE_DEVICES" not in plan(load_spec("tiny_cpu")).command.env
+    assert run_environment(spec, cluster("Ascend", 2)) == {"HCCL_EXEC_TIMEOUT": "3000", "HCCL_BUFFSIZE": "50"}
+    assert run_environment(load_spec("tiny_cpu"), cluster("CPU", 2)) == {}
 
 
 def test_a_command_prints_as_a_line_that_can_be_pasted() -> None:

@@ -17,7 +17,7 @@ from launcher.cluster import Cluster, Device, Host
 from launcher.rank_table import RULES, Report, check_file, check_text, render_rank_table
 from launcher.rank_table.lint import lint
 from launcher.rank_table.problems import KEPT_PER_CODE, show_value
-from launcher.rank_table.sdid import sdid, sdid_fits, server_index_of
+from launcher.rank_table.sdid import sdid, sdid_fits
 from launcher.render import environment
 
 
@@ -320,23 +320,49 @@ def test_sdid_formula_gives_published_ids() -> None:
     for (server, device), value in published.items():
         assert sdid(server, device) == value
         assert sdid_fits(value, device)
-        assert server_index_of(value) == server
 
 
 # ------------------------------------------------------------------------------------------- whatever bytes
 
 _KEYS = st.sampled_from(
-    "version status server_count server_list server_id device device_id device_ip rank_id super_pod_list super_pod_id "
-    "super_device_id pod_ip host_ip host_port group_list instance_list devices rank_list rank_count level_list "
-    "net_layer net_type net_instance_id rank_addr_list addr addr_type ports local_id".split()
+    [
+        "version",
+        "status",
+        "server_count",
+        "server_list",
+        "server_id",
+        "device",
+        "device_id",
+        "device_ip",
+        "rank_id",
+        "super_pod_list",
+        "super_pod_id",
+        "super_device_id",
+        "pod_ip",
+        "host_ip",
+        "host_port",
+        "group_list",
+        "instance_list",
+        "devices",
+        "rank_list",
+        "rank_count",
+        "level_list",
+        "net_layer",
+        "net_type",
+        "net_instance_id",
+        "rank_addr_list",
+        "addr",
+        "addr_type",
+        "ports",
+        "local_id",
+    ]
 )
 _SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
     | st.sampled_from(["1.0", "1.2", "2.0", "completed", "0", "10.0.0.1", "::1", "CLOS", "IPV4", "\ud800"])
 )  # fmt: skip
-_JSON = st.recursive(
-    _SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_KEYS | st.text(max_size=3), inner, max_size=6)
-)
+_NAMES = _KEYS | st.text(max_size=3)
+_JSON = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_NAMES, inner, max_size=6))
 
 
 @given(st.binary(max_size=400))
@@ -352,7 +378,7 @@ def test_no_bytes_upset_the_linter(data: bytes) -> None:
 
 
 @given(_JSON)
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_no_document_upsets_the_linter(document: Any) -> None:
     report = check_text(json.dumps(document))
     assert set(report.counts) <= set(RULES)
@@ -361,7 +387,7 @@ def test_no_document_upsets_the_linter(document: Any) -> None:
 
 
 @given(st.sampled_from([table(), pods_table(), v2_table()]), st.data())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_no_change_to_a_good_table_upsets_the_linter(good: dict[str, Any], data: st.DataObject) -> None:
     path: list[Any] = []
     here: Any = good
@@ -384,7 +410,8 @@ def test_deep_nesting(tmp_path: Path, depth: int) -> None:
         file.write_text(opening * depth + "1" + closing * depth)
         report = check_file(file)
         assert report.count("E") >= 1
-        assert depth == 10 or report.verdict == ["E_JSON"]
+        # In between, the interpreter's recursion limit decides, and other libraries raise it.
+        assert depth < 200_000 or report.verdict == ["E_JSON"]
 
 
 def test_ten_deep_at_every_place_of_a_table() -> None:

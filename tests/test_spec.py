@@ -129,6 +129,10 @@ def test_scalars_are_read_as_yaml_1_2() -> None:
         ("a: 1\na: 2", "key 'a' stands twice"),
         ("a: !!python/object/apply:os.system [echo]", "is not YAML"),
         ("a: &x [*x]", "is not YAML"),
+        (
+            "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40)),
+            "more than 10000 values",
+        ),
         ("\x00", "is not YAML"),
         ("? [a, b]\n: 1", "is not YAML"),
         ("[" * 5000, "is not YAML"),

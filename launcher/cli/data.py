@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from launcher.data import outputs
 from launcher.data.templates import DEFAULT
 
+if TYPE_CHECKING:
+    from launcher.data.convert import Progress
+    from launcher.data.info import DatasetInfo
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path)
 _force = click.option("--force", is_flag=True, help="Overwrite the output.")
+_max_rejects = click.option(
+    "--max-rejects",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Leave out up to so many bad records; OUTPUT.rejects.jsonl keeps them. One more stops the run.",
+)
+_processes = click.option(
+    "--processes",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Processes at work. 0: as many as cores, if it pays.",
+)
 
 
 def _output(default: str) -> Callable[[F], F]:
@@ -23,13 +43,14 @@ def _output(default: str) -> Callable[[F], F]:
 
 @click.group()
 def data() -> None:
-    """Make, convert and tokenize datasets.
+    """Make, convert, tokenize and look at datasets.
 
     \b
     launcher data sample --size 5000 --output math.jsonl
     launcher data convert math.jsonl --output conversations.json
     launcher data tokenizer conversations.json --vocab-size 2000 --output tokenizer.model
     launcher data preprocess conversations.json --seq-length 128 --template plain --output train.mindrecord
+    launcher data show train.mindrecord --row 5
     """
 
 
@@ -51,31 +72,57 @@ def sample(size: int, seed: int, output: Path, force: bool) -> None:
         with built.open("w", encoding="utf-8") as out:
             out.writelines(sample_lines(size, seed))
         changed = outputs.put(built, output, force=force)
-    _say(output, changed, f"{size} problems, seed {seed}")
+    _say(output, changed, f"{size:,} problems, seed {seed}")
 
 
 @data.command()
 @click.argument("source", type=_FILE)
 @_output("conversations.json")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["json", "jsonl"]),
+    default=None,
+    help="One array, or one conversation a line. Default: by the name of the output.",
+)
+@_max_rejects
+@_processes
 @_force
-def convert(source: Path, output: Path, force: bool) -> None:
-    """Turn questions and answers into conversations.
+def convert(source: Path, output: Path, layout: str | None, max_rejects: int, processes: int, force: bool) -> None:
+    """Turn records of BELLE, Alpaca, ShareGPT or OpenAI into conversations.
+
+    SOURCE is a JSON array or JSON Lines, also as .gz. What each record is, is found out from its keys.
 
     \b
     launcher data convert math.jsonl --output conversations.json
     """
     from launcher.data import convert as converter
+    from launcher.data.formats import TITLES
+    from launcher.data.pool import useful_processes
 
-    count, changed = converter.convert(source, output, force=force)
-    _say(output, changed, f"{count} conversations from {source}")
+    lines = layout == "jsonl" if layout else output.suffix == ".jsonl"
+    with _progress("conversations") as progress:
+        done = converter.convert(
+            source,
+            output,
+            force=force,
+            lines=lines,
+            max_rejects=max_rejects,
+            processes=processes or useful_processes(source),
+            progress=progress,
+        )
+    found = ", ".join(f"{count:,} {TITLES[kind]}" for kind, count in done.kinds.most_common())
+    _say(output, done.changed, f"{_many(done.conversations, 'conversation')} from {source} (found: {found})")
+    _say_rejects(output, done.rejected)
 
 
 @data.command()
 @click.argument("source", type=_FILE)
 @click.option("--vocab-size", type=click.IntRange(min=260), default=2000, show_default=True, help="Pieces in all.")
+@click.option("--special", multiple=True, metavar="TOKEN", help="A control token such as '<|im_end|>'; repeatable.")
 @_output("tokenizer.model")
 @_force
-def tokenizer(source: Path, vocab_size: int, output: Path, force: bool) -> None:
+def tokenizer(source: Path, vocab_size: int, special: tuple[str, ...], output: Path, force: bool) -> None:
     """Train a SentencePiece model as LLaMA's: byte pairs, byte fallback, unk 0, bos 1, eos 2.
 
     \b
@@ -85,9 +132,9 @@ def tokenizer(source: Path, vocab_size: int, output: Path, force: bool) -> None:
 
     with outputs.scratch(output) as folder:
         built = folder / output.name
-        train_tokenizer(_texts(source), built, vocab_size=vocab_size)
+        train_tokenizer(_texts(source), built, vocab_size=vocab_size, special=special)
         changed = outputs.put(built, output, force=force)
-    _say(output, changed, f"{vocab_size} pieces trained on {source}")
+    _say(output, changed, f"{vocab_size:,} pieces trained on {source}")
 
 
 def _texts(source: Path) -> Iterator[str]:
@@ -100,36 +147,183 @@ def _texts(source: Path) -> Iterator[str]:
 
 @data.command()
 @click.argument("source", type=_FILE)
-@click.option("--tokenizer", type=_FILE, default="tokenizer.model", show_default=True, help="SentencePiece model.")
+@click.option(
+    "--tokenizer",
+    type=_FILE,
+    default="tokenizer.model",
+    show_default=True,
+    help="tokenizer.model or tokenizer.json.",
+)
 @click.option("--seq-length", type=click.IntRange(min=2), default=2048, show_default=True, help="As the model's.")
-@click.option("--template", default=DEFAULT, show_default=True, help="Chat template.")
+@click.option("--template", default=DEFAULT, show_default=True, help="See launcher data templates.")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(["chat", "text"]),
+    default="chat",
+    show_default=True,
+    help="What SOURCE holds.",
+)
+@click.option(
+    "--overflow",
+    type=click.Choice(["truncate", "drop", "split"]),
+    default="truncate",
+    show_default=True,
+    help="What to do with samples longer than a row.",
+)
+@click.option("--pack", is_flag=True, help="Not available for conversations; says why.")
+@click.option("--shards", type=click.IntRange(1, 1000), default=1, show_default=True, help="Files to write.")
+@click.option(
+    "--eval-fraction",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Hold out this share, chosen by a hash of each id, into OUTPUT with .eval before its suffix.",
+)
+@click.option("--dedup", is_flag=True, help="Leave out records whose text came before.")
+@_max_rejects
+@_processes
 @_output("train.mindrecord")
+@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @_force
-def preprocess(source: Path, tokenizer: Path, seq_length: int, template: str, output: Path, force: bool) -> None:
+def preprocess(
+    source: Path,
+    tokenizer: Path,
+    output: Path,
+    kind: Literal["chat", "text"],
+    overflow: Literal["truncate", "drop", "split"],
+    pack: bool,
+    force: bool,
+    **options: Any,
+) -> None:
     """Tokenize conversations into a MindRecord of input_ids and labels; only answers are learnt.
 
+    SOURCE is what convert writes, or what it reads; with --type text a plain text, or records {"text": ...}.
     Rows are one token longer than --seq-length, because the model trains on all but the last and shifts the
     labels itself.
 
     \b
     launcher data preprocess conversations.json --tokenizer tokenizer.model --seq-length 128 --template plain
     """
-    from launcher.data.preprocess import PreprocessOptions
+    from launcher.data.preprocess import PreprocessOptions, refuse_packing
     from launcher.data.preprocess import preprocess as run
 
-    options = PreprocessOptions(
-        source=source, tokenizer=tokenizer, target=output, seq_length=seq_length, template=template
+    if pack and kind == "chat":
+        refuse_packing()
+    wanted = PreprocessOptions(
+        source=source, tokenizer=tokenizer, target=output, kind=kind, overflow=overflow, **options
     )
-    info, changed = run(options, force=force)
+    with _progress("rows") as progress:
+        info, changed = run(wanted, force=force, progress=progress)
+    _say(output, changed, _summary(info))
+    _details(info)
+    _say_rejects(output, info.counts["rejected"])
+
+
+def _summary(info: DatasetInfo) -> str:
     counts = info.counts
-    _say(
-        output,
-        changed,
-        f"{info.rows} rows of {seq_length} + 1 tokens from {counts['conversations']} conversations, "
-        f"{counts['learnt_tokens']} of {counts['tokens']} tokens learnt, "
-        f"{counts['truncated']} truncated, {counts['dropped']} dropped",
+    unit = "text" if info.stats["kind"] == "text" else "conversation"
+    return (
+        f"{_many(info.rows, 'row')} of {info.seq_length:,} + 1 tokens from {_many(counts['conversations'], unit)}, "
+        f"{counts['learnt_tokens']:,} of {counts['tokens']:,} tokens learnt"
     )
+
+
+def _details(info: DatasetInfo) -> None:
+    """What was left out or cut, the validation split, the lengths, and what is suspicious."""
+    from launcher.data.info import read_info
+    from launcher.data.preprocess import eval_path
+    from launcher.data.tally import bars
+
+    told = {
+        "truncated": "cut at the end",
+        "split": "split over several rows",
+        "dropped": "too long and left out",
+    }
+    told |= {"unlearnt": "left out because nothing would be learnt", "duplicates": "duplicates left out"}
+    if info.stats["kind"] == "text":
+        del told["split"]
+    for key, words in told.items():
+        if info.counts[key]:
+            click.echo(f"  {info.counts[key]:,} {words}")
+    held_out = read_info(eval_path(info.path)) if info.stats["options"]["eval_fraction"] else None
+    if held_out:
+        click.echo(f"  held out: {held_out.path}: {_many(held_out.rows, 'row')}")
+    lengths = info.stats["lengths"]
+    median, most, longest = lengths["median"], lengths["p99"], lengths["max"]
+    click.echo(f"  length in tokens: median {median:,}, 99 % up to {most:,}, longest {longest:,}")
+    for line in bars(lengths["histogram"]):
+        click.echo(f"  {line}")
+    for warning in info.stats["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+
+
+@data.command()
+@click.argument("file", type=_FILE)
+@click.option("--row", type=click.IntRange(min=0), default=0, show_default=True, help="Which row, from 0.")
+@click.option("--tokenizer", type=_FILE, default=None, help="Default: the one the file was made with.")
+def show(file: Path, row: int, tokenizer: Path | None) -> None:
+    """Show one row of a MindRecord: its text with what is learnt in green, and each token with its label.
+
+    \b
+    launcher data show train.mindrecord --row 5
+    """
+    from launcher.data.show import show_row
+
+    for line in show_row(file, row, tokenizer):
+        click.echo(line)
+
+
+@data.command()
+@click.argument("names", nargs=-1)
+def templates(names: tuple[str, ...]) -> None:
+    """Show the chat templates, each with an example; what is learnt in green.
+
+    Yours go to templates/chat/NAME.jinja in the working folder.
+
+    \b
+    launcher data templates vicuna
+    """
+    from launcher.data.show import show_template
+    from launcher.data.templates import template_names
+
+    for name in names or template_names():
+        for line in show_template(name):
+            click.echo(line)
 
 
 def _say(output: Path, changed: bool, what: str) -> None:
     click.echo(f"{'wrote' if changed else 'unchanged'} {output}: {what}")
+
+
+def _say_rejects(output: Path, count: int) -> None:
+    if count:
+        click.echo(f"  {_many(count, 'bad record')} left out; see {output}.rejects.jsonl")
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+@contextmanager
+def _progress(unit: str) -> Iterator[Progress]:
+    """A progress bar on stderr when that is a terminal, and what feeds it."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TextColumn("{task.description}"))
+    began = time.monotonic()
+    # Without a thread that refreshes it: worker processes are forked meanwhile, and threads do not survive that.
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task(unit)
+
+        def tell(position: int, size: int, done: int) -> None:
+            rate = done / max(time.monotonic() - began, 1e-3)
+            text = f"{done:,} {unit}, {rate:,.0f} a second"
+            bar.update(task, completed=position, total=max(size, 1), description=text, refresh=True)
+
+        yield tell

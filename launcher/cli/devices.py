@@ -30,7 +30,7 @@ def devices(style: str) -> None:
         click.echo(f"no Ascend card: {report.npu_smi_fault or 'none in /dev'}")
         click.echo(f"CPU: {cpu_device_count()} ranks")
         return
-    header = ["device", "npu/chip", "logic", "kind", "name", "health", "HBM MiB used", "address", "use", "processes"]
+    header = ["device", "npu/chip", "logic", "kind", "name", "health", "MiB used", "address", "use", "processes"]
     print_table(header, [_row(card) for card in report.cards])
     _print_notes(report)
 

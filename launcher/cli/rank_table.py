@@ -69,15 +69,21 @@ def make(
     cluster = select(_cluster(inventory, address), hosts=hosts, devices=devices, order=order)
     target = output or Path("rank_tables") / f"{inventory.stem if inventory else cluster.hosts[0].name}.json"
     table = table_of(cluster, version=version, pod_ip=pod_ip)
-    _finish(table, target, force=force, kind=cluster.kind, order=f"hosts as {_ORDER_TEXT[order]}")
+    if cluster.kind == "A3" and table.version == "1.0" and version is None:
+        click.echo("note: no super pod is known, so this is a 1.0 table (HCCL's AI server mode of A3)", err=True)
+    if cluster.kind is None and version is None:
+        click.echo(
+            "note: the kind of the cards is not known, so this is a 1.0 table; --version names another", err=True
+        )
+    _finish(table, target, force=force, kind=cluster.kind, order=f"hosts {_ORDER_TEXT[order]}")
 
 
 _ORDER_TEXT = {
-    "listed": "listed",
+    "listed": "as listed",
     "name": "sorted by name",
     "address": "sorted by address",
     "server": "sorted by super pod and server_id",
-    "given": "given",
+    "given": "as given",
 }
 
 
@@ -302,7 +308,7 @@ def merge(files: tuple[Path, ...], order: str, output: Path | None, force: bool)
 
     _finish(
         merge_files(list(files), order=order), _required(output, "merged.json"), force=force, kind=None,
-        order=f"servers as {_ORDER_TEXT[order]}, devices by their old rank",
+        order=f"servers {_ORDER_TEXT[order]}, devices by their old rank",
     )  # fmt: skip
 
 

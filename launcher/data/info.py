@@ -14,14 +14,15 @@ from launcher.data.tokenizer import TokenizerInfo
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """A MindRecord dataset.
+    """A MindRecord dataset of one or more ``files``.
 
     ``rows`` are seq_length + 1 tokens long. What only ``launcher data preprocess`` knows is None or empty for
-    a file that somebody else wrote: ``seq_length`` (tokens), ``template``, ``tokenizer``, ``counts`` and
-    ``fingerprint``.
+    a file that somebody else wrote: ``seq_length`` (tokens), ``template``, ``tokenizer``, ``counts``,
+    ``fingerprint``, and ``stats``, all that the statistics hold.
     """
 
     path: Path
+    files: tuple[Path, ...]
     rows: int
     columns: tuple[str, ...]
     seq_length: int | None = None
@@ -29,6 +30,7 @@ class DatasetInfo:
     tokenizer: TokenizerInfo | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     fingerprint: str | None = None
+    stats: Mapping[str, Any] = field(default_factory=dict)
 
 
 def stats_path(dataset: Path) -> Path:
@@ -37,23 +39,44 @@ def stats_path(dataset: Path) -> Path:
 
 
 def read_info(path: Path) -> DatasetInfo | None:
-    """What the MindRecord file ``path`` holds, or None when it is missing or not a MindRecord."""
-    header = read_header(path)
-    if header is None:
+    """What the dataset ``path`` holds, or None when it is missing or not a MindRecord.
+
+    A dataset of several shards is named as it was when it was written, without the number that each file ends
+    with.
+    """
+    stats = read_stats(path) or {}
+    names = stats.get("files") or _shard_names(path)
+    files = tuple(path.with_name(Path(name).name) for name in names)
+    headers = [read_header(file) for file in files]
+    if not headers or not all(headers):
         return None
-    stats = _read_stats(stats_path(path))
-    known = _known(stats) if stats and stats.get("rows") == header_rows(header) else {}
-    return DatasetInfo(path=path, rows=header_rows(header), columns=header_columns(header), **known)
+    rows = sum(header_rows(header) for header in headers if header)
+    known = _known(stats) if stats.get("rows") == rows else {}
+    return DatasetInfo(path=path, files=files, rows=rows, columns=header_columns(headers[0] or {}), **known)
 
 
-def _read_stats(path: Path) -> dict[str, Any] | None:
+def _shard_names(path: Path) -> list[str]:
+    if path.is_file():
+        return [path.name]
+    first = sorted(path.parent.glob(f"{path.name}0")) or sorted(path.parent.glob(f"{path.name}00*"))
+    header = read_header(first[0]) if first else None
+    return list(map(str, header.get("shard_addresses", ()))) if header else []
+
+
+def read_stats(dataset: Path) -> dict[str, Any] | None:
+    """The statistics of ``dataset``, or None."""
     try:
-        stats = json.loads(path.read_text("utf-8"))
+        stats = json.loads(stats_path(dataset).read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return stats if isinstance(stats, dict) else None
+    return stats if isinstance(stats, dict) and isinstance(stats.get("counts"), dict) else None
 
 
 def _known(stats: dict[str, Any]) -> dict[str, Any]:
     known = {key: stats.get(key) for key in ("seq_length", "template", "fingerprint")}
-    return {**known, "tokenizer": TokenizerInfo(**stats["tokenizer"]), "counts": stats["counts"]}
+    return {
+        **known,
+        "tokenizer": TokenizerInfo(**stats["tokenizer"]),
+        "counts": stats["counts"],
+        "stats": stats,
+    }

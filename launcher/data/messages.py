@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 # What the formats in use call the three parties. "from" of FastChat and "role" of OpenAI use different words.
 ROLES = {
@@ -16,16 +15,15 @@ ROLES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Message:
+# Named tuples, because millions are made and a frozen dataclass takes four times as long to make.
+class Message(NamedTuple):
     """One turn. ``role`` is "system", "user" or "assistant"."""
 
     role: str
     content: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conversation:
+class Conversation(NamedTuple):
     """Turns in order, under an id that is unique in its file."""
 
     id: str
@@ -33,11 +31,11 @@ class Conversation:
 
     def record(self) -> dict[str, Any]:
         """The conversation as the reference recipe writes it: id, conversations of from and value."""
-        return {"id": self.id, "conversations": [_turn(message) for message in self.messages]}
+        turns = [{"from": _NAMES[role], "value": content} for role, content in self.messages]
+        return {"id": self.id, "conversations": turns}
 
 
-def _turn(message: Message) -> dict[str, str]:
-    return {"from": "human" if message.role == "user" else message.role, "value": message.content}
+_NAMES = {"user": "human", "assistant": "assistant", "system": "system"}
 
 
 def as_messages(question: str | Sequence[Message], system: str | None = None) -> tuple[Message, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ class OutputExistsError(DataError):
 def scratch(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` to build it in, gone at the end whatever happens.
 
-    Raises DataError when the folder cannot be made.
+    Raises DataError when the folder cannot be made, or when the disk is full.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +34,16 @@ def scratch(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror}") from error
     with folder as name:
-        yield Path(name)
+        try:
+            yield Path(name)
+        except OSError as error:
+            raise DataError(f"cannot write {target}: {error.strerror}") from error
+
+
+def refuse_folder(target: Path) -> None:
+    """Raise DataError when ``target`` is a folder."""
+    if target.is_dir():
+        raise DataError(f"{target} is a folder", hint="name a file in it with --output")
 
 
 def put(built: Path, target: Path, *, force: bool) -> bool:
@@ -41,8 +51,7 @@ def put(built: Path, target: Path, *, force: bool) -> bool:
 
     Raises OutputExistsError when other bytes are there and ``force`` is not set.
     """
-    if target.is_dir():
-        raise DataError(f"{target} is a folder", hint="name a file in it with --output")
+    refuse_folder(target)
     if target.exists():
         if filecmp.cmp(built, target, shallow=False):
             return False
@@ -60,3 +69,23 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def put_or_remove(built: Path | None, target: Path) -> None:
+    """Move ``built`` over ``target``, or remove ``target``, which tells of an older run, if None."""
+    if built is None:
+        target.unlink(missing_ok=True)
+    else:
+        built.replace(target)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the file's bytes in hexadecimal. Raises DataError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as source:
+            while block := source.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()

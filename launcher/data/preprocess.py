@@ -1,148 +1,484 @@
-"""Conversations to rows of token ids and labels.
+"""Conversations or texts to a MindRecord of rows: in several processes, in order, whole or not at all.
 
-A row is seq_length + 1 tokens long: LlamaForCausalLM trains on tokens[:-1] and shifts the labels itself, so
-that labels are aligned with input_ids. Labels are -100 (not learnt) but for the assistant's turns.
+Each process takes chunks of records and gives back rows as they lie in the file; this one reads, counts and
+writes. Chunks follow from the input alone, so the output does not depend on how many processes there are. The
+output is built in a folder beside it, ``.NAME.partial``. There a journal says every few seconds how far
+everything is, from which an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
+import shutil
+import signal
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from launcher import __version__
 from launcher.data import outputs
-from launcher.data.convert import read_conversations
-from launcher.data.info import DatasetInfo, read_info, stats_path
-from launcher.data.mindrecord import COLUMNS, Row, write_mindrecord
-from launcher.data.templates import ChatTemplate, Encoded, get_template
-from launcher.data.tokenizer import Tokenizer, load_tokenizer
-from launcher.errors import DataError
+from launcher.data.convert import Progress
+from launcher.data.encode import Batch, Encoder, Half, Kept, duplicates
+from launcher.data.info import DatasetInfo, read_info, read_stats, stats_path
+from launcher.data.messages import Message
+from launcher.data.mindrecord import COLUMNS, Page, ShardState, ShardWriter
+from launcher.data.pool import ordered_map, useful_processes
+from launcher.data.records import Chunk, Source
+from launcher.data.rejects import Rejects, rejects_path
+from launcher.data.rows import Overflow
+from launcher.data.tally import Tally
+from launcher.data.templates import get_template
+from launcher.data.tokenizer import load_tokenizer
+from launcher.errors import DataError, JobCancelled
 from launcher.render import write_atomic
 
-NOT_LEARNT = -100
-PAD_ID = 0
+_FORMAT = 2
+_JOURNAL_EVERY_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessOptions:
-    """What is asked for. ``seq_length`` in tokens; rows are one longer."""
+    """What is asked for.
+
+    ``seq_length`` in tokens, rows are one longer. ``kind``: "chat" for conversations in any format that
+    ``convert`` knows, "text" for plain text or {"text": ...}. ``eval_fraction`` of the records, chosen by a
+    hash of their id, goes to ``eval_path(target)``. The last three change how the rows are made, but not the
+    rows.
+    """
 
     source: Path
     tokenizer: Path
     target: Path
     seq_length: int
     template: str
+    kind: Literal["chat", "text"] = "chat"
+    overflow: Overflow = "truncate"
+    shards: int = 1
+    eval_fraction: float = 0.0
+    dedup: bool = False
+    max_rejects: int = 0
+    processes: int = 0
+    resume: bool = False
 
 
-def preprocess(options: PreprocessOptions, *, force: bool) -> tuple[DatasetInfo, bool]:
+def eval_path(target: Path) -> Path:
+    """Where the validation split of ``target`` goes: train.mindrecord, train.eval.mindrecord."""
+    return target.with_name(f"{target.stem}.eval{target.suffix}")
+
+
+def preprocess(
+    options: PreprocessOptions, *, force: bool, progress: Progress = lambda *_: None
+) -> tuple[DatasetInfo, bool]:
     """Write the rows, their index and their statistics; what is there now, and whether it was made now.
 
-    Raises DataError for input, tokenizer or template that are missing or wrong, and OutputExistsError for an
-    output that was made from something else.
+    ``progress`` is told bytes read, bytes in all, rows.
+    Raises DataError for input, tokenizer or template that are missing or wrong and for too many bad records,
+    OutputExistsError for an output that was made from something else, JobCancelled when interrupted.
     """
-    tokenizer = load_tokenizer(options.tokenizer)
-    template = get_template(options.template)
-    fingerprint = _fingerprint(options, tokenizer, template)
+    outputs.refuse_folder(options.target)
+    encoder = make_encoder(options)
     existing = read_info(options.target)
-    if existing and existing.fingerprint == fingerprint:
+    if existing and existing.fingerprint and existing.fingerprint == fingerprint(options, encoder):
         return existing, False
-    if options.target.exists() and not force:
+    if any(path.exists() for path in _names(options.target, options.shards)) and not force:
         raise outputs.OutputExistsError(options.target)
-    counts = _write(options, tokenizer, template, fingerprint)
+    with _workplace(options.target) as folder:
+        _Run(options, encoder, folder, progress).to_the_end()
     made = read_info(options.target)
-    if made is None or made.rows != counts["rows"]:
+    if made is None:
         raise DataError(f"{options.target} was not written")
     return made, True
 
 
-def _write(options: PreprocessOptions, tokenizer: Tokenizer, template: ChatTemplate, fingerprint: str) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    with outputs.scratch(options.target) as folder:
-        built = folder / options.target.name
-        write_mindrecord(built, _rows(options, tokenizer, template, counts))
-        if not counts["rows"]:
-            raise DataError(
-                f"{options.source} gives no row with anything to learn at --seq-length {options.seq_length}"
-            )
-        stats_path(options.target).unlink(missing_ok=True)
-        for part in (Path(f"{built}.db"), built):
-            part.chmod(0o644)
-            outputs.flush(part)
-            part.replace(options.target.parent / part.name)
-        write_atomic(stats_path(options.target), _stats(options, tokenizer, counts, fingerprint))
-    return counts
+def make_encoder(options: PreprocessOptions) -> Encoder:
+    """Tokenizer and template of ``options``. Raises DataError when one is missing or the two do not fit."""
+    tokenizer = load_tokenizer(options.tokenizer)
+    template = get_template(options.template) if options.kind == "chat" else None
+    if template:
+        # Now rather than in a worker: does the tokenizer have all control tokens, is an answer marked?
+        template.encode_prompt(tokenizer, "?")
+        template.encode(tokenizer, (Message("user", "?"), Message("assistant", "?")))
+    return Encoder(
+        tokenizer=tokenizer,
+        template=template,
+        seq_length=options.seq_length,
+        overflow=options.overflow if options.kind == "chat" else "split",
+        eval_fraction=options.eval_fraction,
+    )
 
 
-def _rows(
-    options: PreprocessOptions, tokenizer: Tokenizer, template: ChatTemplate, counts: Counter[str]
-) -> Iterator[Row]:
-    for conversation in read_conversations(options.source):
-        counts["conversations"] += 1
-        encoded = template.encode(tokenizer, conversation.messages)
-        yield from _fitted(encoded, options.seq_length + 1, counts)
+def fingerprint(options: PreprocessOptions, encoder: Encoder | None = None) -> str:
+    """What the rows follow from, as a hash: the bytes of the input, tokenizer, template and options.
+
+    The input is only read when it is not the file (by size and time) that the output in place was made from.
+    """
+    return _hash(
+        _known_sha256(options) or outputs.file_sha256(options.source),
+        options,
+        encoder or make_encoder(options),
+    )
 
 
-def _fitted(encoded: Encoded, length: int, counts: Counter[str]) -> Iterator[Row]:
-    ids, learnt = encoded.ids[:length], encoded.learnt[:length]
-    # The first token is never a target: there is nothing before it to predict it from.
-    if not any(learnt[1:]):
-        counts["dropped"] += 1
-        return
-    counts["rows"] += 1
-    counts["tokens"] += len(ids)
-    counts["learnt_tokens"] += sum(learnt)
-    counts["truncated"] += len(encoded.ids) > length
-    yield row(ids, learnt, length)
-
-
-def row(ids: list[int], learnt: list[bool], length: int) -> Row:
-    """``ids`` padded to ``length`` with 0, and the labels: the same ids where ``learnt``, else -100."""
-    tokens = np.full(length, PAD_ID, dtype=np.int32)
-    labels = np.full(length, NOT_LEARNT, dtype=np.int32)
-    tokens[: len(ids)] = ids
-    labels[: len(ids)] = np.where(learnt, tokens[: len(ids)], NOT_LEARNT)
-    return tokens, labels
-
-
-def _stats(options: PreprocessOptions, tokenizer: Tokenizer, counts: Counter[str], fingerprint: str) -> str:
-    stats: dict[str, Any] = {
-        "format": 1,
-        "launcher": __version__,
-        "fingerprint": fingerprint,
-        "rows": counts["rows"],
-        "seq_length": options.seq_length,
-        "columns": list(COLUMNS),
-        "template": options.template,
-        "tokenizer": dataclasses.asdict(tokenizer.info),
-        "source": str(options.source.resolve()),
-        "counts": {key: counts[key] for key in _COUNTED},
-    }
-    return json.dumps(stats, ensure_ascii=False, indent=2) + "\n"
-
-
-_COUNTED = ("conversations", "rows", "tokens", "learnt_tokens", "truncated", "dropped")
-
-
-def _fingerprint(options: PreprocessOptions, tokenizer: Tokenizer, template: ChatTemplate) -> str:
-    """What the rows follow from: bytes of the input, tokenizer, template and options."""
-    parts = (_sha256(options.source), tokenizer.info.sha256, template.source, str(options.seq_length), "1")
+def _hash(source_sha256: str, options: PreprocessOptions, encoder: Encoder) -> str:
+    parts = [source_sha256, *_key(options, encoder)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _key(options: PreprocessOptions, encoder: Encoder) -> list[str]:
+    template = encoder.template.source if encoder.template else ""
+    numbers = (options.seq_length, options.shards, options.eval_fraction, options.dedup)
+    return [
+        str(_FORMAT),
+        encoder.tokenizer.info.sha256,
+        template,
+        options.kind,
+        options.overflow,
+        repr(numbers),
+    ]
+
+
+def _known_sha256(options: PreprocessOptions) -> str | None:
+    source = (read_stats(options.target) or {}).get("source")
+    if isinstance(source, dict) and source.get("stat") == _stat(options.source):
+        return str(source.get("sha256"))
+    return None
+
+
+def _stat(path: Path) -> list[Any]:
     try:
-        with path.open("rb") as source:
-            while block := source.read(1 << 20):
-                digest.update(block)
+        found = path.stat()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return digest.hexdigest()
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
+
+
+def _names(target: Path, shards: int) -> list[Path]:
+    """The files of a dataset, as MindSpore's FileWriter names them."""
+    if shards == 1:
+        return [target]
+    width = len(str(shards - 1))
+    return [target.with_name(f"{target.name}{shard:0{width}}") for shard in range(shards)]
+
+
+class _OtherRunError(DataError):
+    """There is an interrupted run to resume, but not of what is asked for. It stays as it is."""
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """The folder in which ``target`` is built. It stays when the run was interrupted, else it goes."""
+    folder = target.with_name(f".{target.name}.partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"cannot write {target}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+    except BlockingIOError:
+        raise DataError(f"another run is writing {target}") from None
+    except _OtherRunError:
+        raise
+    except KeyboardInterrupt as error:
+        hint = "the same command with --resume goes on from there; without it, from the beginning"
+        signum = error.signum if isinstance(error, _Interrupted) else signal.SIGINT
+        raise JobCancelled(f"interrupted; {target} is not written", signum=signum, hint=hint) from error
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise DataError(f"cannot write {target}: {error.strerror}") from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+class _Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came and was held back until now."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
+
+
+@contextmanager
+def _held_back() -> Iterator[Callable[[], None]]:
+    """SIGINT and SIGTERM do nothing until the function it gives is called, which raises _Interrupted then.
+
+    Half of a batch written, or half of the files in place, would be worse than a second of patience. Masking
+    signals is not enough: the kernel would give them to one of the threads of the pool.
+    """
+    came: list[int] = []
+
+    def check() -> None:
+        if came:
+            raise _Interrupted(came[0])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(signum, lambda number, _: came.append(number)) for signum in signals]
+    try:
+        yield check
+    finally:
+        for signum, handler in zip(signals, before, strict=True):
+            signal.signal(signum, handler)
+
+
+class _Output:
+    """One of the two outputs, training and validation: its shards and what was counted."""
+
+    def __init__(self, target: Path, folder: Path, options: PreprocessOptions, state: dict[str, Any] | None) -> None:
+        self.target = target
+        self.names = _names(target, options.shards)
+        states = [_shard_state(shard) for shard in state["shards"]] if state else [None] * options.shards
+        self.tally = Tally.restored(state["tally"]) if state else Tally()
+        self._folder = folder
+        self.writers = [
+            ShardWriter(folder / name.name, row_length=options.seq_length + 1, state=shard)
+            for name, shard in zip(self.names, states, strict=True)
+        ]
+
+    @property
+    def rows(self) -> int:
+        return sum(writer.state.rows for writer in self.writers)
+
+    def add(self, half: Half) -> None:
+        self.tally.add(half.counts, half.lengths)
+        packed = half.packed
+        data, sizes = memoryview(packed.data), packed.sizes
+        if len(self.writers) == 1:
+            self.writers[0].append(data, sizes, packed.saved_bytes)
+            return
+        # Row after row goes round the shards, so that they are equally long; the header's saved bytes with
+        # them.
+        ends = np.cumsum(sizes)
+        first = self.rows
+        for shard, writer in enumerate(self.writers):
+            chosen = np.arange((shard - first) % len(self.writers), len(sizes), len(self.writers))
+            parts = [data[end - size : end] for size, end in zip(sizes[chosen], ends[chosen], strict=True)]
+            saved = packed.saved_bytes * len(chosen) // max(len(sizes), 1)
+            writer.append(memoryview(b"".join(parts)), sizes[chosen], saved)
+
+    def state(self) -> dict[str, Any]:
+        for writer in self.writers:
+            writer.flush()
+        return {
+            "shards": [dataclasses.asdict(writer.state) for writer in self.writers],
+            "tally": self.tally.state(),
+        }
+
+    def close(self) -> None:
+        for writer in self.writers:
+            writer.close()
+
+    def finish(self) -> list[Path]:
+        """Finish the shards; all files that they consist of, each index before its file."""
+        for shard, writer in enumerate(self.writers):
+            writer.finish([name.name for name in self.names], shard)
+        built = [self._folder / name.name for name in self.names]
+        return [part for file in built for part in (file.with_name(f"{file.name}.db"), file)]
+
+
+def _shard_state(state: dict[str, Any]) -> ShardState:
+    pages = [Page(**page) for page in state["pages"]]
+    return ShardState(pages=pages, saved_bytes=state["saved_bytes"])
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a run that was interrupted left in ``folder``."""
+    for path in folder.iterdir():
+        path.unlink()
+
+
+class _Run:
+    """One run of preprocessing, from the journal of an earlier one if there is one to resume."""
+
+    def __init__(self, options: PreprocessOptions, encoder: Encoder, folder: Path, progress: Progress) -> None:
+        self._options = options
+        self._encoder = encoder
+        self._folder = folder
+        self._progress = progress
+        self._source = Source(options.source, text=options.kind == "text" and _is_text(options.source))
+        self._key = [*_key(options, encoder), *map(str, _stat(options.source))]
+        state = self._journal() if options.resume else None
+        if state is None:
+            _empty(folder)
+        self._done: int = state["batches"] if state else 0
+        self._kinds: Counter[str] = Counter(state["kinds"] if state else {})
+        self._rejects = Rejects(
+            options.source,
+            folder / "rejects",
+            most=options.max_rejects,
+            keep=state["rejects_bytes"] if state else 0,
+        )
+        self._rejects.count = state["rejects"] if state else 0
+        targets = [options.target, eval_path(options.target)] if options.eval_fraction else [options.target]
+        states = state["outputs"] if state else [None] * len(targets)
+        self._outputs = [_Output(target, folder, options, saved) for target, saved in zip(targets, states, strict=True)]
+
+    def to_the_end(self) -> None:
+        """Do all that is left to do and move the results into place."""
+        try:
+            processes = self._options.processes or useful_processes(self._options.source)
+            chunks = self._chunks(processes)
+            with _held_back() as check:
+                self._work(chunks, processes, check)
+                self._publish()
+        finally:
+            self._rejects.close()
+            for output in self._outputs:
+                output.close()
+
+    def _work(self, chunks: Iterator[tuple[Chunk, Kept | None]], processes: int, check: Callable[[], None]) -> None:
+        written = time.monotonic()
+        for batch in ordered_map(lambda: self._encoder, islice(chunks, self._done, None), processes=processes):
+            self._add(batch)
+            try:
+                check()
+            except _Interrupted:
+                self._write_journal()
+                raise
+            if time.monotonic() - written > _JOURNAL_EVERY_S:
+                self._write_journal()
+                written = time.monotonic()
+        if not self._outputs[0].rows:
+            raise DataError(f"{self._options.source} gives no row to learn from", hint=self._why_no_row())
+
+    def _chunks(self, processes: int) -> Iterator[tuple[Chunk, Kept | None]]:
+        if not self._options.dedup:
+            return ((chunk, None) for chunk in self._source.chunks())
+        first_reading = Source(self._options.source, text=self._source.is_text)
+        kept = duplicates(self._encoder, first_reading, processes=processes)
+        return zip(self._source.chunks(), kept, strict=True)
+
+    def _add(self, batch: Batch) -> None:
+        self._done += 1
+        self._rejects.add(batch.rejects)
+        self._kinds += batch.kinds
+        for output, half in zip(self._outputs, batch.halves, strict=True):
+            output.add(half)
+        self._progress(self._source.position, self._source.size, sum(output.rows for output in self._outputs))
+
+    def _why_no_row(self) -> str:
+        counts = self._outputs[0].tally.counts
+        if counts["dropped"] or counts["unlearnt"]:
+            return f"all are longer than --seq-length {self._options.seq_length} allows"
+        return "is it the right file?"
+
+    def _journal(self) -> dict[str, Any] | None:
+        try:
+            state: dict[str, Any] = json.loads((self._folder / "journal.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        if state["key"] != self._key:
+            raise _OtherRunError(
+                f"the interrupted run of {self._options.target} had another input or other options",
+                hint="leave --resume out to begin anew",
+            )
+        return state
+
+    def _write_journal(self) -> None:
+        state = {
+            "key": self._key,
+            "batches": self._done,
+            "kinds": dict(self._kinds),
+            "rejects": self._rejects.count,
+            "rejects_bytes": self._rejects.tell(),
+            "outputs": [output.state() for output in self._outputs],
+        }
+        write_atomic(self._folder / "journal.json", json.dumps(state))
+
+    def _publish(self) -> None:
+        """Move files into place: statistics last, for they say that everything is there."""
+        (self._folder / "journal.json").unlink(missing_ok=True)
+        self._rejects.tell()
+        built = [output.finish() for output in self._outputs]
+        for target in (self._options.target, eval_path(self._options.target)):
+            remove_dataset(target)
+        for output, parts in zip(self._outputs, built, strict=True):
+            for part in parts:
+                outputs.flush(part)
+                part.replace(output.target.with_name(part.name))
+        kept = self._folder / "rejects"
+        outputs.put_or_remove(kept if self._rejects.count else None, rejects_path(self._options.target))
+        for output in reversed(self._outputs):
+            write_atomic(
+                stats_path(output.target),
+                json.dumps(self._stats(output), ensure_ascii=False, indent=2) + "\n",
+            )
+
+    def _stats(self, output: _Output) -> dict[str, Any]:
+        options, tally = self._options, output.tally
+        return {
+            "format": _FORMAT,
+            "launcher": __version__,
+            "fingerprint": _hash(self._source.sha256, options, self._encoder),
+            "files": [name.name for name in output.names],
+            "rows": output.rows,
+            "seq_length": options.seq_length,
+            "columns": list(COLUMNS),
+            "kind": options.kind,
+            "template": self._encoder.template.name if self._encoder.template else None,
+            "tokenizer": dataclasses.asdict(self._encoder.tokenizer.info),
+            "source": {"stat": _stat(options.source), "sha256": self._source.sha256},
+            "options": {key: getattr(options, key) for key in ("overflow", "shards", "eval_fraction", "dedup")},
+            "formats": dict(self._kinds),
+            "counts": {**dict.fromkeys(_COUNTED, 0), **tally.counts, "rejected": self._rejects.count},
+            "lengths": tally.length_stats(),
+            "warnings": list(tally.warnings()),
+        }
+
+
+_COUNTED = (
+    "conversations",
+    "rows",
+    "tokens",
+    "learnt_tokens",
+    "padding",
+    "truncated",
+    "split",
+    "dropped",
+    "unlearnt",
+    "duplicates",
+)
+
+
+def remove_dataset(target: Path) -> None:
+    """Remove an older dataset at ``target``: statistics first, so that nothing half-removed looks whole."""
+    stats = read_stats(target) or {}
+    stats_path(target).unlink(missing_ok=True)
+    for name in {target.name, *map(str, stats.get("files", ()))}:
+        file = target.with_name(Path(name).name)
+        file.unlink(missing_ok=True)
+        file.with_name(f"{file.name}.db").unlink(missing_ok=True)
+
+
+def _is_text(path: Path) -> bool:
+    return not path.name.removesuffix(".gz").endswith((".json", ".jsonl"))
+
+
+def refuse_packing() -> NoReturn:
+    """Raise DataError, saying why several conversations do not share a row."""
+    raise DataError(
+        "--pack: MindFormers cannot keep packed conversations apart. Its eod_reset makes attention masks from"
+        " input_ids alone and drops the labels (dataset/causal_language_model_dataset.py of 1.9.0). So either"
+        " every conversation would attend to those before it, or the questions would be learnt too",
+        hint="choose a --seq-length near the longest sample; --type text fills its rows anyway",
+    )

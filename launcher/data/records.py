@@ -1,62 +1,284 @@
-"""Records of a JSON file: an array of objects, or one object a line."""
+"""Large JSON files in chunks of whole records, for several processes to parse, in little memory.
+
+Where a record ends is found by numpy over a block of bytes at a time: quotes that are not escaped say what
+lies in strings, brackets outside of strings say how deep a comma lies. Parsing is left to whoever gets the
+chunk.
+"""
 
 from __future__ import annotations
 
-import json
+import gzip
+import hashlib
+import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import orjson
 
 from launcher.errors import DataError
 
+Kind = Literal["array", "lines", "text"]
+
+_BLOCK_BYTES = 1 << 19
+_LARGEST_RECORD_BYTES = 256 << 20
+_BOM = b"\xef\xbb\xbf"
+
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
-    """One record and the line of the file, from 1, on which it begins (for an array: its number, from 1)."""
+class Chunk:
+    """Whole records of a file. ``first_record`` counts from 0, ``first_line`` from 1."""
 
+    kind: Kind
+    first_record: int
+    first_line: int
+    data: bytes
+
+
+class Record(NamedTuple):
+    """One record that is JSON: its number from 0, the line on which it begins from 1, its value."""
+
+    number: int
     line: int
     value: Any
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The records of ``path`` in order. Raises DataError for a file that is missing, empty or not JSON."""
-    text = _read_text(path)
-    if text.lstrip().startswith("["):
-        yield from _array(path, text)
-    else:
-        yield from _lines(path, text)
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """One record that cannot be used, and why. ``raw`` is what the file holds there."""
+
+    number: int
+    line: int
+    reason: str
+    raw: str
 
 
-def _read_text(path: Path) -> str:
+class Source:
+    """A JSON array, JSON Lines or a text, also as .gz, read once from begin to end.
+
+    After reading, ``sha256`` is that of the file's bytes. ``position`` and ``size`` are in bytes of the file.
+    """
+
+    def __init__(self, path: Path, *, text: bool = False) -> None:
+        self.path = path
+        self.is_text = text
+        self._digest = hashlib.sha256()
+        self.position = 0
+        self.size = _size(path)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The records in order. Raises DataError for a file that is empty, not JSON, or broken off."""
+        try:
+            with self.path.open("rb", buffering=0) as raw:
+                stream = io.BufferedReader(_Watched(raw, self), _BLOCK_BYTES)
+                yield from self._chunks(_plain(stream))
+                while stream.read(_BLOCK_BYTES):  # what follows the end of an array counts for the digest too
+                    pass
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"cannot read {self.path}: {getattr(error, 'strerror', None) or error}") from error
+
+    def saw(self, block: memoryview) -> None:
+        """Count ``block``, which was read from the file."""
+        self._digest.update(block)
+        self.position += len(block)
+
+    def _chunks(self, stream: BinaryIO) -> Iterator[Chunk]:
+        start = _start(stream)
+        if not start.strip():
+            raise DataError(f"{self.path} is empty")
+        if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise DataError(f"{self.path} is UTF-16, not UTF-8", hint="convert it: iconv -f UTF-16 -t UTF-8")
+        start = start.removeprefix(_BOM)
+        if self.is_text:
+            yield from _cut(self.path, start, stream, "text", b"\n\n")
+        elif start.lstrip().startswith(b"["):
+            yield from _array(self.path, start, stream)
+        else:
+            yield from _cut(self.path, start, stream, "lines", b"\n")
+
+
+class _Watched(io.RawIOBase):
+    """A file whose bytes are counted and hashed on their way."""
+
+    def __init__(self, raw: Any, source: Source) -> None:
+        self._raw = raw
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._raw.readinto(buffer)
+        self._source.saw(memoryview(buffer)[:count])
+        return count
+
+
+def _size(path: Path) -> int:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        if path.is_dir():
+            raise DataError(f"{path} is a folder", hint="name a file in it")
+        return path.stat().st_size
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: byte {error.start}") from error
-    if not text.strip():
-        raise DataError(f"{path} is empty")
-    return text
 
 
-def _array(path: Path, text: str) -> Iterator[Record]:
-    for number, value in enumerate(_parse(path, text, first_line=1), start=1):
-        yield Record(line=number, value=value)
+def _plain(stream: Any) -> BinaryIO:
+    if stream.peek(2)[:2] == b"\x1f\x8b":
+        stream = io.BufferedReader(gzip.GzipFile(fileobj=stream), _BLOCK_BYTES)
+    plain: BinaryIO = stream
+    return plain
 
 
-def _lines(path: Path, text: str) -> Iterator[Record]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield Record(line=number, value=_parse(path, line, first_line=number))
+def _start(stream: BinaryIO) -> bytes:
+    """The first block that holds more than white space."""
+    start = b""
+    while block := stream.read(_BLOCK_BYTES):
+        start += block
+        if start.removeprefix(_BOM).strip():
+            break
+    return start
 
 
-def _parse(path: Path, text: str, *, first_line: int) -> Any:
+def _cut(path: Path, data: bytes, stream: BinaryIO, kind: Kind, separator: bytes) -> Iterator[Chunk]:
+    """Chunks that end with ``separator``, or with the file."""
+    line = 1
+    record = 0
+    while data:
+        block = stream.read(max(_BLOCK_BYTES, len(data)) if separator not in data else _BLOCK_BYTES)
+        end = data.rfind(separator) + len(separator) if separator in data else 0
+        if not block:
+            end = len(data)
+        if end:
+            yield Chunk(kind=kind, first_record=record, first_line=line, data=data[:end])
+            lines = data.count(b"\n", 0, end)
+            line += lines
+            record += lines
+        data = _carried(path, data[end:] + block, line)
+
+
+def _array(path: Path, data: bytes, stream: BinaryIO) -> Iterator[Chunk]:
+    """Chunks of the elements of an array, without the commas between chunks."""
+    opening = data.index(b"[") + 1
+    line = 1 + data.count(b"\n", 0, opening)
+    data = data[opening:]
+    record = 0
+    while True:
+        commas, closing = split_array(data)
+        end = closing if closing is not None else (commas[-1] if len(commas) else None)
+        if end is not None:
+            chunk = Chunk(kind="array", first_record=record, first_line=line, data=data[:end])
+            if closing is None or record or chunk.data.strip():
+                yield chunk
+            record += len(commas)
+            line += data.count(b"\n", 0, end)
+            data = data[end + 1 :]
+        if closing is not None:
+            return _check_end(path, data + stream.read(_BLOCK_BYTES), line)
+        block = stream.read(max(_BLOCK_BYTES, len(data)))
+        if not block:
+            begin = line + data[: len(data) - len(data.lstrip())].count(b"\n")
+            raise DataError(f"{path}:{begin}: the array breaks off in a record that begins here")
+        data = _carried(path, data + block, line)
+
+
+def _check_end(path: Path, rest: bytes, line: int) -> None:
+    if rest.strip():
+        raise DataError(f"{path}:{line}: something follows the end of the array: {_shown(rest.strip()[:40])}")
+
+
+def _carried(path: Path, data: bytes, line: int) -> bytes:
+    if len(data) > _LARGEST_RECORD_BYTES:
+        raise DataError(f"{path}:{line}: a record of more than 256 MiB begins here; is a quote missing?")
+    return data
+
+
+def split_array(data: bytes) -> tuple[npt.NDArray[np.int64], int | None]:
+    """Where in ``data``, which begins inside of an array, its commas lie, and its closing bracket."""
+    # Backslashes come in pairs but for one that escapes what follows it; both replacements keep the length.
+    plain = data.replace(b"\\\\", b"__").replace(b'\\"', b"__") if b"\\" in data else data
+    codes = np.frombuffer(plain, dtype=np.uint8)
+    outside = np.add.accumulate(codes == ord('"'), dtype=np.uint8) & 1 == 0
+    places = np.flatnonzero(_STRUCTURAL[codes] & outside)
+    found = codes[places]
+    depth = np.cumsum(_DEPTH[found])
+    ends = np.flatnonzero(depth < 0)
+    closing = int(places[ends[0]]) if len(ends) else None
+    commas = places[(depth == 0) & (found == ord(","))]
+    return (commas if closing is None else commas[commas < closing]), closing
+
+
+_DEPTH = np.zeros(256, dtype=np.int32)
+_DEPTH[[ord("["), ord("{")]] = 1
+_DEPTH[[ord("]"), ord("}")]] = -1
+_STRUCTURAL = _DEPTH != 0
+_STRUCTURAL[ord(",")] = True
+
+
+def parse_fast(chunk: Chunk) -> list[Any] | None:
+    """The values of a chunk of JSON, one a record, or None when a record is not JSON or a line is blank."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{first_line + error.lineno - 1}: not JSON: {error.msg} at column {error.colno}"
-        ) from error
-    except RecursionError as error:
-        raise DataError(f"{path}:{first_line}: JSON nested too deeply") from error
+        if chunk.kind == "array":
+            values: list[Any] = orjson.loads(b"[" + chunk.data + b"]")
+            return values
+        return [orjson.loads(line) for line in chunk.data.removesuffix(b"\n").split(b"\n")]
+    except orjson.JSONDecodeError:
+        return None
+
+
+def parse(chunk: Chunk) -> Iterator[Record | Reject]:
+    """The records of a chunk of JSON; those that are not JSON as Reject."""
+    if chunk.kind == "array":
+        return _parse_array(chunk)
+    return _parse_lines(chunk)
+
+
+def _parse_lines(chunk: Chunk) -> Iterator[Record | Reject]:
+    for place, line in enumerate(chunk.data.split(b"\n")):
+        if line.strip():
+            yield _parse_one(line, chunk.first_record + place, chunk.first_line + place)
+
+
+def _parse_array(chunk: Chunk) -> Iterator[Record | Reject]:
+    line = chunk.first_line
+    begin = 0
+    ends = (*split_array(chunk.data)[0].tolist(), len(chunk.data))
+    for number, end in enumerate(ends, start=chunk.first_record):
+        element = chunk.data[begin:end]
+        stripped = element.lstrip()
+        white_lines = element.count(b"\n", 0, len(element) - len(stripped))
+        yield _parse_one(stripped, number, line + white_lines)
+        line += white_lines + stripped.count(b"\n")
+        begin = end + 1
+
+
+def _parse_one(data: bytes, number: int, line: int) -> Record | Reject:
+    try:
+        return Record(number, line, orjson.loads(data))
+    except orjson.JSONDecodeError as error:
+        reason = f"not JSON: {error.msg}" if data.strip() else "not JSON: nothing between two commas"
+        return Reject(number=number, line=line, reason=reason, raw=data.decode("utf-8", "backslashreplace").strip())
+
+
+def paragraphs(chunk: Chunk) -> Iterator[Record | Reject]:
+    """The paragraphs of a chunk of text, which blank lines part."""
+    line = chunk.first_line
+    for data in chunk.data.split(b"\n\n"):
+        if data.strip():
+            try:
+                yield Record(number=line, line=line, value={"text": data.decode("utf-8").strip("\n")})
+            except UnicodeDecodeError as error:
+                raw = data.decode("utf-8", "backslashreplace")
+                yield Reject(number=line, line=line, reason=f"not UTF-8: {error.reason}", raw=raw)
+        line += data.count(b"\n") + 2
+
+
+def _shown(data: bytes) -> str:
+    return repr(data.decode("utf-8", "backslashreplace"))

@@ -55,6 +55,9 @@ class SampleSet:
     def exists(self) -> bool:
         return self.folder.is_dir()
 
+    def describe(self) -> str:
+        return f"making {self.size} sample rows in {self.folder}"
+
     def make(self) -> None:
         """Make the folder, whole or not at all. Another process may be making the same: the first one wins."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)

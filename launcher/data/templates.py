@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 import jinja2.ext
@@ -36,12 +37,14 @@ DEFAULT = "vicuna"
 # Marks in the rendered text. The character itself is one of Unicode's noncharacters, chosen for each
 # conversation so that no message holds it; what follows it says what the mark means.
 _NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-_LEARN, _REST, _CONTROL = "+", "-", "c"
+_LEARN, _REST, _CONTROL, _SAID = "+", "-", "c", "m"
+_MOST_PATTERNS = 1000
+_SAID_MARK = _NONCHARACTERS[1]
 _BOS, _EOS = "<s>", "</s>"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segment:
+# Named tuples, because millions are made.
+class Segment(NamedTuple):
     """A stretch of a conversation: text or the name of one control token, and whether it is learnt."""
 
     text: str
@@ -49,12 +52,24 @@ class Segment:
     control: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """Token ids, and for each whether it is learnt; both of the same length."""
+class Encoded(NamedTuple):
+    """Token ids, and for each a byte: 1 if it is learnt, else 0; both of the same length."""
 
     ids: list[int]
-    learnt: list[bool]
+    learnt: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stretch:
+    """A segment whose text is not known yet: texts, and numbers of the messages that go between them."""
+
+    parts: tuple[str | int, ...]
+    learnt: bool
+    control: bool
+
+    def filled(self, messages: Sequence[Message]) -> Segment:
+        text = "".join([part if isinstance(part, str) else messages[part].content for part in self.parts])
+        return Segment(text, self.learnt, self.control)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -76,6 +91,10 @@ class ChatTemplate:
         self.name = name
         self.source = source
         self._template = template
+        # Rendering takes as long as tokenizing five answers. Where a template prints what was said as it is,
+        # its text follows from who speaks when, and only has to be rendered once for each order of roles.
+        self._verbatim = prints_verbatim(source)
+        self._patterns: dict[tuple[str, ...], list[_Stretch]] = {}
 
     def prompt(self, question: str | Sequence[Message], system: str | None = None) -> str:
         """The text to give to a model so that it answers, without a bos at its beginning.
@@ -85,7 +104,7 @@ class ChatTemplate:
         Raises DataError when the turns do not end with the user's.
         """
         segments = self.prompt_segments(question, system)
-        if segments and segments[0].control and segments[0].text == _BOS:
+        if segments and segments[0].control and segments[0].text in (_BOS, "<|begin_of_text|>"):
             segments = segments[1:]
         return "".join(segment.text for segment in segments)
 
@@ -117,8 +136,22 @@ class ChatTemplate:
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The conversation in order; neighbouring texts that are learnt alike are one segment."""
-        mark = _unused(messages)
-        return list(_joined(_parse(self._render(messages, mark), mark)))
+        if not self._verbatim:
+            mark = _unused(messages)
+            return list(_joined(_parse(self._render(messages, mark), mark)))
+        return [segment for stretch in self._pattern(messages) if (segment := stretch.filled(messages)).text]
+
+    def _pattern(self, messages: Sequence[Message]) -> list[_Stretch]:
+        roles = tuple([message.role for message in messages])
+        pattern = self._patterns.get(roles)
+        if pattern is None:
+            mark = _NONCHARACTERS[0]
+            names = [Message(role, f"{mark}{_SAID}{place}{mark}") for place, role in enumerate(roles)]
+            pattern = list(_stretches(self._render(names, mark), mark))
+            if len(self._patterns) >= _MOST_PATTERNS:
+                self._patterns.clear()
+            self._patterns[roles] = pattern
+        return pattern
 
     def _render(self, messages: Sequence[Message], mark: str) -> str:
         def token(name: str) -> str:
@@ -139,14 +172,14 @@ class ChatTemplate:
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
     """Segments as token ids. Each is encoded by itself, so the mask is exact by construction."""
     ids: list[int] = []
-    learnt: list[bool] = []
+    learnt = bytearray()
     start = True
     for segment in segments:
         new = [_control_id(segment.text, tokenizer)] if segment.control else tokenizer.encode(segment.text, start=start)
         ids += new
-        learnt += [segment.learnt] * len(new)
+        learnt += (b"\1" if segment.learnt else b"\0") * len(new)
         start = segment.control
-    return Encoded(ids=ids, learnt=learnt)
+    return Encoded(ids, bytes(learnt))
 
 
 def get_template(name: str = DEFAULT) -> ChatTemplate:
@@ -204,16 +237,62 @@ def _parse(text: str, mark: str) -> Iterator[Segment]:
             yield Segment(text=part, learnt=learnt)
         elif part[0] == _CONTROL:
             yield Segment(text=part[1:], learnt=learnt, control=True)
+        elif part[0] == _SAID:
+            yield Segment(text=f"{_SAID_MARK}{part[1:]}", learnt=learnt)
         else:
             learnt = part == _LEARN
 
 
 def _joined(segments: Iterator[Segment]) -> Iterator[Segment]:
-    for (learnt, control), group in itertools.groupby(segments, key=lambda part: (part.learnt, part.control)):
+    for (learnt, control), group in itertools.groupby(segments, key=lambda part: part[1:]):
         if control:
             yield from group
         elif text := "".join(part.text for part in group):
             yield Segment(text=text, learnt=learnt)
+
+
+def _stretches(text: str, mark: str) -> Iterator[_Stretch]:
+    """As ``_joined``, of a text that was rendered with names in place of what was said."""
+    for (learnt, control), group in itertools.groupby(_parse(text, mark), key=lambda part: part[1:]):
+        if control:
+            yield from (_Stretch(parts=(part.text,), learnt=learnt, control=True) for part in group)
+        else:
+            parts = tuple([_said(part.text) for part in group if part.text])
+            yield _Stretch(parts=parts, learnt=learnt, control=False)
+
+
+def _said(text: str) -> str | int:
+    return int(text[1:]) if text.startswith(_SAID_MARK) else text
+
+
+def prints_verbatim(source: str) -> bool:
+    """Whether the template prints contents as they are and nothing else of it depends on them.
+
+    It does when ``messages`` is only looped over, of a message only ``role`` and ``content`` are used,
+    ``content`` only as the whole of what is printed, and ``system`` only so or in ``system is none``. If in
+    doubt: False.
+    """
+    tree = _environment().parse(source)
+    nodes = [tree, *tree.find_all(jinja2.nodes.Node)]
+    parents = {id(child): node for node in nodes for child in node.iter_child_nodes()}
+    targets = [node.target for node in tree.find_all(jinja2.nodes.For)]
+    loops = {target.name for target in targets if isinstance(target, jinja2.nodes.Name)}
+    names = (node for node in tree.find_all(jinja2.nodes.Name) if node.ctx == "load")
+    attributes = tree.find_all(jinja2.nodes.Getattr)
+    return all(_harmless_name(node, parents[id(node)], loops) for node in names) and all(
+        node.attr != "content" or isinstance(parents[id(node)], jinja2.nodes.Output) for node in attributes
+    )
+
+
+def _harmless_name(node: jinja2.nodes.Name, parent: jinja2.nodes.Node, loops: set[str]) -> bool:
+    if node.name == "messages":
+        return isinstance(parent, jinja2.nodes.For) and parent.iter is node
+    if node.name == "system":
+        is_test = isinstance(parent, jinja2.nodes.Test) and parent.name == "none"
+        return is_test or isinstance(parent, jinja2.nodes.Output)
+    if node.name in loops:
+        return isinstance(parent, jinja2.nodes.Getattr) and parent.attr in ("role", "content")
+    return True
 
 
 def _control_id(name: str, tokenizer: Tokenizer) -> int:

@@ -124,7 +124,7 @@ def _with_mapping(info: NpuInfo, mapping: NpuInfo) -> NpuInfo:
     if not info.chips:
         return replace(mapping, driver=info.driver, warning=info.warning)
     known = {(chip.npu_id, chip.chip_id): chip for chip in mapping.chips}
-    chips = [_with_ids(chip, known.get((chip.npu_id, chip.chip_id)), info.layout) for chip in info.chips]
+    chips = [_with_ids(chip, known.get((chip.npu_id, chip.chip_id), chip)) for chip in info.chips]
     return replace(info, chips=tuple(chips))
 
 
@@ -136,11 +136,8 @@ def _counted(info: NpuInfo) -> NpuInfo:
     return replace(info, warning=f"npu-smi info -l counts {counted} chips, and npu-smi info shows {len(info.chips)}")
 
 
-def _with_ids(chip: Chip, mapped: Chip | None, layout: str) -> Chip:
-    if mapped is None:
-        return chip
-    physical = mapped.physical_id if layout in ("A3", "950") else chip.physical_id
-    return replace(chip, physical_id=physical, logic_id=mapped.logic_id)
+def _with_ids(chip: Chip, mapped: Chip) -> Chip:
+    return replace(chip, physical_id=mapped.physical_id, logic_id=mapped.logic_id)
 
 
 def _cards(ids: list[int], info: NpuInfo, visible: Visible | None) -> list[Card]:

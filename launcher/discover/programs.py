@@ -30,10 +30,6 @@ class ProgramResult:
     stderr: str = ""
     fault: str = ""
 
-    @property
-    def ok(self) -> bool:
-        return not self.fault
-
 
 def default_timeout_s() -> float:
     """Seconds a program may take: 20, or $LAUNCHER_PROBE_TIMEOUT_S. Raises HostError when that is no number."""

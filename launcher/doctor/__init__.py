@@ -80,7 +80,7 @@ def _system_checks(needs: JobNeeds, *, cards: int, ascend: bool) -> Iterator[Fin
         yield from system.check_hccl_ports(host_root())
     yield system.check_shared_memory(host_root())
     yield from system.check_limits(cards)
-    yield from system.check_disk(needs)
+    yield from system.check_disk(needs, cards)
     yield from system.check_environment()
 
 

@@ -144,7 +144,8 @@ def check_network(report: HostReport, needs: JobNeeds) -> Iterator[Finding]:
     cards = chosen(report.usable, needs)
     ids = [card.device_id for card in cards]
     several = needs.hosts is not None and len(needs.hosts.hosts) > 1
-    yield check_addresses(report.hccn, ids, required=several or report.kind in ("910", "310P"))
+    kind = KINDS.get(report.kind or "")
+    yield check_addresses(report.hccn, ids, required=several or (kind is not None and kind.ip_needed))
     if ids:
         with ThreadPoolExecutor(max_workers=4) as pool:
             yield links_finding(list(pool.map(read_link, ids)))

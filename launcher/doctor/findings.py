@@ -53,9 +53,8 @@ class NeededFile:
 class JobNeeds:
     """What a job asks of a host; what is None or empty is not checked.
 
-    ``checkpoint_bytes`` is all that the job will have on disk at one time, ``folder`` where. ``product`` is what
-    data_parallel x model_parallel x pipeline_stage must come to. ``hosts`` is an inventory's cluster, and
-    ``inventory_fault`` why it could not be read.
+    ``checkpoint_bytes`` is all that one data-parallel copy of the model will have on disk at one time, ``folder``
+    where. ``hosts`` is an inventory's cluster, and ``inventory_fault`` why it could not be read.
     """
 
     cards: int | None = None
@@ -70,3 +69,12 @@ class JobNeeds:
     hosts: Cluster | None = None
     inventory_fault: str = ""
     programs: tuple[str, ...] = ("msrun",)
+
+    @property
+    def split(self) -> int:
+        """How many cards one copy of the model is spread over."""
+        return self.model_parallel * self.pipeline_stage
+
+    def copies(self, cards: int) -> int:
+        """How many data-parallel copies ``cards`` devices hold; each writes its own checkpoints."""
+        return self.data_parallel or max(1, cards // self.split)

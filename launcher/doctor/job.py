@@ -7,11 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, failed, passed
-from launcher.spec import ModelSpec, RunSpec
-
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# AdamW keeps two float32 moments of everything that is trained.
-_ADAM_BYTES = 8
+from launcher.memory import ADAM_BYTES, BYTES, lora_count, parameter_count
+from launcher.spec import RunSpec
 
 
 def check_files(needs: JobNeeds) -> Iterator[Finding]:
@@ -29,16 +26,15 @@ def check_files(needs: JobNeeds) -> Iterator[Finding]:
 def check_degrees(needs: JobNeeds, available: int) -> Iterator[Finding]:
     """data_parallel x model_parallel x pipeline_stage is the number of cards."""
     cards = needs.cards or available
-    split = needs.model_parallel * needs.pipeline_stage
-    if needs.data_parallel is None and split == 1:
+    if needs.data_parallel is None and needs.split == 1:
         return
-    data_parallel = needs.data_parallel or max(1, cards // split)
-    product = data_parallel * split
+    data_parallel = needs.copies(cards)
+    product = data_parallel * needs.split
     text = f"{data_parallel} x {needs.model_parallel} x {needs.pipeline_stage} = {product}"
     if product == cards:
         yield passed("degrees", f"data x model x pipeline: {text} cards")
     else:
-        fix = f"pass --cards {product}, or set parallel.data_parallel: {max(1, cards // split)}"
+        fix = f"pass --cards {product}, or set parallel.data_parallel: {max(1, cards // needs.split)}"
         yield failed("degrees", f"data x model x pipeline: {text}, but there are {cards} cards", fix)
 
 
@@ -49,12 +45,12 @@ def needs_of_spec(
     return JobNeeds(
         cards=cards,
         data_parallel=spec.parallel.data_parallel,
-        model_parallel=spec.parallel.model_parallel,
-        pipeline_stage=spec.parallel.pipeline_stage,
+        model_parallel=spec.parallel.model_parallel or 1,
+        pipeline_stage=spec.parallel.pipeline_stage or 1,
         bfloat16="bfloat16" in (spec.precision.params, spec.precision.compute),
         files=tuple(_files(spec)),
         folder=folder,
-        checkpoint_bytes=checkpoint_bytes(spec, cards),
+        checkpoint_bytes=checkpoint_bytes(spec),
         scheduler_port=port,
     )
 
@@ -63,9 +59,9 @@ def _files(spec: RunSpec) -> Iterator[NeededFile]:
     if spec.data.train:
         fix = "launcher data preprocess makes one"
         yield NeededFile(what="dataset", path=Path(spec.data.train), fix=fix)
-        yield NeededFile(
-            what="dataset index", path=Path(f"{spec.data.train}.db"), fix="copy it too: the two belong together"
-        )
+    if spec.data.train and spec.data.train.endswith(".mindrecord"):  # a raw dataset has no index
+        index = Path(f"{spec.data.train}.db")
+        yield NeededFile(what="dataset index", path=index, fix="copy it too: the two belong together")
     if spec.model.tokenizer:
         yield NeededFile(what="tokenizer", path=Path(spec.model.tokenizer), fix="launcher data tokenizer trains one")
     if spec.model.checkpoint:
@@ -73,38 +69,16 @@ def _files(spec: RunSpec) -> Iterator[NeededFile]:
         yield NeededFile(what="base checkpoint", path=Path(spec.model.checkpoint), fix=fix)
 
 
-def checkpoint_bytes(spec: RunSpec, cards: int | None) -> int:
-    """Bytes of all checkpoints a run has on disk at one time: ``keep``, and the one being written.
+def checkpoint_bytes(spec: RunSpec) -> int:
+    """Bytes of all checkpoints that one copy of the model has on disk at one time: ``keep``, and one being written.
 
-    A checkpoint holds all weights, and AdamW's moments of what is trained. Data-parallel ranks write one copy each
+    A checkpoint holds all weights, and AdamW's moments of what is trained. Data-parallel ranks write one each
     (mindformers 1.9.0); model-parallel and pipeline ranks share one between them.
     """
     weights = parameter_count(spec.model)
-    trained = lora_count(spec) if spec.lora else weights
-    split = spec.parallel.model_parallel * spec.parallel.pipeline_stage
-    copies = spec.parallel.data_parallel or max(1, (cards or split) // split)
-    one = weights * _BYTES[spec.precision.params] + trained * (_BYTES[spec.precision.params] + _ADAM_BYTES)
-    return one * copies * (spec.checkpoint.keep + 1)
-
-
-def parameter_count(model: ModelSpec) -> int:
-    """Weights of a LLaMA: embedding, output, and per layer attention, feed-forward and two norms."""
-    hidden = model.hidden_size
-    kv_width = hidden // model.num_heads * model.kv_heads
-    attention = 2 * hidden * hidden + 2 * hidden * kv_width
-    feed_forward = 3 * hidden * model.intermediate_size
-    return model.num_layers * (attention + feed_forward + 2 * hidden) + 2 * model.vocab_size * hidden + hidden
-
-
-def lora_count(spec: RunSpec) -> int:
-    """Weights that LoRA adds: r x (inputs + outputs) of every layer it is put on."""
-    if spec.lora is None:
-        return 0
-    model, hidden = spec.model, spec.model.hidden_size
-    kv_width = hidden // model.num_heads * model.kv_heads
-    ends = {
-        "wq": 2 * hidden, "wo": 2 * hidden, "wk": hidden + kv_width, "wv": hidden + kv_width,
-        "w1": hidden + model.intermediate_size, "w2": hidden + model.intermediate_size,
-        "w3": hidden + model.intermediate_size,
-    }  # fmt: skip
-    return model.num_layers * spec.lora.r * sum(ends[name] for name in spec.lora.targets)
+    added = lora_count(spec.model, spec.lora)
+    trained = added if spec.lora else weights
+    # Left open, the format follows from the cards: 16 bits under LoRA (launcher.settle).
+    param_bytes = BYTES[spec.precision.params or ("float16" if spec.lora else "float32")]
+    one = (weights + added) * param_bytes + trained * ADAM_BYTES
+    return one * (spec.checkpoint.keep + 1)

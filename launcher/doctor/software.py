@@ -31,7 +31,9 @@ def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
     if PYTHON_FROM <= version < PYTHON_BELOW:
         return passed("python", text)
     return failed(
-        "python", f"{text}: wheels exist for 3.10 to 3.12", "python3.11 -m venv .venv && . .venv/bin/activate"
+        "python",
+        f"{text}: MindSpore and MindFormers run on 3.10 and 3.11",
+        "python3.11 -m venv .venv && . .venv/bin/activate",
     )
 
 
@@ -78,12 +80,14 @@ def _cann(software: Software, mindspore: str | None) -> Finding:
         return warned(
             "cann", f"CANN {software.cann}; what mindspore {mindspore} wants is not known", "see launcher/versions.py"
         )
-    if not same_release(software.cann, wanted.cann):
-        fits = for_cann(software.cann)
-        instead = f", or pip install mindspore=={fits.mindspore[0]} mindformers=={fits.mindformers}" if fits else ""
-        what = f"CANN {software.cann}, but mindspore {mindspore} was built for {wanted.cann}"
-        return failed("cann", what, f"install CANN {wanted.cann}{instead}")
-    return passed("cann", f"CANN {software.cann}, which mindspore {mindspore} was built for")
+    if same_release(software.cann, wanted.cann):
+        return passed("cann", f"CANN {software.cann}, which mindspore {mindspore} was built for")
+    fits = for_cann(software.cann)
+    instead = f", or pip install mindspore=={fits.mindspore[0]} mindformers=={fits.mindformers}" if fits else ""
+    what = f"CANN {software.cann}, but mindspore {mindspore} was built for {wanted.cann}"
+    # MindSpore itself only warns; what an older CANN lacks shows as an unknown operator after minutes of compiling.
+    complain = failed if release_key(software.cann) < release_key(wanted.cann) else warned
+    return complain("cann", what, f"install CANN {wanted.cann}{instead}")
 
 
 def _driver(software: Software) -> Finding:

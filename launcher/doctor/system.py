@@ -137,23 +137,25 @@ def _limit(ident: str, kind: int, wanted: int, flag: str) -> Finding:
     return warned(ident, f"the limit is {soft}; {wanted} is what ranks may need", fix)
 
 
-def check_disk(needs: JobNeeds) -> Iterator[Finding]:
-    """The disk of the job's folder has room for its checkpoints."""
+def check_disk(needs: JobNeeds, cards: int) -> Iterator[Finding]:
+    """The disk of the job's folder has room for the checkpoints of ``cards`` ranks."""
     if needs.folder is None:
         return
-    place = next((folder for folder in (needs.folder, *needs.folder.parents) if folder.is_dir()), Path("/"))
+    wanted = needs.checkpoint_bytes * needs.copies(cards)
+    folder = needs.folder.absolute()
+    place = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), Path("/"))
     if not os.access(place, os.W_OK):
         yield failed("disk", f"{place} cannot be written", "pass --jobs-dir DIR")
         return
     free = shutil.disk_usage(place).free
     what = f"{size(free)} free below {place}"
-    if not needs.checkpoint_bytes:
+    if not wanted:
         yield passed("disk", what)
-    elif free < needs.checkpoint_bytes:
+    elif free < wanted:
         fix = "free some, pass --jobs-dir DIR, or lower checkpoint.keep"
-        yield failed("disk", f"{what}; the checkpoints need {size(needs.checkpoint_bytes)}", fix)
+        yield failed("disk", f"{what}; the checkpoints need {size(wanted)}", fix)
     else:
-        yield passed("disk", f"{what}; the checkpoints need {size(needs.checkpoint_bytes)}")
+        yield passed("disk", f"{what}; the checkpoints need {size(wanted)}")
 
 
 def size(count: int) -> str:

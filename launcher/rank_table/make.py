@@ -6,11 +6,9 @@ from pathlib import Path
 
 from launcher.errors import SpecError
 from launcher.rank_table.lint import check_text
-from launcher.rank_table.problems import Report
+from launcher.rank_table.problems import Problem, Report
 from launcher.rank_table.table import Table, render_table
 from launcher.render import environment, write_atomic
-
-_SHOWN = 20
 
 
 def checked_text(table: Table, name: str, *, kind: str | None = None) -> tuple[str, Report]:
@@ -20,17 +18,17 @@ def checked_text(table: Table, name: str, *, kind: str | None = None) -> tuple[s
     """
     text = render_table(environment(), table, name).text
     report = check_text(text, name).for_kind(kind)
-    errors = report.of_level("E")
-    if errors:
-        problems = [f"{problem.code} {problem.path}: {problem.rule.rule} {_what(problem.value)}" for problem in errors]
-        shown = problems[:_SHOWN] + ([f"and {report.count('E') - _SHOWN} more"] if len(problems) > _SHOWN else [])
-        hint = f"{errors[0].code}: {errors[0].rule.fix}"
-        raise SpecError("nothing is written: HCCL would refuse this table", problems=shown, hint=hint)
+    refused = {problem.code: problem for problem in reversed(report.of_level("E"))}
+    if refused:
+        problems = [_refusal(problem, report.counts[problem.code]) for problem in reversed(refused.values())]
+        raise SpecError("nothing is written: HCCL would refuse this table", problems=problems)
     return text, report
 
 
-def _what(value: str) -> str:
-    return f"(here: {value})" if value else "(here: nothing)"
+def _refusal(problem: Problem, count: int) -> str:
+    place = f"{problem.path}, {count} places in all" if count > 1 else problem.path
+    value = f" = {problem.value}" if problem.value else ""
+    return f"{problem.code} {place}{value}: {problem.rule.rule}; {problem.rule.fix}"
 
 
 def write_table(target: Path, text: str, *, force: bool = False) -> bool:

@@ -102,10 +102,10 @@ RULES: dict[str, Rule] = {
     "E_BAD_IP": Rule(
         rule="addresses are IPv4 or IPv6",
         cann=_BAD_VALUE,
-        fix="write what `hccn_tool -i N -ip -g` prints for that device",
+        fix="device_ip is what `hccn_tool -i N -ip -g` prints, host_ip the address of the host",
     ),
     "E_NO_IP": Rule(
-        rule="device_ip is there once there is more than one server (A3: more than one super pod)",
+        rule="device_ip is there: with more than one server (A3: super pod), and on 910 and 300I Duo always",
         cann=_BAD_KEY,
         fix="add device_ip; `hccn_tool -i N -ip -g` prints it",
     ),

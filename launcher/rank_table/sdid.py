@@ -21,8 +21,3 @@ def sdid(server_index: int, device_id: int) -> int:
 def sdid_fits(value: int, device_id: int) -> bool:
     """Whether ``value`` can be the SDID of physical device ``device_id``, on whichever server."""
     return value == sdid(value >> 22, device_id)
-
-
-def server_index_of(value: int) -> int:
-    """The server index in an SDID."""
-    return value >> 22

@@ -10,6 +10,7 @@ import jinja2
 
 from launcher.cluster import KINDS, Cluster, Device, Host, NetAddress, NetLevel, Rank
 from launcher.errors import SpecError
+from launcher.rank_table.values import packed_ip
 from launcher.render import RenderedFile, render
 
 _TEMPLATES = {
@@ -114,7 +115,7 @@ def _server_id(host: Host) -> str:
 
 def _server_fields(cluster: Cluster, host: Host, *, pod_ip: bool) -> dict[str, str]:
     fields = {"server_id": _server_id(host)}
-    if cluster.kind == "A3":
+    if cluster.kind == "A3" and packed_ip(host.address):
         fields["host_ip"] = host.address
     if pod_ip:
         # With one host msrun's workers register as 127.0.0.1 whatever the host's own address is.

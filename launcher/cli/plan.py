@@ -1,0 +1,170 @@
+"""``launcher plan``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.cli.options import jobs_dir_option, set_option
+from launcher.engines.base import Command
+
+if TYPE_CHECKING:
+    from launcher.planning import Sketch
+
+
+@click.command()
+@click.argument("spec")
+@click.option("--cards", type=int, metavar="N", help="Cards to plan for; all of the host's if left out.")
+@click.option(
+    "--kind", type=click.Choice(["910", "A2", "A3", "950", "310P"]), help="Plan for N such cards, here or not."
+)
+@click.option(
+    "--inventory", type=click.Path(path_type=Path), metavar="FILE", help="Plan for the hosts of an inventory."
+)
+@set_option
+@click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--sim", is_flag=True, help="Let MindSpore compile the run without cards (needs CANN).")
+@jobs_dir_option
+def plan(
+    spec: str,
+    cards: int | None,
+    kind: str | None,
+    inventory: Path | None,
+    sets: tuple[str, ...],
+    checkpoint: str | None,
+    form: str,
+    sim: bool,
+    jobs_dir: Path,
+) -> None:
+    """Show all that a run of SPEC would do, and whether it fits the cards. Nothing is written.
+
+    \b
+    launcher plan llama_7b_lora --cards 8 --kind A2
+    """
+    from launcher import planning, simulation
+    from launcher.submission import overrides
+
+    cluster = planning.cluster_for(cards, kind, inventory)
+    sketch = planning.sketch(spec, cluster, overrides(sets, checkpoint), jobs_dir)
+    click.echo(json.dumps(sketch.to_dict(), ensure_ascii=False, indent=1) if form == "json" else text(sketch))
+    if sim:
+        click.echo(simulation.run(sketch.plan).describe(), err=form == "json")
+
+
+def text(sketch: Sketch) -> str:
+    """The plan for people."""
+    parts = [_head(sketch), _nodes(sketch), _memory(sketch), _files(sketch)]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def _head(sketch: Sketch) -> list[str]:
+    from launcher.memory import lora_count, parameter_count
+    from launcher.settle import name_degrees
+
+    plan = sketch.plan
+    spec, model = plan.spec, plan.spec.model
+    weights, adapters = parameter_count(model), lora_count(model, spec.lora)
+    trains = (
+        f"LoRA r {spec.lora.r} on {', '.join(spec.lora.targets)}: {adapters:,} trained" if spec.lora else "all trained"
+    )
+    tokens = plan.global_batch * model.seq_length
+    steps = "unknown" if plan.steps is None else f"{plan.steps:,}"
+    total = "" if plan.steps is None else f", {plan.steps * tokens:,} in all"
+    kind = f" {plan.cluster.kind}" if plan.cluster.kind else ""
+    precision = spec.precision
+    return [
+        f"model     {model.preset or 'own'}: {weights:,} parameters; {trains}",
+        f"base      {plan.inputs.checkpoint or 'none: random weights'}",
+        f"data      {plan.inputs.dataset} ({'unknown' if plan.inputs.rows is None else plan.inputs.rows} rows)",
+        f"ranks     {plan.cluster.num_devices} on {plan.cluster.target}{kind}, {len(plan.cluster.hosts)} host(s)",
+        f"split     {spec.parallel.mode}: {name_degrees(plan.degrees)}",
+        f"precision weights {precision.params}, compute {precision.compute}, loss scale {precision.loss_scale}",
+        f"batch     {plan.global_batch:,} rows = {tokens:,} tokens a step",
+        f"steps     {steps}{total}",
+        *(f"note      {note}" for note in sketch.notes),
+    ]
+
+
+_SHOWN_NODES = 4
+_SHOWN_GROUPS = 4
+
+
+def _nodes(sketch: Sketch) -> list[str]:
+    from launcher.planning import groups, node_commands
+
+    plan = sketch.plan
+    lines = ["ranks, hosts, devices"]
+    ranks = list(plan.cluster.ranks())
+    for node_rank, host in list(enumerate(plan.cluster.hosts))[:_SHOWN_NODES]:
+        own = [rank.rank_id for rank in ranks if rank.node_rank == node_rank]
+        devices = ",".join(str(device.device_id) for device in host.devices)
+        lines.append(f"  ranks {_span(tuple(own))}  {host.name} ({host.address})  devices {devices}")
+    lines += _rest(len(plan.cluster.hosts) - _SHOWN_NODES, "host")
+    for name, members in groups(plan.degrees).items():
+        shown = "  ".join(_span(group) for group in members[:_SHOWN_GROUPS])
+        more = "  ..." if len(members) > _SHOWN_GROUPS else ""
+        lines.append(f"  {name}: {len(members)} group(s) of {len(members[0])}: {shown}{more}")
+    lines.append("would run")
+    lines += [f"  {_short_path(command)}" for _, command in zip(range(_SHOWN_NODES), node_commands(plan), strict=False)]
+    return lines + _rest(len(plan.cluster.hosts) - _SHOWN_NODES, "host")
+
+
+def _short_path(command: Command) -> str:
+    """The command as a line to paste; of PATH only what is put in front of it."""
+    added, separator, _ = command.env.get("PATH", "").partition(os.pathsep)
+    others = Command(argv=command.argv, env={name: value for name, value in command.env.items() if name != "PATH"})
+    return f'PATH={shlex.quote(added)}:"$PATH" {others}' if separator else str(others)
+
+
+def _rest(count: int, noun: str) -> list[str]:
+    return [f"  ... and {count} more {noun}(s)"] if count > 0 else []
+
+
+def _span(ranks: tuple[int, ...]) -> str:
+    if len(ranks) > 1 and ranks == tuple(range(ranks[0], ranks[-1] + 1)):
+        return f"{ranks[0]}-{ranks[-1]}"
+    return ",".join(map(str, ranks)) if len(ranks) <= 4 else f"{ranks[0]},{ranks[1]},..,{ranks[-1]}"
+
+
+def _memory(sketch: Sketch) -> list[str]:
+    from launcher.memory import GIB
+
+    need = sketch.plan.memory
+    if need is None:
+        return []
+    lines = ["memory of the fullest rank, by estimate"]
+    for term in need.terms:
+        lines.append(f"  {term.name:<17}{term.size / GIB:>9.3f} GiB  {term.formula}")
+    lines.append(f"  {'total':<17}{need.total / GIB:>9.3f} GiB")
+    if need.pool_gib is not None:
+        what = "MindSpore's pool" if sketch.plan.cluster.target == "Ascend" else "a rank's part of this host's memory"
+        lines.append(
+            f"  {need.verdict}: {need.pool / GIB:.1f} of {need.pool_gib:.4g} GiB ({what}; 10 % should stay free)"
+        )
+    if sketch.changes:
+        lines.append("any one of these makes it fit")
+        for change in sketch.changes[:6]:
+            options = " ".join(f"--set {key}" for key in change.keys.split())
+            lines.append(f"  {options}  ({change.memory.pool / GIB:.1f} GiB)")
+    elif need.verdict == "does not fit":
+        lines.append("no single change makes it fit: take more cards")
+    return lines
+
+
+def _files(sketch: Sketch) -> list[str]:
+    plan = sketch.plan
+    ranks = [file for file in plan.files if file.path.startswith("ranks/")]
+    others = [file for file in plan.files if not file.path.startswith("ranks/")]
+    size = sum(len(file.text.encode()) for file in ranks)
+    lines = [f"would write in {plan.paths.root}"]
+    lines += [f"  {file.path}  ({len(file.text.encode()):,} bytes)" for file in others]
+    names = ranks[0].path + (f" to {Path(ranks[-1].path).name}" if len(ranks) > 1 else "")
+    lines.append(f"  {names}  ({len(ranks):,} file(s), {size:,} bytes)")
+    lines += [f"  {link.path} -> {link.target}" for link in plan.links[:_SHOWN_NODES]]
+    return lines + _rest(len(plan.links) - _SHOWN_NODES, "link")

@@ -1,0 +1,177 @@
+"""What each process of preprocessing does: a chunk of records to rows as they lie in the file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from launcher.data.convert import conversations, rejected
+from launcher.data.formats import RecordError, to_text
+from launcher.data.mindrecord import Ints, PackedRows, pack_rows
+from launcher.data.pool import ordered_map
+from launcher.data.records import Chunk, Reject, Source, paragraphs, parse
+from launcher.data.rows import Overflow, Rows, fit, join
+from launcher.data.templates import ChatTemplate, Encoded, encode
+from launcher.data.tokenizer import Tokenizer
+
+Kept = npt.NDArray[np.bool_]
+
+# Rows of 2 x 2,049 numbers packed at once take about 10 MB.
+_NUMBERS_AT_ONCE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half:
+    """What one chunk gives to one of the two outputs."""
+
+    packed: PackedRows
+    lengths: Ints
+    counts: Counter[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one chunk gives: a half for training, one for validation if there is such a split."""
+
+    halves: list[Half]
+    rejects: list[Reject]
+    kinds: Counter[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """A record on its way: its id, its tokens, and the characters of its text."""
+
+    id: str
+    encoded: Encoded
+    characters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Tokenizer, template and options. Without a template the records are texts."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    seq_length: int
+    overflow: Overflow
+    eval_fraction: float
+
+    @cached_property
+    def byte_pieces(self) -> Kept:
+        """For every piece of the vocabulary whether it is a byte of a character that has no piece."""
+        tokenizer = self.tokenizer
+        return np.array([tokenizer.is_byte(token) for token in range(tokenizer.info.vocab_size)], dtype=bool)
+
+    def __call__(self, item: tuple[Chunk, Kept | None], /) -> Batch:
+        """Rows of a chunk, less the records that are not kept; rejected records have no entry there."""
+        chunk, kept = item
+        found, rejects, kinds = self.read(chunk)
+        chosen = found if kept is None else [item for item, keep in zip(found, kept, strict=True) if keep]
+        samples = [self._sample(name, content) for name, content in chosen]
+        halves = [self._half(part) for part in self._split(samples)]
+        halves[0].counts["duplicates"] = len(found) - len(chosen)
+        return Batch(halves=halves, rejects=rejects, kinds=kinds)
+
+    def read(self, chunk: Chunk) -> tuple[list[tuple[str, Any]], list[Reject], Counter[str]]:
+        """The records of ``chunk``, each with its id; those that are none; how many of each format."""
+        if self.template is None:
+            texts, rejects = _texts(chunk)
+            return texts, rejects, Counter(text=len(texts))
+        found, rejects = conversations(chunk)
+        kinds = Counter([kind for kind, _ in found])
+        return [(conversation.id, conversation.messages) for _, conversation in found], rejects, kinds
+
+    def _sample(self, name: str, content: Any) -> _Sample:
+        if self.template is None:
+            ids = self.tokenizer.encode(content, start=True)
+            return _Sample(id=name, encoded=Encoded(ids, b""), characters=len(content))
+        segments = self.template.segments(content)
+        characters = sum(len(segment.text) for segment in segments if not segment.control)
+        return _Sample(id=name, encoded=encode(segments, self.tokenizer), characters=characters)
+
+    def _split(self, samples: list[_Sample]) -> list[list[_Sample]]:
+        if not self.eval_fraction:
+            return [samples]
+        limit = int(self.eval_fraction * 2**64)
+        held_out = [digest(sample.id) < limit for sample in samples]
+        return [
+            [sample for sample, out in zip(samples, held_out, strict=True) if out is half] for half in (False, True)
+        ]
+
+    def _half(self, samples: list[_Sample]) -> Half:
+        encoded = [sample.encoded for sample in samples]
+        if self.template is None:
+            tokenizer = self.tokenizer
+            encoded = join([sample.ids for sample in encoded], tokenizer.bos_id, tokenizer.eos_id)
+        rows = fit(encoded, seq_length=self.seq_length, overflow=self.overflow)
+        counts = rows.counts
+        counts["conversations"] = len(samples)
+        counts["characters"] = sum(sample.characters for sample in samples)
+        counts["text_tokens"] = len(rows.ids)
+        counts["unknown"] = int(np.count_nonzero(rows.ids == self.tokenizer.unk_id))
+        counts["bytes"] = int(np.count_nonzero(self.byte_pieces[rows.ids]))
+        lengths = np.array([len(sample.encoded.ids) for sample in samples], dtype=np.int32)
+        return Half(packed=_packed(rows, self.seq_length + 1), lengths=lengths, counts=counts)
+
+
+def _packed(rows: Rows, length: int) -> PackedRows:
+    at_once = max(1, _NUMBERS_AT_ONCE // (2 * length))
+    # Short rows together: each part is packed up to its longest row. Order within a part must stay, so no
+    # sorting.
+    parts = [pack_rows(rows.values[start : start + at_once], length) for start in range(0, len(rows.values), at_once)]
+    return PackedRows(
+        data=b"".join(part.data for part in parts),
+        sizes=np.concatenate([part.sizes for part in parts]) if parts else np.zeros(0, dtype=np.int64),
+        saved_bytes=sum(part.saved_bytes for part in parts),
+    )
+
+
+def _texts(chunk: Chunk) -> tuple[list[tuple[str, str]], list[Reject]]:
+    found: list[tuple[str, str]] = []
+    rejects: list[Reject] = []
+    for item in paragraphs(chunk) if chunk.kind == "text" else parse(chunk):
+        if isinstance(item, Reject):
+            rejects.append(item)
+            continue
+        try:
+            text = to_text(item.value)
+            found.append((text, text))
+        except RecordError as error:
+            rejects.append(rejected(item, error))
+    return found, rejects
+
+
+def digest(text: str) -> int:
+    """64 bits that depend on ``text`` alone."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+class _Digests:
+    """A chunk to one number a record, the same for records of the same content."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def __call__(self, chunk: Chunk, /) -> npt.NDArray[np.uint64]:
+        found, _, _ = self._encoder.read(chunk)
+        texts = [content if isinstance(content, str) else "\0".join(map("\0".join, content)) for _, content in found]
+        return np.array([digest(text) for text in texts], dtype=np.uint64)
+
+
+def duplicates(encoder: Encoder, source: Source, *, processes: int) -> Iterator[Kept]:
+    """For every chunk of ``source`` which of its records come for the first time. Takes 16 bytes a record."""
+    chunks = list(ordered_map(lambda: _Digests(encoder), source.chunks(), processes=processes))
+    lengths = [len(chunk) for chunk in chunks]
+    numbers: npt.NDArray[np.uint64] = np.concatenate([*chunks, np.zeros(0, dtype=np.uint64)])
+    first = np.zeros(len(numbers), dtype=bool)
+    first[np.unique(numbers, return_index=True)[1]] = True
+    ends: Sequence[int] = np.cumsum(lengths).tolist()
+    return iter([first[end - length : end] for length, end in zip(lengths, ends, strict=True)])

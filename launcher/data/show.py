@@ -1,0 +1,117 @@
+"""Rows and templates as text for a terminal: what is learnt in green, control tokens in grey."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import click
+import numpy as np
+
+from launcher.data.info import DatasetInfo, read_info
+from launcher.data.messages import Message
+from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
+from launcher.data.rows import NOT_LEARNT
+from launcher.data.templates import Segment, get_template
+from launcher.data.tokenizer import Tokenizer, load_tokenizer
+from launcher.errors import DataError
+
+_EXAMPLE = (
+    Message("user", "题目：1加1是多少？"),
+    Message("assistant", "答案：2"),
+    Message("user", "再加1呢？"),
+    Message("assistant", "答案：3"),
+)
+
+
+def show_row(path: Path, row: int, tokenizer: Path | None = None) -> Iterator[str]:
+    """Row ``row`` of the dataset ``path``: its text, and its tokens with their labels, padding left out.
+
+    Raises DataError when there is no such dataset or row, or no tokenizer is known for it.
+    """
+    info = read_info(path)
+    if info is None:
+        raise DataError(f"{path} is not a MindRecord file" if path.exists() else f"no dataset {path}")
+    columns = _row(info, row)
+    known = _tokenizer(info, tokenizer)
+    ids = columns["input_ids"]
+    labels = columns.get("labels", ids)
+    used = _used(ids, labels)
+    learnt = int(np.count_nonzero(labels != NOT_LEARNT))
+    yield f"row {row} of {info.rows}: {len(ids)} tokens, {learnt} learnt, {len(ids) - used} padding"
+    yield ""
+    yield _coloured(known, ids[:used].tolist(), labels[:used].tolist())
+    yield ""
+    yield click.style(f"{'place':>6} {'id':>7} {'label':>7}  piece", bold=True)
+    for place, (token, label) in enumerate(zip(ids[:used].tolist(), labels[:used].tolist(), strict=True)):
+        line = f"{place:>6} {token:>7} {label:>7}  {_visible(known.piece(token))}"
+        yield click.style(line, fg=None if label == NOT_LEARNT else "green")
+
+
+def show_template(name: str) -> Iterator[str]:
+    """The template ``name``, with a conversation of two questions as an example."""
+    segments = get_template(name).segments(_EXAMPLE)
+    yield click.style(name, bold=True)
+    for line in "".join(map(_styled, segments)).split("\n"):
+        yield f"    {line}"
+
+
+def _row(info: DatasetInfo, row: int) -> dict[str, Ints]:
+    # The rows went round the shards when they were written.
+    if row >= info.rows:
+        raise DataError(f"{info.path} has no row {row}", hint=f"it has rows 0 to {info.rows - 1}")
+    if len(info.files) == 1:
+        return read_row(info.files[0], row)
+    if info.fingerprint:
+        return read_row(info.files[row % len(info.files)], row // len(info.files))
+    for file in info.files:
+        rows = header_rows(read_header(file) or {"page": []})
+        if row < rows:
+            return read_row(file, row)
+        row -= rows
+    raise DataError(f"{info.path} has no such row")
+
+
+def _tokenizer(info: DatasetInfo, path: Path | None) -> Tokenizer:
+    if path is None and info.tokenizer is None:
+        raise DataError(f"nothing says which tokenizer {info.path} was made with", hint="name it with --tokenizer")
+    found = load_tokenizer(path or Path(info.tokenizer.path if info.tokenizer else ""))
+    if path is None and info.tokenizer and found.info.sha256 != info.tokenizer.sha256:
+        raise DataError(f"{found.info.path} is no longer the tokenizer {info.path} was made with")
+    return found
+
+
+def _used(ids: Ints, labels: Ints) -> int:
+    """How many tokens come before the padding."""
+    (places,) = np.nonzero((ids != 0) | (labels != NOT_LEARNT))
+    return int(places[-1]) + 1 if len(places) else 0
+
+
+def _coloured(tokenizer: Tokenizer, ids: Sequence[int], labels: Sequence[int]) -> str:
+    pairs = zip(ids, labels, strict=True)
+    return "".join(
+        click.style(_text(tokenizer, [token for token, _ in group]), fg="green" if learnt else None)
+        for learnt, group in groupby(pairs, key=lambda pair: pair[1] != NOT_LEARNT)
+    )
+
+
+def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of ``ids`` with control tokens by name."""
+    return "".join(_run(tokenizer, list(group)) for _, group in groupby(ids, key=tokenizer.is_control))
+
+
+def _run(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    if tokenizer.is_control(ids[0]):
+        return "".join(map(tokenizer.piece, ids))
+    return tokenizer.decode(ids)
+
+
+def _styled(segment: Segment) -> str:
+
+    return click.style(segment.text, fg="green" if segment.learnt else None, dim=segment.control)
+
+
+def _visible(piece: str) -> str:
+    """``piece`` on one line, without what would move the cursor."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in piece)

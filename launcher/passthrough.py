@@ -1,0 +1,42 @@
+"""Settings of MindFormers' YAML that the launcher has no key for: laid under what it renders, never over it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from launcher.errors import SpecError
+
+
+def with_passed_through(text: str, extra: Mapping[str, Any]) -> str:
+    """The YAML ``text`` with ``extra`` added. Raises SpecError for what the text sets to something else already."""
+    if not extra:
+        return text
+    values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
+    clashes = [".".join(keys) for keys in _clashes(values, extra)]
+    if clashes:
+        raise SpecError(
+            f"mindformers: the launcher sets {', '.join(clashes)} itself",
+            hint="use the launcher's own key for it: launcher config show SPEC prints them all",
+        )
+    return yaml.safe_dump(_merged(values, extra), allow_unicode=True, sort_keys=False)
+
+
+def _clashes(values: Any, extra: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if not (isinstance(values, Mapping) and isinstance(extra, Mapping)):
+        if values != extra:
+            yield keys
+        return
+    for key in extra:
+        if key in values:
+            yield from _clashes(values[key], extra[key], (*keys, str(key)))
+
+
+def _merged(values: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in extra.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged

@@ -1,0 +1,273 @@
+"""How fast convert and preprocess are, against peers in the same run.
+
+    python tests/benchmarks/bench_data.py [--rows 100000] [--seq-length 2048] [--million] [--writers]
+
+Peers: two processes that only hand the same ready rows to MindSpore's FileWriter, one file each; and a script
+after the reference recipe (LlamaTokenizer of MindFormers, one conversation at a time), over the first rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from launcher.data.convert import convert, read_conversations
+from launcher.data.preprocess import PreprocessOptions, preprocess
+from launcher.data.sample import Dice, sample_lines
+from launcher.data.tokenizer import train_tokenizer
+
+REFERENCE_ROWS = 2000
+BATCH = 1000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--seq-length", type=int, default=2048)
+    parser.add_argument("--vocab-size", type=int, default=32_000)
+    parser.add_argument("--million", action="store_true", help="also measure memory with 1,000,000 rows")
+    parser.add_argument("--writers", action="store_true", help="only compare ways to feed FileWriter")
+    arguments = parser.parse_args()
+    if arguments.writers:
+        writers(arguments.seq_length + 1)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        run(Path(name), arguments)
+
+
+def run(folder: Path, arguments: argparse.Namespace) -> None:
+    source, model = folder / "math.jsonl", folder / "tokenizer.model"
+    source.write_text("".join(sample_lines(arguments.rows, 1)), "utf-8")
+    array = folder / "math.json"
+    array.write_text("[" + ",\n".join(source.read_text("utf-8").splitlines()) + "]", "utf-8")
+    seconds = timed(lambda: train_tokenizer(texts(source), model, vocab_size=arguments.vocab_size))
+    print(f"{arguments.rows:,} rows, {source.stat().st_size / 1e6:.1f} MB; tokenizer trained in {seconds:.0f} s")
+    cores = len(os.sched_getaffinity(0))
+    for file in (source, array):
+        before = sum(os.times()[:4])
+        seconds = timed(partial(convert, file, folder / "out.json", force=True, processes=cores))
+        size_mb, cpu_s = file.stat().st_size / 1e6, sum(os.times()[:4]) - before
+        print(f"convert {file.suffix}: {size_mb / seconds:.0f} MB/s, {size_mb / cpu_s:.0f} MB a second of CPU")
+    ours = preprocess_rate(folder, source, model, arguments.seq_length, arguments.rows)
+    print(f"preprocess, {cores} processes: {ours:,.0f} rows/s of 2 x {arguments.seq_length + 1}")
+    writers = filewriter_rate(folder, source, model, arguments.seq_length, arguments.rows)
+    print(f"FileWriter alone, 2 processes: {writers:,.0f} rows/s; ours is {ours / writers:.2f} x")
+    reference = reference_rate(folder, source, model, arguments.seq_length)
+    print(f"reference script: {reference:,.0f} rows/s; ours is {ours / reference:.1f} x")
+    for rows in (10_000, 1_000_000) if arguments.million else (10_000, arguments.rows):
+        peak = peak_memory_mb(folder, source, model, arguments.seq_length, rows)
+        print(f"memory with {rows:,} rows: {peak:.0f} MB")
+
+
+def texts(source: Path) -> Iterator[str]:
+    """What the tokenizer is trained on: problems, and made-up words, or there would not be 32,000 pieces."""
+    for conversation in islice(read_conversations(source), 20_000):
+        yield from (message.content for message in conversation.messages)
+    dice = Dice(0)
+    syllables = [first + second + third for first in "bdfgklmnprst" for second in "aeiou" for third in ("", "n", "r")]
+    for _ in range(20_000):
+        yield " ".join("".join(dice.pick(syllables) for _ in range(dice.number(2, 3))) for _ in range(8))
+
+
+def timed(function: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def preprocess_rate(folder: Path, source: Path, model: Path, seq_length: int, rows: int) -> float:
+    options = PreprocessOptions(
+        source=source,
+        tokenizer=model,
+        target=folder / "a.mindrecord",
+        seq_length=seq_length,
+        template="vicuna",
+    )
+    return rows / timed(lambda: preprocess(options, force=True))
+
+
+def filewriter_rate(folder: Path, source: Path, model: Path, seq_length: int, rows: int) -> float:
+    """Rows a second of two processes; the time to make the rows does not count."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        jobs = [(folder / f"peer{part}.mindrecord", source, model, seq_length, rows // 2) for part in range(2)]
+        return rows // 2 * 2 / max(pool.map(only_write, jobs))
+
+
+def only_write(job: tuple[Path, Path, Path, int, int]) -> float:
+    """Seconds in which FileWriter takes the rows."""
+    import numpy as np
+    from mindspore.mindrecord import FileWriter
+
+    from launcher.data.preprocess import make_encoder
+    from launcher.data.rows import fit
+
+    def whole(values: Any, padding: int) -> Any:
+        return np.pad(values, (0, seq_length + 1 - len(values)), constant_values=padding)
+
+    path, source, model, seq_length, rows = job
+    options = PreprocessOptions(source=source, tokenizer=model, target=path, seq_length=seq_length, template="vicuna")
+    encoder = make_encoder(options)
+    writer = FileWriter(str(path), shard_num=1, overwrite=True)
+    writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in ("input_ids", "labels")}, "peer")
+    conversations = islice(read_conversations(source), rows)
+    seconds = 0.0
+    while batch := list(islice(conversations, BATCH)):
+        assert encoder.template is not None
+        encoded = [encoder.template.encode(encoder.tokenizer, item.messages) for item in batch]
+        values = fit(encoded, seq_length=seq_length, overflow="truncate").values
+        ready = [{"input_ids": whole(row[0], 0), "labels": whole(row[1], -100)} for row in values]
+        seconds += timed(partial(writer.write_raw_data, ready))
+    return seconds + timed(writer.commit)
+
+
+def reference_rate(folder: Path, source: Path, model: Path, seq_length: int) -> float:
+    """Rows a second of a script after the reference recipe, in a process of its own, imports not counted."""
+    argv = (
+        sys.executable,
+        __file__,
+        "--reference",
+        str(source),
+        str(model),
+        str(folder / "r.mindrecord"),
+        str(seq_length),
+    )
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=3600, env=environment())
+    return REFERENCE_ROWS / float(done.stdout.split()[-1])
+
+
+def reference(source: str, model: str, target: str, seq_length: str) -> None:
+    """One conversation at a time: tokenize all of it, then the question to see how long it is, and mask."""
+    import numpy as np
+    from mindformers.models.llama import LlamaTokenizer
+    from mindspore.mindrecord import FileWriter
+
+    from launcher.data.templates import get_template
+
+    tokenizer = LlamaTokenizer(model, add_bos_token=True)
+    template = get_template("vicuna")
+    length = int(seq_length) + 1
+    writer = FileWriter(target, shard_num=1, overwrite=True)
+    writer.add_schema({name: {"type": "int32", "shape": [-1]} for name in ("input_ids", "labels")}, "reference")
+
+    def rows() -> None:
+        for conversation in islice(read_conversations(Path(source)), REFERENCE_ROWS):
+            question = template.prompt(conversation.messages[:1])
+            text = f"{question} {conversation.messages[1].content}</s>"
+            ids = tokenizer(text)["input_ids"][:length]
+            asked = len(tokenizer(question)["input_ids"])
+            ids = np.array(ids + [0] * (length - len(ids)), dtype=np.int32)
+            labels = np.where(ids == 0, -100, ids).astype(np.int32)
+            labels[:asked] = -100
+            writer.write_raw_data([{"input_ids": ids, "labels": labels}])
+        writer.commit()
+
+    print(timed(rows))
+
+
+def peak_memory_mb(folder: Path, source: Path, model: Path, seq_length: int, rows: int) -> float:
+    """Peak resident memory of the largest process of one run of preprocess over ``rows`` rows."""
+    lines = source.read_bytes().splitlines(keepends=True)
+    some = folder / "some.jsonl"
+    with some.open("wb") as out:
+        for start in range(0, rows, len(lines)):
+            out.writelines(lines[: rows - start])
+    argv = (
+        sys.executable,
+        __file__,
+        "--memory",
+        str(some),
+        str(model),
+        str(folder / "m.mindrecord"),
+        str(seq_length),
+    )
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=3600, env=environment())
+    return float(done.stdout.split()[-1])
+
+
+def memory(source: str, model: str, target: str, seq_length: str) -> None:
+    options = PreprocessOptions(
+        source=Path(source),
+        tokenizer=Path(model),
+        target=Path(target),
+        seq_length=int(seq_length),
+        template="vicuna",
+    )
+    preprocess(options, force=True)
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(max(peaks) / 1024)
+
+
+def writers(length: int, rows: int = 8000) -> None:
+    """Ways to give ready rows, mostly padding, to FileWriter; and our own writer."""
+    import numpy as np
+    from mindspore.mindrecord import FileWriter
+
+    from launcher.data.mindrecord import write_mindrecord
+
+    rng = np.random.default_rng(0)
+    values = np.zeros((rows, 2, length), dtype=np.int32)
+    values[:, 1] = -100
+    for row in values:
+        used = int(rng.integers(50, 150))
+        row[0, :used] = rng.integers(0, 32000, used)
+        row[1, used // 2 : used] = row[0, used // 2 : used]
+
+    def theirs(path: Path, schema: dict[str, Any], batch: int, shards: int, parallel: bool) -> None:
+        as_bytes = schema["type"] == "bytes"
+        ready = [{"input_ids": row[0], "labels": row[1]} for row in values]
+        if as_bytes:
+            ready = [{name: value.tobytes() for name, value in row.items()} for row in ready]
+        writer = FileWriter(str(path), shard_num=shards, overwrite=True)
+        writer.add_schema({"input_ids": schema, "labels": schema}, "peer")
+        for start in range(0, rows, batch):
+            writer.write_raw_data(ready[start : start + batch], parallel_writer=parallel)
+        writer.commit()
+
+    array = {"type": "int32", "shape": [-1]}
+    ways: dict[str, tuple[dict[str, Any], int, int, bool]] = {
+        "int32, one at a time": (array, 1, 1, False),
+        "int32, batches of 100": (array, 100, 1, False),
+        "int32, batches of 1,000": (array, 1000, 1, False),
+        "int32, all at once": (array, rows, 1, False),
+        "int32, batches of 1,000, 2 shards": (array, 1000, 2, False),
+        "the same with parallel_writer": (array, 1000, 2, True),
+        "bytes, batches of 1,000": ({"type": "bytes"}, 1000, 1, False),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        for way, (schema, batch, shards, parallel) in ways.items():
+            print_way(way, rows, partial(theirs, Path(name) / "peer.mindrecord", schema, batch, shards, parallel))
+        batches = [values[start : start + 256] for start in range(0, rows, 256)]
+        ours = partial(write_mindrecord, Path(name) / "ours.mindrecord", batches, row_length=length)
+        print_way("our writer, batches of 256", rows, ours)
+
+
+def print_way(way: str, rows: int, function: Callable[[], Any]) -> None:
+    before = sum(os.times()[:4])
+    seconds = timed(function)
+    cpu_us = (sum(os.times()[:4]) - before) / rows * 1e6
+    print(f"{way:<36} {rows / seconds:>8,.0f} rows/s {cpu_us:>6.0f} us of CPU a row", flush=True)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--reference"]:
+        reference(*sys.argv[2:])
+    elif sys.argv[1:2] == ["--memory"]:
+        memory(*sys.argv[2:])
+    else:
+        main()

@@ -1,0 +1,207 @@
+"""The main job with real MindSpore: two ranks train data-parallel, shards are merged, the merged model answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from shop import SEQ_LENGTH, VOCAB, Job, Trained, Workshop
+
+from launcher import jobs
+from launcher.events import read_events
+
+pytestmark = pytest.mark.mindspore
+
+
+def steps(job: Job, rank_id: int) -> list[dict[str, Any]]:
+    return [event for event in read_events(job.paths.rank_events(rank_id)) if event["event"] == "step"]
+
+
+def newest(job: Job, rank_id: int) -> dict[str, Any]:
+    files = list((job.paths.checkpoints / f"rank_{rank_id}").glob("*.safetensors"))
+    tensors: dict[str, Any] = load_file(max(files, key=lambda path: path.stat().st_mtime_ns))
+    return tensors
+
+
+def test_the_job_is_recorded_as_it_was(trained: Trained) -> None:
+    record, paths = trained.lora.record, trained.lora.paths
+
+    assert (record.state, record.exit_code, record.cards, record.target) == (jobs.SUCCEEDED, 0, 2, "CPU")
+    assert {"launcher", "mindspore", "mindformers", "python"} <= set(record.versions)
+    assert json.loads(paths.plan.read_text())["argv"] == list(record.argv)
+    assert set(record.processes) == {"rank_0", "rank_1"}
+    assert [event["event"] for event in read_events(paths.rank_events(1))][-1] == "done"
+
+
+def test_ranks_see_different_rows(trained: Trained) -> None:
+    """Each rank reports the loss of its own part of the batch."""
+    losses = [[event["loss"] for event in steps(trained.lora, rank_id)] for rank_id in (0, 1)]
+
+    assert len(losses[0]) == len(losses[1]) == 16  # 256 rows, 2 ranks, batch 8
+    assert all(one != other for one, other in zip(*losses, strict=True))
+
+
+def test_weights_are_bit_identical_after_the_last_step(trained: Trained) -> None:
+    for job in (trained.base, trained.lora):
+        one, other = newest(job, 0), newest(job, 1)
+
+        assert set(one) == set(other)
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+def test_lora_starts_from_the_base_and_leaves_its_weights_alone(trained: Trained) -> None:
+    base, tuned = load_file(trained.base.paths.merged / "model.safetensors"), newest(trained.lora, 0)
+
+    assert all(tensor.tobytes() == tuned[name].tobytes() for name, tensor in base.items())
+    assert steps(trained.lora, 0)[0]["loss"] < steps(trained.base, 0)[0]["loss"]
+
+
+def test_the_merged_model_is_base_plus_scaled_product(trained: Trained) -> None:
+    tensors = newest(trained.lora, 0)
+    merged = load_file(trained.lora.paths.merged / "model.safetensors")
+    scale = 16 / 16
+
+    assert not [name for name in merged if "lora" in name or "adam" in name]
+    for layer in (0, 1):
+        for part in ("wq", "wk", "wv", "wo"):
+            stem = f"model.layers.{layer}.attention.{part}"
+            product = tensors[f"{stem}.mindpet_delta_lora_b"] @ tensors[f"{stem}.mindpet_delta_lora_a"]
+            assert np.abs(product).max() > 0
+            np.testing.assert_allclose(
+                merged[f"{stem}.weight"], tensors[f"{stem}.weight"] + scale * product, rtol=0, atol=1e-6
+            )
+
+
+def test_a_second_merge_writes_nothing(trained: Trained) -> None:
+    folder = trained.lora.paths.merged
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    result = trained.workshop.launcher("merge-ckpt", trained.lora.record.job_id)
+
+    assert result.stdout.startswith("already merged")
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert json.loads((folder / "merge.json").read_text())["step"] == 16
+
+
+def test_answers_of_a_batch_are_those_of_one_by_one(trained: Trained, tmp_path: Path) -> None:
+    shop, job_id = trained.workshop, trained.lora.record.job_id
+    file = tmp_path / "questions.txt"
+    file.write_text("\n".join(trained.questions) + "\n", encoding="utf-8")
+    batch = shop.launcher("infer", job_id, "--file", str(file), "--max-new-tokens", "12").stdout
+    first, second = (
+        shop.launcher("infer", job_id, "--prompt", question, "--max-new-tokens", "12").stdout
+        for question in trained.questions[:2]
+    )
+
+    assert batch.startswith(
+        f"> {trained.questions[0]}\n{first}> {trained.questions[1]}\n{second}> {trained.questions[2]}\n"
+    )
+
+
+def test_the_same_seed_gives_the_same_text(trained: Trained) -> None:
+    options = ("--prompt", trained.questions[0], "--temperature", "1.5", "--max-new-tokens", "8")
+    first, again, other = (
+        trained.workshop.launcher("infer", trained.lora.record.job_id, *options, "--seed", seed).stdout
+        for seed in ("3", "3", "4")
+    )
+
+    assert first == again != other
+
+
+def test_infer_writes_nothing_into_the_working_folder(trained: Trained, tmp_path: Path) -> None:
+    shop = Workshop(folder=tmp_path)
+    result = shop.launcher(
+        "infer", str(trained.lora.paths.merged), "--prompt", "题目：1加1等于几？", "--max-new-tokens", "4"
+    )
+
+    assert "mindformers" not in result.stdout + result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_that_fills_the_context_is_refused(trained: Trained) -> None:
+    result = trained.workshop.launcher("infer", trained.lora.record.job_id, "--prompt", "苹果" * 200, code=3)
+
+    assert f"the model's context is {SEQ_LENGTH} with the answer" in result.stderr
+
+
+def test_held_out_loss_is_that_of_a_model_that_has_learnt(trained: Trained) -> None:
+    base, tuned = (
+        float(
+            trained.workshop.launcher("eval", job.record.job_id, "--data", "train.mindrecord", "--limit", "40").stdout
+        )
+        for job in (trained.base, trained.lora)
+    )
+
+    assert tuned < base < np.log(VOCAB) + 0.5
+
+
+def test_status_logs_and_jobs_know_the_job(trained: Trained) -> None:
+    shop, job_id = trained.workshop, trained.lora.record.job_id
+
+    assert "state     succeeded" in shop.launcher("status", job_id[:5]).stdout
+    assert job_id in shop.launcher("jobs").stdout
+    assert "Training Over" in shop.launcher("logs", job_id, "--rank", "1").stdout
+
+
+def test_infer_before_merge_and_merge_before_a_checkpoint_say_what_to_type(trained: Trained, tmp_path: Path) -> None:
+    job_id = "zzzzz-empty"
+    paths = jobs.JobPaths(root=tmp_path / job_id)
+    paths.root.mkdir()
+    paths.spec.write_bytes(trained.lora.paths.spec.read_bytes())
+    text = trained.lora.record.to_json().replace(trained.lora.record.job_id, job_id)
+    paths.record.write_text(text, encoding="utf-8")
+    where = ("--jobs-dir", str(tmp_path))
+
+    before = trained.workshop.launcher("infer", job_id, "--prompt", "x", *where, code=4)
+    assert f"hint: launcher merge-ckpt {job_id}" in before.stderr
+    assert "no checkpoint in" in trained.workshop.launcher("merge-ckpt", job_id, *where, code=4).stderr
+    assert not paths.merged.exists()
+
+
+def write_full_rows(path: Path, rows: int, length: int) -> None:
+    """Random tokens, all learnt, none of them padding: every rank has the same number of learnt tokens."""
+    from launcher.data.mindrecord import write_mindrecord
+
+    tokens = np.random.default_rng(7).integers(3, VOCAB, (rows, 1, length)).astype(np.int32)
+    write_mindrecord(path, [np.repeat(tokens, 2, axis=1)], row_length=length)
+
+
+def test_two_ranks_make_the_gradient_step_of_one_rank_on_the_whole_batch(workshop: Workshop) -> None:
+    """AdamW's first moment after one step is (1 - beta1) times the gradient: compared to 1e-6 of its largest value.
+
+    MindSpore averages over tokens on each rank, then over ranks; so both are the same where ranks have equally many
+    learnt tokens, as here.
+    """
+    write_full_rows(workshop.folder / "full.mindrecord", 16, SEQ_LENGTH + 1)
+    gradients = []
+    for cards, batch in ((1, 16), (2, 8)):
+        spec = workshop.write_spec(
+            f"grad{cards}", lora=False, data="full.mindrecord", epochs=1,
+            data_options={"batch_size": batch, "shuffle": False},
+        )  # fmt: skip
+        tensors = newest(workshop.submit(spec, "--cards", str(cards)), 0)
+        gradients.append({name: tensor for name, tensor in tensors.items() if name.startswith("adam_m.")})
+    one, two = gradients
+
+    assert set(one) == set(two)
+    assert len(one) > 10
+    for name, gradient in one.items():
+        largest = np.abs(gradient).max()
+        assert largest > 0, name
+        assert np.abs(gradient - two[name]).max() <= 1e-6 * max(largest, 1e-3), name
+
+
+def test_a_rank_that_fails_is_named_with_its_traceback(workshop: Workshop) -> None:
+    """Rows of a foreign dataset with the wrong length are found by the ranks themselves."""
+    write_full_rows(workshop.folder / "long.mindrecord", 32, SEQ_LENGTH + 9)
+    spec = workshop.write_spec("wrong", lora=True, data="long.mindrecord")
+    result = workshop.launcher("submit", spec, "--cards", "2", code=7)
+
+    assert "failed first, before its first step: ValueError" in result.stderr
+    assert f"has rows of {SEQ_LENGTH + 9} tokens; model.seq_length {SEQ_LENGTH} needs {SEQ_LENGTH + 1}" in result.stderr
+    assert "Traceback (most recent call last)" in result.stderr
+    assert "check_rows" in result.stderr
+    assert workshop.job("last").record.state == jobs.FAILED

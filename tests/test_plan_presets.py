@@ -1,0 +1,165 @@
+"""Every preset on every number of cards: planned with degrees that multiply, or refused with a reason."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.cluster import KINDS, Cluster, Device, Host
+from launcher.errors import SpecError
+from launcher.planning import cluster_for, find_inputs, groups, imagined_cluster, sketch
+from launcher.presets import PRESETS
+from launcher.settle import Degrees, Settled, settle, smallest_changes
+from launcher.spec import RunSpec, parse_sets
+
+CARDS = (1, 2, 4, 8, 16, 64)
+
+
+def spec(preset: str, **sections: Any) -> RunSpec:
+    values = {"name": preset, "data": {"train": "t.mindrecord", "batch_size": 1}, "lora": {}, **sections}
+    model = {"preset": preset, **PRESETS[preset].model}
+    return RunSpec.model_validate({**values, "model": model})
+
+
+def settled_or_reason(asked: RunSpec, cluster: Cluster) -> Settled | str:
+    try:
+        return settle(asked, cluster)
+    except SpecError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(("preset", "kind"), list(itertools.product(PRESETS, ("910", "A2", "A3"))))
+def test_every_preset_on_every_number_of_cards_is_planned_or_refused(preset: str, kind: str) -> None:
+    planned = {}
+    for cards in CARDS:
+        settled = settled_or_reason(spec(preset), imagined_cluster(cards, kind))
+        if isinstance(settled, str):
+            assert "does not fit" in settled
+            continue
+        degrees = settled.degrees
+        planned[cards] = degrees
+        assert degrees.data_parallel * degrees.split == cards
+        assert settled.memory.verdict in ("fits", "tight")
+        assert settled.spec.precision.compute == ("bfloat16" if KINDS[kind].bfloat16 else "float16")
+    # More cards never make it impossible.
+    assert list(planned) == list(CARDS[len(CARDS) - len(planned) :])
+    assert 64 in planned
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "cards", "expected"),
+    [
+        ("llama_7b", "910", 8, (8, 1, 1)),
+        ("llama_7b", "A2", 1, (1, 1, 1)),
+        ("llama_65b", "A2", 8, (2, 4, 1)),
+        ("llama2_70b", "910", 8, (1, 8, 1)),
+    ],
+)
+def test_the_split_is_the_one_into_the_fewest_parts_that_fits(
+    preset: str, kind: str, cards: int, expected: tuple[int, int, int]
+) -> None:
+    degrees = settle(spec(preset), imagined_cluster(cards, kind)).degrees
+
+    assert (degrees.data_parallel, degrees.model_parallel, degrees.pipeline_stage) == expected
+
+
+def test_ranks_that_share_a_layer_stay_on_one_host() -> None:
+    hosts = tuple(
+        Host(
+            name=f"n{number}", address=f"10.0.0.{number}", devices=tuple(Device(device_id=index) for index in range(2))
+        )
+        for number in range(4)
+    )
+    degrees = settle(spec("llama_65b"), Cluster(target="Ascend", kind="A2", hosts=hosts)).degrees
+
+    assert degrees.model_parallel <= 2
+    assert degrees.pipeline_stage > 1
+
+
+def test_what_does_not_fit_names_changes_that_do_and_they_are_true() -> None:
+    cluster = imagined_cluster(8, "910")
+    forced = spec("llama_13b", parallel={"mode": "data"}, runtime={"recompute": False})
+    settled = settle(forced, cluster)
+    changes = smallest_changes(settled.spec, settled.degrees, settled.memory, cluster)
+
+    assert settled.memory.verdict == "does not fit"
+    assert "does not fit" in settled.notes[0]
+    assert changes
+    for change in changes:
+        assert change.memory.verdict == "fits"
+        assert change.memory.pool < settled.memory.pool
+
+
+def test_when_no_split_fits_the_refusal_says_what_would() -> None:
+    with pytest.raises(SpecError) as caught:
+        settle(spec("llama_7b", data={"train": "t", "batch_size": 64}), imagined_cluster(1, "A2"))
+
+    assert "does not fit 1 card(s) of 58 GiB: data_parallel 1 x model_parallel 1 x pipeline_stage 1 needs" in str(
+        caught.value
+    )
+    assert caught.value.hint.startswith("--set data.batch_size=16 makes it fit")
+
+
+def test_no_cards_are_no_plan() -> None:
+    with pytest.raises(SpecError, match="--cards 0 is no number of cards"):
+        cluster_for(0, "A2", None)
+
+
+def test_bfloat16_is_refused_where_the_card_has_none() -> None:
+    with pytest.raises(SpecError, match="910 cards have no bfloat16"):
+        settle(spec("llama_7b", precision={"compute": "bfloat16"}), imagined_cluster(8, "910"))
+
+
+def test_the_old_optimizer_is_translated_and_said() -> None:
+    old = spec("llama_7b", training={"optimizer": {"type": "FP32StateAdamWeightDecay"}})
+    settled = settle(old, imagined_cluster(8, "A2"))
+
+    assert settled.spec.training.optimizer.type == "AdamW"
+    assert "AdamW stands in" in settled.notes[0]
+
+
+def test_groups_are_laid_out_as_mindspore_lays_its_device_matrix() -> None:
+    found = groups(Degrees(data_parallel=2, model_parallel=2, pipeline_stage=2))
+
+    assert found == {
+        "model_parallel": [(0, 1), (2, 3), (4, 5), (6, 7)],
+        "data_parallel": [(0, 2), (1, 3), (4, 6), (5, 7)],
+        "pipeline_stage": [(0, 4), (1, 5), (2, 6), (3, 7)],
+    }
+
+
+def test_a_sketch_needs_no_files_and_writes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = sketch("llama_7b_lora", imagined_cluster(16, "A2"), parse_sets([]), Path("jobs"))
+    read_back = made.to_dict()
+
+    assert list(tmp_path.iterdir()) == []
+    assert [node["argv"][2:4] for node in read_back["nodes"]] == [
+        ["--local_worker_num=8", "--node_rank=0"],
+        ["--local_worker_num=8", "--node_rank=1"],
+    ]
+    assert read_back["nodes"][1]["env"]["HCCL_CONNECT_TIMEOUT"] == "600"
+    assert read_back["groups"] == {"data_parallel": [list(range(16))]}
+    assert read_back["memory"]["verdict"] == "fits"
+    assert any("the number of steps is not known" in note for note in made.notes)
+
+
+def test_an_inventory_gives_the_cluster(tmp_path: Path) -> None:
+    inventory = tmp_path / "two.yaml"
+    host = '{name: "n[1-2]", address: "10.0.0.[1-2]", devices: "0-7", device_ips: "10.1.[1-2].[1-8]"}'
+    inventory.write_text(f"kind: A2\nhosts:\n  - {host}\n")
+    whole = cluster_for(None, None, inventory)
+
+    assert [len(host.devices) for host in whole.hosts] == [8, 8]
+    assert [len(host.devices) for host in cluster_for(12, None, inventory).hosts] == [8, 4]
+
+
+def test_inputs_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found, notes = find_inputs(spec("llama_7b"))
+
+    assert (found.dataset, found.rows) == (str(tmp_path / "t.mindrecord"), None)
+    assert "t.mindrecord does not exist" in notes[0]
