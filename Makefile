@@ -1,6 +1,7 @@
 # make demo   the whole product on this machine's CPU (4 to 5 min after the first installation)
 # make test   lint, then all tests
 # make lint   ruff, mypy, and that the shipped schema and the README say what the code does
+# make faults the table of faults: what breaks, what is said, what is left (30 min)
 # Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).
 
 PYTHON ?= python3
@@ -8,13 +9,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Every fault with every engine, on 2 and 4 ranks, real MindSpore on CPU (about 30 min). Writes build/faults.md.
+faults: $(VENV)/.installed-test
+	@mkdir -p build
+	$(BIN)/python tests/integration/faults/table.py --out build/faults.md
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

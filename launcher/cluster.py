@@ -91,6 +91,11 @@ class Host:
     server_id: str | None = None
     super_pod_id: str | None = None
 
+    @property
+    def visible(self) -> tuple[int, ...]:
+        """Logic ids of the devices in order of local rank, for ASCEND_RT_VISIBLE_DEVICES."""
+        return tuple(device.device_id if device.logic_id is None else device.logic_id for device in self.devices)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:

@@ -14,28 +14,34 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import JobError
+from launcher.atomic import write_atomic
+from launcher.errors import JobError, SpecError
 from launcher.processes import ProcessId
-from launcher.render import write_atomic
 
 # No vowels and no digits that look like letters: ids are typed and read aloud, and spell nothing.
 _ID_ALPHABET = "bcdfghjkmnpqrstvwxz"
 _ID_LENGTH = 5
 
-PLANNED = "planned"
+PLANNED = "planned"  # the folder is written; the supervisor has not started, or waits for cards
+STARTING = "starting"  # processes run, ranks are finding each other
 RUNNING = "running"
+STOPPING = "stopping"
 SUCCEEDED = "succeeded"
 FAILED = "failed"
 CANCELLED = "cancelled"
-LOST = "lost"
+LOST = "lost"  # the supervisor is gone without having written an end
 FINAL_STATES = frozenset({SUCCEEDED, FAILED, CANCELLED, LOST})
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobPaths:
-    """Where everything of one job lies."""
+    """Where everything of one job lies. What belongs to one attempt (logs, events) lies in that attempt's folder."""
 
     root: Path
+    attempt: int = 1
+
+    def of_attempt(self, attempt: int) -> JobPaths:
+        return replace(self, attempt=attempt)
 
     @property
     def job_id(self) -> str:
@@ -50,27 +56,52 @@ class JobPaths:
         return self.root / "plan.json"
 
     @property
+    def launch(self) -> Path:
+        """What the supervisor carries out: the engine, its job, and limits (see ``launcher.launch``)."""
+        return self.root / "launch.json"
+
+    @property
+    def control(self) -> Path:
+        """How ``launcher stop`` wants the job stopped; read by the supervisor when it is signalled."""
+        return self.root / "control.json"
+
+    @property
     def spec(self) -> Path:
         """The run spec as it was used, after every default and override."""
         return self.root / "spec.json"
 
     @property
+    def attempt_folder(self) -> Path:
+        """Everything that one start of the job's processes leaves, but for checkpoints. Restarts get a new one."""
+        return self.root / "attempts" / str(self.attempt)
+
+    @property
     def logs(self) -> Path:
-        return self.root / "logs"
+        return self.attempt_folder / "logs"
 
     @property
     def events(self) -> Path:
         """Folder of ``rank_<rank_id>.jsonl``: what each rank reports, one JSON object a line."""
-        return self.root / "events"
+        return self.attempt_folder / "events"
 
     @property
     def work(self) -> Path:
         """Working folder of the ranks: MindFormers drops files into it (output/, rank_*/, analyze_fail.ir)."""
-        return self.root / "work"
+        return self.attempt_folder / "work"
+
+    @property
+    def resume(self) -> Path:
+        """Folder of ``rank_<rank_id>/``: links to the checkpoint this attempt starts from, if it resumes."""
+        return self.attempt_folder / "resume"
+
+    @property
+    def stop_at(self) -> Path:
+        """Holds the step after which all ranks save and end, when the job is asked to stop that way."""
+        return self.attempt_folder / "stop_at"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of ``rank_<rank_id>/``: what training saved."""
+        """Folder of ``rank_<rank_id>/``: what training saved, of all attempts."""
         return self.root / "checkpoint"
 
     @property
@@ -82,12 +113,21 @@ class JobPaths:
         return self.root / "merged"
 
     @property
-    def engine_log(self) -> Path:
-        """What the engine (msrun) wrote to stdout and stderr."""
-        return self.logs / "engine.log"
+    def supervisor_log(self) -> Path:
+        """What the supervisor itself wrote: empty unless something went wrong in it."""
+        return self.root / "supervisor.log"
+
+    @property
+    def reserve(self) -> Path:
+        """A few KiB that are given back when the disk is full, so that the job's end can be written down."""
+        return self.root / ".reserve"
 
     def rank_config(self, rank_id: int) -> Path:
         return self.root / "ranks" / f"rank_{rank_id}.yaml"
+
+    def log(self, program: str) -> Path:
+        """What ``program`` ("msrun", "scheduler", ...) wrote to stdout and stderr."""
+        return self.logs / f"{program}.log"
 
     def rank_log(self, rank_id: int) -> Path:
         """What the rank wrote to stdout and stderr. msrun names it so."""
@@ -96,10 +136,22 @@ class JobPaths:
     def rank_events(self, rank_id: int) -> Path:
         return self.events / f"rank_{rank_id}.jsonl"
 
+    @property
+    def scheduler_events(self) -> Path:
+        return self.events / "scheduler.jsonl"
+
+    def rank_position(self, rank_id: int) -> Path:
+        """Holds the step that the rank has entered last, rewritten in place at each step."""
+        return self.events / f"rank_{rank_id}.at"
+
+    def rank_stacks(self, rank_id: int) -> Path:
+        """Stacks of all threads of the rank, when the job hung."""
+        return self.logs / f"stacks_{rank_id}.txt"
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """What job.json holds. Times are UTC, ISO 8601."""
+    """What job.json holds. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one."""
 
     job_id: str
     name: str
@@ -110,24 +162,54 @@ class JobRecord:
     target: str
     argv: tuple[str, ...]
     versions: dict[str, str]
+    engine: str = "msrun"
+    attempt: int = 1
     started: str | None = None
     ended: str | None = None
     supervisor: ProcessId | None = None
+    guard: ProcessId | None = None
     processes: dict[str, ProcessId] = field(default_factory=dict)
     exit_code: int | None = None
     verdict: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    note: str | None = None
+    earlier: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL_STATES
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> JobRecord:
-        """Raises ValueError or TypeError when ``text`` is no job record."""
+        """Raises ValueError, TypeError or KeyError when ``text`` is no job record."""
         raw = json.loads(text)
-        raw["argv"] = tuple(raw["argv"])
-        raw["supervisor"] = ProcessId(**raw["supervisor"]) if raw["supervisor"] else None
+        for key in ("argv", "warnings", "earlier"):
+            raw[key] = tuple(raw.get(key, ()))
+        for key in ("supervisor", "guard"):
+            raw[key] = ProcessId(**raw[key]) if raw.get(key) else None
         raw["processes"] = {name: ProcessId(**process) for name, process in raw["processes"].items()}
         return cls(**raw)
+
+
+def next_attempt(record: JobRecord, *, restarted: bool = True) -> JobRecord:
+    """The record of the attempt after the one that ``record`` is of, which goes into ``earlier``."""
+    verdict = record.verdict or {}
+    entry = {
+        "attempt": record.attempt,
+        "started": record.started,
+        "ended": record.ended or now(),
+        "reason": verdict.get("reason"),
+        "rank_id": verdict.get("rank_id"),
+        "signature": verdict.get("signature"),
+        "restarted": restarted,
+    }
+    return replace(
+        record, state=PLANNED, attempt=record.attempt + 1, started=now(), ended=None, exit_code=None, verdict=None,
+        warnings=(), note=None, processes={}, earlier=(*record.earlier, entry),
+    )  # fmt: skip
 
 
 def now() -> str:
@@ -158,9 +240,9 @@ class JobStore:
         found = []
         for record_file in self.root.glob("*/job.json"):
             paths = JobPaths(root=record_file.parent.absolute())
-            record = _read(paths)
+            record = read_record(paths)
             if record:
-                found.append((paths, record))
+                found.append((paths.of_attempt(record.attempt), record))
         return sorted(found, key=lambda item: (item[1].created, item[1].job_id))
 
     def get(self, reference: str) -> tuple[JobPaths, JobRecord]:
@@ -185,24 +267,39 @@ class JobStore:
         return JobError(f"no job {reference!r} in {self.root}", hint="launcher jobs lists them")
 
 
-def _read(paths: JobPaths) -> JobRecord | None:
+STATES = (PLANNED, STARTING, RUNNING, STOPPING, SUCCEEDED, FAILED, CANCELLED, LOST)
+
+
+def select_jobs(
+    jobs: list[tuple[JobPaths, JobRecord]], *, states: str | None, name: str | None
+) -> list[tuple[JobPaths, JobRecord]]:
+    """Jobs in one of ``states`` ("running,failed") whose id contains ``name``. Raises SpecError for no state."""
+    wanted = [state.strip() for state in (states or "").split(",") if state.strip()]
+    unknown = [state for state in wanted if state not in STATES]
+    if unknown:
+        raise SpecError(f"--state {states}: there is no state {unknown[0]!r}", hint=f"states: {', '.join(STATES)}")
+    return [job for job in jobs if (not wanted or job[1].state in wanted) and (name or "") in job[1].job_id]
+
+
+def read_record(paths: JobPaths) -> JobRecord | None:
+    """The job's record, its state checked against the process table; None when it cannot be read."""
     try:
         record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return settle(record)
 
 
 def settle(record: JobRecord) -> JobRecord:
-    """``record``, but "lost" when it says a supervisor is at work and that process is gone from this host."""
-    unsettled = record.state not in FINAL_STATES
-    if unsettled and record.host == socket.gethostname() and not _alive(record.supervisor):
-        return replace(record, state=LOST)
-    return record
+    """``record``, but "lost" when it says a supervisor is at work and that process is gone from this host.
 
-
-def _alive(process: ProcessId | None) -> bool:
-    return process is not None and process.is_alive()
+    While the supervisor's guard lives the record is believed: the guard is clearing up and writes the end.
+    """
+    if record.is_final or record.host != socket.gethostname():
+        return record
+    if any(process and process.is_alive() for process in (record.supervisor, record.guard)):
+        return record
+    return replace(record, state=LOST)
 
 
 def default_root() -> Path:

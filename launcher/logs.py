@@ -1,15 +1,39 @@
-"""Log files: their ends, and following them."""
+"""Log files of a job: their ends, reading them together in order of time, and following them.
+
+``launcher.log_writing`` says how they are written. A line without a time (from a rank's own child process, say)
+belongs to the moment of the line before it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import os
-from collections.abc import Callable
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from launcher.errors import JobError
+from launcher.errors import JobError, SpecError
 from launcher.jobs import JobPaths
+from launcher.log_writing import STAMP_LENGTH, find_stamp, is_stamped
 
 _TAIL_BYTES = 65536
+_POLL_S = 0.2
+
+_ERROR = re.compile(r"\b(?:ERROR|CRITICAL|FATAL)\b|\bE[A-Z0-9]\d{4}\b|^Fatal Python error|^\w*(?:Error|Exception): ")
+_TRACEBACK = "Traceback (most recent call last)"
+
+_AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+# Programs whose logs are shown beside those of the ranks.
+PROGRAMS = ("msrun", "mpirun", "scheduler")
+
+Echo = Callable[[str], object]
 
 
 def tail(path: Path, lines: int) -> list[str]:
@@ -23,38 +47,208 @@ def tail(path: Path, lines: int) -> list[str]:
         return []
 
 
-def print_logs(
-    paths: JobPaths, num_ranks: int, rank: int | None, lines: int | None, echo: Callable[[str], object]
-) -> None:
-    """Give the job's logs to ``echo`` line by line: one rank's, or the engine's and then every rank's with a heading.
+# ------------------------------------------------------------------------------------------------ choosing
 
-    Raises JobError when the rank is not one of the job, or has written nothing.
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which lines are shown. ``ranks``: None means all, and the engine's. ``since``: seconds since the epoch."""
+
+    ranks: tuple[int, ...] | None = None
+    lines: int | None = None
+    errors: bool = False
+    since: float = 0.0
+
+
+def parse_ranks(text: str) -> tuple[int, ...]:
+    """ "0,3-5" -> (0, 3, 4, 5). Raises SpecError for anything else."""
+    ranks: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 12:
+            raise SpecError(f"--rank {text}: {part.strip()!r} is no rank", hint="--rank 0,3-5")
+        ranks |= set(range(int(first), int(last or first) + 1))
+    return tuple(sorted(ranks))
+
+
+def parse_since(text: str, now: datetime | None = None) -> float:
+    """ "10m" (s, m, h, d ago) or an ISO time, local unless it says otherwise. Seconds since the epoch."""
+    match = _AGO.fullmatch(text)
+    if match:
+        ago = timedelta(seconds=float(match[1]) * _UNIT_S[match[2]])
+        return ((now or datetime.now().astimezone()) - ago).timestamp()
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise SpecError(f"--since {text!r} is no time", hint="--since 10m, or --since 2026-01-31T12:00") from None
+
+
+@dataclass(kw_only=True)
+class Source:
+    """One log, rotated parts and all, and how its lines are announced among others."""
+
+    name: str
+    path: Path
+    number: int
+    _file: int | None = field(default=None)
+    _rest: bytes = field(default=b"")
+    _inode: int = field(default=0)
+
+    def parts(self) -> list[Path]:
+        """Oldest first."""
+        rotated = [
+            (int(p.suffix[1:]), p) for p in self.path.parent.glob(f"{self.path.name}.*") if p.suffix[1:].isdigit()
+        ]
+        return [*(path for _, path in sorted(rotated)), *([self.path] if self.path.is_file() else [])]
+
+    def lines(self) -> Iterator[str]:
+        for part in self.parts():
+            with contextlib.suppress(OSError), part.open(encoding="utf-8", errors="replace", newline="\n") as file:
+                for line in file:
+                    yield line.rstrip("\n")
+
+    def skip_to_end(self) -> None:
+        """New lines are those written from now on."""
+        self._open()
+        if self._file is not None:
+            os.lseek(self._file, 0, os.SEEK_END)
+
+    def new(self) -> Iterator[str]:
+        """Whole lines written since the last call. A log that was put aside is read to its end first."""
+        for _ in range(2):
+            if self._file is None:
+                self._open()
+            if self._file is None:
+                return
+            while block := os.read(self._file, 1 << 16):
+                *lines, self._rest = (self._rest + block).split(b"\n")
+                yield from (line.decode("utf-8", "replace") for line in lines)
+            if not self._put_aside():
+                return
+            self.close()
+
+    def _open(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._inode = os.fstat(self._file).st_ino
+
+    def _put_aside(self) -> bool:
+        try:
+            return self.path.stat().st_ino != self._inode
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def sources(paths: JobPaths, num_ranks: int, ranks: Sequence[int] | None) -> list[Source]:
+    """Logs of ``ranks``; of the engine's programs and all ranks when None. Raises JobError for a rank there is not."""
+    wrong = [rank for rank in ranks or () if rank >= num_ranks]
+    if wrong:
+        raise JobError(f"job {paths.job_id} has ranks 0 to {num_ranks - 1}, not {wrong[0]}", hint="--rank 0")
+    found = [Source(name=f"rank {r}", path=paths.rank_log(r), number=r) for r in (ranks or range(num_ranks))]
+    if ranks is not None:
+        return found
+    programs = [Source(name=name, path=paths.log(name), number=-1) for name in PROGRAMS]
+    return [*(source for source in programs if source.parts()), *found]
+
+
+# ------------------------------------------------------------------------------------------------ showing
+
+
+def print_logs(paths: JobPaths, num_ranks: int, wanted: Wanted, echo: Echo, style: Style | None = None) -> None:
+    """Give the chosen lines of all chosen logs to ``echo``, in order of time.
+
+    Raises JobError when a rank is not one of the job, or has written nothing though it was asked for.
     """
-    if rank is not None:
-        if rank >= num_ranks:
-            raise JobError(f"job {paths.job_id} has ranks 0 to {num_ranks - 1}, not {rank}", hint="--rank 0")
-        _print(paths.rank_log(rank), lines, echo, required=True)
-        return
-    for name, log in [
-        ("engine", paths.engine_log),
-        *((f"rank {r}", paths.rank_log(r)) for r in range(num_ranks)),
-    ]:
-        echo(f"==> {name}: {log} <==")
-        _print(log, lines, echo, required=False)
+    chosen = sources(paths, num_ranks, wanted.ranks)
+    if wanted.ranks is not None and not any(source.parts() for source in chosen):
+        raise JobError(
+            f"{chosen[0].path} does not exist: the rank never started", hint=f"launcher status {paths.job_id}"
+        )
+    mark = (style or plain) if len(chosen) > 1 else bare
+    streams = [_stream(source, wanted, mark) for source in chosen]
+    for _, line in heapq.merge(*streams, key=lambda item: item[0]):
+        echo(line)
 
 
-def _print(log: Path, lines: int | None, echo: Callable[[str], object], *, required: bool) -> None:
-    if not log.is_file():
-        if required:
-            raise JobError(
-                f"{log} does not exist: the rank never started", hint=f"launcher status {log.parents[1].name}"
-            )
-        echo("(nothing)")
-        return
-    if lines is not None:
-        for line in tail(log, lines):
-            echo(line)
-        return
-    with log.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            echo(line.rstrip("\n"))
+def _stream(source: Source, wanted: Wanted, mark: Style) -> Iterator[tuple[float, str]]:
+    for when, line in select(source.lines(), wanted):
+        yield when, mark(source, line)
+
+
+Style = Callable[[Source, str], str]
+
+
+def plain(source: Source, line: str) -> str:
+    return f"{source.name} | {line}"
+
+
+def bare(_source: Source, line: str) -> str:
+    return line
+
+
+def select(lines: Iterable[str], wanted: Wanted) -> Iterator[tuple[float, str]]:
+    """The wanted ones of a log's lines, with their time (0 before the first line that has one)."""
+    timed = ((when, line) for when, line in _timed(lines) if when >= wanted.since)
+    kept = _only_errors(timed) if wanted.errors else timed
+    return iter(deque(kept, maxlen=wanted.lines)) if wanted.lines is not None else iter(kept)
+
+
+def _timed(lines: Iterable[str]) -> Iterator[tuple[float, str]]:
+    when = 0.0
+    for line in lines:
+        when = time_of(line) or when
+        yield when, line
+
+
+def time_of(line: str) -> float | None:
+    """When a line was written, in seconds since the epoch, if it says so near its beginning."""
+    match = find_stamp(line)
+    if match is None:
+        return None
+    try:
+        return datetime.fromisoformat(f"{match[1]}T{match[2]}.{match[3]}").timestamp()
+    except ValueError:
+        return None
+
+
+def without_stamp(line: str) -> str:
+    """The line as the rank wrote it, without the time that the launcher put before it."""
+    return line[STAMP_LENGTH:] if is_stamped(line) else line
+
+
+def _only_errors(timed: Iterable[tuple[float, str]]) -> Iterator[tuple[float, str]]:
+    """Lines that report an error, and whole tracebacks."""
+    inside = False
+    for when, line in timed:
+        said = without_stamp(line)
+        starts = _TRACEBACK in said
+        continues = inside and (not said.strip() or said.startswith((" ", "\t")))
+        if starts or inside or _ERROR.search(said):
+            yield when, line
+        inside = starts or continues
+
+
+def follow_logs(
+    paths: JobPaths, num_ranks: int, wanted: Wanted, echo: Echo, style: Style, *, alive: Callable[[], bool]
+) -> None:
+    """Print what there is, then what comes, until the job has ended."""
+    chosen = sources(paths, num_ranks, wanted.ranks)
+    for source in chosen:
+        source.skip_to_end()
+    print_logs(paths, num_ranks, wanted, echo, style)
+    mark = style if len(chosen) > 1 else bare
+    running = True
+    while running:
+        running = alive()
+        for source in chosen:
+            for _, line in select(source.new(), Wanted(errors=wanted.errors)):
+                echo(mark(source, line))
+        if running:
+            time.sleep(_POLL_S)
+    for source in chosen:
+        source.close()

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -16,6 +16,7 @@ from launcher.cluster import Cluster, Rank
 from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
+from launcher.launch import Launch
 from launcher.memory import Memory
 from launcher.passthrough import with_passed_through
 from launcher.rank_table import render_rank_table
@@ -65,6 +66,7 @@ class LaunchPlan:
     command: Command
     notes: tuple[str, ...] = ()
     memory: Memory | None = None
+    launch: Launch | None = None
 
     @property
     def global_batch(self) -> int:
@@ -186,26 +188,30 @@ def make_plan(
         steps=steps,
         files=tuple(files),
         links=base_links(spec, cluster, inputs, paths),
-        command=replace(command, env={**_hccl_environment(spec, cluster), **command.env}),
+        command=command,
         notes=settled.notes,
         memory=settled.memory,
     )
 
 
-def _hccl_environment(spec: RunSpec, cluster: Cluster) -> dict[str, str]:
-    """HCCL's variables, the same on every rank. The spec's ``env`` wins, and the user's shell over our defaults."""
+def run_environment(spec: RunSpec, cluster: Cluster) -> dict[str, str]:
+    """Variables the run asks for: the spec's ``env``, and HCCL's, the same on every rank.
+
+    ``env`` wins over ``hccl``, and the user's shell over our defaults.
+    """
     if cluster.target == "CPU":
-        return {}
+        return dict(spec.env)
     names = {
         "connect_timeout_s": "HCCL_CONNECT_TIMEOUT",
         "exec_timeout_s": "HCCL_EXEC_TIMEOUT",
         "buffer_mib": "HCCL_BUFFSIZE",
     }
-    return {
+    ours = {
         name: str(getattr(spec.hccl, key))
         for key, name in names.items()
-        if name not in spec.env and (key in spec.hccl.model_fields_set or name not in os.environ)
+        if key in spec.hccl.model_fields_set or name not in os.environ
     }
+    return {**ours, **spec.env}
 
 
 # --------------------------------------------------------------------------------------------------- rank files

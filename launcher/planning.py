@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from launcher import inputs as input_files
+from launcher import starting
 from launcher.cluster import KINDS, Cluster, Device, Host
 from launcher.discover import local_cluster
-from launcher.engines import msrun
+from launcher.engines import ENGINES
 from launcher.engines.base import Command
 from launcher.errors import CheckpointError, DataError, HostError, SpecError
 from launcher.jobs import JobPaths
 from launcher.memory import Memory
-from launcher.plan import Inputs, LaunchPlan, make_plan
+from launcher.plan import Inputs, LaunchPlan, make_plan, run_environment
 from launcher.settle import Change, Degrees, smallest_changes
 from launcher.spec import Override, RunSpec, load_source, parse_spec
+from launcher.starting import Options
 
 # msrun's own default (mindspore 2.9.0, parallel/cluster); submit takes a free one.
 PORT = 8118
@@ -70,9 +72,10 @@ def sketch(spec_name: str, cluster: Cluster, overrides: Sequence[Override], jobs
     spec = parse_spec(source)
     found, missing = find_inputs(spec)
     paths = JobPaths(root=Path(os.path.abspath(jobs_dir)) / f"ID-{spec.name}")  # noqa: PTH100 - links stay as they are
-    command = msrun.command(
-        msrun=_msrun(), cluster=cluster, paths=paths, rank_table=paths.root / "rank_table.json", port=PORT
+    launch = starting.make_launch(
+        cluster, paths, env=run_environment(spec, cluster), port=PORT, options=Options(program=_msrun())
     )
+    command = starting.main_command(launch, paths)
     plan = make_plan(spec=spec, spec_name=spec_name, cluster=cluster, inputs=found, paths=paths, command=command)
     return Sketch(
         plan=plan,
@@ -88,8 +91,9 @@ def _changes(plan: LaunchPlan) -> list[Change]:
 
 
 def _msrun() -> str:
+    """Where msrun is; a plan can be looked at where it is not installed."""
     try:
-        return msrun.find_msrun()
+        return ENGINES["msrun"].find_program()
     except HostError:
         return "msrun"
 
@@ -209,8 +213,10 @@ def node_commands(plan: LaunchPlan) -> Iterator[Command]:
     for node_rank, host in enumerate(plan.cluster.hosts):
         own = {"--local_worker_num": len(host.devices), "--node_rank": node_rank}
         argv = tuple(_with_value(argument, own) for argument in plan.command.argv)
-        alone = dataclasses.replace(plan.cluster, hosts=(host,))
-        yield Command(argv=argv, env={**plan.command.env, **msrun.environment(alone)})
+        cards = (
+            {"ASCEND_RT_VISIBLE_DEVICES": ",".join(map(str, host.visible))} if plan.cluster.target == "Ascend" else {}
+        )
+        yield Command(argv=argv, env={**plan.command.env, **cards})
 
 
 def _with_value(argument: str, values: dict[str, int]) -> str:

@@ -1,18 +1,33 @@
-"""Processes by pid *and* start time, so that a pid that was given to somebody else is never signalled."""
+"""Processes by pid *and* start time, so that a pid that was given to somebody else is never signalled.
+
+What belongs to a job is found by descent, never by name: the supervisor and its guard are "child subreapers"
+(prctl(2)), so whatever a job starts stays below them, also when its parent has died or it made a session of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import psutil
 
 # psutil reads start times from /proc in clock ticks (100 a second); two readings of one process agree to a tick.
 _START_TOLERANCE_S = 0.02
+
+# linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+# A killed process needs a moment to leave; one in uninterruptible sleep (a dead file server) may never.
+KILL_TIMEOUT_S = 5.0
+
+# Called with the pid of a child that has ended and its return code (-N: killed by signal N).
+OnEnd = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +41,11 @@ class ProcessId:
     def of(cls, process: psutil.Process) -> ProcessId:
         """Raises psutil.NoSuchProcess when it is gone."""
         return cls(pid=process.pid, started=process.create_time())
+
+    @classmethod
+    def of_pid(cls, pid: int) -> ProcessId:
+        """Raises psutil.NoSuchProcess when it is gone."""
+        return cls.of(psutil.Process(pid))
 
     @classmethod
     def current(cls) -> ProcessId:
@@ -43,11 +63,76 @@ class ProcessId:
     def is_alive(self) -> bool:
         return self.find() is not None
 
+    def is_stopped(self) -> bool:
+        """Whether the process is suspended by SIGSTOP or the like; under a debugger it is not."""
+        process = self.find()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return bool(process and process.status() == psutil.STATUS_STOPPED)
+        return False
+
     def send(self, signum: int) -> None:
         """Signal the process if it is still the one that was recorded."""
         if self.find():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
+
+    def open_pidfd(self) -> int | None:
+        """A file descriptor that is readable once the process has ended; None when it has already."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except OSError:
+            return None
+        if self.is_alive():  # asked after opening: what the descriptor holds cannot be given to another any more
+            return handle
+        os.close(handle)
+        return None
+
+
+def die_with_parent(signum: int = signal.SIGKILL) -> None:
+    """Have the kernel send ``signum`` to this process when its parent dies. Kept over exec, not over fork."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signum))
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of every descendant whose own parent dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def descendants() -> list[ProcessId]:
+    """Every living process below this one."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found.append(ProcessId.of(child))
+    return found
+
+
+def reap(note: OnEnd | None = None) -> None:
+    """Collect the children that have ended."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        if note:
+            note(pid, os.waitstatus_to_exitcode(status))
+
+
+def kill_descendants(note: OnEnd | None = None) -> list[ProcessId]:
+    """KILL whatever is below this process, again until nothing is. Returns what would not die in KILL_TIMEOUT_S."""
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    left = descendants()
+    while left and time.monotonic() < deadline:
+        for process in left:
+            process.send(signal.SIGKILL)
+        time.sleep(0.005)
+        reap(note)
+        left = descendants()
+    reap(note)
+    return left
 
 
 def tree(root: ProcessId) -> list[ProcessId]:
@@ -70,7 +155,7 @@ def stop(processes: Iterable[ProcessId], *, grace_s: float) -> list[ProcessId]:
     stubborn = _wait(waiting, grace_s)
     for process in stubborn:
         process.send(signal.SIGKILL)
-    _wait(stubborn, 5.0)  # a killed process needs a moment to leave; one in uninterruptible sleep needs more
+    _wait(stubborn, KILL_TIMEOUT_S)
     return stubborn
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import jinja2
 import yaml
 
 from launcher import resources
+from launcher.atomic import write_atomic as write_atomic
 from launcher.errors import LauncherError
 
 # Control characters, line separators, the byte order mark, and two that are no characters.
@@ -82,27 +81,3 @@ def _read_back(path: str, text: str) -> None:
         json.loads(text)
     elif path.endswith((".yaml", ".yml")):
         yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
-
-
-def write_atomic(target: Path, data: str | bytes) -> None:
-    """Write so that a reader sees the old file or the new one, never half of it; parents are made."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    raw = data.encode("utf-8") if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(raw)
-            out.flush()
-            os.fsync(out.fileno())
-        # mkstemp makes files private; what the launcher writes has the permissions any new file would have.
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher import inputs, installed, jobs, supervise
+from launcher import inputs, starting
 from launcher.cluster import Cluster
 from launcher.discover import local_cluster
 from launcher.doctor import cheap_checks, needs_of_spec
-from launcher.engines import msrun
 from launcher.errors import HostError, SpecError
-from launcher.jobs import JobRecord, JobStore
+from launcher.jobs import JobStore
 from launcher.network import scheduler_port
-from launcher.plan import LaunchPlan, make_plan
+from launcher.plan import LaunchPlan, make_plan, run_environment
 from launcher.spec import Override, RunSpec, load_source, parse_sets, parse_spec
-from launcher.supervise import OnEvent
+from launcher.starting import Options
 
 DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
 
@@ -38,6 +38,7 @@ def draft(
     port: int | None,
     jobs_dir: Path,
     sets: Sequence[str] = (),
+    options: Options | None = None,
 ) -> Draft:
     """Decide everything for a run of ``spec_name`` on ``cards`` devices of this host. Nothing is written.
 
@@ -49,16 +50,17 @@ def draft(
     spec = parse_spec(source)
     found, pending = inputs.resolve(spec)
     paths = JobStore(jobs_dir).new_paths(spec.name)
-    command = msrun.command(
-        msrun=msrun.find_msrun(),
-        cluster=cluster,
-        paths=paths,
-        rank_table=paths.root / "rank_table.json",
+    launch = starting.make_launch(
+        cluster,
+        paths,
+        env=run_environment(spec, cluster),
         port=scheduler_port(port, cluster.hosts[0].address),
+        options=options,
     )
+    command = starting.main_command(launch, paths)
     plan = make_plan(spec=spec, spec_name=name, cluster=cluster, inputs=found, paths=paths, command=command)
     notes = [*_notes(spec_name, name, cluster, spec, pending), *map(_sentence, (*source.changes, *plan.notes))]
-    return Draft(plan=plan, pending=pending, notes=tuple(notes))
+    return Draft(plan=replace(plan, launch=launch), pending=pending, notes=tuple(notes))
 
 
 def overrides(sets: Sequence[str], checkpoint: str | None = None) -> list[Override]:
@@ -103,19 +105,9 @@ def preflight(plan: LaunchPlan, *, port: int | None) -> None:
         )
 
 
-def carry_out(plan_draft: Draft, on_event: OnEvent, *, on_start: Callable[[LaunchPlan], None]) -> JobRecord:
-    """Run the plan to its end. Nothing may be pending any more. Raises what ``supervise.run`` raises."""
+def begin(plan_draft: Draft) -> subprocess.Popen[bytes]:
+    """Start the job; nothing may be pending. Returns its supervisor's guard; the job needs this process no more."""
     plan = plan_draft.plan
-    on_start(plan)
-    record = JobRecord(
-        job_id=plan.paths.job_id,
-        name=plan.spec.name,
-        state=jobs.PLANNED,
-        created=jobs.now(),
-        host=plan.cluster.hosts[0].name,
-        cards=plan.cluster.num_devices,
-        target=plan.cluster.target,
-        argv=plan.command.argv,
-        versions=installed.installed(),
-    )
-    return supervise.run(plan, record, on_event)
+    if plan.launch is None:
+        raise ValueError("a plan without a launch can only be shown")
+    return starting.begin(plan, plan.launch)

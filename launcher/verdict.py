@@ -1,124 +1,299 @@
-"""Which rank failed first, how, and what it said last."""
+"""The verdict on a failed job: which rank failed first, how, why, and what to type next. In English and in Chinese."""
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import signal
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from launcher.events import read_events
 from launcher.jobs import JobPaths
+from launcher.known_errors import EN, ZH, KnownError, recognise
+from launcher.launch import RankPlace
 from launcher.logs import tail
+from launcher.supervise.watch import SCHEDULER, Failure, Watch
 
 TRACEBACK_LINES = 30
-TAIL_LINES = 15
+TAIL_LINES = 10
+LINE_CHARS = 200
+_SCAN_LINES = 400
 
-# msrun, mindspore 2.9.0, parallel/cluster/process_entity/_api.py. It polls once a second.
-_MSRUN_EXIT = re.compile(r"Worker process (\d+) exit with exception\. Error code: (-?\d+)")
-_MSRUN_WAIT_S = 1.5
+# What faulthandler writes for a signal that ends the process (CPython, Python/fault_handler).
+_FATAL = re.compile(r"^Fatal Python error: ")
+
+# py-spy's head of the main thread's stack, and faulthandler's: signals are handled in the main thread.
+_MAIN_THREAD = re.compile(r'Thread .*"MainThread"$|Current thread 0x')
+
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT, signal.SIGFPE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """``rank_id`` is the rank that failed first, None when it was the engine. ``text`` is the whole report."""
+    """``rank_id`` is the rank that failed first, None when the cause is no rank. ``text`` is the report, by language.
+
+    ``stopped``: ranks that this launcher ended itself, which failed in nothing. ``retry``: a fault of the machine or of
+    communication, after which a restart may succeed. ``signature`` is equal for two equal Python exceptions.
+    """
 
     rank_id: int | None
     reason: str
     step: int | None
-    text: str
-
-    @property
-    def log_option(self) -> str:
-        return "" if self.rank_id is None else f"--rank {self.rank_id}"
+    kind: str
+    host: str | None = None
+    local_rank: int | None = None
+    device_id: int | None = None
+    cause: str | None = None
+    known: str | None = None
+    stopped: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
+    retry: bool = False
+    signature: str = ""
+    text: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+def verdict_text(verdict: Mapping[str, Any], lang: str) -> str:
+    """The report that a record holds, in ``lang`` if it has that."""
+    text = verdict.get("text", "")
+    if isinstance(text, Mapping):
+        return str(text.get(lang) or text.get(EN) or "")
+    return str(text)
+
+
+def user_language(environment: Mapping[str, str] = os.environ) -> str:
+    """ "zh" when LAUNCHER_LANG or the locale says Chinese, else "en"."""
+    for name in ("LAUNCHER_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        if environment.get(name):
+            return ZH if environment[name].lower().startswith(("zh", "chinese")) else EN
+    return EN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What the supervisor knows besides the failure itself. ``oom``: asked with a pid, only when it matters."""
+
+    oom: Callable[[int | None], bool] | None = None
+    stopped: tuple[int, ...] = ()
+    disk_full: bool = False
+
+
 def find_verdict(
-    paths: JobPaths,
-    errors: Sequence[Mapping[str, Any]],
-    gone: Mapping[int, float],
-    done: set[int],
-    last_step: Mapping[int, int],
-    engine_code: int | None,
+    paths: JobPaths, places: Sequence[RankPlace], watch: Watch, failure: Failure, findings: Findings
 ) -> Verdict:
-    """The verdict on a failed job.
-
-    ``errors``: error events of ranks. ``gone``: when each rank's process was seen gone (seconds since the epoch).
-    The earliest of both is the first failure. MindSpore's survivors end themselves after a peer died: what they say
-    later is noise. With neither, the engine itself failed.
-    """
-    reported = [(float(event["time"]), int(event["rank_id"]), event) for event in errors]
-    vanished = [(when, rank, None) for rank, when in gone.items() if rank not in done | {r for _, r, _ in reported}]
-    first = min([*reported, *vanished], key=lambda item: item[0], default=None)
-    if first is None:
-        return _engine_failed(paths, engine_code)
-    _, rank_id, event = first
-    step = last_step.get(rank_id)
-    if event is not None:
-        return _raised(rank_id, step, event)
-    return _vanished(paths, rank_id, step)
-
-
-def _raised(rank_id: int, step: int | None, event: Mapping[str, Any]) -> Verdict:
-    first_line = str(event["message"]).strip().splitlines()[0] if str(event["message"]).strip() else ""
-    reason = f"{event['type']}: {first_line}".rstrip(": ")
-    lines = str(event["traceback"]).rstrip().splitlines()
-    shown = lines if len(lines) <= TRACEBACK_LINES else [*lines[:2], "  ...", *lines[-TRACEBACK_LINES:]]
-    return _report(rank_id, step, reason, shown)
-
-
-def _vanished(paths: JobPaths, rank_id: int, step: int | None) -> Verdict:
-    code = _exit_code(paths, rank_id)
-    reason = "its process is gone, without a Python exception" if code is None else describe_exit(code)
-    return _report(rank_id, step, reason, tail(paths.rank_log(rank_id), TAIL_LINES))
+    """The verdict on ``failure``, from what ranks reported and what their logs end with."""
+    lines = _lines(paths, failure)
+    how = _how(failure, watch, findings)
+    known = recognise(_texts(failure, lines))
+    if known is None and findings.disk_full:
+        known = recognise(["No space left on device"])
+    rank = watch.ranks[failure.rank_id] if failure.rank_id is not None else None
+    place = places[failure.rank_id] if failure.rank_id is not None else None
+    behind = failure.behind or (_behind(watch, failure) if known and known.elsewhere else ())
+    step = rank.last_step if rank else None
+    text = {lang: _report(lang, failure, place, step, how, known, lines, findings.stopped, behind) for lang in (EN, ZH)}
+    return Verdict(
+        rank_id=failure.rank_id,
+        reason=how[EN],
+        step=step,
+        kind=failure.kind,
+        host=place.host if place else None,
+        local_rank=place.local_rank if place else None,
+        device_id=place.device_id if place else None,
+        cause=known.cause[EN] if known else None,
+        known=known.name if known else None,
+        stopped=findings.stopped,
+        behind=behind,
+        retry=_retry(failure, known),
+        signature=how[EN] if failure.kind == "exception" else "",
+        text=text,
+    )
 
 
-def _report(rank_id: int, step: int | None, reason: str, lines: Sequence[str]) -> Verdict:
-    when = "before its first step" if step is None else f"after step {step}"
-    body = "\n".join(f"    {line}" for line in lines)
-    text = f"rank {rank_id} failed first, {when}: {reason}" + (f"\n{body}" if body else "")
-    return Verdict(rank_id=rank_id, reason=reason, step=step, text=text)
+def _retry(failure: Failure, known: KnownError | None) -> bool:
+    """Signals, dead engines and hangs are faults of the machine; an exception is one when its text is known as such."""
+    if known is not None:
+        return known.machine
+    if failure.kind == "exit":
+        return failure.code is None or failure.code < 0 or failure.program is not None
+    return failure.kind in ("no_progress", "no_start", "stopped")
 
 
-def _engine_failed(paths: JobPaths, engine_code: int | None) -> Verdict:
-    reason = f"the engine ended ({describe_exit(engine_code)}) before any rank had begun or failed"
-    lines = tail(paths.engine_log, TAIL_LINES)
-    body = "".join(f"\n    {line}" for line in lines)
-    return Verdict(rank_id=None, reason=reason, step=None, text=reason + body)
+def _texts(failure: Failure, lines: Sequence[str]) -> list[str]:
+    event = failure.event or {}
+    return [str(event.get("message", "")), str(event.get("traceback", "")), "\n".join(lines)]
 
 
-def _exit_code(paths: JobPaths, rank_id: int) -> int | None:
-    """What msrun says of the rank's process, waiting for its next poll; None when it says nothing."""
-    pids = [event["pid"] for event in read_events(paths.rank_events(rank_id)) if event["event"] == "begin"]
-    deadline = time.monotonic() + _MSRUN_WAIT_S
-    while True:
-        codes = {int(pid): int(code) for pid, code in _MSRUN_EXIT.findall(_text(paths.engine_log))}
-        found = next((codes[pid] for pid in pids if pid in codes), None)
-        if found is not None or time.monotonic() > deadline:
-            return found
-        time.sleep(0.05)
+def _behind(watch: Watch, failure: Failure) -> tuple[int, ...]:
+    """Ranks with fewer steps than the one that complained; all that are not ready, when it had not begun."""
+    own = watch.ranks[failure.rank_id].last_step or 0 if failure.rank_id is not None else 0
+    others = [rank for rank in watch.ranks.values() if rank.rank_id != failure.rank_id]
+    return tuple(rank.rank_id for rank in others if (rank.last_step or 0) < own or (not own and not rank.ready))
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+# ------------------------------------------------------------------------------------------------ how it ended
 
 
-def describe_exit(code: int | None) -> str:
-    """A return code as Popen gives it, in words: "exit code 3", "killed by SIGKILL"."""
+def _how(failure: Failure, watch: Watch, findings: Findings) -> dict[str, str]:
+    if failure.kind == "exception":
+        event = failure.event or {}
+        message = str(event.get("message", "")).strip()
+        how = f"{event.get('type')}: {message.splitlines()[0] if message else ''}".rstrip(": ")
+        return {EN: how, ZH: how}
+    if failure.kind == "exit":
+        return _how_ended(failure, watch, findings)
+    how_en, how_zh = _OTHER_KINDS[failure.kind]
+    return {EN: how_en.format(failure.detail), ZH: how_zh.format(failure.detail)}
+
+
+_OTHER_KINDS = {
+    "no_start": ("it did not start within {} s", "在 {} 秒内未启动"),
+    "no_progress": ("no progress: no rank finished a step for {} s", "没有进展：{} 秒内没有任何 rank 完成一个 step"),
+    "stopped": ("its process has been suspended (SIGSTOP) for {} s", "进程已被挂起（SIGSTOP）{} 秒"),
+    "foreign": ("{}", "{}"),
+}
+
+
+def _how_ended(failure: Failure, watch: Watch, findings: Findings) -> dict[str, str]:
+    process = watch.ranks[failure.rank_id].process if failure.rank_id is not None else None
+    if failure.code == -signal.SIGKILL and findings.oom and findings.oom(process.pid if process else None):
+        return {
+            EN: "killed by the kernel's out-of-memory killer: this host has not enough main memory",
+            ZH: "被内核 OOM killer 终止：主机内存不足",
+        }
+    return {EN: describe_exit(failure.code), ZH: describe_exit(failure.code, ZH)}
+
+
+def describe_exit(code: int | None, lang: str = EN) -> str:
+    """A return code as Popen gives it, in words: "exit code 3", "killed by SIGKILL", "crashed (SIGSEGV)"."""
     if code is None:
-        return "still running"
+        return "its process is gone, without a Python exception" if lang == EN else "进程已消失，没有 Python 异常"
+    if code >= 0:
+        return f"exit code {code}, without a Python exception" if lang == EN else f"退出码 {code}，没有 Python 异常"
+    name = signal_name(code)
+    if -code in _CRASHES:
+        return f"crashed ({name})" if lang == EN else f"崩溃（{name}）"
+    return f"killed by {name}" if lang == EN else f"被 {name} 终止"
+
+
+def signal_name(code: int) -> str:
+    """Name of the signal in a return code of -N; "exit code N" when it is none."""
     if code >= 0:
         return f"exit code {code}"
     try:
-        return f"killed by {signal.Signals(-code).name}"
+        return signal.Signals(-code).name
     except ValueError:
-        return f"killed by signal {-code}"
+        return f"signal {-code}"
+
+
+# ------------------------------------------------------------------------------------------------ last words
+
+
+def _lines(paths: JobPaths, failure: Failure) -> list[str]:
+    if failure.event is not None:
+        lines = str(failure.event.get("traceback", "")).rstrip().splitlines()
+        return lines if len(lines) <= TRACEBACK_LINES else [*lines[:2], "  ...", *lines[-TRACEBACK_LINES:]]
+    if failure.kind == "no_progress":
+        return _stack(paths, next(iter(failure.behind), 0))
+    if failure.rank_id is not None:
+        return _end_of_log(tail(paths.rank_log(failure.rank_id), _SCAN_LINES))
+    return tail(paths.log(failure.program), TAIL_LINES) if failure.program else []
+
+
+def _end_of_log(lines: list[str]) -> list[str]:
+    """From the last fatal error of the interpreter on, where a crash wrote one; else the last lines."""
+    for index in range(len(lines) - 1, -1, -1):
+        if _FATAL.match(lines[index]):
+            return lines[index:][:TRACEBACK_LINES]
+    return lines[-TAIL_LINES:]
+
+
+def _stack(paths: JobPaths, rank_id: int) -> list[str]:
+    """Where the main thread of a rank that hangs stands, as py-spy or else the rank's own faulthandler wrote it."""
+    file = paths.rank_stacks(rank_id)
+    spied = file.is_file()
+    lines = tail(file if spied else paths.rank_log(rank_id), _SCAN_LINES)
+    heads = [number for number, line in enumerate(lines) if _MAIN_THREAD.match(line)]
+    if not heads:
+        return lines[-TAIL_LINES:]
+    frames = itertools.takewhile(lambda line: line.startswith("  "), lines[heads[-1] + 1 :])
+    return [f"stack of rank {rank_id} (those of all ranks: {file.parent})", *frames][:TRACEBACK_LINES]
+
+
+# ------------------------------------------------------------------------------------------------ the report
+
+_WORDS = {
+    EN: {
+        "rank": "rank {rank} failed first, {when}: {how}",
+        "place": "on host {host}, local rank {local}, device {device}",
+        "before": "before its first step", "after": "after step {step}",
+        "program": "{program} failed first: {how}",
+        "behind": "not yet in the step: {ranks}",
+        "cause": "probable cause: {cause}", "fix": "next: {fix}",
+        "stopped": "stopped by launcher afterwards: {ranks}",
+        "ranks": "rank {}", "join": ", rank ",
+    },
+    ZH: {
+        "rank": "rank {rank} 最先失败，{when}：{how}",
+        "place": "主机 {host}，local rank {local}，设备 {device}",
+        "before": "第一个 step 之前", "after": "step {step} 之后",
+        "program": "{program} 最先失败：{how}",
+        "behind": "尚未进入该 step：{ranks}",
+        "cause": "可能原因：{cause}", "fix": "下一步：{fix}",
+        "stopped": "随后由 launcher 停止：{ranks}",
+        "ranks": "rank {}", "join": "、rank ",
+    },
+}  # fmt: skip
+
+
+def _report(
+    lang: str, failure: Failure, place: RankPlace | None, step: int | None, how: Mapping[str, str],
+    known: KnownError | None, lines: Sequence[str], stopped: Sequence[int], behind: Sequence[int],
+) -> str:  # fmt: skip
+    words = _WORDS[lang]
+    parts = [_headline(lang, failure, place, step, how[lang])]
+    parts += [f"    {_cut(line)}" for line in lines]
+    if place:
+        where = words["place"].format(host=place.host, local=place.local_rank, device=place.device_id)
+        parts.append(f"  {where}")
+    for name, ranks in (("behind", behind), ("stopped", stopped)):
+        if ranks:
+            shown = words["ranks"].format(words["join"].join(map(str, ranks)))
+            parts.append("  " + words[name].format(ranks=shown))
+    if known:
+        parts += [
+            "  " + words["cause"].format(cause=known.cause[lang]),
+            "  " + words["fix"].format(fix=known.fix[lang]),
+        ]
+    return "\n".join(parts)
+
+
+def _cut(line: str) -> str:
+    """What fits; the log has it whole."""
+    return line if len(line) <= LINE_CHARS else f"{line[:LINE_CHARS]} ..."
+
+
+def _headline(lang: str, failure: Failure, place: RankPlace | None, step: int | None, how: str) -> str:
+    words = _WORDS[lang]
+    if place is not None:
+        when = words["before"] if step is None else words["after"].format(step=step)
+        return words["rank"].format(rank=place.rank_id, when=when, how=how)
+    if failure.program is not None:
+        program = "MindSpore's scheduler" if failure.program == SCHEDULER and lang == EN else failure.program
+        return words["program"].format(program=program, how=how)
+    return how
+
+
+def lost_verdict(how: str, survivors: Sequence[int]) -> Verdict:
+    """The verdict that the guard writes when the supervisor itself was ended from outside."""
+    left = f" these processes would not die: {', '.join(map(str, survivors))}" if survivors else ""
+    reason = f"the job's supervisor was ended from outside ({how});"
+    text = {
+        EN: f"{reason}{left or ' everything of the job was stopped'}\n  next: launcher resume JOB",
+        ZH: f"任务的监控进程被外部终止（{how}）；{left or '任务的所有进程已停止'}\n  下一步：launcher resume JOB",
+    }
+    return Verdict(rank_id=None, reason=reason.rstrip(";"), step=None, kind="lost", retry=True, text=text)

@@ -1,44 +1,116 @@
 """What every rank runs: ``python -m launcher.worker JOB_FOLDER``. The only part that trains.
 
-A rank learns who it is from RANK_ID, loads its own YAML, and reports through files in the job's folder (see
-``launcher.events``): that it began, each step, the error that ended it, or that everything was saved.
+A rank learns who it is from its environment, loads its own YAML, and reports through files in the job's folder (see
+``launcher.events``): that it began, each step, the error that ended it, or that everything was saved. Engines that
+start ranks themselves tell nobody how one ended; there the process first forks, and the parent reports the exit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import math
 import os
+import resource
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.events import EventWriter
+from launcher.events import EventWriter, Position
 from launcher.jobs import JobPaths
-from launcher.processes import ProcessId
+from launcher.log_writing import keep_small, stamp_lines, write_to
+from launcher.processes import ProcessId, die_with_parent
+
+# Sent by the supervisor to a rank that makes no progress: write the stacks of all threads into the log.
+STACKS_SIGNAL = signal.SIGUSR2
+
+Train = Callable[[JobPaths, int, EventWriter], None]
 
 
-def main(job_folder: str) -> None:
-    """Train this process's rank of the job in ``job_folder``. Raises whatever MindFormers raises, after reporting."""
-    faulthandler.enable()
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
-        schedule()
-        return
-    paths = JobPaths(root=Path(job_folder))
-    rank_id = int(os.environ["RANK_ID"])
-    with EventWriter(paths.rank_events(rank_id), rank_id) as events:
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """Who this process is. ``rank_id`` is None for MindSpore's scheduler."""
+
+    rank_id: int | None
+    engine: str
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the engine's own process is our parent, and not the supervisor."""
+        return self.engine == "msrun" or (self.engine == "mpirun" and self.rank_id is not None)
+
+
+def role_of(environment: Mapping[str, str]) -> tuple[Role, dict[str, str]]:
+    """This process's role, and variables still to be set before mindspore is imported.
+
+    Under mpirun Open MPI names the rank. Where a scheduler is named too (CPU), MindSpore's dynamic cluster is told.
+    """
+    engine = environment.get("LAUNCHER_ENGINE", "msrun")
+    if environment.get("MS_ROLE") == "MS_SCHED":
+        return Role(rank_id=None, engine=engine), {}
+    rank = environment.get("OMPI_COMM_WORLD_RANK")
+    if engine != "mpirun" or rank is None:
+        return Role(rank_id=int(environment["RANK_ID"]), engine=engine), {}
+    extra = {
+        "RANK_ID": rank,
+        "RANK_SIZE": environment["OMPI_COMM_WORLD_SIZE"],
+        "DEVICE_ID": environment["OMPI_COMM_WORLD_LOCAL_RANK"],
+    }
+    if "MS_SCHED_HOST" in environment:
+        extra |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": rank}
+    return Role(rank_id=int(rank), engine=engine), extra
+
+
+def main(job_folder: str, train: Train | None = None) -> None:
+    """Be this process's rank of the job in ``job_folder``. Raises whatever training raises, after reporting."""
+    die_with_parent()
+    role, extra = role_of(os.environ)
+    os.environ.update(extra)
+    paths = JobPaths(root=Path(job_folder), attempt=int(os.environ.get("LAUNCHER_ATTEMPT", "1")))
+    is_rank = role.rank_id is not None
+    log = paths.log("scheduler") if role.rank_id is None else paths.rank_log(role.rank_id)
+    write_to(log)
+    stamp_lines()
+    events_file = paths.scheduler_events if role.rank_id is None else paths.rank_events(role.rank_id)
+    with EventWriter(events_file, role.rank_id) as events:
+        if role.is_nested:
+            report_exit(events)
+        faulthandler.enable()
+        faulthandler.register(STACKS_SIGNAL, all_threads=True)
+        keep_small(log)
         process = ProcessId.current()
         events.write("begin", pid=process.pid, started=process.started)
         try:
-            train(paths, rank_id, events)
+            (train or train_rank)(paths, role.rank_id, events) if is_rank else schedule()  # type: ignore[arg-type]
         except BaseException as error:
             # Reported here, at once: the interpreter's own exit takes MindSpore another 2 to 5 seconds.
             events.write("error", type=type(error).__name__, message=str(error), traceback=traceback.format_exc())
             raise
-        events.write("done")
+        if is_rank:
+            events.write("done")
+
+
+def report_exit(events: EventWriter) -> None:
+    """Fork. The child returns and goes on; the parent writes how the child ended, and ends in the same way."""
+    child = os.fork()
+    if child == 0:
+        die_with_parent()
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _frame: os.kill(child, signum))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    events.write("exit", code=code)
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        os.kill(os.getpid(), -code)
+    os._exit(max(code, 0))
 
 
 def schedule() -> None:
@@ -52,12 +124,15 @@ def schedule() -> None:
         init()
 
 
-def train(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
+def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
     """Build the context, then finetune as the rank's YAML says."""
     import mindformers
     import mindspore
 
     config = mindformers.MindFormerConfig(str(paths.rank_config(rank_id)))
+    resume_from = checkpoint_to_resume(paths, rank_id)
+    if resume_from:
+        config.load_checkpoint, config.resume_training = str(paths.resume), resume_from
     mindformers.build_context(config)
     if config.context.device_target == "CPU":
         from launcher import cpu_backend
@@ -65,8 +140,46 @@ def train(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
         cpu_backend.prepare_training(num_ranks=int(os.environ.get("RANK_SIZE", "1")))
     check_rows(config)
     events.write("ready", mindspore=mindspore.__version__, mindformers=mindformers.__version__)
-    trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[_progress_callback(events, paths)])
-    trainer.finetune(finetune_checkpoint=config.load_checkpoint or False)
+    done_steps = steps_in(paths.resume / f"rank_{rank_id}" / resume_from) if resume_from else 0
+    progress = _progress_callback(events, paths, rank_id, done_steps)
+    trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[progress])
+    trainer.finetune(finetune_checkpoint=config.load_checkpoint or False, resume_training=resume_from or False)
+
+
+def checkpoint_to_resume(paths: JobPaths, rank_id: int) -> str | None:
+    """Name of the file that this attempt goes on from, None when it begins at the beginning.
+
+    By name, because left to itself mindformers 1.9.0 looks for .ckpt files only (tools/resume_ckpt.py,
+    check_last_timestamp_checkpoints).
+    """
+    folder = paths.resume / f"rank_{rank_id}"
+    return next((path.name for path in folder.iterdir()), None) if folder.is_dir() else None
+
+
+def steps_in(checkpoint: Path) -> int:
+    """Number of optimizer steps of the whole run that ``checkpoint`` is the result of."""
+    from mindspore import load_checkpoint
+
+    form = "safetensors" if checkpoint.suffix == ".safetensors" else "ckpt"
+    wanted = ("step_num", "global_step")
+    scalars = load_checkpoint(str(checkpoint), choice_func=lambda name: name in wanted, format=form)
+    value = scalars.get("step_num") or scalars["global_step"]
+    return int(_number(value) or 0)
+
+
+def go_on_counting(params: Any, step: int) -> None:
+    """Have MindSpore count this attempt's steps on from ``step``, also in the names of checkpoints.
+
+    mindformers 1.9.0 counts from 1 again, writes that into names after another prefix (PREFIX_rank_0_1-1_4), and adds
+    the steps before only to what it logs and stores; then names of two attempts cannot be compared.
+    """
+    params.cur_step_num = step
+    params.initial_step = 0
+    for callback in params.list_callback:
+        if hasattr(callback, "_append_step_num"):
+            callback._append_step_num = 0
+            callback._prefix = callback._exception_prefix
+            callback._last_triggered_step = step
 
 
 def check_rows(config: Any) -> None:
@@ -88,24 +201,55 @@ def check_rows(config: Any) -> None:
         )
 
 
-def _progress_callback(events: EventWriter, paths: JobPaths) -> Any:
+def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_steps: int) -> Any:
     from mindspore.train.callback import Callback
 
-    stop_at = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"] or math.inf
+    last_step = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"] or math.inf
+    losses = LossCheck(json.loads(paths.spec.read_text(encoding="utf-8"))["training"]["max_nan_steps"])
+    position = Position(paths.rank_position(rank_id))
 
     class Progress(Callback):  # type: ignore[misc]
         """Writes one "step" event a step and ends the run after the number of steps that the spec asks for."""
 
+        def on_train_begin(self, run_context: Any) -> None:
+            if done_steps:
+                go_on_counting(run_context.original_args(), done_steps)
+
         def on_train_step_begin(self, run_context: Any) -> None:
             self._began = time.monotonic()
+            position.enter(run_context.original_args().cur_step_num)
 
         def on_train_step_end(self, run_context: Any) -> None:
             params = run_context.original_args()
-            events.write("step", **step_fields(params.cur_step_num, params.net_outputs, time.monotonic() - self._began))
-            if params.cur_step_num >= stop_at:
+            seconds = time.monotonic() - self._began
+            fields = step_fields(params.cur_step_num, params.net_outputs, seconds)
+            events.write("step", **fields)
+            losses.note(fields["step"], fields["loss"])
+            if params.cur_step_num >= min(last_step, asked_to_stop_at(paths)):
                 run_context.request_stop()
 
     return Progress()
+
+
+class LossCheck:
+    """Ends a run whose loss is no number any more: such weights never recover, and the cards are needed."""
+
+    def __init__(self, max_nan_steps: int) -> None:
+        self._most, self._in_a_row = max_nan_steps, 0
+
+    def note(self, step: int, loss: float | None) -> None:
+        """Raises ArithmeticError after ``max_nan_steps`` steps in a row without a finite loss; 0 never does."""
+        self._in_a_row = 0 if loss is None or math.isfinite(loss) else self._in_a_row + 1
+        if self._most and self._in_a_row >= self._most:
+            raise ArithmeticError(f"loss is {loss} since step {step - self._in_a_row + 1}")
+
+
+def asked_to_stop_at(paths: JobPaths) -> float:
+    """The step after which the supervisor wants all ranks to save and end; infinity when it does not."""
+    try:
+        return int(paths.stop_at.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return math.inf
 
 
 def step_fields(step: int, outputs: Any, seconds: float) -> dict[str, Any]:
@@ -118,7 +262,18 @@ def step_fields(step: int, outputs: Any, seconds: float) -> dict[str, Any]:
         "overflow": bool(_number(overflow)),
         "grad_norm": _number(norm),
         "step_s": round(seconds, 4),
+        "memory_mib": memory_mib(),
     }
+
+
+def memory_mib() -> int:
+    """The most memory this process ever had, in MiB: of the card on Ascend, resident in main memory on CPU."""
+    if os.environ.get("ASCEND_RT_VISIBLE_DEVICES"):
+        with contextlib.suppress(Exception):  # mindspore 2.6 and later; a figure is never worth a failed step
+            import mindspore
+
+            return int(mindspore.runtime.max_memory_reserved()) >> 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def _number(value: Any) -> float | None:

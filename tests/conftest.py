@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from shop import SEQ_LENGTH, VOCAB, Trained, Workshop
+from supervised import marked
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,10 +23,10 @@ def _child_processes_find_the_package() -> None:
 
 @pytest.fixture
 def no_survivors() -> Iterator[str]:
-    """A word to put on the command line of every process of a test; none with it may be left at the end."""
+    """A word that every process of a test has in its argv or environment; none with it may be left at the end."""
     mark = f"launcher-test-{os.urandom(6).hex()}"
     yield mark
-    left = [process for process in psutil.process_iter(["cmdline"]) if mark in str(process.info["cmdline"])]
+    left = marked(mark)
     for process in left:
         process.kill()
     assert not left

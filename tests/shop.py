@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,26 @@ VOCAB = 640
 TIMEOUT_S = 300
 
 
+def _extended(env: Mapping[str, str]) -> dict[str, str]:
+    """``env``, with what PYTHONPATH has already after what it adds."""
+    path = os.pathsep.join([env.get("PYTHONPATH", ""), os.environ["PYTHONPATH"]]).strip(os.pathsep)
+    return {**env, "PYTHONPATH": path}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
     """A working folder in which launcher commands run as a user would run them."""
 
     folder: Path
 
-    def launcher(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    def launcher(
+        self, *arguments: str, code: int = 0, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end and hold it to its exit code."""
         result = subprocess.run(
             [sys.executable, "-m", "launcher", *arguments],
             cwd=self.folder,
-            env={**os.environ, "LAUNCHER_CACHE": str(self.folder / "cache")},
+            env={**os.environ, "LAUNCHER_CACHE": str(self.folder / "cache"), **_extended(env or {})},
             capture_output=True,
             text=True,
             encoding="utf-8",

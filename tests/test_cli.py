@@ -103,18 +103,19 @@ def test_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_msrun_not_found_is_said(tmp_path: Path) -> None:
-    script = """
+@pytest.mark.parametrize("engine", ["msrun", "mpirun"])
+def test_an_engine_that_is_not_installed_is_said(tmp_path: Path, engine: str) -> None:
+    script = f"""
 import sys
-from launcher.engines import msrun
+from launcher.engines import ENGINES
 sys.executable = "/nowhere/python"
-msrun.find_msrun()
+ENGINES[{engine!r}].find_program()
 """
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PATH": str(tmp_path)}
     )
 
-    assert "msrun not found beside /nowhere/python nor on PATH" in result.stderr
+    assert f"{engine} not found beside /nowhere/python nor on PATH" in result.stderr
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -12,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from launcher import jobs
-from launcher.cli import show
-from launcher.errors import JobError
-from launcher.events import EventWriter
+from launcher.cli import show, watching
+from launcher.errors import JobError, SpecError
+from launcher.events import EventReader, EventWriter, Position, read_position
 from launcher.jobs import JobPaths, JobRecord, JobStore
-from launcher.logs import print_logs, tail
+from launcher.logs import tail
 from launcher.processes import ProcessId, stop, tree
 
 
@@ -165,36 +166,6 @@ def test_a_loss_that_is_not_a_number_is_shown_as_such(tmp_path: Path) -> None:
     assert show.job_table(store).splitlines()[1].endswith("nan")
 
 
-def make_logs(root: Path) -> JobPaths:
-    paths = JobPaths(root=root / "job")
-    paths.logs.mkdir(parents=True)
-    paths.engine_log.write_bytes(b"engine\n")
-    paths.rank_log(0).write_bytes(b"one\ntwo \xff\nthree\n")
-    return paths
-
-
-def test_logs_of_one_rank_and_of_all(tmp_path: Path) -> None:
-    paths, lines = make_logs(tmp_path), list[str]()
-    print_logs(paths, 2, 0, 2, lines.append)
-    assert lines == ["two \ufffd", "three"]
-
-    lines.clear()
-    print_logs(paths, 2, None, None, lines.append)
-    assert [line for line in lines if not line.startswith("==>")] == [
-        "engine",
-        "one",
-        "two \ufffd",
-        "three",
-        "(nothing)",
-    ]
-
-
-@pytest.mark.parametrize(("rank", "expected"), [(2, "has ranks 0 to 1, not 2"), (1, "the rank never started")])
-def test_logs_that_cannot_be_shown_say_why(tmp_path: Path, rank: int, expected: str) -> None:
-    with pytest.raises(JobError, match=expected):
-        print_logs(make_logs(tmp_path), 2, rank, None, lambda line: None)
-
-
 def test_the_tail_of_a_long_log_reads_only_its_end(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as file:
@@ -204,3 +175,80 @@ def test_the_tail_of_a_long_log_reads_only_its_end(tmp_path: Path) -> None:
 
     assert tail(log, 1) == ["last"]
     assert tail(tmp_path / "none", 1) == []
+
+
+def test_jobs_are_chosen_by_state_and_name(tmp_path: Path) -> None:
+    store = store_with(tmp_path, "bcdfg-one", "zzzzz-two")
+    jobs.write_record(JobPaths(root=tmp_path / "qqqqq-one"), record("qqqqq-one", jobs.FAILED))
+
+    def chosen(states: str | None, name: str | None) -> set[str]:
+        return {found.job_id for _, found in jobs.select_jobs(store.all(), states=states, name=name)}
+
+    assert chosen("failed", None) == {"qqqqq-one"}
+    assert chosen("failed, succeeded", "one") == {"qqqqq-one", "bcdfg-one"}
+    assert chosen(None, None) == {"qqqqq-one", "bcdfg-one", "zzzzz-two"}
+    with pytest.raises(SpecError, match="there is no state 'fialed'"):
+        chosen("fialed", None)
+
+
+def test_jobs_as_json_have_their_ranks(tmp_path: Path) -> None:
+    store = store_with(tmp_path, "bcdfg-x")
+    write_steps(JobPaths(root=tmp_path / "bcdfg-x"), 1, 3.0, float("inf"))
+    (value,) = json.loads(show.jobs_json(store.all()))
+
+    assert (value["job_id"], value["state"], value["folder"]) == ("bcdfg-x", "succeeded", str(tmp_path / "bcdfg-x"))
+    assert [rank["state"] for rank in value["ranks"]] == ["not started", "step"]
+    assert value["ranks"][1]["last_step"]["loss"] == "inf"
+
+
+def test_a_slow_rank_is_named(tmp_path: Path) -> None:
+    paths = JobPaths(root=tmp_path / "bcdfg-x")
+    for rank_id, seconds in ((0, 0.1), (1, 0.11), (2, 0.5)):
+        with EventWriter(paths.rank_events(rank_id), rank_id) as events:
+            for number in range(1, 5):
+                events.write("step", step=number, loss=1.0, lr=0.1, overflow=False, grad_norm=None, step_s=seconds)
+    text = show.status(paths, replace(record("bcdfg-x", jobs.RUNNING), cards=3))
+
+    assert [line for line in text.splitlines() if line.startswith("slow")] == ["slow      rank 2: 0.50 s a step"]
+
+
+def test_the_live_page_shows_rates_and_time_left(tmp_path: Path) -> None:
+    paths = JobPaths(root=tmp_path / "bcdfg-x")
+    write_steps(paths, 0, 3.0, 2.0)
+    paths.plan.write_text('{"steps": 10}')
+    paths.spec.write_text('{"data": {"batch_size": 4}, "model": {"seq_length": 100}}')
+    lines = watching.page(paths, record("bcdfg-x", jobs.RUNNING)).splitlines()
+
+    assert lines[1] == "step 2/10, 0:04 left"
+    assert lines[4].split() == ["0", "step", "2", "2.0000", "0.500", "800", "-"]
+    assert lines[5].split() == ["1", "not", "started", "-", "-", "-", "-", "-"]
+
+
+def test_a_position_is_rewritten_in_place(tmp_path: Path) -> None:
+    position = Position(tmp_path / "at")
+    assert read_position(tmp_path / "at") == 0
+    for step in (9, 10, 100):
+        position.enter(step)
+        assert read_position(tmp_path / "at") == step
+    assert read_position(tmp_path / "none") == 0
+
+
+def test_a_reader_sees_whole_lines_only_and_survives_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    reader = EventReader(path=path)
+    assert list(reader.new()) == []
+    with path.open("ab", buffering=0) as file:
+        file.write(b'{"event": "step", "step": 1}\nnot json\n[1]\n{"event": 3}\n{"event": "st')
+        assert [event["step"] for event in reader.new()] == [1]
+        path.unlink()
+        file.write(b'ep", "step": 2}\n')
+    assert [event["step"] for event in reader.new()] == [2]
+    reader.close()
+
+
+def test_a_writer_without_a_disk_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with EventWriter(tmp_path / "file" / "x.jsonl", 0) as events:
+        events.write("begin")
+    with EventWriter(Path("/dev/full"), 0) as events:
+        events.write("begin")

@@ -13,11 +13,10 @@ import pytest
 import yaml
 
 from launcher.cluster import Cluster, Device, Host
-from launcher.engines import msrun
 from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
-from launcher.plan import Inputs, LaunchPlan, count_steps, make_plan
+from launcher.plan import Inputs, LaunchPlan, count_steps, make_plan, run_environment
 from launcher.render import to_number
 from launcher.settle import Degrees, check_target, settle, with_degrees
 from launcher.spec import ParallelSpec, PrecisionSpec, RunSpec, load_spec, parse_spec, parse_text
@@ -46,9 +45,7 @@ def plan(
 ) -> LaunchPlan:
     paths = JobPaths(root=Path(root))
     hardware = cluster(target, cards, hosts=hosts)
-    command = msrun.command(
-        msrun="/opt/bin/msrun", cluster=hardware, paths=paths, rank_table=paths.root / "rank_table.json", port=8118
-    )
+    command = Command(argv=("/opt/bin/msrun", str(paths.root)))
     inputs = Inputs(dataset="/data/t.mindrecord", rows=rows, tokenizer="/data/tokenizer.model", checkpoint=checkpoint)
     return make_plan(spec=spec, spec_name="x", cluster=hardware, inputs=inputs, paths=paths, command=command)
 
@@ -356,15 +353,6 @@ def test_a_run_cut_short_still_ends_its_schedule() -> None:
     assert rank_yaml(plan(short))["lr_schedule"]["total_steps"] == 5
 
 
-def test_msrun_joins_and_sees_only_the_chosen_cards() -> None:
-    made = plan(load_spec("tiny_cpu"), "Ascend", 2)
-
-    assert "--join=True" in made.command.argv
-    assert made.command.argv[-4:] == ("python", "-m", "launcher.worker", "/jobs/bcdfg-x")
-    assert made.command.env["ASCEND_RT_VISIBLE_DEVICES"] == "0,1"
-    assert "ASCEND_RT_VISIBLE_DEVICES" not in plan(load_spec("tiny_cpu")).command.env
-
-
 def test_hccl_variables_are_the_spec_s_then_the_shell_s_then_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "7000")
     spec = parse_spec(
@@ -374,10 +362,9 @@ def test_hccl_variables_are_the_spec_s_then_the_shell_s_then_the_defaults(monkey
             name="run.yaml",
         )
     )
-    env = plan(spec, "Ascend").command.env
 
-    assert {name: value for name, value in env.items() if name.startswith("HCCL")} == {"HCCL_EXEC_TIMEOUT": "3000"}
-    assert not [name for name in plan(load_spec("tiny_cpu")).command.env if name.startswith("HCCL")]
+    assert run_environment(spec, cluster("Ascend", 2)) == {"HCCL_EXEC_TIMEOUT": "3000", "HCCL_BUFFSIZE": "50"}
+    assert run_environment(load_spec("tiny_cpu"), cluster("CPU", 2)) == {}
 
 
 def test_a_command_prints_as_a_line_that_can_be_pasted() -> None:

@@ -2,55 +2,124 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options import job_argument, jobs_dir_option
+from launcher.cli.options import job_argument, jobs_dir_option, lang_option
+
+if TYPE_CHECKING:
+    from launcher.logs import Source
+
+
+_FORMAT = click.option(
+    "--format", "form", type=click.Choice(["text", "json"]), default="text", help="For people, or for programs."
+)
 
 
 @click.command("jobs")
+@click.option("--state", metavar="LIST", help="Only jobs in these states, as running,failed.")
+@click.option("--name", metavar="TEXT", help="Only jobs whose id contains TEXT.")
+@_FORMAT
 @jobs_dir_option
-def list_jobs(jobs_dir: Path) -> None:
+def list_jobs(state: str | None, name: str | None, form: str, jobs_dir: Path) -> None:
     """List the jobs in the jobs folder, oldest first.
 
     \b
-    launcher jobs
+    launcher jobs --state running,failed
+    launcher jobs --format json
     """
     from launcher.cli import show
-    from launcher.jobs import JobStore
+    from launcher.jobs import JobStore, select_jobs
 
-    click.echo(show.job_table(JobStore(jobs_dir)))
+    store = JobStore(jobs_dir)
+    chosen = select_jobs(store.all(), states=state, name=name)
+    click.echo(show.jobs_json(chosen) if form == "json" else show.job_table(store, chosen))
 
 
 @click.command()
 @job_argument
+@click.option("--watch", is_flag=True, help="A live page until the job has ended; Ctrl-C leaves it, not the job.")
+@_FORMAT
+@lang_option
 @jobs_dir_option
-def status(job: str, jobs_dir: Path) -> None:
+def status(job: str, watch: bool, form: str, jobs_dir: Path) -> None:
     """Show what JOB (an id, a unique prefix of one, or "last") is doing or how it ended.
 
     \b
-    launcher status last
+    launcher status last --watch
     """
     from launcher.cli import show
     from launcher.jobs import JobStore
 
-    click.echo(show.status(*JobStore(jobs_dir).get(job)))
+    store = JobStore(jobs_dir)
+    paths, record = store.get(job)
+    if watch:
+        from launcher.cli.watching import watch_job
+
+        with suppress(KeyboardInterrupt):
+            watch_job(store, record.job_id)
+        return
+    click.echo(show.jobs_json([(paths, record)]) if form == "json" else show.status(paths, record))
 
 
 @click.command()
 @job_argument
-@click.option("--rank", type=click.IntRange(min=0), help="Only this rank; the engine's log and all ranks if left out.")
+@click.option("--rank", metavar="LIST", help="Only these ranks, as 0,3-5; the engine's log and all ranks if left out.")
 @click.option("--tail", "lines", type=click.IntRange(min=1), help="Only the last N lines of each.")
+@click.option("--errors", is_flag=True, help="Only lines that report an error, and tracebacks.")
+@click.option("--since", metavar="TIME", help="Only what was written since then: 10m, 2h, or 2026-01-31T12:00.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with new lines until the job has ended.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Of this attempt; the newest if left out.")
 @jobs_dir_option
-def logs(job: str, rank: int | None, lines: int | None, jobs_dir: Path) -> None:
-    """Print the logs of JOB, of one rank or of all.
+def logs(
+    job: str,
+    rank: str | None,
+    lines: int | None,
+    errors: bool,
+    since: str | None,
+    follow: bool,
+    attempt: int | None,
+    jobs_dir: Path,
+) -> None:
+    """Print the logs of JOB, of all ranks in order of time or of some.
 
     \b
-    launcher logs last --rank 1 --tail 50
+    launcher logs last --rank 0,3-5 --follow
+    launcher logs last --errors --since 10m
     """
-    from launcher.jobs import JobStore
-    from launcher.logs import print_logs
+    from launcher.errors import JobError
+    from launcher.jobs import JobStore, read_record
+    from launcher.logs import Wanted, follow_logs, parse_ranks, parse_since, print_logs
 
     paths, record = JobStore(jobs_dir).get(job)
-    print_logs(paths, record.cards, rank, lines, click.echo)
+    if attempt and attempt > record.attempt:
+        raise JobError(f"job {record.job_id} has {record.attempt} attempt(s)", hint=f"--attempt {record.attempt}")
+    shown = paths.of_attempt(attempt or record.attempt)
+    wanted = Wanted(
+        ranks=parse_ranks(rank) if rank is not None else None,
+        lines=lines,
+        errors=errors,
+        since=parse_since(since) if since else 0.0,
+    )
+    if not follow:
+        print_logs(shown, record.cards, wanted, click.echo, _coloured)
+        return
+
+    def alive() -> bool:
+        current = read_record(paths)
+        return current is not None and not current.is_final
+
+    with suppress(KeyboardInterrupt):
+        follow_logs(shown, record.cards, wanted, click.echo, _coloured, alive=alive)
+
+
+_COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
+
+
+def _coloured(source: Source, line: str) -> str:
+    """The line with its rank before it, one colour a rank; click takes colours out where there is no terminal."""
+    colour = _COLOURS[source.number % len(_COLOURS)] if source.number >= 0 else "white"
+    return f"{click.style(source.name + ' |', fg=colour)} {line}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,4 +25,18 @@ job_argument: Decorator[Any] = click.argument("job", default="last")
 
 set_option: Decorator[Any] = click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one key of SPEC: --set training.epochs=2."
+)
+
+
+def _speak(_context: click.Context, _parameter: click.Parameter, lang: str | None) -> None:
+    if lang is not None:
+        os.environ["LAUNCHER_LANG"] = lang
+
+
+lang_option: Decorator[Any] = click.option(
+    "--lang",
+    type=click.Choice(["en", "zh"]),
+    expose_value=False,
+    callback=_speak,
+    help="Language of the report when the job fails; $LAUNCHER_LANG, else the locale's, if left out.",
 )

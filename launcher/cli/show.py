@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
 from typing import Any
@@ -16,6 +19,7 @@ from launcher import jobs
 from launcher.events import read_events
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.plan import LaunchPlan
+from launcher.verdict import user_language, verdict_text
 
 
 def plan(plan: LaunchPlan) -> str:
@@ -32,26 +36,38 @@ def plan(plan: LaunchPlan) -> str:
         *(f"  {plan.paths.root / file.path}  ({len(file.text.encode())} bytes)" for file in plan.files),
         *(f"  {plan.paths.root / link.path} -> {link.target}" for link in plan.links),
         "would run",
-        f"  {plan.command}",
+        *_commands(plan),
     ]
     for file in plan.files:
         lines += ["", f"--- {file.path}", file.text.rstrip()]
     return "\n".join(lines)
 
 
+def _commands(plan: LaunchPlan) -> list[str]:
+    programs = plan.launch.programs(plan.paths) if plan.launch else ()
+    return [f"  {program.command}" for program in programs] or [f"  {plan.command}"]
+
+
 def _known(number: int | None) -> str:
     return "unknown" if number is None else str(number)
 
 
-def finished(plan: LaunchPlan, record: JobRecord, progress: Progress) -> str:
+def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
     """The end of a good run: loss, place, and what to type next."""
     first, last = progress.first_loss, progress.last_loss
     loss = "" if first is None or last is None else f" Loss {first:.4f} -> {last:.4f}."
-    return (
-        f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}\n"
-        f"Checkpoints in {plan.paths.checkpoints}\n"
-        f"Next: launcher merge-ckpt {record.job_id}"
-    )
+    lines = [f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}"]
+    lines += [f"warning: {warning}" for warning in record.warnings]
+    return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", f"Next: launcher merge-ckpt {record.job_id}"])
+
+
+def planned_steps(paths: JobPaths) -> int | None:
+    """How many steps the job's plan counts; None when that is not known."""
+    try:
+        steps = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return steps if isinstance(steps, int) else None
 
 
 def _seconds_between(begin: str | None, end: str | None) -> float:
@@ -74,10 +90,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def begin(self, plan: LaunchPlan) -> None:
+    def begin(self, job_id: str, cards: int, target: str) -> None:
         """Say that the job begins, then show the bar."""
-        click.echo(f"Job {plan.paths.job_id}: {plan.cluster.num_devices} rank(s) on {plan.cluster.target}, ", nl=False)
-        click.echo(f"{_known(self._steps)} steps.")
+        click.echo(f"Job {job_id}: {cards} rank(s) on {target}, {_known(self._steps)} steps.")
         if sys.stderr.isatty():
             self._bar = _make_bar()
             self._bar.start()
@@ -86,8 +101,22 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the bar as it is; what follows is printed below it."""
         if self._bar:
             self._bar.stop()
+
+    def note_state(self, record: JobRecord) -> None:
+        """Say what the job waits for, that it is being stopped, or that another attempt began."""
+        if record.state == jobs.STOPPING:
+            click.echo("stopping; Ctrl-C again stops at once", err=True)
+        elif record.state == jobs.PLANNED and record.note:
+            click.echo(record.note, err=True)
+        elif record.state == jobs.STARTING and record.earlier:
+            reason = record.earlier[-1]["reason"] or "stopped"
+            click.echo(f"attempt {record.attempt}; attempt {record.attempt - 1} ended: {reason}", err=True)
 
     def note(self, event: dict[str, Any]) -> None:
         """Take an event of any rank; only rank 0's are shown."""
@@ -144,53 +173,106 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def job_table(store: JobStore) -> str:
+def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None = None) -> str:
     """One line a job."""
+    found = store.all() if chosen is None else chosen
     rows = [("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS")]
-    for paths, record in store.all():
-        step, loss = _last_step(paths)
+    for paths, record in found:
+        steps = progress_of(paths, 0).steps
+        step, loss = (str(steps[-1]["step"]), _number(steps[-1]["loss"], ".4f")) if steps else ("-", "-")
         cards = f"{record.cards} {record.target}"
         rows.append((record.job_id, record.state, cards, record.created[:19].replace("T", " "), step, loss))
-    if len(rows) == 1:
-        return f"No jobs in {store.root}. launcher submit --cards 2 starts one."
+    if not found:
+        none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
+        return f"{none} {store.root}. launcher submit --cards 2 starts one."
+    return table(rows)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns, two blanks between them."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
-def _last_step(paths: JobPaths) -> tuple[str, str]:
-    steps = [event for event in read_events(paths.rank_events(0)) if event["event"] == "step"]
-    if not steps:
-        return "-", "-"
-    return str(steps[-1]["step"]), _number(steps[-1]["loss"], ".4f")
+def jobs_json(chosen: list[tuple[JobPaths, JobRecord]]) -> str:
+    """Every job's record with its folder and each rank's last event, as one JSON array."""
+    values = []
+    for paths, record in chosen:
+        ranks = [rank_json(progress_of(paths, rank_id)) for rank_id in range(record.cards)]
+        values.append({**dataclasses.asdict(record), "folder": str(paths.root), "ranks": ranks})
+    return json.dumps(values, ensure_ascii=False, indent=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankProgress:
+    """What one rank has reported in an attempt. ``steps`` holds its step events."""
+
+    rank_id: int
+    state: str
+    steps: list[dict[str, Any]]
+
+    @property
+    def step_s(self) -> float | None:
+        """Median step time of the last steps; the first one compiles."""
+        times = [step["step_s"] for step in self.steps[1:][-20:]] or [step["step_s"] for step in self.steps]
+        return statistics.median(times) if times else None
+
+
+def progress_of(paths: JobPaths, rank_id: int) -> RankProgress:
+    events = [event for event in read_events(paths.rank_events(rank_id)) if event["event"] != "exit"]
+    steps = [event for event in events if event["event"] == "step"]
+    return RankProgress(rank_id=rank_id, state=events[-1]["event"] if events else "not started", steps=steps)
+
+
+def rank_json(progress: RankProgress) -> dict[str, Any]:
+    last = progress.steps[-1] if progress.steps else None
+    return {"rank_id": progress.rank_id, "state": progress.state, "step_s": progress.step_s, "last_step": last}
+
+
+# A rank whose steps take this many times the median of all is named.
+STRAGGLER_FACTOR = 2.0
+
+
+def stragglers(ranks: Sequence[RankProgress]) -> list[RankProgress]:
+    """Ranks that are slow against the others."""
+    times = [rank.step_s for rank in ranks if rank.step_s]
+    if len(times) < 2:
+        return []
+    usual = statistics.median_low(times)
+    return [rank for rank in ranks if rank.step_s and rank.step_s > STRAGGLER_FACTOR * usual]
 
 
 def status(paths: JobPaths, record: JobRecord) -> str:
     """State, progress of every rank, and the verdict of a failed job."""
+    ranks = [progress_of(paths, rank_id) for rank_id in range(record.cards)]
+    attempt = f", attempt {record.attempt}" if record.attempt > 1 else ""
     lines = [
         f"job       {record.job_id}",
-        f"state     {record.state}",
-        f"ranks     {record.cards} on {record.target}, host {record.host}",
+        f"state     {record.state}{attempt}{f' ({record.note})' if record.note else ''}",
+        f"ranks     {record.cards} on {record.target}, host {record.host}, engine {record.engine}",
         f"created   {record.created}",
         *([f"ended     {record.ended}"] if record.ended else []),
         f"versions  {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
         f"folder    {paths.root}",
-        *(_rank_line(paths, rank_id) for rank_id in range(record.cards)),
+        *(_rank_line(rank) for rank in ranks),
+        *(f"slow      rank {rank.rank_id}: {rank.step_s:.2f} s a step" for rank in stragglers(ranks)),
+        *(f"warning   {warning}" for warning in record.warnings),
     ]
-    if record.state == jobs.LOST:
+    for entry in record.earlier:
+        lines.append(f"attempt {entry['attempt']} ended: {entry.get('reason') or 'stopped'}")
+    if record.state == jobs.LOST and not record.verdict:
         lines.append("The process that watched this job is gone; the job did not end in order.")
     if record.verdict:
-        lines += ["", record.verdict["text"]]
+        lines += ["", verdict_text(record.verdict, user_language())]
     return "\n".join(lines)
 
 
-def _rank_line(paths: JobPaths, rank_id: int) -> str:
-    events = read_events(paths.rank_events(rank_id))
-    steps = [event for event in events if event["event"] == "step"]
-    state = events[-1]["event"] if events else "not started"
-    if not steps:
-        return f"rank {rank_id:<4} {state}"
-    last = steps[-1]
-    loss = _number(last["loss"], ".4f")
-    return f"rank {rank_id:<4} {state:<6} step {last['step']}  loss {loss}  {last['step_s']:.2f} s a step"
+def _rank_line(rank: RankProgress) -> str:
+    if not rank.steps:
+        return f"rank {rank.rank_id:<4} {rank.state}"
+    last = rank.steps[-1]
+    loss, memory = _number(last["loss"], ".4f"), last.get("memory_mib")
+    speed = f"{rank.step_s or 0:.2f} s a step" + (f"  {memory} MiB" if memory else "")
+    return f"rank {rank.rank_id:<4} {rank.state:<6} step {last['step']}  loss {loss}  {speed}"

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.options import jobs_dir_option, set_option
+from launcher.cli.options import jobs_dir_option, lang_option, set_option
+from launcher.cli.run_options import make_options, run_options
+
+if TYPE_CHECKING:
+    from launcher.submission import Draft
 
 
 @click.command()
@@ -18,6 +23,9 @@ from launcher.cli.options import jobs_dir_option, set_option
 @click.option("--port", type=click.IntRange(1024, 65535), help="The scheduler's port; a free one if left out.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
 @click.option("--no-preflight", is_flag=True, help="Start even when a check of this host fails.")
+@run_options
+@click.option("--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it.")
+@lang_option
 @jobs_dir_option
 def submit(
     spec: str | None,
@@ -27,23 +35,35 @@ def submit(
     port: int | None,
     dry_run: bool,
     no_preflight: bool,
+    detach: bool,
     jobs_dir: Path,
+    **run: Any,
 ) -> None:
     """Finetune as SPEC says (a .yaml file, or a name in configs/) and follow the run to its end.
+
+    Ctrl-C stops the job, twice at once. Closing the terminal does not: launcher attach follows it again.
 
     \b
     launcher submit --cards 2
     launcher submit llama_7b_lora --cards 8 --dry-run
+    launcher submit --cards 2 --engine direct --detach
     """
     from launcher import submission
     from launcher.cli import show
 
     make_draft = partial(
-        submission.draft, spec, cards=cards, checkpoint=checkpoint, sets=sets, port=port, jobs_dir=jobs_dir
+        submission.draft,
+        spec,
+        cards=cards,
+        checkpoint=checkpoint,
+        sets=sets,
+        port=port,
+        jobs_dir=jobs_dir,
+        options=make_options(**run),
     )
     draft = make_draft()
     for note in draft.notes:
-        click.echo(note)
+        click.echo(note, err=detach)
     if dry_run:
         click.echo(show.plan(draft.plan))
         return
@@ -52,6 +72,24 @@ def submit(
     if draft.pending:
         draft.pending.make()
         draft = make_draft()  # the number of rows, and so of steps, is known now
-    with show.Progress(draft.plan.steps) as progress:
-        record = submission.carry_out(draft, progress.note, on_start=progress.begin)
-    click.echo(show.finished(draft.plan, record, progress))
+    _detach(draft) if detach else _follow(draft)
+
+
+def _detach(draft: Draft) -> None:
+    from launcher import submission
+
+    submission.begin(draft).returncode = 0  # nobody waits for it
+    click.echo(draft.plan.paths.job_id)
+
+
+def _follow(draft: Draft) -> None:
+    from launcher import submission
+    from launcher.cli import show
+    from launcher.cli.following import follow_to_end
+
+    plan = draft.plan
+    with show.Progress(plan.steps) as progress:
+        progress.begin(plan.paths.job_id, plan.cluster.num_devices, plan.cluster.target)
+        guard = submission.begin(draft)
+        record = follow_to_end(plan.paths, progress, guard)
+    click.echo(show.finished(plan.paths, record, progress))

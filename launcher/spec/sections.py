@@ -259,6 +259,8 @@ class TrainingSpec(Section):
     """Batches whose gradients make one optimizer step (semi_auto only; a pipeline has micro_batches for it)."""
     max_grad_norm: Positive | None = None
     """Gradients are scaled down to this norm; left out, they are not."""
+    max_nan_steps: Count = 10
+    """Steps in a row with a loss that is NaN or infinite after which the run has failed; 0 lets it go on."""
     optimizer: OptimizerSpec = OptimizerSpec()
     """The optimizer."""
     lr_schedule: ScheduleSpec = ScheduleSpec()

@@ -1,0 +1,94 @@
+"""``launcher attach``, ``launcher stop`` and ``launcher resume``."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.cli.options import job_argument, jobs_dir_option, lang_option
+
+if TYPE_CHECKING:
+    from launcher.jobs import JobPaths, JobRecord
+
+
+@click.command()
+@job_argument
+@lang_option
+@jobs_dir_option
+def attach(job: str, jobs_dir: Path) -> None:
+    r"""Follow JOB (an id, a unique prefix of one, or "last") to its end, as submit does.
+
+    Ctrl-C stops the job; closing the terminal does not.
+
+    \b
+    launcher attach last
+    """
+    from launcher.jobs import JobStore
+
+    paths, record = JobStore(jobs_dir).get(job)
+    _follow(paths, record)
+
+
+def _follow(paths: JobPaths, record: JobRecord, guard: subprocess.Popen[bytes] | None = None) -> None:
+    from launcher.cli import show
+    from launcher.cli.following import follow_to_end
+
+    with show.Progress(show.planned_steps(paths)) as progress:
+        progress.begin(record.job_id, record.cards, record.target)
+        record = follow_to_end(paths, progress, guard)
+    click.echo(show.finished(paths, record, progress))
+
+
+@click.command()
+@job_argument
+@click.option("--save", is_flag=True, help="Let all ranks finish a step and save a checkpoint first.")
+@click.option("--grace", "grace_s", type=click.FloatRange(min=0.0), help="Seconds from TERM to KILL; the job's own.")
+@jobs_dir_option
+def stop(job: str, save: bool, grace_s: float | None, jobs_dir: Path) -> None:
+    r"""Stop JOB: TERM to every rank, KILL after the grace, and nothing of it is left. launcher resume goes on with it.
+
+    \b
+    launcher stop last --save
+    """
+    from launcher.jobs import JobStore
+    from launcher.stopping import stop_job
+
+    record = stop_job(*JobStore(jobs_dir).get(job), save=save, grace_s=grace_s)
+    note = f"; {record.note}" if record.note else ""
+    click.echo(f"Job {record.job_id} {record.state}{note}. Next: launcher resume {record.job_id}")
+
+
+@click.command()
+@job_argument
+@click.option("--detach", is_flag=True, help="Print the job's id and return at once.")
+@lang_option
+@jobs_dir_option
+def resume(job: str, detach: bool, jobs_dir: Path) -> None:
+    r"""Go on with JOB, which has failed or was stopped, from its newest step that is complete on all ranks.
+
+    Logs and events of the new attempt go to a folder of their own; those of earlier ones stay.
+
+    \b
+    launcher resume last
+    """
+    from launcher import starting
+    from launcher.jobs import JobStore
+
+    paths, record = JobStore(jobs_dir).get(job)
+    paths, guard = starting.begin_again(paths, record)
+    where = (
+        f"from {_moment(paths)}" if paths.resume.is_dir() else "from the beginning: no step is complete on all ranks"
+    )
+    click.echo(f"Attempt {paths.attempt}, {where}.", err=detach)
+    if detach:
+        guard.returncode = 0  # nobody waits for it
+        click.echo(record.job_id)
+        return
+    _follow(paths, record, guard)
+
+
+def _moment(paths: JobPaths) -> str:
+    return next((paths.resume / "rank_0").iterdir()).name

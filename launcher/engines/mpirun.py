@@ -1,0 +1,39 @@
+"""Open MPI's mpirun, on one host.
+
+On Ascend, MindSpore finds its ranks through MPI itself and moves data by HCCL; no scheduler, and RANK_TABLE_FILE must
+be unset (tutorials, parallel/mpirun.md). On CPU there is no device collective under MPI ("Failed to initialize
+communication library on device side"): there mpirun only spawns, and the worker maps what Open MPI says of a rank to
+MindSpore's dynamic cluster (see ``launcher.worker``), whose scheduler runs beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from launcher.engines.base import Command, EngineJob, Program, find
+
+
+class Mpirun:
+    name = "mpirun"
+    nests_ranks = True
+
+    def find_program(self) -> str:
+        return find("mpirun", "apt-get install --no-install-recommends openmpi-bin, or --engine direct")
+
+    def programs(self, job: EngineJob) -> tuple[Program, ...]:
+        dynamic = job.target == "CPU" and job.num_ranks > 1
+        env = {**job.base_env(self.name), **(job.cluster_env() if dynamic else {})}
+        # Session files of Open MPI, which it leaves behind when it is killed: in the attempt's folder nobody minds.
+        env["OMPI_MCA_orte_tmpdir_base"] = str(job.paths.work)
+        env["PRTE_MCA_prte_tmpdir_base"] = str(job.paths.work)
+        argv = (
+            job.program,
+            *(("--allow-run-as-root",) if os.geteuid() == 0 else ()),
+            *("--oversubscribe", "--bind-to", "none", "--mca", "plm", "isolated"),
+            *("-n", str(job.num_ranks)),
+            sys.executable,
+            *job.worker_argv,
+        )
+        mpirun = Program(name=self.name, command=Command(argv=argv, env=env))
+        return (*(job.scheduler(self.name) if dynamic else ()), mpirun)

@@ -1,0 +1,127 @@
+"""Following a job from a terminal: its events, its end, and what Ctrl-C means there.
+
+Ctrl-C (SIGINT) and SIGTERM are passed on: the job is stopped, at once when repeated. SIGHUP, a terminal that is closed,
+ends the following and not the job.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from launcher import jobs
+from launcher.errors import JobCancelled, JobError, JobFailed
+from launcher.events import EventReader
+from launcher.jobs import JobPaths, JobRecord
+from launcher.verdict import user_language, verdict_text
+
+POLL_S = 0.1
+
+OnEvent = Callable[[dict[str, Any]], None]
+OnState = Callable[[JobRecord], None]
+
+
+class Detached(Exception):
+    """The terminal is gone; the job runs on."""
+
+
+def follow(paths: JobPaths, on_event: OnEvent, on_state: OnState) -> JobRecord:
+    """Call ``on_event`` with every event of every rank of the newest attempt and ``on_state`` with each new state.
+
+    Returns the final record. Raises Detached on SIGHUP, and JobError when the job's record is gone.
+    """
+    follower = _Follower(paths, on_event, on_state)
+    with _signals() as signals:
+        while True:
+            record = follower.look()
+            _pass_on(signals, record)
+            if record.is_final:
+                return record
+            follower.wait(record)
+
+
+class _Follower:
+    def __init__(self, paths: JobPaths, on_event: OnEvent, on_state: OnState) -> None:
+        self._paths, self._on_event, self._on_state = paths, on_event, on_state
+        self._seen: tuple[int, str, str | None] | None = None
+        self._attempt = 0
+        self._readers: list[EventReader] = []
+
+    def look(self) -> JobRecord:
+        """Read the record, then events: what is written before an end is seen before it."""
+        record = jobs.read_record(self._paths)
+        if record is None:
+            raise JobError(f"{self._paths.record} is gone or damaged", hint="launcher jobs")
+        if record.attempt != self._attempt:
+            self._attempt = record.attempt
+            paths = self._paths.of_attempt(record.attempt)
+            self._readers = [EventReader(path=paths.rank_events(rank_id)) for rank_id in range(record.cards)]
+        for reader in self._readers:
+            for event in reader.new():
+                self._on_event(event)
+        if self._seen != (record.attempt, record.state, record.note):
+            self._seen = (record.attempt, record.state, record.note)
+            self._on_state(record)
+        return record
+
+    def wait(self, record: JobRecord) -> None:
+        """A while, or until the supervisor has ended."""
+        handle = record.supervisor.open_pidfd() if record.supervisor else None
+        if handle is None:
+            time.sleep(POLL_S)
+            return
+        try:
+            select.select([handle], [], [], POLL_S)
+        finally:
+            os.close(handle)
+
+
+def _pass_on(signals: list[int], record: JobRecord) -> None:
+    """To the supervisor, once there is one that can take it."""
+    if signal.SIGHUP in signals:
+        raise Detached
+    if record.guard is None or record.supervisor is None:
+        return
+    while signals:
+        record.supervisor.send(signals.pop(0))
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    received: list[int] = []
+
+    def note(signum: int, _frame: FrameType | None) -> None:
+        received.append(signum)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def raise_for_end(record: JobRecord) -> None:
+    """Raises JobFailed with the verdict, or JobCancelled, when the job did not end well."""
+    if record.state == jobs.CANCELLED:
+        signum = (record.exit_code or 130) - 128
+        saved = f"; {record.note}" if record.note else ""
+        raise JobCancelled(
+            f"job {record.job_id} stopped by {signal.Signals(signum).name}{saved}; nothing of it is running",
+            signum=signum,
+            hint=f"launcher resume {record.job_id}",
+        )
+    if record.state in (jobs.FAILED, jobs.LOST):
+        verdict = record.verdict or {"text": "its supervisor is gone and left no verdict"}
+        rank_id = verdict.get("rank_id")
+        option = "" if rank_id is None else f" --rank {rank_id}"
+        raise JobFailed(
+            f"job {record.job_id} {record.state}: {verdict_text(verdict, user_language())}",
+            hint=f"launcher logs {record.job_id}{option}",
+        )

@@ -1,0 +1,109 @@
+"""What the supervisor is told, in launch.json: engine, hardware, and limits. Plain data, read without pydantic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from launcher.atomic import write_atomic
+from launcher.engines import ENGINES
+from launcher.engines.base import WORKER, EngineJob, Program
+from launcher.jobs import JobPaths
+from launcher.network import free_port, is_free
+
+MIN_HANG_TIMEOUT_S = 600.0
+HANG_FACTOR = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long to wait for what, and how often to try.
+
+    ``grace_s``: from TERM to KILL. ``start_timeout_s``: until all ranks are ready. ``hang_timeout_s``: without a step;
+    None means HANG_FACTOR times the step time seen, at least MIN_HANG_TIMEOUT_S. ``leave_s``: for a rank that has said
+    that it is done to end. ``stopped_s``: how long a rank may be suspended (SIGSTOP) while another runs.
+    ``max_restarts``: after faults of the machine or of communication.
+    """
+
+    grace_s: float = 30.0
+    start_timeout_s: float = 600.0
+    hang_timeout_s: float | None = None
+    leave_s: float = 1.0
+    stopped_s: float = 10.0
+    max_restarts: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankPlace:
+    """Where a rank runs, in the words of the plan."""
+
+    rank_id: int
+    local_rank: int
+    host: str
+    device_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """All that one start of a job's processes needs. ``locks``: names of cards that no other job may have meanwhile."""
+
+    engine: str
+    target: str
+    address: str
+    port: int
+    program: str
+    rank_table: str
+    ranks: tuple[RankPlace, ...]
+    visible: tuple[int, ...] = ()
+    worker: tuple[str, ...] = WORKER
+    env: Mapping[str, str] = field(default_factory=dict)
+    locks: tuple[str, ...] = ()
+    wait_for_locks: bool = False
+    limits: Limits = Limits()
+
+    def programs(self, paths: JobPaths) -> tuple[Program, ...]:
+        """What the engine starts for the attempt that ``paths`` is of."""
+        job = EngineJob(
+            paths=paths,
+            num_ranks=len(self.ranks),
+            target=self.target,
+            address=self.address,
+            port=self.port,
+            rank_table=self.rank_table,
+            visible=self.visible,
+            program=self.program,
+            worker=self.worker,
+            env=self.env,
+        )
+        return ENGINES[self.engine].programs(job)
+
+    @property
+    def nests_ranks(self) -> bool:
+        return ENGINES[self.engine].nests_ranks
+
+    def with_free_port(self) -> Launch:
+        """The same with a port that is free now."""
+        return self if is_free(self.port, self.address) else replace(self, port=free_port(self.address))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Launch:
+        raw: dict[str, Any] = json.loads(text)
+        raw["ranks"] = tuple(RankPlace(**rank) for rank in raw["ranks"])
+        raw["limits"] = Limits(**raw["limits"])
+        for key in ("visible", "worker", "locks"):
+            raw[key] = tuple(raw[key])
+        return cls(**raw)
+
+
+def write_launch(paths: JobPaths, launch: Launch) -> None:
+    write_atomic(paths.launch, launch.to_json())
+
+
+def read_launch(paths: JobPaths) -> Launch:
+    """Raises OSError, ValueError, TypeError or KeyError when the job has none that can be read."""
+    return Launch.from_json(paths.launch.read_text(encoding="utf-8"))

@@ -1,0 +1,98 @@
+"""Cards that a job has are locked on their host: two jobs never take the same one.
+
+A lock is an flock(2) on a file in one folder for all users of the host, held by the job's supervisor; the kernel gives
+it back when that process is gone, however it ended. The file says who has it. Nothing is ever deleted: a file without
+a holder locks nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher.errors import HostError
+
+WAIT_S = 0.5
+
+
+def lock_folder() -> Path:
+    """$LAUNCHER_LOCKS, or one folder for the host. Never in a job's folder: hosts may share that."""
+    return Path(os.environ.get("LAUNCHER_LOCKS") or "/tmp/launcher-locks")  # noqa: S108 - sticky, like /tmp itself
+
+
+def check_free(names: Iterable[str]) -> None:
+    """Raises HostError when a job has one of the cards now."""
+    with hold(names, holder="a check"):
+        pass
+
+
+@contextmanager
+def hold(names: Iterable[str], *, holder: str) -> Iterator[None]:
+    """Have the locks ``names`` inside. Raises HostError when another process has one of them."""
+    handles: list[int] = []
+    try:
+        for name in sorted(names):
+            handles.append(_lock(name, holder))
+        yield
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
+@contextmanager
+def wait_and_hold(
+    names: Iterable[str], *, holder: str, tell: Callable[[str], None], give_up: Callable[[], bool]
+) -> Iterator[bool]:
+    """Like ``hold``, but waits for others to end; ``tell`` is called with whom it waits for. False after giving up."""
+    names, told = tuple(names), ""
+    while not give_up():
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(hold(names, holder=holder))
+            except HostError as error:
+                if error.message != told:
+                    told = error.message
+                    tell(f"waiting: {told}")
+            else:
+                yield True
+                return
+        time.sleep(WAIT_S)
+    yield False
+
+
+def _lock(name: str, holder: str) -> int:
+    handle = _open(lock_folder() / f"{name}.lock")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = os.pread(handle, 200, 0).decode("utf-8", "replace").strip() or "another process"
+        os.close(handle)
+        raise HostError(
+            f"{name.replace('_', ' ')} is taken by {who}",
+            hint="launcher submit --wait waits for it; launcher stop JOB ends that job",
+        ) from None
+    with contextlib.suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{holder} (pid {os.getpid()})\n".encode(), 0)
+    return handle
+
+
+def _open(file: Path) -> int:
+    """Open for locking, whoever made the file. Raises HostError when that is not allowed."""
+    try:
+        if not file.parent.is_dir():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.chmod(0o1777)
+        if not file.exists():
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+                file.chmod(0o666)
+        # Without O_CREAT: in a sticky folder the kernel refuses that for files of others (fs.protected_regular).
+        return os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise HostError(f"cannot lock cards: {error}", hint="set LAUNCHER_LOCKS to a folder of all users") from error

@@ -1,0 +1,103 @@
+"""How a rank's log is written: every line with its time, nothing cut, and long logs put aside.
+
+A rank appends to ``worker_<rank_id>.log``. When that is long it becomes ``worker_<rank_id>.log.1``, the next one .2,
+and so on; nothing is thrown away. MindSpore and MindFormers put a time on their lines; a line that has none gets one
+when Python code writes it. What does not pass through Python (a child process, a crash inside C++) stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+
+# "2026-11-24 09:23:35,750 - mindformers..." and "[WARNING] ME(7:8,MainProcess):2026-11-24-09:23:35.750.113 [...]".
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T-](\d\d:\d\d:\d\d)[.,](\d{3})")
+_STAMP_WITHIN = 120
+
+_OWN_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3} ")
+STAMP_LENGTH = len("2026-11-24T09:23:35.750 ")
+
+
+def find_stamp(line: str) -> re.Match[str] | None:
+    """Date, time and milliseconds near the beginning of a line, whoever wrote them."""
+    return _STAMP.search(line, 0, _STAMP_WITHIN)
+
+
+def is_stamped(line: str) -> bool:
+    """Whether the line begins with a time that the launcher wrote."""
+    return _OWN_STAMP.match(line) is not None
+
+
+class StampedStream(io.TextIOWrapper):
+    """A text stream whose lines begin with local time in milliseconds, unless they say theirs themselves."""
+
+    def __init__(self, handle: int) -> None:
+        super().__init__(
+            open(handle, "wb", buffering=0, closefd=False),  # noqa: SIM115 - lives as long as the process
+            encoding="utf-8",
+            errors="backslashreplace",
+            newline="\n",
+            write_through=True,
+        )
+        self._within_line = False
+
+    def write(self, text: str) -> int:
+        if text:
+            super().write("".join(map(self._stamped, text.splitlines(keepends=True))))
+        return len(text)
+
+    def _stamped(self, piece: str) -> str:
+        begins, self._within_line = not self._within_line, not piece.endswith("\n")
+        if not begins or piece == "\n" or find_stamp(piece):
+            return piece
+        return f"{datetime.now().isoformat(timespec='milliseconds')} {piece}"
+
+
+def stamp_lines() -> None:
+    """From now on what Python code of this process prints has a time on every line."""
+    sys.stdout, sys.stderr = StampedStream(1), StampedStream(2)
+
+
+ROTATE_BYTES = 64 << 20
+_ROTATE_POLL_S = 1.0
+
+
+def write_to(log: Path) -> None:
+    """Append this process's stdout and stderr to ``log`` from here on. Stays with what there is when it cannot."""
+    with contextlib.suppress(OSError):
+        handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        for number in (1, 2):
+            os.dup2(handle, number)
+        os.close(handle)
+
+
+def rotate(log: Path) -> bool:
+    """Put ``log``, to which this process writes, aside under the next number and begin a new one. No line is lost."""
+    number = 1 + max((int(p.suffix[1:]) for p in log.parent.glob(f"{log.name}.*") if p.suffix[1:].isdigit()), default=0)
+    try:
+        log.rename(log.with_name(f"{log.name}.{number}"))
+    except OSError:
+        return False
+    write_to(log)
+    return True
+
+
+def keep_small(log: Path) -> None:
+    """From now on rotate ``log`` whenever it is longer than $LAUNCHER_LOG_MIB MiB (64)."""
+    limit = int(os.environ.get("LAUNCHER_LOG_MIB", "0")) << 20 or ROTATE_BYTES
+
+    def watch() -> None:
+        while True:
+            time.sleep(_ROTATE_POLL_S)
+            with contextlib.suppress(OSError):
+                if os.fstat(1).st_size > limit:
+                    rotate(log)
+
+    threading.Thread(target=watch, name="launcher-logs", daemon=True).start()

@@ -1,0 +1,60 @@
+"""A new attempt at a job: from the newest step that all ranks saved, in a folder of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.jobs import JobPaths
+
+# mindformers 1.9.0, core/callback: PREFIX_rank_R-EPOCH_STEP.(safetensors|ckpt); STEP counts within the epoch.
+_FILE = re.compile(r".+_rank_\d+-(?P<epoch>\d+)_(?P<step>\d+)\.(?:safetensors|ckpt)")
+
+Moment = tuple[int, int]
+
+
+def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
+    """Make the folder of the attempt that ``paths`` is of, with links to what it starts from.
+
+    Returns the (epoch, step within the epoch) of the newest checkpoint that is complete on all ranks; None when there
+    is none, and the attempt begins at the beginning. Checkpoints after that moment, which only some ranks have, are
+    moved into the attempt's folder.
+    """
+    paths.attempt_folder.mkdir(parents=True, exist_ok=False)
+    saved = [saved_moments(paths.checkpoints / f"rank_{rank_id}") for rank_id in range(num_ranks)]
+    common = set.intersection(*(set(files) for files in saved)) if saved else set()
+    if not common:
+        return None
+    newest = max(common)
+    for rank_id, files in enumerate(saved):
+        for moment, file in files.items():
+            if moment > newest:  # some ranks have it and others not; the new attempt will write it again
+                stale = paths.attempt_folder / "stale" / f"rank_{rank_id}"
+                stale.mkdir(parents=True, exist_ok=True)
+                file.rename(stale / file.name)
+        folder = paths.resume / f"rank_{rank_id}"
+        folder.mkdir(parents=True)
+        (folder / files[newest].name).symlink_to(files[newest])
+    return newest
+
+
+def saved_moments(folder: Path) -> Mapping[Moment, Path]:
+    """Checkpoints in a rank's folder that are whole: a file that is still being written has another name or no end."""
+    matches = ((path, _FILE.fullmatch(path.name)) for path in folder.glob("*"))
+    return {(int(m["epoch"]), int(m["step"])): path for path, m in matches if m and is_whole(path)}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says; other formats are believed when not empty."""
+    try:
+        size = path.stat().st_size
+        if path.suffix != ".safetensors":
+            return size > 0
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = file.read(header_bytes) if 0 < header_bytes < size else b""
+    except OSError:
+        return False
+    ends = [int(end) for end in re.findall(rb'"data_offsets":\s*\[\d+,\s*(\d+)\]', header)]
+    return bool(ends) and size == 8 + header_bytes + max(ends)

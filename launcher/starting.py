@@ -1,0 +1,134 @@
+"""From a plan to a running job: what the supervisor is told, the job's folder, and the supervisor itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass, field, replace
+
+from launcher import installed, jobs, supervise
+from launcher.atomic import write_atomic
+from launcher.cluster import Cluster
+from launcher.engines import DEFAULT, ENGINES
+from launcher.engines.base import Command
+from launcher.errors import HostError, JobError
+from launcher.jobs import JobPaths, JobRecord
+from launcher.launch import Launch, Limits, RankPlace, read_launch, write_launch
+from launcher.locks import check_free
+from launcher.plan import LaunchPlan
+from launcher.processes import ProcessId
+from launcher.resume import prepare_attempt
+
+# How long ranks that have said that they are done may take to end. The driver frees a card when its process is gone
+# in whatever way; on Ascend an end in order is given time all the same.
+LEAVE_S = {"CPU": 0.3, "Ascend": 15.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a job is to be run, whatever it trains. ``program``: path of the engine's own program, found if None."""
+
+    engine: str = DEFAULT
+    program: str | None = None
+    limits: Limits = field(default_factory=Limits)
+    wait_for_cards: bool = False
+
+
+def make_launch(
+    cluster: Cluster, paths: JobPaths, *, env: dict[str, str], port: int, options: Options | None = None
+) -> Launch:
+    """What the supervisor of a job on ``cluster`` (one host) is told. Raises HostError when the engine is missing."""
+    options = options or Options()
+    host = cluster.hosts[0]
+    on_cards = cluster.target == "Ascend"
+    return Launch(
+        engine=options.engine,
+        target=cluster.target,
+        address=host.address,
+        port=port,
+        program=ENGINES[options.engine].find_program() if options.program is None else options.program,
+        rank_table=str(paths.root / "rank_table.json"),
+        ranks=tuple(
+            RankPlace(
+                rank_id=rank.rank_id,
+                local_rank=rank.local_rank,
+                host=rank.host.name,
+                device_id=rank.device.device_id,
+            )
+            for rank in cluster.ranks()
+        ),
+        visible=host.visible if on_cards else (),
+        env=env,
+        locks=tuple(f"card_{device.device_id}" for device in host.devices) if on_cards else (),
+        wait_for_locks=options.wait_for_cards,
+        limits=replace(options.limits, leave_s=LEAVE_S[cluster.target]),
+    )
+
+
+def main_command(launch: Launch, paths: JobPaths) -> Command:
+    """The command that says most about the run: msrun's, mpirun's, or rank 0's."""
+    return next(program.command for program in launch.programs(paths) if program.name != "scheduler")
+
+
+def write_files(plan: LaunchPlan) -> None:
+    """Make the job's folder with everything the plan says. The folder must not exist."""
+    paths = plan.paths
+    paths.root.mkdir(parents=True, exist_ok=False)
+    for file in plan.files:
+        write_atomic(paths.root / file.path, file.text)
+    for link in plan.links:
+        path = paths.root / link.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(link.target)
+    write_atomic(paths.plan, json.dumps(plan.to_dict(), ensure_ascii=False, indent=2) + "\n")
+
+
+def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes]:
+    """Write the job's folder and start its supervisor, which from then on is alone responsible for the job.
+
+    Raises HostError when another job has one of the cards, unless the job is to wait for them.
+    """
+    if not launch.wait_for_locks:
+        check_free(launch.locks)
+    write_files(plan)
+    write_launch(plan.paths, launch)
+    record = JobRecord(
+        job_id=plan.paths.job_id,
+        name=plan.spec.name,
+        state=jobs.PLANNED,
+        created=jobs.now(),
+        host=plan.cluster.hosts[0].name,
+        cards=plan.cluster.num_devices,
+        target=plan.cluster.target,
+        argv=plan.command.argv,
+        versions=installed.installed(),
+        engine=launch.engine,
+        supervisor=ProcessId.current(),  # until there is one: a job whose submitter died at this point is lost
+    )
+    jobs.write_record(plan.paths, record)
+    return supervise.start(plan.paths)
+
+
+def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subprocess.Popen[bytes]]:
+    """Start another attempt at a job that has ended without success, from its newest complete checkpoint.
+
+    Raises JobError when the job runs, has succeeded, or cannot be read; HostError when the engine is missing.
+    """
+    if not record.is_final:
+        raise JobError(f"job {record.job_id} is {record.state}", hint=f"launcher attach {record.job_id}")
+    if record.state == jobs.SUCCEEDED:
+        raise JobError(f"job {record.job_id} has succeeded", hint=f"launcher merge-ckpt {record.job_id}")
+    try:
+        launch = read_launch(paths).with_free_port()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise JobError(f"cannot read {paths.launch}: {error}", hint="submit it anew: launcher submit") from error
+    ENGINES[launch.engine].find_program()
+    following = replace(jobs.next_attempt(record, restarted=False), supervisor=ProcessId.current(), guard=None)
+    paths = paths.of_attempt(following.attempt)
+    try:
+        prepare_attempt(paths, record.cards)
+    except OSError as error:
+        raise HostError(f"cannot make {paths.attempt_folder}: {error}", hint="df -h") from error
+    write_launch(paths, launch)
+    jobs.write_record(paths, following)
+    return paths, supervise.start(paths)

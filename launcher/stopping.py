@@ -1,0 +1,53 @@
+"""Stopping a job from another process than the one that supervises it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+from launcher import jobs
+from launcher.atomic import write_atomic
+from launcher.errors import JobError
+from launcher.jobs import JobPaths, JobRecord
+from launcher.launch import Limits, read_launch
+
+# What a stop may take beyond the grace: killing, and writing the end.
+_SLACK_S = 15.0
+
+_POLL_S = 0.05
+
+
+def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:
+    """Ask the supervisor to stop, wait until it has, and return the final record.
+
+    ``save`` asks for a checkpoint after a step that all ranks finish; the grace bounds the wait for it too. Raises
+    JobError when the job has ended, is another host's, or does not end in time.
+    """
+    if record.is_final:
+        raise JobError(f"job {record.job_id} is not running: {record.state}", hint=f"launcher status {record.job_id}")
+    if record.supervisor is None or not record.supervisor.is_alive():
+        raise JobError(
+            f"job {record.job_id} is supervised on {record.host}",
+            hint=f"on {record.host}: launcher stop {paths.job_id}",
+        )
+    grace_s = _limits(paths).grace_s if grace_s is None else grace_s
+    write_atomic(paths.control, json.dumps({"save": save, "grace_s": grace_s}) + "\n")
+    record.supervisor.send(signal.SIGTERM)
+    deadline = time.monotonic() + grace_s * (2 if save else 1) + _SLACK_S
+    while time.monotonic() < deadline:
+        current = jobs.read_record(paths)
+        if current and current.is_final and not (current.guard and current.guard.is_alive()):
+            return current
+        time.sleep(_POLL_S)
+    raise JobError(
+        f"job {record.job_id} has not ended {grace_s + _SLACK_S:.0f} s after it was asked to",
+        hint=f"kill -9 {record.supervisor.pid} (its guard then clears up)",
+    )
+
+
+def _limits(paths: JobPaths) -> Limits:
+    try:
+        return read_launch(paths).limits
+    except (OSError, ValueError, TypeError, KeyError):
+        return Limits()

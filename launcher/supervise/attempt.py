@@ -1,0 +1,308 @@
+"""One attempt: start the engine's programs, watch until all ranks are done or one failed, leave nothing running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher import jobs
+from launcher.atomic import write_atomic
+from launcher.engines.base import FOREIGN, Program
+from launcher.events import EventReader, read_position
+from launcher.jobs import JobPaths
+from launcher.launch import HANG_FACTOR, MIN_HANG_TIMEOUT_S, Launch
+from launcher.oom import OomWatch
+from launcher.processes import ProcessId, descendants, die_with_parent, kill_descendants, reap
+from launcher.supervise.signals import Asked
+from launcher.supervise.stacks import dump_stacks
+from launcher.supervise.watch import ENGINE_LEAVES_S, SCHEDULER, Failure, Watch
+from launcher.verdict import Findings, Verdict, find_verdict, signal_name
+
+# Reports of ranks are read this often; ends of processes wake the supervisor at once.
+TICK_S = 0.1
+
+# After the first failure others may come in that were earlier: the verdict waits this long for them.
+SETTLE_S = 0.2
+
+# How often slow checks are made: suspended ranks, hangs.
+SLOW_TICK_S = 1.0
+
+_MIN_FREE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an attempt ended. ``state`` is one of SUCCEEDED, FAILED (with a verdict) and CANCELLED."""
+
+    state: str
+    verdict: Verdict | None = None
+    warnings: tuple[str, ...] = ()
+    saved_step: int | None = None
+
+
+@dataclass(kw_only=True)
+class _Child:
+    program: Program
+    process: ProcessId
+    popen: subprocess.Popen[bytes] = field(repr=False)
+
+
+class Attempt:
+    """Runs once. ``tell`` is called with STARTING, RUNNING and STOPPING, and with the ranks' processes."""
+
+    def __init__(self, paths: JobPaths, launch: Launch, asked: Asked, tell: Callable[[str, Watch], None]) -> None:
+        self.paths, self.launch, self.asked, self._tell = paths, launch, asked, tell
+        self.limits = launch.limits
+        self.watch = Watch(len(launch.ranks), launch.engine if launch.nests_ranks else None)
+        self._children: dict[int, _Child] = {}
+        self._selector = selectors.DefaultSelector()
+        self._readers = [EventReader(path=paths.scheduler_events)]
+        self._readers += [EventReader(path=paths.rank_events(rank.rank_id)) for rank in launch.ranks]
+        self._watched: set[int | str] = set()
+        self._state = ""
+        self._oom = OomWatch()
+        self._slow_at = 0.0
+        self._stopped_since: dict[int, float] = {}
+
+    def run(self) -> Outcome:
+        """The whole attempt. However it ends, nothing that it started is left."""
+        self._selector.register(self.asked.wake_fd, selectors.EVENT_READ, None)
+        try:
+            self._make_folders()
+            self._start()
+            return self._follow()
+        finally:
+            kill_descendants(self._note_end)
+            self._close()
+
+    # ------------------------------------------------------------------------------------------------ starting
+
+    def _make_folders(self) -> None:
+        for folder in (self.paths.logs, self.paths.events, self.paths.work):
+            folder.mkdir(parents=True, exist_ok=True)
+        for reader in self._readers:  # open before anything runs: what is read then cannot be taken away
+            reader.path.touch()
+            list(reader.new())
+
+    def _start(self) -> None:
+        self._began = time.time()
+        self._set_state(jobs.STARTING)
+        for program in self.launch.programs(self.paths):
+            self._spawn(program)
+
+    def _spawn(self, program: Program) -> None:
+        log = self.paths.log(program.name) if program.rank_id is None else self.paths.rank_log(program.rank_id)
+        environment = {key: value for key, value in os.environ.items() if key not in FOREIGN}
+        with log.open("ab") as output:
+            popen = subprocess.Popen(
+                program.command.argv,
+                env={**environment, **program.command.env},
+                cwd=self.paths.work,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        process = ProcessId.of_pid(popen.pid)
+        self._children[popen.pid] = _Child(program=program, process=process, popen=popen)
+        self._watch_process(program.name if program.rank_id is None else program.rank_id, process)
+
+    def _watch_process(self, who: int | str, process: ProcessId) -> None:
+        """Be woken when the process of a rank (by number) or a program (by name) ends."""
+        if who in self._watched:
+            return
+        self._watched.add(who)
+        if isinstance(who, int):
+            self.watch.ranks[who].process = process
+        handle = process.open_pidfd()
+        if handle is None:
+            self._gone(who)
+        else:
+            self._selector.register(handle, selectors.EVENT_READ, who)
+
+    def _gone(self, who: int | str, code: int | None = None) -> None:
+        if isinstance(who, int):
+            self.watch.rank_gone(who, time.time(), code)
+        else:
+            self.watch.program_gone(who, time.time(), code)
+
+    # ------------------------------------------------------------------------------------------------ watching
+
+    def _tick(self, timeout_s: float = TICK_S) -> None:
+        """Wait for something to happen, at most ``timeout_s``, and take note of it."""
+        for key, _ in self._selector.select(timeout_s):
+            if key.data is None:
+                self.asked.drain()
+                continue
+            self._selector.unregister(key.fd)
+            os.close(key.fd)
+            self._gone(key.data)
+        reap(self._note_end)
+        self._read_events()
+
+    def _note_end(self, pid: int, code: int) -> None:
+        """A child has ended, or an orphan that we adopted: ranks of an engine that died before it could look."""
+        child = self._children.get(pid)
+        if child:
+            child.popen.returncode = code
+            self._gone(child.program.name if child.program.rank_id is None else child.program.rank_id, code)
+
+    def _read_events(self) -> None:
+        for reader in self._readers:
+            for event in reader.new():
+                self.watch.note(event)
+        for rank in self.watch.ranks.values():
+            if rank.process:
+                self._watch_process(rank.rank_id, rank.process)
+        if self.watch.scheduler and self.launch.engine == "msrun":
+            self._watch_process(SCHEDULER, self.watch.scheduler)
+
+    def _set_state(self, state: str) -> None:
+        if state != self._state:
+            self._state = state
+            self._tell(state, self.watch)
+
+    def _follow(self) -> Outcome:
+        while True:
+            self._tick()
+            if self.asked.count:
+                return self._stop_as_asked()
+            if self.watch.all_done:
+                return self._finish()
+            failure = self._settled_failure() if self.watch.failing else self._slow_checks()
+            if failure:
+                return self._fail(failure)
+            if self.watch.all_ready:
+                self._set_state(jobs.RUNNING)
+
+    def _for(self, seconds: float, until: Callable[[], bool]) -> bool:
+        """Watch on for ``seconds``, or until something is so; returns whether it is."""
+        deadline = time.monotonic() + seconds
+        while not until() and (left := deadline - time.monotonic()) > 0:
+            self._tick(min(left, TICK_S))
+        return until()
+
+    def _settled_failure(self) -> Failure | None:
+        self._for(SETTLE_S, lambda: False)
+        if self.watch.in_doubt:
+            self._for(ENGINE_LEAVES_S, lambda: not self.watch.in_doubt)
+        return self.watch.first_failure()
+
+    # ------------------------------------------------------------------------------------------------ slow checks
+
+    def _slow_checks(self) -> Failure | None:
+        if time.monotonic() < self._slow_at:
+            return None
+        self._slow_at = time.monotonic() + SLOW_TICK_S
+        return self._suspended() or self._late() or self._hanging()
+
+    def _suspended(self) -> Failure | None:
+        """A rank that is suspended while another runs; all at once were suspended on purpose."""
+        now = time.monotonic()
+        stopped = {r.rank_id for r in self.watch.ranks.values() if r.process and r.process.is_stopped()}
+        self._stopped_since = {rank_id: self._stopped_since.get(rank_id, now) for rank_id in stopped}
+        if not stopped or len(stopped) == len(self.watch.ranks) > 1:
+            return None
+        rank_id = min(stopped, key=lambda rank_id: self._stopped_since[rank_id])
+        if now - self._stopped_since[rank_id] < self.limits.stopped_s:
+            return None
+        return Failure(kind="stopped", time=time.time(), rank_id=rank_id, detail=f"{self.limits.stopped_s:.0f}")
+
+    def _late(self) -> Failure | None:
+        if self.watch.all_ready or time.time() - self._began < self.limits.start_timeout_s:
+            return None
+        late = [rank for rank in self.watch.ranks.values() if not rank.ready]
+        first = next((rank for rank in late if not rank.begun), late[0])
+        behind = tuple(rank.rank_id for rank in late if rank is not first)
+        detail = f"{self.limits.start_timeout_s:.0f}"
+        return Failure(kind="no_start", time=time.time(), rank_id=first.rank_id, behind=behind, detail=detail)
+
+    def hang_timeout_s(self) -> float:
+        if self.limits.hang_timeout_s is not None:
+            return self.limits.hang_timeout_s
+        return max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * (self.watch.step_time_s() or 0.0))
+
+    def _hanging(self) -> Failure | None:
+        last = self.watch.last_progress
+        if last is None or time.time() - last < self.hang_timeout_s():
+            return None
+        entered = {rank_id: read_position(self.paths.rank_position(rank_id)) for rank_id in self.watch.ranks}
+        ahead = max(entered.values())
+        behind = tuple(rank_id for rank_id, step in entered.items() if step < ahead)
+        dump_stacks(self.paths, self.watch)
+        who = behind[0] if len(behind) == 1 else None
+        detail = f"{time.time() - last:.0f}"
+        return Failure(kind="no_progress", time=time.time(), rank_id=who, behind=behind, detail=detail)
+
+    # ------------------------------------------------------------------------------------------------ ends
+
+    def _finish(self) -> Outcome:
+        """All is saved. Processes may end by themselves for a while; how they end does not matter any more."""
+        self._for(self.limits.leave_s, lambda: self.watch.all_gone)
+        warnings = [
+            f"rank {rank.rank_id} ended with {signal_name(rank.code)} after everything was saved"
+            for rank in self.watch.ranks.values()
+            if rank.code
+        ]
+        return Outcome(state=jobs.SUCCEEDED, warnings=tuple(warnings))
+
+    def _fail(self, failure: Failure) -> Outcome:
+        alive = tuple(rank.rank_id for rank in self.watch.ranks.values() if rank.gone is None)
+        stopped = tuple(rank_id for rank_id in alive if rank_id != failure.rank_id)
+        left = kill_descendants(self._note_end)
+        findings = Findings(oom=self._oom.killed, stopped=stopped, disk_full=_disk_full(self.paths.root))
+        verdict = find_verdict(self.paths, self.launch.ranks, self.watch, failure, findings)
+        return Outcome(state=jobs.FAILED, verdict=verdict, warnings=_survivors(left))
+
+    def _stop_as_asked(self) -> Outcome:
+        """TERM to the ranks, KILL after the grace; at once when asked again. First a checkpoint, if that is wanted."""
+        self._set_state(jobs.STOPPING)
+        request = self.asked.request(self.paths, self.limits.grace_s)
+        saved = self._save_first(request.grace_s) if request.save else None
+        if self.asked.count < 2 and not self.watch.all_gone:
+            self._terminate_ranks()
+            self._for(request.grace_s, lambda: self.watch.all_gone or self.asked.count > 1)
+        return Outcome(state=jobs.CANCELLED, warnings=_survivors(kill_descendants(self._note_end)), saved_step=saved)
+
+    def _terminate_ranks(self) -> None:
+        """TERM to ranks and what they started; not to their engine, which would KILL them."""
+        spared = {child.process.pid for child in self._children.values() if child.program.rank_id is None}
+        for process in descendants():
+            if process.pid not in spared:
+                process.send(signal.SIGTERM)
+
+    def _save_first(self, grace_s: float) -> int | None:
+        """Have all ranks end after the same step, which makes them save. Returns that step, None if they did not."""
+        entered = max(read_position(self.paths.rank_position(rank_id)) for rank_id in self.watch.ranks)
+        stop_at = entered + 2  # no rank can have begun it: ranks wait for each other in every step
+        with contextlib.suppress(OSError):
+            write_atomic(self.paths.stop_at, f"{stop_at}\n")
+        self._for(grace_s, lambda: self.watch.all_done or self.asked.count > 1 or self.watch.failing)
+        return stop_at if self.watch.all_done else None
+
+    def _close(self) -> None:
+        for handle in [key.fd for key in self._selector.get_map().values() if key.data is not None]:
+            self._selector.unregister(handle)
+            os.close(handle)
+        self._selector.close()
+        for reader in self._readers:
+            reader.close()
+
+
+def _disk_full(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free < _MIN_FREE_BYTES
+    return False
+
+
+def _survivors(left: list[ProcessId]) -> tuple[str, ...]:
+    return tuple(f"process {process.pid} would not die" for process in left)

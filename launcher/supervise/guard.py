@@ -1,0 +1,52 @@
+"""The supervisor's parent: does nothing while it works, and clears up when it was killed.
+
+Orphans of a process go to its nearest ancestor that is a child subreaper. So after a SIGKILL of the supervisor all that
+is left of the job is below the guard, and nothing else is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+
+from launcher import jobs
+from launcher.errors import JobFailed
+from launcher.jobs import JobPaths, JobRecord
+from launcher.processes import ProcessId, adopt_orphans, die_with_parent, kill_descendants
+from launcher.verdict import lost_verdict, signal_name
+
+
+def guard(paths: JobPaths) -> int:
+    """Run the supervisor of the job at ``paths`` and return its exit code."""
+    adopt_orphans()
+    guard_id = ProcessId.current()
+    child = os.fork()
+    if child == 0:
+        die_with_parent(signal.SIGTERM)
+        from launcher.supervise.main import supervise
+
+        return supervise(paths, guard_id)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda signum, _frame: os.kill(child, signum))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = kill_descendants()
+    record = _read(paths)
+    if record and not record.is_final:
+        _write_end(paths, record, code, left)
+    return max(code, 0)
+
+
+def _read(paths: JobPaths) -> JobRecord | None:
+    try:
+        return JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write_end(paths: JobPaths, record: JobRecord, code: int, left: list[ProcessId]) -> None:
+    verdict = lost_verdict(signal_name(code), [process.pid for process in left])
+    jobs.write_record(
+        paths,
+        replace(record, state=jobs.LOST, ended=jobs.now(), exit_code=JobFailed.exit_code, verdict=verdict.to_dict()),
+    )

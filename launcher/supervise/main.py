@@ -1,0 +1,163 @@
+"""The supervisor: the one writer of job.json while it lives. Attempts, and whether there is another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from launcher import jobs
+from launcher.errors import JobFailed, LauncherError
+from launcher.jobs import JobPaths, JobRecord
+from launcher.launch import Launch, read_launch
+from launcher.locks import hold, wait_and_hold
+from launcher.processes import ProcessId, adopt_orphans
+from launcher.resume import prepare_attempt
+from launcher.supervise.attempt import Attempt, Outcome
+from launcher.supervise.cards import wait_until_free
+from launcher.supervise.signals import Asked, asked_to_stop
+from launcher.supervise.watch import Failure, Watch
+from launcher.verdict import Findings, Verdict, find_verdict
+
+_RESERVE_BYTES = 64 << 10
+
+
+def supervise(paths: JobPaths, guard: ProcessId) -> int:
+    """Run the job at ``paths`` to its end, which job.json then holds. Returns the exit code it has there."""
+    adopt_orphans()
+    os.umask(os.umask(0o022))
+    record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
+    record = replace(record, supervisor=ProcessId.current(), guard=guard)
+    with asked_to_stop() as asked:
+        return Supervisor(paths.of_attempt(record.attempt), read_launch(paths), record, asked).run()
+
+
+class Supervisor:
+    """Carries one job through its attempts."""
+
+    def __init__(self, paths: JobPaths, launch: Launch, record: JobRecord, asked: Asked) -> None:
+        self.paths, self.launch, self.record, self.asked = paths, launch, record, asked
+        self._signatures = {entry.get("signature") for entry in record.earlier} - {None, ""}
+
+    def run(self) -> int:
+        self._reserve()
+        self._write(replace(self.record, started=jobs.now()))
+        try:
+            with self._cards() as held:
+                outcome = self._attempts() if held else Outcome(state=jobs.CANCELLED)
+        except LauncherError as error:
+            outcome = Outcome(state=jobs.FAILED, verdict=self._own_failure(error.message))
+        except Exception as error:
+            traceback.print_exc()
+            outcome = Outcome(state=jobs.FAILED, verdict=self._own_failure(f"{type(error).__name__}: {error}"))
+        return self._conclude(outcome)
+
+    @contextmanager
+    def _cards(self) -> Iterator[bool]:
+        """The locks on the job's cards. False when the job was stopped while it waited for them."""
+        names, holder = self.launch.locks, f"job {self.record.job_id}"
+        if not self.launch.wait_for_locks:
+            with hold(names, holder=holder):
+                yield True
+            return
+        stopped = lambda: self.asked.count > 0  # noqa: E731
+        with wait_and_hold(names, holder=holder, tell=self._say, give_up=stopped) as held:
+            self._say(None)
+            yield held
+
+    def _say(self, note: str | None) -> None:
+        if note != self.record.note:
+            self._write(replace(self.record, note=note))
+
+    def _attempts(self) -> Outcome:
+        outcome = self._attempt()
+        while self._try_again(outcome):
+            self._next_attempt(outcome)
+            outcome = self._attempt()
+        return outcome
+
+    def _attempt(self) -> Outcome:
+        attempt = Attempt(self.paths, self.launch, self.asked, self._tell)
+        outcome = attempt.run()
+        self.record = replace(self.record, processes=_processes(attempt.watch))
+        return outcome
+
+    # ------------------------------------------------------------------------------------------------ restarts
+
+    def _try_again(self, outcome: Outcome) -> bool:
+        """After a fault of the machine or of communication, and never twice on the same Python exception."""
+        verdict = outcome.verdict
+        if verdict is None or not verdict.retry or self.asked.count:
+            return False
+        return self._restarts() < self.launch.limits.max_restarts and verdict.signature not in self._signatures
+
+    def _restarts(self) -> int:
+        return sum(1 for entry in self.record.earlier if entry.get("restarted"))
+
+    def _next_attempt(self, outcome: Outcome) -> None:
+        verdict = outcome.verdict
+        if verdict and verdict.signature:
+            self._signatures.add(verdict.signature)
+        self.record = jobs.next_attempt(replace(self.record, verdict=verdict.to_dict() if verdict else None))
+        self.paths = self.paths.of_attempt(self.record.attempt)
+        prepare_attempt(self.paths, self.record.cards)
+        self.launch = self.launch.with_free_port()
+        self._write(self.record)
+        if self.launch.target == "Ascend":
+            cards = [rank.device_id for rank in self.launch.ranks]
+            wait_until_free(cards, give_up=lambda: self.asked.count > 0)
+
+    # ------------------------------------------------------------------------------------------------ the record
+
+    def _tell(self, state: str, watch: Watch) -> None:
+        self._write(replace(self.record, state=state, processes=_processes(watch)))
+
+    def _conclude(self, outcome: Outcome) -> int:
+        code = {jobs.SUCCEEDED: 0, jobs.FAILED: JobFailed.exit_code}.get(outcome.state)
+        if code is None:
+            code = 128 + self.asked.signals[0]
+        verdict = outcome.verdict.to_dict() if outcome.verdict else None
+        note = None if outcome.saved_step is None else f"saved at step {outcome.saved_step}"
+        record = replace(
+            self.record,
+            state=outcome.state,
+            ended=jobs.now(),
+            exit_code=code,
+            verdict=verdict,
+            warnings=(*self.record.warnings, *outcome.warnings),
+            note=note,
+        )
+        for file in (self.paths.reserve, self.paths.control):
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+        self._write(record)
+        return code
+
+    def _write(self, record: JobRecord) -> None:
+        """Into job.json. On a full disk the reserve is given up; without room for a record there is none."""
+        self.record = record
+        for attempt in range(3):
+            try:
+                jobs.write_record(self.paths, record)
+                return
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.paths.reserve.unlink(missing_ok=True)
+                time.sleep(0.05 * attempt)
+        print(f"cannot write {self.paths.record}: {record.to_json()}", flush=True)
+
+    def _reserve(self) -> None:
+        with contextlib.suppress(OSError):
+            self.paths.reserve.write_bytes(os.urandom(_RESERVE_BYTES))
+
+    def _own_failure(self, message: str) -> Verdict:
+        failure = Failure(kind="foreign", time=time.time(), detail=message)
+        return find_verdict(self.paths, self.launch.ranks, Watch(0, None), failure, Findings())
+
+
+def _processes(watch: Watch) -> dict[str, ProcessId]:
+    return {f"rank_{rank.rank_id}": rank.process for rank in watch.ranks.values() if rank.process}

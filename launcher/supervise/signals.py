@@ -1,0 +1,70 @@
+"""How the supervisor is asked to stop: signals, and what ``launcher stop`` wrote down beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from launcher.jobs import JobPaths
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRequest:
+    """``save``: a checkpoint first. ``grace_s``: from TERM to KILL."""
+
+    grace_s: float
+    save: bool = False
+
+
+class Asked:
+    """Signals that asked this process to stop, in order, and a descriptor that is readable when there are new ones."""
+
+    def __init__(self, wake_fd: int) -> None:
+        self.wake_fd = wake_fd
+        self.signals: list[int] = []
+
+    @property
+    def count(self) -> int:
+        return len(self.signals)
+
+    def drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.wake_fd, 512):
+                pass
+
+    def request(self, paths: JobPaths, grace_s: float) -> StopRequest:
+        """What ``launcher stop`` wants; a mere signal wants no checkpoint and the job's own grace."""
+        try:
+            raw = json.loads(paths.control.read_text(encoding="utf-8"))
+            return StopRequest(grace_s=float(raw.get("grace_s") or grace_s), save=bool(raw.get("save")))
+        except (OSError, ValueError, AttributeError):
+            return StopRequest(grace_s=grace_s)
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Asked]:
+    """Inside, SIGINT, SIGTERM and SIGHUP are noted and do nothing else."""
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    asked = Asked(reading)
+
+    def note(signum: int, _frame: FrameType | None) -> None:
+        asked.signals.append(signum)
+
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield asked
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reading)
+        os.close(writing)

@@ -1,0 +1,198 @@
+"""What is known of a job's processes, and which of its failures was the first. Nothing here touches a process."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.processes import ProcessId
+
+SCHEDULER = "scheduler"
+
+# Ranks that end within this time of each other, of the same signal, were ended by one hand.
+TOGETHER_S = 0.15
+
+# How long after it has killed all its ranks an engine takes to leave itself (msrun on SIGINT: 0.5 to 1.9 s).
+ENGINE_LEAVES_S = 2.5
+
+_STEPS_KEPT = 50
+
+
+@dataclass(kw_only=True)
+class Rank:
+    """One rank, as far as it is known.
+
+    ``begun``: it reported; the process alone may be known before. ``gone``: when its process was seen ended; ``code``:
+    how, once that is known.
+    """
+
+    rank_id: int
+    process: ProcessId | None = None
+    begun: bool = False
+    ready: bool = False
+    done: bool = False
+    error: dict[str, Any] | None = None
+    gone: float | None = None
+    code: int | None = None
+    last_step: int | None = None
+    step_times: deque[float] = field(default_factory=lambda: deque(maxlen=_STEPS_KEPT))
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None or (self.gone is not None and not self.done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """The first thing that went wrong. ``program`` names what is no rank; ``kind`` is one of:
+
+    exception, exit (a process ended), no_start, no_progress, stopped, foreign (this launcher itself could not go on)
+    """
+
+    kind: str
+    time: float
+    rank_id: int | None = None
+    program: str | None = None
+    event: Mapping[str, Any] | None = None
+    code: int | None = None
+    behind: tuple[int, ...] = ()
+    detail: str = ""
+
+
+class Watch:
+    """Facts about one attempt. ``engine``: the program that nests ranks, None when the supervisor starts them."""
+
+    def __init__(self, num_ranks: int, engine: str | None) -> None:
+        self.ranks = {rank_id: Rank(rank_id=rank_id) for rank_id in range(num_ranks)}
+        self.engine = engine
+        self.scheduler: ProcessId | None = None
+        self.scheduler_error: dict[str, Any] | None = None
+        self.programs_gone: dict[str, tuple[float, int | None]] = {}
+        self.last_progress: float | None = None
+
+    # ------------------------------------------------------------------------------------------------ facts in
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Take what a rank or the scheduler reported."""
+        rank = self.ranks.get(event.get("rank_id"))  # type: ignore[arg-type]
+        if rank is None:
+            self._note_scheduler(event)
+            return
+        kind = event["event"]
+        if kind == "begin":
+            rank.process = ProcessId(pid=event["pid"], started=event["started"])
+            rank.begun = True
+        elif kind == "ready":
+            rank.ready = True
+        elif kind == "step":
+            rank.last_step = event["step"]
+            rank.step_times.append(event["step_s"])
+            self.last_progress = event["time"]
+        elif kind == "error":
+            rank.error = event
+        elif kind == "done":
+            rank.done = True
+        elif kind == "exit":
+            self.rank_gone(rank.rank_id, event["time"], event["code"])
+
+    def _note_scheduler(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "begin":
+            self.scheduler = ProcessId(pid=event["pid"], started=event["started"])
+        elif kind == "error":
+            self.scheduler_error = event
+        elif kind == "exit":
+            self.program_gone(SCHEDULER, event["time"], event["code"])
+
+    def rank_gone(self, rank_id: int, when: float, code: int | None = None) -> None:
+        rank = self.ranks[rank_id]
+        rank.gone = when if rank.gone is None else min(rank.gone, when)
+        rank.code = rank.code if code is None else code
+
+    def program_gone(self, name: str, when: float, code: int | None = None) -> None:
+        known = self.programs_gone.get(name)
+        self.programs_gone[name] = (min(known[0], when), known[1] if code is None else code) if known else (when, code)
+
+    # ------------------------------------------------------------------------------------------------ facts out
+
+    @property
+    def all_ready(self) -> bool:
+        return all(rank.ready for rank in self.ranks.values())
+
+    @property
+    def all_done(self) -> bool:
+        return all(rank.done for rank in self.ranks.values())
+
+    @property
+    def all_gone(self) -> bool:
+        return all(rank.gone is not None for rank in self.ranks.values())
+
+    @property
+    def failing(self) -> bool:
+        """Something has failed; what was the first to fail, ``first_failure`` says once it had time to come in."""
+        if self.all_done:
+            return False
+        ranks_fail = any(rank.failed for rank in self.ranks.values())
+        return ranks_fail or self.scheduler_error is not None or bool(self._programs_failed())
+
+    @property
+    def in_doubt(self) -> bool:
+        """All ranks were ended by one hand, perhaps the engine's, which has not left yet."""
+        engine_lives = self.engine is not None and self.engine not in self.programs_gone
+        return engine_lives and len(self.ranks) > 1 and self._ended_by_one_hand()
+
+    def step_time_s(self) -> float | None:
+        """Median time of the last steps over all ranks; each rank's first step compiles and does not count."""
+        times = [time for rank in self.ranks.values() for time in list(rank.step_times)[1:]]
+        return statistics.median(times) if times else None
+
+    def first_failure(self) -> Failure | None:
+        """The earliest failure, by the clock. Ranks that an engine took along when it ended did not fail first."""
+        failures = sorted(self._failures(), key=lambda failure: failure.time)
+        engine = next((failure for failure in failures if failure.program and failure.program == self.engine), None)
+        if engine and self._took_ranks_along(engine, failures[0]):
+            return engine
+        return failures[0] if failures else None
+
+    def _failures(self) -> Iterable[Failure]:
+        for rank in self.ranks.values():
+            if rank.error is not None:
+                yield Failure(kind="exception", time=rank.error["time"], rank_id=rank.rank_id, event=rank.error)
+            elif rank.gone is not None and not rank.done:
+                yield Failure(kind="exit", time=rank.gone, rank_id=rank.rank_id, code=rank.code)
+        if self.scheduler_error is not None:
+            error = self.scheduler_error
+            yield Failure(kind="exception", time=error["time"], program=SCHEDULER, event=error)
+        for name, (when, code) in self._programs_failed().items():
+            yield Failure(kind="exit", time=when, program=name, code=code)
+
+    def _programs_failed(self) -> dict[str, tuple[float, int | None]]:
+        """A scheduler that ends with 0 has nothing more to do; anything else that ends before the ranks has failed."""
+        return {name: end for name, end in self.programs_gone.items() if name != SCHEDULER or end[1] != 0}
+
+    def _took_ranks_along(self, engine: Failure, first: Failure) -> bool:
+        """msrun ends with 0 and mpirun with 1 when they are told to stop; after a rank's death neither does."""
+        if engine is first:
+            return True
+        told = engine.code is None or engine.code <= 0 or (engine.program == "mpirun" and engine.code == 1)
+        if first.program == SCHEDULER:
+            return told and abs(engine.time - first.time) < ENGINE_LEAVES_S
+        return told and engine.time - first.time < ENGINE_LEAVES_S and self._ended_by_one_hand()
+
+    def _ended_by_one_hand(self) -> bool:
+        """All at once by the same signal, or the first one by TERM, which mpirun sends to one after the other."""
+        gone = sorted(
+            ((r.gone, r.code, r.error) for r in self.ranks.values() if r.gone is not None), key=lambda r: r[0]
+        )
+        if not gone or any(error for _, _, error in gone):
+            return False
+        codes = {code for _, code, _ in gone} - {None}
+        if codes and gone[0][1] == -signal.SIGTERM:
+            return codes <= {-signal.SIGTERM, -signal.SIGKILL}
+        all_gone = len(gone) == len(self.ranks)
+        by_signal = len(codes) <= 1 and all(code is not None and code < 0 for code in codes)
+        return all_gone and by_signal and gone[-1][0] - gone[0][0] < TOGETHER_S

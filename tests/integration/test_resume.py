@@ -1,0 +1,72 @@
+"""A run that is killed half way and resumed is the run in one go, with real MindSpore and every part of it restored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from shop import Job, Workshop
+
+from launcher import jobs
+from launcher.events import read_events
+
+pytestmark = pytest.mark.mindspore
+
+# Nothing in a run without dropout is random; the optimizer, the schedule and the place in the data are saved.
+TOLERANCE = 1e-6
+
+
+def losses(job: Job, attempt: int) -> dict[int, float]:
+    paths = job.paths.of_attempt(attempt)
+    return {event["step"]: event["loss"] for event in read_events(paths.rank_events(0)) if event["event"] == "step"}
+
+
+def spec(workshop: Workshop, name: str, **training: Any) -> str:
+    """Two epochs of 8 steps on two ranks, saved every 4 steps."""
+    import yaml
+
+    file = workshop.write_spec(name, lora=True, epochs=2, **training)
+    path = workshop.folder / file
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values["lora"]["dropout"] = 0.0
+    values["data"]["batch_size"] = 16
+    values["checkpoint"] = {"every_steps": 4, "keep": 8}
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return file
+
+
+def test_eight_steps_and_eight_resumed_are_sixteen_in_one_go(workshop: Workshop) -> None:
+    """The first run is ended right after step 10; both ranks have saved step 8."""
+    whole = workshop.submit(spec(workshop, "whole"), "--cards", "2", "--engine", "direct")
+    (workshop.folder / "hook").mkdir()
+    (workshop.folder / "hook" / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
+    env = {"LAUNCHER_TEST_DIE_AFTER": "10", "PYTHONPATH": str(workshop.folder / "hook")}
+    workshop.launcher("submit", spec(workshop, "halved"), "--cards", "2", "--engine", "direct", code=7, env=env)
+    failed = workshop.job("last")
+    workshop.launcher("resume", "last")
+    resumed = workshop.job("last")
+
+    assert (failed.record.state, resumed.record.state) == (jobs.FAILED, jobs.SUCCEEDED)
+    assert failed.record.verdict is not None
+    assert failed.record.verdict["rank_id"] == 1
+    expected, second = losses(whole, 1), losses(resumed, 2)
+    assert list(expected) == list(range(1, 17))
+    assert list(second) == list(range(9, 17))
+    for step, loss in {**losses(resumed, 1), **second}.items():
+        assert loss == pytest.approx(expected[step], abs=TOLERANCE), step
+    names = {path.name for path in (resumed.paths.checkpoints / "rank_0").glob("*.safetensors")}
+    assert names == {f"launcher_rank_0-{moment}.safetensors" for moment in ("1_4", "1_8", "2_4", "2_8")}
+    assert "merged" in workshop.launcher("merge-ckpt", "last").stdout
+
+
+HOOK = """
+import os
+if os.environ.get("LAUNCHER_TEST_DIE_AFTER") and os.environ.get("LAUNCHER_ATTEMPT") == "1":
+    from launcher.events import EventWriter
+    original = EventWriter.write
+    def write(self, event, **fields):
+        original(self, event, **fields)
+        if event == "step" and self._rank_id == 1 and fields["step"] == int(os.environ["LAUNCHER_TEST_DIE_AFTER"]):
+            os.kill(os.getpid(), 9)
+    EventWriter.write = write
+"""
