@@ -59,6 +59,15 @@ class Cache:
             return self._prefill(np.asarray(input_ids)[:, : lengths.max()], lengths), None
         return self._next(np.asarray(input_ids), lengths), None
 
+    def all_logits(self, tokens: Any) -> Any:
+        """Logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new), which begin their rows."""
+        rows, new = tokens.shape
+        self.begin(rows)
+        places = np.tile(np.arange(new), (rows, 1))
+        logits = self._run(tokens, places, np.ones_like(places, dtype=bool), np.arange(rows * new))
+        self.end()
+        return logits.reshape(rows, new, -1)
+
     def _prefill(self, tokens: Any, lengths: Ints) -> Any:
         """All tokens of the prompts, by columns, so many at a time that memory stays bounded."""
         width = max(1, _PASS_TOKENS // len(tokens))
@@ -67,7 +76,7 @@ class Cache:
             part = tokens[:, start : start + width]
             places = np.tile(np.arange(start, start + part.shape[1]), (len(part), 1))
             here = (lengths - 1 >= start) & (lengths - 1 < start + part.shape[1])
-            last = np.where(here, lengths - 1 - start, 0)
+            last = np.arange(len(part)) * part.shape[1] + np.where(here, lengths - 1 - start, 0)
             logits = self._run(part, places, places < lengths[:, None], last)
             found = logits if found is None else np.where(here[:, None], logits, found)
         return found
@@ -76,7 +85,7 @@ class Cache:
         rows = self._keep
         place = lengths[rows, None] - 1
         tokens = input_ids[rows[:, None], place]
-        logits = self._run(tokens, place, np.ones_like(place, dtype=bool), np.zeros(len(rows), np.int32))
+        logits = self._run(tokens, place, np.ones_like(place, dtype=bool), np.arange(len(rows)))
         found = np.zeros((len(input_ids), logits.shape[-1]), np.float32)
         found[rows] = logits
         return found
@@ -92,12 +101,12 @@ class Cache:
         )
         self._columns, self._keep = self._columns[kept], self._keep[kept]
 
-    def _run(self, tokens: Any, places: Any, real: Any, last: Any) -> Any:
-        """One pass. tokens, places, real (rows, new): ids, positions, and which are no padding; last (rows,): the
-        column among the new ones whose logits are wanted."""
+    def _run(self, tokens: Any, places: Any, real: Any, wanted: Any) -> Any:
+        """One pass. tokens, places, real (rows, new): ids, positions, and which are no padding; wanted: which of
+        the rows * new tokens logits are wanted of."""
         from mindspore import mutable
 
-        rows, new = tokens.shape
+        new = tokens.shape[1]
         before = self._columns.shape[1]
         self._columns = np.concatenate([self._columns, real], axis=1)
         earlier = np.arange(before + new)[None, :] <= before + np.arange(new)[:, None]
@@ -107,7 +116,7 @@ class Cache:
             _tensor(self._cos[places][:, None]),
             _tensor(self._sin[places][:, None]),
             _tensor(np.where(seen, np.float32(0), _MASKED)[:, None]),
-            _tensor((np.arange(rows) * new + last).astype(np.int32)),
+            _tensor(wanted.astype(np.int32)),
             mutable(self._keys),
             mutable(self._values),
         )
@@ -142,7 +151,7 @@ def _make_step(network: Any) -> Any:
         def split(self, x: Any, rows: int, new: int, heads: int, size: int) -> Any:
             return self.transpose(self.reshape(x, (rows, new, heads, size)), (0, 2, 1, 3))
 
-        def construct(self, tokens: Any, cos: Any, sin: Any, mask: Any, last: Any, keys: Any, values: Any) -> Any:
+        def construct(self, tokens: Any, cos: Any, sin: Any, mask: Any, wanted: Any, keys: Any, values: Any) -> Any:
             rows, new = self.shape(tokens)
             hidden = self.reshape(self.embed(tokens), (rows, new, -1))
             all_keys: Any = ()
@@ -163,7 +172,7 @@ def _make_step(network: Any) -> Any:
                 x = self.reshape(self.transpose(x, (0, 2, 1, 3)), (rows, new, attention.n_head * attention.head_dim))
                 hidden = hidden + attention.wo(x)
                 hidden = hidden + layer.feed_forward(layer.ffn_norm(hidden))
-            hidden = self.gather(self.reshape(hidden, (rows * new, -1)), last, 0)
+            hidden = self.gather(self.reshape(hidden, (rows * new, -1)), wanted, 0)
             return self.head(self.norm(hidden)), all_keys, all_values
 
     step = Step()

@@ -104,6 +104,17 @@ class Decoder:
             if self.network.block_mgr:
                 self.network.block_mgr.clear_cache()
 
+    def all_logits(self, tokens: Any) -> Any:
+        """Logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new) int32.
+
+        On Ascend the network must be built without its own cache, and rows must be as long as its context.
+        """
+        if self._cache is not None:
+            return self._cache.all_logits(tokens)
+        from mindspore import Tensor
+
+        return self.network(Tensor(tokens)).asnumpy().reshape(*tokens.shape, -1)
+
     def _padding(self) -> int:
         """An id to fill rows up with that no row ends with: ``generate`` finds the end of a row by it."""
         last = {row.prompt[-1] for row in self._rows}
@@ -123,6 +134,8 @@ class Decoder:
             else:
                 targets[number] = row.advance(logits[number])
             is_finished[number] = row.finish is not None
+        if self._cache is not None:
+            self._cache.shrink([not finished for finished in is_finished])
         return targets, None, None, is_finished
 
     def _rows_of_logits(self, res: Any, current_index: Any) -> Any:

@@ -76,15 +76,16 @@ def _import_mindformers() -> types.SimpleNamespace:
     os.environ["RUN_MODE"] = "predict"
     _skip_packages()
     try:
-        from mindformers.core.context.build_context import build_context
-        from mindformers.models.llama.llama import LlamaForCausalLM
-        from mindformers.models.llama.llama_config import LlamaConfig
+        # In this order: core.context alone goes in a circle.
+        llama = importlib.import_module("mindformers.models.llama.llama")
+        config = importlib.import_module("mindformers.models.llama.llama_config")
+        context = importlib.import_module("mindformers.core.context.build_context")
     except ImportError as error:
         raise HostError(
             f"cannot import MindFormers: {error}", hint="pip install mindspore==2.9.0 mindformers==1.9.0"
         ) from error
     return types.SimpleNamespace(
-        build_context=build_context, LlamaForCausalLM=LlamaForCausalLM, LlamaConfig=LlamaConfig
+        build_context=context.build_context, LlamaForCausalLM=llama.LlamaForCausalLM, LlamaConfig=config.LlamaConfig
     )
 
 

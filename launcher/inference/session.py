@@ -59,11 +59,22 @@ class Prepared:
 class Session:
     """A model on one device. It is loaded when it is first needed, which takes seconds: make one, ask it often."""
 
-    def __init__(self, model: Model, *, batch_size: int = DEFAULT_BATCH, device_id: int | None = None) -> None:
-        """Raises DataError when there is no tokenizer, or it is another model's. Loads nothing else."""
+    def __init__(
+        self,
+        model: Model,
+        *,
+        batch_size: int = DEFAULT_BATCH,
+        device_id: int | None = None,
+        incremental: bool = True,
+    ) -> None:
+        """``incremental`` False: without MindFormers' own cache, so that ``all_logits`` works on Ascend too.
+
+        Raises DataError when there is no tokenizer, or it is another model's. Loads nothing else.
+        """
         self.model = model
         self.batch_size = batch_size
         self._device_id = device_id
+        self._incremental = incremental
         self.tokenizer = _tokenizer(model)
 
     @cached_property
@@ -119,27 +130,39 @@ class Session:
     def _decoder(self) -> Decoder:
         from launcher.inference import network
 
-        built = network.build(self.model, batch_size=self.batch_size, device_id=self._device_id)
+        built = network.build(
+            self.model, batch_size=self.batch_size, device_id=self._device_id, incremental=self._incremental
+        )
         cache = None
-        if network.target() == "CPU":
+        if self.on_cpu:
             from launcher.inference.cached import Cache
 
             cache = Cache(built)
         return Decoder(built, pad_id=self.model.spec.pad_token_id, cache=cache)
 
+    @cached_property
+    def on_cpu(self) -> bool:
+        """Whether the model runs on this host's CPU."""
+        from launcher.inference import network
+
+        return network.target() == "CPU"
+
     def load(self) -> None:
         """Load the model now. Raises CheckpointError when it does not fit, HostError when MindSpore is not there."""
         _ = self._decoder
 
-    def answers(self, prepared: Sequence[Prepared], spec: GenerationSpec) -> Iterator[tuple[int, Answer]]:
-        """Answers with the place of each question, as they come: rows of like length go together, the longest first.
-
-        The longest first, so that what does not fit into memory shows at once.
-        """
+    def batches(self, prepared: Sequence[Prepared], spec: GenerationSpec) -> Iterator[list[tuple[int, Answer]]]:
+        """Answers with the place of each question, batch by batch: rows of like length go together, longest first, so
+        that what does not fit into memory shows at once."""
         order = sorted(range(len(prepared)), key=lambda place: -len(prepared[place].ids))
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            yield from zip(places, self.batch([prepared[place] for place in places], spec), strict=True)
+            yield list(zip(places, self.batch([prepared[place] for place in places], spec), strict=True))
+
+    def answers(self, prepared: Sequence[Prepared], spec: GenerationSpec) -> Iterator[tuple[int, Answer]]:
+        """Answers with the place of each question, as they come."""
+        for answers in self.batches(prepared, spec):
+            yield from answers
 
     def batch(
         self,
@@ -178,6 +201,13 @@ class Session:
 
         with mindspore_errors():
             self._decoder.run(rows)
+
+    def all_logits(self, tokens: Any) -> Any:
+        """Logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new) int32."""
+        from launcher.inference.network import mindspore_errors
+
+        with mindspore_errors():
+            return self._decoder.all_logits(tokens)
 
     def answer(self, prompts: Sequence[str], spec: GenerationSpec, *, raw: bool = False) -> list[Answer]:
         """Answers to ``prompts``, in their order. ``raw``: without the prompt template."""

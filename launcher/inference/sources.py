@@ -92,15 +92,21 @@ def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Mo
     return model
 
 
-def _found(reference: str, jobs_dir: Path, given: Given) -> Model:
+def as_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
+    """The job that ``reference`` means, or None when it is a folder or file. Raises JobError when it is neither."""
     path = Path(reference)
     if (path / "job.json").is_file():
-        return _job(*JobStore(path.absolute().parent).get(path.absolute().name), given)
-    if path.is_file() or path.is_dir():
-        return _path(path, given)
+        return JobStore(path.absolute().parent).get(path.absolute().name)
+    if path.exists():
+        return None
     if os.sep in reference or path.suffix in _WEIGHT_SUFFIXES:
         raise JobError(f"no file or folder {reference}", hint="give a job, a folder or a .safetensors or .ckpt file")
-    return _job(*JobStore(jobs_dir).get(reference), given)
+    return JobStore(jobs_dir).get(reference)
+
+
+def _found(reference: str, jobs_dir: Path, given: Given) -> Model:
+    job = as_job(reference, jobs_dir)
+    return _path(Path(reference), given) if job is None else _job(*job, given)
 
 
 def _with_given(model: Model, given: Given) -> Model:
