@@ -139,8 +139,8 @@ def test_files_that_mindspore_encrypts_and_checks(tmp_path: Path) -> None:
 _MINDSPORE_LOGITS = """
 import json, sys, numpy as np
 from pathlib import Path
-from launcher.infer import _build, open_merged
-network = _build(open_merged(Path(sys.argv[1])), 1)
+from launcher.inference import network, sources
+network = network.build(sources.find_model(sys.argv[1], Path("jobs")), batch_size=1).network
 from mindspore import Tensor
 ids = np.array([json.loads(sys.argv[3])], np.int32)
 ids = np.pad(ids, ((0, 0), (0, 32 - ids.shape[1])))

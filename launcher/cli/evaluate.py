@@ -39,9 +39,13 @@ def evaluate(references: tuple[str, ...], **options: Any) -> None:
     launcher eval last
     launcher eval jobs/abc/merged other-model --data held_out.mindrecord
     """
+    from launcher.data.info import read_info
+    from launcher.errors import DataError
     from launcher.inference import evaluation
     from launcher.quiet import quiet
 
+    if options["data"] and not read_info(options["data"]):
+        raise DataError(f"{options['data']} does not exist or is no dataset", hint="launcher data preprocess makes one")
     chosen = given(options)
     found = list(evaluation.candidates(references or ("last",), options["jobs_dir"], chosen))
     for note in dict.fromkeys(note for candidate in found for note in candidate.model.notes):

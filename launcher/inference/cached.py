@@ -11,10 +11,14 @@ A mask keeps each row to its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from launcher.inference.compiled import graph_cache
 
 # New tokens of all rows that one pass takes: bounds the memory of long prompts.
 _PASS_TOKENS = 2048
@@ -26,8 +30,10 @@ Ints = npt.NDArray[np.int32]
 class Cache:
     """Keys and values of one batch at a time. ``forward`` takes the place of the network's."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, described: Mapping[str, Any]) -> None:
+        """``described``: all that ``network`` was built from, but for its weights."""
         self._step = _make_step(network)
+        self._first: AbstractContextManager[None] = graph_cache(described)
         rotary = network.model.freqs_mgr
         self._cos, self._sin = rotary.freqs_cos.asnumpy(), rotary.freqs_sin.asnumpy()
         attention = network.model.layers[0].attention
@@ -104,23 +110,26 @@ class Cache:
     def _run(self, tokens: Any, places: Any, real: Any, wanted: Any) -> Any:
         """One pass. tokens, places, real (rows, new): ids, positions, and which are no padding; wanted: which of
         the rows * new tokens logits are wanted of."""
-        from mindspore import mutable
-
         new = tokens.shape[1]
         before = self._columns.shape[1]
         self._columns = np.concatenate([self._columns, real], axis=1)
         earlier = np.arange(before + new)[None, :] <= before + np.arange(new)[:, None]
         seen = self._columns[:, None, :] & earlier[None]
-        logits, self._keys, self._values = self._step(
-            _tensor(np.ascontiguousarray(tokens, np.int32)),
-            _tensor(self._cos[places][:, None]),
-            _tensor(self._sin[places][:, None]),
-            _tensor(np.where(seen, np.float32(0), _MASKED)[:, None]),
-            _tensor(wanted.astype(np.int32)),
-            mutable(self._keys),
-            mutable(self._values),
-        )
+        with self._first:
+            logits, self._keys, self._values = self._call(
+                np.ascontiguousarray(tokens, np.int32),
+                self._cos[places][:, None],
+                self._sin[places][:, None],
+                np.where(seen, np.float32(0), _MASKED)[:, None],
+                wanted.astype(np.int32),
+            )
+        self._first = nullcontext()
         return logits.asnumpy()
+
+    def _call(self, *arrays: Any) -> Any:
+        from mindspore import mutable
+
+        return self._step(*map(_tensor, arrays), mutable(self._keys), mutable(self._values))
 
 
 def _tensor(array: Any) -> Any:

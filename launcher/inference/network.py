@@ -7,8 +7,9 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,17 @@ def mindspore_errors() -> Iterator[None]:
         raise LauncherError(f"MindSpore could not run the model: {first}", hint="launcher doctor") from error
 
 
-def build(model: Model, *, batch_size: int, device_id: int | None = None, incremental: bool = True) -> Any:
-    """LlamaForCausalLM with the weights of ``model``, ready to be asked.
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A network ready to be asked. ``described``: all that decides its graph, but for the weights."""
+
+    network: Any
+    device: str
+    described: Mapping[str, Any]
+
+
+def build(model: Model, *, batch_size: int, device_id: int | None = None, incremental: bool = True) -> Built:
+    """LlamaForCausalLM with the weights of ``model``.
 
     incremental: with MindFormers' own cache, where the device has it (Ascend). Raises CheckpointError when the weights
     do not fit, HostError when MindSpore is not there or the device is not.
@@ -57,7 +67,8 @@ def build(model: Model, *, batch_size: int, device_id: int | None = None, increm
     _set_context(mindformers, device, device_id)
     with ExitStack() as stack, mindspore_errors():
         tensors = model.open(stack)
-        network = _empty(mindformers, network_config(model, device, batch_size, incremental=incremental))
+        config = network_config(model, device, batch_size, incremental=incremental)
+        network = _empty(mindformers, config)
         if tensors.adapters:
             _add_lora(network, tensors)
         _fill(network, tensors, model.params_dtype if device == "Ascend" else "float32")
@@ -65,7 +76,8 @@ def build(model: Model, *, batch_size: int, device_id: int | None = None, increm
         from launcher.cpu_backend import prepare_generation
 
         prepare_generation(network)
-    return network
+    lora = {"layers": sorted(tensors.adapters), "scale": tensors.scale, "r": tensors.rank} if tensors.adapters else None
+    return Built(network=network, device=device, described={"network": config, "lora": lora})
 
 
 # ------------------------------------------------------------------------------------------------ set up
@@ -136,7 +148,7 @@ def network_config(model: Model, device: str, batch_size: int, *, incremental: b
     spec = model.spec
     ascend = device == "Ascend"
     return {
-        "batch_size": batch_size,
+        "batch_size": batch_size if ascend else 1,
         "seq_length": spec.seq_length,
         "hidden_size": spec.hidden_size,
         "num_layers": spec.num_layers,

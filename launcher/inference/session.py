@@ -134,11 +134,11 @@ class Session:
             self.model, batch_size=self.batch_size, device_id=self._device_id, incremental=self._incremental
         )
         cache = None
-        if self.on_cpu:
+        if built.device == "CPU":
             from launcher.inference.cached import Cache
 
-            cache = Cache(built)
-        return Decoder(built, pad_id=self.model.spec.pad_token_id, cache=cache)
+            cache = Cache(built.network, built.described)
+        return Decoder(built.network, pad_id=self.model.spec.pad_token_id, cache=cache)
 
     @cached_property
     def on_cpu(self) -> bool:
@@ -148,8 +148,12 @@ class Session:
         return network.target() == "CPU"
 
     def load(self) -> None:
-        """Load the model now. Raises CheckpointError when it does not fit, HostError when MindSpore is not there."""
-        _ = self._decoder
+        """Load the model now and run it once, as it is compiled when it first runs.
+
+        Raises CheckpointError when it does not fit, HostError when MindSpore is not there.
+        """
+        question = Question(id="-", text="?")
+        self.batch([Prepared(question=question, ids=(self.model.spec.bos_token_id,))], GenerationSpec(max_new_tokens=1))
 
     def batches(self, prepared: Sequence[Prepared], spec: GenerationSpec) -> Iterator[list[tuple[int, Answer]]]:
         """Answers with the place of each question, batch by batch: rows of like length go together, longest first, so

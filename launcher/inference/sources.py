@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from launcher.checkpoint import names
 from launcher.checkpoint.convert import open_model
+from launcher.checkpoint.folder import MODEL_CONFIG
 from launcher.checkpoint.huggingface import CONFIG, model_of_config
 from launcher.checkpoint.merge import Options, Source, plan_merge
 from launcher.checkpoint.tensors import Output
@@ -29,7 +30,6 @@ from launcher.inference.weights import OpenTensors, Tensors, check
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.spec import ModelSpec
 
-WEIGHTS, MODEL_CONFIG = "model.safetensors", "launcher_model.json"
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 # A transformers model may be made for 131072 tokens; keys and values for all of them need more memory than a card has.
