@@ -78,7 +78,11 @@ def test_every_command_says_what_it_does_and_shows_an_example() -> None:
         (["eval", "nope"], 6, "no job 'nope'"),
         (["chat", "nope"], 6, "no job 'nope'"),
         (["serve", "nope"], 6, "no job 'nope'"),
-        (["serve", "--host", "0.0.0.0"], 2, "--host 0.0.0.0 can be reached from other machines, and there is no token"),
+        (
+            ["serve", "--host", "192.0.2.1"],
+            2,
+            "--host 192.0.2.1 can be reached from other machines, and there is no token",
+        ),
         (["serve", "--token-file", "none"], 3, "cannot read the token in none"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,13 @@ def evaluate(references: tuple[str, ...], **options: Any) -> None:
     launcher eval last
     launcher eval jobs/abc/merged other-model --data held_out.mindrecord
     """
+    from launcher.inference.interrupts import held_back
+
+    with held_back() as interrupted:
+        _evaluate(references or ("last",), interrupted, options)
+
+
+def _evaluate(references: tuple[str, ...], interrupted: Callable[[], bool], options: dict[str, Any]) -> None:
     from launcher.data.info import read_info
     from launcher.errors import DataError
     from launcher.inference import evaluation
@@ -47,10 +54,10 @@ def evaluate(references: tuple[str, ...], **options: Any) -> None:
     if options["data"] and not read_info(options["data"]):
         raise DataError(f"{options['data']} does not exist or is no dataset", hint="launcher data preprocess makes one")
     chosen = given(options)
-    found = list(evaluation.candidates(references or ("last",), options["jobs_dir"], chosen))
+    found = list(evaluation.candidates(references, options["jobs_dir"], chosen))
     for note in dict.fromkeys(note for candidate in found for note in candidate.model.notes):
         click.echo(f"note: {note}", err=True)
-    data = options["data"] or evaluation.validation_split(references or ("last",), options["jobs_dir"])
+    data = options["data"] or evaluation.validation_split(references, options["jobs_dir"])
     rows = evaluation.read_rows(data, options["limit"])
     scores = []
     with quiet():
@@ -62,6 +69,7 @@ def evaluate(references: tuple[str, ...], **options: Any) -> None:
                     questions=options["questions"],
                     max_new_tokens=options["max_new_tokens"],
                     device_id=options["device_id"],
+                    interrupted=interrupted,
                 )
             )
     difference = evaluation.difference(scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ def infer(reference: str, prompts: tuple[str, ...], file: str | None, **options:
     launcher infer last --file questions.jsonl --output answers.jsonl
     launcher infer my-llama --adapter last --raw --prompt "I love Beijing, because"
     """
+    from launcher.inference.interrupts import held_back
+
+    with held_back() as interrupted:
+        _infer(reference, prompts, file, interrupted, options)
+
+
+def _infer(
+    reference: str, prompts: tuple[str, ...], file: str | None, interrupted: Callable[[], bool], options: dict[str, Any]
+) -> None:
     from launcher.inference.asking import Asking
     from launcher.inference.prompts import collect
     from launcher.inference.session import Session
@@ -44,6 +54,7 @@ def infer(reference: str, prompts: tuple[str, ...], file: str | None, **options:
         batch_size=min(options["batch_size"], len(questions)),
         device_id=options["device_id"],
     )
+    session.interrupted = interrupted
     asking = Asking(session=session, spec=generation_spec(options), as_json=options["layout"] == "jsonl")
     if options["output"]:
         left, total = asking.into_file(questions, options["output"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.errors import JobCancelled
+from launcher.inference.decoding import CANCELLED
 from launcher.inference.sampling import GenerationSpec
-from launcher.inference.session import Answer, Question, Session
+from launcher.inference.session import Answer, Prepared, Question, Session
 from launcher.inference.writing import InOrder, OutputFile, to_json, to_text
 from launcher.quiet import quiet
 
@@ -35,8 +38,10 @@ class Asking:
                 stdout.flush()
 
             if stream and alone and not self.as_json:
-                self.session.batch(prepared, self.spec, on_text=on_text)
+                (answer,) = self.session.batch(prepared, self.spec, on_text=on_text, cancelled=self.session.interrupted)
                 on_text("\n")
+                if answer.finish == CANCELLED:
+                    raise JobCancelled("stopped", signum=signal.SIGINT)
                 return
             ordered = InOrder(show)
             for place, answer in self.session.answers(prepared, self.spec):
@@ -52,8 +57,15 @@ class Asking:
         prepared = self.session.prepare(open_questions)
         file.mend()
         if prepared:
+            self._add(file, prepared)
+        file.sort(questions)
+        return len(open_questions), len(questions)
+
+    def _add(self, file: OutputFile, prepared: Sequence[Prepared]) -> None:
+        try:
             with quiet():
                 for answers in self.session.batches(prepared, self.spec):
                     file.add([answer for _, answer in answers])
-        file.sort(questions)
-        return len(open_questions), len(questions)
+        except JobCancelled as stopped:
+            stopped.hint = f"the same command goes on where it stopped; {file.path} has {len(file)} answers"
+            raise

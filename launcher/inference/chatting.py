@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TextIO
 
 from launcher.data.messages import Message
 from launcher.errors import DataError, LauncherError
+from launcher.inference.interrupts import let_through
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Prepared, Question, Session
 from launcher.quiet import quiet
@@ -55,7 +52,6 @@ class Chat:
     read: Callable[[], str | None]
     out: TextIO
     conversation: Conversation = field(default_factory=Conversation)
-    _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
         """Until the end of input or /exit."""
@@ -70,7 +66,8 @@ class Chat:
     def _line(self) -> str | None:
         while True:
             try:
-                line = self.read()
+                with let_through():
+                    line = self.read()
             except KeyboardInterrupt:
                 self._say("\n(Ctrl-D or /exit leaves)")
                 continue
@@ -125,13 +122,13 @@ class Chat:
         prepared, left_out = self.fitting(question)
         if left_out:
             self._say(f"(the first {left_out} turns no longer fit and are left out)")
-        with self._interruptible(), quiet() as stdout:
+        with quiet() as stdout:
 
             def on_text(text: str) -> None:
                 stdout.write(text)
                 stdout.flush()
 
-            (answer,) = self.session.batch([prepared], self.spec, on_text=on_text, cancelled=self._stop.is_set)
+            (answer,) = self.session.batch([prepared], self.spec, on_text=on_text, cancelled=self.session.interrupted)
         ends = {"cancelled": " (stopped)", "length": " (...)"}
         self._say(ends.get(answer.finish, ""))
         self.conversation.add(question, answer.text)
@@ -156,20 +153,6 @@ class Chat:
         turns = [*self.conversation.turns[start:], Message("user", question)]
         asked = Conversation(system=self.conversation.system, turns=turns)
         return Question(id="-", messages=tuple(asked.messages()))
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C inside stops the answer."""
-        self._stop.clear()
-
-        def stop(_: int, __: FrameType | None) -> None:
-            self._stop.set()
-
-        former = signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, former)
 
     def _say(self, text: str) -> None:
         self.out.write(f"{text}\n")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +19,19 @@ from typing import Any
 
 from launcher.data.sample_set import cache_root
 from launcher.installed import installed
+
+_GRAPH_SOURCE = Path(__file__).with_name("cached.py")
+
+
+@contextmanager
+def graph_program() -> Iterator[None]:
+    """Import MindSpore inside: it takes argv[0] for the program that made a graph, reads it to see whether it changed,
+    and fails where there is none (python -c)."""
+    program, sys.argv[0] = sys.argv[0], str(_GRAPH_SOURCE)
+    try:
+        yield
+    finally:
+        sys.argv[0] = program
 
 
 @contextmanager
@@ -51,14 +65,13 @@ def graph_cache(described: Mapping[str, Any]) -> Iterator[None]:
 def _folder(described: Mapping[str, Any]) -> Path | None:
     if os.environ.get("LAUNCHER_NO_GRAPH_CACHE"):
         return None
-    source = Path(__file__).with_name("cached.py").read_bytes()
     key = json.dumps({"of": described, "versions": installed()}, sort_keys=True, default=str).encode()
     parent = cache_root() / "graphs"
     try:
         parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
         return None
-    return parent / hashlib.sha256(key + source).hexdigest()[:24]
+    return parent / hashlib.sha256(key + _GRAPH_SOURCE.read_bytes()).hexdigest()[:24]
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from launcher.data.mindrecord import read_row
 from launcher.data.preprocess import eval_path
 from launcher.data.rows import NOT_LEARNT
 from launcher.data.tokenizer import Tokenizer
-from launcher.errors import DataError
+from launcher.errors import DataError, JobCancelled
 from launcher.inference.decoding import Row
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Session
@@ -225,12 +226,21 @@ def final_number(text: str) -> str | None:
 # ------------------------------------------------------------------------------------------------ scoring
 
 
-def score(candidate: Candidate, rows: HeldOut, *, questions: int, max_new_tokens: int, device_id: int | None) -> Score:
+def score(
+    candidate: Candidate,
+    rows: HeldOut,
+    *,
+    questions: int,
+    max_new_tokens: int,
+    device_id: int | None = None,
+    interrupted: Callable[[], bool] = bool,
+) -> Score:
     """Losses of all ``rows``, and answers to the first ``questions`` problems, of one model.
 
-    Raises DataError when rows or tokenizer are another model's.
+    Raises DataError when rows or tokenizer are another model's, JobCancelled when ``interrupted`` says so.
     """
     session = Session(candidate.model, batch_size=_ROWS_AT_ONCE, device_id=device_id, incremental=False)
+    session.interrupted = interrupted
     _check_rows(rows, candidate.model)
     losses = np.concatenate([*_losses(session, rows)])
     asked = problems(rows, session.tokenizer, questions)
@@ -260,6 +270,7 @@ def _check_rows(rows: HeldOut, model: Model) -> None:
 def _losses(session: Session, rows: HeldOut) -> Iterator[Floats]:
     """Cross entropy of the learnt tokens, in the order of the rows, some rows at once."""
     for start in range(0, len(rows.ids), _ROWS_AT_ONCE):
+        _stop_if(session.interrupted())
         ids = np.stack(rows.ids[start : start + _ROWS_AT_ONCE])
         labels = np.stack(rows.labels[start : start + _ROWS_AT_ONCE])[:, 1:]
         width = ids.shape[1] - 1
@@ -268,6 +279,11 @@ def _losses(session: Session, rows: HeldOut) -> Iterator[Floats]:
         logits = session.all_logits(np.ascontiguousarray(ids[:, :width]))
         learnt = labels[:, :width] != NOT_LEARNT
         yield cross_entropy(logits[learnt], labels[:, :width][learnt])
+
+
+def _stop_if(interrupted: bool) -> None:
+    if interrupted:
+        raise JobCancelled("stopped", signum=signal.SIGINT)
 
 
 def cross_entropy(logits: Any, labels: Any) -> Floats:
@@ -294,6 +310,7 @@ def _answers(session: Session, asked: Sequence[Problem], max_new_tokens: int) ->
     order = sorted(rows, key=lambda row: -len(row.prompt))
     for start in range(0, len(order), _ROWS_AT_ONCE):
         session.run(order[start : start + _ROWS_AT_ONCE])
+        _stop_if(session.interrupted())
     yield from (row.transcript.text for row in rows)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from launcher.checkpoint import names
 from launcher.checkpoint.dtypes import Array
 from launcher.errors import HostError, LauncherError
+from launcher.inference.compiled import graph_program
 from launcher.inference.sources import Model
 from launcher.inference.weights import Tensors, read, whole_array
 from launcher.spec import ModelSpec
@@ -89,7 +90,8 @@ def _import_mindformers() -> types.SimpleNamespace:
     _skip_packages()
     try:
         # In this order: core.context alone goes in a circle.
-        llama = importlib.import_module("mindformers.models.llama.llama")
+        with graph_program():
+            llama = importlib.import_module("mindformers.models.llama.llama")
         config = importlib.import_module("mindformers.models.llama.llama_config")
         context = importlib.import_module("mindformers.core.context.build_context")
     except ImportError as error:

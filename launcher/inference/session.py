@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import Any
 from launcher.data.messages import Message
 from launcher.data.templates import ChatTemplate, template_names
 from launcher.data.tokenizer import Tokenizer, load_tokenizer
-from launcher.errors import DataError, SpecError
-from launcher.inference.decoding import Decoder, OnText, Row
+from launcher.errors import DataError, JobCancelled, SpecError
+from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.sources import Model
 from launcher.inference.transcript import Transcript
@@ -75,6 +76,7 @@ class Session:
         self.batch_size = batch_size
         self._device_id = device_id
         self._incremental = incremental
+        self.interrupted: Callable[[], bool] = bool  # bool() is False: nobody interrupts
         self.tokenizer = _tokenizer(model)
 
     @cached_property
@@ -157,11 +159,25 @@ class Session:
 
     def batches(self, prepared: Sequence[Prepared], spec: GenerationSpec) -> Iterator[list[tuple[int, Answer]]]:
         """Answers with the place of each question, batch by batch: rows of like length go together, longest first, so
-        that what does not fit into memory shows at once."""
+        that what does not fit into memory shows at once. Raises JobCancelled when it is interrupted."""
         order = sorted(range(len(prepared)), key=lambda place: -len(prepared[place].ids))
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            yield list(zip(places, self.batch([prepared[place] for place in places], spec), strict=True))
+            answers = self.batch([prepared[place] for place in places], spec, cancelled=self._interrupted_once())
+            if any(answer.finish == CANCELLED for answer in answers):
+                raise JobCancelled("stopped", signum=signal.SIGINT)
+            yield list(zip(places, answers, strict=True))
+
+    def _interrupted_once(self) -> Callable[[], bool]:
+        """``interrupted``, and True for good once it was: each row asks."""
+        found: list[bool] = []
+
+        def cancelled() -> bool:
+            if not found and self.interrupted():
+                found.append(True)
+            return bool(found)
+
+        return cancelled
 
     def answers(self, prepared: Sequence[Prepared], spec: GenerationSpec) -> Iterator[tuple[int, Answer]]:
         """Answers with the place of each question, as they come."""

@@ -47,6 +47,9 @@ class OutputFile:
         self.path = path
         self._lines = dict(_existing(path))
 
+    def __len__(self) -> int:
+        return len(self._lines)
+
     def open_questions(self, questions: Sequence[Question]) -> list[Question]:
         """The questions that have no answer yet. Raises DataError when an id answers another question there."""
         for question in questions:

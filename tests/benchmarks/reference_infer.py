@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 PROMPTS = ["I love Beijing, because", "LLaMA is a", "Huawei is a company that"]
 
@@ -22,8 +24,7 @@ def main(folder: str, new_tokens: int, use_pipeline: bool) -> None:
     import mindspore as ms
     from mindspore import ops
 
-    with open(os.path.join(folder, "launcher_model.json"), encoding="utf-8") as file:  # noqa: PTH123
-        model = json.load(file)["model"]
+    model = json.loads(Path(folder, "launcher_model.json").read_text(encoding="utf-8"))["model"]
     context = {"mode": 0, "device_target": "CPU", "postprocess_use_numpy": True}
     mindformers.build_context({"context": context, "parallel": {}, "use_parallel": False, "run_mode": "predict"})
     config = mindformers.LlamaConfig(
@@ -36,10 +37,10 @@ def main(folder: str, new_tokens: int, use_pipeline: bool) -> None:
     )  # fmt: skip
     network = mindformers.LlamaForCausalLM(config)
     network.set_train(False)
-    parameters = ms.load_checkpoint(os.path.join(folder, "model.safetensors"), format="safetensors")
+    parameters = ms.load_checkpoint(f"{folder}/model.safetensors", format="safetensors")
     ms.load_param_into_net(network, parameters)
     network.argmax = lambda logits, axis=-1: ops.argmax(logits, axis)
-    tokenizer = mindformers.LlamaTokenizer(os.path.join(folder, "tokenizer.model"))
+    tokenizer = mindformers.LlamaTokenizer(f"{folder}/tokenizer.model")
     if use_pipeline:
         print(json.dumps(_pipeline(mindformers, network, tokenizer, new_tokens)))
         return
@@ -49,10 +50,8 @@ def main(folder: str, new_tokens: int, use_pipeline: bool) -> None:
     print(json.dumps([tokenizer.decode(output, skip_special_tokens=True) for output in outputs]))
 
 
-def _pipeline(mindformers: object, network: object, tokenizer: object, new_tokens: int) -> dict[str, float]:
-    from mindformers import pipeline
-
-    ask = pipeline(task="text_generation", model=network, tokenizer=tokenizer)
+def _pipeline(mindformers: Any, network: Any, tokenizer: Any, new_tokens: int) -> dict[str, float]:
+    ask = mindformers.pipeline(task="text_generation", model=network, tokenizer=tokenizer)
     prompts = (PROMPTS * 3)[:8]
     found = {}
     for attempt in ("first", "second"):  # the first compiles
