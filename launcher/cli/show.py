@@ -124,6 +124,8 @@ class Progress:
             return
         if event["event"] == "step":
             self._note_step(event)
+        elif event["event"] == "eval" and "loss" in event:
+            self._note_evaluation(event)
         elif self._bar and event["event"] in ("ready", "done"):
             self._bar.update(self._task, description={"ready": "compiling", "done": "saved"}[event["event"]])
 
@@ -139,6 +141,10 @@ class Progress:
         elif time.monotonic() >= self._next_line or step == self._steps:
             click.echo(f"step {step}/{_known(self._steps)}  {detail}", err=True)
             self._next_line = time.monotonic() + 5.0
+
+    def _note_evaluation(self, event: dict[str, Any]) -> None:
+        said = f"step {event['step']}  held-out loss {_number(event['loss'], '.4f')}  ({event['seconds']:.1f} s)"
+        self._bar.console.print(said) if self._bar else click.echo(said, err=True)
 
     def _left(self, step: int) -> str:
         """Time left by the median step; the first step compiles and says nothing about the others."""

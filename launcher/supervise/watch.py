@@ -35,6 +35,7 @@ class Rank:
     begun: bool = False
     ready: bool = False
     done: bool = False
+    evaluating: bool = False
     error: dict[str, Any] | None = None
     gone: float | None = None
     code: int | None = None
@@ -44,6 +45,13 @@ class Rank:
     @property
     def failed(self) -> bool:
         return self.error is not None or (self.gone is not None and not self.done)
+
+    def note_progress(self, event: Mapping[str, Any]) -> None:
+        """Take a finished step, or an evaluation that begins or ends."""
+        self.evaluating = event["event"] == "eval" and "loss" not in event
+        if event["event"] == "step":
+            self.last_step = event["step"]
+            self.step_times.append(event["step_s"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +96,8 @@ class Watch:
             rank.begun = True
         elif kind == "ready":
             rank.ready = True
-        elif kind == "step":
-            rank.last_step = event["step"]
-            rank.step_times.append(event["step_s"])
+        elif kind in ("step", "eval"):
+            rank.note_progress(event)
             self.last_progress = event["time"]
         elif kind == "error":
             rank.error = event
@@ -126,6 +133,11 @@ class Watch:
     @property
     def all_done(self) -> bool:
         return all(rank.done for rank in self.ranks.values())
+
+    @property
+    def evaluating(self) -> bool:
+        """Some rank goes through the held-out rows, in which no step is finished."""
+        return any(rank.evaluating for rank in self.ranks.values())
 
     @property
     def all_gone(self) -> bool:
