@@ -58,6 +58,23 @@ def test_known_errors_are_recognised(text: str, name: str) -> None:
     assert known.name == name
 
 
+def test_the_line_that_tells_the_cause_is_shown_though_frames_follow_it(tmp_path: Path) -> None:
+    log = JobPaths(root=tmp_path).rank_log(1)
+    log.parent.mkdir(parents=True)
+    prefix = "2026-11-24 13:48:54,931 - mindformers/jobs/x/log[mindformers/core/callback/callback.py:1781] - INFO - "
+    frames = [f"frame {number}" for number in range(20)]
+    log.write_text("\n".join(["EL0004: Failed to allocate memory", *frames, f"{prefix}Finish saving ckpt", ""]))
+    watch = Watch(3, "msrun")
+    watch.rank_gone(1, 5.0, 1)
+    verdict = judge(watch, tmp_path)
+
+    assert verdict.known == "out of device memory"
+    assert verdict.text[EN].splitlines()[1:9] == [
+        "    EL0004: Failed to allocate memory", "    ...", *(f"    {frame}" for frame in frames[-5:]),
+        "    13:48:54 Finish saving ckpt",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("text", ["ValueError: no luck", "NEI0002X", "loss 0.1", "banana", "EE99999", ""])
 def test_other_texts_are_not(text: str) -> None:
     assert recognise([text]) is None
