@@ -23,7 +23,7 @@ from launcher.oom import OomWatch
 from launcher.processes import ProcessId, descendants, die_with_parent, kill_descendants, reap
 from launcher.supervise.signals import Asked
 from launcher.supervise.stacks import dump_stacks
-from launcher.supervise.watch import ENGINE_LEAVES_S, SCHEDULER, Failure, Watch
+from launcher.supervise.watch import ENGINE_LEAVES_S, SCHEDULER, SCHEDULER_FOLLOWS_S, Failure, Watch
 from launcher.verdict import Findings, Verdict, find_verdict, signal_name
 
 # Reports of ranks are read this often; ends of processes wake the supervisor at once.
@@ -196,9 +196,12 @@ class Attempt:
 
     def _settled_failure(self) -> Failure | None:
         self._for(SETTLE_S, lambda: False)
-        if self.watch.in_doubt:
-            self._for(ENGINE_LEAVES_S, lambda: not self.watch.in_doubt)
-        return self.watch.first_failure()
+        watch = self.watch
+        if watch.in_doubt:
+            self._for(SCHEDULER_FOLLOWS_S, lambda: not (watch.in_doubt and watch.scheduler_was_spared))
+        if not watch.scheduler_was_spared:
+            self._for(ENGINE_LEAVES_S, lambda: not watch.in_doubt)
+        return watch.first_failure()
 
     # ------------------------------------------------------------------------------------------------ slow checks
 

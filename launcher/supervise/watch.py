@@ -19,6 +19,9 @@ TOGETHER_S = 0.15
 # How long after it has killed all its ranks an engine takes to leave itself (msrun on SIGINT: 0.5 to 1.9 s).
 ENGINE_LEAVES_S = 2.5
 
+# By when the scheduler of an msrun that was told to stop is gone, after the ranks: they are killed one after another.
+SCHEDULER_FOLLOWS_S = 0.4
+
 _STEPS_KEPT = 50
 
 
@@ -156,6 +159,12 @@ class Watch:
         """All ranks were ended by one hand, perhaps the engine's, which has not left yet."""
         engine_lives = self.engine is not None and self.engine not in self.programs_gone
         return engine_lives and len(self.ranks) > 1 and self._ended_by_one_hand()
+
+    @property
+    def scheduler_was_spared(self) -> bool:
+        """msrun, told to stop, kills its scheduler right after the ranks; when a rank's death makes it kill the others
+        it lets the scheduler be (mindspore 2.9.0, parallel/cluster/process_entity/_api.py)."""
+        return self.engine == "msrun" and self.scheduler is not None and SCHEDULER not in self.programs_gone
 
     def step_time_s(self) -> float | None:
         """Median time of the last steps over all ranks; each rank's first step compiles and does not count."""
