@@ -70,8 +70,12 @@ def test_an_incomplete_step_is_listed_as_such(tmp_path: Path) -> None:
     root = _job(tmp_path)
     (root / "checkpoint" / "rank_1" / "launcher_rank_1-1_10.safetensors").unlink()
     listed = launcher("merge-ckpt", root, "--list")
-    assert "no: 1 missing" in listed.stdout
-    assert "step 100 of" in launcher("merge-ckpt", root).stdout
+    assert "no: rank 1 missing" in listed.stdout
+    merged = launcher("merge-ckpt", root)
+    assert "skipped 1_10: rank 1 lacks it" in merged.stdout
+    assert "step 100 of" in merged.stdout
+    record = json.loads((root / "merged" / "merge.json").read_text())
+    assert record["skipped"] == [{"moment": "1_10", "missing_ranks": [1]}]
 
 
 @pytest.mark.parametrize("state", ["planned", "starting", "running", "stopping"])

@@ -17,7 +17,8 @@ from launcher.checkpoint.folder import (
     MODEL_CONFIG,
     TOKENIZER,
     WEIGHTS,
-    check_room,
+    check_target,
+    is_taken,
     sync_file,
     whole_folder,
 )
@@ -172,7 +173,7 @@ def convert(
 
     Raises CheckpointError when ``target`` exists, HostError when the disk is full.
     """
-    if target.exists():
+    if is_taken(target):
         raise CheckpointError(f"{target} exists", hint="give another --output")
     to_hf = model.layout == MINDSPORE
     outputs = [_output(name, whole, dtype) for name, whole in _tensors_for(model, to_hf=to_hf).items()]
@@ -183,7 +184,7 @@ def convert(
         name = CKPT_WEIGHTS if file_format == CKPT else WEIGHTS
         files = [planned(name, huggingface.in_order(outputs), file_format, "mindformers")]
         texts = _mindspore_texts(model)
-    check_room(target, sum(file.bytes.size for file in files))
+    check_target(target, sum(file.bytes.size for file in files))
     verified = _write(model, target, files, texts, verify_full=verify_full, on_progress=on_progress)
     return Converted(
         folder=target,
@@ -254,7 +255,7 @@ def _write(
         if on_progress is not None:
             on_progress(count, total)
 
-    record = {"inputs": identify(dict(enumerate(model.files)), full=verify_full), "model": dict(model.model)}
+    record = {"inputs": [item.record() for item in identify(model.files, full=verify_full)], "model": dict(model.model)}
     with whole_folder(target, replace=False) as scratch:
         for file in files:
             write_file(scratch / file.name, file.bytes, on_bytes)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint import names
+from launcher.checkpoint.folder import read_tokenizer
 from launcher.checkpoint.stream import PlannedFile, planned
 from launcher.checkpoint.tensorfile import SAFETENSORS
 from launcher.checkpoint.tensors import Output
@@ -186,10 +187,6 @@ def _index(files: Sequence[PlannedFile]) -> dict[str, Any]:
 
 def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, bytes]:
     """tokenizer.model and the files that make AutoTokenizer load it. Raises CheckpointError when it is not there."""
-    try:
-        content = tokenizer.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read the tokenizer {tokenizer}: {error.strerror}", hint="put it back") from error
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     config = {
         "tokenizer_class": "LlamaTokenizer",
@@ -204,7 +201,7 @@ def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, byte
     if chat:
         config["chat_template"] = chat
     return {
-        "tokenizer.model": content,
+        "tokenizer.model": read_tokenizer(tokenizer),
         "tokenizer_config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
         "special_tokens_map.json": (json.dumps(special, indent=2) + "\n").encode(),
     }

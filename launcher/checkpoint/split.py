@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoint import names
-from launcher.checkpoint.folder import check_room, sync_file, whole_folder
+from launcher.checkpoint.folder import check_target, is_taken, sync_file, whole_folder
 from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, optimizer_cuts, slice_shape
 from launcher.checkpoint.strategy import Layout, write_strategy
 from launcher.checkpoint.stream import plan_file, write_file
@@ -111,14 +111,14 @@ def split(source: TensorFile, target: Path, plan: SplitPlan, *, file_format: str
 
     Raises CheckpointError when ``target`` exists or a tensor cannot be cut; HostError when the disk is full.
     """
-    if target.exists():
+    if is_taken(target):
         raise CheckpointError(f"{target} exists", hint="give another --output")
     layers = names.num_layers(source.entries)
     if plan.pipeline_stage > max(1, layers):
         raise CheckpointError(f"{layers} layers for {plan.pipeline_stage} stages", hint="use fewer stages")
     layouts = {name: layout_of(name, entry.shape, plan) for name, entry in source.entries.items()}
     ranks = [_rank_outputs(source, layouts, rank, layers, plan) for rank in range(plan.num_ranks)]
-    check_room(target, sum(output.nbytes for outputs in ranks for output in outputs))
+    check_target(target, sum(output.nbytes for outputs in ranks for output in outputs))
     with whole_folder(target, replace=False) as scratch:
         for rank, outputs in enumerate(ranks):
             _write_rank(scratch, rank, outputs, layouts, plan, file_format)

@@ -165,8 +165,8 @@ def _run(fd: int, blocks: list[Chunk], on_bytes: OnBytes) -> None:
             on_bytes(worker.write(block))
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        futures = [pool.submit(work) for _ in range(NUM_THREADS)]
         try:
+            futures = [pool.submit(work) for _ in range(NUM_THREADS)]
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from launcher.cli.interruption import interruptible
 from launcher.cli.merge_ckpt import parse_size, progress
 
 _PATH = click.Path(path_type=Path)
@@ -40,7 +41,7 @@ def convert_ckpt(
     """
     from launcher.checkpoint.convert import convert, open_model
 
-    with ExitStack() as stack:
+    with interruptible(str(output)), ExitStack() as stack:
         opened = open_model(model, config, stack)
         made = convert(
             opened,

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from launcher.cli.interruption import interruptible
+
 _PATH = click.Path(path_type=Path)
 _DEGREE = click.IntRange(min=1)
 
@@ -32,7 +34,7 @@ def split_ckpt(
     plan = SplitPlan(
         data_parallel=dp, model_parallel=mp, pipeline_stage=pp, optimizer_shards=-1 if optimizer_parallel else 1
     )
-    with TensorFile(checkpoint) as source:
+    with interruptible(str(output)), TensorFile(checkpoint) as source:
         ranks = split(source, output, plan, file_format=file_format)
     click.echo(f"wrote {ranks} ranks to {output} (dp {dp}, mp {mp}, pp {pp})")
     click.echo(f"Back: launcher merge-ckpt {output}")
