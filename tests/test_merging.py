@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +142,52 @@ def test_split_and_merge_back_by_hand(tmp_path: Path) -> None:
     again = launcher("split-ckpt", tmp_path / "whole.safetensors", "-o", tmp_path / "shards")
     assert again.returncode == 4
     assert "exists" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "words"),
+    [
+        ("/proc/x", 5, "cannot write in /proc: "),
+        ("/dev/null/x", 5, "cannot write /dev/null/x: "),
+        ("a" * 300, 5, ": File name too long"),
+        ("file", 4, "file (is a file|exists)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["merge", "split"])
+def test_an_output_that_cannot_be_gives_a_plain_message(
+    tmp_path: Path, output: str, code: int, words: str, command: str
+) -> None:
+    folder = write_shards(tmp_path / "set", llama(), SplitPlan(data_parallel=2))
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    source = {"merge": folder, "split": tmp_path / "set-whole.safetensors"}[command]
+    done = launcher(f"{command}-ckpt", source, "-o", output, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert re.search(words, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_clears_away_what_was_begun(tmp_path: Path, signum: signal.Signals) -> None:
+    large = {**MODEL, "hidden_size": 1024, "intermediate_size": 2048, "vocab_size": 4000}
+    folder = write_shards(tmp_path / "set", llama(large, dtype="float16"), SplitPlan(model_parallel=2))
+    before = sorted(tmp_path.iterdir())
+    for _ in range(5):  # the merge may be done before the signal comes
+        command = [sys.executable, "-m", "launcher", "merge-ckpt", str(folder), "-o", str(tmp_path / "out")]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None and not list(tmp_path.glob(".out.part-*/*")):
+                pass
+            process.send_signal(signum)
+            _, said = process.communicate(timeout=60)
+        if process.returncode:
+            break
+        shutil.rmtree(tmp_path / "out")
+    assert process.returncode == 128 + signum
+    assert (
+        said == f"error: {signum.name}: {tmp_path / 'out'} is not written\n  hint: the same command starts it again\n"
+    )
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_merging_imports_no_heavy_library(tmp_path: Path) -> None:

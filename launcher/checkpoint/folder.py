@@ -146,8 +146,11 @@ def check_target(target: Path, needed: int) -> None:
 
 
 def is_taken(target: Path) -> bool:
-    """Whether something is at ``target``; an empty folder is as good as none."""
-    return target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    """Whether something is at ``target``; an empty folder is as good as none. Raises HostError for no possible path."""
+    try:
+        return target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    except OSError as error:
+        raise cannot_write(target, error) from error
 
 
 def read_tokenizer(path: Path) -> bytes:
