@@ -30,6 +30,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("launcher.cli.jobs", "status", "Show what a job is doing or how it ended."),
     "logs": ("launcher.cli.jobs", "logs", "Print the logs of a job."),
     "merge-ckpt": ("launcher.cli.merge_ckpt", "merge_ckpt", "Merge the shards of a job into one model."),
+    "split-ckpt": ("launcher.cli.split_ckpt", "split_ckpt", "Split a whole checkpoint into the shards of a plan."),
+    "convert-ckpt": ("launcher.cli.convert_ckpt", "convert_ckpt", "Convert a LLaMA from or to Hugging Face's layout."),
     "infer": ("launcher.cli.infer", "infer", "Ask a merged model."),
     "eval": ("launcher.cli.infer", "evaluate", "Print the held-out loss of a merged model."),
     "rank-table": ("launcher.cli.rank_table", "rank_table", "Make, check, show and merge HCCL rank tables."),

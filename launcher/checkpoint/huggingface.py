@@ -1,0 +1,257 @@
+"""Hugging Face's LLaMA and MindFormers': the same tensors under other names, and the files that go with them.
+
+transformers 4.57, models/llama; peft 0.21, tuners/lora; mindformers 1.9.0, models/llama. No weight is permuted or
+transposed between them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launcher.checkpoint import names
+from launcher.checkpoint.folder import read_tokenizer
+from launcher.checkpoint.stream import PlannedFile, planned
+from launcher.checkpoint.tensorfile import SAFETENSORS
+from launcher.checkpoint.tensors import Output
+from launcher.errors import CheckpointError
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+_OUTER_BACK = {theirs: ours for ours, theirs in names.OUTER_NAMES.items()}
+_LAYER_BACK = {theirs: ours for ours, theirs in names.LAYER_NAMES.items()}
+_BOS_ID, _EOS_ID, _UNK_ID = 1, 2, 0
+# What transformers' chat templates call what the launcher's call otherwise.
+_CHAT_HEAD = (
+    "{%- set bos = bos_token -%}{%- set eos = eos_token -%}"
+    "{%- if messages and messages[0]['role'] == 'system' -%}"
+    "{%- set system = messages[0]['content'] -%}{%- set messages = messages[1:] -%}"
+    "{%- else -%}{%- set system = none -%}{%- endif -%}"
+)
+
+
+def hf_name(name: str) -> str:
+    """transformers' name of the MindFormers weight ``name``. Raises KeyError when it has none."""
+    match = names.LAYER.fullmatch(name)
+    if match is None:
+        return names.OUTER_NAMES[name]
+    return f"model.layers.{match[1]}.{names.LAYER_NAMES[match[2].removesuffix('.weight')]}.weight"
+
+
+def mindspore_name(name: str) -> str:
+    """MindFormers' name of the transformers weight ``name``. Raises KeyError when it has none."""
+    match = names.LAYER.fullmatch(name)
+    if match is None:
+        return _OUTER_BACK[name]
+    return f"model.layers.{match[1]}.{_LAYER_BACK[match[2].removesuffix('.weight')]}.weight"
+
+
+def peft_name(name: str) -> str:
+    """peft's name of the MindFormers adapter ``name``. Raises KeyError when it has none."""
+    side = "lora_A" if name.endswith(names.LORA_A) else "lora_B"
+    stem = name.removesuffix(names.LORA_A).removesuffix(names.LORA_B)
+    return f"base_model.model.{hf_name(stem + '.weight').removesuffix('.weight')}.{side}.weight"
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+
+def in_order(outputs: Iterable[Output]) -> list[Output]:
+    """As a forward pass meets them: embedding, layers, norm, head."""
+    return sorted(outputs, key=lambda output: _order(output.whole.name))
+
+
+def _order(name: str) -> tuple[int, int, str]:
+    match = names.LAYER.fullmatch(name)
+    if match:
+        return 1, int(match[1]), name
+    return (0 if name == names.EMBEDDING else 2), 0 if name == names.NORM else 1, name
+
+
+def weight_files(outputs: Sequence[Output], max_bytes: int) -> list[PlannedFile]:
+    """``outputs`` by transformers' names, in files of at most ``max_bytes`` of tensors where a tensor is not larger."""
+    groups: list[list[Output]] = [[]]
+    for output in in_order(outputs):
+        if groups[-1] and sum(item.nbytes for item in groups[-1]) + output.nbytes > max_bytes:
+            groups.append([])
+        groups[-1].append(replace(output, name=_renamed(output.name, hf_name)))
+    total = len(groups)
+    if total == 1:
+        return [planned("model.safetensors", groups[0], SAFETENSORS, "pt")]
+    return [
+        planned(f"model-{number:05d}-of-{total:05d}.safetensors", group, SAFETENSORS, "pt")
+        for number, group in enumerate(groups, 1)
+    ]
+
+
+def adapter_file(outputs: Sequence[Output]) -> PlannedFile:
+    """The adapters by peft's names. Raises CheckpointError when there are none."""
+    if not outputs:
+        raise CheckpointError("these shards have no LoRA adapters", hint="use --format hf")
+    renamed = [replace(output, name=_renamed(output.name, peft_name)) for output in outputs]
+    return planned("adapter_model.safetensors", renamed, SAFETENSORS, "pt")
+
+
+def _renamed(name: str, rename: Any) -> str:
+    try:
+        return str(rename(name))
+    except KeyError as error:
+        raise CheckpointError(f"{name} has no counterpart in transformers", hint="only LLaMA is converted") from error
+
+
+# ------------------------------------------------------------------------------------------------ texts
+
+
+def model_texts(
+    model: Mapping[str, Any] | None, base: Path | None, tokenizer: Path | None, files: Sequence[PlannedFile]
+) -> dict[str, bytes]:
+    """The small files of a transformers model, by name.
+
+    model: what launcher_model.json holds. base: base checkpoint of the run, whose folder may hold the config.json it
+    was converted from, with what MindFormers has no word for (rope scaling). tokenizer: a SentencePiece model.
+    Raises CheckpointError when ``model`` is None: shapes do not say how many heads there are.
+    """
+    if model is None:
+        raise CheckpointError(
+            "how many attention heads the model has is not known", hint="give its --config (a config.json will do)"
+        )
+    config = config_of_model(model["model"], _origin_config(base), files)
+    texts = {CONFIG: config, "generation_config.json": _generation_config(config)}
+    if len(files) > 1:
+        texts[INDEX] = _index(files)
+    found = {name: (json.dumps(value, indent=2) + "\n").encode() for name, value in texts.items()}
+    return found | (tokenizer_texts(tokenizer, model) if tokenizer else {})
+
+
+def _origin_config(base: Path | None) -> dict[str, Any]:
+    path = base.parent / CONFIG if base else None
+    return read_json(path) if path and path.is_file() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``. Raises CheckpointError when there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}", hint="put it back") from error
+    return found
+
+
+def config_of_model(
+    model: Mapping[str, Any], origin: Mapping[str, Any], files: Sequence[PlannedFile]
+) -> dict[str, Any]:
+    """config.json of a transformers LLaMA for a model section of a run spec; other keys are those of ``origin``."""
+    outputs = {output.whole.name: output for file in files for output in file.outputs}
+    return {
+        "initializer_range": 0.02,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "rope_scaling": None,
+        "bos_token_id": _BOS_ID,
+        "eos_token_id": _EOS_ID,
+        "use_cache": True,
+        **origin,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": model["hidden_size"],
+        "intermediate_size": model["intermediate_size"],
+        "num_hidden_layers": model["num_layers"],
+        "num_attention_heads": model["num_heads"],
+        "num_key_value_heads": model.get("n_kv_heads") or model["num_heads"],
+        "vocab_size": model["vocab_size"],
+        "max_position_embeddings": origin.get("max_position_embeddings") or model["seq_length"],
+        "rms_norm_eps": model["rms_norm_eps"],
+        "rope_theta": model["rope_theta"],
+        "tie_word_embeddings": names.HEAD not in outputs,
+        "torch_dtype": next((output.dtype for output in outputs.values()), "float32"),
+    }
+
+
+def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"], "pad_token_id": _UNK_ID}
+
+
+def _index(files: Sequence[PlannedFile]) -> dict[str, Any]:
+    return {
+        "metadata": {"total_size": sum(output.nbytes for file in files for output in file.outputs)},
+        "weight_map": {output.name: file.name for file in files for output in file.outputs},
+    }
+
+
+def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, bytes]:
+    """tokenizer.model and the files that make AutoTokenizer load it. Raises CheckpointError when it is not there."""
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        **special,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "legacy": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": model["model"]["seq_length"],
+    }
+    chat = _chat_template(model.get("template"))
+    if chat:
+        config["chat_template"] = chat
+    return {
+        "tokenizer.model": read_tokenizer(tokenizer),
+        "tokenizer_config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+        "special_tokens_map.json": (json.dumps(special, indent=2) + "\n").encode(),
+    }
+
+
+def _chat_template(name: str | None) -> str | None:
+    """The chat template of training in transformers' terms; None where it needs a word that those lack."""
+    from launcher import resources
+
+    path = resources.find("templates", f"chat/{name}.jinja") if name else None
+    text = path.read_text(encoding="utf-8") if path else ""
+    return _CHAT_HEAD + re.sub(r"\{#.*?#\}\s*", "", text, flags=re.DOTALL) if text and "token(" not in text else None
+
+
+def adapter_texts(scale: float | None, files: Sequence[PlannedFile]) -> dict[str, bytes]:
+    """adapter_config.json of a peft LoRA whose weights are in ``files``."""
+    first = next(output for output in files[0].outputs if output.name.endswith("lora_A.weight"))
+    rank = first.shape[0]
+    targets = sorted({output.name.split(".")[-3] for output in files[0].outputs})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": rank,
+        "lora_alpha": _whole_number((scale or 0.0) * rank),
+        "lora_dropout": 0.0,
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    return {"adapter_config.json": (json.dumps(config, indent=2) + "\n").encode()}
+
+
+def _whole_number(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model section of a run spec for a transformers config.json. Raises KeyError or ValueError when it is none."""
+    if config.get("model_type") != "llama":
+        raise ValueError(f"model_type is {config.get('model_type')!r}, not 'llama'")
+    return {
+        "hidden_size": config["hidden_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "n_kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
+        "intermediate_size": config["intermediate_size"],
+        "vocab_size": config["vocab_size"],
+        "seq_length": config.get("max_position_embeddings", 2048),
+        "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
+        "rope_theta": config.get("rope_theta", 10000.0),
+    }
