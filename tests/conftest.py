@@ -14,6 +14,14 @@ from supervised import marked
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of the one trained model go to one worker of pytest-xdist: it is trained once."""
+    for item in items:
+        if "workshop" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("trained"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _child_processes_find_the_package() -> None:
     """Programs that tests start may run anywhere: they find this checkout's package all the same."""
