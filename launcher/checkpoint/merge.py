@@ -485,7 +485,7 @@ def _differences(record: Mapping[str, Any], recipe: Mapping[str, Any], inputs: l
 
 
 def _key(item: Mapping[str, Any]) -> tuple[Any, Any]:
-    return item["kind"], item.get("rank")
+    return item["kind"], Path(item["path"]).name if item["kind"] == "strategy" else item.get("rank")
 
 
 def _same_input(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
