@@ -57,7 +57,7 @@ def read_model(path: Path) -> dict[str, Any]:
             "template": "vicuna",
             "precision": {"params": "float32", "compute": "float32"},
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(
             f"{path} does not say how a model is built: {error}", hint="give a config.json or a launcher_model.json"
         ) from error

@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from checkpoint_sets import MODEL, folded, launcher, llama, read, write, write_job, write_ranks, write_shards
 
-from launcher import infer
-from launcher.checkpoint import folder as merged_folder
 from launcher.checkpoint.names import GLOBAL_STEP
 from launcher.checkpoint.split import SplitPlan
-from launcher.infer import open_merged
+from launcher.data.templates import get_template
+from launcher.spec import ModelSpec
 
 WO = "model.layers.1.attention.wo.weight"
 
@@ -35,11 +34,6 @@ def _job(root: Path, *, state: str = "succeeded", steps: tuple[str, ...] = ("1_2
     return paths.root
 
 
-def test_names_are_those_that_infer_opens() -> None:
-    names = (merged_folder.WEIGHTS, merged_folder.MODEL_CONFIG, merged_folder.TOKENIZER)
-    assert names == (infer.WEIGHTS, infer.MODEL_CONFIG, infer.TOKENIZER)
-
-
 def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
     root = _job(tmp_path)
     done = launcher("merge-ckpt", "last", "--jobs-dir", tmp_path / "jobs")
@@ -49,7 +43,10 @@ def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
     merged = root / "merged"
     names = ["launcher_model.json", "merge.json", "model.safetensors", "tokenizer.model"]
     assert sorted(path.name for path in merged.iterdir()) == names
-    assert open_merged(merged).model.hidden_size == MODEL["hidden_size"]
+    described = json.loads((merged / "launcher_model.json").read_text())
+    assert ModelSpec.model_validate(described["model"]).hidden_size == MODEL["hidden_size"]
+    assert get_template(described["template"]).name == "vicuna"
+    assert described["precision"]["compute"] == "float32"
     assert (merged / "tokenizer.model").read_bytes() == b"pieces"
     assert abs(read(merged / "model.safetensors")[WO] - folded(llama(seed=1), WO)).max() < 1e-6
     assert json.loads((merged / "merge.json").read_text())["step"] == 101

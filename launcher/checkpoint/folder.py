@@ -21,7 +21,8 @@ MERGE_RECORD = "merge.json"
 # What launcher.infer opens; a test holds the names equal to those there, which would cost pydantic to import.
 WEIGHTS, CKPT_WEIGHTS = "model.safetensors", "model.ckpt"
 MODEL_CONFIG = "launcher_model.json"
-TOKENIZER = "tokenizer.model"
+TOKENIZER, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
+TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -153,10 +154,16 @@ def is_taken(target: Path) -> bool:
         raise cannot_write(target, error) from error
 
 
-def read_tokenizer(path: Path) -> bytes:
-    """The bytes of a tokenizer. Raises CheckpointError when they cannot be read."""
+def tokenizer_files(path: Path) -> dict[str, bytes]:
+    """A tokenizer under the name that says its kind, and what says the special tokens of a tokenizer.json.
+
+    Raises CheckpointError when ``path`` cannot be read.
+    """
     try:
-        return path.read_bytes()
+        if path.suffix != ".json":
+            return {TOKENIZER: path.read_bytes()}
+        beside = (path.with_name(name) for name in TOKENIZER_CONFIGS)
+        return {TOKENIZER_JSON: path.read_bytes()} | {file.name: file.read_bytes() for file in beside if file.is_file()}
     except OSError as error:
         raise CheckpointError(f"cannot read the tokenizer {path}: {error.strerror}", hint="put it back") from error
 

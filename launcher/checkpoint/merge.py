@@ -25,13 +25,12 @@ from launcher.checkpoint.folder import (
     CKPT_WEIGHTS,
     MERGE_RECORD,
     MODEL_CONFIG,
-    TOKENIZER,
     WEIGHTS,
     check_target,
     is_taken,
     read_record,
-    read_tokenizer,
     sync_file,
+    tokenizer_files,
     whole_folder,
 )
 from launcher.checkpoint.gather import Gathered, OpenShards, gather, single_file
@@ -95,11 +94,16 @@ class MergePlan:
     opened: OpenShards
     gathered: Gathered
     base: TensorFile | None
-    step: Step
+    chosen: Step
     scale: float | None
     files: tuple[PlannedFile, ...]
     texts: Mapping[str, bytes]
     left_out: tuple[str, ...]
+
+    @property
+    def step(self) -> int | None:
+        """The step that is merged, by ``chosen.said_by``."""
+        return self.chosen.number
 
     @property
     def outputs(self) -> list[Output]:
@@ -125,8 +129,8 @@ class MergePlan:
     def recipe(self) -> dict[str, Any]:
         """What decides the result beside the inputs: with equal recipes the same inputs give the same bytes."""
         return {
-            "step": self.step.number,
-            "moment": moment_text(self.step.moment),
+            "step": self.step,
+            "moment": moment_text(self.chosen.moment),
             "lora_scale": self.scale,
             "format": self.options.layout,
             "file_format": self.options.file_format,
@@ -177,13 +181,13 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     Raises CheckpointError when the shards are not complete, of one step, and such as their strategy says.
     """
     shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
-    step = choose_step(shards, options.step)
-    paths = shards.at(step.moment)
+    chosen = choose_step(shards, options.step)
+    paths = shards.at(chosen.moment)
     opened = stack.enter_context(OpenShards(paths))
     gathered = gather(opened, shards.strategies)
     for rank in compared_ranks(gathered.copies, full=options.verify_full):
         _ = opened[rank]
-    step = check_steps(step, paths, opened.opened, full=options.verify_full)
+    chosen = check_steps(chosen, paths, opened.opened, full=options.verify_full)
     tensors, base = dict(gathered.tensors), None
     if shards.kind == TRAINABLE:
         base = _open_base(source, stack)
@@ -199,7 +203,7 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
         opened=opened,
         gathered=gathered,
         base=base,
-        step=step,
+        chosen=chosen,
         scale=scale,
         files=files,
         texts=_texts(source, options, scale, files),
@@ -249,8 +253,6 @@ def _check_model(source: Source, shards: Shards, tensors: Mapping[str, Whole]) -
             hint=_missing_hint(shards),
         )
     expected = names.shapes_of(source.model["model"]) if source.model else names.inferred_shapes(found)
-    if names.HEAD not in found and source.model is None:  # tied to the embedding
-        expected.pop(names.HEAD)
     check_architecture(found, expected, hint=_missing_hint(shards))
 
 
@@ -361,7 +363,7 @@ def _texts(source: Source, options: Options, scale: float | None, files: Sequenc
     if source.model is not None and options.fold:
         texts[MODEL_CONFIG] = (json.dumps(source.model, indent=2) + "\n").encode()
     if source.tokenizer is not None and options.fold:
-        texts[TOKENIZER] = read_tokenizer(source.tokenizer)
+        texts |= tokenizer_files(source.tokenizer)
     if not options.fold and scale is not None:
         texts["adapter.json"] = (json.dumps({"scale": scale}) + "\n").encode()
     return texts
@@ -398,7 +400,7 @@ def merge(plan: MergePlan, target: Path, *, force: bool = False, on_progress: On
     clock.lap("sync")
     return Merged(
         folder=target,
-        step=plan.step.number,
+        step=plan.step,
         num_tensors=len(plan.outputs),
         num_folded=plan.num_folded,
         fresh=True,
@@ -453,7 +455,7 @@ def _already(plan: MergePlan, inputs: list[dict[str, Any]], target: Path, *, for
     if not differences:
         return Merged(
             folder=target,
-            step=plan.step.number,
+            step=plan.step,
             num_tensors=record["tensors"],
             num_folded=record["folded"],
             fresh=False,
@@ -483,7 +485,7 @@ def _differences(record: Mapping[str, Any], recipe: Mapping[str, Any], inputs: l
 
 
 def _key(item: Mapping[str, Any]) -> tuple[Any, Any]:
-    return item["kind"], item.get("rank")
+    return item["kind"], Path(item["path"]).name if item["kind"] == "strategy" else item.get("rank")
 
 
 def _same_input(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
@@ -494,10 +496,10 @@ def _same_input(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
 def _record(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -> bytes:
     record = {
         "source": plan.source.name,
-        "step": plan.step.number,
-        "step_from": plan.step.said_by,
+        "step": plan.step,
+        "step_from": plan.chosen.said_by,
         "skipped": [
-            {"moment": moment_text(skipped.moment), "missing_ranks": skipped.missing} for skipped in plan.step.skipped
+            {"moment": moment_text(skipped.moment), "missing_ranks": skipped.missing} for skipped in plan.chosen.skipped
         ],
         "lora_scale": plan.scale,
         "tensors": len(plan.outputs),

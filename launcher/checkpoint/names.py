@@ -82,28 +82,37 @@ def expected_shapes(
 
 
 def shapes_of(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """expected_shapes of a model section of a run spec."""
+    """expected_shapes of a model section of a run spec; MindFormers has no head for a tied one."""
     heads = model["num_heads"]
-    return expected_shapes(
+    shapes = expected_shapes(
         hidden=model["hidden_size"],
         layers=model["num_layers"],
         kv_size=model["hidden_size"] // heads * (model.get("n_kv_heads") or heads),
         intermediate=model["intermediate_size"],
         vocab=model["vocab_size"],
     )
+    if model.get("tie_word_embeddings"):
+        del shapes[HEAD]
+    return shapes
 
 
 def inferred_shapes(found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """expected_shapes of the LLaMA that the weights ``found`` (with at least the embedding) seem to be of."""
+    """expected_shapes of the LLaMA that the weights ``found`` (with at least the embedding) seem to be of.
+
+    Without a head it is taken for one that is tied to the embedding.
+    """
     vocab, hidden = (*found[EMBEDDING], 0)[:2]
     first = "model.layers.0."
-    return expected_shapes(
+    shapes = expected_shapes(
         hidden=hidden,
         layers=num_layers(found),
         kv_size=found.get(first + "attention.wk.weight", (0,))[0],
         intermediate=found.get(first + "feed_forward.w1.weight", (0,))[0],
         vocab=vocab,
     )
+    if HEAD not in found:
+        del shapes[HEAD]
+    return shapes
 
 
 def num_layers(names: Iterable[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def convert_ckpt(
     launcher submit --checkpoint base ...
     launcher convert-ckpt jobs/ID/merged -o my-model
     """
-    from launcher.checkpoint.convert import convert, open_model
+    from launcher.checkpoint.convert import convert, open_model, run_section
 
     with interruptible(str(output)), ExitStack() as stack:
         opened = open_model(model, config, stack)
@@ -58,6 +59,5 @@ def convert_ckpt(
     if made.layout == "mindspore":
         click.echo("For the run spec:")
         click.echo("model:")
-        for key, value in made.model.items():
-            click.echo(f"  {key}: {value}")
-        click.echo(f"  checkpoint: {made.folder}")
+        for key, value in run_section(made.model, made.folder).items():
+            click.echo(f"  {key}: {json.dumps(value, ensure_ascii=False)}")

@@ -172,9 +172,11 @@ def _print_plan(plan: MergePlan, target: Path) -> None:
     read = sum(output.whole.nbytes for output in plan.outputs)
     lora = "no LoRA" if plan.scale is None else f"LoRA scale {plan.scale:g}"
     action = f"{plan.num_folded} folded" if plan.options.fold else "adapters kept apart"
-    for skipped in plan.step.skipped:
+    for skipped in plan.chosen.skipped:
         click.echo(f"skipped {skipped}")
-    click.echo(f"{plan.step} of {plan.source.name}: {plan.shards.num_ranks} ranks, {plan.gathered.num_stages} stage(s)")
+    click.echo(
+        f"{plan.chosen} of {plan.source.name}: {plan.shards.num_ranks} ranks, {plan.gathered.num_stages} stage(s)"
+    )
     click.echo(f"  read   {read / 1e6:,.1f} MB from {len(files)} files; {lora}, {action}")
     for file in plan.files:
         click.echo(f"  write  {target / file.name}  {len(file.outputs)} tensors, {file.bytes.size / 1e6:,.1f} MB")
@@ -204,7 +206,7 @@ def progress(stack: ExitStack, label: str) -> Any:
 def _print_merged(merged: Merged, source: Source, job: str) -> None:
     _print_verified(merged)
     if not merged.fresh:
-        click.echo(f"already merged: {merged.folder} (step {merged.step})")
+        click.echo(f"already merged: {merged.folder} (step {'?' if merged.step is None else merged.step})")
         return
     spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in merged.timings_s.items())
     click.echo(f"  took   {spent}")
