@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.checkpoint.merge import MINDSPORE, Options, Source
 from launcher.errors import CheckpointError, JobError
-from launcher.jobs import JobPaths, JobRecord
+
+if TYPE_CHECKING:
+    from launcher.jobs import JobPaths, JobRecord
 
 
 def job_source(paths: JobPaths, record: JobRecord) -> Source:
