@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +194,7 @@ def report(layers: int, ways: int, best: dict[str, float]) -> None:
     one_core = f"; on one core {best['one_core_s']:.2f} s" if "one_core_s" in best else ""
     print(
         f"{layers} layers, {ways} ways: cp {cp:.2f} s, merge {best['merge_s'] / cp:.2f} x cp, "
-        f"merge + fold + verify {folded / cp:.2f} x cp ({folded:.2f} s{one_core}, then {best['sync_s']:.2f} s of sync), "
+        f"merge + fold + verify {folded / cp:.2f} x cp ({folded:.2f} s{one_core}, sync {best['sync_s']:.2f} s), "
         f"peak {best['peak_mb']:.0f} MB; processor time {best['merge_cpu_s'] / best['cp_cpu_s']:.2f} and "
         f"{best['fold_verify_cpu_s'] / best['cp_cpu_s']:.2f} x that of cp",
         flush=True,
