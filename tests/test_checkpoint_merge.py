@@ -169,6 +169,7 @@ def _plans(draw: st.DrawFn) -> SplitPlan:
         model_parallel=draw(degree),
         pipeline_stage=draw(st.sampled_from([1, 2])),
         optimizer_shards=draw(st.sampled_from([1, -1] + ([2] if data_parallel % 2 == 0 else []))),
+        cut_vocabulary=draw(st.booleans()),
     )
 
 

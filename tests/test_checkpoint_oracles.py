@@ -147,7 +147,7 @@ def logits(weights, model, ids, target):
 
 PLANS = {
     "mp2": SplitPlan(model_parallel=2),
-    "mp4": SplitPlan(model_parallel=4),
+    "mp4": SplitPlan(model_parallel=4, cut_vocabulary=True),
     "dp2mp2": SplitPlan(data_parallel=2, model_parallel=2),
     "dp2mp2opt": SplitPlan(data_parallel=2, model_parallel=2, optimizer_shards=-1),
     "dp4mp2opt2": SplitPlan(data_parallel=4, model_parallel=2, optimizer_shards=2),
