@@ -163,11 +163,13 @@ def test_no_fold_and_optimizer_state(tmp_path: Path) -> None:
 @st.composite
 def _plans(draw: st.DrawFn) -> SplitPlan:
     degree = st.sampled_from([1, 2, 4])
+    data_parallel = draw(st.sampled_from([1, 2, 3, 4]))
     return SplitPlan(
-        data_parallel=draw(st.sampled_from([1, 2, 3])),
+        data_parallel=data_parallel,
         model_parallel=draw(degree),
         pipeline_stage=draw(st.sampled_from([1, 2])),
-        optimizer_shards=draw(st.sampled_from([1, -1])),
+        optimizer_shards=draw(st.sampled_from([1, -1] + ([2] if data_parallel % 2 == 0 else []))),
+        cut_vocabulary=draw(st.booleans()),
     )
 
 
@@ -417,8 +419,14 @@ def test_adapters_without_a_scale_or_partner(tmp_path: Path) -> None:
     folder = write_ranks(tmp_path / "set", {"rank_0/a.ckpt": arrays})
     (folder / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 16}')
     _refused(folder, "has rank 4, the run says r = 8")
-    (folder / "adapter_config.json").write_text('{"r": 0, "lora_alpha": 16}')
-    _refused(folder, "r and lora_alpha are missing or wrong")
+    for content in (
+        '{"r": 0, "lora_alpha": 16}',
+        '{"r": 1e999, "lora_alpha": 16}',
+        '{"r": 4, "lora_alpha": NaN}',
+        "[]",
+    ):
+        (folder / "adapter_config.json").write_text(content)
+        _refused(folder, "r and lora_alpha are missing or wrong")
     (folder / "adapter_config.json").unlink()
     _refused(folder, "no adapter_config.json")
     del arrays[adapters_of(WQ)[1]]
@@ -521,6 +529,18 @@ def test_changed_shards_are_another_merge(tmp_path: Path) -> None:
     write(path, arrays)
     with pytest.raises(CheckpointError, match=r"split_rank_0\.safetensors is another file than then, or has changed"):
         run_merge(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "content", ['{"step": 7}', '{"step": 7, "recipe": []}', '{"step": 7, "recipe": {}, "inputs": 3}']
+)
+def test_a_merge_of_another_version_is_another_merge(tmp_path: Path, content: str) -> None:
+    folder, out = _set(tmp_path), tmp_path / "out"
+    run_merge(folder, out)
+    (out / "merge.json").write_text(content)
+    with pytest.raises(CheckpointError, match="another merge: one of another version of launcher"):
+        run_merge(folder, out)
+    assert run_merge(folder, out, force=True).fresh
 
 
 def test_a_folder_that_is_no_merge_is_never_replaced(tmp_path: Path) -> None:

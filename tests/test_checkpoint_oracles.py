@@ -147,7 +147,7 @@ def logits(weights, model, ids, target):
 
 PLANS = {
     "mp2": SplitPlan(model_parallel=2),
-    "mp4": SplitPlan(model_parallel=4),
+    "mp4": SplitPlan(model_parallel=4, cut_vocabulary=True),
     "dp2mp2": SplitPlan(data_parallel=2, model_parallel=2),
     "dp2mp2opt": SplitPlan(data_parallel=2, model_parallel=2, optimizer_shards=-1),
     "dp4mp2opt2": SplitPlan(data_parallel=4, model_parallel=2, optimizer_shards=2),
@@ -387,6 +387,9 @@ def test_there_and_back_without_torch(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"num_attention_heads": "four"}, "does not describe a LLaMA"),
         ({"num_attention_heads": 0}, "does not describe a LLaMA"),
+        ({"num_hidden_layers": 10**9}, "1000000000 layers"),
+        ({"vocab_size": None}, "vocab_size is None"),
+        ({"rope_scaling": [8.0]}, "does not describe a LLaMA"),
     ],
 )
 def test_a_config_that_no_run_could_train_is_refused(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
@@ -412,7 +415,7 @@ def test_what_is_no_llama_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", 7, "a.bin", "gone.safetensors"])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", 7, ["x"], "a.bin", "gone.safetensors"])
 def test_an_index_that_names_other_files_is_refused(tmp_path: Path, name: object) -> None:
     folder = _hf_folder(tmp_path / "hf")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))

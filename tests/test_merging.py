@@ -86,6 +86,26 @@ def test_a_job_that_has_not_ended_is_not_merged(tmp_path: Path, state: str) -> N
     assert "launcher attach abcde-t" in done.stderr
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": 3, "lora": {"alpha": 1, "r": 0}}'])
+def test_a_job_whose_spec_is_damaged(tmp_path: Path, content: str) -> None:
+    root = _job(tmp_path)
+    (root / "spec.json").write_text(content)
+    done = launcher("merge-ckpt", root)
+    assert done.returncode == 6
+    assert "spec.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"text"', '{"model": {"hidden_size": "x"}}', '{"model_type": "gpt2"}'])
+def test_a_config_that_describes_no_model(tmp_path: Path, content: str) -> None:
+    folder = write_shards(tmp_path / "set", llama(), SplitPlan(model_parallel=2))
+    (tmp_path / "config.json").write_text(content)
+    done = launcher("merge-ckpt", folder, "--config", tmp_path / "config.json")
+    assert done.returncode == 4
+    assert "config.json does not say how a model is built" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     folder = write_shards(tmp_path / "set", llama(), SplitPlan(model_parallel=2))
     before = sorted(tmp_path.rglob("*"))

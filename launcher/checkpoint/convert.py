@@ -114,9 +114,9 @@ def _weight_paths(source: Path) -> list[Path]:
 
 def _indexed(source: Path, index: Mapping[str, Any]) -> list[Path]:
     weight_map = index.get("weight_map")
-    files = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+    files = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{source / huggingface.INDEX} names a file {name!r}", hint="fetch the model again")
         if not (source / name).is_file():
             raise CheckpointError(f"{source} lacks {name}", hint="fetch the model again")
@@ -149,7 +149,7 @@ def _description(folder: Path, config: Path | None) -> tuple[dict[str, Any], dic
     origin = huggingface.read_json(original) if original.is_file() else (read if "model_type" in read else {})
     try:
         if "model" in read:
-            return read["model"], origin, read.get("template")
+            return names.check_model(read["model"]), origin, read.get("template")
         return huggingface.model_of_config(read), origin, None
     except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{given} does not describe a LLaMA: {error}", hint="only LLaMA is converted") from error

@@ -284,7 +284,7 @@ def model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key} is {given!r}, not {wanted!r}")
     rope = config.get("rope_parameters") or {}  # transformers 5
     longest = config.get("max_position_embeddings", 2048)
-    return {
+    model = {
         "hidden_size": hidden,
         "num_layers": config["num_hidden_layers"],
         "num_heads": heads,
@@ -299,6 +299,7 @@ def model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
         **{key: _first_id(config.get(key), default) for key, default in _SPECIAL_IDS.items()},
     }
+    return names.check_model(model)
 
 
 def _rope_scaling(scaling: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -450,14 +450,13 @@ def _stream(plan: MergePlan, scratch: Path, on_progress: OnProgress | None) -> N
 
 def _already(plan: MergePlan, inputs: list[dict[str, Any]], target: Path, *, force: bool) -> Merged | None:
     """The same merge found in ``target``, or None when it is to be replaced. Verified in full if that is asked for."""
-    record = read_record(target)
-    differences = _differences(record, plan.recipe(), inputs)
+    differences = _differences(read_record(target), plan.recipe(), inputs)
     if not differences:
         return Merged(
             folder=target,
             step=plan.step,
-            num_tensors=record["tensors"],
-            num_folded=record["folded"],
+            num_tensors=len(plan.outputs),
+            num_folded=plan.num_folded,
             fresh=False,
             verified=_verify_again(plan, target) if plan.options.verify_full else None,
         )
@@ -475,13 +474,14 @@ def _verify_again(plan: MergePlan, target: Path) -> Verified:
 
 
 def _differences(record: Mapping[str, Any], recipe: Mapping[str, Any], inputs: list[dict[str, Any]]) -> list[str]:
-    known = record.get("recipe", {})
-    found = [f"{key} {known.get(key)!r} there, {recipe[key]!r} here" for key in recipe if known.get(key) != recipe[key]]
-    if found:
-        return found
-    then = {_key(item): item for item in record.get("inputs", [])}
+    try:
+        known = record["recipe"]
+        found = [f"{key} {known[key]!r} there, {recipe[key]!r} here" for key in recipe if known[key] != recipe[key]]
+        then = {_key(item): item for item in record["inputs"]}
+    except (KeyError, TypeError):
+        return ["one of another version of launcher"]
     odd = [item for item in inputs if _key(item) in then and not _same_input(then[_key(item)], item)]
-    return [f"{item['path']} is another file than then, or has changed" for item in odd[:3]]
+    return found or [f"{item['path']} is another file than then, or has changed" for item in odd[:3]]
 
 
 def _key(item: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -97,6 +97,15 @@ def find_shards(folder: Path, *, strategy: Path | None = None, num_ranks: int | 
 
     Raises CheckpointError when there are no shards, a rank is missing, or a folder holds files of two runs.
     """
+    try:
+        return _find_shards(folder, strategy, num_ranks)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {error.filename}: {error.strerror}", hint="check its permissions"
+        ) from error
+
+
+def _find_shards(folder: Path, strategy: Path | None, num_ranks: int | None) -> Shards:
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}", hint="give a job, or a folder that holds rank_<R> folders")
     root, kind, found = _rank_folders(folder)
@@ -198,6 +207,6 @@ def read_scale(path: Path) -> tuple[float, int]:
         alpha, rank = float(config["lora_alpha"]), int(config["r"])
         if not (rank > 0 and 0 < alpha < 1e9):
             raise ValueError(f"lora_alpha {alpha}, r {rank}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path}: r and lora_alpha are missing or wrong: {error}", hint="mend it") from error
     return alpha / rank, rank
