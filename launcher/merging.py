@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.checkpoint.merge import MINDSPORE, Options, Source
+from launcher.checkpoint.names import check_model
 from launcher.errors import CheckpointError, JobError
-from launcher.jobs import JobPaths, JobRecord
+
+if TYPE_CHECKING:
+    from launcher.jobs import JobPaths, JobRecord
+
+_BY_FOLDER = "merge its checkpoints alone: launcher merge-ckpt JOB_FOLDER/checkpoint --config config.json"
+# How many tokens a model read from a transformers config.json is asked to take, where it could take more.
+_CONTEXT = 4096
 
 
 def job_source(paths: JobPaths, record: JobRecord) -> Source:
@@ -19,30 +26,39 @@ def job_source(paths: JobPaths, record: JobRecord) -> Source:
     if not record.is_final:
         raise JobError(f"job {record.job_id} is {record.state}", hint=f"launcher attach {record.job_id}")
     spec, plan = _read(paths.spec), _read(paths.plan)
-    lora = spec.get("lora")
-    return Source(
-        name=record.job_id,
-        folder=paths.root,
-        num_ranks=record.cards,
-        scale=(lora["alpha"] / lora["r"], lora["r"]) if lora else None,
-        model={"model": spec["model"], "template": spec["data"]["template"], "precision": spec["precision"]},
-        tokenizer=Path(plan["tokenizer"]) if plan["tokenizer"] else None,
-        base=Path(plan["checkpoint"]) if plan["checkpoint"] else None,
-    )
+    try:
+        lora = spec.get("lora")
+        return Source(
+            name=record.job_id,
+            folder=paths.root,
+            num_ranks=record.cards,
+            scale=(lora["alpha"] / lora["r"], lora["r"]) if lora else None,
+            model={
+                "model": check_model(spec["model"]),
+                "template": spec["data"]["template"],
+                "precision": spec["precision"],
+            },
+            tokenizer=Path(plan["tokenizer"]) if plan["tokenizer"] else None,
+            base=Path(plan["checkpoint"]) if plan["checkpoint"] else None,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise JobError(
+            f"{paths.root}: spec.json or plan.json is not what submit wrote: {error!r}", hint=_BY_FOLDER
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise JobError(
-            f"{path} is missing or damaged: {error}", hint="merge the job's folder of checkpoints"
-        ) from error
+        raise JobError(f"{path} is missing or damaged: {error}", hint=_BY_FOLDER) from error
     return found
 
 
 def read_model(path: Path) -> dict[str, Any]:
     """How a model is built, as launcher_model.json has it, from such a file or a Hugging Face config.json.
+
+    The latter does not say which template the model was trained with: it is None.
 
     Raises CheckpointError when ``path`` is neither.
     """
@@ -51,13 +67,14 @@ def read_model(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if "model" in found:
-            return {key: found[key] for key in ("model", "template", "precision")}
+            return {"model": check_model(found["model"]), **{key: found[key] for key in ("template", "precision")}}
+        model = model_of_config(found)
         return {
-            "model": model_of_config(found),
-            "template": "vicuna",
+            "model": {**model, "seq_length": min(model["seq_length"], _CONTEXT)},
+            "template": None,
             "precision": {"params": "float32", "compute": "float32"},
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(
             f"{path} does not say how a model is built: {error}", hint="give a config.json or a launcher_model.json"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import tracemalloc
 import zlib
@@ -179,6 +180,14 @@ def test_a_missing_file_and_another_kind_are_refused(tmp_path: Path) -> None:
         TensorFile(tmp_path / "none.ckpt")
     with pytest.raises(CheckpointError, match="no checkpoint by its name"):
         TensorFile(tmp_path / "a.bin")
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    (tmp_path / "folder.ckpt").mkdir()
+    for name in ("pipe.ckpt", "folder.ckpt"):
+        with pytest.raises(CheckpointError, match="is no file"):
+            TensorFile(tmp_path / name)
 
 
 def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:

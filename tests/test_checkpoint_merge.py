@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.checkpoint.dtypes import Array
-from launcher.checkpoint.gather import OpenShards, gather, global_step
+from launcher.checkpoint.gather import OpenShards, gather
 from launcher.checkpoint.merge import Options, Source, plan_merge
 from launcher.checkpoint.names import GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
 from launcher.checkpoint.shards import UNNUMBERED, find_shards
 from launcher.checkpoint.split import SplitPlan, split
+from launcher.checkpoint.steps import choose_step
 from launcher.checkpoint.strategy import Layout, write_strategy
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.verify import verify_files
@@ -162,11 +163,13 @@ def test_no_fold_and_optimizer_state(tmp_path: Path) -> None:
 @st.composite
 def _plans(draw: st.DrawFn) -> SplitPlan:
     degree = st.sampled_from([1, 2, 4])
+    data_parallel = draw(st.sampled_from([1, 2, 3, 4]))
     return SplitPlan(
-        data_parallel=draw(st.sampled_from([1, 2, 3])),
+        data_parallel=data_parallel,
         model_parallel=draw(degree),
         pipeline_stage=draw(st.sampled_from([1, 2])),
-        optimizer_shards=draw(st.sampled_from([1, -1])),
+        optimizer_shards=draw(st.sampled_from([1, -1] + ([2] if data_parallel % 2 == 0 else []))),
+        cut_vocabulary=draw(st.booleans()),
     )
 
 
@@ -287,7 +290,16 @@ def test_a_missing_pipeline_stage(tmp_path: Path) -> None:
     folder = _set(tmp_path, SplitPlan(pipeline_stage=2))
     shutil.rmtree(folder / "rank_1")
     shutil.rmtree(folder / "strategy")
-    _refused(folder, "missing model.norm_out.weight")
+    error = _refused(folder, r"missing model\.norm_out\.weight")
+    assert "the shards are not all there" in error.hint
+
+
+def test_pipeline_stages_without_strategy(tmp_path: Path) -> None:
+    folder = _set(tmp_path, SplitPlan(pipeline_stage=2))
+    (folder / "strategy").rename(tmp_path / "elsewhere")
+    error = _refused(folder, r"missing model\.norm_out\.weight")
+    assert "--strategy FOLDER" in error.hint
+    assert run_merge(folder, tmp_path / "out", strategy=tmp_path / "elsewhere").num_folded == 4
 
 
 def test_tensor_shards_without_strategy(tmp_path: Path) -> None:
@@ -322,12 +334,7 @@ def test_mixed_steps_behind_equal_names(tmp_path: Path) -> None:
     late[GLOBAL_STEP] = np.array([32], np.int32)
     files = {"rank_0/a-1_32.ckpt": late, "rank_1/a-1_32.ckpt": llama()}
     folder = write_ranks(tmp_path / "set", files)
-    shards = find_shards(folder)
-    with OpenShards(shards.at((1, 32))) as opened:
-        _ = opened[0], opened[1]
-        with pytest.raises(CheckpointError, match=r"mixed steps.*rank 0: 32, rank 1: 7"):
-            global_step(opened)
-    _refused(folder, "rank 0")
+    _refused(folder, r"mixed steps in files of the same name: step 32 on rank 0; step 7 on rank 1")
 
 
 def test_steps_that_no_two_ranks_share(tmp_path: Path) -> None:
@@ -335,6 +342,46 @@ def test_steps_that_no_two_ranks_share(tmp_path: Path) -> None:
     error = _refused(folder, "no step in .* is complete on all 2 ranks")
     assert "rank 0: 1_32" in error.message
     assert "rank 1: 1_16" in error.message
+
+
+def test_mixed_steps_on_a_rank_that_is_not_compared(tmp_path: Path) -> None:
+    """Sixteen copies with the same weights, of which a sample is compared; one was saved earlier."""
+    arrays = llama()
+    files = {f"rank_{rank}/x_rank_{rank}-1_8.ckpt": dict(arrays) for rank in range(16)}
+    files["rank_2/x_rank_2-1_8.ckpt"][GLOBAL_STEP] = np.array([4], np.int32)
+    error = _refused(write_ranks(tmp_path / "set", files), "mixed steps")
+    assert error.message.endswith("step 7 on ranks 0, 1, 3, 4, 5, 6, 7, 8 and 7 more; step 4 on rank 2")
+
+
+def test_a_file_in_the_folder_of_another_rank(tmp_path: Path) -> None:
+    folder = _set(tmp_path)
+    shutil.copyfile(folder / "rank_1" / "split_rank_1.safetensors", folder / "rank_0" / "split_rank_1.safetensors")
+    (folder / "rank_0" / "split_rank_0.safetensors").unlink()
+    _refused(folder, "is a file of rank 1 in the folder of rank 0")
+
+
+def test_a_file_copied_from_another_rank_under_the_right_name(tmp_path: Path) -> None:
+    folder = _set(tmp_path)
+    one, other = (folder / f"rank_{rank}" / f"split_rank_{rank}.safetensors" for rank in (0, 1))
+    shutil.copyfile(other, one)
+    error = _refused(folder, "has the same bytes as .* different slices of")
+    assert str(one) in error.message
+    assert str(other) in error.message
+
+
+def test_slices_that_are_equal_by_themselves_are_no_copies(tmp_path: Path) -> None:
+    """Fresh adapters are zero everywhere, and a weight may have the same rows twice."""
+    arrays = llama()
+    for name, array in arrays.items():
+        if is_adapter(name):
+            array[:] = 0
+    arrays[WQ][16:] = arrays[WQ][:16]
+    assert run_merge(write_shards(tmp_path / "set", arrays, _TWO), tmp_path / "out").num_folded == 4
+    constant = {name: np.full_like(array, 7) for name, array in arrays.items()}
+    folder = write_shards(tmp_path / "constant", constant, _TWO)
+    files = [path.read_bytes() for path in sorted(folder.glob("rank_*/*"))]
+    assert files[0] == files[1]
+    assert run_merge(folder, tmp_path / "constant-out").num_folded == 4
 
 
 def test_mixed_formats(tmp_path: Path) -> None:
@@ -372,8 +419,14 @@ def test_adapters_without_a_scale_or_partner(tmp_path: Path) -> None:
     folder = write_ranks(tmp_path / "set", {"rank_0/a.ckpt": arrays})
     (folder / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 16}')
     _refused(folder, "has rank 4, the run says r = 8")
-    (folder / "adapter_config.json").write_text('{"r": 0, "lora_alpha": 16}')
-    _refused(folder, "r and lora_alpha are missing or wrong")
+    for content in (
+        '{"r": 0, "lora_alpha": 16}',
+        '{"r": 1e999, "lora_alpha": 16}',
+        '{"r": 4, "lora_alpha": NaN}',
+        "[]",
+    ):
+        (folder / "adapter_config.json").write_text(content)
+        _refused(folder, "r and lora_alpha are missing or wrong")
     (folder / "adapter_config.json").unlink()
     _refused(folder, "no adapter_config.json")
     del arrays[adapters_of(WQ)[1]]
@@ -413,6 +466,44 @@ def test_adapters_with_their_base(tmp_path: Path) -> None:
         run_merge(folder, tmp_path / "other")
 
 
+def test_the_base_may_be_a_merged_folder(tmp_path: Path) -> None:
+    arrays = llama()
+    base = {name: array for name, array in arrays.items() if not is_adapter(name)}
+    run_merge(
+        write_ranks(tmp_path / "base-set", {"rank_0/a.ckpt": base}), tmp_path / "base", Options(file_format="ckpt")
+    )
+    adapters = {name: array for name, array in arrays.items() if is_adapter(name)}
+    folder = write_ranks(tmp_path / "set", {"checkpoint_trainable/rank_0/a_rank_0-1_4.ckpt": adapters})
+    assert run_merge(folder, tmp_path / "out", base=tmp_path / "base").num_folded == 4
+    inputs = json.loads((tmp_path / "out" / "merge.json").read_text())["inputs"]
+    assert [item["path"] for item in inputs if item["kind"] == "base"] == [str(tmp_path / "base" / "model.ckpt")]
+    (tmp_path / "base" / "model.ckpt").unlink()
+    with pytest.raises(CheckpointError, match=r"base has no model\.safetensors nor model\.ckpt"):
+        run_merge(folder, tmp_path / "other", base=tmp_path / "base")
+
+
+def test_a_step_that_only_the_name_says(tmp_path: Path) -> None:
+    arrays = llama()
+    base = write(tmp_path / "base.safetensors", {name: array for name, array in arrays.items() if is_weight(name)})
+    adapters = {name: array for name, array in arrays.items() if is_adapter(name)}
+    names = [f"checkpoint_trainable/rank_0/x_rank_0-trainable_params-{moment}.ckpt" for moment in ("1_4", "2_4", "2_6")]
+    folder = write_ranks(tmp_path / "set", dict.fromkeys(names, adapters))
+    assert run_merge(folder, tmp_path / "out", base=base).step == 6
+    record = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert (record["step"], record["step_from"], record["recipe"]["moment"]) == (6, "file name", "2_6")
+    step = choose_step(find_shards(folder), None)
+    assert str(step) == "step 6 of epoch 2 (by the file name: there is no global_step in it)"
+    with pytest.raises(CheckpointError, match="step 4 is in several epochs: 1_4, 2_4"):
+        run_merge(folder, tmp_path / "other", Options(step=4), base=base)
+    assert run_merge(folder, tmp_path / "other", Options(step=(1, 4)), base=base).step == 4
+
+
+def test_a_step_that_nothing_says(tmp_path: Path) -> None:
+    arrays = {name: array for name, array in llama().items() if name != GLOBAL_STEP}
+    assert run_merge(write_ranks(tmp_path / "set", {"rank_0/a.ckpt": arrays}), tmp_path / "out").step is None
+    assert json.loads((tmp_path / "out" / "merge.json").read_text())["step"] is None
+
+
 # ------------------------------------------------------------------------------------------------ the result
 
 
@@ -436,8 +527,20 @@ def test_changed_shards_are_another_merge(tmp_path: Path) -> None:
     arrays = read(path)
     arrays[WQ][0, 0] += 1
     write(path, arrays)
-    with pytest.raises(CheckpointError, match="made from other files, or files that have changed"):
+    with pytest.raises(CheckpointError, match=r"split_rank_0\.safetensors is another file than then, or has changed"):
         run_merge(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "content", ['{"step": 7}', '{"step": 7, "recipe": []}', '{"step": 7, "recipe": {}, "inputs": 3}']
+)
+def test_a_merge_of_another_version_is_another_merge(tmp_path: Path, content: str) -> None:
+    folder, out = _set(tmp_path), tmp_path / "out"
+    run_merge(folder, out)
+    (out / "merge.json").write_text(content)
+    with pytest.raises(CheckpointError, match="another merge: one of another version of launcher"):
+        run_merge(folder, out)
+    assert run_merge(folder, out, force=True).fresh
 
 
 def test_a_folder_that_is_no_merge_is_never_replaced(tmp_path: Path) -> None:
@@ -453,9 +556,34 @@ def test_the_record(tmp_path: Path) -> None:
     run_merge(_set(tmp_path), tmp_path / "out")
     record = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert (record["step"], record["lora_scale"], record["folded"]) == (7, ALPHA / RANK, 4)
-    inputs = record["recipe"]["inputs"]
-    assert [item["rank"] for item in inputs] == [0, 1]
-    assert all(len(item["sha256"]) == 64 and item["bytes"] > 0 for item in inputs)
+    kinds = [(item["kind"], item.get("rank")) for item in record["inputs"]]
+    assert kinds == [("shard", 0), ("shard", 1), ("strategy", None), ("adapter_config", None)]
+    assert all(len(item["sha256"]) == 64 and item["bytes"] > 0 for item in record["inputs"])
+    assert all(Path(item["path"]).is_file() for item in record["inputs"])
+
+
+def test_the_record_lists_every_copy_that_was_compared(tmp_path: Path) -> None:
+    run_merge(_set(tmp_path, SplitPlan(data_parallel=3)), tmp_path / "out")
+    inputs = json.loads((tmp_path / "out" / "merge.json").read_text())["inputs"]
+    assert [item["rank"] for item in inputs if item["kind"] == "shard"] == [0, 1, 2]
+
+
+def test_the_same_merge_can_be_verified_in_full_later(tmp_path: Path) -> None:
+    folder, out = _set(tmp_path, SplitPlan(data_parallel=16)), tmp_path / "out"
+    run_merge(folder, out)
+    again = run_merge(folder, out, Options(verify_full=True))
+    assert not again.fresh
+    assert again.verified is not None
+    assert again.verified.tensors == 21
+    path = out / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(CheckpointError, match="rows from"):
+        run_merge(folder, out, Options(verify_full=True))
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert run_merge(_set(tmp_path), tmp_path / "out").fresh
 
 
 def test_verification_finds_a_flipped_bit(tmp_path: Path) -> None:
@@ -493,55 +621,68 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 _KILLER = """
-import os, random, signal, sys, time
+import os, random, shutil, signal, sys, time
 from pathlib import Path
 from launcher.checkpoint.merge import Options, Source, merge, plan_merge
 from contextlib import ExitStack
 
-folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+folder, out, replace = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "replace"
+TYPES = ["float16", "bfloat16"]
 
-def run():
+def run(dtype):
     with ExitStack() as stack:
-        merge(plan_merge(Source(name="t", folder=folder), Options(), stack), out)
+        plan = plan_merge(Source(name="t", folder=folder), Options(dtype=dtype), stack)
+        merge(plan, out, force=replace)
 
-def child(seconds):
+def child(dtype, seconds):
     pid = os.fork()
     if pid == 0:
         try:
-            run()
+            run(dtype)
         finally:
             os._exit(0)
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 
-start = time.monotonic()
-run()
-whole = time.monotonic() - start
+whole = {}
+for dtype in reversed(TYPES):
+    shutil.rmtree(out, ignore_errors=True)
+    start = time.monotonic()
+    run(dtype)
+    spent = time.monotonic() - start
+    whole[(out / "model.safetensors").read_bytes()] = dtype
 rng = random.Random(7)
 cut = 0
 for number in range(50):
-    import shutil
-    shutil.rmtree(out, ignore_errors=True)
-    child(rng.random() * whole * 1.2)
-    if out.exists():
-        assert sorted(os.listdir(out)) == ["merge.json", "model.safetensors"], os.listdir(out)
-        assert (out / "model.safetensors").read_bytes() == Path(sys.argv[3]).read_bytes()
-    else:
+    if not replace:
+        shutil.rmtree(out, ignore_errors=True)
+    before = whole[(out / "model.safetensors").read_bytes()] if replace else None
+    dtype = next(item for item in TYPES if item != before)
+    child(dtype, rng.random() * spent * 1.2)
+    if not out.exists():
+        assert not replace
         cut += 1
-run()
+        continue
+    assert sorted(os.listdir(out)) == ["merge.json", "model.safetensors"], os.listdir(out)
+    cut += whole[(out / "model.safetensors").read_bytes()] == before
+if not replace:
+    shutil.rmtree(out, ignore_errors=True)
+run(dtype)
+assert whole[(out / "model.safetensors").read_bytes()] == dtype
 left = [name for name in os.listdir(out.parent) if name.startswith(".")]
 assert not left, left
 print(cut)
 """
 
+_LARGE = {**MODEL, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 500}
 
-def test_killed_at_any_moment_the_result_is_whole_or_absent(tmp_path: Path) -> None:
-    model = {**MODEL, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 500}
-    folder = write_shards(tmp_path / "set", llama(model, dtype="float16"), SplitPlan(model_parallel=2))
-    run_merge(folder, tmp_path / "expected")
-    arguments = [str(folder), str(tmp_path / "place" / "out"), str(tmp_path / "expected" / "model.safetensors")]
+
+@pytest.mark.parametrize("mode", ["new", "replace"])
+def test_killed_at_50_random_moments_the_result_is_whole_or_absent(tmp_path: Path, mode: str) -> None:
+    """When an older result is replaced, either is there whole."""
+    folder = write_shards(tmp_path / "set", llama(_LARGE, dtype="float16"), SplitPlan(model_parallel=2))
+    arguments = [str(folder), str(tmp_path / "place" / "out"), mode]
     done = subprocess.run([sys.executable, "-c", _KILLER, *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 5  # the kills did come in the middle
-    assert (tmp_path / "place" / "out" / "model.safetensors").is_file()

@@ -1,6 +1,6 @@
-"""Others agree: MindSpore's own merge, and transformers and peft on what is exported for them.
+"""Others agree: MindSpore's own merge and MindFormers' LLaMA, and transformers and peft on what is exported for them.
 
-MindSpore runs in a child process. transformers, peft and CPU torch (the test extra "torch") are used in a child too, of
+MindSpore and torch each run in one child process for the whole module: importing them takes seconds. torch is that of
 this interpreter or of the one that LAUNCHER_TORCH_PYTHON names.
 """
 
@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,112 +20,178 @@ import numpy as np
 import pytest
 from checkpoint_sets import ALPHA, MODEL, RANK, llama, read, run_merge, write, write_ranks, write_shards
 
-from launcher.checkpoint.convert import convert, open_model
+from launcher.checkpoint.compare import check_crc
+from launcher.checkpoint.convert import convert, open_model, run_section
 from launcher.checkpoint.dtypes import Array
 from launcher.checkpoint.huggingface import hf_name
 from launcher.checkpoint.merge import Options
 from launcher.checkpoint.names import HEAD, is_weight
 from launcher.checkpoint.split import SplitPlan
+from launcher.checkpoint.tensorfile import TensorFile
 from launcher.errors import CheckpointError
+from launcher.spec import ModelSpec
 
 INFO = {"model": MODEL, "template": "vicuna", "precision": {"params": "float32", "compute": "float32"}}
 IDS = [1, 5, 9, 30, 2, 17, 8, 33]
 
 
-def child(python: str, code: str, *arguments: object) -> str:
-    command = [python, "-c", code, *map(str, arguments)]
-    environment = {**os.environ, "GLOG_v": "3", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+class Child:
+    """A process that answers calls: one JSON line [function, arguments] in, one JSON line out."""
+
+    _LOOP = """
+for line in sys.stdin:
+    name, arguments = json.loads(line)
+    try:
+        answer = {"value": globals()[name](**arguments)}
+    except BaseException:
+        import traceback
+        answer = {"error": traceback.format_exc()}
+    print(json.dumps(answer), file=answers, flush=True)
+"""
+    _START = """
+import json, os, sys
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+"""
+
+    def __init__(self, python: str, code: str, folder: Path) -> None:
+        environment = {**os.environ, "GLOG_v": "3", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [python, "-c", self._START + code + self._LOOP],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=folder,  # mindformers writes where it stands
+            env=environment,
+        )
+
+    def __call__(self, function: str, **arguments: Any) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps([function, arguments], default=str), file=self.process.stdin, flush=True)
+        answer = json.loads(self.process.stdout.readline() or '{"error": "it died"}')
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
+
+    def close(self) -> None:
+        self.process.kill()  # leaving takes torch and MindSpore seconds
+        self.process.communicate(timeout=60)
 
 
-@pytest.fixture(scope="session")
-def torch_python() -> str:
-    """An interpreter with torch, transformers and peft, or a skip."""
-    given = os.environ.get("LAUNCHER_TORCH_PYTHON")
-    if given:
-        return given
+@pytest.fixture(scope="module")
+def mindspore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    child = Child(sys.executable, _MINDSPORE, tmp_path_factory.mktemp("mindspore"))
+    yield child
+    child.close()
+
+
+@pytest.fixture(scope="module")
+def torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    """torch, transformers and peft, or a skip."""
+    python = os.environ.get("LAUNCHER_TORCH_PYTHON")
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"no {', '.join(missing)}: pip install '.[torch]', or set LAUNCHER_TORCH_PYTHON")
-    return sys.executable
+    if missing and not python:
+        pytest.skip(f"no {', '.join(missing)}: pip install '.[test]', or set LAUNCHER_TORCH_PYTHON")
+    child = Child(python or sys.executable, _TORCH, tmp_path_factory.mktemp("torch"))
+    yield child
+    child.close()
 
 
 # ------------------------------------------------------------------------------------------------ MindSpore
 
-_TRANSFORM = """
-import sys, numpy as np, mindspore as ms
-source, target, strategy, kind = sys.argv[1:]
-if kind == "ckpt":
+_MINDSPORE = """
+os.environ["RUN_MODE"] = "predict"
+import numpy as np, mindspore as ms
+
+def transform(source, target, strategies):
+    strategy = strategies + "/ckpt_strategy_rank_0.ckpt"
+    if target.endswith("pp2"):
+        strategy = target + ".strategy.ckpt"
+        ms.merge_pipeline_strategys(strategies, strategy)
     ms.transform_checkpoints(source, target, "m", strategy, None)
     found = ms.load_checkpoint(target + "/rank_0/m0.ckpt")
     np.savez(target + "/all.npz", **{name: value.asnumpy() for name, value in found.items()})
-else:
-    ms.parallel.unified_safetensors(source, strategy, target, file_suffix="")
+
+def unify(source, target, strategies):
+    ms.parallel.unified_safetensors(source, strategies + "/ckpt_strategy_rank_0.ckpt", target, file_suffix="")
+
+def encrypt(folder):
+    items = [{"name": "w", "data": ms.Tensor(np.ones((3, 2), np.float32))}]
+    for mode in ("AES-GCM", "AES-CBC"):
+        ms.save_checkpoint(items, f"{folder}/{mode}.ckpt", enc_key=b"0123456789abcdef", enc_mode=mode)
+    ms.save_checkpoint(items, f"{folder}/crc.ckpt", crc_check=True)
+    ms.save_checkpoint(items, f"{folder}/crc.safetensors", crc_check=True, format="safetensors")
+
+def logits(weights, model, ids, target):
+    from mindformers import LlamaConfig, LlamaForCausalLM
+    ms.set_context(mode=0, device_target="CPU")
+    keys = ("hidden_size", "num_layers", "num_heads", "n_kv_heads", "intermediate_size", "vocab_size", "rms_norm_eps")
+    config = {key: model[key] for key in keys}
+    scaling = model.get("rope_scaling")
+    if scaling:
+        scaling["original_max_position_embeddings"] = scaling.pop("original_max_position_embedding")
+        config.update(extend_method="LLAMA3", scaling_factor=scaling)
+    network = LlamaForCausalLM(LlamaConfig(
+        **config, batch_size=1, seq_length=32, theta=model["rope_theta"],
+        max_position_embedding=model.get("max_position_embedding") or model["seq_length"],
+        tie_word_embeddings=model.get("tie_word_embeddings", False), compute_dtype="float32",
+        param_init_type="float32", softmax_compute_type="float32", rotary_dtype="float32",
+        use_flash_attention=False, fused_rms_norm=False, use_rope_slice=True, checkpoint_name_or_path=""))
+    network.set_train(False)
+    left = ms.load_param_into_net(network, ms.load_checkpoint(weights, format=weights.rpartition(".")[2]))
+    assert left == ([], []), left
+    row = np.pad(np.array([ids], np.int32), ((0, 0), (0, 32 - len(ids))))
+    np.save(target, network(ms.Tensor(row)).asnumpy().reshape(-1, model["vocab_size"])[: len(ids)])
 """
+
+PLANS = {
+    "mp2": SplitPlan(model_parallel=2),
+    "mp4": SplitPlan(model_parallel=4, cut_vocabulary=True),
+    "dp2mp2": SplitPlan(data_parallel=2, model_parallel=2),
+    "dp2mp2opt": SplitPlan(data_parallel=2, model_parallel=2, optimizer_shards=-1),
+    "dp4mp2opt2": SplitPlan(data_parallel=4, model_parallel=2, optimizer_shards=2),
+    "pp2": SplitPlan(pipeline_stage=2, model_parallel=2),
+}
+
+
+def _rank_folders(folder: Path, target: Path) -> Path:
+    """Links to the rank folders alone: MindSpore takes every file it finds."""
+    target.mkdir()
+    for path in folder.glob("rank_*"):
+        (target / path.name).symlink_to(path)
+    return target
 
 
 @pytest.mark.mindspore
-@pytest.mark.parametrize(
-    "plan",
-    [SplitPlan(model_parallel=2), SplitPlan(data_parallel=2, model_parallel=2, optimizer_shards=-1)],
-    ids=["mp2", "dp2mp2opt"],
-)
-def test_transform_checkpoints_agrees(tmp_path: Path, plan: SplitPlan) -> None:
+@pytest.mark.parametrize("name", PLANS)
+def test_transform_checkpoints_agrees(tmp_path: Path, name: str, mindspore: Child) -> None:
     arrays = llama(dtype="float32")
-    folder = write_shards(tmp_path / "set", arrays, plan, file_format="ckpt")
-    ranks = tmp_path / "ranks"
-    ranks.mkdir()
-    for path in folder.glob("rank_*"):
-        (ranks / path.name).symlink_to(path)
-    child(
-        sys.executable,
-        _TRANSFORM,
-        ranks,
-        tmp_path / "theirs",
-        folder / "strategy" / "ckpt_strategy_rank_0.ckpt",
-        "ckpt",
-    )
+    folder = write_shards(tmp_path / "set", arrays, PLANS[name], file_format="ckpt")
+    ranks = _rank_folders(folder, tmp_path / "ranks")
+    mindspore("transform", source=ranks, target=tmp_path / name, strategies=folder / "strategy")
     run_merge(folder, tmp_path / "ours", Options(fold=False, with_optimizer=True))
     ours = {name: array for path in (tmp_path / "ours").glob("*.safetensors") for name, array in read(path).items()}
-    with np.load(tmp_path / "theirs" / "all.npz") as theirs:
+    with np.load(tmp_path / name / "all.npz") as theirs:
         assert set(theirs.files) == set(ours) == set(arrays)
         assert all(theirs[name].tobytes() == ours[name].tobytes() for name in ours)
 
 
 @pytest.mark.mindspore
-def test_unified_safetensors_agrees(tmp_path: Path) -> None:
-    folder = write_shards(tmp_path / "set", llama(lora=False), SplitPlan(model_parallel=2))
-    ranks = tmp_path / "ranks"
-    ranks.mkdir()
-    for path in folder.glob("rank_*"):
-        (ranks / path.name).symlink_to(path)
-    child(
-        sys.executable, _TRANSFORM, ranks, tmp_path / "theirs", folder / "strategy" / "ckpt_strategy_rank_0.ckpt", "st"
-    )
+@pytest.mark.parametrize("name", ["mp2", "dp2mp2opt"])
+def test_unified_safetensors_agrees(tmp_path: Path, name: str, mindspore: Child) -> None:
+    folder = write_shards(tmp_path / "set", llama(lora=False), PLANS[name])
+    ranks = _rank_folders(folder, tmp_path / "ranks")
+    mindspore("unify", source=ranks, target=tmp_path / "theirs", strategies=folder / "strategy")
     run_merge(folder, tmp_path / "ours")
     theirs = {name: array for path in (tmp_path / "theirs").glob("*.safetensors") for name, array in read(path).items()}
-    for name, array in read(tmp_path / "ours" / "model.safetensors").items():
-        assert theirs[name].tobytes() == array.tobytes()
-
-
-_ENCRYPT = """
-import sys, numpy as np, mindspore as ms
-items = [{"name": "w", "data": ms.Tensor(np.ones((3, 2), np.float32))}]
-for mode in ("AES-GCM", "AES-CBC"):
-    ms.save_checkpoint(items, f"{sys.argv[1]}/{mode}.ckpt", enc_key=b"0123456789abcdef", enc_mode=mode)
-ms.save_checkpoint(items, f"{sys.argv[1]}/crc.ckpt", crc_check=True)
-ms.save_checkpoint(items, f"{sys.argv[1]}/crc.safetensors", crc_check=True, format="safetensors")
-"""
+    for weight, array in read(tmp_path / "ours" / "model.safetensors").items():
+        assert theirs[weight].tobytes() == array.tobytes()
 
 
 @pytest.mark.mindspore
-def test_files_that_mindspore_encrypts_and_checks(tmp_path: Path) -> None:
-    from launcher.checkpoint.compare import check_crc
-    from launcher.checkpoint.tensorfile import TensorFile
-
-    child(sys.executable, _ENCRYPT, tmp_path)
+def test_files_that_mindspore_encrypts_and_checks(tmp_path: Path, mindspore: Child) -> None:
+    mindspore("encrypt", folder=tmp_path)
     for mode in ("AES-GCM", "AES-CBC"):
         with pytest.raises(CheckpointError, match="is encrypted"):
             TensorFile(tmp_path / f"{mode}.ckpt")
@@ -134,58 +201,63 @@ def test_files_that_mindspore_encrypts_and_checks(tmp_path: Path) -> None:
             assert (file.array("w") == 1).all()
 
 
+def mindspore_logits(child: Child, weights: Path, model: Any) -> Array:
+    """Logits (tokens, vocabulary) in MindFormers."""
+    target = weights.parent.with_name(f"{weights.parent.name}-mindspore.npy")
+    child("logits", weights=weights, model=dict(model), ids=IDS, target=target)
+    found: Array = np.load(target)
+    return found
+
+
 # ------------------------------------------------------------------------------------------------ transformers
 
-_MINDSPORE_LOGITS = """
-import json, sys, numpy as np
-from pathlib import Path
-from launcher.inference import network, sources
-network = network.build(sources.find_model(sys.argv[1], Path("jobs")), batch_size=1).network
-from mindspore import Tensor
-ids = np.array([json.loads(sys.argv[3])], np.int32)
-ids = np.pad(ids, ((0, 0), (0, 32 - ids.shape[1])))
-np.save(sys.argv[2], network(Tensor(ids)).asnumpy())
-"""
+_TORCH = """
+import numpy as np, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-# Importing torch and transformers takes seconds: one process answers for all models of a test.
-_TORCH_LOGITS = """
-import json, sys, numpy as np, torch
-from transformers import AutoModelForCausalLM
-for folder, adapter, target in json.loads(sys.argv[1]):
+def make(folder, config, dtype):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**config)).to(getattr(torch, dtype))
+    model.save_pretrained(folder, max_shard_size="20KB")
+
+def logits(folder, adapter, ids, target):
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
     if adapter:
         from peft import PeftModel
         model = PeftModel.from_pretrained(model, adapter)
     model.eval()
     with torch.no_grad():
-        np.save(target, model(torch.tensor([json.loads(sys.argv[2])])).logits[0].numpy())
+        np.save(target, model(torch.tensor([ids])).logits[0].numpy())
+
+def special_ids(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    config = model.generation_config
+    return [config.bos_token_id, config.eos_token_id, config.pad_token_id]
+
+def tokenize(folder, text):
+    return AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
 """
 
 
-def torch_logits(python: str, *models: Path | tuple[Path, Path]) -> list[Array]:
-    """Logits (tokens, vocabulary) of each model, or model with adapter, in transformers."""
-    pairs = [model if isinstance(model, tuple) else (model, None) for model in models]
-    root = pairs[0][0].parent
-    jobs = [
-        (str(model), adapter and str(adapter), str(root / f"{at}.npy")) for at, (model, adapter) in enumerate(pairs)
-    ]
-    child(python, _TORCH_LOGITS, json.dumps(jobs), json.dumps(IDS))
-    return [np.load(target) for _, _, target in jobs]
+def torch_logits(child: Child, model: Path, adapter: Path | None = None) -> Array:
+    """Logits (tokens, vocabulary) of a model, or of a model with an adapter, in transformers."""
+    target = model.with_name(f"{model.name}-{adapter.name if adapter else 'alone'}.npy")
+    child("logits", folder=model, adapter=adapter and str(adapter), ids=IDS, target=target)
+    found: Array = np.load(target)
+    return found
 
 
 @pytest.mark.mindspore
-def test_logits_agree_in_mindspore_and_transformers(tmp_path: Path, torch_python: str) -> None:
+def test_logits_agree_in_mindspore_and_transformers(tmp_path: Path, torch: Child, mindspore: Child) -> None:
     folder = write_shards(tmp_path / "set", llama(), SplitPlan(model_parallel=2))
     run_merge(folder, tmp_path / "ms", model=INFO)
     run_merge(folder, tmp_path / "hf", Options(layout="hf", max_shard_bytes=20_000), model=INFO)
     assert len(list((tmp_path / "hf").glob("model-*-of-*.safetensors"))) > 2
-    child(sys.executable, _MINDSPORE_LOGITS, tmp_path / "ms", tmp_path / "ours.npy", json.dumps(IDS))
-    ours = np.load(tmp_path / "ours.npy").reshape(-1, MODEL["vocab_size"])[: len(IDS)]
-    (theirs,) = torch_logits(torch_python, tmp_path / "hf")
-    assert abs(ours - theirs).max() < 1e-5
+    ours = mindspore_logits(mindspore, tmp_path / "ms" / "model.safetensors", MODEL)
+    assert abs(ours - torch_logits(torch, tmp_path / "hf")).max() < 1e-5
 
 
-def test_base_with_the_peft_adapter_equals_the_merged_model(tmp_path: Path, torch_python: str) -> None:
+def test_base_with_the_peft_adapter_equals_the_merged_model(tmp_path: Path, torch: Child) -> None:
     arrays = llama()
     folder = write_shards(tmp_path / "set", arrays, SplitPlan(model_parallel=2))
     run_merge(folder, tmp_path / "hf", Options(layout="hf"), model=INFO)
@@ -194,9 +266,8 @@ def test_base_with_the_peft_adapter_equals_the_merged_model(tmp_path: Path, torc
         tmp_path / "base-set", {"rank_0/a.ckpt": {name: arrays[name] for name in arrays if is_weight(name)}}
     )
     run_merge(base, tmp_path / "base", Options(layout="hf"), model=INFO)
-    models = (tmp_path / "hf", (tmp_path / "base", tmp_path / "peft"), tmp_path / "base")
-    merged, adapted, plain = torch_logits(torch_python, *models)
-    assert abs(merged - adapted).max() < 1e-5
+    merged, plain = torch_logits(torch, tmp_path / "hf"), torch_logits(torch, tmp_path / "base")
+    assert abs(merged - torch_logits(torch, tmp_path / "base", tmp_path / "peft")).max() < 1e-5
     assert abs(merged - plain).max() > 1e-3
 
 
@@ -208,14 +279,6 @@ def test_the_adapter_config_says_alpha(tmp_path: Path) -> None:
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
 
 
-_MAKE_HF = """
-import json, sys, torch
-from transformers import LlamaConfig, LlamaForCausalLM
-for folder, config, dtype in json.loads(sys.argv[1]):
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**config)).to(getattr(torch, dtype))
-    model.save_pretrained(folder, max_shard_size="20KB")
-"""
 _HF_CONFIG: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -243,21 +306,61 @@ def _tensors(folder: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for path in folder.glob("*.safetensors") for name, array in read(path).items()}
 
 
-def test_hugging_face_there_and_back(tmp_path: Path, torch_python: str) -> None:
+_TIED_LLAMA3 = {**_HF_CONFIG, "tie_word_embeddings": True, "rope_scaling": _LLAMA3, "initializer_range": 0.2}
+
+
+@pytest.mark.mindspore
+@pytest.mark.parametrize(
+    ("config", "dtype"), [(_HF_CONFIG, "bfloat16"), (_TIED_LLAMA3, "float32")], ids=["gqa", "tied-llama3"]
+)
+def test_hugging_face_there_and_back(
+    tmp_path: Path, config: dict[str, Any], dtype: str, torch: Child, mindspore: Child
+) -> None:
     """Grouped-query attention in bfloat16; tied embeddings and llama3 rope scaling in float32."""
-    tied = {**_HF_CONFIG, "tie_word_embeddings": True, "rope_scaling": _LLAMA3}
-    wanted = [(str(tmp_path / "gqa"), _HF_CONFIG, "bfloat16"), (str(tmp_path / "tied"), tied, "float32")]
-    child(torch_python, _MAKE_HF, json.dumps(wanted))
-    for name, notes in (("gqa", 0), ("tied", 2)):
-        there = _convert(tmp_path / name, tmp_path / f"{name}-ms")
-        assert (there.layout, there.num_weights, len(there.notes)) == ("mindspore", 21, notes)
-        assert HEAD in read(tmp_path / f"{name}-ms" / "model.safetensors")
-        assert _convert(tmp_path / f"{name}-ms", tmp_path / f"{name}-back", max_shard_bytes=20_000).layout == "hf"
-        assert _tensors(tmp_path / f"{name}-back") == _tensors(tmp_path / name)
-    models = [tmp_path / name for name in ("gqa", "gqa-back", "tied", "tied-back")]
-    first, again, tied_first, tied_again = torch_logits(torch_python, *models)
-    assert (first == again).all()
-    assert (tied_first == tied_again).all()
+    torch("make", folder=tmp_path / "hf", config=config, dtype=dtype)
+    there = _convert(tmp_path / "hf", tmp_path / "ms")
+    tied = config.get("tie_word_embeddings", False)
+    assert (there.layout, there.num_weights) == ("mindspore", 20 if tied else 21)
+    assert (HEAD in read(tmp_path / "ms" / "model.safetensors")) is not tied
+    assert _convert(tmp_path / "ms", tmp_path / "back", max_shard_bytes=20_000).layout == "hf"
+    assert _tensors(tmp_path / "back") == _tensors(tmp_path / "hf")
+    first = torch_logits(torch, tmp_path / "hf")
+    assert (first == torch_logits(torch, tmp_path / "back")).all()
+    if dtype == "float32":
+        ours = mindspore_logits(mindspore, tmp_path / "ms" / "model.safetensors", there.model)
+        assert abs(ours - first).max() < 1e-5
+        plain = {**there.model, "rope_scaling": None}
+        assert abs(mindspore_logits(mindspore, tmp_path / "ms" / "model.safetensors", plain) - first).max() > 1e-3
+
+
+def test_the_model_section_of_a_converted_model_is_one(tmp_path: Path) -> None:
+    source = _hf_folder(tmp_path / "hf", rope_scaling=_LLAMA3, eos_token_id=[7, 9], max_position_embeddings=131072)
+    made = _convert(source, tmp_path / "ms")
+    spec = ModelSpec.model_validate(run_section(made.model, made.folder))
+    assert (spec.seq_length, spec.max_position_embedding, spec.eos_token_id) == (4096, 131072, 7)
+    assert spec.rope_scaling is not None
+    assert spec.rope_scaling.original_max_position_embedding == 32
+    assert any("eos_token_id is [7, 9]" in note for note in made.notes)
+    back = _convert(tmp_path / "ms", tmp_path / "back")
+    config = json.loads((back.folder / "config.json").read_text())
+    assert (config["eos_token_id"], config["rope_scaling"]) == ([7, 9], _LLAMA3)
+
+
+def test_a_job_with_llama3_rope_scaling_is_exported_with_it(tmp_path: Path) -> None:
+    scaling = {
+        key: value for key, value in _LLAMA3.items() if key not in ("rope_type", "original_max_position_embeddings")
+    }
+    model = {
+        **MODEL, "max_position_embedding": 64, "eos_token_id": 33, "tie_word_embeddings": True,
+        "rope_scaling": {**scaling, "original_max_position_embedding": 32},
+    }  # fmt: skip
+    arrays = {name: array for name, array in llama().items() if name != HEAD}
+    folder = write_ranks(tmp_path / "set", {"rank_0/a.ckpt": arrays})
+    run_merge(folder, tmp_path / "hf", Options(layout="hf"), model={**INFO, "model": model})
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["rope_scaling"] == _LLAMA3
+    assert (config["tie_word_embeddings"], config["max_position_embeddings"], config["eos_token_id"]) == (True, 64, 33)
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"] == 33
 
 
 def _hf_folder(root: Path, **config: Any) -> Path:
@@ -274,6 +377,24 @@ def test_there_and_back_without_torch(tmp_path: Path) -> None:
     assert _tensors(tmp_path / "back") == _tensors(source)
     with pytest.raises(CheckpointError, match="exists"):
         _convert(source, tmp_path / "ms")
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is of type 'linear'"),
+        ({"head_dim": 16}, "head_dim is 16, not 8"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"num_attention_heads": "four"}, "does not describe a LLaMA"),
+        ({"num_attention_heads": 0}, "does not describe a LLaMA"),
+        ({"num_hidden_layers": 10**9}, "1000000000 layers"),
+        ({"vocab_size": None}, "vocab_size is None"),
+        ({"rope_scaling": [8.0]}, "does not describe a LLaMA"),
+    ],
+)
+def test_a_config_that_no_run_could_train_is_refused(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        _convert(_hf_folder(tmp_path / "hf", **config), tmp_path / "out")
 
 
 def test_what_is_no_llama_is_refused(tmp_path: Path) -> None:
@@ -294,7 +415,7 @@ def test_what_is_no_llama_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", 7, "a.bin", "gone.safetensors"])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", 7, ["x"], "a.bin", "gone.safetensors"])
 def test_an_index_that_names_other_files_is_refused(tmp_path: Path, name: object) -> None:
     folder = _hf_folder(tmp_path / "hf")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))

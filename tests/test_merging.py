@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,8 @@ from checkpoint_sets import MODEL, folded, launcher, llama, read, write, write_j
 
 from launcher.checkpoint.names import GLOBAL_STEP
 from launcher.checkpoint.split import SplitPlan
-from launcher.inference import sources
+from launcher.data.templates import get_template
+from launcher.spec import ModelSpec
 
 WO = "model.layers.1.attention.wo.weight"
 
@@ -39,7 +43,10 @@ def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
     merged = root / "merged"
     names = ["launcher_model.json", "merge.json", "model.safetensors", "tokenizer.model"]
     assert sorted(path.name for path in merged.iterdir()) == names
-    assert sources.find_model(str(merged), tmp_path).spec.hidden_size == MODEL["hidden_size"]
+    described = json.loads((merged / "launcher_model.json").read_text())
+    assert ModelSpec.model_validate(described["model"]).hidden_size == MODEL["hidden_size"]
+    assert get_template(described["template"]).name == "vicuna"
+    assert described["precision"]["compute"] == "float32"
     assert (merged / "tokenizer.model").read_bytes() == b"pieces"
     assert abs(read(merged / "model.safetensors")[WO] - folded(llama(seed=1), WO)).max() < 1e-6
     assert json.loads((merged / "merge.json").read_text())["step"] == 101
@@ -63,8 +70,12 @@ def test_an_incomplete_step_is_listed_as_such(tmp_path: Path) -> None:
     root = _job(tmp_path)
     (root / "checkpoint" / "rank_1" / "launcher_rank_1-1_10.safetensors").unlink()
     listed = launcher("merge-ckpt", root, "--list")
-    assert "no: 1 missing" in listed.stdout
-    assert "step 100 of" in launcher("merge-ckpt", root).stdout
+    assert "no: rank 1 missing" in listed.stdout
+    merged = launcher("merge-ckpt", root)
+    assert "skipped 1_10: rank 1 lacks it" in merged.stdout
+    assert "step 100 of" in merged.stdout
+    record = json.loads((root / "merged" / "merge.json").read_text())
+    assert record["skipped"] == [{"moment": "1_10", "missing_ranks": [1]}]
 
 
 @pytest.mark.parametrize("state", ["planned", "starting", "running", "stopping"])
@@ -73,6 +84,26 @@ def test_a_job_that_has_not_ended_is_not_merged(tmp_path: Path, state: str) -> N
     assert done.returncode == 6
     assert f"job abcde-t is {state}" in done.stderr
     assert "launcher attach abcde-t" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": 3, "lora": {"alpha": 1, "r": 0}}'])
+def test_a_job_whose_spec_is_damaged(tmp_path: Path, content: str) -> None:
+    root = _job(tmp_path)
+    (root / "spec.json").write_text(content)
+    done = launcher("merge-ckpt", root)
+    assert done.returncode == 6
+    assert "spec.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"text"', '{"model": {"hidden_size": "x"}}', '{"model_type": "gpt2"}'])
+def test_a_config_that_describes_no_model(tmp_path: Path, content: str) -> None:
+    folder = write_shards(tmp_path / "set", llama(), SplitPlan(model_parallel=2))
+    (tmp_path / "config.json").write_text(content)
+    done = launcher("merge-ckpt", folder, "--config", tmp_path / "config.json")
+    assert done.returncode == 4
+    assert "config.json does not say how a model is built" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
@@ -128,6 +159,52 @@ def test_split_and_merge_back_by_hand(tmp_path: Path) -> None:
     again = launcher("split-ckpt", tmp_path / "whole.safetensors", "-o", tmp_path / "shards")
     assert again.returncode == 4
     assert "exists" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "words"),
+    [
+        ("/proc/x", 5, "cannot write in /proc: "),
+        ("/dev/null/x", 5, "cannot write /dev/null/x: "),
+        ("a" * 300, 5, ": File name too long"),
+        ("file", 4, "file (is a file|exists)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["merge", "split"])
+def test_an_output_that_cannot_be_gives_a_plain_message(
+    tmp_path: Path, output: str, code: int, words: str, command: str
+) -> None:
+    folder = write_shards(tmp_path / "set", llama(), SplitPlan(data_parallel=2))
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    source = {"merge": folder, "split": tmp_path / "set-whole.safetensors"}[command]
+    done = launcher(f"{command}-ckpt", source, "-o", output, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert re.search(words, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_clears_away_what_was_begun(tmp_path: Path, signum: signal.Signals) -> None:
+    large = {**MODEL, "hidden_size": 1024, "intermediate_size": 2048, "vocab_size": 4000}
+    folder = write_shards(tmp_path / "set", llama(large, dtype="float16"), SplitPlan(model_parallel=2))
+    before = sorted(tmp_path.iterdir())
+    for _ in range(5):  # the merge may be done before the signal comes
+        command = [sys.executable, "-m", "launcher", "merge-ckpt", str(folder), "-o", str(tmp_path / "out")]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None and not list(tmp_path.glob(".out.part-*/*")):
+                pass
+            process.send_signal(signum)
+            _, said = process.communicate(timeout=60)
+        if process.returncode:
+            break
+        shutil.rmtree(tmp_path / "out")
+    assert process.returncode == 128 + signum
+    assert (
+        said == f"error: {signum.name}: {tmp_path / 'out'} is not written\n  hint: the same command starts it again\n"
+    )
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_merging_imports_no_heavy_library(tmp_path: Path) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from launcher.checkpoint import ckpt, safetensors_format
+from launcher.checkpoint.dtypes import item_size
 from launcher.checkpoint.gather import Copies, OpenShards
 from launcher.checkpoint.tensorfile import CKPT, Entry, TensorFile, damaged
+from launcher.checkpoint.tensors import Piece, Whole
 from launcher.errors import CheckpointError
 
 # A sample compares small slices (adapters, norms) whole and this many blocks of large ones, with this many ranks.
@@ -91,13 +96,47 @@ def check_crc(file: TensorFile) -> bool:
     return True
 
 
-def identify(files: Mapping[int, TensorFile], *, full: bool) -> list[dict[str, str | int]]:
-    """Path, size and checksum of each file: SHA-256 (all bytes), or for large sets a fingerprint of sampled bytes."""
-    whole = full or sum(file.size for file in files.values()) <= _HASH_ALL_BYTES
-    kind, digest = ("sha256", _sha256) if whole else ("fingerprint", _fingerprint)
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What tells an input file from others. fingerprint: of sampled bytes; sha256: of all, None when not taken."""
+
+    path: Path
+    size: int
+    fingerprint: str
+    sha256: str | None
+
+    def record(self) -> dict[str, str | int]:
+        """For merge.json."""
+        found: dict[str, str | int] = {
+            "path": str(self.path.absolute()),
+            "bytes": self.size,
+            "fingerprint": self.fingerprint,
+        }
+        return found | ({"sha256": self.sha256} if self.sha256 else {})
+
+
+def identify(files: Iterable[TensorFile], *, full: bool) -> list[Identity]:
+    """The identity of each file; all bytes are only read when ``full`` or when there are few of them."""
+    files = list(files)
+    whole = full or sum(file.size for file in files) <= _HASH_ALL_BYTES
     return [
-        {"rank": rank, "path": str(file.path), "bytes": file.size, kind: digest(file)} for rank, file in files.items()
+        Identity(
+            path=file.path,
+            size=file.size,
+            fingerprint=_fingerprint(file),
+            sha256=_sha256(file) if whole else None,
+        )
+        for file in files
     ]
+
+
+def small_record(path: Path) -> dict[str, str | int]:
+    """Path, size and SHA-256 of a small file, for merge.json. Raises CheckpointError when it cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}", hint="put it back") from error
+    return {"path": str(path.absolute()), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _sha256(file: TensorFile) -> str:
@@ -110,6 +149,45 @@ def _sha256(file: TensorFile) -> str:
 def _fingerprint(file: TensorFile) -> str:
     """SHA-256 over the size, both ends and 64 blocks of 4 KiB spread evenly: tells files apart, proves nothing."""
     digest = hashlib.sha256(str(file.size).encode())
+    size = min(4096, file.size)
     for number in range(64):
-        digest.update(file.pread((file.size - 4096) * number // 63, 4096))
+        digest.update(file.pread((file.size - size) * number // 63, size))
     return digest.hexdigest()
+
+
+def check_not_copied(tensors: Iterable[Whole], identities: Mapping[TensorFile, Identity]) -> None:
+    """No rank has the file of another, whose slices are others by the strategy.
+
+    Slices that are equal by themselves prove nothing (fresh adapters are zero, norms are one): a file is refused when
+    all its bytes are those of another rank's and a slice in it is not one value throughout.
+    Raises CheckpointError, naming both files.
+    """
+    for whole in tensors:
+        places: dict[str, Piece] = {}
+        for piece in whole.pieces:
+            identity = identities[piece.file]
+            other = places.setdefault(identity.sha256 or identity.fingerprint, piece)
+            if other.file is not piece.file and _is_copy(other, piece):
+                raise CheckpointError(
+                    f"{piece.file.path} has the same bytes as {other.file.path}, but the strategy gives the two ranks "
+                    f"different slices of {whole.name}",
+                    hint="one was copied from the other: copy each rank's files again from its host",
+                )
+
+
+def _is_copy(one: Piece, two: Piece) -> bool:
+    return _varies(one) and _equal(one.file, two.file)
+
+
+def _varies(piece: Piece) -> bool:
+    """Whether the slice of ``piece`` has values that differ."""
+    array = piece.file.array(piece.entry.name).reshape(-1).view(np.uint8).reshape(-1, item_size(piece.entry.dtype))
+    return bool((array != array[:1]).any())
+
+
+def _equal(one: TensorFile, two: TensorFile) -> bool:
+    starts = range(0, one.size, _FULL_BYTES)
+    return one.size == two.size and all(
+        one.pread(start, min(_FULL_BYTES, one.size - start)) == two.pread(start, min(_FULL_BYTES, two.size - start))
+        for start in starts
+    )

@@ -16,8 +16,11 @@ from launcher.checkpoint.folder import (
     CKPT_WEIGHTS,
     MODEL_CONFIG,
     TOKENIZER,
+    TOKENIZER_CONFIGS,
+    TOKENIZER_JSON,
     WEIGHTS,
-    check_room,
+    check_target,
+    is_taken,
     sync_file,
     whole_folder,
 )
@@ -30,16 +33,18 @@ from launcher.checkpoint.verify import Verified, check_architecture, verify_file
 from launcher.errors import CheckpointError
 
 RECORD = "convert.json"
+# How many tokens a row trains on in the run spec that is suggested, where the model could take more.
+TRAINED_LENGTH = 4096
 # Buffers that old transformers versions saved: computed from the config, no weights.
 _BUFFERS = ("rotary_emb.inv_freq", "attn.masked_bias")
 # Files of a Hugging Face model that go along, so that the way back is complete.
-_ALONG = (huggingface.CONFIG, "generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+_ALONG = (huggingface.CONFIG, "generation_config.json", TOKENIZER, TOKENIZER_JSON, *TOKENIZER_CONFIGS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """An open model. ``tensors`` by MindFormers' names; model: the model section of a run spec; config: the
-    transformers config.json it has or came from; ``tied``: the head is the embedding."""
+    """An open model. ``tensors`` by MindFormers' names, without a head where that is the embedding; model: the model
+    section of a run spec; config: the transformers config.json it has or came from."""
 
     folder: Path
     layout: str
@@ -48,7 +53,6 @@ class Model:
     config: Mapping[str, Any]
     template: str | None
     files: Sequence[TensorFile]
-    tied: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +80,9 @@ def open_model(source: Path, config: Path | None, stack: ExitStack) -> Model:
     layout = MINDSPORE if names.EMBEDDING in found else HF
     tensors = found if layout == MINDSPORE else _by_our_names(found)
     model, original, template = _description(folder, config)
-    tied = names.HEAD not in tensors
-    shapes = {name: whole.shape for name, whole in tensors.items()}
-    expected = names.shapes_of(model)
-    if tied and original.get("tie_word_embeddings", False):
-        expected.pop(names.HEAD)
-    check_architecture(shapes, expected)
+    if model.get("tie_word_embeddings"):  # transformers ties whatever a file has for the head
+        tensors = {name: whole for name, whole in tensors.items() if name != names.HEAD}
+    check_architecture({name: whole.shape for name, whole in tensors.items()}, names.shapes_of(model))
     return Model(
         folder=folder,
         layout=layout,
@@ -90,7 +91,6 @@ def open_model(source: Path, config: Path | None, stack: ExitStack) -> Model:
         config=original,
         template=template,
         files=opened,
-        tied=tied,
     )
 
 
@@ -114,9 +114,9 @@ def _weight_paths(source: Path) -> list[Path]:
 
 def _indexed(source: Path, index: Mapping[str, Any]) -> list[Path]:
     weight_map = index.get("weight_map")
-    files = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+    files = sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
     for name in files:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{source / huggingface.INDEX} names a file {name!r}", hint="fetch the model again")
         if not (source / name).is_file():
             raise CheckpointError(f"{source} lacks {name}", hint="fetch the model again")
@@ -149,9 +149,9 @@ def _description(folder: Path, config: Path | None) -> tuple[dict[str, Any], dic
     origin = huggingface.read_json(original) if original.is_file() else (read if "model_type" in read else {})
     try:
         if "model" in read:
-            return read["model"], origin, read.get("template")
+            return names.check_model(read["model"]), origin, read.get("template")
         return huggingface.model_of_config(read), origin, None
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{given} does not describe a LLaMA: {error}", hint="only LLaMA is converted") from error
 
 
@@ -172,10 +172,10 @@ def convert(
 
     Raises CheckpointError when ``target`` exists, HostError when the disk is full.
     """
-    if target.exists():
+    if is_taken(target):
         raise CheckpointError(f"{target} exists", hint="give another --output")
     to_hf = model.layout == MINDSPORE
-    outputs = [_output(name, whole, dtype) for name, whole in _tensors_for(model, to_hf=to_hf).items()]
+    outputs = [_output(name, whole, dtype) for name, whole in model.tensors.items()]
     if to_hf:
         files = huggingface.weight_files(outputs, max_shard_bytes)
         texts = _hf_texts(model, files)
@@ -183,7 +183,7 @@ def convert(
         name = CKPT_WEIGHTS if file_format == CKPT else WEIGHTS
         files = [planned(name, huggingface.in_order(outputs), file_format, "mindformers")]
         texts = _mindspore_texts(model)
-    check_room(target, sum(file.bytes.size for file in files))
+    check_target(target, sum(file.bytes.size for file in files))
     verified = _write(model, target, files, texts, verify_full=verify_full, on_progress=on_progress)
     return Converted(
         folder=target,
@@ -196,30 +196,6 @@ def convert(
     )
 
 
-def _tensors_for(model: Model, *, to_hf: bool) -> dict[str, Whole]:
-    tensors = dict(model.tensors)
-    if not to_hf and model.tied:  # MindFormers gets a head of its own: the same bytes
-        tensors[names.HEAD] = replace(tensors[names.EMBEDDING], name=names.HEAD)
-    if to_hf and model.config.get("tie_word_embeddings") and _is_tied(tensors):
-        del tensors[names.HEAD]
-    return tensors
-
-
-def _is_tied(tensors: Mapping[str, Whole]) -> bool:
-    head, embedding = tensors.get(names.HEAD), tensors[names.EMBEDDING]
-    if head is None or (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
-        return False
-    step = max(1, (4 << 20) // embedding.row_bytes)
-    blocks = ((start, min(start + step, head.rows)) for start in range(0, head.rows, step))
-    return all(_rows(head, *block) == _rows(embedding, *block) for block in blocks)
-
-
-def _rows(whole: Whole, start: int, stop: int) -> bytes:
-    piece = whole.pieces[0]
-    spans = piece.file.spans(piece.entry, start * whole.row_bytes, (stop - start) * whole.row_bytes)
-    return b"".join(piece.file.pread(offset, nbytes) for offset, nbytes in spans)
-
-
 def _output(name: str, whole: Whole, dtype: str | None) -> Output:
     return Output(name=name, dtype=dtype if dtype and whole.dtype in FLOATS else whole.dtype, whole=whole)
 
@@ -228,7 +204,8 @@ def _hf_texts(model: Model, files: Sequence[PlannedFile]) -> dict[str, bytes]:
     description = {"model": model.model, "template": model.template}
     tokenizer = model.folder / TOKENIZER
     texts = huggingface.model_texts(description, model.folder / "_", tokenizer if tokenizer.is_file() else None, files)
-    return texts | {name: text for name, text in _along(model.folder).items() if name not in texts}
+    # What a model from Hugging Face came with stays, but for its config.json.
+    return texts | {name: text for name, text in _along(model.folder).items() if name != huggingface.CONFIG}
 
 
 def _mindspore_texts(model: Model) -> dict[str, bytes]:
@@ -254,7 +231,7 @@ def _write(
         if on_progress is not None:
             on_progress(count, total)
 
-    record = {"inputs": identify(dict(enumerate(model.files)), full=verify_full), "model": dict(model.model)}
+    record = {"inputs": [item.record() for item in identify(model.files, full=verify_full)], "model": dict(model.model)}
     with whole_folder(target, replace=False) as scratch:
         for file in files:
             write_file(scratch / file.name, file.bytes, on_bytes)
@@ -269,10 +246,18 @@ def _write(
 
 def _notes(model: Model) -> list[str]:
     notes = []
-    if model.tied and model.layout == HF:
-        notes.append("the head is tied to the embedding: written twice; converting back ties them again")
-    scaling = model.config.get("rope_scaling")
-    if scaling:
-        kind = scaling.get("rope_type") or scaling.get("type") if isinstance(scaling, dict) else scaling
-        notes.append(f"rope scaling {kind!r} stays in config.json; a run spec has no key for it")
+    ends = model.config.get("eos_token_id")
+    if isinstance(ends, list) and len(ends) > 1:
+        notes.append(f"eos_token_id is {ends}; a run spec has one: {model.model['eos_token_id']}")
+    if model.layout == HF and model.model["seq_length"] > TRAINED_LENGTH:
+        notes.append(f"the model takes {model.model['seq_length']} tokens; seq_length is how many a row trains on")
     return notes
+
+
+def run_section(model: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The model section to put into a run spec that trains ``checkpoint``."""
+    length = min(model["seq_length"], TRAINED_LENGTH)
+    return {key: value for key, value in model.items() if value is not None} | {
+        "seq_length": length,
+        "checkpoint": str(checkpoint),
+    }

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 
 from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, positions, whole_shape
-from launcher.checkpoint.names import GLOBAL_STEP
 from launcher.checkpoint.strategy import Layout, Stages, read_strategy
 from launcher.checkpoint.tensorfile import Entry, TensorFile
 from launcher.checkpoint.tensors import Piece, Whole
@@ -30,11 +29,12 @@ class Copies:
 
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
-    """Every tensor of a step, and which slices are there several times."""
+    """Every tensor of a step, which slices are there several times, and the strategy files that were read."""
 
     tensors: Mapping[str, Whole]
     copies: tuple[Copies, ...]
     num_stages: int
+    strategies: tuple[Path, ...]
 
 
 class OpenShards:
@@ -106,6 +106,7 @@ def gather(shards: OpenShards, strategies: Sequence[Path]) -> Gathered:
     """
     num_ranks = len(shards.paths)
     stages: Stages = read_stages(strategies, num_ranks) if strategies else {0: {}}
+    read = strategies[:: num_ranks // len(stages)] if len(strategies) > 1 else strategies
     per_stage = num_ranks // len(stages)
     tensors: dict[str, Whole] = {}
     copies: list[Copies] = []
@@ -121,7 +122,7 @@ def gather(shards: OpenShards, strategies: Sequence[Path]) -> Gathered:
             if known is not whole and len(known.pieces) == len(whole.pieces):
                 copies += _across_stages(shards, known, whole)
             copies += same
-    return Gathered(tensors=tensors, copies=tuple(copies), num_stages=len(stages))
+    return Gathered(tensors=tensors, copies=tuple(copies), num_stages=len(stages), strategies=tuple(read))
 
 
 def _across_stages(shards: OpenShards, known: Whole, other: Whole) -> list[Copies]:
@@ -212,25 +213,6 @@ def _same_slice(layout: Layout, first: int) -> list[tuple[int, ...]]:
     for device, position in enumerate(positions(layout)):
         groups.setdefault(device if layout.field else position, []).append(first + device)
     return [tuple(ranks) for ranks in groups.values()]
-
-
-def global_step(shards: OpenShards) -> int:
-    """The step over the whole run that the opened files are of. Raises CheckpointError when they disagree."""
-    steps = {rank: _step_of(file) for rank, file in shards.opened.items()}
-    values = {step for step in steps.values() if step is not None}
-    if len(values) > 1:
-        ranks = ", ".join(f"rank {rank}: {step}" for rank, step in steps.items())
-        raise CheckpointError(
-            f"mixed steps in files of the same name: {ranks}", hint="copy each rank's files again from its host"
-        )
-    return values.pop() if values else 0
-
-
-def _step_of(file: TensorFile) -> int | None:
-    entry = file.entries.get(GLOBAL_STEP)
-    if entry is None or entry.nbytes == 0 or entry.nbytes > 64:
-        return None
-    return int(file.array(GLOBAL_STEP).reshape(-1)[0])
 
 
 def single_file(file: TensorFile) -> dict[str, Whole]:

@@ -23,7 +23,7 @@ _SIGN = np.int32(-0x80000000)
 _SHIFT_3, _SHIFT_13 = np.int32(1 << 3), np.int32(1 << 13)
 _UPPER = 1 if sys.byteorder == "little" else 0
 _SPECIAL = 0x7C00  # infinities and NaNs from here on
-_LIMIT = np.float32(65520.0)  # rounds to infinity
+_GREAT_EXPONENT = (127 + 15) << 23
 
 
 class HalfCaster:
@@ -47,12 +47,12 @@ class HalfCaster:
 
     def narrow(self, source: npt.NDArray[np.float32], out: npt.NDArray[np.float16]) -> None:
         """``out[:] = source``, to nearest, ties to even; ``source`` is lost. Both of one axis and C-contiguous."""
-        if not (source.max(initial=0) < _LIMIT and source.min(initial=0) > -_LIMIT):
+        magic, bits = self._ints[: source.size], source.view(np.int32)
+        np.bitwise_and(bits, _EXPONENT, out=magic)
+        if magic.max(initial=0) >= _GREAT_EXPONENT:  # it may become infinite, or is not finite: rare, so by numpy
             with np.errstate(over="ignore"):
                 np.copyto(out, source, casting="same_kind")
             return
-        magic, bits = self._ints[: source.size], source.view(np.int32)
-        np.bitwise_and(bits, _EXPONENT, out=magic)
         np.maximum(magic, _LEAST_EXPONENT, out=magic)
         np.add(magic, _TO_MAGIC, out=magic)
         sign = self._other[: source.size]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint import names
+from launcher.checkpoint.folder import TOKENIZER_JSON, tokenizer_files
 from launcher.checkpoint.stream import PlannedFile, planned
 from launcher.checkpoint.tensorfile import SAFETENSORS
 from launcher.checkpoint.tensors import Output
@@ -22,7 +23,10 @@ from launcher.errors import CheckpointError
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 _OUTER_BACK = {theirs: ours for ours, theirs in names.OUTER_NAMES.items()}
 _LAYER_BACK = {theirs: ours for ours, theirs in names.LAYER_NAMES.items()}
-_BOS_ID, _EOS_ID, _UNK_ID = 1, 2, 0
+# The ids that a run spec has unless it says otherwise.
+_SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_ROPE_FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
+_SENTENCEPIECE_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 # What transformers' chat templates call what the launcher's call otherwise.
 _CHAT_HEAD = (
     "{%- set bos = bos_token -%}{%- set eos = eos_token -%}"
@@ -146,17 +150,17 @@ def config_of_model(
 ) -> dict[str, Any]:
     """config.json of a transformers LLaMA for a model section of a run spec; other keys are those of ``origin``."""
     outputs = {output.whole.name: output for file in files for output in file.outputs}
+    # What transformers 5 calls torch_dtype and rope_theta with rope_scaling: both read the older names.
+    kept = {key: value for key, value in origin.items() if key not in ("dtype", "rope_parameters")}
     return {
         "initializer_range": 0.02,
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
         "attention_dropout": 0.0,
-        "rope_scaling": None,
-        "bos_token_id": _BOS_ID,
-        "eos_token_id": _EOS_ID,
         "use_cache": True,
-        **origin,
+        **kept,
+        **_special_ids(model, origin),
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": model["hidden_size"],
@@ -165,16 +169,41 @@ def config_of_model(
         "num_attention_heads": model["num_heads"],
         "num_key_value_heads": model.get("n_kv_heads") or model["num_heads"],
         "vocab_size": model["vocab_size"],
-        "max_position_embeddings": origin.get("max_position_embeddings") or model["seq_length"],
+        "max_position_embeddings": model.get("max_position_embedding") or model["seq_length"],
         "rms_norm_eps": model["rms_norm_eps"],
         "rope_theta": model["rope_theta"],
+        "rope_scaling": _rope_scaling_back(model.get("rope_scaling")),
         "tie_word_embeddings": names.HEAD not in outputs,
         "torch_dtype": next((output.dtype for output in outputs.values()), "float32"),
     }
 
 
+def _special_ids(model: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids of the model; those of ``origin`` that say the same in more words (several ends, no padding) stay."""
+    ids = {key: model.get(key, default) for key, default in _SPECIAL_IDS.items()}
+    same = {key for key in ids if key in origin and _first_id(origin[key], _SPECIAL_IDS[key]) == ids[key]}
+    return {key: origin[key] if key in same else value for key, value in ids.items()}
+
+
+def _first_id(value: Any, default: int) -> int:
+    """One id of what transformers writes as one, several or none."""
+    found = value[0] if isinstance(value, list) and value else value
+    return found if isinstance(found, int) and found >= 0 else default
+
+
+def _rope_scaling_back(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    factors = {key: scaling[key] for key in _ROPE_FACTORS}
+    return {
+        "rope_type": "llama3",
+        **factors,
+        "original_max_position_embeddings": scaling["original_max_position_embedding"],
+    }
+
+
 def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"], "pad_token_id": _UNK_ID}
+    return {key: config[key] for key in _SPECIAL_IDS}
 
 
 def _index(files: Sequence[PlannedFile]) -> dict[str, Any]:
@@ -185,29 +214,26 @@ def _index(files: Sequence[PlannedFile]) -> dict[str, Any]:
 
 
 def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, bytes]:
-    """tokenizer.model and the files that make AutoTokenizer load it. Raises CheckpointError when it is not there."""
-    try:
-        content = tokenizer.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read the tokenizer {tokenizer}: {error.strerror}", hint="put it back") from error
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    """The tokenizer and the files that make AutoTokenizer load it. Raises CheckpointError when it is not there."""
+    found = tokenizer_files(tokenizer)
+    is_fast = TOKENIZER_JSON in found
     config = {
-        "tokenizer_class": "LlamaTokenizer",
-        **special,
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "legacy": False,
+        "tokenizer_class": "PreTrainedTokenizerFast" if is_fast else "LlamaTokenizer",
         "clean_up_tokenization_spaces": False,
         "model_max_length": model["model"]["seq_length"],
+        **(
+            {} if is_fast else {**_SENTENCEPIECE_TOKENS, "add_bos_token": True, "add_eos_token": False, "legacy": False}
+        ),
     }
+    if "tokenizer_config.json" in found:
+        config = read_json(tokenizer.with_name("tokenizer_config.json"))
     chat = _chat_template(model.get("template"))
-    if chat:
+    if chat:  # that of training, whatever the tokenizer came with
         config["chat_template"] = chat
-    return {
-        "tokenizer.model": content,
-        "tokenizer_config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
-        "special_tokens_map.json": (json.dumps(special, indent=2) + "\n").encode(),
-    }
+    found["tokenizer_config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    if not is_fast:
+        found["special_tokens_map.json"] = (json.dumps(_SENTENCEPIECE_TOKENS, indent=2) + "\n").encode()
+    return found
 
 
 def _chat_template(name: str | None) -> str | None:
@@ -244,17 +270,44 @@ def _whole_number(value: float) -> float:
 
 
 def model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The model section of a run spec for a transformers config.json. Raises KeyError or ValueError when it is none."""
-    if config.get("model_type") != "llama":
-        raise ValueError(f"model_type is {config.get('model_type')!r}, not 'llama'")
-    return {
-        "hidden_size": config["hidden_size"],
+    """The model section of a run spec for a transformers config.json, seq_length the longest there is.
+
+    Raises KeyError, TypeError or ValueError when it is none, or asks for what MindFormers' LLaMA does not have.
+    """
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    for key, (wanted, given) in {
+        "model_type": ("llama", config.get("model_type")),
+        "head_dim": (hidden // heads, config.get("head_dim") or hidden // heads),
+        "hidden_act": ("silu", config.get("hidden_act", "silu")),
+    }.items():
+        if given != wanted:
+            raise ValueError(f"{key} is {given!r}, not {wanted!r}")
+    rope = config.get("rope_parameters") or {}  # transformers 5
+    longest = config.get("max_position_embeddings", 2048)
+    model = {
+        "hidden_size": hidden,
         "num_layers": config["num_hidden_layers"],
-        "num_heads": config["num_attention_heads"],
-        "n_kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
+        "num_heads": heads,
+        "n_kv_heads": config.get("num_key_value_heads") or heads,
         "intermediate_size": config["intermediate_size"],
         "vocab_size": config["vocab_size"],
-        "seq_length": config.get("max_position_embeddings", 2048),
+        "seq_length": longest,
+        "max_position_embedding": longest,
         "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
-        "rope_theta": config.get("rope_theta", 10000.0),
+        "rope_theta": rope.get("rope_theta") or config.get("rope_theta", 10000.0),
+        "rope_scaling": _rope_scaling(config.get("rope_scaling") or rope),
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        **{key: _first_id(config.get(key), default) for key, default in _SPECIAL_IDS.items()},
     }
+    return names.check_model(model)
+
+
+def _rope_scaling(scaling: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Raises ValueError for a kind that a run spec has no word for."""
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ValueError(f"rope_scaling is of type {kind!r}, only 'llama3' can be trained")
+    factors: dict[str, Any] = {key: scaling[key] for key in _ROPE_FACTORS}
+    return {**factors, "original_max_position_embedding": scaling["original_max_position_embeddings"]}

@@ -11,21 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint import huggingface, names
-from launcher.checkpoint.compare import check_crc, compare_copies, compared_ranks, identify
+from launcher.checkpoint.compare import (
+    Identity,
+    check_crc,
+    check_not_copied,
+    compare_copies,
+    compared_ranks,
+    identify,
+    small_record,
+)
 from launcher.checkpoint.dtypes import FLOATS
 from launcher.checkpoint.folder import (
     CKPT_WEIGHTS,
     MERGE_RECORD,
     MODEL_CONFIG,
-    TOKENIZER,
     WEIGHTS,
-    check_room,
+    check_target,
+    is_taken,
     read_record,
     sync_file,
+    tokenizer_files,
     whole_folder,
 )
-from launcher.checkpoint.gather import Gathered, OpenShards, gather, global_step, single_file
+from launcher.checkpoint.gather import Gathered, OpenShards, gather, single_file
 from launcher.checkpoint.shards import TRAINABLE, Moment, Shards, find_shards, moment_text, read_scale
+from launcher.checkpoint.steps import Step, check_steps, choose_step
 from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, TensorFile
 from launcher.checkpoint.tensors import Fold, Output, Whole
@@ -42,8 +52,8 @@ OnProgress = Callable[[int, int], None]
 class Source:
     """Where shards lie and what is known of the run that wrote them.
 
-    scale: alpha / r of LoRA and r. model: what launcher_model.json shall hold. base: a whole base checkpoint, for
-    folders that hold adapters alone.
+    scale: alpha / r of LoRA and r. model: what launcher_model.json shall hold. base: a whole base checkpoint, or a
+    folder of merge-ckpt or convert-ckpt that holds one, for folders that hold adapters alone.
     """
 
     name: str
@@ -58,13 +68,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to merge. ``step`` counts over the whole run; None is the newest that is complete.
+    """How to merge. ``step``: counted over the whole run, or (epoch, step in it); None is the newest complete one.
 
     layout: MINDSPORE, HF or PEFT. file_format: SAFETENSORS or CKPT (MINDSPORE only). dtype: None keeps each
     tensor's own. max_shard_bytes: size of one file (HF only).
     """
 
-    step: int | None = None
+    step: int | Moment | None = None
     layout: str = MINDSPORE
     file_format: str = SAFETENSORS
     dtype: str | None = None
@@ -83,12 +93,17 @@ class MergePlan:
     shards: Shards
     opened: OpenShards
     gathered: Gathered
-    moment: Moment
-    step: int
+    base: TensorFile | None
+    chosen: Step
     scale: float | None
     files: tuple[PlannedFile, ...]
     texts: Mapping[str, bytes]
     left_out: tuple[str, ...]
+
+    @property
+    def step(self) -> int | None:
+        """The step that is merged, by ``chosen.said_by``."""
+        return self.chosen.number
 
     @property
     def outputs(self) -> list[Output]:
@@ -112,9 +127,10 @@ class MergePlan:
         return NUM_THREADS * 6 * max(BLOCK_BYTES, widest) + largest
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the result: two merges with equal recipes give the same bytes."""
+        """What decides the result beside the inputs: with equal recipes the same inputs give the same bytes."""
         return {
             "step": self.step,
+            "moment": moment_text(self.chosen.moment),
             "lora_scale": self.scale,
             "format": self.options.layout,
             "file_format": self.options.file_format,
@@ -122,16 +138,32 @@ class MergePlan:
             "fold": self.options.fold,
             "with_optimizer": self.options.with_optimizer,
             "max_shard_bytes": self.options.max_shard_bytes if self.options.layout == HF else None,
-            "inputs": identify(self.opened.opened, full=self.options.verify_full),
         }
+
+    def identities(self) -> dict[TensorFile, Identity]:
+        """Every checkpoint file that is read or compared, and what tells it from others."""
+        files = [*self.opened.opened.values(), *([self.base] if self.base else [])]
+        return dict(zip(files, identify(files, full=self.options.verify_full), strict=True))
+
+    def inputs(self, identities: Mapping[TensorFile, Identity]) -> list[dict[str, Any]]:
+        """Every file that is read, compared or copied, for merge.json."""
+        ranks = {file: rank for rank, file in self.opened.opened.items()}
+        found: list[dict[str, Any]] = []
+        for file, identity in identities.items():
+            role = {"kind": "shard", "rank": ranks[file]} if file in ranks else {"kind": "base"}
+            found.append({**role, **identity.record()})
+        small = [("strategy", path) for path in self.gathered.strategies]
+        small += [("adapter_config", self.shards.adapter_config)] if self.shards.adapter_config else []
+        small += [("tokenizer", self.source.tokenizer)] if self.source.tokenizer else []
+        return found + [{"kind": kind, **small_record(path)} for kind, path in small]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What merging made, or found already made (``fresh`` False). ``step`` counts over the whole run."""
+    """What merging made, or found already made (``fresh`` False). ``step``: None when no file says it."""
 
     folder: Path
-    step: int
+    step: int | None
     num_tensors: int
     num_folded: int
     fresh: bool
@@ -149,18 +181,18 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     Raises CheckpointError when the shards are not complete, of one step, and such as their strategy says.
     """
     shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
-    moment = choose_moment(shards, options.step)
-    opened = stack.enter_context(OpenShards(shards.at(moment)))
+    chosen = choose_step(shards, options.step)
+    paths = shards.at(chosen.moment)
+    opened = stack.enter_context(OpenShards(paths))
     gathered = gather(opened, shards.strategies)
     for rank in compared_ranks(gathered.copies, full=options.verify_full):
         _ = opened[rank]
-    step = global_step(opened)
-    if options.step is not None and step != options.step:
-        raise CheckpointError(f"{moment_text(moment)} is step {step}, not {options.step}", hint="see --list")
-    tensors = dict(gathered.tensors)
+    chosen = check_steps(chosen, paths, opened.opened, full=options.verify_full)
+    tensors, base = dict(gathered.tensors), None
     if shards.kind == TRAINABLE:
-        tensors = {**_base_tensors(source, stack), **tensors}
-    _check_model(source, tensors)
+        base = _open_base(source, stack)
+        tensors = {**_base_tensors(base), **tensors}
+    _check_model(source, shards, tensors)
     scale = _scale(source, shards, tensors)
     outputs = _Outputs(tensors, options, scale)
     files = tuple(outputs.files())
@@ -170,8 +202,8 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
         shards=shards,
         opened=opened,
         gathered=gathered,
-        moment=moment,
-        step=step,
+        base=base,
+        chosen=chosen,
         scale=scale,
         files=files,
         texts=_texts(source, options, scale, files),
@@ -179,56 +211,58 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     )
 
 
-def choose_moment(shards: Shards, step: int | None) -> Moment:
-    """The newest moment complete on all ranks, or the one whose whole-run step is ``step``.
-
-    Raises CheckpointError when there is none.
-    """
-    complete = shards.complete()
-    if step is None:
-        return complete[-1]
-    for moment in reversed(complete):
-        if step_of(shards, moment) == step:
-            return moment
-    known = ", ".join(str(step_of(shards, moment)) for moment in complete)
-    raise CheckpointError(
-        f"step {step} is not complete in {shards.folder}; complete are {known}", hint="launcher merge-ckpt --list ..."
-    )
-
-
-def step_of(shards: Shards, moment: Moment) -> int | None:
-    """The whole-run step of ``moment``, from the first rank that has it; None when that file does not say."""
-    path = next(files[moment] for files in shards.files if moment in files)
-    with TensorFile(path) as file:
-        return int(file.array(names.GLOBAL_STEP).reshape(-1)[0]) if names.GLOBAL_STEP in file.entries else None
-
-
-def _base_tensors(source: Source, stack: ExitStack) -> dict[str, Whole]:
+def _open_base(source: Source, stack: ExitStack) -> TensorFile:
     if source.base is None:
         raise CheckpointError(
             f"{source.folder} holds adapters alone", hint="give the base they were trained on: --base FILE"
         )
-    base = single_file(stack.enter_context(TensorFile(source.base)))
-    found = {name: whole for name, whole in base.items() if names.is_weight(name)}
-    if not found:
+    return stack.enter_context(TensorFile(base_file(source.base)))
+
+
+def base_file(path: Path) -> Path:
+    """The weights that ``path`` means: the file itself, or the one in a folder of merge-ckpt or convert-ckpt.
+
+    Raises CheckpointError when a folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    found = next((file for name in (WEIGHTS, CKPT_WEIGHTS) if (file := path / name).is_file()), None)
+    if found is None:
         raise CheckpointError(
-            f"{source.base} has no weights by MindFormers' names", hint="launcher convert-ckpt makes such a file"
+            f"{path} has no {WEIGHTS} nor {CKPT_WEIGHTS}",
+            hint="give a file, or a folder that merge-ckpt or convert-ckpt wrote (with --format mindspore)",
         )
     return found
 
 
-def _check_model(source: Source, tensors: Mapping[str, Whole]) -> None:
+def _base_tensors(base: TensorFile) -> dict[str, Whole]:
+    found = {name: whole for name, whole in single_file(base).items() if names.is_weight(name)}
+    if names.EMBEDDING not in found:
+        raise CheckpointError(
+            f"{base.path} has no weights by MindFormers' names", hint="launcher convert-ckpt makes such a file"
+        )
+    return found
+
+
+def _check_model(source: Source, shards: Shards, tensors: Mapping[str, Whole]) -> None:
     """Names and shapes are those of the model of the run, or of one LLaMA when the run is not known."""
     found = {name: whole.shape for name, whole in tensors.items() if names.is_weight(name)}
     if names.EMBEDDING not in found:
         raise CheckpointError(
             f"{source.folder} has no {names.EMBEDDING}: no LLaMA of MindFormers, or a pipeline stage is missing",
-            hint="copy the missing ranks' folders from the hosts that wrote them",
+            hint=_missing_hint(shards),
         )
     expected = names.shapes_of(source.model["model"]) if source.model else names.inferred_shapes(found)
-    if names.HEAD not in found and source.model is None:  # tied to the embedding
-        expected.pop(names.HEAD)
-    check_architecture(found, expected)
+    check_architecture(found, expected, hint=_missing_hint(shards))
+
+
+def _missing_hint(shards: Shards) -> str:
+    if shards.strategies or shards.num_ranks == 1:
+        return "the shards are not all there, or the model is another one"
+    return (
+        "without strategy files every rank is taken to hold the whole model: if the run had pipeline stages or tensor "
+        "parallel, give its strategy files: --strategy FOLDER"
+    )
 
 
 def _scale(source: Source, shards: Shards, tensors: Mapping[str, Whole]) -> float | None:
@@ -329,12 +363,7 @@ def _texts(source: Source, options: Options, scale: float | None, files: Sequenc
     if source.model is not None and options.fold:
         texts[MODEL_CONFIG] = (json.dumps(source.model, indent=2) + "\n").encode()
     if source.tokenizer is not None and options.fold:
-        try:
-            texts[TOKENIZER] = source.tokenizer.read_bytes()
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot read the tokenizer {source.tokenizer}: {error.strerror}", hint="put it back"
-            ) from error
+        texts |= tokenizer_files(source.tokenizer)
     if not options.fold and scale is not None:
         texts["adapter.json"] = (json.dumps({"scale": scale}) + "\n").encode()
     return texts
@@ -349,29 +378,22 @@ def merge(plan: MergePlan, target: Path, *, force: bool = False, on_progress: On
     The same merge made before writes nothing. Raises CheckpointError when copies differ, a file is damaged, another
     merge is in ``target`` and not ``force``, or the result is not what it should be; HostError when the disk is full.
     """
-    recipe = plan.recipe()
-    if target.exists():
-        found = _already(plan, recipe, target, force=force)
+    check_target(target, plan.size)
+    clock = _Clock()
+    identities = plan.identities()
+    inputs = plan.inputs(identities)
+    if is_taken(target):
+        found = _already(plan, inputs, target, force=force)
         if found is not None:
             return found
-    check_room(target, plan.size)
-    clock = _Clock()
-    for file in plan.opened.opened.values():
-        check_crc(file)
-    wanted = {output.whole.name for output in plan.outputs} | {
-        whole.name for output in plan.outputs if output.fold for whole in (output.fold.lora_a, output.fold.lora_b)
-    }
-    copies = [same for same in plan.gathered.copies if same.name in wanted]
-    compare_copies(plan.opened, copies, full=plan.options.verify_full)
+    _compare(plan, identities)
     clock.lap("compare")
     with whole_folder(target, replace=force) as scratch:
         _stream(plan, scratch, on_progress)
         clock.lap("write")
-        verified = verify_files(
-            {scratch / file.name: file.outputs for file in plan.files}, full=plan.options.verify_full
-        )
+        verified = _verify(plan, scratch)
         clock.lap("verify")
-        for name, content in {**plan.texts, MERGE_RECORD: _record(plan, recipe, verified)}.items():
+        for name, content in {**plan.texts, MERGE_RECORD: _record(plan, inputs, verified)}.items():
             (scratch / name).write_bytes(content)
         for path in scratch.iterdir():
             sync_file(path)
@@ -386,6 +408,22 @@ def merge(plan: MergePlan, target: Path, *, force: bool = False, on_progress: On
         verified=verified,
         timings_s=clock.laps_s,
     )
+
+
+def _compare(plan: MergePlan, identities: Mapping[TensorFile, Identity]) -> None:
+    """Inputs against their CRC, each other, and what the strategy says of them."""
+    for file in identities:
+        check_crc(file)
+    check_not_copied(plan.gathered.tensors.values(), identities)
+    wanted = {output.whole.name for output in plan.outputs} | {
+        whole.name for output in plan.outputs if output.fold for whole in (output.fold.lora_a, output.fold.lora_b)
+    }
+    copies = [same for same in plan.gathered.copies if same.name in wanted]
+    compare_copies(plan.opened, copies, full=plan.options.verify_full)
+
+
+def _verify(plan: MergePlan, folder: Path) -> Verified:
+    return verify_files({folder / file.name: file.outputs for file in plan.files}, full=plan.options.verify_full)
 
 
 class _Clock:
@@ -410,32 +448,59 @@ def _stream(plan: MergePlan, scratch: Path, on_progress: OnProgress | None) -> N
         write_file(scratch / file.name, file.bytes, on_bytes)
 
 
-def _already(plan: MergePlan, recipe: Mapping[str, Any], target: Path, *, force: bool) -> Merged | None:
-    """The same merge found in ``target``, or None when it is to be replaced."""
-    record = read_record(target)
-    known, wanted = record.get("recipe", {}), json.loads(json.dumps(recipe))
-    if known == wanted:
+def _already(plan: MergePlan, inputs: list[dict[str, Any]], target: Path, *, force: bool) -> Merged | None:
+    """The same merge found in ``target``, or None when it is to be replaced. Verified in full if that is asked for."""
+    differences = _differences(read_record(target), plan.recipe(), inputs)
+    if not differences:
         return Merged(
-            folder=target, step=plan.step, num_tensors=record["tensors"], num_folded=record["folded"], fresh=False
+            folder=target,
+            step=plan.step,
+            num_tensors=len(plan.outputs),
+            num_folded=plan.num_folded,
+            fresh=False,
+            verified=_verify_again(plan, target) if plan.options.verify_full else None,
         )
     if force:
         return None
     raise CheckpointError(
-        f"{target} holds another merge: {_differences(known, wanted)}",
+        f"{target} holds another merge: {'; '.join(differences)}",
         hint="give another --output, or --force to replace it",
     )
 
 
-def _differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    odd = [key for key in wanted if key != "inputs" and known.get(key) != wanted[key]]
-    shown = [f"{key} {known.get(key)!r} there, {wanted[key]!r} here" for key in odd]
-    return "; ".join(shown) or "made from other files, or files that have changed"
+def _verify_again(plan: MergePlan, target: Path) -> Verified:
+    _compare(plan, plan.identities())
+    return _verify(plan, target)
 
 
-def _record(plan: MergePlan, recipe: Mapping[str, Any], verified: Verified) -> bytes:
+def _differences(record: Mapping[str, Any], recipe: Mapping[str, Any], inputs: list[dict[str, Any]]) -> list[str]:
+    try:
+        known = record["recipe"]
+        found = [f"{key} {known[key]!r} there, {recipe[key]!r} here" for key in recipe if known[key] != recipe[key]]
+        then = {_key(item): item for item in record["inputs"]}
+    except (KeyError, TypeError):
+        return ["one of another version of launcher"]
+    odd = [item for item in inputs if _key(item) in then and not _same_input(then[_key(item)], item)]
+    return found or [f"{item['path']} is another file than then, or has changed" for item in odd[:3]]
+
+
+def _key(item: Mapping[str, Any]) -> tuple[Any, Any]:
+    return item["kind"], Path(item["path"]).name if item["kind"] == "strategy" else item.get("rank")
+
+
+def _same_input(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    both = ("bytes", "fingerprint", "sha256")
+    return all(one[key] == two[key] for key in both if key in one and key in two)
+
+
+def _record(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -> bytes:
     record = {
         "source": plan.source.name,
         "step": plan.step,
+        "step_from": plan.chosen.said_by,
+        "skipped": [
+            {"moment": moment_text(skipped.moment), "missing_ranks": skipped.missing} for skipped in plan.chosen.skipped
+        ],
         "lora_scale": plan.scale,
         "tensors": len(plan.outputs),
         "folded": plan.num_folded,
@@ -446,7 +511,8 @@ def _record(plan: MergePlan, recipe: Mapping[str, Any], verified: Verified) -> b
             "max_error": verified.max_error,
             "tolerance": verified.tolerance,
         },
-        "recipe": recipe,
+        "recipe": plan.recipe(),
+        "inputs": inputs,
         "versions": installed(),
     }
     return (json.dumps(record, indent=2) + "\n").encode()

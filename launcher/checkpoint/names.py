@@ -81,29 +81,68 @@ def expected_shapes(
     return shapes
 
 
+_COUNTS = ("hidden_size", "num_layers", "num_heads", "intermediate_size", "vocab_size", "seq_length")
+# The largest LLaMA has 126 layers and a vocabulary of 128256: what is far above is no model.
+_MAX_COUNT, _MAX_LAYERS = 1 << 30, 10_000
+
+
+def check_model(model: Any) -> dict[str, Any]:
+    """``model`` itself when it is the model section of a run spec, as far as names and shapes need it.
+
+    Raises ValueError, KeyError or TypeError when it is not.
+    """
+    if not isinstance(model, dict):
+        raise TypeError("it is no mapping")
+    for key in _COUNTS:
+        _check_count(key, model[key])
+    _check_count("n_kv_heads", model.get("n_kv_heads") or model["num_heads"])
+    if model["num_layers"] > _MAX_LAYERS:
+        raise ValueError(f"{model['num_layers']} layers")
+    if model["hidden_size"] % model["num_heads"]:
+        raise ValueError(f"hidden_size {model['hidden_size']} is no multiple of num_heads {model['num_heads']}")
+    for key in ("rms_norm_eps", "rope_theta"):
+        if not isinstance(model[key], (int, float)):
+            raise TypeError(f"{key} is {model[key]!r}")
+    return model
+
+
+def _check_count(key: str, value: Any) -> None:
+    if type(value) is not int or not 0 < value < _MAX_COUNT:
+        raise ValueError(f"{key} is {value!r}")
+
+
 def shapes_of(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """expected_shapes of a model section of a run spec."""
+    """expected_shapes of a model section of a run spec; MindFormers has no head for a tied one."""
     heads = model["num_heads"]
-    return expected_shapes(
+    shapes = expected_shapes(
         hidden=model["hidden_size"],
         layers=model["num_layers"],
         kv_size=model["hidden_size"] // heads * (model.get("n_kv_heads") or heads),
         intermediate=model["intermediate_size"],
         vocab=model["vocab_size"],
     )
+    if model.get("tie_word_embeddings"):
+        del shapes[HEAD]
+    return shapes
 
 
 def inferred_shapes(found: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """expected_shapes of the LLaMA that the weights ``found`` (with at least the embedding) seem to be of."""
+    """expected_shapes of the LLaMA that the weights ``found`` (with at least the embedding) seem to be of.
+
+    Without a head it is taken for one that is tied to the embedding.
+    """
     vocab, hidden = (*found[EMBEDDING], 0)[:2]
     first = "model.layers.0."
-    return expected_shapes(
+    shapes = expected_shapes(
         hidden=hidden,
         layers=num_layers(found),
         kv_size=found.get(first + "attention.wk.weight", (0,))[0],
         intermediate=found.get(first + "feed_forward.w1.weight", (0,))[0],
         vocab=vocab,
     )
+    if HEAD not in found:
+        del shapes[HEAD]
+    return shapes
 
 
 def num_layers(names: Iterable[str]) -> int:

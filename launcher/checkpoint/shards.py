@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from launcher.errors import CheckpointError
 
 # mindformers 1.9.0, core/callback: PREFIX_rank_R-EPOCH_STEP, STEP counting within the epoch, from 1.
 _FILE = re.compile(r"(?P<prefix>.+?)(?:-(?P<epoch>\d{1,9})_(?P<step>\d{1,9}))?")
-_RANK = re.compile(r"rank_(\d{1,6})")
+_RANK = re.compile(r"rank_(0|[1-9]\d{0,5})")
+_RANK_IN_NAME = re.compile(r"(?:.*[-_.])?rank_(\d{1,6})(?!\d)")
 _STRATEGY = re.compile(r".*rank_(\d{1,6})\.(?:ckpt|json)")
 
 Moment = tuple[int, int]
@@ -71,7 +72,7 @@ class Shards:
         """The files of ``moment``, one a rank. Raises CheckpointError when formats are mixed or a rank has none."""
         if self.missing(moment):
             raise CheckpointError(
-                f"{moment_text(moment)} is not complete: missing on {_ranks(self.missing(moment))}",
+                f"{moment_text(moment)} is not complete: missing on {ranks_text(self.missing(moment))}",
                 hint="copy those ranks' files from the hosts that wrote them, or merge another --step",
             )
         paths = tuple(files[moment] for files in self.files)
@@ -85,7 +86,8 @@ def _listed(files: Mapping[Moment, Path]) -> str:
     return ", ".join(moment_text(moment) for moment in sorted(files)) or "nothing"
 
 
-def _ranks(ranks: list[int]) -> str:
+def ranks_text(ranks: Sequence[int]) -> str:
+    """``ranks`` in a sentence: "rank 3", "ranks 1, 2 and 9 more"."""
     shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
     return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
 
@@ -95,6 +97,15 @@ def find_shards(folder: Path, *, strategy: Path | None = None, num_ranks: int | 
 
     Raises CheckpointError when there are no shards, a rank is missing, or a folder holds files of two runs.
     """
+    try:
+        return _find_shards(folder, strategy, num_ranks)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {error.filename}: {error.strerror}", hint="check its permissions"
+        ) from error
+
+
+def _find_shards(folder: Path, strategy: Path | None, num_ranks: int | None) -> Shards:
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}", hint="give a job, or a folder that holds rank_<R> folders")
     root, kind, found = _rank_folders(folder)
@@ -102,7 +113,7 @@ def find_shards(folder: Path, *, strategy: Path | None = None, num_ranks: int | 
     absent = [rank for rank in range(count) if rank not in found]
     if absent:
         raise CheckpointError(
-            f"{root} has {len(found)} of {count} ranks: {_ranks(absent)} missing",
+            f"{root} has {len(found)} of {count} ranks: {ranks_text(absent)} missing",
             hint="copy their folders from the hosts that wrote them",
         )
     if max(found) >= count:
@@ -110,7 +121,7 @@ def find_shards(folder: Path, *, strategy: Path | None = None, num_ranks: int | 
     return Shards(
         folder=folder,
         kind=kind,
-        files=tuple(_saved(found[rank]) for rank in range(count)),
+        files=tuple(_saved(found[rank], rank) for rank in range(count)),
         strategies=_strategies(folder, root, strategy, count),
         adapter_config=_adapter_config(folder, root),
     )
@@ -131,12 +142,13 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
 
 
-def _saved(folder: Path) -> dict[Moment, Path]:
+def _saved(folder: Path, rank: int) -> dict[Moment, Path]:
     found: dict[Moment, Path] = {}
     for path in sorted(folder.iterdir()):
         match = _FILE.fullmatch(path.stem) if path.suffix in SUFFIXES else None
         if match is None or not path.is_file():
             continue
+        _check_rank(path, rank)
         moment = (int(match["epoch"]), int(match["step"])) if match["epoch"] else UNNUMBERED
         if moment in found:
             raise CheckpointError(
@@ -144,6 +156,16 @@ def _saved(folder: Path) -> dict[Moment, Path]:
             )
         found[moment] = path
     return found
+
+
+def _check_rank(path: Path, rank: int) -> None:
+    """The rank in a file's name, if there is one, is that of its folder."""
+    match = _RANK_IN_NAME.match(path.stem)
+    if match and int(match[1]) != rank:
+        raise CheckpointError(
+            f"{path} is a file of rank {int(match[1])} in the folder of rank {rank}",
+            hint="put each rank's own files into its folder",
+        )
 
 
 def _strategies(folder: Path, root: Path, given: Path | None, count: int) -> tuple[Path, ...]:
@@ -185,6 +207,6 @@ def read_scale(path: Path) -> tuple[float, int]:
         alpha, rank = float(config["lora_alpha"]), int(config["r"])
         if not (rank > 0 and 0 < alpha < 1e9):
             raise ValueError(f"lora_alpha {alpha}, r {rank}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path}: r and lora_alpha are missing or wrong: {error}", hint="mend it") from error
     return alpha / rank, rank

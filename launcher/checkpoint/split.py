@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoint import names
-from launcher.checkpoint.folder import check_room, sync_file, whole_folder
+from launcher.checkpoint.folder import check_target, is_taken, sync_file, whole_folder
 from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, optimizer_cuts, slice_shape
 from launcher.checkpoint.strategy import Layout, write_strategy
 from launcher.checkpoint.stream import plan_file, write_file
@@ -17,7 +17,7 @@ from launcher.checkpoint.tensors import Output, Piece, Whole
 from launcher.errors import CheckpointError
 
 # Axis that tensor parallel cuts, by MindFormers' layer names (mindformers 1.9.0, models/llama, shard() methods).
-# The embedding and the head stay whole unless asked for (vocab_emb_dp).
+# The embedding and the head stay whole unless cut_vocabulary asks (MindFormers: vocab_emb_dp False).
 _CUT_AXIS = {
     "attention.wq": 0,
     "attention.wk": 0,
@@ -34,12 +34,14 @@ class SplitPlan:
     """Degrees to split for. Ranks are numbered stage by stage; in a stage data parallel is outer, tensor inner.
 
     optimizer_shards: among how many data-parallel copies axis 0 is cut again; 1 for none, -1 for all.
+    cut_vocabulary: tensor parallel cuts the rows of the embedding and the head too.
     """
 
     data_parallel: int = 1
     model_parallel: int = 1
     pipeline_stage: int = 1
     optimizer_shards: int = 1
+    cut_vocabulary: bool = False
 
     @property
     def num_ranks(self) -> int:
@@ -82,8 +84,10 @@ def _optimizer_cuts_it(rows: Shape, axis: int | None, plan: SplitPlan) -> bool:
 def _cut_axis(name: str, shape: Shape, plan: SplitPlan) -> int | None:
     """The axis of ``name`` that tensor parallel cuts, adapters and optimizer state as the weight they belong to."""
     match = names.LAYER.search(name)
-    if match is None or plan.model_parallel == 1 or len(shape) < 2:
+    if plan.model_parallel == 1 or len(shape) < 2:
         return None
+    if match is None:
+        return 0 if plan.cut_vocabulary and name.endswith((names.EMBEDDING, names.HEAD)) else None
     stem = match[2].removesuffix(".weight").removesuffix(names.LORA_A).removesuffix(names.LORA_B)
     axis = _CUT_AXIS.get(stem)
     if name.endswith(names.LORA_A):  # (r, in): cut with the weight's inputs
@@ -111,14 +115,14 @@ def split(source: TensorFile, target: Path, plan: SplitPlan, *, file_format: str
 
     Raises CheckpointError when ``target`` exists or a tensor cannot be cut; HostError when the disk is full.
     """
-    if target.exists():
+    if is_taken(target):
         raise CheckpointError(f"{target} exists", hint="give another --output")
     layers = names.num_layers(source.entries)
     if plan.pipeline_stage > max(1, layers):
         raise CheckpointError(f"{layers} layers for {plan.pipeline_stage} stages", hint="use fewer stages")
     layouts = {name: layout_of(name, entry.shape, plan) for name, entry in source.entries.items()}
     ranks = [_rank_outputs(source, layouts, rank, layers, plan) for rank in range(plan.num_ranks)]
-    check_room(target, sum(output.nbytes for outputs in ranks for output in outputs))
+    check_target(target, sum(output.nbytes for outputs in ranks for output in outputs))
     with whole_folder(target, replace=False) as scratch:
         for rank, outputs in enumerate(ranks):
             _write_rank(scratch, rank, outputs, layouts, plan, file_format)

@@ -25,11 +25,13 @@ from launcher.errors import HostError
 
 OnBytes = Callable[[int], None]
 
-NUM_THREADS = 2
+# More than four wait for the disk, or for each other.
+NUM_THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 # A block is what one thread holds at a time; a tile is what stays in its second-level cache during arithmetic.
 BLOCK_BYTES = 4 << 20
 _COPY_BYTES = 32 << 20
 _TILE_ITEMS = 1 << 17
+_PRODUCT_TILES = 4
 _NO_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
 # What copy_file_range says when two file systems cannot do it among themselves.
 _NO_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
@@ -165,8 +167,8 @@ def _run(fd: int, blocks: list[Chunk], on_bytes: OnBytes) -> None:
             on_bytes(worker.write(block))
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        futures = [pool.submit(work) for _ in range(NUM_THREADS)]
         try:
+            futures = [pool.submit(work) for _ in range(NUM_THREADS)]
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
             stop.set()
@@ -248,11 +250,22 @@ class _Worker:
             part = tile[: (last - first) * items]
             self._widen(source[first * items : last * items], part)
             if factors is not None:
-                delta = self._buffer("delta", part.size, "float32").reshape(last - first, items)
-                np.matmul(factors[1][start + first : start + last], factors[0], out=delta)
-                np.add(part, delta.reshape(-1), out=part)
+                np.add(part, self._delta(factors, start, first, rows, step), out=part)
             self._narrow(part, result[first * items : last * items])
         return result
+
+    def _delta(self, factors: tuple[Array, Array], start: int, first: int, rows: int, step: int) -> Array:
+        """Rows [first, first + step) of scale * B A of the block that begins at row ``start``.
+
+        Products of several tiles are taken at once: BLAS packs lora_a anew each time.
+        """
+        items, many = factors[0].shape[1], step * _PRODUCT_TILES
+        delta = self._buffer("delta", min(many, rows) * items, "float32").reshape(-1, items)
+        begin = first // many * many
+        if first == begin:
+            end = min(begin + many, rows)
+            np.matmul(factors[1][start + begin : start + end], factors[0], out=delta[: end - begin])
+        return delta[first - begin : min(first - begin + step, rows - begin)].reshape(-1)
 
     def _widen(self, source: Array, out: Array) -> None:
         if source.dtype == np.float16 and source.size <= _TILE_ITEMS:

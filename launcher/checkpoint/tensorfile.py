@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,11 +60,15 @@ class TensorFile:
         self.path = path
         self.format = format_of(path)
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Without waiting: a named pipe is no checkpoint.
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
         try:
-            self.size = os.fstat(self.fd).st_size
+            status = os.fstat(self.fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{path} is no file", hint="give a .ckpt or .safetensors file")
+            self.size = status.st_size
             read_index = ckpt.read_index if self.format == CKPT else safetensors_format.read_index
             self.index: Index = read_index(self)
         except BaseException:
@@ -87,8 +92,11 @@ class TensorFile:
         return self.index.entries
 
     def pread(self, offset: int, nbytes: int) -> bytes:
-        """Exactly ``nbytes`` bytes at ``offset``. Raises CheckpointError when the file ends before."""
-        data = os.pread(self.fd, nbytes, offset)
+        """Exactly ``nbytes`` bytes at ``offset``. Raises CheckpointError when it ends before or the disk fails."""
+        try:
+            data = os.pread(self.fd, nbytes, offset)
+        except OSError as error:
+            raise self._unreadable(error) from error
         return data if len(data) == nbytes else self._pread_rest(data, offset, nbytes)
 
     def _pread_rest(self, data: bytes, offset: int, nbytes: int) -> bytes:
@@ -117,10 +125,16 @@ class TensorFile:
 
     def _fill(self, out: memoryview, offset: int) -> None:
         while len(out):
-            count = os.preadv(self.fd, [out], offset)
+            try:
+                count = os.preadv(self.fd, [out], offset)
+            except OSError as error:
+                raise self._unreadable(error) from error
             if count == 0:
                 raise damaged(self.path, f"it ends at byte {offset}")
             out, offset = out[count:], offset + count
+
+    def _unreadable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"cannot read {self.path}: {error.strerror}", hint="look at the disk it is on")
 
     def array(self, name: str) -> Array:
         """The whole tensor ``name``, in its own shape and dtype. Raises KeyError when there is none."""

@@ -158,7 +158,12 @@ def _wrong(path: Path, output: Output, start: int, what: str) -> CheckpointError
     )
 
 
-def check_architecture(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_architecture(
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    hint: str = "the model is another one",
+) -> None:
     """Raises CheckpointError, naming the first tensors, when names or shapes are not the architecture's."""
     wrong = [f"missing {name}" for name in expected if name not in found]
     wrong += [f"unknown {name}" for name in found if name not in expected]
@@ -170,7 +175,7 @@ def check_architecture(found: Mapping[str, tuple[int, ...]], expected: Mapping[s
     if wrong:
         raise CheckpointError(
             f"the weights are not those of the model: {_first(wrong)}",
-            hint="the shards are not all there, or the model is another one",
+            hint=hint,
         )
 
 

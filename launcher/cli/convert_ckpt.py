@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
+from launcher.cli.interruption import interruptible
 from launcher.cli.merge_ckpt import parse_size, progress
 
 _PATH = click.Path(path_type=Path)
@@ -38,9 +40,9 @@ def convert_ckpt(
     launcher submit --checkpoint base ...
     launcher convert-ckpt jobs/ID/merged -o my-model
     """
-    from launcher.checkpoint.convert import convert, open_model
+    from launcher.checkpoint.convert import convert, open_model, run_section
 
-    with ExitStack() as stack:
+    with interruptible(str(output)), ExitStack() as stack:
         opened = open_model(model, config, stack)
         made = convert(
             opened,
@@ -57,6 +59,5 @@ def convert_ckpt(
     if made.layout == "mindspore":
         click.echo("For the run spec:")
         click.echo("model:")
-        for key, value in made.model.items():
-            click.echo(f"  {key}: {value}")
-        click.echo(f"  checkpoint: {made.folder}")
+        for key, value in run_section(made.model, made.folder).items():
+            click.echo(f"  {key}: {json.dumps(value, ensure_ascii=False)}")

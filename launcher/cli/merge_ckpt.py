@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli.interruption import interruptible
 from launcher.cli.options import job_argument, jobs_dir_option
 
 if TYPE_CHECKING:
@@ -17,10 +19,24 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 
 
+def _step(_context: click.Context, _parameter: click.Parameter, text: str | None) -> int | tuple[int, int] | None:
+    match = re.fullmatch(r"(?:(\d{1,9})_)?(\d{1,9})", text or "")
+    if text is None:
+        return None
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no step; write 1200, or 2_100 for step 100 of epoch 2")
+    return (int(match[1]), int(match[2])) if match[1] else int(match[2])
+
+
 @click.command("merge-ckpt")
 @job_argument
 @jobs_dir_option
-@click.option("--step", type=int, metavar="N", help="Merge step N of the whole run, not the newest complete one.")
+@click.option(
+    "--step",
+    metavar="N",
+    callback=_step,
+    help="Merge step N of the whole run (or EPOCH_STEP), not the newest complete.",
+)
 @click.option("--list", "list_steps", is_flag=True, help="List the steps and which ranks have them; merge nothing.")
 @click.option("--dry-run", is_flag=True, help="Print what would be merged, read, needed and written.")
 @click.option(
@@ -70,17 +86,17 @@ def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
     if given["list_steps"]:
         _print_steps(source)
         return
-    from launcher.checkpoint.folder import check_room
+    from launcher.checkpoint.folder import check_target
     from launcher.checkpoint.merge import merge, plan_merge
     from launcher.merging import default_output
 
     options = _options(given)
     target = given["output"] or default_output(source, options)
-    with ExitStack() as stack:
+    with interruptible(str(target)), ExitStack() as stack:
         plan = plan_merge(source, options, stack)
         _print_plan(plan, target)
         if given["dry_run"]:
-            check_room(target, plan.size)
+            check_target(target, plan.size)
             return
         merged = merge(plan, target, force=given["force"], on_progress=progress(stack, "merge"))
     _print_merged(merged, source, job)
@@ -138,19 +154,17 @@ def parse_size(text: str) -> int:
 
 
 def _print_steps(source: Source) -> None:
-    from launcher.checkpoint.merge import step_of
-    from launcher.checkpoint.shards import find_shards, moment_text
+    from launcher.checkpoint.shards import find_shards, moment_text, ranks_text
+    from launcher.checkpoint.steps import list_steps
 
     shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
     click.echo(f"{'step':>8}  {'epoch_step':>10}  {'ranks':>9}  complete")
-    for moment in shards.moments():
-        have = shards.num_ranks - len(shards.missing(moment))
-        step = step_of(shards, moment)
-        complete = (
-            "yes" if have == shards.num_ranks else f"no: {', '.join(map(str, shards.missing(moment)[:8]))} missing"
-        )
-        ranks = f"{have} of {shards.num_ranks}"
-        click.echo(f"{'?' if step is None else step:>8}  {moment_text(moment):>10}  {ranks:>9}  {complete}")
+    for step in list_steps(shards):
+        missing = shards.missing(step.moment)
+        complete = f"no: {ranks_text(missing)} missing" if missing else "yes"
+        ranks = f"{shards.num_ranks - len(missing)} of {shards.num_ranks}"
+        number = "?" if step.number is None else step.number
+        click.echo(f"{number:>8}  {moment_text(step.moment):>10}  {ranks:>9}  {complete}")
 
 
 def _print_plan(plan: MergePlan, target: Path) -> None:
@@ -158,8 +172,10 @@ def _print_plan(plan: MergePlan, target: Path) -> None:
     read = sum(output.whole.nbytes for output in plan.outputs)
     lora = "no LoRA" if plan.scale is None else f"LoRA scale {plan.scale:g}"
     action = f"{plan.num_folded} folded" if plan.options.fold else "adapters kept apart"
+    for skipped in plan.chosen.skipped:
+        click.echo(f"skipped {skipped}")
     click.echo(
-        f"step {plan.step} of {plan.source.name}: {plan.shards.num_ranks} ranks, {plan.gathered.num_stages} stage(s)"
+        f"{plan.chosen} of {plan.source.name}: {plan.shards.num_ranks} ranks, {plan.gathered.num_stages} stage(s)"
     )
     click.echo(f"  read   {read / 1e6:,.1f} MB from {len(files)} files; {lora}, {action}")
     for file in plan.files:
@@ -188,19 +204,24 @@ def progress(stack: ExitStack, label: str) -> Any:
 
 
 def _print_merged(merged: Merged, source: Source, job: str) -> None:
+    _print_verified(merged)
     if not merged.fresh:
-        click.echo(f"already merged: {merged.folder} (step {merged.step})")
+        click.echo(f"already merged: {merged.folder} (step {'?' if merged.step is None else merged.step})")
         return
-    checked = merged.verified
-    if checked is not None:
-        kind = "all" if checked.full else "a sample of"
-        click.echo(
-            f"  check  {kind} {checked.tensors} tensors: max|merged - (W + s B A)| = {checked.max_error:.2g} "
-            f"(tolerance {checked.tolerance:.2g}), copies equal"
-        )
     spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in merged.timings_s.items())
     click.echo(f"  took   {spent}")
     click.echo(f"wrote {merged.folder}: {merged.num_tensors} tensors, {merged.num_folded} with LoRA folded in")
     if (merged.folder / "launcher_model.json").is_file() and (merged.folder / "model.safetensors").is_file():
         reference = job if source.model and merged.folder.name == "merged" else merged.folder
         click.echo(f'Next: launcher infer {reference} --prompt "..."')
+
+
+def _print_verified(merged: Merged) -> None:
+    checked = merged.verified
+    if checked is None:
+        return
+    kind = "all" if checked.full else "a sample of"
+    click.echo(
+        f"  check  {kind} {checked.tensors} tensors: max|merged - (W + s B A)| = {checked.max_error:.2g} "
+        f"(tolerance {checked.tolerance:.2g}), copies equal"
+    )

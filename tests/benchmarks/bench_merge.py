@@ -3,8 +3,8 @@
 python -m tests.benchmarks.bench_merge [--work FOLDER] [--official] [--layers 4 8] [--ways 8 64]
 
 Shards of a LLaMA with hidden 4096, vocabulary 32000, float16, LoRA r 16 on q, k, v, o. All figures are of whole
-processes, files in the page cache; the time to sync to disk is shown apart and is in neither side's time. About 15 GB
-of disk are needed under --work (25 GB with --official).
+processes, files in the page cache; the time to sync to disk is shown apart and is in neither side's time. About 12 GB
+are needed under --work (a folder in memory, /dev/shm, keeps a busy disk out of the figures; then there is no sync).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,9 @@ _RANK, _ALPHA = 16, 32
 _HIDDEN, _INTERMEDIATE, _VOCAB = 4096, 11008, 32000
 _PEAK = "anonymous_peak_mb"
 
-# Runs a command in this process and prints its time, and the peak of anonymous memory sampled from /proc.
+# Runs a command as a child and prints its time, its processor time, and the peak of anonymous memory in /proc.
 _MEASURE = """
-import json, re, subprocess, sys, time
+import json, os, re, resource, subprocess, sys, time
 start = time.perf_counter()
 child = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 peak = 0
@@ -45,7 +44,9 @@ while child.poll() is None:
     time.sleep(0.01)
 text = child.stdout.read()
 seconds = time.perf_counter() - start
-print(json.dumps({"wall_s": seconds, "anonymous_peak_mb": peak / 1024, "code": child.returncode, "text": text}))
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps({"wall_s": seconds, "cpu_s": used.ru_utime + used.ru_stime, "anonymous_peak_mb": peak / 1024,
+                  "code": child.returncode, "text": text}))
 """
 
 
@@ -73,40 +74,44 @@ def make_whole(path: Path, layers: int) -> None:
 
 def make_shards(whole: Path, folder: Path, ways: int, file_format: str = "safetensors") -> None:
     with TensorFile(whole) as source:
-        split(source, folder, SplitPlan(model_parallel=ways), file_format=file_format)
+        split(source, folder, SplitPlan(model_parallel=ways, cut_vocabulary=True), file_format=file_format)
     config = {"r": _RANK, "lora_alpha": _ALPHA, "peft_type": "LORA", "target_modules": [".*wq", ".*wk", ".*wv", ".*wo"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
-def measure(*argv: str) -> dict[str, object]:
-    """Run ``argv`` in a process of its own: wall_s, anonymous_peak_mb, text."""
-    done = subprocess.run([sys.executable, "-c", _MEASURE, *argv], capture_output=True, text=True, check=True)
+def measure(*argv: str, cores: int = 0) -> dict[str, object]:
+    """Run ``argv`` in a process of its own: wall_s, cpu_s, anonymous_peak_mb, text. ``cores``: how many it may use."""
+    command = [sys.executable, "-c", _MEASURE, *argv]
+    if cores:
+        command = ["/usr/bin/taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores])), *command]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, object] = json.loads(done.stdout)
     if result["code"] != 0:
         sys.exit(f"{' '.join(argv)} failed:\n{result['text']}")
     return result
 
 
-def merge_once(folder: Path, output: Path, *options: str) -> dict[str, float]:
-    """One ``launcher merge-ckpt`` of ``folder``: wall_s without the final sync, sync_s, anonymous_peak_mb, laps."""
+def merge_once(folder: Path, output: Path, *options: str, cores: int = 0) -> dict[str, float]:
+    """One ``launcher merge-ckpt`` of ``folder``: wall_s without the final sync, sync_s, cpu_s, peak, laps."""
     shutil.rmtree(output, ignore_errors=True)
     os.sync()
-    result = measure(sys.executable, "-m", "launcher", "merge-ckpt", str(folder), "-o", str(output), *options)
+    command = (sys.executable, "-m", "launcher", "merge-ckpt", str(folder), "-o", str(output), *options)
+    result = measure(*command, cores=cores)
     line = next(line for line in str(result["text"]).splitlines() if line.strip().startswith("took"))
     parts = (part.split() for part in line.replace("took", "").split(","))
     laps = {name: float(seconds) for name, seconds, _ in parts}
     wall = float(str(result["wall_s"]))
-    return {"wall_s": wall - laps["sync"], "sync_s": laps["sync"], _PEAK: float(str(result[_PEAK])), **laps}
+    found = {"wall_s": wall - laps["sync"], "sync_s": laps["sync"], **laps}
+    return found | {key: float(str(result[key])) for key in ("cpu_s", _PEAK)}
 
 
-def copy_once(source: Path, target: Path) -> float:
+def copy_once(source: Path, target: Path) -> dict[str, float]:
+    """One ``cp``: wall_s and cpu_s."""
     target.unlink(missing_ok=True)
     os.sync()
-    start = time.perf_counter()
-    subprocess.run(["/bin/cp", str(source), str(target)], check=True)
-    seconds = time.perf_counter() - start
+    found = measure("/bin/cp", str(source), str(target))
     target.unlink()
-    return seconds
+    return {key: float(str(found[key])) for key in ("wall_s", "cpu_s")}
 
 
 def warm(folder: Path) -> None:
@@ -148,7 +153,7 @@ def official(work: Path, layers: int, ways: int) -> None:
     )
 
 
-def bench(work: Path, layers: int, ways: int, rounds: int) -> dict[str, float]:
+def bench(work: Path, layers: int, ways: int, rounds: int, *, one_core: bool) -> dict[str, float]:
     """Best of ``rounds``, copies and merges in turn; prints one line a round."""
     folder = work / f"shards-{layers}-{ways}"
     if not folder.exists():
@@ -161,21 +166,24 @@ def bench(work: Path, layers: int, ways: int, rounds: int) -> dict[str, float]:
     best: dict[str, float] = {}
     for _ in range(rounds):
         warm(folder)
-        plain = merge_once(folder, work / "plain", "--no-fold", "--verify", "sample")
-        folded = merge_once(folder, output)
+        plain = merge_once(folder, work / "plain", "--no-fold")
         shutil.rmtree(work / "plain")
+        folded = merge_once(folder, output)
         cp = copy_once(output / "model.safetensors", copy)
         found = {
-            "cp_s": cp,
+            "cp_s": cp["wall_s"],
+            "cp_cpu_s": cp["cpu_s"],
             "merge_s": plain["wall_s"],
+            "merge_cpu_s": plain["cpu_s"],
             "fold_verify_s": folded["wall_s"],
+            "fold_verify_cpu_s": folded["cpu_s"],
             "sync_s": folded["sync_s"],
             "peak_mb": max(folded[_PEAK], plain[_PEAK]),
         }
-        print(
-            f"  {layers} layers, {ways} ways: " + ", ".join(f"{key} {value:.2f}" for key, value in found.items()),
-            folded,
-        )
+        if one_core:
+            found["one_core_s"] = merge_once(folder, output, cores=1)["wall_s"]
+        shown = ", ".join(f"{key} {value:.2f}" for key, value in found.items())
+        print(f"  {layers} layers, {ways} ways: {shown}", flush=True)
         best = {key: min(value, best.get(key, value)) for key, value in found.items()}
     shutil.rmtree(output)
     return best
@@ -183,11 +191,36 @@ def bench(work: Path, layers: int, ways: int, rounds: int) -> dict[str, float]:
 
 def report(layers: int, ways: int, best: dict[str, float]) -> None:
     cp, folded = best["cp_s"], best["fold_verify_s"]
+    one_core = f"; on one core {best['one_core_s']:.2f} s" if "one_core_s" in best else ""
     print(
         f"{layers} layers, {ways} ways: cp {cp:.2f} s, merge {best['merge_s'] / cp:.2f} x cp, "
-        f"merge + fold + verify {folded / cp:.2f} x cp ({folded:.2f} s, then {best['sync_s']:.2f} s of sync), "
-        f"peak {best['peak_mb']:.0f} MB"
+        f"merge + fold + verify {folded / cp:.2f} x cp ({folded:.2f} s{one_core}, sync {best['sync_s']:.2f} s), "
+        f"peak {best['peak_mb']:.0f} MB; processor time {best['merge_cpu_s'] / best['cp_cpu_s']:.2f} and "
+        f"{best['fold_verify_cpu_s'] / best['cp_cpu_s']:.2f} x that of cp",
+        flush=True,
     )
+
+
+def start_up(work: Path) -> None:
+    """merge-ckpt --help, and a merge of a model of one layer with four ranks; best of five."""
+    folder, whole = work / "tiny", work / "tiny.safetensors"
+    rng = np.random.default_rng(0)
+    shapes = expected_shapes(hidden=32, layers=1, kv_size=32, intermediate=64, vocab=100)
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    described = [(name, "float32", array.shape, array.nbytes) for name, array in arrays.items()]
+    whole.write_bytes(header_bytes(described, {}) + b"".join(array.tobytes() for array in arrays.values()))
+    make_shards(whole, folder, 4)
+    command = (sys.executable, "-m", "launcher", "merge-ckpt")
+    help_s = min(float(str(measure(*command, "--help")["wall_s"])) for _ in range(5))
+    merges = []
+    for _ in range(5):
+        shutil.rmtree(work / "tiny-merged", ignore_errors=True)
+        found = measure(*command, str(folder), "-o", str(work / "tiny-merged"))
+        merges.append(float(str(found["wall_s"])))
+    for path in (folder, work / "tiny-merged"):
+        shutil.rmtree(path)
+    whole.unlink()
+    print(f"merge-ckpt --help {help_s:.2f} s, a tiny merge {min(merges):.2f} s", flush=True)
 
 
 def main() -> None:
@@ -202,8 +235,9 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     cases = [(given.layers[0], ways) for ways in given.ways] + [(layers, given.ways[0]) for layers in given.layers[1:]]
     try:
+        start_up(work)
         for layers, ways in cases:
-            best = bench(work, layers, ways, given.rounds)
+            best = bench(work, layers, ways, given.rounds, one_core=(layers, ways) == cases[0])
             report(layers, ways, best)
             shutil.rmtree(work / f"shards-{layers}-{ways}")
         if given.official:

@@ -45,6 +45,13 @@ def test_ranks_see_different_rows(trained: Trained) -> None:
     assert all(one != other for one, other in zip(*losses, strict=True))
 
 
+def test_evaluations_are_reported_with_their_step(trained: Trained) -> None:
+    events = [event for event in read_events(trained.lora.paths.rank_events(1)) if event["event"] == "eval"]
+
+    assert [(event["step"], "loss" in event) for event in events] == [(8, False), (8, True), (16, False), (16, True)]
+    assert 0 < events[3]["loss"] < events[1]["loss"] < 10
+
+
 def test_weights_are_bit_identical_after_the_last_step(trained: Trained) -> None:
     for job in (trained.base, trained.lora):
         one, other = newest(job, 0), newest(job, 1)
