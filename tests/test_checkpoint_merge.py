@@ -520,6 +520,14 @@ def test_the_same_merge_writes_nothing_and_another_needs_force(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_another_configuration_is_another_merge(tmp_path: Path) -> None:
+    folder, model = _set(tmp_path), {"model": MODEL, "template": "plain", "precision": {}}
+    run_merge(folder, tmp_path / "out", model=model)
+    assert not run_merge(folder, tmp_path / "out", model=model).fresh
+    with pytest.raises(CheckpointError, match="another merge: another configuration or tokenizer"):
+        run_merge(folder, tmp_path / "out", model={**model, "template": "vicuna"})
+
+
 def test_changed_shards_are_another_merge(tmp_path: Path) -> None:
     folder = _set(tmp_path)
     run_merge(folder, tmp_path / "out")

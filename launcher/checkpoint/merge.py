@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -138,7 +139,14 @@ class MergePlan:
             "fold": self.options.fold,
             "with_optimizer": self.options.with_optimizer,
             "max_shard_bytes": self.options.max_shard_bytes if self.options.layout == HF else None,
+            "small_files": self._digest_of_texts(),
         }
+
+    def _digest_of_texts(self) -> str:
+        digest = hashlib.sha256()
+        for name, content in sorted(self.texts.items()):
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+        return digest.hexdigest()
 
     def identities(self) -> dict[TensorFile, Identity]:
         """Every checkpoint file that is read or compared, and what tells it from others."""
@@ -476,12 +484,18 @@ def _verify_again(plan: MergePlan, target: Path) -> Verified:
 def _differences(record: Mapping[str, Any], recipe: Mapping[str, Any], inputs: list[dict[str, Any]]) -> list[str]:
     try:
         known = record["recipe"]
-        found = [f"{key} {known[key]!r} there, {recipe[key]!r} here" for key in recipe if known[key] != recipe[key]]
+        found = [_difference(key, known[key], recipe[key]) for key in recipe if known[key] != recipe[key]]
         then = {_key(item): item for item in record["inputs"]}
     except (KeyError, TypeError):
         return ["one of another version of launcher"]
     odd = [item for item in inputs if _key(item) in then and not _same_input(then[_key(item)], item)]
     return found or [f"{item['path']} is another file than then, or has changed" for item in odd[:3]]
+
+
+def _difference(key: str, there: Any, here: Any) -> str:
+    if key == "small_files":
+        return "another configuration or tokenizer"
+    return f"{key} {there!r} there, {here!r} here"
 
 
 def _key(item: Mapping[str, Any]) -> tuple[Any, Any]:
