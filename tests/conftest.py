@@ -14,6 +14,14 @@ from supervised import marked
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of the one trained model go to one worker of pytest-xdist: it is trained once."""
+    for item in items:
+        if "workshop" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("trained"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _child_processes_find_the_package() -> None:
     """Programs that tests start may run anywhere: they find this checkout's package all the same."""
@@ -39,8 +47,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     shop.launcher("data", "sample", "--size", "256", "--seed", "3", "-o", "math.jsonl")
     shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
     shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
-    options = ("--tokenizer", "tokenizer.model", "--seq-length", str(SEQ_LENGTH), "--template", "plain")
-    shop.launcher("data", "preprocess", "conversations.json", *options, "-o", "train.mindrecord")
+    for name, length in (("train", SEQ_LENGTH), ("held_out", SEQ_LENGTH - 1)):
+        options = ("--tokenizer", "tokenizer.model", "--seq-length", str(length), "--template", "plain")
+        shop.launcher("data", "preprocess", "conversations.json", *options, "-o", f"{name}.mindrecord")
     return shop
 
 
@@ -50,7 +59,8 @@ def trained(workshop: Workshop) -> Trained:
     base = workshop.submit(workshop.write_spec("base", lora=False, steps=6, epochs=1), "--cards", "2")
     workshop.launcher("merge-ckpt", base.record.job_id)
     spec = workshop.write_spec("lora", lora=True, epochs=1, data="math.jsonl")  # raw: submit tokenizes it itself
-    lora = workshop.submit(spec, "--cards", "2", "--checkpoint", str(base.paths.merged))
+    evaluation = ("--set", "evaluation.data=held_out.mindrecord", "--set", "evaluation.every_steps=8")
+    lora = workshop.submit(spec, "--cards", "2", "--checkpoint", str(base.paths.merged), *evaluation)
     workshop.launcher("merge-ckpt", lora.record.job_id)
     lines = (workshop.folder / "math.jsonl").read_text(encoding="utf-8").splitlines()
     questions = [yaml.safe_load(line)["instruction"] for line in lines[:3]]

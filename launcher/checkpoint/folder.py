@@ -18,7 +18,6 @@ from typing import Any
 from launcher.errors import CheckpointError, HostError
 
 MERGE_RECORD = "merge.json"
-# What launcher.infer opens; a test holds the names equal to those there, which would cost pydantic to import.
 WEIGHTS, CKPT_WEIGHTS = "model.safetensors", "model.ckpt"
 MODEL_CONFIG = "launcher_model.json"
 TOKENIZER, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"

@@ -91,4 +91,7 @@ def resume(job: str, detach: bool, jobs_dir: Path) -> None:
 
 
 def _moment(paths: JobPaths) -> str:
-    return next((paths.resume / "rank_0").iterdir()).name
+    from launcher.resume import saved_moments
+
+    ((epoch, step),) = saved_moments(paths.resume / "rank_0")
+    return f"epoch {epoch}, step {step} of it"
