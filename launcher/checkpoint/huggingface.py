@@ -319,6 +319,6 @@ def _rope_scaling(scaling: Mapping[str, Any]) -> dict[str, Any] | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise ValueError(f"rope_scaling is of type {kind!r}, only 'llama3' can be trained")
+        raise ValueError(f"rope_scaling of type {kind!r} is not supported, only llama3")
     factors: dict[str, Any] = {key: scaling[key] for key in _ROPE_FACTORS}
     return {**factors, "original_max_position_embedding": scaling["original_max_position_embeddings"]}

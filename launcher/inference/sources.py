@@ -255,12 +255,7 @@ def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     )
     values |= {
         "seq_length": min(longest, _DEFAULT_CONTEXT),
-        "max_position_embedding": longest,
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
-        "rope_scaling": _rope_scaling(config.get("rope_scaling")),
-        "bos_token_id": (_ids(config.get("bos_token_id")) or (1,))[0],
-        "eos_token_id": (ends or (2,))[0],
-        "pad_token_id": max(0, (_ids(config.get("pad_token_id")) or (0,))[0]),
+        "eos_token_id": ends[0] if ends else values["eos_token_id"],
     }
     dtype = str(config.get("torch_dtype") or config.get("dtype") or "float32")
     return {
@@ -277,17 +272,3 @@ def _ids(value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list) else (int(value),)
-
-
-def _rope_scaling(scaling: Any) -> dict[str, Any] | None:
-    """Raises ValueError for a kind that a run spec has no word for."""
-    kind = (scaling or {}).get("rope_type") or (scaling or {}).get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ValueError(f"rope_scaling of type {kind!r} is not supported, only llama3")
-    keys = ("factor", "low_freq_factor", "high_freq_factor")
-    return {
-        **{key: scaling[key] for key in keys},
-        "original_max_position_embedding": scaling["original_max_position_embeddings"],
-    }
