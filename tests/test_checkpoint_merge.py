@@ -683,7 +683,7 @@ assert not left, left
 print(cut)
 """
 
-_LARGE = {**MODEL, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 500}
+_LARGE = {**MODEL, "hidden_size": 256, "intermediate_size": 768, "vocab_size": 500}
 
 
 @pytest.mark.parametrize("mode", ["new", "replace"])
