@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,16 @@ from launcher.checkpoint.compare import (
 from launcher.checkpoint.dtypes import FLOATS
 from launcher.checkpoint.folder import (
     CKPT_WEIGHTS,
-    MERGE_RECORD,
     MODEL_CONFIG,
     WEIGHTS,
     check_target,
     is_taken,
-    read_record,
     sync_file,
     tokenizer_files,
     whole_folder,
 )
 from launcher.checkpoint.gather import Gathered, OpenShards, gather, single_file
+from launcher.checkpoint.record import MERGE_RECORD, differences, read_record
 from launcher.checkpoint.shards import TRAINABLE, Moment, Shards, find_shards, moment_text, read_scale
 from launcher.checkpoint.steps import Step, check_steps, choose_step
 from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, planned, write_file
@@ -394,16 +393,17 @@ def merge(
     The same merge made before writes nothing. Raises CheckpointError when copies differ, a file is damaged, another
     merge is in ``target`` and not ``force``, or the result is not what it should be; HostError when the disk is full.
     """
-    check_target(target, plan.size)
-    clock = _Clock()
+    check_target(target, 0)
     identities = plan.identities()
     inputs = plan.inputs(identities)
     if is_taken(target):
         found = _already(plan, inputs, target, force=force)
         if found is not None:
             return found
+    check_target(target, plan.size)
     if on_begin is not None:
         on_begin()
+    clock = _Clock()
     _compare(plan, identities)
     clock.lap("compare")
     with whole_folder(target, replace=force) as scratch:
@@ -411,21 +411,29 @@ def merge(
         clock.lap("write")
         verified = _verify(plan, scratch)
         clock.lap("verify")
-        for name, content in {**plan.texts, MERGE_RECORD: _record(plan, inputs, verified)}.items():
-            (scratch / name).write_bytes(content)
-        for path in scratch.iterdir():
-            sync_file(path)
+        _finish(scratch, {**plan.texts, MERGE_RECORD: _record(plan, inputs, verified)})
     clock.lap("sync")
+    made = _merged(plan, target, verified)
+    return replace(made, fresh=True, size=plan.size, timings_s=clock.laps_s)
+
+
+def _merged(plan: MergePlan, target: Path, verified: Verified | None) -> Merged:
     return Merged(
         folder=target,
         step=plan.step,
         num_tensors=len(plan.outputs),
         num_folded=plan.num_folded,
-        fresh=True,
-        size=plan.size,
+        fresh=False,
         verified=verified,
-        timings_s=clock.laps_s,
     )
+
+
+def _finish(scratch: Path, texts: Mapping[str, bytes]) -> None:
+    """Write the small files and bring everything to the disk."""
+    for name, content in texts.items():
+        (scratch / name).write_bytes(content)
+    for path in scratch.iterdir():
+        sync_file(path)
 
 
 def _compare(plan: MergePlan, identities: Mapping[TensorFile, Identity]) -> None:
@@ -468,20 +476,13 @@ def _stream(plan: MergePlan, scratch: Path, on_progress: OnProgress | None) -> N
 
 def _already(plan: MergePlan, inputs: list[dict[str, Any]], target: Path, *, force: bool) -> Merged | None:
     """The same merge found in ``target``, or None when it is to be replaced. Verified in full if that is asked for."""
-    differences = _differences(read_record(target), plan.recipe(), inputs)
-    if not differences:
-        return Merged(
-            folder=target,
-            step=plan.step,
-            num_tensors=len(plan.outputs),
-            num_folded=plan.num_folded,
-            fresh=False,
-            verified=_verify_again(plan, target) if plan.options.verify_full else None,
-        )
+    found = differences(read_record(target), plan.recipe(), inputs)
+    if not found:
+        return _merged(plan, target, _verify_again(plan, target) if plan.options.verify_full else None)
     if force:
         return None
     raise CheckpointError(
-        f"{target} holds another merge: {'; '.join(differences)}",
+        f"{target} holds another merge: {'; '.join(found)}",
         hint="give another --output, or --force to replace it",
     )
 
@@ -489,32 +490,6 @@ def _already(plan: MergePlan, inputs: list[dict[str, Any]], target: Path, *, for
 def _verify_again(plan: MergePlan, target: Path) -> Verified:
     _compare(plan, plan.identities())
     return _verify(plan, target)
-
-
-def _differences(record: Mapping[str, Any], recipe: Mapping[str, Any], inputs: list[dict[str, Any]]) -> list[str]:
-    try:
-        known = record["recipe"]
-        found = [_difference(key, known[key], recipe[key]) for key in recipe if known[key] != recipe[key]]
-        then = {_key(item): item for item in record["inputs"]}
-    except (KeyError, TypeError):
-        return ["one of another version of launcher"]
-    odd = [item for item in inputs if _key(item) in then and not _same_input(then[_key(item)], item)]
-    return found or [f"{item['path']} is another file than then, or has changed" for item in odd[:3]]
-
-
-def _difference(key: str, there: Any, here: Any) -> str:
-    if key == "small_files":
-        return "another configuration or tokenizer"
-    return f"{key} {there!r} there, {here!r} here"
-
-
-def _key(item: Mapping[str, Any]) -> tuple[Any, Any]:
-    return item["kind"], Path(item["path"]).name if item["kind"] == "strategy" else item.get("rank")
-
-
-def _same_input(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
-    both = ("bytes", "fingerprint", "sha256")
-    return all(one[key] == two[key] for key in both if key in one and key in two)
 
 
 def _record(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -> bytes:
