@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from launcher import jobs
 from launcher.errors import JobFailed, LauncherError
@@ -22,6 +23,9 @@ from launcher.supervise.cards import wait_until_free
 from launcher.supervise.signals import Asked, asked_to_stop
 from launcher.supervise.watch import Failure, Watch
 from launcher.verdict import Findings, Verdict, find_verdict
+
+if TYPE_CHECKING:
+    from launcher.nodes.lead import Lead
 
 _RESERVE_BYTES = 64 << 10
 
@@ -81,10 +85,18 @@ class Supervisor:
         return outcome
 
     def _attempt(self) -> Outcome:
-        attempt = Attempt(self.paths, self.launch, self.asked, self._tell)
+        attempt = self._make_attempt()
         outcome = attempt.run()
         self.record = replace(self.record, processes=_processes(attempt.watch))
         return outcome
+
+    def _make_attempt(self) -> Attempt | Lead:
+        """On this host, or led from here on several."""
+        if not self.launch.nodes:
+            return Attempt(self.paths, self.launch, self.asked, self._tell)
+        from launcher.nodes.lead import Lead
+
+        return Lead(self.paths, self.launch, self.asked, self._tell)
 
     # ------------------------------------------------------------------------------------------------ restarts
 
@@ -107,7 +119,7 @@ class Supervisor:
         prepare_attempt(self.paths, self.record.cards)
         self.launch = self.launch.with_free_port()
         self._write(self.record)
-        if self.launch.target == "Ascend":
+        if self.launch.target == "Ascend" and not self.launch.nodes:
             cards = [rank.device_id for rank in self.launch.ranks]
             wait_until_free(cards, give_up=lambda: self.asked.count > 0)
 

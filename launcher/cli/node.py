@@ -1,0 +1,48 @@
+"""``launcher node``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--job", "job", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The job's folder.")
+@click.option("--node-rank", type=click.IntRange(min=0), help="Which host this is; $SLURM_PROCID or the pod's index.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Of this attempt; the one that is led if left out.")
+@click.option("--watch-stdin", is_flag=True, help="End everything when stdin ends: whoever started this is gone.")
+def node(job: Path, node_rank: int | None, attempt: int | None, watch_stdin: bool) -> None:
+    """Be the agent of one host of a job that runs on several; the launcher starts it itself.
+
+    It reports this host, starts its ranks when the job's leader says so, and reports how they end, all through files in
+    DIR. It ends, and leaves nothing running, when the job ends or its leader is gone.
+
+    \b
+    launcher node --job jobs/kxvqt-llama --node-rank 1
+    """
+    from launcher.errors import JobError
+    from launcher.jobs import JobPaths
+    from launcher.nodes.agent import AgentOptions, run_agent
+
+    paths = JobPaths(root=job.absolute())
+    if not paths.launch.is_file():
+        raise JobError(
+            f"{paths.launch} is not there on this host",
+            hint="is the jobs folder shared by all hosts, under the same path?",
+        )
+    options = AgentOptions(node_rank=_own_rank(node_rank), attempt=attempt, watch_stdin=watch_stdin)
+    raise SystemExit(run_agent(paths, options))
+
+
+def _own_rank(named: int | None) -> int:
+    """As it was named, else as Slurm or Kubernetes count."""
+    from launcher.errors import HostError
+
+    if named is not None:
+        return named
+    for name in ("SLURM_PROCID", "LAUNCHER_NODE_RANK", "VC_TASK_INDEX", "JOB_COMPLETION_INDEX"):
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    raise HostError("which host this is is not known", hint="pass --node-rank")
