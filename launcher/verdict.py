@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -22,6 +23,9 @@ _SCAN_LINES = 400
 
 # What faulthandler writes for a signal that ends the process (CPython, Python/fault_handler).
 _FATAL = re.compile(r"^Fatal Python error: ")
+
+# py-spy's head of the main thread's stack, and faulthandler's: signals are handled in the main thread.
+_MAIN_THREAD = re.compile(r'Thread .*"MainThread"$|Current thread 0x')
 
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT, signal.SIGFPE)
 
@@ -193,6 +197,8 @@ def _lines(paths: JobPaths, failure: Failure) -> list[str]:
     if failure.event is not None:
         lines = str(failure.event.get("traceback", "")).rstrip().splitlines()
         return lines if len(lines) <= TRACEBACK_LINES else [*lines[:2], "  ...", *lines[-TRACEBACK_LINES:]]
+    if failure.kind == "no_progress":
+        return _stack(paths, next(iter(failure.behind), 0))
     if failure.rank_id is not None:
         return _end_of_log(tail(paths.rank_log(failure.rank_id), _SCAN_LINES))
     return tail(paths.log(failure.program), TAIL_LINES) if failure.program else []
@@ -204,6 +210,18 @@ def _end_of_log(lines: list[str]) -> list[str]:
         if _FATAL.match(lines[index]):
             return lines[index:][:TRACEBACK_LINES]
     return lines[-TAIL_LINES:]
+
+
+def _stack(paths: JobPaths, rank_id: int) -> list[str]:
+    """Where the main thread of a rank that hangs stands, as py-spy or else the rank's own faulthandler wrote it."""
+    file = paths.rank_stacks(rank_id)
+    spied = file.is_file()
+    lines = tail(file if spied else paths.rank_log(rank_id), _SCAN_LINES)
+    heads = [number for number, line in enumerate(lines) if _MAIN_THREAD.match(line)]
+    if not heads:
+        return lines[-TAIL_LINES:]
+    frames = itertools.takewhile(lambda line: line.startswith("  "), lines[heads[-1] + 1 :])
+    return [f"stack of rank {rank_id} (those of all ranks: {file.parent})", *frames][:TRACEBACK_LINES]
 
 
 # ------------------------------------------------------------------------------------------------ the report

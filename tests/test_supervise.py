@@ -269,8 +269,12 @@ def test_a_hang_names_the_rank_that_has_not_entered_the_step(tmp_path: Path, eng
 
     assert text.startswith("rank 1 failed first, after step 1: no progress: no rank finished a step for ")
     assert "not yet in the step: rank 1" in text
-    assert "in wait_for_the_other" in supervised.paths.rank_log(0).read_text()
-    assert "in wait_for_the_other" in supervised.paths.rank_log(1).read_text()
+    assert f"stack of rank 1 (those of all ranks: {supervised.paths.logs})" in text
+    assert "wait_for_the_other" in text
+    for rank_id in (0, 1):  # py-spy writes a file of its own, where it is installed
+        stacks = supervised.paths.rank_stacks(rank_id)
+        file = stacks if stacks.is_file() else supervised.paths.rank_log(rank_id)
+        assert "wait_for_the_other" in file.read_text()
 
 
 def test_two_jobs_side_by_side_do_not_touch_each_other(tmp_path: Path, engine: str, no_survivors: str) -> None:
