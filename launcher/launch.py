@@ -34,7 +34,7 @@ class Limits:
     leave_s: float = 1.0
     stopped_s: float = 10.0
     max_restarts: int = 0
-    lost_s: float = 10.0
+    lost_s: float = 8.0
     register_s: float = 120.0
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ HOST_LIMITS = replace(LIMITS, lost_s=3.0, register_s=30.0)
 
 @dataclass(kw_only=True)
 class Hosted(Supervised):
-    """A job on ``hosts``, ``per_host`` ranks each. ``agents``: argv that is run on each host, set by ``start``."""
+    """A job on ``hosts``, ``per_host`` ranks each. ``entered``: the host that its leader is on, if not this one."""
 
     hosts: Sequence[NetHost]
     per_host: int = 1
@@ -29,6 +30,7 @@ class Hosted(Supervised):
     addresses: Sequence[str] | None = None
     agent_env: dict[int, dict[str, str]] = field(default_factory=dict)
     agents: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    entered: NetHost | None = None
 
     def __post_init__(self) -> None:
         self.ranks = self.per_host * len(self.hosts)
@@ -42,16 +44,29 @@ class Hosted(Supervised):
             for n in range(self.ranks)
         )  # fmt: skip
         addresses = self.addresses or [host.address for host in self.hosts]
-        nodes = tuple(
-            NodePlace(node_rank=n, name=host.name, address=addresses[n]) for n, host in enumerate(self.hosts)
-        )
+        nodes = tuple(NodePlace(node_rank=n, name=host.name, address=addresses[n]) for n, host in enumerate(self.hosts))
         return replace(super().launch(), ranks=ranks, nodes=nodes, where=self.where, port=0)
 
     def start(self) -> Hosted:
-        super().start()
+        with self._inside():
+            super().start()
         if self.where["kind"] == "given":
             self.start_agents()
         return self
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """In the network of ``entered``, which processes that are started meanwhile inherit."""
+        if self.entered is None:
+            yield
+            return
+        own = os.open("/proc/self/ns/net", os.O_RDONLY)
+        try:
+            _enter(f"/run/netns/{self.entered.space}")
+            yield
+        finally:
+            _enter(f"/proc/self/fd/{own}")
+            os.close(own)
 
     def start_agents(self, node_ranks: Sequence[int] | None = None) -> None:
         for node_rank in range(len(self.hosts)) if node_ranks is None else node_ranks:
@@ -77,16 +92,21 @@ class Hosted(Supervised):
 
     def on_host(self, node_rank: int) -> list[int]:
         """Pids of this job's processes on a host, found by its namespace."""
-        space = os.stat(f"/run/netns/{self.hosts[node_rank].space}").st_ino
+        space = Path(f"/run/netns/{self.hosts[node_rank].space}").stat().st_ino
         found = []
         for process in marked(self.mark):
             try:
-                if os.stat(f"/proc/{process.pid}/ns/net").st_ino == space:
+                if Path(f"/proc/{process.pid}/ns/net").stat().st_ino == space:
                     found.append(process.pid)
             except OSError:
                 continue
         return found
 
 
-def ended_after(began: float) -> float:
-    return time.time() - began
+def _enter(space: str) -> None:
+    """setns(2), which Python has from 3.12 on."""
+    handle = os.open(space, os.O_RDONLY)
+    try:
+        assert ctypes.CDLL(None, use_errno=True).setns(handle, 0x40000000) == 0  # CLONE_NEWNET
+    finally:
+        os.close(handle)

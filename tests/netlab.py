@@ -82,7 +82,9 @@ def lab(count: int = 2) -> Iterator[Lab]:
     token = os.urandom(3).hex()
     names = ["client", *(f"node{number + 1}" for number in range(count))]
     hosts = [
-        NetHost(name=name, space=f"lt{token}{number}", address=f"10.77.0.{number or 254}", v6=f"fd77::{number or 254:x}")
+        NetHost(
+            name=name, space=f"lt{token}{number}", address=f"10.77.0.{number or 254}", v6=f"fd77::{number or 254:x}"
+        )
         for number, name in enumerate(names)
     ]
     try:
@@ -94,7 +96,21 @@ def lab(count: int = 2) -> Iterator[Lab]:
         _address(client, "br0")
         for number, host in enumerate(hosts[1:]):
             peer = f"p{number}"
-            run("ip", "link", "add", peer, "netns", client.space, "type", "veth", "peer", "name", "eth0", "netns", host.space)
+            run(
+                "ip",
+                "link",
+                "add",
+                peer,
+                "netns",
+                client.space,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                host.space,
+            )
             run("ip", "-n", client.space, "link", "set", peer, "master", "br0")
             run("ip", "-n", client.space, "link", "set", peer, "up")
             _address(host, "eth0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import click
 @click.option("--job", "job", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The job's folder.")
 @click.option("--node-rank", type=click.IntRange(min=0), help="Which host this is; $SLURM_PROCID or the pod's index.")
 @click.option("--attempt", type=click.IntRange(min=1), help="Of this attempt; the one that is led if left out.")
+@click.option("--report", "target", type=click.Choice(["Ascend", "CPU"]), help="Only report this host, as JSON.")
 @click.option("--watch-stdin", is_flag=True, help="End everything when stdin ends: whoever started this is gone.")
-def node(job: Path, node_rank: int | None, attempt: int | None, watch_stdin: bool) -> None:
+def node(job: Path, node_rank: int | None, attempt: int | None, target: str | None, watch_stdin: bool) -> None:
     """Be the agent of one host of a job that runs on several; the launcher starts it itself.
 
     It reports this host, starts its ranks when the job's leader says so, and reports how they end, all through files in
@@ -27,11 +29,17 @@ def node(job: Path, node_rank: int | None, attempt: int | None, watch_stdin: boo
     from launcher.nodes.agent import AgentOptions, run_agent
 
     paths = JobPaths(root=job.absolute())
-    if not paths.launch.is_file():
+    needed = job if target else paths.launch
+    if not needed.is_file():
         raise JobError(
-            f"{paths.launch} is not there on this host",
-            hint="is the jobs folder shared by all hosts, under the same path?",
+            f"{needed} is not there on this host: is the jobs folder shared by all hosts, under the same path?",
+            hint="mount it at the same place on all hosts, or pass --jobs-dir",
         )
+    if target:
+        from launcher.nodes.register import register
+
+        click.echo(json.dumps(register(target).to_dict()))
+        return
     options = AgentOptions(node_rank=_own_rank(node_rank), attempt=attempt, watch_stdin=watch_stdin)
     raise SystemExit(run_agent(paths, options))
 

@@ -117,7 +117,7 @@ class NodeAttempt(Attempt):
         self.link.poke()
         self._for(_FOREVER_S, lambda: self._stops() > 1)
 
-    # ------------------------------------------------------------------------------------------------ left to the leader
+    # -------------------------------------------------------------------------------------------- left to the leader
 
     def _late(self) -> Failure | None:
         return None

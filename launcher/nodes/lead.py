@@ -140,9 +140,8 @@ class Lead:
 
     def _gather(self) -> Outcome | None:
         """Until all hosts have reported, and fit together."""
-        everybody_here = lambda: all(node.here for node in self._nodes)  # noqa: E731
-        self._for(self.limits.register_s, lambda: everybody_here() or self._trouble())
-        if self.asked.count:
+        self._for(self.limits.register_s, lambda: all(node.here for node in self._nodes) or self._trouble())
+        if self._asked():
             return self._stop_as_asked()
         if any(node.over for node in self._nodes):
             return self._fail()
@@ -228,7 +227,10 @@ class Lead:
                 self._note_here(node)
         if node.state == ENDED or node.left_at is not None:
             node.end = _read_json(self.paths.node_end(node.place.node_rank))
-        if node.end is None and node.left_at is not None and now - node.left_at > _LAST_REPORT_S:
+        if node.end and node.end["state"] == jobs.CANCELLED and self._orders.order == START and not self._asked():
+            how = {EN: "its agent was cut off from us and has ended", ZH: "agent 与主控的连接中断，已退出"}
+            self._lose(node, how, 0.0)
+        elif node.end is None and node.left_at is not None and now - node.left_at > _LAST_REPORT_S:
             self._note_cut(node)
         elif node.end is None and node.here and now - node.seen > self.limits.lost_s:
             self._lose(node, silent(now - node.seen), now - node.seen)
@@ -291,8 +293,14 @@ class Lead:
 
     def _trouble(self) -> bool:
         """A host is over that should not be, or we are asked to stop."""
-        failed = any(node.lost or (node.end and node.end["state"] != jobs.SUCCEEDED) for node in self._nodes)
-        return failed or self.asked.count > 0 or any(node.slate.get("asked") for node in self._nodes)
+        return any(node.over for node in self._nodes) or bool(self._asked())
+
+    def _asked(self) -> int:
+        """The signal that asked us, or any of the agents, to stop; 0 for none."""
+        asked = next((int(node.slate["asked"]) for node in self._nodes if node.slate.get("asked")), 0)
+        if asked and not self.asked.count:
+            self.asked.signals.append(asked)
+        return self.asked.signals[0] if self.asked.count else 0
 
     def _set_state(self, state: str) -> None:
         if state != self._state:
@@ -304,10 +312,7 @@ class Lead:
             self._tick(min(self._beat_s / 2, 0.1))
             if any(node.lost or (node.end and node.end["state"] == jobs.FAILED) for node in self._nodes):
                 return self._fail()
-            asked = next((node.slate["asked"] for node in self._nodes if node.slate.get("asked")), None)
-            if asked and not self.asked.count:
-                self.asked.signals.append(int(asked))
-            if self.asked.count:
+            if self._asked():
                 return self._stop_as_asked()
             if all(node.state == DONE or node.end for node in self._nodes):
                 return self._finish()
@@ -317,7 +322,7 @@ class Lead:
             if self._all_ready():
                 self._set_state(jobs.RUNNING)
 
-    # ------------------------------------------------------------------------------------------------ ranks of all hosts
+    # ----------------------------------------------------------------------------------------------ranks of all hosts
 
     def _ranks(self) -> dict[int, tuple[str, int]]:
         return {rank_id: state for node in self._nodes for rank_id, state in node.ranks.items()}
@@ -394,7 +399,7 @@ class Lead:
         """Stop the others; then the earliest failure of all is the first, also one that was noticed late."""
         self._order(replace(self._orders, order=STOP, hurry=True))
         wait_s = max(self.limits.lost_s, _SLACK_S) + 2 * self._beat_s
-        self._for(wait_s, lambda: all(node.over or not node.here for node in self._nodes))
+        self._for(wait_s, self._all_gone)
         node, found = self._first_failure()
         if verdict is None and found is not None:
             verdict = found
@@ -425,16 +430,14 @@ class Lead:
         save = request.save or any(node.slate.get("asked") for node in self._nodes)
         started = self._orders.order == START
         self._order(replace(self._orders, order=STOP, grace_s=request.grace_s, save=save and started))
-        gone = lambda: all(node.over or not node.here for node in self._nodes)  # noqa: E731
         if save and started:
-            self._for(request.grace_s, lambda: gone() or self._all_saving() or self.asked.count > 1)
+            self._for(request.grace_s, lambda: self._all_gone() or self._all_saving() or self.asked.count > 1)
             self._order(replace(self._orders, stop_at=self._stop_step()))
-            done = lambda: gone() or all(n.state == DONE or n.over for n in self._nodes)  # noqa: E731
-            self._for(request.grace_s, lambda: done() or self.asked.count > 1)
+            self._for(request.grace_s, lambda: self._all_done() or self.asked.count > 1)
             self._order(replace(self._orders, hurry=True))
-        self._for(request.grace_s + _SLACK_S, lambda: gone() or self.asked.count > 1)
+        self._for(request.grace_s + _SLACK_S, lambda: self._all_gone() or self.asked.count > 1)
         self._order(replace(self._orders, hurry=True))
-        self._for(_SLACK_S, gone)
+        self._for(_SLACK_S, self._all_gone)
         return self._stopped()
 
     def _stopped(self) -> Outcome:
@@ -442,6 +445,12 @@ class Lead:
         lost = [f"{node.name} did not answer when the job was stopped" for node in self._nodes if node.lost]
         step = saved.pop() if len(saved) == 1 and not lost else None
         return Outcome(state=jobs.CANCELLED, saved_step=step, warnings=(*self._warnings, *lost))
+
+    def _all_gone(self) -> bool:
+        return all(node.over or not node.here for node in self._nodes)
+
+    def _all_done(self) -> bool:
+        return all(node.state == DONE or node.over for node in self._nodes)
 
     def _all_saving(self) -> bool:
         return all(node.state in (SAVING, DONE) or node.over for node in self._nodes)
@@ -462,6 +471,10 @@ class Lead:
                 with contextlib.suppress(OSError):
                     popen.stdin.close()
         self._for(1.0, lambda: all(popen.returncode is not None for _, popen in self._spawned))
+        if self.launch.where.get("kind") == "hosts":
+            from launcher.where.hosts import end_connections
+
+            end_connections(self.launch, self.paths)
         kill_descendants(self._note_end)
 
 

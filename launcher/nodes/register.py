@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 
+from launcher.cluster import Host
 from launcher.installed import installed
 from launcher.launch import NodePlace, RankPlace
 from launcher.network import free_port
@@ -103,7 +104,24 @@ def _cards() -> tuple[str | None, tuple[dict[str, Any], ...], str | None, str]:
     except HostError as error:
         return None, (), None, error.message
     host = cluster.hosts[0]
-    return cluster.kind, tuple(asdict(device) for device in host.devices), host.super_pod_id, ""
+    return cluster.kind, tuple(asdict(device) for device in host.devices), host.super_pod_id, _busy(host)
+
+
+def _busy(host: Host) -> str:
+    """Which of the cards another job or process has; "" for none."""
+    from launcher.discover import host_root
+    from launcher.doctor.holders import holders
+    from launcher.errors import HostError
+    from launcher.locks import check_free
+
+    held = holders([device.device_id for device in host.devices], host_root())
+    if held:
+        return "; ".join(f"card {card} is held by process {pid} ({name})" for pid, name, card in held[:4])
+    try:
+        check_free(f"card_{device.device_id}" for device in host.devices)
+    except HostError as error:
+        return error.message
+    return ""
 
 
 # ------------------------------------------------------------------------------------------------ all together

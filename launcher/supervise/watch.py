@@ -64,7 +64,10 @@ class Failure:
 
 
 class Watch:
-    """Facts about one attempt. ``ranks``: how many, or which. ``engine``: the program that nests ranks, None when the supervisor starts them."""
+    """Facts about one attempt.
+
+    ``ranks``: how many, or which. ``engine``: the program that nests ranks, None when the supervisor starts them.
+    """
 
     def __init__(self, ranks: int | Collection[int], engine: str | None) -> None:
         ids = range(ranks) if isinstance(ranks, int) else ranks
