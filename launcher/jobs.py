@@ -181,7 +181,10 @@ class JobPaths:
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """What job.json holds. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one."""
+    """What job.json holds. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one.
+
+    ``host``: where its leader is; "" while only a scheduler knows. ``where``: which scheduler, and its number.
+    """
 
     job_id: str
     name: str
@@ -203,6 +206,7 @@ class JobRecord:
     verdict: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     note: str | None = None
+    where: dict[str, str] = field(default_factory=dict)
     earlier: tuple[dict[str, Any], ...] = ()
 
     @property

@@ -51,7 +51,10 @@ class RankPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class NodePlace:
-    """One host of a job on several. ``env``: variables that differ from host to host; ``visible``, ``locks``: its own."""
+    """One host of a job on several. ``env``: variables that differ from host to host.
+
+    ``address`` is "" and ``visible`` empty where only the host itself will tell.
+    """
 
     node_rank: int
     name: str

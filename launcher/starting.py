@@ -126,11 +126,18 @@ def write_files(plan: LaunchPlan) -> None:
     write_atomic(paths.plan, json.dumps(plan.to_dict(), ensure_ascii=False, indent=2) + "\n")
 
 
-def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes]:
+def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes] | None:
     """Write the job's folder and start its supervisor, which from then on is alone responsible for the job.
+
+    None when a scheduler will start it.
 
     Raises HostError when another job has one of the cards, unless the job is to wait for them.
     """
+    if launch.where.get("kind") == "slurm":
+        from launcher.where.slurm import submit
+
+        submit(launch, plan.paths, write_job(plan, launch, host=""))
+        return None
     if not launch.wait_for_locks:
         check_free(launch.locks)
     write_job(plan, launch)
@@ -160,7 +167,7 @@ def write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> J
     return record
 
 
-def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subprocess.Popen[bytes]]:
+def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subprocess.Popen[bytes] | None]:
     """Start another attempt at a job that has ended without success, from its newest complete checkpoint.
 
     Raises JobError when the job runs, has succeeded, or cannot be read; HostError when the engine is missing.
@@ -174,6 +181,12 @@ def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subproces
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise JobError(f"cannot read {paths.launch}: {error}", hint="submit it anew: launcher submit") from error
     ENGINES[launch.engine].find_program()
+    if launch.where.get("kind") == "slurm":
+        from launcher.where.slurm import submit
+
+        planned = replace(record, state=jobs.PLANNED, host="", supervisor=None, guard=None, exit_code=None)
+        submit(launch, paths, planned)
+        return paths, None
     following = replace(jobs.next_attempt(record, restarted=False), supervisor=ProcessId.current(), guard=None)
     paths = paths.of_attempt(following.attempt)
     try:

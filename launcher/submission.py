@@ -118,8 +118,11 @@ def preflight(plan: LaunchPlan, *, port: int | None) -> list[str]:
     return []
 
 
-def begin(plan_draft: Draft) -> subprocess.Popen[bytes]:
-    """Start the job; nothing may be pending. Returns its supervisor's guard; the job needs this process no more."""
+def begin(plan_draft: Draft) -> subprocess.Popen[bytes] | None:
+    """Start the job; nothing may be pending. Returns its supervisor's guard; the job needs this process no more.
+
+    None when a scheduler will start it.
+    """
     plan = plan_draft.plan
     if plan.launch is None:
         raise ValueError("a plan without a launch can only be shown")

@@ -13,9 +13,12 @@ import click
 @click.option("--job", "job", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The job's folder.")
 @click.option("--node-rank", type=click.IntRange(min=0), help="Which host this is; $SLURM_PROCID or the pod's index.")
 @click.option("--attempt", type=click.IntRange(min=1), help="Of this attempt; the one that is led if left out.")
+@click.option("--lead", is_flag=True, help="Lead the job's next attempt, where a scheduler starts the leader.")
 @click.option("--report", "target", type=click.Choice(["Ascend", "CPU"]), help="Only report this host, as JSON.")
 @click.option("--watch-stdin", is_flag=True, help="End everything when stdin ends: whoever started this is gone.")
-def node(job: Path, node_rank: int | None, attempt: int | None, target: str | None, watch_stdin: bool) -> None:
+def node(
+    job: Path, node_rank: int | None, attempt: int | None, lead: bool, target: str | None, watch_stdin: bool
+) -> None:
     """Be the agent of one host of a job that runs on several; the launcher starts it itself.
 
     It reports this host, starts its ranks when the job's leader says so, and reports how they end, all through files in
@@ -40,6 +43,10 @@ def node(job: Path, node_rank: int | None, attempt: int | None, target: str | No
 
         click.echo(json.dumps(register(target).to_dict()))
         return
+    if lead:
+        from launcher.nodes.leading import lead as lead_job
+
+        raise SystemExit(lead_job(paths))
     options = AgentOptions(node_rank=_own_rank(node_rank), attempt=attempt, watch_stdin=watch_stdin)
     raise SystemExit(run_agent(paths, options))
 

@@ -272,7 +272,8 @@ def status(paths: JobPaths, record: JobRecord) -> str:
     lines = [
         f"job       {record.job_id}",
         f"state     {record.state}{attempt}{f' ({record.note})' if record.note else ''}",
-        f"ranks     {record.cards} on {record.target}, host {record.host}, engine {record.engine}",
+        f"ranks     {record.cards} on {record.target}{_on_hosts(paths, record)}, engine {record.engine}",
+        *([f"{record.where['kind']:<9} job {record.where.get('id', '-')}"] if record.where else []),
         f"created   {record.created}",
         *([f"ended     {record.ended}"] if record.ended else []),
         f"versions  {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
@@ -288,6 +289,16 @@ def status(paths: JobPaths, record: JobRecord) -> str:
     if record.verdict:
         lines += ["", verdict_text(record.verdict, user_language())]
     return "\n".join(lines)
+
+
+def _on_hosts(paths: JobPaths, record: JobRecord) -> str:
+    """Its host, or its hosts as this attempt found them."""
+    try:
+        nodes = [node["name"] for node in json.loads(paths.start.read_text(encoding="utf-8"))["nodes"]]
+    except (OSError, ValueError, KeyError):
+        return f", host {record.host}" if record.host else ""
+    shown = ", ".join(nodes[:_SHOWN_NODES]) + (f" and {len(nodes) - _SHOWN_NODES} more" * (len(nodes) > _SHOWN_NODES))
+    return f", {len(nodes)} hosts ({shown})"
 
 
 def _rank_line(rank: RankProgress) -> str:

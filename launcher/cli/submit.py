@@ -86,7 +86,9 @@ def submit(
 def _detach(draft: Draft) -> None:
     from launcher import submission
 
-    submission.begin(draft).returncode = 0  # nobody waits for it
+    guard = submission.begin(draft)
+    if guard:
+        guard.returncode = 0  # nobody waits for it
     click.echo(draft.plan.paths.job_id)
 
 

@@ -30,7 +30,7 @@ from launcher.nodes.register import register
 from launcher.nodes.verdicts import leader_verdict, own_failure
 from launcher.processes import adopt_orphans, die_with_parent, kill_descendants
 from launcher.supervise.attempt import Outcome
-from launcher.supervise.signals import Asked, asked_to_stop
+from launcher.supervise.signals import STOP_SIGNALS, Asked, asked_to_stop
 
 # The watching process waits for this many times ``lost_s`` before it takes silence for a fault.
 _PATIENCE = 2.0
@@ -58,7 +58,7 @@ def run_agent(paths: JobPaths, options: AgentOptions) -> int:
         die_with_parent(signal.SIGHUP)
         os._exit(_agent(paths, launch, options, writing))
     os.close(writing)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda signum, _frame: os.kill(child, signum))
     return _watch(reading, child, launch.limits.lost_s)
 

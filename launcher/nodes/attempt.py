@@ -21,6 +21,7 @@ from launcher.supervise.attempt import Attempt, Outcome
 from launcher.supervise.signals import Asked, StopRequest
 from launcher.supervise.stacks import dump_stacks
 from launcher.supervise.watch import Failure, Rank
+from launcher.where import SCHEDULED
 
 _FOREVER_S = 1e9
 
@@ -29,12 +30,15 @@ class NodeAttempt(Attempt):
     """``stdin``: a descriptor whose end means that the leader is gone; None where it says nothing."""
 
     def __init__(self, paths: JobPaths, launch: Launch, asked: Asked, link: Link, *, stdin: int | None = None) -> None:
-        super().__init__(paths, launch, asked, lambda state, watch: None)
+        super().__init__(paths, launch, asked, _tell_nobody)
         self.link = link
         self._beat_s = beat_s(launch.limits.lost_s)
         self._report_at = 0.0
         self._cut = False
         self._dumped = False
+        if launch.where.get("kind") in SCHEDULED:
+            # A scheduler that takes the host away sends TERM to every process at once; ranks shall save first.
+            self.end_signal = signal.SIGHUP
         link.report.state = STARTING
         if stdin is not None:
             self._selector.register(stdin, selectors.EVENT_READ, _LeaderLine(stdin))
@@ -124,6 +128,10 @@ class NodeAttempt(Attempt):
 
     def _hanging(self) -> Failure | None:
         return None
+
+
+def _tell_nobody(_state: str, _watch: object) -> None:
+    """The job's states are the leader's to tell."""
 
 
 class _LeaderLine:

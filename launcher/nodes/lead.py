@@ -32,6 +32,7 @@ from launcher.supervise.attempt import Outcome
 from launcher.supervise.signals import Asked
 from launcher.supervise.watch import Watch
 from launcher.verdict import Verdict
+from launcher.where import SCHEDULED
 from launcher.where.agents import AgentStart, agent_starts
 
 # Beyond the grace, for KILL and for files to come.
@@ -97,7 +98,6 @@ class Lead:
         self._state = ""
         self._warnings: list[str] = []
         self._progress = (0, time.monotonic())
-        self._control_seen: str | None = None
 
     def run(self) -> Outcome:
         """The whole attempt. However it ends, nothing that can be reached is left."""
@@ -117,7 +117,7 @@ class Lead:
         for node in self._nodes:
             self.paths.node_slate(node.place.node_rank).touch()
         with contextlib.suppress(OSError):
-            self.paths.control.touch()
+            self.paths.control.write_text("", encoding="utf-8")
         self._order(self._orders)
         self._set_state(jobs.STARTING)
 
@@ -277,13 +277,8 @@ class Lead:
 
     def _read_control(self) -> None:
         """``launcher stop`` on another host cannot signal us; it writes this file."""
-        with contextlib.suppress(OSError):
-            text = self.paths.control.read_text(encoding="utf-8")
-            if self._control_seen is None:
-                self._control_seen = ""
-            if text.strip() and text != self._control_seen and not self.asked.count:
-                self._control_seen = text
-                self.asked.signals.append(signal.SIGTERM)
+        if not self.asked.count and self._control_text():
+            self.asked.signals.append(signal.SIGTERM)
 
     def _for(self, seconds: float, until: Callable[[], object]) -> bool:
         deadline = time.monotonic() + seconds
@@ -427,24 +422,53 @@ class Lead:
         """All hosts stop; after the same step, all having saved, if that is wanted."""
         self._set_state(jobs.STOPPING)
         request = self.asked.request(self.paths, self.limits.grace_s)
-        save = request.save or any(node.slate.get("asked") for node in self._nodes)
+        save = request.save or not self._stopped_by_user()
         started = self._orders.order == START
         self._order(replace(self._orders, order=STOP, grace_s=request.grace_s, save=save and started))
         if save and started:
-            self._for(request.grace_s, lambda: self._all_gone() or self._all_saving() or self.asked.count > 1)
+            self._for(request.grace_s, lambda: self._all_gone() or self._all_saving() or self._hurried)
             self._order(replace(self._orders, stop_at=self._stop_step()))
-            self._for(request.grace_s, lambda: self._all_done() or self.asked.count > 1)
+            self._for(request.grace_s, lambda: self._all_done() or self._hurried)
             self._order(replace(self._orders, hurry=True))
-        self._for(request.grace_s + _SLACK_S, lambda: self._all_gone() or self.asked.count > 1)
+        self._for(request.grace_s + _SLACK_S, lambda: self._all_gone() or self._hurried)
         self._order(replace(self._orders, hurry=True))
         self._for(_SLACK_S, self._all_gone)
         return self._stopped()
+
+    def _stopped_by_user(self) -> bool:
+        """Whether ``launcher stop`` or Ctrl-C asked for it; else a scheduler did, which lets us save."""
+        scheduled = self.launch.where.get("kind") in ("slurm", "kubernetes")
+        return (not scheduled and not any(node.slate.get("asked") for node in self._nodes)) or bool(
+            self._control_text()
+        )
+
+    def _control_text(self) -> str:
+        with contextlib.suppress(OSError):
+            return self.paths.control.read_text(encoding="utf-8").strip()
+        return ""
 
     def _stopped(self) -> Outcome:
         saved = {node.end["saved_step"] for node in self._nodes if node.end}
         lost = [f"{node.name} did not answer when the job was stopped" for node in self._nodes if node.lost]
         step = saved.pop() if len(saved) == 1 and not lost else None
-        return Outcome(state=jobs.CANCELLED, saved_step=step, warnings=(*self._warnings, *lost))
+        return Outcome(state=jobs.CANCELLED, saved_step=step, warnings=(*self._warnings, *lost), later=self._later())
+
+    def _later(self) -> str | None:
+        """How it comes that the job goes on later, by its scheduler; None when it does not."""
+        if self.launch.where.get("kind") != "slurm":
+            return None
+        from launcher.where.slurm import requeue_note
+
+        return requeue_note(self.launch, self.paths)
+
+    @property
+    def _scheduled(self) -> bool:
+        return self.launch.where.get("kind") in SCHEDULED
+
+    @property
+    def _hurried(self) -> bool:
+        """Asked twice. A scheduler signals every process of the job: ours, and the one that passes signals on to us."""
+        return self.asked.count > 1 and not self._scheduled
 
     def _all_gone(self) -> bool:
         return all(node.over or not node.here for node in self._nodes)

@@ -40,13 +40,17 @@ _MIN_FREE_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. ``state`` is one of SUCCEEDED, FAILED (with a verdict, and when) and CANCELLED."""
+    """How an attempt ended. ``state`` is one of SUCCEEDED, FAILED (with a verdict, and when) and CANCELLED.
+
+    ``later``: its scheduler will run the job again, and why.
+    """
 
     state: str
     verdict: Verdict | None = None
     warnings: tuple[str, ...] = ()
     saved_step: int | None = None
     failed_at: float | None = None
+    later: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -62,6 +66,7 @@ class Attempt:
     def __init__(self, paths: JobPaths, launch: Launch, asked: Asked, tell: Callable[[str, Watch], None]) -> None:
         self.paths, self.launch, self.asked, self._tell = paths, launch, asked, tell
         self.limits = launch.limits
+        self.end_signal = signal.SIGTERM
         self.watch = Watch([rank.rank_id for rank in launch.ranks], launch.engine if launch.nests_ranks else None)
         self._children: dict[int, _Child] = {}
         self._selector = selectors.DefaultSelector()
@@ -111,11 +116,17 @@ class Attempt:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=self._prepare_child,
             )
         process = ProcessId.of_pid(popen.pid)
         self._children[popen.pid] = _Child(program=program, process=process, popen=popen)
         self._watch_process(program.name if program.rank_id is None else program.rank_id, process)
+
+    def _prepare_child(self) -> None:
+        """Runs in the child, before its program. A signal that is ignored there stays ignored below it."""
+        die_with_parent()
+        if self.end_signal != signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _watch_process(self, who: int | str, process: ProcessId) -> None:
         """Be woken when the process of a rank (by number) or a program (by name) ends."""
@@ -288,11 +299,11 @@ class Attempt:
         return Outcome(state=jobs.CANCELLED, warnings=_survivors(kill_descendants(self._note_end)), saved_step=saved)
 
     def _terminate_ranks(self) -> None:
-        """TERM to ranks and what they started; not to their engine, which would KILL them."""
+        """The end signal to ranks and what they started; not to their engine, which would KILL them."""
         spared = {child.process.pid for child in self._children.values() if child.program.rank_id is None}
         for process in descendants():
             if process.pid not in spared:
-                process.send(signal.SIGTERM)
+                process.send(self.end_signal)
 
     def _save_first(self, grace_s: float) -> int | None:
         """Have all ranks end after the same step, which makes them save. Returns that step, None if they did not."""

@@ -40,6 +40,10 @@ def supervise(paths: JobPaths, guard: ProcessId) -> int:
         return Supervisor(paths.of_attempt(record.attempt), read_launch(paths), record, asked).run()
 
 
+# The exit code of a supervisor whose job goes on later (sysexits.h, EX_TEMPFAIL).
+REQUEUED = 75
+
+
 class Supervisor:
     """Carries one job through its attempts."""
 
@@ -58,7 +62,23 @@ class Supervisor:
         except Exception as error:
             traceback.print_exc()
             outcome = Outcome(state=jobs.FAILED, verdict=self._own_failure(f"{type(error).__name__}: {error}"))
+        if outcome.later and self._put_off(outcome):
+            return REQUEUED
         return self._conclude(outcome)
+
+    def _put_off(self, outcome: Outcome) -> bool:
+        """Leave the job to its scheduler, which runs it again. What is to be known must be written before it is told:
+        it ends this process."""
+        from launcher.where.slurm import requeue
+
+        saved = "" if outcome.saved_step is None else f"; saved at step {outcome.saved_step}"
+        before = self.record
+        warnings = (*before.warnings, *outcome.warnings)
+        self._write(replace(before, state=jobs.PLANNED, note=f"{outcome.later}{saved}", host="", warnings=warnings))
+        if requeue():
+            return True
+        self.record = before
+        return False
 
     @contextmanager
     def _cards(self) -> Iterator[bool]:

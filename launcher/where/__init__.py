@@ -11,7 +11,8 @@ from typing import Any
 
 from launcher.cluster import Cluster
 
-KINDS = ("here", "hosts", "slurm", "kubernetes")
+# Kinds where something else gives hosts, and takes them away.
+SCHEDULED = ("slurm", "kubernetes")
 
 
 @dataclass(frozen=True, kw_only=True)
