@@ -187,6 +187,11 @@ def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subproces
         planned = replace(record, state=jobs.PLANNED, host="", supervisor=None, guard=None, exit_code=None)
         submit(launch, paths, planned)
         return paths, None
+    if launch.where.get("kind") == "kubernetes":
+        note = f"kubectl replace --force -f {paths.root / 'kubernetes.yaml'}"
+        planned = replace(record, state=jobs.PLANNED, host="", supervisor=None, guard=None, exit_code=None, note=note)
+        jobs.write_record(paths, planned)
+        return paths, None
     following = replace(jobs.next_attempt(record, restarted=False), supervisor=ProcessId.current(), guard=None)
     paths = paths.of_attempt(following.attempt)
     try:

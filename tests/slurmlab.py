@@ -114,7 +114,8 @@ def _write(found: SlurmLab) -> None:
 def _start(found: SlurmLab) -> None:
     folder = found.folder
     key = folder / "munge.key"
-    subprocess.run(("mungekey", "--create", f"--keyfile={key}"), check=True, timeout=20)
+    make_key = ("mungekey", "--create", f"--keyfile={key}")
+    subprocess.run(make_key, check=True, timeout=20)
     sockets = [f"--socket={folder}/munge.sock", f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munge.seed"]
     argv = ["munged", "--force", f"--key-file={key}", f"--log-file={folder}/munged.log", *sockets]
     subprocess.run(argv, check=True, timeout=20)

@@ -37,7 +37,7 @@ first = 1
 if paths.resume.is_dir():
     first = 1 + int(next((paths.resume / f"rank_{rank}").iterdir()).name.rsplit("_", 1)[1].partition(".")[0])
 for n in range(first, int(os.environ.get("STEPS", "100000")) + 1):
-    step(n, seconds=0.02)
+    step(n, seconds=0.03)
     if n >= asked_to_stop_at(paths):
         break
 file = paths.checkpoints / f"rank_{rank}" / f"t_rank_{rank}-1_{n}.ckpt"
@@ -66,7 +66,8 @@ class Queued(Hosted):
     def command(self, code: str) -> str:
         result = subprocess.run(
             self.hosts[0].inside(sys.executable, "-c", code, str(self.root)),
-            env={**self.slurm.env, "LAUNCHER_TEST": self.mark}, capture_output=True, text=True, timeout=120, check=False,
+            env={**self.slurm.env, "LAUNCHER_TEST": self.mark}, capture_output=True, text=True, timeout=120,
+            check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         return result.stdout.strip()
@@ -81,24 +82,13 @@ class Queued(Hosted):
         return result.stdout + result.stderr
 
     def start(self) -> Queued:
-        from launcher.launch import write_launch
-
-        paths = JobPaths(root=self.root)
-        self.root.mkdir(parents=True)
-        write_launch(paths, self.launch())
-        jobs.write_record(paths, self.first_record())
+        self.prepare(host="")
         self.command(
             "import sys; from pathlib import Path; from launcher import jobs; from launcher.jobs import JobPaths\n"
             "from launcher.launch import read_launch; from launcher.where.slurm import submit\n"
             "p = JobPaths(root=Path(sys.argv[1])); submit(read_launch(p), p, jobs.read_record(p))"
         )
         return self
-
-    def first_record(self) -> JobRecord:
-        return JobRecord(
-            job_id=self.root.name, name="x", state=jobs.PLANNED, created=jobs.now(), host="", cards=self.ranks,
-            target="CPU", argv=(), versions={}, engine=self.engine,
-        )  # fmt: skip
 
     @property
     def number(self) -> str:
@@ -147,7 +137,7 @@ def test_the_verdict_is_ours_and_not_slurms(slurm: SlurmLab, tmp_path: Path, no_
 
 
 def test_preempted_queued_again_and_resumed(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
-    job = queued(slurm, tmp_path, no_survivors, env={"STEPS": "1500"})
+    job = queued(slurm, tmp_path, no_survivors, env={"STEPS": "300"})
     job.start()
     job.wait_for_pids()
     other = slurm.run(
@@ -164,14 +154,14 @@ def test_preempted_queued_again_and_resumed(slurm: SlurmLab, tmp_path: Path, no_
     assert record.state == jobs.SUCCEEDED, job.supervisor_log()
     assert (record.attempt, record.earlier[0]["attempt"]) == (2, 1)
     steps = [e["step"] for e in read_events(job.paths.rank_events(1)) if e["event"] == "step"]
-    assert (steps[0], steps[-1]) == (saved + 1, 1500)
+    assert (steps[0], steps[-1]) == (saved + 1, 300)
     assert other in slurm.run("squeue", "--states=all", "-h", "-o", "%i")
 
 
 def test_the_signal_before_the_time_limit_saves_and_queues_again(
     slurm: SlurmLab, tmp_path: Path, no_survivors: str
 ) -> None:
-    job = queued(slurm, tmp_path, no_survivors, env={"STEPS": "600"}, options={"time_limit": "30"})
+    job = queued(slurm, tmp_path, no_survivors, env={"STEPS": "300"}, options={"time_limit": "30"})
     job.start()
     job.wait_for_pids()
     assert "--signal=B:USR1@" in (job.root / "slurm.sbatch").read_text()
@@ -184,7 +174,7 @@ def test_the_signal_before_the_time_limit_saves_and_queues_again(
 def test_launcher_stop_saves_and_does_not_queue_again_and_resume_goes_on(
     slurm: SlurmLab, tmp_path: Path, no_survivors: str
 ) -> None:
-    job = queued(slurm, tmp_path, no_survivors, env={"STEPS": "1200"})
+    job = queued(slurm, tmp_path, no_survivors, env={"STEPS": "300"})
     job.start()
     job.wait_for_pids()
     said = job.launcher("stop", job.root.name, "--save")

@@ -14,10 +14,17 @@ import click
 @click.option("--node-rank", type=click.IntRange(min=0), help="Which host this is; $SLURM_PROCID or the pod's index.")
 @click.option("--attempt", type=click.IntRange(min=1), help="Of this attempt; the one that is led if left out.")
 @click.option("--lead", is_flag=True, help="Lead the job's next attempt, where a scheduler starts the leader.")
+@click.option("--first-leads", is_flag=True, help="Host 0 leads too, as in a pod.")
 @click.option("--report", "target", type=click.Choice(["Ascend", "CPU"]), help="Only report this host, as JSON.")
 @click.option("--watch-stdin", is_flag=True, help="End everything when stdin ends: whoever started this is gone.")
 def node(
-    job: Path, node_rank: int | None, attempt: int | None, lead: bool, target: str | None, watch_stdin: bool
+    job: Path,
+    node_rank: int | None,
+    attempt: int | None,
+    lead: bool,
+    first_leads: bool,
+    target: str | None,
+    watch_stdin: bool,
 ) -> None:
     """Be the agent of one host of a job that runs on several; the launcher starts it itself.
 
@@ -47,6 +54,10 @@ def node(
         from launcher.nodes.leading import lead as lead_job
 
         raise SystemExit(lead_job(paths))
+    if first_leads and _own_rank(node_rank) == 0:
+        from launcher.nodes.leading import lead_and_be_an_agent
+
+        raise SystemExit(lead_and_be_an_agent(paths))
     options = AgentOptions(node_rank=_own_rank(node_rank), attempt=attempt, watch_stdin=watch_stdin)
     raise SystemExit(run_agent(paths, options))
 

@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher import jobs
 from launcher.atomic import write_atomic
@@ -34,6 +34,9 @@ from launcher.supervise.watch import Watch
 from launcher.verdict import Verdict
 from launcher.where import SCHEDULED
 from launcher.where.agents import AgentStart, agent_starts
+
+if TYPE_CHECKING:
+    from launcher.render import RenderedFile
 
 # Beyond the grace, for KILL and for files to come.
 _SLACK_S = 10.0
@@ -176,12 +179,23 @@ class Lead:
         from launcher.rank_table import check_text, render_rank_table
         from launcher.render import environment
 
-        file = render_rank_table(environment(), cluster_of(self.launch, found))
+        file = self._operators_table() or render_rank_table(environment(), cluster_of(self.launch, found))
         report = check_text(file.text, file.path)
         errors = [f"{problem.code} {problem.path} {problem.detail}" for problem in report.of_level("E")]
         if errors:
             raise LauncherError("the rank table of the cards that were found is wrong", hint="; ".join(errors[:5]))
         write_atomic(self.paths.root / file.path, file.text)
+
+    def _operators_table(self) -> RenderedFile | None:
+        """On Kubernetes the Ascend operator may write the table; it is waited for where its config map is mounted."""
+        if self.launch.where.get("kind") != "kubernetes":
+            return None
+        from launcher.render import RenderedFile
+        from launcher.where.kubernetes import operators_table
+
+        self._for(self.limits.register_s, lambda: operators_table() != "" or self.asked.count)
+        text = operators_table()
+        return RenderedFile(path="rank_table.json", text=text) if text else None
 
     def _refuse(self, message: str, lines: list[str]) -> Outcome:
         text = "\n".join([message, *(f"  - {line}" for line in lines)])
@@ -455,6 +469,8 @@ class Lead:
 
     def _later(self) -> str | None:
         """How it comes that the job goes on later, by its scheduler; None when it does not."""
+        if self.launch.where.get("kind") == "kubernetes" and not self._control_text():
+            return "Kubernetes takes a pod away; the job goes on when it is started again"
         if self.launch.where.get("kind") != "slurm":
             return None
         from launcher.where.slurm import requeue_note

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 
 from launcher import jobs
@@ -10,9 +13,10 @@ from launcher.errors import JobError, JobFailed
 from launcher.jobs import JobPaths, JobRecord
 from launcher.launch import read_launch, write_launch
 from launcher.nodes.agent import read_raw_record
-from launcher.processes import ProcessId
+from launcher.processes import ProcessId, die_with_parent
 from launcher.resume import prepare_attempt
 from launcher.supervise.guard import guard
+from launcher.supervise.main import REQUEUED
 
 
 def lead(paths: JobPaths) -> int:
@@ -37,6 +41,27 @@ def lead(paths: JobPaths) -> int:
     host = socket.gethostname()
     jobs.write_record(paths, replace(record, host=host, note=None, supervisor=ProcessId.current(), guard=None))
     return guard(paths)
+
+
+def lead_and_be_an_agent(paths: JobPaths) -> int:
+    """What pod 0 does: two children, the leader and the agent of host 0. Returns the leader's exit code.
+
+    After a fault of the machine it is REQUEUED, which has Volcano run the job again. TERM goes to the agent, which
+    passes it on as every pod's does.
+    """
+    leader, agent = (_child(paths, *options) for options in (("--lead",), ("--node-rank", "0")))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _frame: agent.send_signal(signum))
+    agent.wait()
+    code = leader.wait()
+    record = read_raw_record(paths)
+    again = record is not None and record.state == jobs.FAILED and bool((record.verdict or {}).get("retry"))
+    return REQUEUED if again else code if code >= 0 else 1
+
+
+def _child(paths: JobPaths, *options: str) -> subprocess.Popen[bytes]:
+    argv = (sys.executable, "-m", "launcher", "node", *options, "--job", str(paths.root))
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
 
 
 def _settled(record: JobRecord) -> int | None:

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from launcher.cluster import Host
+from launcher.discover.address import own_address
 from launcher.installed import installed
 from launcher.launch import NodePlace, RankPlace
 from launcher.network import free_port
@@ -27,7 +28,8 @@ CLOCK_S = 2.0
 @dataclass(frozen=True, kw_only=True)
 class Registration:
     """One host. ``addresses``: of each interface, those that others can reach. ``devices``: as Device has them, only
-    those that this job may use; on CPU none. ``port``: one that is free. ``fault``: why the host cannot take part."""
+    those that this job may use; on CPU none. ``port``: one that is free. ``address``: the one
+    that others reach it by, as far as it knows itself. ``fault``: why the host cannot take part."""
 
     name: str
     time: float
@@ -39,6 +41,7 @@ class Registration:
     super_pod_id: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     port: int = 0
+    address: str = ""
     fault: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,6 +72,7 @@ def register(target: str) -> Registration:
         super_pod_id=pod,
         variables={key: value for key, value in os.environ.items() if key.startswith(_COMPARED)},
         port=free_port("" if any("." in a for own in addresses.values() for a in own) or not addresses else "::"),
+        address=os.environ.get("LAUNCHER_ADDRESS") or own_address() or "",
         fault=fault,
     )
 

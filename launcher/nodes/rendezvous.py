@@ -48,9 +48,9 @@ def _device(raw: object) -> Device:
 
 
 def _address(node: NodePlace, host: Registration) -> str:
-    """The one that was named, else the first of the first interface."""
-    if node.address:
-        return node.address
+    """The one that was named, else what the host says, else the first of its first interface."""
+    if node.address or host.address:
+        return node.address or host.address
     first = next((address for addresses in host.addresses.values() for address in addresses), None)
     if first is None:
         raise HostError(f"{host.name} has no address that other hosts could reach", hint=f"on {host.name}: ip address")
@@ -85,9 +85,15 @@ def _node(launch: Launch, node: NodePlace, host: Registration, address: str, dev
         name=host.name,
         address=address,
         visible=visible,
-        env=host_env(address, host.interface_of(address)) if launch.target == "Ascend" else {},
+        env=_own_env(host, address) if launch.target == "Ascend" else {},
         locks=tuple(f"card_{device.device_id}" for device in devices),
     )
+
+
+def _own_env(host: Registration, address: str) -> dict[str, str]:
+    """Without what is set on the host already: who set it there knew why."""
+    env = host_env(address, host.interface_of(address))
+    return {name: value for name, value in env.items() if name not in host.variables}
 
 
 def host_env(address: str, interface: str | None) -> dict[str, str]:

@@ -75,7 +75,7 @@ class Supervisor:
         before = self.record
         warnings = (*before.warnings, *outcome.warnings)
         self._write(replace(before, state=jobs.PLANNED, note=f"{outcome.later}{saved}", host="", warnings=warnings))
-        if requeue():
+        if self.launch.where.get("kind") != "slurm" or requeue():
             return True
         self.record = before
         return False
@@ -123,9 +123,13 @@ class Supervisor:
     def _try_again(self, outcome: Outcome) -> bool:
         """After a fault of the machine or of communication, and never twice on the same Python exception."""
         verdict = outcome.verdict
-        if verdict is None or not verdict.retry or self.asked.count:
+        if verdict is None or not verdict.retry or self.asked.count or not self._can_bring_agents_back():
             return False
         return self._restarts() < self.launch.limits.max_restarts and verdict.signature not in self._signatures
+
+    def _can_bring_agents_back(self) -> bool:
+        """Agents end with their attempt; pods are started again by Volcano."""
+        return not self.launch.nodes or self.launch.where.get("kind") in ("hosts", "slurm", "here")
 
     def _restarts(self) -> int:
         return sum(1 for entry in self.record.earlier if entry.get("restarted"))

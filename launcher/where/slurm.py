@@ -47,7 +47,6 @@ _OWN = (
 _OVER = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT")
 )
-_GOES_ON = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "COMPLETING", "PREEMPTED", "CONFIGURING"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +208,18 @@ def requeue_note(launch: Launch, paths: JobPaths) -> str | None:
         stopped = False
     if number is None or stopped or not launch.where["options"]["requeue"]:
         return None
-    state = state_of(number)
-    if state == "RUNNING":
+    if state_of(number) == "RUNNING":
         return f"Slurm job {number}: queued again at its time limit"
-    return f"Slurm job {number}: preempted, queued again" if state in _GOES_ON else None
+    return f"Slurm job {number}: preempted, queued again" if _queued_again(number) else None
+
+
+def _queued_again(number: str) -> bool:
+    """Whether Slurm, which ends this run of the job, has counted the next one: after scancel it has not.
+
+    Both are COMPLETING meanwhile (Slurm 22.05, seen).
+    """
+    match = re.search(r"\bRestarts=(\d+)", run_program("scontrol", "show", "job", number).stdout)
+    return match is not None and int(match[1]) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def requeue() -> bool:
