@@ -35,7 +35,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshLab]:
 
 
 def hosted(servers: SshLab, tmp_path: Path, mark: str, program: str = TRAIN, **more: Any) -> Hosted:
-    where = {"kind": "hosts", "ssh_config": str(servers.config), "env": {"PATH": os.environ["PATH"]}}
+    where = {
+        "kind": "hosts",
+        "ssh_config": str(servers.config),
+        "env": {"PATH": os.environ["PATH"], "LAUNCHER_TEST": mark},
+    }
     job = Hosted(root=tmp_path / f"{mark[-6:]}-job", program=program, mark=mark, hosts=servers.lab.hosts, **more)
     job.where = where
     job.entered = servers.lab.client

@@ -38,6 +38,9 @@ from launcher.where.agents import AgentStart, agent_starts
 if TYPE_CHECKING:
     from launcher.render import RenderedFile
 
+# The exit code of ssh for failures of its own (ssh(1)).
+SSH_FAILED = 255
+
 # Beyond the grace, for KILL and for files to come.
 _SLACK_S = 10.0
 
@@ -244,7 +247,7 @@ class Lead:
         if node.end and node.end["state"] == jobs.CANCELLED and self._orders.order == START and not self._asked():
             how = {EN: "its agent was cut off from us and has ended", ZH: "agent 与主控的连接中断，已退出"}
             self._lose(node, how, 0.0)
-        elif node.end is None and node.left_at is not None and now - node.left_at > _LAST_REPORT_S:
+        elif node.end is None and node.left_at is not None and now - node.left_at > self._patience_s(node):
             self._note_cut(node)
         elif node.end is None and node.here and now - node.seen > self.limits.lost_s:
             self._lose(node, silent(now - node.seen), now - node.seen)
@@ -267,12 +270,19 @@ class Lead:
                 for node_rank in start.node_ranks:
                     self._nodes[node_rank].left_at = time.monotonic()
 
+    def _patience_s(self, node: Node) -> float:
+        """How long a last report may be on its way; there is none to come where ssh says that it lost the host."""
+        return 0.2 if self._left_code(node) == SSH_FAILED else _LAST_REPORT_S
+
+    def _left_code(self, node: Node) -> int | None:
+        """How what brought the agent to its host ended; None while it has not."""
+        return next((popen.returncode for start, popen in self._spawned if start is node.start), None)
+
     def _note_cut(self, node: Node) -> None:
         """What brought the agent to its host has ended, and the agent has not reported how."""
-        popen = next((popen for start, popen in self._spawned if start is node.start), None)
-        code = popen.returncode if popen else None
+        code = self._left_code(node)
         limit_s = node.start.limit_s if node.start else 0.0
-        if code == 255 and node.here and limit_s:  # ssh's own failures
+        if code == SSH_FAILED and node.here and limit_s:
             from launcher.nodes.verdicts import cut
 
             self._lose(node, cut(limit_s), limit_s)

@@ -37,9 +37,9 @@ def agent_argv(paths: JobPaths, node_rank: int | None, *, watch_stdin: bool = Fa
     )  # fmt: skip
 
 
-def package_env() -> dict[str, str]:
-    """The way to this package for a process that starts elsewhere."""
-    return {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+def package_env(before: Sequence[str] = ()) -> dict[str, str]:
+    """The way to this package for a process that starts elsewhere; other folders ``before`` it."""
+    return {"PYTHONPATH": os.pathsep.join([*before, str(Path(__file__).resolve().parents[2])])}
 
 
 def agent_starts(launch: Launch, paths: JobPaths) -> Sequence[AgentStart]:

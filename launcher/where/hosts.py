@@ -99,7 +99,7 @@ def control_folder() -> Path:
 
 def remote(settings: Mapping[str, Any], argv: Sequence[str]) -> tuple[str, ...]:
     """``argv`` with its environment, as one command of the far side."""
-    env = {**settings.get("env", {}), **package_env()}
+    env = {**settings.get("env", {}), **package_env(settings.get("python_path", ()))}
     return ("env", *(f"{name}={value}" for name, value in sorted(env.items())), *argv)
 
 
