@@ -31,6 +31,7 @@ class Hosted(Supervised):
     agent_env: dict[int, dict[str, str]] = field(default_factory=dict)
     agents: list[subprocess.Popen[bytes]] = field(default_factory=list)
     entered: NetHost | None = None
+    target: str = "CPU"
 
     def __post_init__(self) -> None:
         self.ranks = self.per_host * len(self.hosts)
@@ -45,7 +46,7 @@ class Hosted(Supervised):
         )  # fmt: skip
         addresses = self.addresses or [host.address for host in self.hosts]
         nodes = tuple(NodePlace(node_rank=n, name=host.name, address=addresses[n]) for n, host in enumerate(self.hosts))
-        return replace(super().launch(), ranks=ranks, nodes=nodes, where=self.where, port=0)
+        return replace(super().launch(), ranks=ranks, nodes=nodes, where=self.where, port=0, target=self.target)
 
     def start(self) -> Hosted:
         with self._inside():

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
@@ -141,7 +142,7 @@ def run(hosts: int, seconds: float, kind: str, root: Path) -> dict[str, float]:
     writers = []
     for first in range(0, hosts, size):
         numbers = range(first, min(first + size, hosts))
-        writers.append((first, apart(lambda numbers=numbers: write_agents(paths, numbers, 0.8, fault))))
+        writers.append((first, apart(partial(write_agents, paths, numbers, 0.8, fault))))
     running: list[float] = []
 
     def tell(state: str, _watch: object) -> None:
@@ -152,7 +153,7 @@ def run(hosts: int, seconds: float, kind: str, root: Path) -> dict[str, float]:
         leader = Measured(paths, launch, asked, tell)
         leader.looks = []
         victim = next(pid for first, pid in reversed(writers) if first <= fault[0])
-        apart(lambda: strike(paths, victim, seconds))
+        apart(partial(strike, paths, victim, seconds))
         before = psutil.Process().cpu_times()
         began = time.monotonic()
         outcome = leader.run()
