@@ -99,7 +99,7 @@ def find_verdict(
     if known is None and findings.disk_full:
         known = recognise(["No space left on device"])
     rank = watch.ranks[failure.rank_id] if failure.rank_id is not None else None
-    place = places[failure.rank_id] if failure.rank_id is not None else None
+    place = next((place for place in places if place.rank_id == failure.rank_id), None)
     behind = failure.behind or (_behind(watch, failure) if known and known.elsewhere else ())
     step = rank.last_step if rank else None
     text = {lang: _report(lang, failure, place, step, how, known, lines, findings.stopped, behind) for lang in (EN, ZH)}

@@ -94,16 +94,21 @@ class Supervised:
             wait_for_locks=self.wait_for_locks,
         )
 
-    def start(self) -> Supervised:
-        launch = self.launch()
+    def prepare(self, host: str | None = None) -> JobPaths:
+        """The job's folder, with nothing running; on "" its leader is yet to come."""
         paths = JobPaths(root=self.root)
         self.root.mkdir(parents=True, exist_ok=True)
-        write_launch(paths, launch)
+        write_launch(paths, self.launch())
         record = JobRecord(
-            job_id=paths.job_id, name="x", state=jobs.PLANNED, created=jobs.now(), host=socket.gethostname(),
-            cards=self.ranks, target="CPU", argv=(), versions={}, engine=self.engine, supervisor=ProcessId.current(),
+            job_id=paths.job_id, name="x", state=jobs.PLANNED, created=jobs.now(),
+            host=socket.gethostname() if host is None else host, cards=self.ranks, target="CPU", argv=(), versions={},
+            engine=self.engine, supervisor=ProcessId.current() if host is None else None,
         )  # fmt: skip
         jobs.write_record(paths, record)
+        return paths
+
+    def start(self) -> Supervised:
+        paths = self.prepare()
         os.environ["LAUNCHER_TEST"] = self.mark
         try:
             self.guard = supervise.start(paths)
