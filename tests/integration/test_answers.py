@@ -167,7 +167,7 @@ def torch_python() -> str:
         return given
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"no {', '.join(missing)}: pip install '.[torch]', or set LAUNCHER_TORCH_PYTHON")
+        pytest.skip(f"no {', '.join(missing)}: pip install '.[test]', or set LAUNCHER_TORCH_PYTHON")
     return sys.executable
 
 
