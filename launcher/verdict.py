@@ -198,7 +198,7 @@ def _lines(paths: JobPaths, failure: Failure) -> list[str]:
         lines = str(failure.event.get("traceback", "")).rstrip().splitlines()
         return lines if len(lines) <= TRACEBACK_LINES else [*lines[:2], "  ...", *lines[-TRACEBACK_LINES:]]
     if failure.kind == "no_progress":
-        return _stack(paths, next(iter(failure.behind), 0))
+        return stack_of(paths, next(iter(failure.behind), 0))
     if failure.rank_id is not None:
         return _end_of_log(tail(paths.rank_log(failure.rank_id), _SCAN_LINES))
     return tail(paths.log(failure.program), TAIL_LINES) if failure.program else []
@@ -212,7 +212,7 @@ def _end_of_log(lines: list[str]) -> list[str]:
     return lines[-TAIL_LINES:]
 
 
-def _stack(paths: JobPaths, rank_id: int) -> list[str]:
+def stack_of(paths: JobPaths, rank_id: int) -> list[str]:
     """Where the main thread of a rank that hangs stands, as py-spy or else the rank's own faulthandler wrote it."""
     file = paths.rank_stacks(rank_id)
     spied = file.is_file()
