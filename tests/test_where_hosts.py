@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netlab import lab
 from sshlab import SshLab, ssh_lab, wait_for_ssh
-from supervised import marked, wait_until
+from supervised import long, marked, wait_until
 
 from launcher import jobs
 from launcher.jobs import JobRecord
@@ -160,6 +160,7 @@ def test_a_jobs_folder_that_hosts_do_not_share_is_found(servers: SshLab, tmp_pat
     assert result.stderr.count("is the jobs folder shared by all hosts, under the same path?") == 2
 
 
+@long
 @pytest.mark.mindspore
 def test_the_tiny_model_trains_over_both_hosts(servers: SshLab, tmp_path: Path) -> None:
     result = submit(
