@@ -121,8 +121,12 @@ class JobPaths:
 
     @property
     def start(self) -> Path:
-        """What agents carry out: the launch with hosts, addresses and cards as they were found."""
+        """The launch with hosts, addresses and cards as they were found."""
         return self.nodes / "start.json"
+
+    def node_start(self, node_rank: int) -> Path:
+        """What one agent carries out of it: a host shall not read what concerns ten thousand others."""
+        return self.nodes / f"node_{node_rank}.start.json"
 
     @property
     def takeover(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -93,10 +93,17 @@ class Launch:
 
     def for_node(self, node_rank: int) -> Launch:
         """What the agent of one host carries out."""
-        node = self.nodes[node_rank]
+        return self._share(self.nodes[node_rank], ranks_by_node(self.ranks)[node_rank])
+
+    def for_nodes(self) -> Iterator[Launch]:
+        """What each agent carries out, host by host; there may be ten thousand."""
+        ranks = ranks_by_node(self.ranks)
+        return (self._share(node, ranks[node.node_rank]) for node in self.nodes)
+
+    def _share(self, node: NodePlace, ranks: Sequence[RankPlace]) -> Launch:
         return replace(
-            self, nodes=(), world=len(self.ranks), node_rank=node_rank, visible=node.visible, locks=node.locks,
-            ranks=tuple(rank for rank in self.ranks if rank.node_rank == node_rank), env={**node.env, **self.env},
+            self, nodes=(), world=len(self.ranks), node_rank=node.node_rank, visible=node.visible, locks=node.locks,
+            ranks=tuple(ranks), env={**node.env, **self.env},
         )  # fmt: skip
 
     def programs(self, paths: JobPaths) -> tuple[Program, ...]:
@@ -140,6 +147,14 @@ class Launch:
         for key in ("visible", "worker", "locks"):
             raw[key] = tuple(raw[key])
         return cls(**raw)
+
+
+def ranks_by_node(ranks: Iterable[RankPlace]) -> dict[int, list[RankPlace]]:
+    """Ranks of each host, in order."""
+    found: dict[int, list[RankPlace]] = {}
+    for rank in ranks:
+        found.setdefault(rank.node_rank, []).append(rank)
+    return found
 
 
 def _node_place(raw: Mapping[str, Any]) -> NodePlace:

@@ -205,7 +205,7 @@ def _ending(paths: JobPaths, failure: Failure) -> list[str]:
     if failure.event is not None:
         return str(failure.event.get("traceback", "")).rstrip().splitlines()
     if failure.kind == "no_progress":
-        return _stack(paths, next(iter(failure.behind), 0))
+        return stack_of(paths, next(iter(failure.behind), 0))
     if failure.rank_id is not None:
         return _from_fatal_error(tail(paths.rank_log(failure.rank_id), _SCAN_LINES))
     return tail(paths.log(failure.program), ENDING_LINES) if failure.program else []
@@ -237,7 +237,7 @@ def _brief(line: str) -> str:
     return f"{match[1]} {match[2]}" if match else line
 
 
-def _stack(paths: JobPaths, rank_id: int) -> list[str]:
+def stack_of(paths: JobPaths, rank_id: int) -> list[str]:
     """Where the main thread of a rank that hangs stands, as py-spy or else the rank's own faulthandler wrote it."""
     file = paths.rank_stacks(rank_id)
     spied = file.is_file()

@@ -277,7 +277,7 @@ def test_a_missing_rank(tmp_path: Path) -> None:
 def test_a_missing_last_rank(tmp_path: Path) -> None:
     folder = _set(tmp_path, SplitPlan(model_parallel=4))
     shutil.rmtree(folder / "rank_3")
-    _refused(folder, "strategy files of 4 ranks .*, checkpoints of 3")
+    _refused(folder, "strategy files of 4 ranks .*, checkpoints of 3 ranks")
     (folder / "strategy" / "ckpt_strategy_rank_3.ckpt").unlink()
     _refused(folder, r"1 stage\(s\) with 4 rank\(s\) each, the checkpoints are of 3 ranks")
 
@@ -683,7 +683,7 @@ assert not left, left
 print(cut)
 """
 
-_LARGE = {**MODEL, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 500}
+_LARGE = {**MODEL, "hidden_size": 256, "intermediate_size": 768, "vocab_size": 500}
 
 
 @pytest.mark.parametrize("mode", ["new", "replace"])

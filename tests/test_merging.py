@@ -51,7 +51,7 @@ def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
     assert abs(read(merged / "model.safetensors")[WO] - folded(llama(seed=1), WO)).max() < 1e-6
     assert json.loads((merged / "merge.json").read_text())["step"] == 101
     again = launcher("merge-ckpt", "abc", "--jobs-dir", tmp_path / "jobs")
-    assert f"already merged: {merged} (step 101)" in again.stdout
+    assert again.stdout == f"already merged: {merged} (step 101)\n"
 
 
 def test_another_step_of_a_job(tmp_path: Path) -> None:

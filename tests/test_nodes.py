@@ -158,10 +158,10 @@ def test_clocks_that_differ_do_not_hide_who_failed_first(hosts: Lab, tmp_path: P
     program = """
     step(1)
     if rank == 1:
-        time.sleep(0.5)
+        time.sleep(2)
         raise ValueError('the cause')
     while True:
-        time.sleep(0.1)
+        time.sleep(0.2)
         if any(e["event"] == "error" for e in __import__("launcher.events").events.read_events(paths.rank_events(1))):
             raise RuntimeError('a victim')
     """

@@ -9,16 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hosted import Hosted
+from hosted import HOST_LIMITS, Hosted
 from hypothesis import given
 from hypothesis import strategies as st
 from netlab import lab
 from sshlab import SshLab, ssh_lab, wait_for_ssh
-from supervised import marked, wait_until
+from supervised import long, marked, wait_until
 
 from launcher import jobs
 from launcher.jobs import JobRecord
@@ -60,6 +61,18 @@ def test_ranks_run_on_both_hosts_and_nothing_of_ssh_is_left(servers: SshLab, tmp
     assert (record.state, record.warnings) == (jobs.SUCCEEDED, ())
     assert [job.paths.rank_log(rank).read_text().split()[-1] for rank in (0, 3)] == ["node1", "node2"]
     assert not [p for p in marked(job.paths.job_id.partition("-")[0]) if "ssh" in p.name()]
+
+
+def test_a_rank_that_was_killed_is_started_again_on_the_same_hosts(
+    servers: SshLab, tmp_path: Path, no_survivors: str
+) -> None:
+    program = "ready(); step(1)\nif rank == 1 and paths.attempt == 1:\n    os.kill(os.getpid(), 9)\nstep(2)"
+    job = hosted(servers, tmp_path, no_survivors, program)
+    job.limits = replace(HOST_LIMITS, max_restarts=1)
+    record = job.start().end()
+
+    assert (record.state, record.attempt) == (jobs.SUCCEEDED, 2)
+    assert record.earlier[0]["reason"] == "killed by SIGKILL"
 
 
 def test_a_cut_link_is_named_and_both_sides_are_cleared(servers: SshLab, tmp_path: Path, no_survivors: str) -> None:
@@ -147,6 +160,7 @@ def test_a_jobs_folder_that_hosts_do_not_share_is_found(servers: SshLab, tmp_pat
     assert result.stderr.count("is the jobs folder shared by all hosts, under the same path?") == 2
 
 
+@long
 @pytest.mark.mindspore
 def test_the_tiny_model_trains_over_both_hosts(servers: SshLab, tmp_path: Path) -> None:
     result = submit(

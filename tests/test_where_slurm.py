@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from netlab import lab
 from slurmlab import SlurmLab, slurm_lab
-from supervised import marked, wait_until
+from supervised import long, marked, wait_until
 
 from launcher import jobs
 from launcher.cluster import Cluster, Device, Host
@@ -136,6 +136,7 @@ def test_the_verdict_is_ours_and_not_slurms(slurm: SlurmLab, tmp_path: Path, no_
     assert "on host node2" in report(record)
 
 
+@long
 def test_preempted_queued_again_and_resumed(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
     job = queued(slurm, tmp_path, no_survivors, env={"STEPS": "300"})
     job.start()
@@ -158,6 +159,7 @@ def test_preempted_queued_again_and_resumed(slurm: SlurmLab, tmp_path: Path, no_
     assert other in slurm.run("squeue", "--states=all", "-h", "-o", "%i")
 
 
+@long
 def test_the_signal_before_the_time_limit_saves_and_queues_again(
     slurm: SlurmLab, tmp_path: Path, no_survivors: str
 ) -> None:
@@ -171,6 +173,7 @@ def test_the_signal_before_the_time_limit_saves_and_queues_again(
     assert (record.state, record.attempt) == (jobs.SUCCEEDED, 2), job.supervisor_log()
 
 
+@long
 def test_launcher_stop_saves_and_does_not_queue_again_and_resume_goes_on(
     slurm: SlurmLab, tmp_path: Path, no_survivors: str
 ) -> None:

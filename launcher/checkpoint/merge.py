@@ -380,9 +380,17 @@ def _texts(source: Source, options: Options, scale: float | None, files: Sequenc
 # ------------------------------------------------------------------------------------------------ carrying out
 
 
-def merge(plan: MergePlan, target: Path, *, force: bool = False, on_progress: OnProgress | None = None) -> Merged:
+def merge(
+    plan: MergePlan,
+    target: Path,
+    *,
+    force: bool = False,
+    on_begin: Callable[[], None] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Merged:
     """Carry out ``plan`` into the folder ``target``, which is whole afterwards or untouched.
 
+    on_begin: called when there is something to do. on_progress: called with bytes written, and how many there will be.
     The same merge made before writes nothing. Raises CheckpointError when copies differ, a file is damaged, another
     merge is in ``target`` and not ``force``, or the result is not what it should be; HostError when the disk is full.
     """
@@ -394,6 +402,8 @@ def merge(plan: MergePlan, target: Path, *, force: bool = False, on_progress: On
         found = _already(plan, inputs, target, force=force)
         if found is not None:
             return found
+    if on_begin is not None:
+        on_begin()
     _compare(plan, identities)
     clock.lap("compare")
     with whole_folder(target, replace=force) as scratch:

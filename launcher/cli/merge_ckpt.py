@@ -94,11 +94,17 @@ def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
     target = given["output"] or default_output(source, options)
     with interruptible(str(target)), ExitStack() as stack:
         plan = plan_merge(source, options, stack)
-        _print_plan(plan, target)
         if given["dry_run"]:
+            _print_plan(plan, target)
             check_target(target, plan.size)
             return
-        merged = merge(plan, target, force=given["force"], on_progress=progress(stack, "merge"))
+        merged = merge(
+            plan,
+            target,
+            force=given["force"],
+            on_begin=lambda: _print_plan(plan, target),
+            on_progress=progress(stack, "merge"),
+        )
     _print_merged(merged, source, job)
 
 
@@ -174,9 +180,8 @@ def _print_plan(plan: MergePlan, target: Path) -> None:
     action = f"{plan.num_folded} folded" if plan.options.fold else "adapters kept apart"
     for skipped in plan.chosen.skipped:
         click.echo(f"skipped {skipped}")
-    click.echo(
-        f"{plan.chosen} of {plan.source.name}: {plan.shards.num_ranks} ranks, {plan.gathered.num_stages} stage(s)"
-    )
+    stages = f", {plan.gathered.num_stages} pipeline stages" if plan.gathered.num_stages > 1 else ""
+    click.echo(f"{plan.chosen} of {plan.source.name}: {plan.shards.num_ranks} ranks{stages}")
     click.echo(f"  read   {read / 1e6:,.1f} MB from {len(files)} files; {lora}, {action}")
     for file in plan.files:
         click.echo(f"  write  {target / file.name}  {len(file.outputs)} tensors, {file.bytes.size / 1e6:,.1f} MB")
@@ -204,16 +209,16 @@ def progress(stack: ExitStack, label: str) -> Any:
 
 
 def _print_merged(merged: Merged, source: Source, job: str) -> None:
-    _print_verified(merged)
     if not merged.fresh:
         click.echo(f"already merged: {merged.folder} (step {'?' if merged.step is None else merged.step})")
+        _print_verified(merged)
         return
+    _print_verified(merged)
     spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in merged.timings_s.items())
     click.echo(f"  took   {spent}")
-    click.echo(f"wrote {merged.folder}: {merged.num_tensors} tensors, {merged.num_folded} with LoRA folded in")
-    if (merged.folder / "launcher_model.json").is_file() and (merged.folder / "model.safetensors").is_file():
-        reference = job if source.model and merged.folder.name == "merged" else merged.folder
-        click.echo(f'Next: launcher infer {reference} --prompt "..."')
+    folded = f", {merged.num_folded} with LoRA folded in" if merged.num_folded else ""
+    click.echo(f"wrote {merged.folder}: {merged.num_tensors} tensors{folded}")
+    _print_next(merged, source, job)
 
 
 def _print_verified(merged: Merged) -> None:
@@ -221,7 +226,17 @@ def _print_verified(merged: Merged) -> None:
     if checked is None:
         return
     kind = "all" if checked.full else "a sample of"
-    click.echo(
-        f"  check  {kind} {checked.tensors} tensors: max|merged - (W + s B A)| = {checked.max_error:.2g} "
-        f"(tolerance {checked.tolerance:.2g}), copies equal"
-    )
+    error = f"max|merged - (W + s B A)| = {checked.max_error:.2g} (tolerance {checked.tolerance:.2g})"
+    found = error if checked.tolerance else "the shards' bytes"
+    click.echo(f"  check  {kind} {checked.tensors} tensors: {found}; what several ranks hold is the same")
+
+
+def _print_next(merged: Merged, source: Source, job: str) -> None:
+    files = {path.name for path in merged.folder.iterdir()}
+    if {"launcher_model.json", "model.safetensors"} <= files:
+        reference = job if source.model and merged.folder.name == "merged" else merged.folder
+        click.echo(f'Next: launcher infer {reference} --prompt "..."')
+    elif "config.json" in files:
+        click.echo(f'Next, in Python: transformers.AutoModelForCausalLM.from_pretrained("{merged.folder}")')
+    elif "adapter_config.json" in files:
+        click.echo(f'Next, in Python: peft.PeftModel.from_pretrained(base, "{merged.folder}")')

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from launcher import jobs
@@ -112,6 +113,9 @@ class Agent:
 
     def _register(self) -> None:
         found = register(self.launch.target)
+        missing = missing_inputs(self.paths)
+        if missing and not found.fault:
+            found = replace(found, fault=f"{missing[0]} is not there; the job reads it on every host")
         write_atomic(self.paths.node_here(self.options.node_rank), json.dumps(found.to_dict()) + "\n")
 
     def _outcome(self) -> Outcome:
@@ -119,7 +123,7 @@ class Agent:
         try:
             if not self._told_to_start():
                 return Outcome(state=jobs.CANCELLED)
-            own = read_start(self.paths).for_node(self.options.node_rank)
+            own = Launch.from_json(self.paths.node_start(self.options.node_rank).read_text(encoding="utf-8"))
             with self._cards(own) as held:
                 return self._attempt(own) if held else Outcome(state=jobs.CANCELLED)
         except LauncherError as error:
@@ -206,16 +210,22 @@ class Agent:
             )
 
 
+def missing_inputs(paths: JobPaths) -> list[str]:
+    """Files that the job reads and this host does not have."""
+    try:
+        plan = json.loads(paths.plan.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    named = [plan.get(key) for key in ("dataset", "tokenizer", "checkpoint")]
+    return [name for name in named if name and not Path(name).exists()]
+
+
 def read_raw_record(paths: JobPaths) -> JobRecord | None:
     """The job's record as it is written, without a look at any process."""
     try:
         return JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def read_start(paths: JobPaths) -> Launch:
-    return Launch.from_json(paths.start.read_text(encoding="utf-8"))
 
 
 def stdin_ended() -> bool:

@@ -11,6 +11,7 @@ import os
 import selectors
 import signal
 import time
+from pathlib import Path
 
 from launcher.atomic import write_atomic
 from launcher.events import read_position
@@ -42,6 +43,10 @@ class NodeAttempt(Attempt):
         link.report.state = STARTING
         if stdin is not None:
             self._selector.register(stdin, selectors.EVENT_READ, _LeaderLine(stdin))
+
+    def _program_log(self, name: str) -> Path:
+        """Of each host its own: one file that two hosts append to loses lines on NFS."""
+        return self.paths.log(f"{name}_{self.launch.node_rank}" if self.launch.node_rank else name)
 
     # ------------------------------------------------------------------------------------------------ reporting
 

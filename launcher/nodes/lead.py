@@ -11,7 +11,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from launcher.processes import die_with_parent, kill_descendants, reap
 from launcher.supervise.attempt import Outcome
 from launcher.supervise.signals import Asked
 from launcher.supervise.watch import Watch
-from launcher.verdict import Verdict
+from launcher.verdict import Verdict, stack_of
 from launcher.where import SCHEDULED
 from launcher.where.agents import AgentStart, agent_starts
 
@@ -44,13 +44,19 @@ SSH_FAILED = 255
 # Beyond the grace, for KILL and for files to come.
 _SLACK_S = 10.0
 
+# Up to so many hosts a look at all is cheap, and a failure is seen the sooner the more often there is one.
+_FEW_HOSTS = 200
+
 # A process that brought an agent to its host has ended: the agent's last report may be on its way.
 _LAST_REPORT_S = 2.0
 
 
 @dataclass(kw_only=True)
 class Node:
-    """One host as the leader sees it. ``ahead_s``: its clock minus ours, as well as it is known."""
+    """One host as the leader sees it.
+
+    ``ahead_s``: its clock minus ours, as well as it is known. ``ready``: all its ranks are. ``steps``: theirs, summed.
+    """
 
     place: NodePlace
     start: AgentStart | None = None
@@ -61,7 +67,10 @@ class Node:
     end: dict[str, Any] | None = None
     lost: Verdict | None = None
     lost_at: float = 0.0
+    least_s: float | None = None
     ahead_s: float | None = None
+    ready: bool = False
+    steps: int = 0
     left_at: float | None = None
 
     @property
@@ -81,10 +90,19 @@ class Node:
         return {int(rank_id): (state, step) for rank_id, (state, step) in self.slate.get("ranks", {}).items()}
 
     def note(self, slate: dict[str, Any], now: float, wall: float) -> None:
-        """Take a new sign of life. The delay of a report is never negative: the largest difference is the truest."""
+        """Take a new sign of life.
+
+        Delays are never negative: of differences in our direction the largest is the truest, of those that the host
+        itself saw in the other the smallest; its clock is between the two.
+        """
         self.beat, self.seen, self.slate = slate["beat"], now, slate
-        ahead = float(slate["time"]) - wall
-        self.ahead_s = ahead if self.ahead_s is None else max(self.ahead_s, ahead)
+        least = float(slate["time"]) - wall
+        self.least_s = least if self.least_s is None else max(self.least_s, least)
+        most = slate.get("ahead_most_s")
+        self.ahead_s = self.least_s if most is None else (self.least_s + float(most)) / 2
+        ranks = slate.get("ranks", {}).values()
+        self.ready = bool(ranks) and all(state in ("ready", "done") for state, _ in ranks)
+        self.steps = sum(step for _, step in ranks)
 
     def our_time(self, their_time: float) -> float:
         return their_time - (self.ahead_s or 0.0)
@@ -100,6 +118,7 @@ class Lead:
         self._nodes = [Node(place=place) for place in launch.nodes]
         self._spawned: list[tuple[AgentStart, subprocess.Popen[bytes]]] = []
         self._beat_s = beat_s(launch.limits.lost_s)
+        self._look_s = min(self._beat_s / 2, 0.1 if len(self._nodes) <= _FEW_HOSTS else 1.0)
         self._beat_at = self._polled_at = 0.0
         self._state = ""
         self._warnings: list[str] = []
@@ -170,6 +189,8 @@ class Lead:
         for node, place in zip(self._nodes, self.launch.nodes, strict=True):
             node.place = place
         write_atomic(self.paths.start, self.launch.to_json())
+        for share in self.launch.for_nodes():
+            self.paths.node_start(share.node_rank).write_text(share.to_json(), encoding="utf-8")
         self._order(replace(self._orders, order=START))
         self._began = time.monotonic()
         self._progress = (0, self._began)
@@ -214,7 +235,7 @@ class Lead:
     # ------------------------------------------------------------------------------------------------ watching
 
     def _order(self, orders: Orders) -> None:
-        self._orders = replace(orders, beat=self._orders.beat + 1)
+        self._orders = replace(orders, beat=self._orders.beat + 1, time=time.time())
         with contextlib.suppress(OSError):
             self._slate.write(asdict(self._orders))
         self._beat_at = time.monotonic() + self._beat_s
@@ -307,7 +328,7 @@ class Lead:
     def _for(self, seconds: float, until: Callable[[], object]) -> bool:
         deadline = time.monotonic() + seconds
         while not until() and time.monotonic() < deadline:
-            self._tick(min(self._beat_s / 2, 0.1))
+            self._tick(self._look_s)
         return bool(until())
 
     def _trouble(self) -> bool:
@@ -328,7 +349,7 @@ class Lead:
 
     def _follow(self) -> Outcome:
         while True:
-            self._tick(min(self._beat_s / 2, 0.1))
+            self._tick(self._look_s)
             if any(node.lost or (node.end and node.end["state"] == jobs.FAILED) for node in self._nodes):
                 return self._fail()
             if self._asked():
@@ -347,8 +368,7 @@ class Lead:
         return {rank_id: state for node in self._nodes for rank_id, state in node.ranks.items()}
 
     def _all_ready(self) -> bool:
-        ranks = self._ranks()
-        return len(ranks) == len(self.launch.ranks) and all(state in ("ready", "done") for state, _ in ranks.values())
+        return all(node.ready for node in self._nodes)
 
     def _late(self) -> Outcome | None:
         if self._state == jobs.RUNNING or time.monotonic() - self._began < self.limits.start_timeout_s:
@@ -367,7 +387,7 @@ class Lead:
         return self._host_fails(self._nodes[first.node_rank], how, "no_start")
 
     def _hanging(self) -> Outcome | None:
-        total = sum(step for _, step in self._ranks().values())
+        total = sum(node.steps for node in self._nodes)
         if total != self._progress[0]:
             self._progress = (total, time.monotonic())
         waited = time.monotonic() - self._progress[1]
@@ -378,20 +398,17 @@ class Lead:
         behind = sorted(rank_id for rank_id, (_, step) in ranks.items() if step < ahead)
         self._order(replace(self._orders, stacks=True))
         self._for(2 * self._beat_s + 1.0, lambda: False)
+        lines = stack_of(self.paths, behind[0] if behind else 0)
+        how = _no_progress(waited, ahead, behind)
         at = {self.launch.ranks[rank_id].node_rank for rank_id in behind}
-        shown = f"; not yet in step {ahead}: {span(behind)}" if behind else ""
-        shown_zh = f"；尚未进入 step {ahead}：{span(behind)}" if behind else ""
-        how = {
-            EN: f"no progress: no rank finished a step for {waited:.0f} s{shown}",
-            ZH: f"没有进展：{waited:.0f} 秒内没有任何 rank 完成一个 step{shown_zh}",
-        }
         if len(at) == 1:
-            return self._host_fails(self._nodes[at.pop()], how, "no_progress")
-        return self._fail(
-            Verdict(
-                rank_id=None, reason=how[EN], step=ahead, kind="no_progress", behind=tuple(behind), retry=True, text=how
-            )
+            place = self._nodes[at.pop()].place
+            return self._fail(host_verdict(place, self.launch.ranks, how, kind="no_progress", lines=lines))
+        text = {lang: "\n".join([said, *(f"    {line}" for line in lines)]) for lang, said in how.items()}
+        verdict = Verdict(
+            rank_id=None, reason=how[EN], step=ahead, kind="no_progress", behind=tuple(behind), retry=True, text=text
         )
+        return self._fail(verdict)
 
     def _hang_timeout_s(self) -> float:
         if self.limits.hang_timeout_s is not None:
@@ -533,3 +550,12 @@ def _read_json(path: Any) -> dict[str, Any] | None:
         raw = json.loads(path.read_text(encoding="utf-8"))
         return raw if isinstance(raw, dict) else None
     return None
+
+
+def _no_progress(waited_s: float, step: int, behind: Sequence[int]) -> dict[str, str]:
+    late_en = f"; not yet in step {step}: {span(behind)}" if behind else ""
+    late_zh = f"；尚未进入 step {step}：{span(behind)}" if behind else ""
+    return {
+        EN: f"no progress: no rank finished a step for {waited_s:.0f} s{late_en}",
+        ZH: f"没有进展：{waited_s:.0f} 秒内没有任何 rank 完成一个 step{late_zh}",
+    }

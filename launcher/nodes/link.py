@@ -29,6 +29,7 @@ class Orders:
     """The leader's slate. ``beat`` grows; ``save``: end after step ``stop_at``, which is known a little later."""
 
     beat: int = 0
+    time: float = 0.0
     order: str = WAIT
     save: bool = False
     grace_s: float = 0.0
@@ -52,12 +53,16 @@ class RankState:
 
 @dataclass(kw_only=True)
 class Report:
-    """What the agent says: rewritten by its main thread, sent by another."""
+    """What the agent says: rewritten by its main thread, sent by another.
+
+    ``ahead_most_s``: how far this host's clock is ahead of the leader's at the most, as it has seen it.
+    """
 
     state: str = HERE
     ranks: dict[int, RankState] = field(default_factory=dict)
     step_s: float | None = None
     asked: int | None = None
+    ahead_most_s: float | None = None
     note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,3 +133,6 @@ class Link:
         if raw and raw.get("beat") != self.orders.beat:
             self.orders = Orders.from_dict(raw)
             self._leader_seen = time.monotonic()
+            ahead = time.time() - self.orders.time
+            known = self.report.ahead_most_s
+            self.report.ahead_most_s = ahead if known is None else min(ahead, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import psutil
 from launcher.cluster import Host
 from launcher.discover.address import own_address
 from launcher.installed import installed
-from launcher.launch import NodePlace, RankPlace
+from launcher.launch import NodePlace, RankPlace, ranks_by_node
 from launcher.network import free_port
 
 # Variables that must be equal on all hosts; HCCL's addresses and interfaces differ on purpose.
@@ -135,17 +136,18 @@ def problems(nodes: Sequence[NodePlace], ranks: Sequence[RankPlace], found: Sequ
     """Why these hosts cannot run the job together, one line each; empty when they can."""
     lines = [f"{host.name}: {host.fault}" for host in found if host.fault]
     lines += _same_names(found)
+    own = ranks_by_node(ranks)
     for node, host in zip(nodes, found, strict=True):
-        lines += _own_problems(node, [rank for rank in ranks if rank.node_rank == node.node_rank], host)
+        lines += _own_problems(node, own.get(node.node_rank, []), host)
     lines += _differences(found)
     return lines
 
 
 def _same_names(found: Sequence[Registration]) -> list[str]:
     """MindSpore counts local ranks by host name: two hosts of one name would share their devices."""
-    names = [host.name for host in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    return [f"{names.count(name)} hosts have the name {name}; give each its own" for name in twice]
+    counts = Counter(host.name for host in found)
+    twice = sorted((name, count) for name, count in counts.items() if count > 1)
+    return [f"{count} hosts have the name {name}; give each its own" for name, count in twice]
 
 
 def _own_problems(node: NodePlace, ranks: Sequence[RankPlace], host: Registration) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from launcher.cluster import Cluster, Device, Host, NetAddress, NetLevel
 from launcher.errors import HostError
-from launcher.launch import Launch, NodePlace, RankPlace
+from launcher.launch import Launch, NodePlace, RankPlace, ranks_by_node
 from launcher.nodes.register import Registration
 
 
@@ -16,7 +16,10 @@ def settle_launch(launch: Launch, found: Sequence[Registration]) -> Launch:
     """``launch`` with everything that only the hosts could tell. Raises HostError when they cannot be reached."""
     addresses = [_address(node, host) for node, host in zip(launch.nodes, found, strict=True)]
     _same_family(addresses, found)
-    chosen = [_devices(launch, node, host) for node, host in zip(launch.nodes, found, strict=True)]
+    ranks_of = ranks_by_node(launch.ranks)
+    chosen = [
+        _devices(launch, node, host, ranks_of[node.node_rank]) for node, host in zip(launch.nodes, found, strict=True)
+    ]
     nodes = tuple(
         _node(launch, node, host, address, devices)
         for node, host, address, devices in zip(launch.nodes, found, addresses, chosen, strict=True)
@@ -27,11 +30,11 @@ def settle_launch(launch: Launch, found: Sequence[Registration]) -> Launch:
 
 def cluster_of(launch: Launch, found: Sequence[Registration]) -> Cluster:
     """The hosts of a settled ``launch``, as rank tables want them."""
-    hosts = []
+    hosts, ranks_of = [], ranks_by_node(launch.ranks)
     for node, host in zip(launch.nodes, found, strict=True):
-        ranks = [rank for rank in launch.ranks if rank.node_rank == node.node_rank]
         by_id = {raw["device_id"]: _device(raw) for raw in host.devices}
-        devices = tuple(by_id.get(rank.device_id, Device(device_id=rank.device_id)) for rank in ranks)
+        ids = [rank.device_id for rank in ranks_of[node.node_rank]]
+        devices = tuple(by_id.get(device_id, Device(device_id=device_id)) for device_id in ids)
         hosts.append(Host(name=host.name, address=node.address, devices=devices, super_pod_id=host.super_pod_id))
     return Cluster(target=launch.target, kind=found[0].kind, hosts=tuple(hosts))
 
@@ -64,11 +67,11 @@ def _same_family(addresses: Sequence[str], found: Sequence[Registration]) -> Non
         raise HostError(f"IPv4 and IPv6 addresses are mixed: {shown}", hint="name addresses of one family")
 
 
-def _devices(launch: Launch, node: NodePlace, host: Registration) -> list[Device]:
+def _devices(launch: Launch, node: NodePlace, host: Registration, ranks: Sequence[RankPlace]) -> list[Device]:
     """The planned cards when the plan names them, else the first ones. Empty on CPU."""
     if launch.target == "CPU":
         return []
-    planned = [rank.device_id for rank in launch.ranks if rank.node_rank == node.node_rank]
+    planned = [rank.device_id for rank in ranks]
     there = {raw["device_id"]: _device(raw) for raw in host.devices}
     if set(planned) <= set(there):
         return [there[device_id] for device_id in planned]

@@ -108,7 +108,7 @@ class Attempt:
             self._spawn(program)
 
     def _spawn(self, program: Program) -> None:
-        log = self.paths.log(program.name) if program.rank_id is None else self.paths.rank_log(program.rank_id)
+        log = self._program_log(program.name) if program.rank_id is None else self.paths.rank_log(program.rank_id)
         environment = {key: value for key, value in os.environ.items() if key not in FOREIGN}
         with log.open("ab") as output:
             popen = subprocess.Popen(
@@ -124,6 +124,9 @@ class Attempt:
         process = ProcessId.of_pid(popen.pid)
         self._children[popen.pid] = _Child(program=program, process=process, popen=popen)
         self._watch_process(program.name if program.rank_id is None else program.rank_id, process)
+
+    def _program_log(self, name: str) -> Path:
+        return self.paths.log(name)
 
     def _prepare_child(self) -> None:
         """Runs in the child, before its program. A signal that is ignored there stays ignored below it."""
