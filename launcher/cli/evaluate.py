@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     help="Of the first N rows whose answer has a number, ask for it.",
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as JSON too.")
 @click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @model_choices
 def evaluate(references: tuple[str, ...], **options: Any) -> None:
@@ -50,6 +51,7 @@ def _evaluate(references: tuple[str, ...], interrupted: Callable[[], bool], opti
     from launcher.errors import DataError
     from launcher.inference import evaluation
     from launcher.quiet import quiet
+    from launcher.render import write_atomic
 
     if options["data"] and not read_info(options["data"]):
         raise DataError(f"{options['data']} does not exist or is no dataset", hint="launcher data preprocess makes one")
@@ -73,9 +75,17 @@ def _evaluate(references: tuple[str, ...], interrupted: Callable[[], bool], opti
                 )
             )
     difference = evaluation.difference(scores)
+    record = {
+        "data": str(data),
+        "rows": len(rows.ids),
+        "models": [score.to_dict() for score in scores],
+        "difference": difference,
+    }
+    text = json.dumps(record, ensure_ascii=False, indent=2)
+    if options["output"]:
+        write_atomic(options["output"], f"{text}\n")
     if options["layout"] == "json":
-        record = {"data": str(data), "rows": len(rows.ids), "models": [score.to_dict() for score in scores]}
-        click.echo(json.dumps({**record, "difference": difference}, ensure_ascii=False, indent=2))
+        click.echo(text)
     else:
         _print(rows, scores, difference)
 

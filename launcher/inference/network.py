@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from launcher.checkpoint import names
-from launcher.checkpoint.dtypes import Array
+from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.errors import HostError, LauncherError
 from launcher.inference.compiled import graph_program
 from launcher.inference.sources import Model
@@ -68,11 +68,12 @@ def build(model: Model, *, batch_size: int, device_id: int | None = None, increm
     _set_context(mindformers, device, device_id)
     with ExitStack() as stack, mindspore_errors():
         tensors = model.open(stack)
-        config = network_config(model, device, batch_size, incremental=incremental)
+        bfloat16 = device == "Ascend" and has_bfloat16()
+        config = network_config(model, device, batch_size, incremental=incremental, bfloat16=bfloat16)
         network = _empty(mindformers, config)
         if tensors.adapters:
             _add_lora(network, tensors)
-        _fill(network, tensors, model.params_dtype if device == "Ascend" else "float32")
+        _fill(network, tensors, config["param_init_type"])
     if device == "CPU":
         from launcher.cpu_backend import prepare_generation
 
@@ -145,10 +146,27 @@ def _set_context(mindformers: Any, device: str, device_id: int | None) -> None:
 # ------------------------------------------------------------------------------------------------ network
 
 
-def network_config(model: Model, device: str, batch_size: int, *, incremental: bool = True) -> dict[str, Any]:
+def has_bfloat16() -> bool:
+    """Whether the cards of this host compute in bfloat16; taken for granted where their kind is not known."""
+    from launcher.cluster import KINDS
+    from launcher.discover import local_cluster
+
+    kind = local_cluster().kind
+    return kind is None or KINDS[kind].bfloat16
+
+
+def sixteen_bits(wanted: str, *, bfloat16: bool) -> str:
+    """``wanted`` as Ascend's attention kernels take it: bfloat16 where the card has it, else float16."""
+    return wanted if wanted == "float16" else ("bfloat16" if bfloat16 else "float16")
+
+
+def network_config(
+    model: Model, device: str, batch_size: int, *, incremental: bool = True, bfloat16: bool = True
+) -> dict[str, Any]:
     """What LlamaConfig is given. CPU: what has kernels there. Ascend: what is fast there."""
     spec = model.spec
     ascend = device == "Ascend"
+    compute = sixteen_bits(model.compute_dtype, bfloat16=bfloat16) if ascend else "float32"
     return {
         "batch_size": batch_size if ascend else 1,
         "seq_length": spec.seq_length,
@@ -166,10 +184,10 @@ def network_config(model: Model, device: str, batch_size: int, *, incremental: b
         "bos_token_id": spec.bos_token_id,
         "eos_token_id": spec.eos_token_id,
         "pad_token_id": spec.pad_token_id,
-        "compute_dtype": model.compute_dtype if ascend else "float32",
-        "param_init_type": model.params_dtype if ascend else "float32",
+        "compute_dtype": compute,
+        "param_init_type": compute,
         "layernorm_compute_type": "float32",
-        "softmax_compute_type": model.compute_dtype if ascend else "float32",
+        "softmax_compute_type": compute,
         "rotary_dtype": "float32",
         "use_past": ascend and incremental,
         "is_dynamic": ascend and incremental,
@@ -220,12 +238,20 @@ def _add_lora(network: Any, tensors: Tensors) -> None:
 
 
 def _fill(network: Any, tensors: Tensors, dtype: str) -> None:
-    from mindspore import Parameter, Tensor
+    from mindspore import Parameter
 
     for name, parameter in network.parameters_and_names():
-        array = np.ascontiguousarray(_array(tensors, name).astype(dtype, copy=False))
-        value = Parameter(Tensor.from_numpy(array), name=parameter.name, requires_grad=False)
+        array = np.ascontiguousarray(_array(tensors, name).astype(numpy_dtype(dtype), copy=False))
+        value = Parameter(_tensor(array), name=parameter.name, requires_grad=False)
         parameter.set_data(value)
+
+
+def _tensor(array: Array) -> Any:
+    import mindspore
+
+    if array.dtype == numpy_dtype("bfloat16"):  # numpy knows it by ml_dtypes alone, MindSpore does not
+        return mindspore.Tensor(array.astype(np.float32), mindspore.bfloat16)
+    return mindspore.Tensor.from_numpy(array)
 
 
 def _array(tensors: Tensors, name: str) -> Array:

@@ -167,7 +167,7 @@ def torch_python() -> str:
         return given
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"no {', '.join(missing)}: pip install '.[torch]', or set LAUNCHER_TORCH_PYTHON")
+        pytest.skip(f"no {', '.join(missing)}: pip install '.[test]', or set LAUNCHER_TORCH_PYTHON")
     return sys.executable
 
 
@@ -345,13 +345,32 @@ class Terminal:
         return code
 
 
-def test_chat_in_a_terminal(folder: Path, tmp_path: Path, cache: str) -> None:
-    argv = [sys.executable, "-m", "launcher", "chat", str(folder / "model"), "--max-new-tokens", "3000"]
-    env = {**os.environ, "LAUNCHER_CACHE": cache, "TERM": "dumb"}
-    # A context that an answer does not fill before Ctrl-C comes.
-    long = make_model(tmp_path / "long", seq_length=4000)
-    argv[4] = str(long)
-    terminal = Terminal(argv, tmp_path, env)
+@pytest.fixture(scope="module")
+def long(folder: Path) -> Path:
+    """A model whose context an answer does not fill before Ctrl-C comes."""
+    return make_model(folder / "long", seq_length=4000)
+
+
+def terminal_of(folder: Path, cache: str, *arguments: str) -> Terminal:
+    argv = [sys.executable, "-m", "launcher", *arguments, "--max-new-tokens", "3000"]
+    return Terminal(argv, folder, {**os.environ, "LAUNCHER_CACHE": cache, "TERM": "dumb"})
+
+
+def test_one_answer_is_streamed_to_a_terminal_and_ctrl_c_ends_it(long: Path, tmp_path: Path, cache: str) -> None:
+    terminal = terminal_of(tmp_path, cache, "infer", str(long), "--prompt", "苹果")
+    try:
+        terminal.expect(".{20}")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.expect("error: stopped")
+        assert terminal.close() == 130
+    finally:
+        if terminal.process.poll() is None:
+            terminal.process.kill()
+            terminal.process.wait()
+
+
+def test_chat_in_a_terminal(long: Path, tmp_path: Path, cache: str) -> None:
+    terminal = terminal_of(tmp_path, cache, "chat", str(long))
     try:
         terminal.expect(r"4000 tokens of context. /help lists commands.")
         terminal.expect("> ")
