@@ -40,7 +40,7 @@ from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, pl
 from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, TensorFile
 from launcher.checkpoint.tensors import Fold, Output, Whole
 from launcher.checkpoint.verify import Verified, check_architecture, verify_files
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, SpecError
 from launcher.installed import installed
 
 MINDSPORE, HF, PEFT = "mindspore", "hf", "peft"
@@ -82,6 +82,21 @@ class Options:
     with_optimizer: bool = False
     verify_full: bool = False
     max_shard_bytes: int = 5_000_000_000
+
+    def check(self) -> None:
+        """Raises SpecError for options that do not go together: none is passed over in silence."""
+        if self.layout == MINDSPORE:
+            return
+        wrong = {
+            "--no-fold": self.layout == HF and not self.fold,
+            "--with-optimizer": self.with_optimizer,
+            "--file-format ckpt": self.file_format == CKPT,
+        }
+        for option, is_set in wrong.items():
+            if is_set:
+                raise SpecError(
+                    f"{option} does not go with --format {self.layout}", hint="leave one out, or use --format mindspore"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +200,10 @@ class Merged:
 def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     """Decide everything. Files stay open until ``stack`` closes.
 
-    Raises CheckpointError when the shards are not complete, of one step, and such as their strategy says.
+    Raises CheckpointError when the shards are not complete, of one step, and such as their strategy says; SpecError
+    when options do not go together.
     """
+    options.check()
     shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
     chosen = choose_step(shards, options.step)
     paths = shards.at(chosen.moment)

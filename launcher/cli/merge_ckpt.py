@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +67,13 @@ def _step(_context: click.Context, _parameter: click.Parameter, text: str | None
 )
 @click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Size of one file of hf.")
 @click.option("--strategy", type=_PATH, help="Strategy file, or folder of them, when not in FOLDER/strategy.")
-@click.option("--base", type=_PATH, help="Whole base checkpoint, for shards that hold adapters alone.")
-@click.option("--config", type=_PATH, help="config.json or launcher_model.json of the model, for a FOLDER.")
-@click.option("--tokenizer", type=_PATH, help="tokenizer.model to put beside the weights, for a FOLDER.")
+@click.option(
+    "--base",
+    type=_PATH,
+    help="Whole base checkpoint (a file, or a folder of merge-ckpt or convert-ckpt), for adapters alone.",
+)
+@click.option("--config", type=_PATH, help="config.json or launcher_model.json of the model.  [default: the job's]")
+@click.option("--tokenizer", type=_PATH, help="Tokenizer to put beside the weights.  [default: the job's]")
 @click.option("-o", "--output", type=_PATH, help="Folder to write.  [default: merged in the job or folder]")
 @click.option("--force", is_flag=True, help="Replace another merge in the output folder.")
 def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
@@ -109,20 +114,22 @@ def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
 
 
 def _source(reference: str, jobs_dir: Path, given: dict[str, Any]) -> Source:
-    from launcher.checkpoint.merge import Source
+    """The job or folder that is meant; what the options say of it comes before what it knows itself."""
+    from launcher.merging import read_model
 
+    source = _found(reference, jobs_dir)
+    said = {key: given[key] for key in ("strategy", "tokenizer", "base") if given[key]}
+    if given["config"]:
+        said["model"] = read_model(given["config"])
+    return replace(source, **said)
+
+
+def _found(reference: str, jobs_dir: Path) -> Source:
     folder = Path(reference)
     if (os.sep in reference or folder.is_dir()) and not (folder / "job.json").is_file():
-        from launcher.merging import read_model
+        from launcher.checkpoint.merge import Source
 
-        return Source(
-            name=str(folder.absolute()),
-            folder=folder,
-            strategy=given["strategy"],
-            model=read_model(given["config"]) if given["config"] else None,
-            tokenizer=given["tokenizer"],
-            base=given["base"],
-        )
+        return Source(name=str(folder.absolute()), folder=folder)
     from launcher.jobs import JobStore
     from launcher.merging import job_source
 
