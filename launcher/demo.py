@@ -32,7 +32,7 @@ LORA_STEPS = 150
 REQUIRED_GAIN = 0.30
 
 QUESTIONS = 3
-COUNTED_QUESTIONS = 100
+COUNTED_QUESTIONS = 50
 
 Echo = Callable[[str], None]
 Conversation = dict[str, Any]

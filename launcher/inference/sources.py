@@ -248,22 +248,15 @@ def _first_line(error: Exception) -> str:
 
 def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     values = model_of_config(config)
-    longest = values["seq_length"]
     generation = folder / "generation_config.json"
-    ends = _ids((_read_json(generation) if generation.is_file() else {}).get("eos_token_id")) or _ids(
-        config.get("eos_token_id")
-    )
-    values |= {
-        "seq_length": min(longest, _DEFAULT_CONTEXT),
-        "eos_token_id": ends[0] if ends else values["eos_token_id"],
-    }
+    named = _read_json(generation) if generation.is_file() else {}
     dtype = str(config.get("torch_dtype") or config.get("dtype") or "float32")
     return {
-        "spec": ModelSpec.model_validate(values),
+        "spec": ModelSpec.model_validate({**values, "seq_length": min(values["seq_length"], _DEFAULT_CONTEXT)}),
         "template": None,
         "params_dtype": dtype,
         "compute_dtype": dtype,
-        "ends": ends,
+        "ends": _ids(named.get("eos_token_id")) or _ids(config.get("eos_token_id")),
     }
 
 
