@@ -14,8 +14,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
 
+# Two workers: many tests wait for processes. Tests of the one trained model share a worker (--dist loadgroup).
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 # Every fault with every engine, on 2 and 4 ranks, real MindSpore on CPU (about 30 min). Writes build/faults.md.
 faults: $(VENV)/.installed-test

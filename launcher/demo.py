@@ -32,6 +32,7 @@ LORA_STEPS = 150
 REQUIRED_GAIN = 0.30
 
 QUESTIONS = 3
+COUNTED_QUESTIONS = 100
 
 Echo = Callable[[str], None]
 Conversation = dict[str, Any]
@@ -53,7 +54,7 @@ class Demo:
         self.make_data()
         base = self.train("Train a base model (all weights)", "base", BASE_STEPS, None)
         tuned = self.train("Finetune it with LoRA on two ranks", "lora", LORA_STEPS, base)
-        losses = self.compare_losses(base, tuned)
+        losses = self.compare_losses(tuned)
         self.compare_answers(base, tuned)
         self.conclude(losses)
 
@@ -83,10 +84,14 @@ class Demo:
             self._launcher("merge-ckpt", job_id, "--jobs-dir", str(self.jobs_dir))
         return JobStore(self.jobs_dir).get(job_id)[0].merged
 
-    def compare_losses(self, base: Path, tuned: Path) -> tuple[float, float]:
-        held_out = self._path("held_out.mindrecord")
-        with _Stage(self, "Loss on held-out problems"):
-            return self._loss(base, held_out), self._loss(tuned, held_out)
+    def compare_losses(self, tuned: Path) -> tuple[float, float]:
+        """Loss of the base and of the finetuned model; ``eval`` prints the table with both."""
+        result = self._path("evaluation.json")
+        with _Stage(self, "Before and after, on held-out problems"):
+            self._launcher("eval", str(tuned.parent), "--data", self._path("held_out.mindrecord"), "-o", result,
+                           "--questions", str(COUNTED_QUESTIONS), "--max-new-tokens", "60")  # fmt: skip
+        models = {model["role"]: model for model in json.loads(Path(result).read_text(encoding="utf-8"))["models"]}
+        return models["base"]["loss"], models["merged"]["loss"]
 
     def compare_answers(self, base: Path, tuned: Path) -> None:
         records = json.loads(Path(self._path("held_out.json")).read_text(encoding="utf-8"))[:QUESTIONS]
@@ -148,9 +153,6 @@ class Demo:
         path = self.folder / f"{name}.yaml"
         write_atomic(path, yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
         return path
-
-    def _loss(self, model: Path, held_out: str) -> float:
-        return float(self._launcher("eval", str(model), "--data", held_out).split()[-1])
 
     def _answers(self, model: Path, questions: Sequence[str]) -> list[str]:
         options = [option for question in questions for option in ("--prompt", question)]

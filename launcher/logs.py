@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import os
 import re
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 from launcher.errors import JobError, SpecError
 from launcher.jobs import JobPaths
@@ -93,6 +95,7 @@ class Source:
     _file: int | None = field(default=None)
     _rest: bytes = field(default=b"")
     _inode: int = field(default=0)
+    _skipped: int = field(default=0)
 
     def parts(self) -> list[Path]:
         """Oldest first."""
@@ -102,16 +105,29 @@ class Source:
         return [*(path for _, path in sorted(rotated)), *([self.path] if self.path.is_file() else [])]
 
     def lines(self) -> Iterator[str]:
+        """What there is; after ``skip_to_end`` what there was then."""
         for part in self.parts():
-            with contextlib.suppress(OSError), part.open(encoding="utf-8", errors="replace", newline="\n") as file:
-                for line in file:
-                    yield line.rstrip("\n")
+            with contextlib.suppress(OSError), part.open("rb") as file:
+                yield from self._lines_of(file)
+
+    def _lines_of(self, file: BinaryIO) -> Iterator[str]:
+        bounded = self._file is not None and os.fstat(file.fileno()).st_ino == self._inode
+        left = self._skipped if bounded else math.inf
+        for line in file:
+            left -= len(line)
+            if left < 0:
+                return
+            yield line.rstrip(b"\n").decode("utf-8", "replace")
 
     def skip_to_end(self) -> None:
-        """New lines are those written from now on."""
+        """New lines are those that are whole from now on; ``lines`` gives the others."""
         self._open()
         if self._file is not None:
-            os.lseek(self._file, 0, os.SEEK_END)
+            size = os.fstat(self._file).st_size
+            start = max(0, size - _TAIL_BYTES)
+            end = os.pread(self._file, size - start, start)
+            self._skipped = start + end.rfind(b"\n") + 1 if b"\n" in end else start
+            os.lseek(self._file, self._skipped, os.SEEK_SET)
 
     def new(self) -> Iterator[str]:
         """Whole lines written since the last call. A log that was put aside is read to its end first."""

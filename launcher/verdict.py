@@ -17,12 +17,18 @@ from launcher.logs import tail
 from launcher.supervise.watch import SCHEDULER, Failure, Watch
 
 TRACEBACK_LINES = 30
-TAIL_LINES = 10
+TAIL_LINES = 6
+
+# A process that MindSpore ends with an error writes C++ frames after the line that tells the cause.
+ENDING_LINES = 60
 LINE_CHARS = 200
 _SCAN_LINES = 400
 
 # What faulthandler writes for a signal that ends the process (CPython, Python/fault_handler).
 _FATAL = re.compile(r"^Fatal Python error: ")
+
+# "2026-11-24 13:48:54,931 - mindformers/JOB/log[mindformers/core/callback/callback.py:1781] - INFO - Finish saving".
+_MINDFORMERS = re.compile(r"\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d),\d{3} - mindformers\S*\[[^\]]*\] - [A-Z]+ - (.*)")
 
 # py-spy's head of the main thread's stack, and faulthandler's: signals are handled in the main thread.
 _MAIN_THREAD = re.compile(r'Thread .*"MainThread"$|Current thread 0x')
@@ -86,9 +92,10 @@ def find_verdict(
     paths: JobPaths, places: Sequence[RankPlace], watch: Watch, failure: Failure, findings: Findings
 ) -> Verdict:
     """The verdict on ``failure``, from what ranks reported and what their logs end with."""
-    lines = _lines(paths, failure)
+    ending = _ending(paths, failure)
     how = _how(failure, watch, findings)
-    known = recognise(_texts(failure, lines))
+    known = recognise(_texts(failure, ending))
+    lines = _shown(failure, ending, known)
     if known is None and findings.disk_full:
         known = recognise(["No space left on device"])
     rank = watch.ranks[failure.rank_id] if failure.rank_id is not None else None
@@ -193,23 +200,41 @@ def signal_name(code: int) -> str:
 # ------------------------------------------------------------------------------------------------ last words
 
 
-def _lines(paths: JobPaths, failure: Failure) -> list[str]:
+def _ending(paths: JobPaths, failure: Failure) -> list[str]:
+    """What was said last by that which failed: its traceback, its stack, or the end of its log."""
     if failure.event is not None:
-        lines = str(failure.event.get("traceback", "")).rstrip().splitlines()
-        return lines if len(lines) <= TRACEBACK_LINES else [*lines[:2], "  ...", *lines[-TRACEBACK_LINES:]]
+        return str(failure.event.get("traceback", "")).rstrip().splitlines()
     if failure.kind == "no_progress":
         return stack_of(paths, next(iter(failure.behind), 0))
     if failure.rank_id is not None:
-        return _end_of_log(tail(paths.rank_log(failure.rank_id), _SCAN_LINES))
-    return tail(paths.log(failure.program), TAIL_LINES) if failure.program else []
+        return _from_fatal_error(tail(paths.rank_log(failure.rank_id), _SCAN_LINES))
+    return tail(paths.log(failure.program), ENDING_LINES) if failure.program else []
 
 
-def _end_of_log(lines: list[str]) -> list[str]:
-    """From the last fatal error of the interpreter on, where a crash wrote one; else the last lines."""
+def _from_fatal_error(lines: list[str]) -> list[str]:
+    """From the last fatal error of the interpreter on, where a crash wrote one; else the end."""
     for index in range(len(lines) - 1, -1, -1):
         if _FATAL.match(lines[index]):
             return lines[index:][:TRACEBACK_LINES]
-    return lines[-TAIL_LINES:]
+    return lines[-ENDING_LINES:]
+
+
+def _shown(failure: Failure, ending: list[str], known: KnownError | None) -> list[str]:
+    """Of tracebacks and stacks nearly all; of a log the last lines, and before them the one that tells the cause."""
+    if failure.event is not None:
+        whole = len(ending) <= TRACEBACK_LINES
+        return ending if whole else [*ending[:2], "  ...", *ending[-TRACEBACK_LINES:]]
+    if failure.kind == "no_progress" or (ending and _FATAL.match(ending[0])):
+        return ending
+    earlier, last = ending[:-TAIL_LINES], ending[-TAIL_LINES:]
+    telling = [line for line in earlier if known and known.pattern.search(line)][:1]
+    return [_brief(line) for line in (*telling, *(["..."] if telling else []), *last)]
+
+
+def _brief(line: str) -> str:
+    """A line of MindFormers' log with its time and text alone."""
+    match = _MINDFORMERS.match(line)
+    return f"{match[1]} {match[2]}" if match else line
 
 
 def stack_of(paths: JobPaths, rank_id: int) -> list[str]:

@@ -182,6 +182,30 @@ def go_on_counting(params: Any, step: int) -> None:
             callback._last_triggered_step = step
 
 
+def report_evaluations(params: Any, events: EventWriter) -> None:
+    """Have MindFormers' evaluation, which only logs its result, write an event when it begins and when it ends."""
+    for callback in params.list_callback:
+        if type(callback).__name__ == "EvalCallBack":
+            callback.eval_func = _reported(callback.eval_func, params, events)
+
+
+def _reported(evaluate: Callable[[], Any], params: Any, events: EventWriter) -> Callable[[], Any]:
+    def run() -> Any:
+        step, began = int(params.cur_step_num), time.monotonic()
+        events.write("eval", step=step)
+        result = evaluate()
+        events.write("eval", step=step, loss=eval_loss(result), seconds=round(time.monotonic() - began, 3))
+        return result
+
+    return run
+
+
+def eval_loss(result: Any) -> float | None:
+    """The loss in what mindformers 1.9.0 returns, {"PerplexityMetric": {"loss": 1.2, "PPL": 3.3}}; None without one."""
+    metrics = result.values() if isinstance(result, dict) else ()
+    return next((_number(m["loss"]) for m in metrics if isinstance(m, dict) and "loss" in m), None)
+
+
 def check_rows(config: Any) -> None:
     """Raises ValueError when the dataset's first row is not one token longer than the model's seq_length.
 
@@ -214,6 +238,7 @@ def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_
         def on_train_begin(self, run_context: Any) -> None:
             if done_steps:
                 go_on_counting(run_context.original_args(), done_steps)
+            report_evaluations(run_context.original_args(), events)
 
         def on_train_step_begin(self, run_context: Any) -> None:
             self._began = time.monotonic()

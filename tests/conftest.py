@@ -8,10 +8,23 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 from shop import SEQ_LENGTH, VOCAB, Trained, Workshop
 from supervised import marked
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A machine with other work to do makes no test fail.
+settings.register_profile("launcher", deadline=None)
+settings.load_profile("launcher")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of the one trained model go to one worker of pytest-xdist: it is trained once."""
+    for item in items:
+        if "workshop" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("trained"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,8 +52,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     shop.launcher("data", "sample", "--size", "256", "--seed", "3", "-o", "math.jsonl")
     shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
     shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
-    options = ("--tokenizer", "tokenizer.model", "--seq-length", str(SEQ_LENGTH), "--template", "plain")
-    shop.launcher("data", "preprocess", "conversations.json", *options, "-o", "train.mindrecord")
+    for name, length in (("train", SEQ_LENGTH), ("held_out", SEQ_LENGTH - 1)):
+        options = ("--tokenizer", "tokenizer.model", "--seq-length", str(length), "--template", "plain")
+        shop.launcher("data", "preprocess", "conversations.json", *options, "-o", f"{name}.mindrecord")
     return shop
 
 
@@ -50,7 +64,8 @@ def trained(workshop: Workshop) -> Trained:
     base = workshop.submit(workshop.write_spec("base", lora=False, steps=6, epochs=1), "--cards", "2")
     workshop.launcher("merge-ckpt", base.record.job_id)
     spec = workshop.write_spec("lora", lora=True, epochs=1, data="math.jsonl")  # raw: submit tokenizes it itself
-    lora = workshop.submit(spec, "--cards", "2", "--checkpoint", str(base.paths.merged))
+    evaluation = ("--set", "evaluation.data=held_out.mindrecord", "--set", "evaluation.every_steps=8")
+    lora = workshop.submit(spec, "--cards", "2", "--checkpoint", str(base.paths.merged), *evaluation)
     workshop.launcher("merge-ckpt", lora.record.job_id)
     lines = (workshop.folder / "math.jsonl").read_text(encoding="utf-8").splitlines()
     questions = [yaml.safe_load(line)["instruction"] for line in lines[:3]]

@@ -169,6 +169,19 @@ def test_following_reads_on_over_a_rotation(tmp_path: Path) -> None:
     source.close()
 
 
+def test_a_line_that_comes_between_looking_back_and_following_is_shown_once(tmp_path: Path) -> None:
+    log = tmp_path / "worker_0.log"
+    source = Source(name="rank 0", path=log, number=0)
+    log.write_text("old\nhal")
+    source.skip_to_end()
+    with log.open("a") as file:
+        file.write("f\nnew\n")
+
+    assert list(source.lines()) == ["old"]
+    assert list(source.new()) == ["half", "new"]
+    source.close()
+
+
 def test_the_command_follows_to_the_end(tmp_path: Path) -> None:
     from test_jobs import record
 

@@ -277,6 +277,20 @@ def test_a_hang_names_the_rank_that_has_not_entered_the_step(tmp_path: Path, eng
         assert "wait_for_the_other" in file.read_text()
 
 
+def test_an_evaluation_is_no_hang(tmp_path: Path, engine: str, no_survivors: str) -> None:
+    program = """
+    ready(); step(1)
+    events.write("eval", step=1)
+    time.sleep(2.5)
+    events.write("eval", step=1, loss=1.0, seconds=2.5)
+    step(2)
+    """
+    supervised = job(tmp_path, program, no_survivors, engine)
+    supervised.limits = replace(LIMITS, hang_timeout_s=0.8)
+
+    assert supervised.run().state == jobs.SUCCEEDED
+
+
 def test_two_jobs_side_by_side_do_not_touch_each_other(tmp_path: Path, engine: str, no_survivors: str) -> None:
     other = Supervised(root=tmp_path / "other", program=WAIT, mark=no_survivors, engine=engine).start()
     pids = other.wait_for_pids().processes

@@ -18,7 +18,7 @@ from launcher.verdict import Findings, Verdict, describe_exit, find_verdict, los
 PLACES = tuple(RankPlace(rank_id=n, local_rank=n, host="node0", device_id=n + 4) for n in range(3))
 
 
-def event(rank_id: int, kind: str, when: float = 1.0, **fields: object) -> dict[str, object]:
+def event(rank_id: int | None, kind: str, when: float = 1.0, **fields: object) -> dict[str, object]:
     return {"time": when, "rank_id": rank_id, "event": kind, **fields}
 
 
@@ -56,6 +56,23 @@ def test_known_errors_are_recognised(text: str, name: str) -> None:
 
     assert known is not None
     assert known.name == name
+
+
+def test_the_line_that_tells_the_cause_is_shown_though_frames_follow_it(tmp_path: Path) -> None:
+    log = JobPaths(root=tmp_path).rank_log(1)
+    log.parent.mkdir(parents=True)
+    prefix = "2026-11-24 13:48:54,931 - mindformers/jobs/x/log[mindformers/core/callback/callback.py:1781] - INFO - "
+    frames = [f"frame {number}" for number in range(20)]
+    log.write_text("\n".join(["EL0004: Failed to allocate memory", *frames, f"{prefix}Finish saving ckpt", ""]))
+    watch = Watch(3, "msrun")
+    watch.rank_gone(1, 5.0, 1)
+    verdict = judge(watch, tmp_path)
+
+    assert verdict.known == "out of device memory"
+    assert verdict.text[EN].splitlines()[1:9] == [
+        "    EL0004: Failed to allocate memory", "    ...", *(f"    {frame}" for frame in frames[-5:]),
+        "    13:48:54 Finish saving ckpt",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["ValueError: no luck", "NEI0002X", "loss 0.1", "banana", "EE99999", ""])
@@ -121,6 +138,15 @@ def test_ranks_that_fell_with_their_engine_did_not_fail_first(tmp_path: Path) ->
     watch.program_gone("msrun", 4.6, 0)
 
     assert judge(watch, tmp_path).text[EN].startswith("msrun failed first: exit code 0")
+
+
+def test_msrun_that_reacts_to_a_death_spares_its_scheduler_and_one_that_is_told_to_stop_does_not() -> None:
+    watch = Watch(2, "msrun")
+    assert not watch.scheduler_was_spared  # nothing is known of it
+    watch.note(event(None, "begin", pid=os.getpid(), started=1.0))
+    assert watch.scheduler_was_spared
+    watch.program_gone("scheduler", 4.1)
+    assert not watch.scheduler_was_spared
 
 
 def test_ranks_that_were_told_to_end_by_their_engine_need_not_end_at_once(tmp_path: Path) -> None:

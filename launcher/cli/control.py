@@ -101,4 +101,7 @@ def _from_where(paths: JobPaths, *, queued: bool) -> str:
 
 
 def _moment(paths: JobPaths) -> str:
-    return next((paths.resume / "rank_0").iterdir()).name
+    from launcher.resume import saved_moments
+
+    ((epoch, step),) = saved_moments(paths.resume / "rank_0")
+    return f"epoch {epoch}, step {step} of it"

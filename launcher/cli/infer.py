@@ -1,75 +1,104 @@
-"""``launcher infer`` and ``launcher eval``."""
+"""``launcher infer``."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.options import job_argument, jobs_dir_option
+from launcher.cli.inference import find, generation_spec, model_options, sampling_options
+
+if TYPE_CHECKING:
+    from launcher.inference.session import Question, Session
 
 
 @click.command()
-@job_argument
+@model_options
 @click.option("--prompt", "prompts", multiple=True, help="A question; give several for one batch.")
-@click.option("--file", "file", type=click.Path(path_type=Path), help="A text file with one question a line.")
+@click.option("--file", "file", metavar="FILE", help="Questions: .jsonl with ids, else one a line; - is stdin.")
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without the template of training.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=click.IntRange(min=0), default=0, help="Sample among the K likeliest; 0 is all.")
-@click.option("--top-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same text.")
-@jobs_dir_option
-def infer(
-    job: str,
-    prompts: tuple[str, ...],
-    file: Path | None,
-    raw: bool,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int,
-    jobs_dir: Path,
-) -> None:
-    """Ask the merged model of JOB, or of a folder that merge-ckpt wrote.
+@click.option("--system", help="Text of the system's turn.")
+@click.option("--batch-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True, metavar="N")
+@click.option(
+    "--cards", type=click.IntRange(min=1), metavar="N", help="Split the model over N Ascend cards of this host."
+)
+@click.option("--dry-run", is_flag=True, help="With --cards: print what would be written and run.")
+@sampling_options
+@click.option("--format", "layout", type=click.Choice(["text", "jsonl"]), default="text", show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON lines to write; what it has answered already is not asked again.",
+)
+def infer(reference: str, prompts: tuple[str, ...], file: str | None, **options: Any) -> None:
+    """Ask MODEL: a job, a folder that merge-ckpt wrote, a folder of transformers, or a weights file.
 
     \b
     launcher infer last --prompt "小明有3个苹果，妈妈又给他5个，现在有几个？"
+    launcher infer last --file questions.jsonl --output answers.jsonl
+    launcher infer my-llama --adapter last --raw --prompt "I love Beijing, because"
     """
-    from launcher.infer import GenerationSpec, Session, find_merged
-    from launcher.prompts import collect
-    from launcher.quiet import quiet
+    from launcher.inference.interrupts import held_back
 
-    asked = collect(prompts, file)
-    spec = GenerationSpec(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    merged = find_merged(job, jobs_dir)
-    with quiet():
-        answers = Session(merged, batch_size=len(asked)).answer(asked, spec, raw=raw)
-    for answer in answers:
-        if len(asked) > 1:
-            click.echo(f"> {answer.prompt}")
-        click.echo(answer.text)
+    with held_back() as interrupted:
+        _infer(reference, prompts, file, interrupted, options)
 
 
-@click.command("eval")
-@job_argument
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Held-out rows: a .mindrecord file.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first N rows.")
-@jobs_dir_option
-def evaluate(job: str, data: Path, limit: int | None, jobs_dir: Path) -> None:
-    """Print the loss of JOB's merged model on held-out rows: mean cross entropy (nats) of the learnt tokens.
+def _infer(
+    reference: str, prompts: tuple[str, ...], file: str | None, interrupted: Callable[[], bool], options: dict[str, Any]
+) -> None:
+    from launcher.inference.asking import Asking
+    from launcher.inference.prompts import collect
+    from launcher.inference.session import Session
 
-    \b
-    launcher eval last --data demo/eval.mindrecord
-    """
-    from launcher.errors import DataError
-    from launcher.infer import Session, find_merged
-    from launcher.quiet import quiet
+    questions = collect(prompts, file, system=options["system"], raw=options["raw"])
+    session = Session(
+        find(reference, options),
+        batch_size=min(options["batch_size"], len(questions)),
+        device_id=options["device_id"],
+    )
+    session.interrupted = interrupted
+    if options["dry_run"] and not options["cards"]:
+        raise click.UsageError("--dry-run goes with --cards")
+    if options["cards"]:
+        _infer_on_cards(session, questions, interrupted, options)
+        return
+    asking = Asking(session=session, spec=generation_spec(options), as_json=options["layout"] == "jsonl")
+    if options["output"]:
+        left, total = asking.into_file(questions, options["output"])
+        click.echo(f"{options['output']}: {total} answers, {left} of them new", err=True)
+    else:
+        asking.to_stdout(questions, stream=sys.stdout.isatty())
 
-    if not data.is_file():
-        raise DataError(f"{data} does not exist", hint="launcher data preprocess makes one")
-    merged = find_merged(job, jobs_dir)
-    with quiet():
-        loss = Session(merged).loss(data, limit=limit)
-    click.echo(f"{loss:.4f}")
+
+def _infer_on_cards(
+    session: Session, questions: Sequence[Question], interrupted: Callable[[], bool], options: dict[str, Any]
+) -> None:
+    from launcher.discover import local_cluster
+    from launcher.engines.msrun import Msrun
+    from launcher.inference import cards, network
+    from launcher.inference.writing import to_json, to_text
+    from launcher.network import scheduler_port
+    from launcher.planning import imagined_cluster
+
+    real = network.target() == "Ascend"
+    cards.refuse_what_cards_cannot(real=real, dry_run=options["dry_run"], output=options["output"])
+    plan = cards.plan_cards(
+        session=session,
+        prepared=session.prepare(questions),
+        spec=generation_spec(options),
+        cluster=local_cluster(options["cards"]) if real else imagined_cluster(options["cards"], "A2"),
+        root=options["jobs_dir"].absolute() / ".infer" if options["dry_run"] else cards.new_root(options["jobs_dir"]),
+        port=scheduler_port(None),
+        program=Msrun().find_program(),
+    )
+    if options["dry_run"]:
+        click.echo(plan.describe())
+        return
+    for answer in cards.carry_out(plan, interrupted=interrupted):
+        as_json = options["layout"] == "jsonl"
+        click.echo(to_json(answer) if as_json else to_text(answer, alone=len(questions) == 1))

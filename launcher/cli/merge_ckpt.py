@@ -2,32 +2,241 @@
 
 from __future__ import annotations
 
+import os
+import re
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli.interruption import interruptible
 from launcher.cli.options import job_argument, jobs_dir_option
+
+if TYPE_CHECKING:
+    from launcher.checkpoint.merge import Merged, MergePlan, Source
+
+_PATH = click.Path(path_type=Path)
+
+
+def _step(_context: click.Context, _parameter: click.Parameter, text: str | None) -> int | tuple[int, int] | None:
+    match = re.fullmatch(r"(?:(\d{1,9})_)?(\d{1,9})", text or "")
+    if text is None:
+        return None
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no step; write 1200, or 2_100 for step 100 of epoch 2")
+    return (int(match[1]), int(match[2])) if match[1] else int(match[2])
 
 
 @click.command("merge-ckpt")
 @job_argument
 @jobs_dir_option
-def merge_ckpt(job: str, jobs_dir: Path) -> None:
-    """Merge the checkpoints of JOB into one model, LoRA folded in.
+@click.option(
+    "--step",
+    metavar="N",
+    callback=_step,
+    help="Merge step N of the whole run (or EPOCH_STEP), not the newest complete.",
+)
+@click.option("--list", "list_steps", is_flag=True, help="List the steps and which ranks have them; merge nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be merged, read, needed and written.")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["mindspore", "hf", "peft"]),
+    default="mindspore",
+    show_default=True,
+    help="mindspore: for launcher infer. hf: for transformers. peft: the adapter alone.",
+)
+@click.option(
+    "--file-format",
+    type=click.Choice(["safetensors", "ckpt"]),
+    default="safetensors",
+    show_default=True,
+    help="Kind of the weight files; hf and peft are always safetensors.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Cast the weights.")
+@click.option("--no-fold", is_flag=True, help="Keep base weights and LoRA adapters apart, in two files.")
+@click.option("--with-optimizer", is_flag=True, help="Keep the optimizer's state too, in a file of its own.")
+@click.option(
+    "--verify",
+    type=click.Choice(["sample", "full"]),
+    default="sample",
+    show_default=True,
+    help="How much is compared across ranks before, and read again after.",
+)
+@click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Size of one file of hf.")
+@click.option("--strategy", type=_PATH, help="Strategy file, or folder of them, when not in FOLDER/strategy.")
+@click.option("--base", type=_PATH, help="Whole base checkpoint, for shards that hold adapters alone.")
+@click.option("--config", type=_PATH, help="config.json or launcher_model.json of the model, for a FOLDER.")
+@click.option("--tokenizer", type=_PATH, help="tokenizer.model to put beside the weights, for a FOLDER.")
+@click.option("-o", "--output", type=_PATH, help="Folder to write.  [default: merged in the job or folder]")
+@click.option("--force", is_flag=True, help="Replace another merge in the output folder.")
+def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
+    """Merge the shards of JOB, or of a FOLDER with rank_0, rank_1, ..., into one model, LoRA folded in.
 
     \b
     launcher merge-ckpt last
+    launcher merge-ckpt last --list
+    launcher merge-ckpt last --format hf -o my-model
+    launcher merge-ckpt /data/run7 --step 1200 --dry-run
     """
-    from launcher.jobs import JobStore
-    from launcher.merging import merge_job
-
-    paths, record = JobStore(jobs_dir).get(job)
-    merged = merge_job(paths, record)
-    if not merged.fresh:
-        click.echo(f"already merged: {merged.folder} (step {merged.step})")
+    # Two threads of ours do the arithmetic; BLAS must not start more of its own under each.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    source = _source(job, jobs_dir, given)
+    if given["list_steps"]:
+        _print_steps(source)
         return
-    click.echo(
-        f"merged step {merged.step} of {record.job_id}: {merged.num_weights} weights, {merged.num_folded} with LoRA"
+    from launcher.checkpoint.folder import check_target
+    from launcher.checkpoint.merge import merge, plan_merge
+    from launcher.merging import default_output
+
+    options = _options(given)
+    target = given["output"] or default_output(source, options)
+    with interruptible(str(target)), ExitStack() as stack:
+        plan = plan_merge(source, options, stack)
+        if given["dry_run"]:
+            _print_plan(plan, target)
+            check_target(target, plan.size)
+            return
+        merged = merge(
+            plan,
+            target,
+            force=given["force"],
+            on_begin=lambda: _print_plan(plan, target),
+            on_progress=progress(stack, "merge"),
+        )
+    _print_merged(merged, source, job)
+
+
+def _source(reference: str, jobs_dir: Path, given: dict[str, Any]) -> Source:
+    from launcher.checkpoint.merge import Source
+
+    folder = Path(reference)
+    if (os.sep in reference or folder.is_dir()) and not (folder / "job.json").is_file():
+        from launcher.merging import read_model
+
+        return Source(
+            name=str(folder.absolute()),
+            folder=folder,
+            strategy=given["strategy"],
+            model=read_model(given["config"]) if given["config"] else None,
+            tokenizer=given["tokenizer"],
+            base=given["base"],
+        )
+    from launcher.jobs import JobStore
+    from launcher.merging import job_source
+
+    is_folder = (folder / "job.json").is_file()
+    store = JobStore(folder.absolute().parent if is_folder else jobs_dir)
+    return job_source(*store.get(folder.absolute().name if is_folder else reference))
+
+
+def _options(given: dict[str, Any]) -> Any:
+    from launcher.checkpoint.merge import Options
+
+    return Options(
+        step=given["step"],
+        layout=given["layout"],
+        file_format=given["file_format"],
+        dtype=given["dtype"],
+        fold=not given["no_fold"],
+        with_optimizer=given["with_optimizer"],
+        verify_full=given["verify"] == "full",
+        max_shard_bytes=parse_size(given["max_shard_size"]),
     )
-    click.echo(f"wrote {merged.folder}")
-    click.echo(f'Next: launcher infer {record.job_id} --prompt "..."')
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "5GB", "500MB" or a plain number. Raises click.BadParameter."""
+    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}
+    number = text.upper().rstrip("GMKB")
+    try:
+        size = int(float(number) * units[text.upper()[len(number) :].strip()])
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size < 1:
+        raise click.BadParameter(f"{text!r} is no size; write 5GB or 500MB", param_hint="--max-shard-size")
+    return size
+
+
+def _print_steps(source: Source) -> None:
+    from launcher.checkpoint.shards import find_shards, moment_text, ranks_text
+    from launcher.checkpoint.steps import list_steps
+
+    shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
+    click.echo(f"{'step':>8}  {'epoch_step':>10}  {'ranks':>9}  complete")
+    for step in list_steps(shards):
+        missing = shards.missing(step.moment)
+        complete = f"no: {ranks_text(missing)} missing" if missing else "yes"
+        ranks = f"{shards.num_ranks - len(missing)} of {shards.num_ranks}"
+        number = "?" if step.number is None else step.number
+        click.echo(f"{number:>8}  {moment_text(step.moment):>10}  {ranks:>9}  {complete}")
+
+
+def _print_plan(plan: MergePlan, target: Path) -> None:
+    files = plan.opened.opened
+    read = sum(output.whole.nbytes for output in plan.outputs)
+    lora = "no LoRA" if plan.scale is None else f"LoRA scale {plan.scale:g}"
+    action = f"{plan.num_folded} folded" if plan.options.fold else "adapters kept apart"
+    for skipped in plan.chosen.skipped:
+        click.echo(f"skipped {skipped}")
+    stages = f", {plan.gathered.num_stages} pipeline stages" if plan.gathered.num_stages > 1 else ""
+    click.echo(f"{plan.chosen} of {plan.source.name}: {plan.shards.num_ranks} ranks{stages}")
+    click.echo(f"  read   {read / 1e6:,.1f} MB from {len(files)} files; {lora}, {action}")
+    for file in plan.files:
+        click.echo(f"  write  {target / file.name}  {len(file.outputs)} tensors, {file.bytes.size / 1e6:,.1f} MB")
+    for name in plan.left_out[:5]:
+        click.echo(f"  leave  {name}: no weight of the model")
+    click.echo(f"  needs  {plan.peak_bytes / 1e6:,.0f} MB of memory at most, {plan.size / 1e6:,.1f} MB of disk")
+
+
+def progress(stack: ExitStack, label: str) -> Any:
+    """A progress bar on stderr that ``stack`` closes; None when nobody watches."""
+    import sys
+
+    if not sys.stderr.isatty():
+        return None
+    bar: Any = None
+
+    def show(count: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            made: Any = click.progressbar(length=total, label=f"  {label}", file=sys.stderr)
+            bar = stack.enter_context(made)
+        bar.update(count)
+
+    return show
+
+
+def _print_merged(merged: Merged, source: Source, job: str) -> None:
+    if not merged.fresh:
+        click.echo(f"already merged: {merged.folder} (step {'?' if merged.step is None else merged.step})")
+        _print_verified(merged)
+        return
+    _print_verified(merged)
+    spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in merged.timings_s.items())
+    click.echo(f"  took   {spent}")
+    folded = f", {merged.num_folded} with LoRA folded in" if merged.num_folded else ""
+    click.echo(f"wrote {merged.folder}: {merged.num_tensors} tensors{folded}")
+    _print_next(merged, source, job)
+
+
+def _print_verified(merged: Merged) -> None:
+    checked = merged.verified
+    if checked is None:
+        return
+    kind = "all" if checked.full else "a sample of"
+    error = f"max|merged - (W + s B A)| = {checked.max_error:.2g} (tolerance {checked.tolerance:.2g})"
+    found = error if checked.tolerance else "the shards' bytes"
+    click.echo(f"  check  {kind} {checked.tensors} tensors: {found}; what several ranks hold is the same")
+
+
+def _print_next(merged: Merged, source: Source, job: str) -> None:
+    files = {path.name for path in merged.folder.iterdir()}
+    if {"launcher_model.json", "model.safetensors"} <= files:
+        reference = job if source.model and merged.folder.name == "merged" else merged.folder
+        click.echo(f'Next: launcher infer {reference} --prompt "..."')
+    elif "config.json" in files:
+        click.echo(f'Next, in Python: transformers.AutoModelForCausalLM.from_pretrained("{merged.folder}")')
+    elif "adapter_config.json" in files:
+        click.echo(f'Next, in Python: peft.PeftModel.from_pretrained(base, "{merged.folder}")')

@@ -132,12 +132,16 @@ class Progress:
     def note_state(self, record: JobRecord) -> None:
         """Say what the job waits for, that it is being stopped, or that another attempt began."""
         if record.state == jobs.STOPPING:
-            click.echo("stopping; Ctrl-C again stops at once", err=True)
+            self._say("stopping; Ctrl-C again stops at once")
         elif record.state == jobs.PLANNED and record.note:
-            click.echo(record.note, err=True)
+            self._say(record.note)
         elif record.state == jobs.STARTING and record.earlier:
             reason = record.earlier[-1]["reason"] or "stopped"
-            click.echo(f"attempt {record.attempt}; attempt {record.attempt - 1} ended: {reason}", err=True)
+            self._say(f"attempt {record.attempt}; attempt {record.attempt - 1} ended: {reason}")
+
+    def _say(self, line: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        self._bar.console.print(line, highlight=False, markup=False) if self._bar else click.echo(line, err=True)
 
     def note(self, event: dict[str, Any]) -> None:
         """Take an event of any rank; only rank 0's are shown."""
@@ -145,6 +149,8 @@ class Progress:
             return
         if event["event"] == "step":
             self._note_step(event)
+        elif event["event"] == "eval" and "loss" in event:
+            self._note_evaluation(event)
         elif self._bar and event["event"] in ("ready", "done"):
             self._bar.update(self._task, description={"ready": "compiling", "done": "saved"}[event["event"]])
 
@@ -160,6 +166,9 @@ class Progress:
         elif time.monotonic() >= self._next_line or step == self._steps:
             click.echo(f"step {step}/{_known(self._steps)}  {detail}", err=True)
             self._next_line = time.monotonic() + 5.0
+
+    def _note_evaluation(self, event: dict[str, Any]) -> None:
+        self._say(f"step {event['step']}  held-out loss {_number(event['loss'], '.4f')}  ({event['seconds']:.1f} s)")
 
     def _left(self, step: int) -> str:
         """Time left by the median step; the first step compiles and says nothing about the others."""

@@ -23,7 +23,7 @@ from launcher.oom import OomWatch
 from launcher.processes import ProcessId, descendants, die_with_parent, kill_descendants, reap
 from launcher.supervise.signals import Asked, StopRequest
 from launcher.supervise.stacks import dump_stacks
-from launcher.supervise.watch import ENGINE_LEAVES_S, SCHEDULER, Failure, Watch
+from launcher.supervise.watch import ENGINE_LEAVES_S, SCHEDULER, SCHEDULER_FOLLOWS_S, Failure, Watch
 from launcher.verdict import Findings, Verdict, find_verdict, signal_name
 
 # Reports of ranks are read this often; ends of processes wake the supervisor at once.
@@ -34,6 +34,9 @@ SETTLE_S = 0.2
 
 # How often slow checks are made: suspended ranks, hangs.
 SLOW_TICK_S = 1.0
+
+# An evaluation may take so many times as long as a step before it counts as a hang.
+EVALUATION_FACTOR = 10
 
 _MIN_FREE_BYTES = 1 << 20
 
@@ -214,9 +217,12 @@ class Attempt:
 
     def _settled_failure(self) -> Failure | None:
         self._for(SETTLE_S, lambda: False)
-        if self.watch.in_doubt:
-            self._for(ENGINE_LEAVES_S, lambda: not self.watch.in_doubt)
-        return self.watch.first_failure()
+        watch = self.watch
+        if watch.in_doubt:
+            self._for(SCHEDULER_FOLLOWS_S, lambda: not (watch.in_doubt and watch.scheduler_was_spared))
+        if not watch.scheduler_was_spared:
+            self._for(ENGINE_LEAVES_S, lambda: not watch.in_doubt)
+        return watch.first_failure()
 
     # ------------------------------------------------------------------------------------------------ slow checks
 
@@ -248,9 +254,11 @@ class Attempt:
         return Failure(kind="no_start", time=time.time(), rank_id=first.rank_id, behind=behind, detail=detail)
 
     def hang_timeout_s(self) -> float:
-        if self.limits.hang_timeout_s is not None:
-            return self.limits.hang_timeout_s
-        return max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * (self.watch.step_time_s() or 0.0))
+        """How long no step may be finished; an evaluation goes through many batches and is one event."""
+        timeout_s = self.limits.hang_timeout_s
+        if timeout_s is None:
+            timeout_s = max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * (self.watch.step_time_s() or 0.0))
+        return timeout_s * (EVALUATION_FACTOR if self.watch.evaluating else 1)
 
     def _hanging(self) -> Failure | None:
         last = self.watch.last_progress

@@ -19,6 +19,9 @@ TOGETHER_S = 0.15
 # How long after it has killed all its ranks an engine takes to leave itself (msrun on SIGINT: 0.5 to 1.9 s).
 ENGINE_LEAVES_S = 2.5
 
+# By when the scheduler of an msrun that was told to stop is gone, after the ranks: they are killed one after another.
+SCHEDULER_FOLLOWS_S = 0.4
+
 _STEPS_KEPT = 50
 
 
@@ -35,6 +38,7 @@ class Rank:
     begun: bool = False
     ready: bool = False
     done: bool = False
+    evaluating: bool = False
     error: dict[str, Any] | None = None
     gone: float | None = None
     code: int | None = None
@@ -44,6 +48,13 @@ class Rank:
     @property
     def failed(self) -> bool:
         return self.error is not None or (self.gone is not None and not self.done)
+
+    def note_progress(self, event: Mapping[str, Any]) -> None:
+        """Take a finished step, or an evaluation that begins or ends."""
+        self.evaluating = event["event"] == "eval" and "loss" not in event
+        if event["event"] == "step":
+            self.last_step = event["step"]
+            self.step_times.append(event["step_s"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +103,8 @@ class Watch:
             rank.begun = True
         elif kind == "ready":
             rank.ready = True
-        elif kind == "step":
-            rank.last_step = event["step"]
-            rank.step_times.append(event["step_s"])
+        elif kind in ("step", "eval"):
+            rank.note_progress(event)
             self.last_progress = event["time"]
         elif kind == "error":
             rank.error = event
@@ -132,6 +142,11 @@ class Watch:
         return all(rank.done for rank in self.ranks.values())
 
     @property
+    def evaluating(self) -> bool:
+        """Some rank goes through the held-out rows, in which no step is finished."""
+        return any(rank.evaluating for rank in self.ranks.values())
+
+    @property
     def all_gone(self) -> bool:
         return all(rank.gone is not None for rank in self.ranks.values())
 
@@ -148,6 +163,12 @@ class Watch:
         """All ranks were ended by one hand, perhaps the engine's, which has not left yet."""
         engine_lives = self.engine is not None and self.engine not in self.programs_gone
         return engine_lives and len(self.ranks) > 1 and self._ended_by_one_hand()
+
+    @property
+    def scheduler_was_spared(self) -> bool:
+        """msrun, told to stop, kills its scheduler right after the ranks; when a rank's death makes it kill the others
+        it lets the scheduler be (mindspore 2.9.0, parallel/cluster/process_entity/_api.py)."""
+        return self.engine == "msrun" and self.scheduler is not None and SCHEDULER not in self.programs_gone
 
     def step_time_s(self) -> float | None:
         """Median time of the last steps over all ranks; each rank's first step compiles and does not count."""

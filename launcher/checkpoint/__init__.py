@@ -1,0 +1,35 @@
+"""Sharded checkpoints from Python: the steps there are, whole tensors as numpy arrays, merged and converted models.
+
+What the commands merge-ckpt, convert-ckpt and split-ckpt do, without a command line. MindSpore is not imported, and
+nothing is held in memory but what is asked for. All weights are (out, in); bfloat16 arrays have the dtype of
+``ml_dtypes.bfloat16``. Folders hold rank_0, rank_1, ... as merge-ckpt takes them; paths may be text.
+
+>>> from launcher.checkpoint import list_steps, merge_shards, open_step
+>>> [str(step) for step in list_steps("run7")]
+['step 100', 'step 200']
+>>> with open_step("run7") as step:
+...     step.number, len(step), step["model.layers.0.attention.wq.weight"].shape
+(200, 291, (4096, 4096))
+>>> merge_shards("run7", "my-model", layout="hf", model="Llama-2-7b-hf/config.json").num_folded
+128
+"""
+
+from launcher.checkpoint.api import (
+    OpenStep,
+    convert_model,
+    list_steps,
+    merge_shards,
+    open_step,
+    read_file,
+    split_checkpoint,
+)
+
+__all__ = [
+    "OpenStep",
+    "convert_model",
+    "list_steps",
+    "merge_shards",
+    "open_step",
+    "read_file",
+    "split_checkpoint",
+]

@@ -1,0 +1,160 @@
+"""MindSpore's .ckpt: protobuf messages ``Checkpoint.Value`` one after the other, read and framed without protobuf.
+
+checkpoint.proto of mindspore 2.9.0: Checkpoint{1: Value*}, Value{1: tag, 2: TensorProto, 3: MapTensorProto},
+TensorProto{1: dims*, 2: tensor_type, 3: tensor_content}. The generated classes hold a whole file in memory.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from launcher.checkpoint.dtypes import CKPT_NAMES, FROM_CKPT
+from launcher.checkpoint.tensorfile import Entry, Index, TensorFile, check_entry, check_name, damaged
+from launcher.checkpoint.wire import BYTES, WireError, field, read_varint, skip, tag, varint
+from launcher.errors import CheckpointError
+
+# save_checkpoint(crc_check=True) ends the file with this word and ten bytes, big-endian.
+_CRC_WORD = b"crc_num"
+_CRC_BYTES = len(_CRC_WORD) + 10
+# mindspore 2.9.0 writes these four bytes at the head of each encrypted block (AES-GCM, AES-CBC, SM4-CBC).
+_CIPHER_MAGICS = tuple(number.to_bytes(4, "little") for number in (0x7F3A5ED8, 0x7F3A5ED9, 0x7F3A5EDA))
+# Tag, dims and type of a value come before its content and fit in this.
+_HEAD_BYTES = 4096
+# serialization.py, SLICE_SIZE: a larger tensor is cut into values of the same tag.
+SLICE_BYTES = 512 << 20
+
+
+@dataclass
+class _Value:
+    tag: bytes = b""
+    dims: tuple[int, ...] = ()
+    type: bytes = b""
+    content: tuple[int, int] | None = None
+    is_map: bool = False
+
+
+def read_index(file: TensorFile) -> Index:
+    """The tensors of a .ckpt. Raises CheckpointError when it is damaged or encrypted."""
+    if file.pread(0, min(4, file.size)) in _CIPHER_MAGICS:
+        raise CheckpointError(
+            f"{file.path} is encrypted", hint="load it with mindspore (dec_key=...) and save it without enc_key"
+        )
+    crc = _stored_crc(file)
+    end = file.size - (_CRC_BYTES if crc is not None else 0)
+    found: dict[str, Entry] = {}
+    last = ""
+    try:
+        for value in _values(file, end):
+            name = check_name(file.path, value.tag)
+            entry = _entry(file, name, value)
+            if entry is None:
+                continue
+            if name in found and last != name:
+                raise damaged(file.path, f"{name} stands twice")
+            found[name] = _joined(found.get(name), entry)
+            last = name
+    except WireError as error:
+        raise damaged(file.path, str(error)) from error
+    if not found:
+        raise damaged(file.path, "it holds no tensor")
+    return Index(entries={name: check_entry(file.path, entry) for name, entry in found.items()}, crc=crc)
+
+
+def _stored_crc(file: TensorFile) -> int | None:
+    tail = file.pread(file.size - _CRC_BYTES, _CRC_BYTES) if file.size > _CRC_BYTES else b""
+    return int.from_bytes(tail[len(_CRC_WORD) :], "big") if tail.startswith(_CRC_WORD) else None
+
+
+def computed_crc(file: TensorFile) -> int:
+    """CRC-32 of the messages of a .ckpt: what save_checkpoint(crc_check=True) stores. Reads the whole file."""
+    crc, offset, end = 0, 0, file.size - _CRC_BYTES
+    while offset < end:
+        block = file.pread(offset, min(1 << 20, end - offset))
+        crc, offset = zlib.crc32(block, crc), offset + len(block)
+    return crc
+
+
+def _joined(head: Entry | None, part: Entry) -> Entry:
+    if head is None:
+        return part
+    return Entry(name=part.name, dtype=part.dtype, shape=part.shape, extents=head.extents + part.extents)
+
+
+def _entry(file: TensorFile, name: str, value: _Value) -> Entry | None:
+    if value.is_map:
+        raise CheckpointError(f"{file.path}: {name} is a map parameter", hint="only LLaMA checkpoints are merged")
+    kind = value.type.decode("utf-8", "replace")
+    if kind == "str":  # text that save_checkpoint(append_dict=...) adds: no tensor
+        return None
+    if kind not in FROM_CKPT or value.content is None:
+        raise damaged(file.path, f"{name} has the element type {kind[:40]!r}")
+    shape = () if value.dims == (0,) else value.dims  # a scalar is written with the one dimension 0
+    return Entry(name=name, dtype=FROM_CKPT[kind], shape=shape, extents=(value.content,))
+
+
+def _values(file: TensorFile, end: int) -> Iterator[_Value]:
+    position = 0
+    while position < end:
+        head = file.pread(position, min(_HEAD_BYTES, end - position))
+        key, at = read_varint(head, 0)
+        size, at = read_varint(head, at)
+        stop = position + at + size
+        if key != tag(1, BYTES) or stop > end:
+            raise WireError(f"no whole value at byte {position}")
+        value = _Value()
+        _parse_value(value, head[: stop - position], at, position, stop)
+        yield value
+        position = stop
+
+
+def _parse_value(value: _Value, head: bytes, at: int, base: int, stop: int) -> None:
+    """Fields of one Value; ``head`` are its first bytes, which lie at ``base`` in the file."""
+    while base + at < stop:
+        key, at = read_varint(head, at)
+        if key == tag(1, BYTES):
+            value.tag, at = field(head, at)
+        elif key == tag(2, BYTES):
+            size, at = read_varint(head, at)
+            if base + at + size != stop:
+                raise WireError(f"a tensor that does not fill its value at byte {base}")
+            _parse_tensor(value, head, at, base, stop)
+            return
+        else:
+            value.is_map |= key == tag(3, BYTES)
+            at = skip(head, at, key)
+
+
+def _parse_tensor(value: _Value, head: bytes, at: int, base: int, stop: int) -> None:
+    dims: list[int] = []
+    while base + at < stop:
+        key, at = read_varint(head, at)
+        if key == tag(3, BYTES):
+            size, at = read_varint(head, at)
+            if base + at + size != stop:
+                raise WireError(f"content that does not end its tensor at byte {base + at}")
+            value.content = (base + at, size)
+            at += size
+        elif key == tag(2, BYTES):
+            value.type, at = field(head, at)
+        elif key == tag(1, 0):
+            dim, at = read_varint(head, at)
+            dims.append(dim)
+        else:
+            at = skip(head, at, key)
+    value.dims = tuple(dims)
+
+
+def frame(name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> bytes:
+    """What stands before ``nbytes`` bytes of content of the tensor ``name`` in a .ckpt."""
+    kind = CKPT_NAMES[dtype].encode()
+    dims = b"".join(tag_bytes(1, 0) + varint(dim) for dim in shape or (0,))
+    tensor = dims + tag_bytes(2, BYTES) + varint(len(kind)) + kind + tag_bytes(3, BYTES) + varint(nbytes)
+    label = name.encode()
+    value = tag_bytes(1, BYTES) + varint(len(label)) + label + tag_bytes(2, BYTES) + varint(len(tensor) + nbytes)
+    return tag_bytes(1, BYTES) + varint(len(value) + len(tensor) + nbytes) + value + tensor
+
+
+def tag_bytes(number: int, kind: int) -> bytes:
+    return varint(tag(number, kind))

@@ -1,0 +1,60 @@
+"""Element types by the names that numpy, MindSpore's .ckpt and safetensors give them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+# mindspore 2.9.0, train/serialization.py, tensor_to_ms_type.
+CKPT_NAMES = {
+    "float16": "Float16",
+    "bfloat16": "BFloat16",
+    "float32": "Float32",
+    "float64": "Float64",
+    "int8": "Int8",
+    "int16": "Int16",
+    "int32": "Int32",
+    "int64": "Int64",
+    "uint8": "UInt8",
+    "uint16": "UInt16",
+    "uint32": "UInt32",
+    "uint64": "UInt64",
+    "bool": "Bool",
+}
+# safetensors 0.8, src/tensor.rs, enum Dtype.
+SAFETENSORS_NAMES = {
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float32": "F32",
+    "float64": "F64",
+    "int8": "I8",
+    "int16": "I16",
+    "int32": "I32",
+    "int64": "I64",
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "bool": "BOOL",
+}
+FROM_CKPT = {theirs: ours for ours, theirs in CKPT_NAMES.items()}
+FROM_SAFETENSORS = {theirs: ours for ours, theirs in SAFETENSORS_NAMES.items()}
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype of ``name`` (a key of CKPT_NAMES); bfloat16 is that of ml_dtypes, imported when asked for."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def item_size(name: str) -> int:
+    """Bytes of one element of dtype ``name``."""
+    return 2 if name == "bfloat16" else np.dtype(name).itemsize

@@ -1,0 +1,181 @@
+"""A folder that appears whole or not at all, and the names of the files in a merged one."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import glob
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import CheckpointError, HostError
+
+MERGE_RECORD = "merge.json"
+WEIGHTS, CKPT_WEIGHTS = "model.safetensors", "model.ckpt"
+MODEL_CONFIG = "launcher_model.json"
+TOKENIZER, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
+TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+@contextmanager
+def whole_folder(target: Path, *, replace: bool) -> Iterator[Path]:
+    """A scratch folder beside ``target`` that becomes ``target`` when the block ends well, synced to disk.
+
+    What a killed process left is removed: a scratch folder is locked as long as its process lives.
+    Raises HostError when the folder cannot be made or renamed.
+    """
+    # The name comes first: an interruption at any later point finds it to be removed.
+    scratch = target.parent / f"{_scratch_prefix(target)}{secrets.token_hex(4)}"
+    handle = -1
+    try:
+        handle = _make_scratch(target, scratch)
+        yield scratch
+        scratch.chmod(0o777 & ~_umask())
+        os.fsync(handle)
+        _put(scratch, target, replace=replace)
+        _sync_folder(target.parent)
+    finally:
+        if handle >= 0:
+            os.close(handle)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scratch_prefix(target: Path) -> str:
+    return f".{target.name[:100]}.part-"
+
+
+def _make_scratch(target: Path, scratch: Path) -> int:
+    """Make ``scratch`` and lock it; returns the handle that holds the lock."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(target)
+        scratch.mkdir(mode=0o700)
+        handle = os.open(scratch, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    return handle
+
+
+def cannot_write(target: Path, error: OSError) -> HostError:
+    """The error for a ``target`` that cannot be made."""
+    return HostError(f"cannot write {target}: {error.strerror}", hint="give another --output")
+
+
+def _put(scratch: Path, target: Path, *, replace: bool) -> None:
+    try:
+        if not (replace and target.exists()):
+            scratch.rename(target)
+        elif not _exchange(scratch, target):
+            old = scratch.with_name(f".{target.name[:100]}.old-{secrets.token_hex(4)}")
+            target.rename(old)
+            scratch.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise HostError(f"cannot put {target} in place: {error.strerror}", hint="give another --output") from error
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Swap two folders at once (renameat2(2)), so that there is never none; False where that is not to be had."""
+    if sys.platform != "linux":
+        return False
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return call is not None and call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), _RENAME_EXCHANGE) == 0
+
+
+def remove_stale(target: Path) -> None:
+    """Remove scratch folders of ``target`` whose process is gone."""
+    for path in target.parent.glob(f"{glob.escape(_scratch_prefix(target))}*"):
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def sync_file(path: Path) -> None:
+    """Bring the bytes of ``path`` to the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}", hint="look at the disk") from error
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(path: Path) -> None:
+    with suppress(HostError):
+        sync_file(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_target(target: Path, needed: int) -> None:
+    """Raises HostError when ``needed`` bytes cannot be written into a folder ``target``, CheckpointError for a file."""
+    try:
+        parent = next(path for path in (target, *target.absolute().parents) if path.is_dir())
+        is_file = target.exists() and not target.is_dir()
+        usage = shutil.disk_usage(parent)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    if is_file:
+        raise CheckpointError(f"{target} is a file", hint="give a folder that is not there yet as --output")
+    if usage.total == 0 or not os.access(parent, os.W_OK | os.X_OK):
+        reason = "it holds no files of ours" if usage.total == 0 else "permission denied"
+        raise HostError(f"cannot write in {parent}: {reason}", hint="give another --output")
+    if usage.free < needed:
+        raise HostError(
+            f"{parent} has {usage.free / 1e9:.2f} GB free, the result needs {needed / 1e9:.2f} GB",
+            hint="make room, or give an --output on another disk",
+        )
+
+
+def is_taken(target: Path) -> bool:
+    """Whether something is at ``target``; an empty folder is as good as none. Raises HostError for no possible path."""
+    try:
+        return target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    except OSError as error:
+        raise cannot_write(target, error) from error
+
+
+def tokenizer_files(path: Path) -> dict[str, bytes]:
+    """A tokenizer under the name that says its kind, and what says the special tokens of a tokenizer.json.
+
+    Raises CheckpointError when ``path`` cannot be read.
+    """
+    try:
+        if path.suffix != ".json":
+            return {TOKENIZER: path.read_bytes()}
+        beside = (path.with_name(name) for name in TOKENIZER_CONFIGS)
+        return {TOKENIZER_JSON: path.read_bytes()} | {file.name: file.read_bytes() for file in beside if file.is_file()}
+    except OSError as error:
+        raise CheckpointError(f"cannot read the tokenizer {path}: {error.strerror}", hint="put it back") from error
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """merge.json of ``folder``. Raises CheckpointError when it is missing or damaged."""
+    try:
+        record = json.loads((folder / MERGE_RECORD).read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or "step" not in record:
+            raise ValueError("it is no record of a merge")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} exists but its {MERGE_RECORD} is missing or damaged: {error}",
+            hint=f"move it away (mv {folder} {folder}.old), or give another --output",
+        ) from error
+    return record

@@ -1,0 +1,228 @@
+"""From the shards of one step to whole tensors: which slice of which rank makes which part.
+
+Only the ranks that are needed are opened: of 128 data-parallel copies one, and a few more to compare with.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, positions, whole_shape
+from launcher.checkpoint.strategy import Layout, Stages, read_strategy
+from launcher.checkpoint.tensorfile import Entry, TensorFile
+from launcher.checkpoint.tensors import Piece, Whole
+from launcher.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copies:
+    """The ranks that hold the same slice of ``name``; the first is the one that is merged."""
+
+    name: str
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """Every tensor of a step, which slices are there several times, and the strategy files that were read."""
+
+    tensors: Mapping[str, Whole]
+    copies: tuple[Copies, ...]
+    num_stages: int
+    strategies: tuple[Path, ...]
+
+
+class OpenShards:
+    """The files of one step, opened when they are needed; use it in a ``with`` statement."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = tuple(paths)
+        self._stack = ExitStack()
+        self._files: dict[int, TensorFile] = {}
+        _allow_open_files(len(paths))
+
+    def __enter__(self) -> OpenShards:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+    def __getitem__(self, rank: int) -> TensorFile:
+        """The file of ``rank``. Raises CheckpointError as TensorFile does."""
+        if rank not in self._files:
+            self._files[rank] = self._stack.enter_context(TensorFile(self.paths[rank]))
+        return self._files[rank]
+
+    @property
+    def opened(self) -> dict[int, TensorFile]:
+        """The files opened so far, by rank."""
+        return dict(sorted(self._files.items()))
+
+
+def _allow_open_files(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard > 0 else wanted, hard))
+
+
+def read_stages(paths: Sequence[Path], num_ranks: int) -> Stages:
+    """The layouts of all stages. ``paths``: one strategy file a rank, or one of all stages.
+
+    Raises CheckpointError when the strategies are not of ``num_ranks`` ranks.
+    """
+    stages = read_strategy(paths[0])
+    per_stage = _devices(paths[0], stages)
+    if len(paths) > 1:
+        found = {number: read_strategy(paths[rank]) for number, rank in enumerate(range(0, num_ranks, per_stage))}
+        # A file names its stage only when it lists operators; which ranks it is of says it always.
+        stages = {number: stage.get(number) or next(iter(stage.values())) for number, stage in found.items()}
+    if len(stages) * per_stage != num_ranks or sorted(stages) != list(range(len(stages))):
+        raise CheckpointError(
+            f"{paths[0].parent} is of {len(stages)} stage(s) with {per_stage} rank(s) each, "
+            f"the checkpoints are of {num_ranks} ranks",
+            hint="give the strategy files of the run that wrote these checkpoints",
+        )
+    return stages
+
+
+def _devices(path: Path, stages: Stages) -> int:
+    found = {layout.num_devices for layouts in stages.values() for layout in layouts.values()}
+    if len(found) != 1:
+        raise CheckpointError(f"{path} mixes stages of {sorted(found)} devices", hint="copy it again")
+    return found.pop()
+
+
+def gather(shards: OpenShards, strategies: Sequence[Path]) -> Gathered:
+    """The whole tensors of the step in ``shards``. Without ``strategies`` every rank holds everything.
+
+    Raises CheckpointError when the strategy does not fit the files or a slice is on no rank.
+    """
+    num_ranks = len(shards.paths)
+    stages: Stages = read_stages(strategies, num_ranks) if strategies else {0: {}}
+    read = strategies[:: num_ranks // len(stages)] if len(strategies) > 1 else strategies
+    per_stage = num_ranks // len(stages)
+    tensors: dict[str, Whole] = {}
+    copies: list[Copies] = []
+    for stage, layouts in stages.items():
+        for whole, same in _Stage(shards, stage * per_stage, per_stage, layouts).gather():
+            known = tensors.setdefault(whole.name, whole)
+            if known.shape != whole.shape or known.dtype != whole.dtype:
+                raise CheckpointError(
+                    f"{whole.name} is {known.dtype}{list(known.shape)} in stage 0 and "
+                    f"{whole.dtype}{list(whole.shape)} in stage {stage}",
+                    hint="these are not the shards of one run",
+                )
+            if known is not whole and len(known.pieces) == len(whole.pieces):
+                copies += _across_stages(shards, known, whole)
+            copies += same
+    return Gathered(tensors=tensors, copies=tuple(copies), num_stages=len(stages), strategies=tuple(read))
+
+
+def _across_stages(shards: OpenShards, known: Whole, other: Whole) -> list[Copies]:
+    """A tensor that two pipeline stages hold (counters, a tied embedding): piece by piece the same."""
+    rank_of = {id(file): rank for rank, file in shards.opened.items()}
+    pairs = zip(known.pieces, other.pieces, strict=True)
+    return [
+        Copies(name=known.name, ranks=(rank_of[id(one.file)], rank_of[id(two.file)]))
+        for one, two in pairs
+        if one.box == two.box
+    ]
+
+
+class _Stage:
+    """The ranks of one pipeline stage: ``size`` of them from ``first`` on."""
+
+    def __init__(self, shards: OpenShards, first: int, size: int, layouts: Mapping[str, Layout]) -> None:
+        self._shards = shards
+        self._first = first
+        self._size = size
+        self._layouts = layouts
+
+    def gather(self) -> list[tuple[Whole, list[Copies]]]:
+        return [self._whole(name, entry) for name, entry in self._entries().items()]
+
+    def _entries(self) -> dict[str, Entry]:
+        """Each tensor of the stage as some rank holds it. All ranks are asked only when the first does not have all."""
+        found = dict(self._shards[self._first].entries)
+        if any(name not in found for name in self._layouts):
+            for rank in range(self._first + 1, self._first + self._size):
+                for name, entry in self._shards[rank].entries.items():
+                    found.setdefault(name, entry)
+        return found
+
+    def _whole(self, name: str, entry: Entry) -> tuple[Whole, list[Copies]]:
+        layout = self._layouts.get(name) or Layout(
+            device_matrix=(self._size,), tensor_map=tuple(() for _ in entry.shape)
+        )
+        try:
+            shape = whole_shape(layout, entry.shape)
+            pieces: list[Piece] = []
+            copies = []
+            for ranks in _same_slice(layout, self._first):
+                chosen = self._holder(name, ranks)
+                pieces += self._pieces(name, layout, chosen, shape, entry)
+                if len(ranks) > 1:
+                    copies.append(Copies(name=name, ranks=(chosen, *(rank for rank in ranks if rank != chosen))))
+        except LayoutError as error:
+            raise CheckpointError(
+                f"the strategy does not fit {self._shards.paths[self._first]}: {name}: {error}",
+                hint="give the strategy files of the run that wrote these checkpoints",
+            ) from error
+        pieces.sort(key=lambda piece: piece.box.start)
+        return Whole(name=name, dtype=entry.dtype, shape=shape, pieces=tuple(pieces)), copies
+
+    def _holder(self, name: str, ranks: Iterable[int]) -> int:
+        """The first of ``ranks`` that has ``name``: MindSpore may have removed what others hold too."""
+        for rank in ranks:
+            if name in self._shards[rank].entries:
+                return rank
+        raise CheckpointError(
+            f"a slice of {name} is on none of the ranks {', '.join(map(str, ranks))}",
+            hint="copy those ranks' files again from the hosts that wrote them",
+        )
+
+    def _pieces(self, name: str, layout: Layout, rank: int, shape: Shape, like: Entry) -> list[Piece]:
+        file = self._shards[rank]
+        entry = file.entries[name]
+        placed = boxes(layout, rank - self._first, shape)
+        held = _held(placed)
+        if entry.shape != held or entry.dtype != like.dtype:
+            raise CheckpointError(
+                f"{file.path}: {name} is {entry.dtype}{list(entry.shape)}, "
+                f"the other ranks and the strategy say {like.dtype}{list(held)}",
+                hint="give the strategy files of the run that wrote these checkpoints",
+            )
+        return [Piece(file=file, entry=entry, box=box) for box in placed]
+
+
+def _held(placed: Sequence[Box]) -> Shape:
+    size = placed[0].size
+    return (sum(box.size[0] for box in placed), *size[1:]) if size else ()
+
+
+def _same_slice(layout: Layout, first: int) -> list[tuple[int, ...]]:
+    """Ranks that hold the same slice, in groups; with ``field`` every device has its own."""
+    groups: dict[object, list[int]] = {}
+    for device, position in enumerate(positions(layout)):
+        groups.setdefault(device if layout.field else position, []).append(first + device)
+    return [tuple(ranks) for ranks in groups.values()]
+
+
+def single_file(file: TensorFile) -> dict[str, Whole]:
+    """The tensors of a file that is whole by itself."""
+    return {
+        name: Whole(
+            name=name,
+            dtype=entry.dtype,
+            shape=entry.shape,
+            pieces=(Piece(file=file, entry=entry, box=Box(start=tuple(0 for _ in entry.shape), size=entry.shape)),),
+        )
+        for name, entry in file.entries.items()
+    }

@@ -1,0 +1,324 @@
+"""Hugging Face's LLaMA and MindFormers': the same tensors under other names, and the files that go with them.
+
+transformers 4.57, models/llama; peft 0.21, tuners/lora; mindformers 1.9.0, models/llama. No weight is permuted or
+transposed between them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launcher.checkpoint import names
+from launcher.checkpoint.folder import TOKENIZER_JSON, tokenizer_files
+from launcher.checkpoint.stream import PlannedFile, planned
+from launcher.checkpoint.tensorfile import SAFETENSORS
+from launcher.checkpoint.tensors import Output
+from launcher.errors import CheckpointError
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+_OUTER_BACK = {theirs: ours for ours, theirs in names.OUTER_NAMES.items()}
+_LAYER_BACK = {theirs: ours for ours, theirs in names.LAYER_NAMES.items()}
+# The ids that a run spec has unless it says otherwise.
+_SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_ROPE_FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
+_SENTENCEPIECE_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+# What transformers' chat templates call what the launcher's call otherwise.
+_CHAT_HEAD = (
+    "{%- set bos = bos_token -%}{%- set eos = eos_token -%}"
+    "{%- if messages and messages[0]['role'] == 'system' -%}"
+    "{%- set system = messages[0]['content'] -%}{%- set messages = messages[1:] -%}"
+    "{%- else -%}{%- set system = none -%}{%- endif -%}"
+    "{%- macro token(name) -%}{{ name }}{%- endmacro -%}"
+)
+# What stands before an answer where the template writes it with the answer.
+_ANSWER_BEGINS = {
+    "llama3": '{% if add_generation_prompt %}{{ header("assistant") }}{% endif %}',
+    "chatml": '{% if add_generation_prompt %}{{ open("assistant") }}{% endif %}',
+}
+
+
+def hf_name(name: str) -> str:
+    """transformers' name of the MindFormers weight ``name``. Raises KeyError when it has none."""
+    match = names.LAYER.fullmatch(name)
+    if match is None:
+        return names.OUTER_NAMES[name]
+    return f"model.layers.{match[1]}.{names.LAYER_NAMES[match[2].removesuffix('.weight')]}.weight"
+
+
+def mindspore_name(name: str) -> str:
+    """MindFormers' name of the transformers weight ``name``. Raises KeyError when it has none."""
+    match = names.LAYER.fullmatch(name)
+    if match is None:
+        return _OUTER_BACK[name]
+    return f"model.layers.{match[1]}.{_LAYER_BACK[match[2].removesuffix('.weight')]}.weight"
+
+
+def peft_name(name: str) -> str:
+    """peft's name of the MindFormers adapter ``name``. Raises KeyError when it has none."""
+    side = "lora_A" if name.endswith(names.LORA_A) else "lora_B"
+    stem = name.removesuffix(names.LORA_A).removesuffix(names.LORA_B)
+    return f"base_model.model.{hf_name(stem + '.weight').removesuffix('.weight')}.{side}.weight"
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+
+def in_order(outputs: Iterable[Output]) -> list[Output]:
+    """As a forward pass meets them: embedding, layers, norm, head."""
+    return sorted(outputs, key=lambda output: _order(output.whole.name))
+
+
+def _order(name: str) -> tuple[int, int, str]:
+    match = names.LAYER.fullmatch(name)
+    if match:
+        return 1, int(match[1]), name
+    return (0 if name == names.EMBEDDING else 2), 0 if name == names.NORM else 1, name
+
+
+def weight_files(outputs: Sequence[Output], max_bytes: int) -> list[PlannedFile]:
+    """``outputs`` by transformers' names, in files of at most ``max_bytes`` of tensors where a tensor is not larger."""
+    groups: list[list[Output]] = [[]]
+    for output in in_order(outputs):
+        if groups[-1] and sum(item.nbytes for item in groups[-1]) + output.nbytes > max_bytes:
+            groups.append([])
+        groups[-1].append(replace(output, name=_renamed(output.name, hf_name)))
+    total = len(groups)
+    if total == 1:
+        return [planned("model.safetensors", groups[0], SAFETENSORS, "pt")]
+    return [
+        planned(f"model-{number:05d}-of-{total:05d}.safetensors", group, SAFETENSORS, "pt")
+        for number, group in enumerate(groups, 1)
+    ]
+
+
+def adapter_file(outputs: Sequence[Output]) -> PlannedFile:
+    """The adapters by peft's names. Raises CheckpointError when there are none."""
+    if not outputs:
+        raise CheckpointError("these shards have no LoRA adapters", hint="use --format hf")
+    renamed = [replace(output, name=_renamed(output.name, peft_name)) for output in outputs]
+    return planned("adapter_model.safetensors", renamed, SAFETENSORS, "pt")
+
+
+def _renamed(name: str, rename: Any) -> str:
+    try:
+        return str(rename(name))
+    except KeyError as error:
+        raise CheckpointError(f"{name} has no counterpart in transformers", hint="only LLaMA is converted") from error
+
+
+# ------------------------------------------------------------------------------------------------ texts
+
+
+def model_texts(
+    model: Mapping[str, Any] | None, base: Path | None, tokenizer: Path | None, files: Sequence[PlannedFile]
+) -> dict[str, bytes]:
+    """The small files of a transformers model, by name.
+
+    model: what launcher_model.json holds. base: base checkpoint of the run, whose folder may hold the config.json it
+    was converted from, with what MindFormers has no word for (rope scaling). tokenizer: a SentencePiece model.
+    Raises CheckpointError when ``model`` is None: shapes do not say how many heads there are.
+    """
+    if model is None:
+        raise CheckpointError(
+            "how many attention heads the model has is not known", hint="give its --config (a config.json will do)"
+        )
+    config = config_of_model(model["model"], _origin_config(base), files)
+    texts = {CONFIG: config, "generation_config.json": _generation_config(config)}
+    if len(files) > 1:
+        texts[INDEX] = _index(files)
+    found = {name: (json.dumps(value, indent=2) + "\n").encode() for name, value in texts.items()}
+    return found | (tokenizer_texts(tokenizer, model) if tokenizer else {})
+
+
+def _origin_config(base: Path | None) -> dict[str, Any]:
+    path = base.parent / CONFIG if base else None
+    return read_json(path) if path and path.is_file() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``. Raises CheckpointError when there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}", hint="put it back") from error
+    return found
+
+
+def config_of_model(
+    model: Mapping[str, Any], origin: Mapping[str, Any], files: Sequence[PlannedFile]
+) -> dict[str, Any]:
+    """config.json of a transformers LLaMA for a model section of a run spec; other keys are those of ``origin``."""
+    outputs = {output.whole.name: output for file in files for output in file.outputs}
+    # What transformers 5 calls torch_dtype and rope_theta with rope_scaling: both read the older names.
+    kept = {key: value for key, value in origin.items() if key not in ("dtype", "rope_parameters")}
+    return {
+        "initializer_range": 0.02,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        **kept,
+        **_special_ids(model, origin),
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": model["hidden_size"],
+        "intermediate_size": model["intermediate_size"],
+        "num_hidden_layers": model["num_layers"],
+        "num_attention_heads": model["num_heads"],
+        "num_key_value_heads": model.get("n_kv_heads") or model["num_heads"],
+        "vocab_size": model["vocab_size"],
+        "max_position_embeddings": model.get("max_position_embedding") or model["seq_length"],
+        "rms_norm_eps": model["rms_norm_eps"],
+        "rope_theta": model["rope_theta"],
+        "rope_scaling": _rope_scaling_back(model.get("rope_scaling")),
+        "tie_word_embeddings": names.HEAD not in outputs,
+        "torch_dtype": next((output.dtype for output in outputs.values()), "float32"),
+    }
+
+
+def _special_ids(model: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids of the model; those of ``origin`` that say the same in more words (several ends, no padding) stay."""
+    ids = {key: model.get(key, default) for key, default in _SPECIAL_IDS.items()}
+    same = {key for key in ids if key in origin and _first_id(origin[key], _SPECIAL_IDS[key]) == ids[key]}
+    return {key: origin[key] if key in same else value for key, value in ids.items()}
+
+
+def _first_id(value: Any, default: int) -> int:
+    """One id of what transformers writes as one, several or none."""
+    found = value[0] if isinstance(value, list) and value else value
+    return found if isinstance(found, int) and found >= 0 else default
+
+
+def _rope_scaling_back(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    factors = {key: scaling[key] for key in _ROPE_FACTORS}
+    return {
+        "rope_type": "llama3",
+        **factors,
+        "original_max_position_embeddings": scaling["original_max_position_embedding"],
+    }
+
+
+def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in _SPECIAL_IDS}
+
+
+def _index(files: Sequence[PlannedFile]) -> dict[str, Any]:
+    return {
+        "metadata": {"total_size": sum(output.nbytes for file in files for output in file.outputs)},
+        "weight_map": {output.name: file.name for file in files for output in file.outputs},
+    }
+
+
+def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, bytes]:
+    """The tokenizer and the files that make AutoTokenizer load it. Raises CheckpointError when it is not there."""
+    found = tokenizer_files(tokenizer)
+    is_fast = TOKENIZER_JSON in found
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast" if is_fast else "LlamaTokenizer",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": model["model"]["seq_length"],
+        **({} if is_fast else {**_SENTENCEPIECE_TOKENS, "add_bos_token": True, "add_eos_token": False, "legacy": True}),
+    }
+    if "tokenizer_config.json" in found:
+        config = read_json(tokenizer.with_name("tokenizer_config.json"))
+    chat = _chat_template(model.get("template"), by_name=is_fast)
+    if chat:  # that of training, whatever the tokenizer came with
+        config["chat_template"] = chat
+    found["tokenizer_config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    if not is_fast:
+        found["special_tokens_map.json"] = (json.dumps(_SENTENCEPIECE_TOKENS, indent=2) + "\n").encode()
+    return found
+
+
+def _chat_template(name: str | None, *, by_name: bool) -> str | None:
+    """The chat template of training in transformers' terms; None where that cannot say what training did.
+
+    by_name: the tokenizer finds control tokens by their names in a text, as that of a tokenizer.json does.
+    """
+    from launcher import resources
+
+    path = resources.find("templates", f"chat/{name}.jinja") if name else None
+    text = path.read_text(encoding="utf-8") if path else ""
+    if not text or ("token(" in text and not by_name):
+        return None
+    return (
+        _CHAT_HEAD + re.sub(r"\{#.*?#\}\s*", "", text, flags=re.DOTALL).rstrip("\n") + _ANSWER_BEGINS.get(str(name), "")
+    )
+
+
+def adapter_texts(scale: float | None, files: Sequence[PlannedFile]) -> dict[str, bytes]:
+    """adapter_config.json of a peft LoRA whose weights are in ``files``."""
+    first = next(output for output in files[0].outputs if output.name.endswith("lora_A.weight"))
+    rank = first.shape[0]
+    targets = sorted({output.name.split(".")[-3] for output in files[0].outputs})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": rank,
+        "lora_alpha": _whole_number((scale or 0.0) * rank),
+        "lora_dropout": 0.0,
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    return {"adapter_config.json": (json.dumps(config, indent=2) + "\n").encode()}
+
+
+def _whole_number(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model section of a run spec for a transformers config.json, seq_length the longest there is.
+
+    Raises KeyError, TypeError or ValueError when it is none, or asks for what MindFormers' LLaMA does not have.
+    """
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    for key, (wanted, given) in {
+        "model_type": ("llama", config.get("model_type")),
+        "head_dim": (hidden // heads, config.get("head_dim") or hidden // heads),
+        "hidden_act": ("silu", config.get("hidden_act", "silu")),
+    }.items():
+        if given != wanted:
+            raise ValueError(f"{key} is {given!r}, not {wanted!r}")
+    rope = config.get("rope_parameters") or {}  # transformers 5
+    longest = config.get("max_position_embeddings", 2048)
+    model = {
+        "hidden_size": hidden,
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": heads,
+        "n_kv_heads": config.get("num_key_value_heads") or heads,
+        "intermediate_size": config["intermediate_size"],
+        "vocab_size": config["vocab_size"],
+        "seq_length": longest,
+        "max_position_embedding": longest,
+        "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
+        "rope_theta": rope.get("rope_theta") or config.get("rope_theta", 10000.0),
+        "rope_scaling": _rope_scaling(config.get("rope_scaling") or rope),
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        **{key: _first_id(config.get(key), default) for key, default in _SPECIAL_IDS.items()},
+    }
+    return names.check_model(model)
+
+
+def _rope_scaling(scaling: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Raises ValueError for a kind that a run spec has no word for."""
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ValueError(f"rope_scaling of type {kind!r} is not supported, only llama3")
+    factors: dict[str, Any] = {key: scaling[key] for key in _ROPE_FACTORS}
+    return {**factors, "original_max_position_embedding": scaling["original_max_position_embeddings"]}

@@ -1,0 +1,105 @@
+"""safetensors: eight bytes of header length, a JSON header, the tensors. Read and framed here for the offsets.
+
+The format: github.com/huggingface/safetensors, README, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from launcher.checkpoint.dtypes import FROM_SAFETENSORS, SAFETENSORS_NAMES
+from launcher.checkpoint.tensorfile import Entry, Index, TensorFile, check_entry, check_name, damaged
+
+# The safetensors library takes 100 MB; a LLaMA of 126 layers with optimizer state needs less than one.
+_MAX_HEADER_BYTES = 32 << 20
+
+
+def read_index(file: TensorFile) -> Index:
+    """The tensors of a safetensors file. Raises CheckpointError when it is damaged."""
+    header, base = _header(file)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise damaged(file.path, "its metadata are not text")
+    entries = [_entry(file, name, item, base) for name, item in header.items()]
+    entries.sort(key=lambda entry: (entry.extents[0], entry.name))
+    _check_packed(file, entries, base)
+    crc = metadata.get("crc_num", "")
+    return Index(
+        entries={entry.name: entry for entry in entries},
+        metadata=metadata,
+        crc=int(crc) if crc.isascii() and crc.isdigit() else None,
+    )
+
+
+def _header(file: TensorFile) -> tuple[dict[str, Any], int]:
+    if file.size < 8:
+        raise damaged(file.path, f"it has {file.size} bytes")
+    size = int.from_bytes(file.pread(0, 8), "little")
+    if size > min(_MAX_HEADER_BYTES, file.size - 8):
+        raise damaged(file.path, f"a header of {size} bytes in a file of {file.size}")
+    try:
+        header = json.loads(file.pread(8, size))
+    except (ValueError, RecursionError) as error:
+        raise damaged(file.path, f"its header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise damaged(file.path, "its header is no mapping")
+    return header, 8 + size
+
+
+def _entry(file: TensorFile, name: str, item: Any, base: int) -> Entry:
+    check_name(file.path, name.encode("utf-8", "surrogatepass"))
+    try:
+        begin, end = (_whole(number) for number in item["data_offsets"])
+        shape = tuple(_whole(dim) for dim in item["shape"])
+        dtype = FROM_SAFETENSORS[item["dtype"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(file.path, f"{name}: dtype, shape or place is missing or of no known kind") from error
+    if base + end > file.size or begin > end:
+        raise damaged(file.path, f"{name} ends at byte {base + end} of {file.size}")
+    entry = Entry(name=name, dtype=dtype, shape=shape, extents=((base + begin, end - begin),))
+    return check_entry(file.path, entry)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(value)
+    return value
+
+
+def _check_packed(file: TensorFile, entries: list[Entry], base: int) -> None:
+    """Tensors follow one another without gap or overlap to the end of the file: the format demands it."""
+    for entry in entries:
+        offset, nbytes = entry.extents[0]
+        if offset != base:
+            raise damaged(file.path, f"{entry.name} begins at byte {offset}, the tensor before it ends at {base}")
+        base += nbytes
+    if base != file.size:
+        raise damaged(file.path, f"its tensors end at byte {base} of {file.size}")
+
+
+def computed_crc(file: TensorFile) -> int:
+    """CRC-32 over names and tensors in order of name: what save_checkpoint(crc_check=True) stores."""
+    crc = 0
+    for name in sorted(file.entries):
+        crc = zlib.crc32(name.encode(), crc)
+        offset, left = file.entries[name].extents[0]
+        while left:
+            block = file.pread(offset, min(1 << 20, left))
+            crc, offset, left = zlib.crc32(block, crc), offset + len(block), left - len(block)
+    return crc
+
+
+def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
+    """Length and header of a file that holds ``tensors`` ((name, dtype, shape, bytes), in this order)."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, dtype, shape, nbytes in tensors:
+        place = [offset, offset + nbytes]
+        header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": place}
+        offset += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data begin at a multiple of eight, as the library has it
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,166 @@
+"""The inverse of merging: a whole checkpoint into the shards of a plan, with their strategy files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.checkpoint import names
+from launcher.checkpoint.folder import check_target, is_taken, sync_file, whole_folder
+from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, optimizer_cuts, slice_shape
+from launcher.checkpoint.strategy import Layout, write_strategy
+from launcher.checkpoint.stream import plan_file, write_file
+from launcher.checkpoint.tensorfile import SAFETENSORS, Entry, TensorFile
+from launcher.checkpoint.tensors import Output, Piece, Whole
+from launcher.errors import CheckpointError
+
+# Axis that tensor parallel cuts, by MindFormers' layer names (mindformers 1.9.0, models/llama, shard() methods).
+# The embedding and the head stay whole unless cut_vocabulary asks (MindFormers: vocab_emb_dp False).
+_CUT_AXIS = {
+    "attention.wq": 0,
+    "attention.wk": 0,
+    "attention.wv": 0,
+    "attention.wo": 1,
+    "feed_forward.w1": 0,
+    "feed_forward.w2": 1,
+    "feed_forward.w3": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPlan:
+    """Degrees to split for. Ranks are numbered stage by stage; in a stage data parallel is outer, tensor inner.
+
+    optimizer_shards: among how many data-parallel copies axis 0 is cut again; 1 for none, -1 for all.
+    cut_vocabulary: tensor parallel cuts the rows of the embedding and the head too.
+    """
+
+    data_parallel: int = 1
+    model_parallel: int = 1
+    pipeline_stage: int = 1
+    optimizer_shards: int = 1
+    cut_vocabulary: bool = False
+
+    @property
+    def num_ranks(self) -> int:
+        return self.data_parallel * self.model_parallel * self.pipeline_stage
+
+    @property
+    def per_stage(self) -> int:
+        return self.data_parallel * self.model_parallel
+
+
+def layout_of(name: str, shape: Shape, plan: SplitPlan) -> Layout:
+    """How ``name`` is laid over the devices of its stage.
+
+    Raises CheckpointError when tensor parallel cannot cut it evenly.
+    """
+    axis = _cut_axis(name, shape, plan)
+    matrix = (plan.data_parallel, plan.model_parallel)
+    layout = Layout(
+        device_matrix=matrix, tensor_map=tuple((0,) if number == axis else () for number in range(len(shape)))
+    )
+    try:
+        rows = slice_shape(layout, shape, 0)
+    except LayoutError as error:
+        raise CheckpointError(
+            f"{name}: {error} (model_parallel {plan.model_parallel})", hint="choose a model_parallel that divides it"
+        ) from error
+    if not _optimizer_cuts_it(rows, axis, plan):
+        return layout
+    step = plan.model_parallel if axis is not None else 1
+    sharded = Layout(device_matrix=matrix, tensor_map=layout.tensor_map, opt_step=step, opt_size=plan.optimizer_shards)
+    # As MindSpore does: what does not divide stays whole.
+    return sharded if rows[0] % optimizer_cuts(sharded) == 0 else layout
+
+
+def _optimizer_cuts_it(rows: Shape, axis: int | None, plan: SplitPlan) -> bool:
+    copies = plan.data_parallel if axis is not None else plan.per_stage
+    return bool(rows) and len(rows) > 1 and plan.optimizer_shards != 1 and copies > 1
+
+
+def _cut_axis(name: str, shape: Shape, plan: SplitPlan) -> int | None:
+    """The axis of ``name`` that tensor parallel cuts, adapters and optimizer state as the weight they belong to."""
+    match = names.LAYER.search(name)
+    if plan.model_parallel == 1 or len(shape) < 2:
+        return None
+    if match is None:
+        return 0 if plan.cut_vocabulary and name.endswith((names.EMBEDDING, names.HEAD)) else None
+    stem = match[2].removesuffix(".weight").removesuffix(names.LORA_A).removesuffix(names.LORA_B)
+    axis = _CUT_AXIS.get(stem)
+    if name.endswith(names.LORA_A):  # (r, in): cut with the weight's inputs
+        return 1 if axis == 1 else None
+    if name.endswith(names.LORA_B):  # (out, r): cut with the weight's outputs
+        return 0 if axis == 0 else None
+    return axis
+
+
+def stage_of(name: str, num_layers: int, plan: SplitPlan) -> range:
+    """The pipeline stages that hold ``name``: layers in even runs, the head last, counters everywhere."""
+    match = names.LAYER.search(name)
+    if match:
+        stage = int(match[1]) * plan.pipeline_stage // max(1, num_layers)
+        return range(stage, stage + 1)
+    if names.EMBEDDING in name:
+        return range(1)
+    if names.NORM in name or names.HEAD in name:
+        return range(plan.pipeline_stage - 1, plan.pipeline_stage)
+    return range(plan.pipeline_stage)
+
+
+def split(source: TensorFile, target: Path, plan: SplitPlan, *, file_format: str = SAFETENSORS) -> int:
+    """Split ``source`` into ``target``/rank_<R>/ and ``target``/strategy/; returns the number of ranks.
+
+    Raises CheckpointError when ``target`` exists or a tensor cannot be cut; HostError when the disk is full.
+    """
+    if is_taken(target):
+        raise CheckpointError(f"{target} exists", hint="give another --output")
+    layers = names.num_layers(source.entries)
+    if plan.pipeline_stage > max(1, layers):
+        raise CheckpointError(f"{layers} layers for {plan.pipeline_stage} stages", hint="use fewer stages")
+    layouts = {name: layout_of(name, entry.shape, plan) for name, entry in source.entries.items()}
+    ranks = [_rank_outputs(source, layouts, rank, layers, plan) for rank in range(plan.num_ranks)]
+    check_target(target, sum(output.nbytes for outputs in ranks for output in outputs))
+    with whole_folder(target, replace=False) as scratch:
+        for rank, outputs in enumerate(ranks):
+            _write_rank(scratch, rank, outputs, layouts, plan, file_format)
+        record = {"source": str(source.path), "bytes": source.size, **vars(plan)}
+        (scratch / "split.json").write_text(json.dumps(record, indent=2) + "\n")
+    return plan.num_ranks
+
+
+def _write_rank(
+    scratch: Path,
+    rank: int,
+    outputs: list[Output],
+    layouts: Mapping[str, Layout],
+    plan: SplitPlan,
+    file_format: str,
+) -> None:
+    path = scratch / f"rank_{rank}" / f"split_rank_{rank}.{file_format}"
+    path.parent.mkdir()
+    write_file(path, plan_file(outputs, file_format, {"format": "ms"}), lambda _: None)
+    sync_file(path)
+    strategy = scratch / "strategy" / f"ckpt_strategy_rank_{rank}.ckpt"
+    strategy.parent.mkdir(exist_ok=True)
+    laid = {output.name: layouts[output.name] for output in outputs if output.shape}
+    strategy.write_bytes(write_strategy(rank // plan.per_stage, laid))
+
+
+def _rank_outputs(
+    source: TensorFile, layouts: Mapping[str, Layout], rank: int, layers: int, plan: SplitPlan
+) -> list[Output]:
+    stage, device = divmod(rank, plan.per_stage)
+    held = (entry for name, entry in source.entries.items() if stage in stage_of(name, layers, plan))
+    return [_slice(source, entry, boxes(layouts[entry.name], device, entry.shape)[0]) for entry in held]
+
+
+def _slice(source: TensorFile, entry: Entry, box: Box) -> Output:
+    """``box`` of a tensor of ``source`` as a tensor of its own."""
+    start = tuple(0 for _ in box.size)
+    placed = Box(start=start, size=box.size, row=box.start[0] if box.start else 0)
+    piece = Piece(file=source, entry=entry, box=placed, skip=box.start[1:])
+    whole = Whole(name=entry.name, dtype=entry.dtype, shape=box.size, pieces=(piece,))
+    return Output(name=entry.name, dtype=entry.dtype, whole=whole)

@@ -1,0 +1,124 @@
+"""Which step is merged: the newest by number that every rank saved, or the one that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launcher.checkpoint.names import GLOBAL_STEP
+from launcher.checkpoint.shards import UNNUMBERED, Moment, Shards, moment_text, ranks_text
+from launcher.checkpoint.tensorfile import TensorFile
+from launcher.errors import CheckpointError
+
+# Up to this many ranks are all asked for their step; of more as many, spread evenly, unless all are to be read.
+_MAX_ASKED = 128
+BY_TENSOR, BY_NAME = GLOBAL_STEP, "file name"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A newer moment that some ranks lack."""
+
+    moment: Moment
+    missing: tuple[int, ...]
+
+    def __str__(self) -> str:
+        lack = "lacks" if len(self.missing) == 1 else "lack"
+        return f"{moment_text(self.moment)}: {ranks_text(self.missing)} {lack} it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A moment that all ranks saved.
+
+    number: its step. said_by: BY_TENSOR (counted over the whole run) or BY_NAME (counted within ``epoch``, for files
+    without that tensor); None when neither says. skipped: newer moments that are not complete, newest first.
+    """
+
+    moment: Moment
+    number: int | None
+    said_by: str | None
+    skipped: tuple[Skipped, ...] = ()
+
+    def __str__(self) -> str:
+        if self.number is None:
+            return "an unnumbered step"
+        if self.said_by == BY_TENSOR:
+            return f"step {self.number}"
+        epoch = f" of epoch {self.moment[0]}" if self.moment[0] > 1 else ""
+        return f"step {self.number}{epoch} (by the file name: there is no {GLOBAL_STEP} in it)"
+
+
+def choose_step(shards: Shards, wanted: int | Moment | None) -> Step:
+    """The newest moment complete on all ranks, or the one that is ``wanted``: a step, or a moment.
+
+    Raises CheckpointError when there is none, or when names alone do not tell which epoch's step is meant.
+    """
+    complete = shards.complete()
+    if wanted is None:
+        newer = [moment for moment in reversed(shards.moments()) if moment > complete[-1]]
+        skipped = tuple(Skipped(moment=moment, missing=tuple(shards.missing(moment))) for moment in newer)
+        return _described(shards, complete[-1], skipped)
+    steps = [_described(shards, moment) for moment in complete]
+    found = [step for step in steps if wanted in (step.number, step.moment)]
+    if len(found) == 1:
+        return found[0]
+    text = moment_text(wanted) if isinstance(wanted, tuple) else wanted
+    if found:
+        moments = ", ".join(moment_text(step.moment) for step in found)
+        raise CheckpointError(
+            f"step {text} is in several epochs: {moments}", hint=f"give the epoch too: --step {moments.split(',')[0]}"
+        )
+    known = ", ".join(f"{'?' if step.number is None else step.number}" for step in steps)
+    raise CheckpointError(
+        f"step {text} is not complete in {shards.folder}; complete are {known}", hint="launcher merge-ckpt --list ..."
+    )
+
+
+def list_steps(shards: Shards) -> list[Step]:
+    """Every moment that any rank saved, oldest first."""
+    return [_described(shards, moment) for moment in shards.moments()]
+
+
+def _described(shards: Shards, moment: Moment, skipped: tuple[Skipped, ...] = ()) -> Step:
+    """``moment`` with the step that the first rank which has it says."""
+    number = _step_in(next(files[moment] for files in shards.files if moment in files))
+    if number is not None:
+        return Step(moment=moment, number=number, said_by=BY_TENSOR, skipped=skipped)
+    if moment == UNNUMBERED:
+        return Step(moment=moment, number=None, said_by=None, skipped=skipped)
+    return Step(moment=moment, number=moment[1], said_by=BY_NAME, skipped=skipped)
+
+
+def _step_in(path: Path) -> int | None:
+    with TensorFile(path) as file:
+        entry = file.entries.get(GLOBAL_STEP)
+        if entry is None or not 0 < entry.nbytes <= 64:
+            return None
+        return int(file.array(GLOBAL_STEP).reshape(-1)[0])
+
+
+def check_steps(step: Step, paths: Sequence[Path], needed: Iterable[int], *, full: bool) -> Step:
+    """Hold the steps that ranks' files say against each other, whatever their weights; returns ``step`` as they say.
+
+    paths: one file a rank; a file without the tensor says nothing (redundancy may be removed). needed: ranks that are
+    asked in any case. Raises CheckpointError when they disagree.
+    """
+    count = len(paths)
+    spread = range(count) if full or count <= _MAX_ASKED else range(0, count, -(-count // _MAX_ASKED))
+    asked = sorted({*spread, *needed})
+    steps = {rank: number for rank in asked if (number := _step_in(paths[rank])) is not None}
+    if len(set(steps.values())) > 1:
+        raise CheckpointError(
+            f"mixed steps in files of the same name: {_by_step(steps)}",
+            hint="copy each rank's files again from its host",
+        )
+    return replace(step, number=next(iter(steps.values())), said_by=BY_TENSOR) if steps else step
+
+
+def _by_step(steps: Mapping[int, int]) -> str:
+    groups: dict[int, list[int]] = {}
+    for rank, step in steps.items():
+        groups.setdefault(step, []).append(rank)
+    return "; ".join(f"step {step} on {ranks_text(ranks)}" for step, ranks in groups.items())

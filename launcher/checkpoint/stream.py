@@ -1,0 +1,318 @@
+"""Write tensors into a checkpoint file in one pass: copied inside the kernel where no arithmetic is needed, else by
+blocks of rows; two threads, a few MiB of memory each, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from launcher.checkpoint import ckpt, safetensors_format
+from launcher.checkpoint.dtypes import Array, item_size, numpy_dtype
+from launcher.checkpoint.halves import HalfCaster, plain_cast
+from launcher.checkpoint.tensorfile import CKPT, byte_view, damaged
+from launcher.checkpoint.tensors import Fold, Output, Whole
+from launcher.errors import HostError
+
+OnBytes = Callable[[int], None]
+
+# More than four wait for the disk, or for each other.
+NUM_THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+# A block is what one thread holds at a time; a tile is what stays in its second-level cache during arithmetic.
+BLOCK_BYTES = 4 << 20
+_COPY_BYTES = 32 << 20
+_TILE_ITEMS = 1 << 17
+_PRODUCT_TILES = 4
+_NO_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
+# What copy_file_range says when two file systems cannot do it among themselves.
+_NO_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Rows [start, stop) of ``output`` lie at ``offset`` in the new file."""
+
+    output: Output
+    start: int
+    stop: int
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePlan:
+    """Every byte of a file to come: ``literals`` (offset, bytes) between the tensors of ``chunks``."""
+
+    literals: tuple[tuple[int, bytes], ...]
+    chunks: tuple[Chunk, ...]
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedFile:
+    """A file of a result: its name, the tensors in it, and every byte."""
+
+    name: str
+    outputs: tuple[Output, ...]
+    bytes: FilePlan
+
+
+def planned(name: str, outputs: Sequence[Output], file_format: str, made_for: str) -> PlannedFile:
+    """The file ``name`` with ``outputs``. ``made_for``: the "format" in the metadata of safetensors."""
+    plan = plan_file(outputs, file_format, {"format": made_for})
+    return PlannedFile(name=name, outputs=tuple(outputs), bytes=plan)
+
+
+def plan_file(outputs: Sequence[Output], file_format: str, metadata: Mapping[str, str]) -> FilePlan:
+    """Where everything goes in a file of ``file_format``."""
+    if file_format == CKPT:
+        return _plan_ckpt(outputs)
+    # Wide elements first, as the safetensors library sorts them: every tensor is aligned then.
+    ordered = sorted(outputs, key=lambda output: (-item_size(output.dtype), output.name))
+    described = ((output.name, output.dtype, output.shape, output.nbytes) for output in ordered)
+    header = safetensors_format.header_bytes(described, metadata)
+    chunks, offset = [], len(header)
+    for output in ordered:
+        chunks.append(Chunk(output=output, start=0, stop=output.whole.rows, offset=offset))
+        offset += output.nbytes
+    return FilePlan(literals=((0, header),), chunks=tuple(chunks), size=offset)
+
+
+def _plan_ckpt(outputs: Sequence[Output]) -> FilePlan:
+    literals, chunks, offset = [], [], 0
+    for output in outputs:
+        rows = max(1, ckpt.SLICE_BYTES // max(1, output.row_bytes))
+        for start in range(0, max(1, output.whole.rows), rows):
+            stop = min(start + rows, output.whole.rows)
+            nbytes = (stop - start) * output.row_bytes
+            head = ckpt.frame(output.name, output.dtype, output.shape, nbytes)
+            literals.append((offset, head))
+            chunks.append(Chunk(output=output, start=start, stop=stop, offset=offset + len(head)))
+            offset += len(head) + nbytes
+    return FilePlan(literals=tuple(literals), chunks=tuple(chunks), size=offset)
+
+
+def write_file(path: Path, plan: FilePlan, on_bytes: OnBytes) -> None:
+    """Write the new file ``path``; not synced. ``on_bytes`` hears of bytes written, from several threads.
+
+    Raises HostError when the disk is full or the file may not be written, CheckpointError when a source is damaged.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            _reserve(fd, plan.size)
+            for offset, literal in plan.literals:
+                _write(fd, memoryview(literal), offset)
+            _run(fd, list(_blocks(plan.chunks)), on_bytes)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise HostError(f"cannot write {path}: {error.strerror}", hint="make room, or give another --output") from error
+
+
+def _reserve(fd: int, size: int) -> None:
+    """Take ``size`` bytes of the disk at once: a full disk shows now, and writing costs half as much on ext4.
+
+    fallocate(2) itself: os.posix_fallocate writes every page where a file system (NFS) cannot reserve.
+    """
+    if sys.platform == "linux":
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+        fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        if fallocate(fd, 0, 0, size) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in _NO_RESERVE:
+            raise OSError(code, os.strerror(code))
+    os.truncate(fd, size)
+
+
+def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        output = chunk.output
+        limit = _COPY_BYTES if output.is_copy and _all_wide(output.whole) else BLOCK_BYTES
+        wide = max(output.row_bytes, output.whole.row_bytes, output.whole.row_items * 4 if output.fold else 1, 1)
+        rows = max(1, limit // wide)
+        for start in range(chunk.start, chunk.stop, rows):
+            yield Chunk(
+                output=output,
+                start=start,
+                stop=min(start + rows, chunk.stop),
+                offset=chunk.offset + (start - chunk.start) * output.row_bytes,
+            )
+
+
+def _all_wide(whole: Whole) -> bool:
+    return all(whole.is_wide(piece) for piece in whole.pieces)
+
+
+def _run(fd: int, blocks: list[Chunk], on_bytes: OnBytes) -> None:
+    stop, lock, adapters = threading.Event(), threading.Lock(), _Adapters()
+    pending = iter(blocks)
+
+    def work() -> None:
+        worker = _Worker(fd, adapters)
+        while not stop.is_set():
+            with lock:
+                block = next(pending, None)
+            if block is None:
+                return
+            on_bytes(worker.write(block))
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        try:
+            futures = [pool.submit(work) for _ in range(NUM_THREADS)]
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+        for future in futures:
+            future.result()
+
+
+class _Adapters:
+    """The adapters of the weight at work, in float32: lora_a (r, in), scale * lora_b (out, r). Threads share them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key: Fold | None = None
+        self._value: tuple[Array, Array] | None = None
+
+    def get(self, fold: Fold) -> tuple[Array, Array]:
+        with self._lock:
+            if self._value is None or self._key is not fold:
+                self._value = load_adapters(fold)
+                self._key = fold
+            return self._value
+
+
+def load_adapters(fold: Fold) -> tuple[Array, Array]:
+    """lora_a (r, in) and scale * lora_b (out, r) in float32."""
+    lora_b = fold.lora_b.read().astype(np.float32)
+    lora_b *= np.float32(fold.scale)
+    return fold.lora_a.read().astype(np.float32), lora_b
+
+
+class _Worker:
+    """One thread's buffers, used for one block after another."""
+
+    def __init__(self, fd: int, adapters: _Adapters) -> None:
+        self._fd = fd
+        self._adapters = adapters
+        self._caster = HalfCaster(_TILE_ITEMS)
+        self._buffers: dict[str, Array] = {}
+
+    def write(self, block: Chunk) -> int:
+        """Write ``block`` and return how many bytes that were."""
+        output = block.output
+        if output.is_copy and _all_wide(output.whole):
+            self._copy(block)
+        else:
+            self._compute(block)
+        return (block.stop - block.start) * output.row_bytes
+
+    def _copy(self, block: Chunk) -> None:
+        whole = block.output.whole
+        for piece, begin, end, row in whole.parts(block.start, block.stop):
+            offset = block.offset + (begin - block.start) * whole.row_bytes
+            for source, nbytes in piece.file.spans(piece.entry, row * whole.row_bytes, (end - begin) * whole.row_bytes):
+                copy_range(piece.file.fd, source, self._fd, offset, nbytes, piece.file.path)
+                offset += nbytes
+
+    def _compute(self, block: Chunk) -> None:
+        output, whole, rows = block.output, block.output.whole, block.stop - block.start
+        source = self._buffer("source", rows * whole.row_items, whole.dtype)
+        scratch = self._buffer("scratch", whole.scratch_bytes(rows), "uint8")
+        whole.read_rows(block.start, block.stop, source.reshape(rows, *whole.shape[1:]), scratch)
+        if not output.is_copy:
+            source = self._convert(output, source, block.start, rows)
+        _write(self._fd, byte_view(source), block.offset)
+
+    def _convert(self, output: Output, source: Array, start: int, rows: int) -> Array:
+        if output.fold is None and not _via_float32(output):
+            result = self._buffer("result", source.size, output.dtype)
+            plain_cast(source, result)
+            return result
+        # In place when the element type stays: a tile is read before it is written.
+        result = source if output.dtype == output.whole.dtype else self._buffer("result", source.size, output.dtype)
+        items = output.whole.row_items
+        step = max(1, _TILE_ITEMS // max(1, items))
+        tile = self._buffer("tile", step * items, "float32")
+        factors = self._adapters.get(output.fold) if output.fold else None
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            part = tile[: (last - first) * items]
+            self._widen(source[first * items : last * items], part)
+            if factors is not None:
+                np.add(part, self._delta(factors, start, first, rows, step), out=part)
+            self._narrow(part, result[first * items : last * items])
+        return result
+
+    def _delta(self, factors: tuple[Array, Array], start: int, first: int, rows: int, step: int) -> Array:
+        """Rows [first, first + step) of scale * B A of the block that begins at row ``start``.
+
+        Products of several tiles are taken at once: BLAS packs lora_a anew each time.
+        """
+        items, many = factors[0].shape[1], step * _PRODUCT_TILES
+        delta = self._buffer("delta", min(many, rows) * items, "float32").reshape(-1, items)
+        begin = first // many * many
+        if first == begin:
+            end = min(begin + many, rows)
+            np.matmul(factors[1][start + begin : start + end], factors[0], out=delta[: end - begin])
+        return delta[first - begin : min(first - begin + step, rows - begin)].reshape(-1)
+
+    def _widen(self, source: Array, out: Array) -> None:
+        if source.dtype == np.float16 and source.size <= _TILE_ITEMS:
+            self._caster.widen(source, out)
+        else:
+            plain_cast(source, out)
+
+    def _narrow(self, source: Array, out: Array) -> None:
+        if out.dtype == np.float16 and source.size <= _TILE_ITEMS:
+            self._caster.narrow(source, out)
+        else:
+            plain_cast(source, out)
+
+    def _buffer(self, use: str, items: int, dtype: str) -> Array:
+        nbytes = items * item_size(dtype)
+        if use not in self._buffers or self._buffers[use].size < nbytes:
+            self._buffers[use] = np.empty(nbytes, np.uint8)
+        return self._buffers[use][:nbytes].view(numpy_dtype(dtype))
+
+
+def _via_float32(output: Output) -> bool:
+    """Whether a cast through float32 tiles is exact: from or to float16, the other side no wider than float32."""
+    pair = {output.dtype, output.whole.dtype}
+    return "float16" in pair and pair <= {"float16", "bfloat16", "float32"}
+
+
+def copy_range(source_fd: int, source: int, target_fd: int, target: int, nbytes: int, path: Path) -> None:
+    """Copy ``nbytes`` from ``source`` in one file to ``target`` in another. ``path`` names the source in errors."""
+    while nbytes:
+        count = _copy_some(source_fd, source, target_fd, target, nbytes)
+        if count == 0:
+            raise damaged(path, f"it ends at byte {source}")
+        source, target, nbytes = source + count, target + count, nbytes - count
+
+
+def _copy_some(source_fd: int, source: int, target_fd: int, target: int, nbytes: int) -> int:
+    try:
+        return os.copy_file_range(source_fd, target_fd, nbytes, source, target)
+    except OSError as error:
+        if error.errno not in _NO_COPY:
+            raise
+    data = os.pread(source_fd, min(nbytes, 1 << 18), source)
+    _write(target_fd, memoryview(data), target)
+    return len(data)
+
+
+def _write(fd: int, data: memoryview, offset: int) -> None:
+    while len(data):
+        count = os.pwrite(fd, data, offset)
+        data, offset = data[count:], offset + count

@@ -1,0 +1,187 @@
+"""One checkpoint file: which tensors it holds and where their bytes lie, and reads of them by rows.
+
+Everything is read with pread: a file that shrinks meanwhile gives an error, never a crash, and nothing is held in
+memory but what was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from launcher.checkpoint.dtypes import Array, item_size, numpy_dtype
+from launcher.errors import CheckpointError
+
+CKPT = "ckpt"
+SAFETENSORS = "safetensors"
+SUFFIXES = {".ckpt": CKPT, ".safetensors": SAFETENSORS}
+
+_MAX_NAME_BYTES = 1024
+_MAX_DIMS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A tensor in a file. ``extents``: (offset in the file, bytes), in order; .ckpt cuts tensors above 512 MiB."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    extents: tuple[tuple[int, int], ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * item_size(self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What a file holds: its tensors in file order, its metadata, and the CRC it carries, if any."""
+
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    crc: int | None = None
+
+
+class TensorFile:
+    """An open checkpoint file of either format; use it in a ``with`` statement. Reads are safe in several threads."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises CheckpointError when there is no such file, or it is damaged, encrypted or neither format."""
+        from launcher.checkpoint import ckpt, safetensors_format
+
+        self.path = path
+        self.format = format_of(path)
+        try:
+            # Without waiting: a named pipe is no checkpoint.
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+        try:
+            status = os.fstat(self.fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{path} is no file", hint="give a .ckpt or .safetensors file")
+            self.size = status.st_size
+            read_index = ckpt.read_index if self.format == CKPT else safetensors_format.read_index
+            self.index: Index = read_index(self)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        return self.index.entries
+
+    def pread(self, offset: int, nbytes: int) -> bytes:
+        """Exactly ``nbytes`` bytes at ``offset``. Raises CheckpointError when it ends before or the disk fails."""
+        try:
+            data = os.pread(self.fd, nbytes, offset)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        return data if len(data) == nbytes else self._pread_rest(data, offset, nbytes)
+
+    def _pread_rest(self, data: bytes, offset: int, nbytes: int) -> bytes:
+        buffer = bytearray(nbytes)
+        buffer[: len(data)] = data
+        self._fill(memoryview(buffer)[len(data) :], offset + len(data))
+        return bytes(buffer)
+
+    def read_into(self, entry: Entry, start: int, out: memoryview) -> None:
+        """Fill ``out`` with the bytes of ``entry`` from its byte ``start`` on."""
+        for offset, nbytes in self.spans(entry, start, len(out)):
+            self._fill(out[:nbytes], offset)
+            out = out[nbytes:]
+
+    def spans(self, entry: Entry, start: int, nbytes: int) -> list[tuple[int, int]]:
+        """Where ``nbytes`` bytes of ``entry`` from its byte ``start`` on lie: (offset in the file, bytes), in order."""
+        found = []
+        for offset, length in entry.extents:
+            if start < length and nbytes > 0:
+                part = min(length - start, nbytes)
+                found.append((offset + start, part))
+                nbytes -= part
+                start += part
+            start -= length
+        return found
+
+    def _fill(self, out: memoryview, offset: int) -> None:
+        while len(out):
+            try:
+                count = os.preadv(self.fd, [out], offset)
+            except OSError as error:
+                raise self._unreadable(error) from error
+            if count == 0:
+                raise damaged(self.path, f"it ends at byte {offset}")
+            out, offset = out[count:], offset + count
+
+    def _unreadable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(f"cannot read {self.path}: {error.strerror}", hint="look at the disk it is on")
+
+    def array(self, name: str) -> Array:
+        """The whole tensor ``name``, in its own shape and dtype. Raises KeyError when there is none."""
+        entry = self.entries[name]
+        out = np.empty(entry.shape, numpy_dtype(entry.dtype))
+        if out.nbytes:
+            self.read_into(entry, 0, byte_view(out))
+        return out
+
+
+def format_of(path: Path) -> str:
+    """CKPT or SAFETENSORS, by the name. Raises CheckpointError when it is neither."""
+    found = SUFFIXES.get(path.suffix)
+    if found is None:
+        raise CheckpointError(f"{path} is no checkpoint by its name", hint="give a .ckpt or .safetensors file")
+    return found
+
+
+def byte_view(array: Array) -> memoryview:
+    """The bytes of a C-contiguous ``array``, writable when it is. Works for bfloat16, which has no buffer format."""
+    return memoryview(array.reshape(-1).view(np.uint8).data)
+
+
+def damaged(path: Path, reason: str) -> CheckpointError:
+    """The error for a file whose bytes are not what its format says."""
+    return CheckpointError(
+        f"{path} is damaged: {reason}", hint="copy it again from the host that wrote it, or merge an earlier --step"
+    )
+
+
+def check_name(path: Path, raw: bytes) -> str:
+    """``raw`` as a tensor name. Raises CheckpointError for what no training writes: paths, controls, not UTF-8."""
+    if len(raw) > _MAX_NAME_BYTES:
+        raise damaged(path, f"a tensor name of {len(raw)} bytes")
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise damaged(path, f"a tensor name that is not UTF-8: {raw[:40]!r}") from error
+    if not name.isprintable() or not name or any(part in name for part in ("/", "\\", "..")):
+        raise damaged(path, f"a tensor name that no training writes: {name[:80]!r}")
+    return name
+
+
+def check_entry(path: Path, entry: Entry) -> Entry:
+    """``entry`` itself when its shape and its bytes agree. Raises CheckpointError otherwise."""
+    stored = sum(nbytes for _, nbytes in entry.extents)
+    if len(entry.shape) > _MAX_DIMS or any(dim < 0 for dim in entry.shape) or entry.nbytes != stored:
+        shape = list(entry.shape[:_MAX_DIMS])
+        raise damaged(path, f"{entry.name} has {stored} bytes, which is not {entry.dtype}{shape}")
+    return entry

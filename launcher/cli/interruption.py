@@ -1,0 +1,51 @@
+"""Signals that ask a command to end: what it was making is cleared away first."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from launcher.errors import JobCancelled
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Interrupted(BaseException):
+    """Not an Exception: nothing that deals with errors on the way takes it for one."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+@contextmanager
+def interruptible(what: str) -> Iterator[None]:
+    """End the block where it stands when INT, TERM or HUP comes; its ``finally`` clauses run, further signals wait.
+
+    what: what is being made, for the message. Raises JobCancelled, whose exit code is 128 plus the signal's number.
+    """
+    asked = False
+
+    def on_signal(signum: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            raise _Interrupted(signum)
+
+    before = {number: signal.signal(number, on_signal) for number in _SIGNALS if not _ignored(number)}
+    try:
+        yield
+    except _Interrupted as error:
+        name = signal.Signals(error.signum).name
+        raise JobCancelled(
+            f"{name}: {what} is not written", signum=error.signum, hint="the same command starts it again"
+        ) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ignored(number: int) -> bool:
+    """nohup has HUP ignored: so it stays."""
+    return signal.getsignal(number) is signal.SIG_IGN

@@ -1,0 +1,52 @@
+"""``launcher split-ckpt``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from launcher.cli.interruption import interruptible
+
+_PATH = click.Path(path_type=Path)
+_DEGREE = click.IntRange(min=1)
+
+
+@click.command("split-ckpt")
+@click.argument("checkpoint", type=_PATH)
+@click.option("-o", "--output", type=_PATH, required=True, help="Folder to write: rank_0, rank_1, ... and strategy.")
+@click.option("--dp", type=_DEGREE, default=1, show_default=True, help="Data parallel degree.")
+@click.option("--mp", type=_DEGREE, default=1, show_default=True, help="Tensor (model) parallel degree.")
+@click.option("--pp", type=_DEGREE, default=1, show_default=True, help="Pipeline stages.")
+@click.option("--optimizer-parallel", is_flag=True, help="Cut what data-parallel copies share among them.")
+@click.option("--cut-vocabulary", is_flag=True, help="Cut the embedding and the head too (vocab_emb_dp: False).")
+@click.option("--file-format", type=click.Choice(["safetensors", "ckpt"]), default="safetensors", show_default=True)
+def split_ckpt(
+    checkpoint: Path,
+    output: Path,
+    dp: int,
+    mp: int,
+    pp: int,
+    optimizer_parallel: bool,
+    cut_vocabulary: bool,
+    file_format: str,
+) -> None:
+    """Split a whole CHECKPOINT into the shards of a plan, with their strategy files: the inverse of merge-ckpt.
+
+    \b
+    launcher split-ckpt base.safetensors --dp 2 --mp 4 -o shards
+    """
+    from launcher.checkpoint.split import SplitPlan, split
+    from launcher.checkpoint.tensorfile import TensorFile
+
+    plan = SplitPlan(
+        data_parallel=dp,
+        model_parallel=mp,
+        pipeline_stage=pp,
+        optimizer_shards=-1 if optimizer_parallel else 1,
+        cut_vocabulary=cut_vocabulary,
+    )
+    with interruptible(str(output)), TensorFile(checkpoint) as source:
+        ranks = split(source, output, plan, file_format=file_format)
+    click.echo(f"wrote {ranks} ranks to {output} (dp {dp}, mp {mp}, pp {pp})")
+    click.echo(f"Back: launcher merge-ckpt {output}")

@@ -1,0 +1,102 @@
+"""LoRA adapters on top of a base model: from a job, a folder of peft, or a file of MindFormers' names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.checkpoint import names
+from launcher.checkpoint.gather import single_file
+from launcher.checkpoint.huggingface import peft_name
+from launcher.checkpoint.shards import read_scale
+from launcher.checkpoint.tensorfile import TensorFile
+from launcher.checkpoint.tensors import Whole
+from launcher.errors import CheckpointError
+from launcher.inference.weights import Tensors, expected_shapes
+
+if TYPE_CHECKING:
+    from launcher.inference.sources import Model
+
+_FILES = ("adapter_model.safetensors", "adapter.safetensors", "adapter.ckpt")
+_SUFFIXES = (".safetensors", ".ckpt")
+
+
+def with_adapter(model: Model, reference: str, jobs_dir: Path) -> Model:
+    """``model`` with the adapter that ``reference`` means, kept apart from the weights.
+
+    A job, a folder (peft's adapter_model.safetensors, or what ``merge-ckpt --no-fold`` wrote), or a file beside its
+    adapter_config.json. Raises CheckpointError when there is no adapter, JobError when there is no such job.
+    """
+    path = Path(reference)
+    if path.is_file() or (path.is_dir() and not (path / "job.json").is_file()):
+        return _of_file(model, path)
+    return _of_job(model, reference, jobs_dir)
+
+
+def _of_job(model: Model, reference: str, jobs_dir: Path) -> Model:
+    from launcher.inference.sources import job_step
+    from launcher.jobs import JobStore
+
+    path = Path(reference)
+    store = JobStore(path.absolute().parent if path.is_dir() else jobs_dir)
+    paths, record = store.get(path.absolute().name if path.is_dir() else reference)
+    adapted = job_step(paths, record, folded=False, adapters=True)
+
+    def tensors(stack: ExitStack) -> Tensors:
+        found = adapted.open(stack)
+        if not found.adapters:
+            raise CheckpointError(f"job {record.job_id} trained no LoRA", hint="ask it without --adapter")
+        return replace(model.open(stack), adapters=found.adapters, scale=found.scale)
+
+    return replace(
+        model,
+        name=f"{model.name} + {record.job_id}",
+        open=tensors,
+        tokenizer=adapted.tokenizer or model.tokenizer,
+        template=adapted.template or model.template,
+    )
+
+
+def _of_file(model: Model, path: Path) -> Model:
+    file = path if path.is_file() else next((path / name for name in _FILES if (path / name).is_file()), None)
+    if file is None or file.suffix not in _SUFFIXES:
+        raise CheckpointError(f"{path} holds no adapter", hint=f"give a job, or a folder with {_FILES[0]}")
+    scale = _scale(file.parent)
+
+    def tensors(stack: ExitStack) -> Tensors:
+        found = _adapters(single_file(stack.enter_context(TensorFile(file))), model)
+        if not found:
+            raise CheckpointError(f"{file} holds no LoRA adapter of this model", hint="give the adapter's file")
+        return replace(model.open(stack), adapters=found, scale=scale)
+
+    return replace(model, name=f"{model.name} + {path}", open=tensors)
+
+
+def _adapters(found: Mapping[str, Whole], model: Model) -> dict[str, Whole]:
+    """Those of ``found`` that are adapters, by MindFormers' names."""
+    ours = {name: whole for name, whole in found.items() if names.is_adapter(name)}
+    if ours:
+        return ours
+    layers = [name for name in expected_shapes(model.spec) if names.LAYER.fullmatch(name)]
+    wanted = {peft_name(side): side for name in layers if "norm" not in name for side in names.adapters_of(name)}
+    return {wanted[name]: replace(whole, name=wanted[name]) for name, whole in found.items() if name in wanted}
+
+
+def _scale(folder: Path) -> float:
+    """alpha / r, from adapter_config.json or the adapter.json of ``merge-ckpt --no-fold``."""
+    own = folder / "adapter.json"
+    if own.is_file():
+        try:
+            return float(json.loads(own.read_text(encoding="utf-8"))["scale"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{own} does not say the scale: {error}", hint="merge again") from error
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        raise CheckpointError(
+            f"{folder} has no adapter_config.json to say lora_alpha and r", hint="put it beside the adapter"
+        )
+    return read_scale(config)[0]

@@ -1,0 +1,71 @@
+"""``infer``: many questions to one session, answers to the terminal or into a file."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import JobCancelled
+from launcher.inference.decoding import CANCELLED
+from launcher.inference.sampling import GenerationSpec
+from launcher.inference.session import Answer, Prepared, Question, Session
+from launcher.inference.writing import InOrder, OutputFile, to_json, to_text
+from launcher.quiet import quiet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """What is asked with. ``as_json``: one object a line in place of text."""
+
+    session: Session
+    spec: GenerationSpec
+    as_json: bool = False
+
+    def to_stdout(self, questions: Sequence[Question], *, stream: bool) -> None:
+        """Print all answers in order. ``stream``: a single one as it grows. Raises DataError for what does not fit."""
+        prepared = self.session.prepare(questions)
+        alone = len(questions) == 1
+        with quiet() as stdout:
+
+            def show(answer: Answer) -> None:
+                stdout.write((to_json(answer) if self.as_json else to_text(answer, alone=alone)) + "\n")
+                stdout.flush()
+
+            def on_text(text: str) -> None:
+                stdout.write(text)
+                stdout.flush()
+
+            if stream and alone and not self.as_json:
+                (answer,) = self.session.batch(prepared, self.spec, on_text=on_text, cancelled=self.session.interrupted)
+                on_text("\n")
+                if answer.finish == CANCELLED:
+                    raise JobCancelled("stopped", signum=signal.SIGINT)
+                return
+            ordered = InOrder(show)
+            for place, answer in self.session.answers(prepared, self.spec):
+                ordered.put(place, answer)
+
+    def into_file(self, questions: Sequence[Question], path: Path) -> tuple[int, int]:
+        """Answer what ``path`` has no answer to yet; returns how many that were, and how many are there now.
+
+        Raises DataError for what does not fit, and when the file holds something else.
+        """
+        file = OutputFile(path)
+        open_questions = file.open_questions(questions)
+        prepared = self.session.prepare(open_questions)
+        file.mend()
+        if prepared:
+            self._add(file, prepared)
+        file.sort(questions)
+        return len(open_questions), len(questions)
+
+    def _add(self, file: OutputFile, prepared: Sequence[Prepared]) -> None:
+        try:
+            with quiet():
+                for answers in self.session.batches(prepared, self.spec):
+                    file.add([answer for _, answer in answers])
+        except JobCancelled as stopped:
+            stopped.hint = f"the same command goes on where it stopped; {file.path} has {len(file)} answers"
+            raise

@@ -1,0 +1,201 @@
+"""A key-value cache on CPU, through MindFormers' own layers.
+
+MindFormers keeps keys and values in paged attention, whose kernels only Ascend has. Without them its ``generate`` pads
+every row to seq_length and computes all of it again for each token: its graph is compiled for that one shape. Here
+one graph with dynamic shapes runs the same cells (embedding, norms, projections, rotary positions, feed-forward, head)
+on the new tokens alone, and takes and gives back the keys and values of the tokens before.
+
+Of a batch, all rows share the columns of the cache: first those of the prompts, shorter ones padded, then one a step.
+A mask keeps each row to its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from launcher.inference.compiled import graph_cache
+
+# New tokens of all rows that one pass takes: bounds the memory of long prompts.
+_PASS_TOKENS = 2048
+_MASKED = np.float32(-1e9)
+
+Ints = npt.NDArray[np.int32]
+
+
+class Cache:
+    """Keys and values of one batch at a time. ``forward`` takes the place of the network's."""
+
+    def __init__(self, network: Any, described: Mapping[str, Any]) -> None:
+        """``described``: all that ``network`` was built from, but for its weights."""
+        self._step = _make_step(network)
+        self._first: AbstractContextManager[None] = graph_cache(described)
+        rotary = network.model.freqs_mgr
+        self._cos, self._sin = rotary.freqs_cos.asnumpy(), rotary.freqs_sin.asnumpy()
+        attention = network.model.layers[0].attention
+        self._layers = len(network.model.layers)
+        self._heads, self._head_size = attention.n_kv_head, attention.head_dim
+        self.end()
+
+    def begin(self, num_rows: int) -> None:
+        """Forget what was; ``num_rows`` rows follow."""
+        self._keep = np.arange(num_rows)
+        self._prompt: Ints | None = None
+        # A column that nobody looks at: MindSpore has no tensor without elements.
+        empty = np.zeros((num_rows, self._heads, 1, self._head_size), np.float32)
+        self._keys = self._values = tuple(_tensor(empty) for _ in range(self._layers))
+        self._columns = np.zeros((num_rows, 1), bool)
+
+    def end(self) -> None:
+        """Give the memory back."""
+        self._keys = self._values = ()
+        self._columns = np.zeros((0, 0), bool)
+        self._prompt = None
+        self._keep = np.arange(0)
+
+    def forward(self, *, input_ids: Any, valid_length_each_example: Any, **_: Any) -> tuple[Any, None]:
+        """Logits (rows, vocab) float32 that follow each row of ``input_ids``; ended rows' are of no meaning."""
+        lengths = np.asarray(valid_length_each_example, dtype=np.int32)
+        if self._prompt is None:
+            self._prompt = lengths
+            return self._prefill(np.asarray(input_ids)[:, : lengths.max()], lengths), None
+        return self._next(np.asarray(input_ids), lengths), None
+
+    def all_logits(self, tokens: Any) -> Any:
+        """Logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new), which begin their rows."""
+        rows, new = tokens.shape
+        self.begin(rows)
+        places = np.tile(np.arange(new), (rows, 1))
+        logits = self._run(tokens, places, np.ones_like(places, dtype=bool), np.arange(rows * new))
+        self.end()
+        return logits.reshape(rows, new, -1)
+
+    def _prefill(self, tokens: Any, lengths: Ints) -> Any:
+        """All tokens of the prompts, by columns, so many at a time that memory stays bounded."""
+        width = max(1, _PASS_TOKENS // len(tokens))
+        found = None
+        for start in range(0, tokens.shape[1], width):
+            part = tokens[:, start : start + width]
+            places = np.tile(np.arange(start, start + part.shape[1]), (len(part), 1))
+            here = (lengths - 1 >= start) & (lengths - 1 < start + part.shape[1])
+            last = np.arange(len(part)) * part.shape[1] + np.where(here, lengths - 1 - start, 0)
+            logits = self._run(part, places, places < lengths[:, None], last)
+            found = logits if found is None else np.where(here[:, None], logits, found)
+        return found
+
+    def _next(self, input_ids: Any, lengths: Ints) -> Any:
+        rows = self._keep
+        place = lengths[rows, None] - 1
+        tokens = input_ids[rows[:, None], place]
+        logits = self._run(tokens, place, np.ones_like(place, dtype=bool), np.arange(len(rows)))
+        found = np.zeros((len(input_ids), logits.shape[-1]), np.float32)
+        found[rows] = logits
+        return found
+
+    def shrink(self, active: Any) -> None:
+        """Leave out rows that have ended when they are half of those here. ``active``: whether each row goes on."""
+        kept = np.asarray(active, dtype=bool)[self._keep]
+        if not kept.any() or 2 * kept.sum() > len(kept):
+            return
+        index = _tensor(np.flatnonzero(kept).astype(np.int32))
+        self._keys, self._values = (
+            tuple(self._step.gather(tensor, index, 0) for tensor in tensors) for tensors in (self._keys, self._values)
+        )
+        self._columns, self._keep = self._columns[kept], self._keep[kept]
+
+    def _run(self, tokens: Any, places: Any, real: Any, wanted: Any) -> Any:
+        """One pass. tokens, places, real (rows, new): ids, positions, and which are no padding; wanted: which of
+        the rows * new tokens logits are wanted of."""
+        new = tokens.shape[1]
+        before = self._columns.shape[1]
+        self._columns = np.concatenate([self._columns, real], axis=1)
+        earlier = np.arange(before + new)[None, :] <= before + np.arange(new)[:, None]
+        seen = self._columns[:, None, :] & earlier[None]
+        with self._first:
+            logits, self._keys, self._values = self._call(
+                np.ascontiguousarray(tokens, np.int32),
+                self._cos[places][:, None],
+                self._sin[places][:, None],
+                np.where(seen, np.float32(0), _MASKED)[:, None],
+                wanted.astype(np.int32),
+            )
+        self._first = nullcontext()
+        return logits.asnumpy()
+
+    def _call(self, *arrays: Any) -> Any:
+        from mindspore import mutable
+
+        return self._step(*map(_tensor, arrays), mutable(self._keys), mutable(self._values))
+
+
+def _tensor(array: Any) -> Any:
+    from mindspore import Tensor
+
+    return Tensor.from_numpy(np.ascontiguousarray(array))
+
+
+def _make_step(network: Any) -> Any:
+    """The cell that runs ``network`` on new tokens; compiled once, for all shapes, when it is first run."""
+    import mindspore
+    from mindspore import Tensor, mutable, nn, ops
+
+    class Step(nn.Cell):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(auto_prefix=False)
+            self.num_layers = len(network.model.layers)
+            self.layers = network.model.layers
+            self.embed = network.model.tok_embeddings
+            self.norm = network.model.norm_out
+            self.head = network.lm_head
+            self.join = ops.Concat(2)
+            self.gather = ops.Gather()
+            self.reshape = ops.Reshape()
+            self.transpose = ops.Transpose()
+            self.shape = ops.Shape()
+
+        def split(self, x: Any, rows: int, new: int, heads: int, size: int) -> Any:
+            return self.transpose(self.reshape(x, (rows, new, heads, size)), (0, 2, 1, 3))
+
+        def construct(self, tokens: Any, cos: Any, sin: Any, mask: Any, wanted: Any, keys: Any, values: Any) -> Any:
+            rows, new = self.shape(tokens)
+            hidden = self.reshape(self.embed(tokens), (rows, new, -1))
+            all_keys: Any = ()
+            all_values: Any = ()
+            for number in range(self.num_layers):
+                layer = self.layers[number]
+                attention = layer.attention
+                x = layer.attention_norm(hidden)
+                query = self.split(attention.wq(x), rows, new, attention.n_head, attention.head_dim)
+                key = self.split(attention.wk(x), rows, new, attention.n_kv_head, attention.head_dim)
+                value = self.split(attention.wv(x), rows, new, attention.n_kv_head, attention.head_dim)
+                query, key = attention.apply_rotary_emb(query, key, (cos, sin, None))
+                key, value = self.join((keys[number], key)), self.join((values[number], value))
+                all_keys, all_values = (*all_keys, key), (*all_values, value)
+                key, value = attention._repeat_kv(key, attention.n_rep), attention._repeat_kv(value, attention.n_rep)
+                score = attention.batch_matmul_q_k(query, key) * attention.inv_norm_factor + mask
+                x = attention.batch_matmul(attention.softmax(score), value)
+                x = self.reshape(self.transpose(x, (0, 2, 1, 3)), (rows, new, attention.n_head * attention.head_dim))
+                hidden = hidden + attention.wo(x)
+                hidden = hidden + layer.feed_forward(layer.ffn_norm(hidden))
+            hidden = self.gather(self.reshape(hidden, (rows * new, -1)), wanted, 0)
+            return self.head(self.norm(hidden)), all_keys, all_values
+
+    step = Step()
+    step.set_train(False)
+    attention = network.model.layers[0].attention
+    float32, int32 = mindspore.float32, mindspore.int32
+
+    def shaped(*shape: int | None, dtype: Any = float32) -> Any:
+        return Tensor(shape=list(shape), dtype=dtype)
+
+    cache = [shaped(None, attention.n_kv_head, None, attention.head_dim) for _ in network.model.layers]
+    rotary = shaped(None, 1, None, attention.head_dim)
+    step.set_inputs(
+        shaped(None, None, dtype=int32), rotary, rotary, shaped(None, 1, None, None), shaped(None, dtype=int32),
+        mutable(tuple(cache)), mutable(tuple(cache)),
+    )  # fmt: skip
+    return step

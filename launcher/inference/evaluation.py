@@ -1,0 +1,331 @@
+"""How good models are on held-out rows: loss, perplexity, and whether the final number of an answer is right."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from launcher.checkpoint import names
+from launcher.checkpoint.tensors import Fold
+from launcher.data.info import read_info
+from launcher.data.mindrecord import read_row
+from launcher.data.preprocess import eval_path
+from launcher.data.rows import NOT_LEARNT
+from launcher.data.tokenizer import Tokenizer
+from launcher.errors import DataError, JobCancelled
+from launcher.inference.decoding import Row
+from launcher.inference.sampling import GenerationSpec
+from launcher.inference.session import Session
+from launcher.inference.sources import Given, Model, as_job, find_model, job_step
+from launcher.inference.transcript import Transcript
+from launcher.inference.weights import Tensors
+from launcher.jobs import JobPaths
+
+BASE, ADAPTED, MERGED, OTHER = "base", "base + adapter", "merged", "model"
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int32]
+
+_ROWS_AT_ONCE = 8
+_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+|/\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A model under evaluation, and what it is to the others."""
+
+    role: str
+    model: Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """losses: cross entropy in nats of each learnt token. right: of the ``asked`` answers, which had the right number.
+    answers: their texts."""
+
+    role: str
+    name: str
+    losses: Floats
+    right: tuple[bool, ...] = ()
+    answers: tuple[str, ...] = ()
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "role": self.role,
+            "model": self.name,
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            "tokens": len(self.losses),
+            "right": sum(self.right),
+            "asked": len(self.right),
+        }
+
+
+# ------------------------------------------------------------------------------------------------ what is compared
+
+
+def candidates(references: Sequence[str], jobs_dir: Path, given: Given) -> Iterator[Candidate]:
+    """The models that ``references`` mean. One with LoRA stands three times: its base, its base with the adapter kept
+    apart, and merged (folded in memory when it is not)."""
+    for reference in references:
+        model = find_model(reference, jobs_dir, given)
+        if given.adapter:
+            yield Candidate(role=BASE, model=find_model(reference, jobs_dir, replace(given, adapter=None)))
+            yield Candidate(role=ADAPTED, model=model)
+            yield Candidate(role=MERGED, model=folded(model))
+            continue
+        apart = _apart(reference, jobs_dir, given)
+        if apart is None:
+            yield Candidate(role=OTHER, model=model)
+            continue
+        base, adapted = apart
+        yield from (
+            Candidate(role=BASE, model=base),
+            Candidate(role=ADAPTED, model=adapted),
+            Candidate(role=MERGED, model=model),
+        )
+
+
+def _apart(reference: str, jobs_dir: Path, given: Given) -> tuple[Model, Model] | None:
+    """Base, and base with adapter, of a job that trained LoRA and whose checkpoints are still there."""
+    job = as_job(reference, jobs_dir)
+    if job is None or not job[0].checkpoints.is_dir():
+        return None
+    adapted = job_step(*job, folded=False, adapters=True)
+    with ExitStack() as stack:
+        if not adapted.open(stack).adapters:
+            return None
+    base = job_step(*job, folded=False)
+    tokenizer = given.tokenizer or adapted.tokenizer
+    return replace(base, tokenizer=tokenizer), replace(adapted, tokenizer=tokenizer)
+
+
+def folded(model: Model) -> Model:
+    """``model`` with its adapters folded into its weights, as merging does it."""
+
+    def tensors(stack: ExitStack) -> Tensors:
+        found = model.open(stack)
+        weights = dict(found.weights)
+        for name, output in weights.items():
+            lora_a, lora_b = (found.adapters.get(side) for side in names.adapters_of(name))
+            if lora_a and lora_b:
+                weights[name] = replace(output, fold=Fold(lora_a=lora_a, lora_b=lora_b, scale=found.scale))
+        return Tensors(weights=weights)
+
+    return replace(model, open=tensors)
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Rows of a MindRecord. ids, labels: int32, of one length a row, as for training."""
+
+    path: Path
+    ids: tuple[Ints, ...]
+    labels: tuple[Ints, ...]
+
+
+def read_rows(path: Path, limit: int | None = None) -> HeldOut:
+    """Raises DataError when ``path`` is no dataset, or learns nothing."""
+    info = read_info(path)
+    if info is None:
+        raise DataError(f"{path} is no MindRecord file", hint="launcher data preprocess makes one")
+    rows = [row for file in info.files for row in _rows(file, limit)][:limit]
+    found = [row for row in rows if (row["labels"][1:] != NOT_LEARNT).any()]
+    if not found:
+        raise DataError(f"{path} has no learnt token", hint="preprocess it with its answers")
+    return HeldOut(
+        path=path, ids=tuple(row["input_ids"] for row in found), labels=tuple(row["labels"] for row in found)
+    )
+
+
+def _rows(file: Path, limit: int | None) -> Iterator[dict[str, Ints]]:
+    from launcher.data.mindrecord import header_rows, read_header
+
+    count = header_rows(read_header(file) or {"page": []})
+    for number in range(min(count, limit or count)):
+        row = read_row(file, number)
+        if not {"input_ids", "labels"} <= row.keys():
+            raise DataError(f"{file} has no input_ids and labels", hint="launcher data preprocess makes such rows")
+        yield row
+
+
+def validation_split(references: Sequence[str], jobs_dir: Path) -> Path:
+    """The rows that ``preprocess --eval-fraction`` kept back from the training of the first job among ``references``.
+
+    Raises DataError when there is no such job, or no such file.
+    """
+    jobs = [job for reference in references if (job := as_job(reference, jobs_dir))]
+    found = [split for paths, _ in jobs if (split := _split_of(paths)) is not None]
+    if not found:
+        raise DataError(
+            "no validation split goes with these models",
+            hint="give rows: --data FILE.mindrecord; launcher data preprocess --eval-fraction 0.1 keeps some back",
+        )
+    return found[0]
+
+
+def _split_of(paths: JobPaths) -> Path | None:
+    try:
+        dataset = Path(json.loads(paths.plan.read_text(encoding="utf-8"))["dataset"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    split = eval_path(dataset)
+    return split if read_info(split) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """The first question of a row as ids, and the text of its right answer."""
+
+    prompt: tuple[int, ...]
+    right: str
+
+
+def problems(rows: HeldOut, tokenizer: Tokenizer, count: int) -> list[Problem]:
+    """The first ``count`` rows whose answer has a number in it."""
+    found: list[Problem] = []
+    for ids, labels in zip(rows.ids, rows.labels, strict=True):
+        if len(found) >= count:
+            break
+        learnt = np.flatnonzero(labels != NOT_LEARNT)
+        begin = int(learnt[0])
+        end = begin + int(np.argmin(np.append(labels[begin:] != NOT_LEARNT, False)))
+        right = tokenizer.decode([int(token) for token in ids[begin:end]])
+        if begin > 0 and final_number(right):
+            found.append(Problem(prompt=tuple(map(int, ids[:begin])), right=right))
+    return found
+
+
+def final_number(text: str) -> str | None:
+    """The last number in ``text``, without thousands separators: "共 1,250.50 元" gives "1250.50"."""
+    found = _NUMBER.findall(text)
+    return found[-1].replace(",", "") if found else None
+
+
+# ------------------------------------------------------------------------------------------------ scoring
+
+
+def score(
+    candidate: Candidate,
+    rows: HeldOut,
+    *,
+    questions: int,
+    max_new_tokens: int,
+    device_id: int | None = None,
+    interrupted: Callable[[], bool] = bool,
+) -> Score:
+    """Losses of all ``rows``, and answers to the first ``questions`` problems, of one model.
+
+    Raises DataError when rows or tokenizer are another model's, JobCancelled when ``interrupted`` says so.
+    """
+    session = Session(candidate.model, batch_size=_ROWS_AT_ONCE, device_id=device_id, incremental=False)
+    session.interrupted = interrupted
+    _check_rows(rows, candidate.model)
+    losses = np.concatenate([*_losses(session, rows)])
+    asked = problems(rows, session.tokenizer, questions)
+    answers = list(_answers(session, asked, max_new_tokens))
+    right = [
+        final_number(answer) == final_number(problem.right) for answer, problem in zip(answers, asked, strict=True)
+    ]
+    return Score(
+        role=candidate.role, name=candidate.model.name, losses=losses, right=tuple(right), answers=tuple(answers)
+    )
+
+
+def _check_rows(rows: HeldOut, model: Model) -> None:
+    longest, highest = max(map(len, rows.ids)) - 1, max(int(ids.max()) for ids in rows.ids)
+    if longest > model.context:
+        raise DataError(
+            f"{rows.path} has rows of {longest} tokens, {model.name} a context of {model.context}",
+            hint=f"launcher data preprocess --seq-length {model.context} makes shorter ones",
+        )
+    if highest >= model.spec.vocab_size:
+        raise DataError(
+            f"{rows.path} has a token {highest}, {model.name} knows {model.spec.vocab_size}",
+            hint="preprocess the data with this model's tokenizer",
+        )
+
+
+def _losses(session: Session, rows: HeldOut) -> Iterator[Floats]:
+    """Cross entropy of the learnt tokens, in the order of the rows, some rows at once."""
+    for start in range(0, len(rows.ids), _ROWS_AT_ONCE):
+        _stop_if(session.interrupted())
+        ids = np.stack(rows.ids[start : start + _ROWS_AT_ONCE])
+        labels = np.stack(rows.labels[start : start + _ROWS_AT_ONCE])[:, 1:]
+        width = ids.shape[1] - 1
+        if session.on_cpu:  # what comes after the last learnt token costs time and says nothing
+            width = int(np.flatnonzero((labels != NOT_LEARNT).any(axis=0))[-1]) + 1
+        logits = session.all_logits(np.ascontiguousarray(ids[:, :width]))
+        learnt = labels[:, :width] != NOT_LEARNT
+        yield cross_entropy(logits[learnt], labels[:, :width][learnt])
+
+
+def _stop_if(interrupted: bool) -> None:
+    if interrupted:
+        raise JobCancelled("stopped", signum=signal.SIGINT)
+
+
+def cross_entropy(logits: Any, labels: Any) -> Floats:
+    """logits (N, vocab) float32, labels (N,) int; returns (N,) float64, in nats."""
+    logits = logits.astype(np.float64)
+    top = logits.max(axis=-1, keepdims=True)
+    log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[:, 0]
+    found: Floats = log_sum - np.take_along_axis(logits, labels[:, None].astype(np.int64), axis=-1)[:, 0]
+    return found
+
+
+def _answers(session: Session, asked: Sequence[Problem], max_new_tokens: int) -> Iterator[str]:
+    spec = GenerationSpec(max_new_tokens=max_new_tokens)
+    rows = [
+        Row(
+            prompt=problem.prompt,
+            spec=spec,
+            limit=min(max_new_tokens, session.model.context - len(problem.prompt)),
+            ends=session.ends,
+            transcript=Transcript(session.tokenizer),
+        )
+        for problem in asked
+    ]
+    order = sorted(rows, key=lambda row: -len(row.prompt))
+    for start in range(0, len(order), _ROWS_AT_ONCE):
+        session.run(order[start : start + _ROWS_AT_ONCE])
+        _stop_if(session.interrupted())
+    yield from (row.transcript.text for row in rows)
+
+
+# ------------------------------------------------------------------------------------------------ comparing
+
+
+def difference(scores: Sequence[Score]) -> dict[str, Any] | None:
+    """By how much base + adapter and merged differ; None when they were not both scored."""
+    by_role = {score.role: score for score in scores}
+    apart, merged = by_role.get(ADAPTED), by_role.get(MERGED)
+    if apart is None or merged is None:
+        return None
+    return {
+        "loss": abs(apart.loss - merged.loss),
+        "largest_of_a_token": float(np.abs(apart.losses - merged.losses).max()),
+        "same_answers": sum(one == other for one, other in zip(apart.answers, merged.answers, strict=True)),
+        "answers": len(apart.answers),
+    }

@@ -1,0 +1,133 @@
+"""Questions from the command line and from files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.data.messages import ROLES, Message, as_messages
+from launcher.errors import DataError, SpecError
+from launcher.inference.session import Question
+
+_SHOWN_PROBLEMS = 5
+
+
+def collect(
+    prompts: Sequence[str], file: str | None, *, system: str | None = None, raw: bool = False
+) -> list[Question]:
+    """All questions: those given one by one, then those of ``file`` ("-" is stdin).
+
+    A .jsonl file has an object a line: "prompt", or "messages" of role and content, and an "id" if it likes; any other
+    has one question a line, blank lines left out. Without an id, a question's id is its number.
+    Raises SpecError when there is none or one is empty, DataError when the file cannot be read or is not as it should.
+    """
+    if any(not prompt.strip() for prompt in prompts):
+        raise SpecError("a --prompt is empty", hint='launcher infer JOB --prompt "..."')
+    if raw and system:
+        raise SpecError("--system needs the prompt template, which --raw leaves out", hint="leave one of them out")
+    asked: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
+    if file is not None:
+        asked += _read(file)
+    if not asked:
+        raise SpecError("nothing to ask", hint='give --prompt "..." or --file questions.txt')
+    questions = [_question(record, str(number), system, raw) for number, record in enumerate(asked, 1)]
+    _check_ids(questions)
+    return questions
+
+
+def _question(record: dict[str, Any], number: str, system: str | None, raw: bool) -> Question:
+    name = str(record.get("id", number))
+    turns: Any = record["prompt"] if "prompt" in record else record["turns"]
+    if raw:
+        return Question(id=name, text=turns if isinstance(turns, str) else turns[-1].content)
+    return Question(id=name, messages=as_messages(turns, system))
+
+
+def _check_ids(questions: Iterable[Question]) -> None:
+    seen: set[str] = set()
+    for question in questions:
+        if question.id in seen:
+            raise DataError(f"two questions have the id {question.id!r}", hint="give each its own")
+        seen.add(question.id)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def _read(file: str) -> list[dict[str, Any]]:
+    name = "stdin" if file == "-" else file
+    try:
+        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        text = raw.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {name}: {error}", hint="give a UTF-8 text file, one question a line") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    is_json = file.endswith(".jsonl") or (file == "-" and bool(lines) and lines[0][1].startswith("{"))
+    return list(_parse(name, lines)) if is_json else [{"prompt": line} for _, line in lines]
+
+
+def _parse(name: str, lines: Iterable[tuple[int, str]]) -> Iterator[dict[str, Any]]:
+    problems = []
+    for number, line in lines:
+        try:
+            yield parse_record(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            problems.append(f"line {number}: {error}")
+    if problems:
+        more = [f"and {len(problems) - _SHOWN_PROBLEMS} more"] if len(problems) > _SHOWN_PROBLEMS else []
+        raise DataError(
+            "\n".join([f"{name} cannot be asked:", *(f"  {line}" for line in [*problems[:_SHOWN_PROBLEMS], *more])]),
+            hint='give {"id": "1", "prompt": "..."} a line, or "messages" in place of "prompt"',
+        )
+
+
+def parse_record(record: Any) -> dict[str, Any]:
+    """``record`` with "prompt" or "turns". Raises ValueError when it asks nothing."""
+    if not isinstance(record, dict):
+        raise ValueError("it is no object")
+    name = {"id": record["id"]} if isinstance(record.get("id"), (str, int)) else {}
+    if isinstance(record.get("prompt"), str):
+        if not record["prompt"].strip():
+            raise ValueError("the prompt is empty")
+        return {**name, "prompt": record["prompt"]}
+    turns = record.get("messages", record.get("conversations"))
+    if turns is None:
+        raise ValueError('it has neither "prompt" nor "messages"')
+    return {**name, "turns": parse_messages(turns)}
+
+
+def parse_messages(turns: Any) -> tuple[Message, ...]:
+    """Turns of role and content (OpenAI) or of from and value (FastChat), up to the last of the user's.
+
+    Raises ValueError when there is none, or a turn is not of this kind.
+    """
+    if not isinstance(turns, list):
+        raise ValueError("messages must be a list")
+    found = [_message(turn) for turn in turns]
+    while found and found[-1].role == "assistant":
+        found.pop()
+    if not found or found[-1].role != "user" or not found[-1].content.strip():
+        raise ValueError("the last message must be the user's, and not empty")
+    if any(message.role == "system" for message in found[1:]):
+        raise ValueError("only the first message may be the system's")
+    return tuple(found)
+
+
+def _message(turn: Any) -> Message:
+    if not isinstance(turn, dict):
+        raise ValueError("a message must be an object")
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if isinstance(content, list):  # OpenAI's content parts
+        content = "".join(_part(part) for part in content)
+    if role not in ROLES or not isinstance(content, str):
+        raise ValueError(f"a message needs a role ({', '.join(sorted(ROLES))}) and a text as content")
+    return Message(ROLES[role], content)
+
+
+def _part(part: Any) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise ValueError("only text can be understood")
+    return str(part["text"])

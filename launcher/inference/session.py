@@ -1,0 +1,278 @@
+"""Questions in, answers out: what the command line, the server and the evaluation share."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from launcher.data.messages import Message
+from launcher.data.templates import ChatTemplate, template_names
+from launcher.data.tokenizer import Tokenizer, load_tokenizer
+from launcher.errors import DataError, JobCancelled, SpecError
+from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
+from launcher.inference.sampling import GenerationSpec
+from launcher.inference.sources import Model
+from launcher.inference.transcript import Transcript
+
+DEFAULT_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked. ``messages`` end with the user's turn; ``text`` instead is given to the model as it is."""
+
+    id: str
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The question as people asked it."""
+        return self.text if self.text is not None else self.messages[-1].content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """``finish``: "stop" when the model or a stop text ended it, "length" when the limit or the context did,
+    "cancelled". ``seconds``: wall time of its batch, from the first token's computation on."""
+
+    id: str
+    prompt: str
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    finish: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A question as token ids, known to fit."""
+
+    question: Question
+    ids: tuple[int, ...]
+
+
+class Session:
+    """A model on one device. It is loaded when it is first needed, which takes seconds: make one, ask it often."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        batch_size: int = DEFAULT_BATCH,
+        device_id: int | None = None,
+        incremental: bool = True,
+    ) -> None:
+        """``incremental`` False: without MindFormers' own cache, so that ``all_logits`` works on Ascend too.
+
+        Raises DataError when there is no tokenizer, or it is another model's. Loads nothing else.
+        """
+        self.model = model
+        self.batch_size = batch_size
+        self._device_id = device_id
+        self._incremental = incremental
+        self.interrupted: Callable[[], bool] = bool  # bool() is False: nobody interrupts
+        self.tokenizer = _tokenizer(model)
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Ids that end an answer: the model's, and what the template puts after one."""
+        ends = {self.model.spec.eos_token_id, *self.model.ends}
+        if self.model.template:
+            ends |= set(_template_ends(self.model.template, self.tokenizer))
+        return frozenset(ends)
+
+    # ---------------------------------------------------------------------------------------- before it is loaded
+
+    def prepare(self, questions: Iterable[Question]) -> list[Prepared]:
+        """Questions as token ids. Raises DataError, naming each, for those that leave no room for an answer."""
+        prepared = [Prepared(question=question, ids=tuple(self.encode(question))) for question in questions]
+        context = self.model.context
+        long = [item for item in prepared if len(item.ids) >= context]
+        if long:
+            shown = "; ".join(f"{_shortened(item.question.shown)} has {len(item.ids)}" for item in long[:3])
+            more = f"; and {len(long) - 3} more" if len(long) > 3 else ""
+            raise DataError(
+                f"{len(long)} prompt{'s' * (len(long) > 1)} longer than the context of {context} tokens allows: "
+                f"{shown}{more}",
+                hint="ask something shorter"
+                + (", or give --context" if context < (self.model.spec.max_position_embedding or 0) else ""),
+            )
+        return prepared
+
+    def encode(self, question: Question) -> list[int]:
+        """Token ids of a question in the template of training, or of its bare text, a bos token first.
+
+        Raises DataError when there is no template, or a prompt is empty.
+        """
+        if not question.shown.strip():
+            raise DataError(f"prompt {question.id} is empty", hint="ask something")
+        if question.text is not None:
+            return [self.model.spec.bos_token_id, *self.tokenizer.encode(question.text, start=True)]
+        return self.template.encode_prompt(self.tokenizer, question.messages)
+
+    @property
+    def template(self) -> ChatTemplate:
+        """Raises SpecError when it is not known."""
+        if self.model.template is None:
+            raise SpecError(
+                f"{self.model.name} does not say which prompt template it was trained with",
+                hint=f"give --template NAME ({', '.join(template_names())}), or --raw",
+            )
+        return self.model.template
+
+    # ---------------------------------------------------------------------------------------- asking
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        from launcher.inference import network
+
+        built = network.build(
+            self.model, batch_size=self.batch_size, device_id=self._device_id, incremental=self._incremental
+        )
+        cache = None
+        if built.device == "CPU":
+            from launcher.inference.cached import Cache
+
+            cache = Cache(built.network, built.described)
+        return Decoder(built.network, pad_id=self.model.spec.pad_token_id, cache=cache)
+
+    @cached_property
+    def on_cpu(self) -> bool:
+        """Whether the model runs on this host's CPU."""
+        from launcher.inference import network
+
+        return network.target() == "CPU"
+
+    def load(self) -> None:
+        """Load the model now and run it once, as it is compiled when it first runs.
+
+        Raises CheckpointError when it does not fit, HostError when MindSpore is not there.
+        """
+        question = Question(id="-", text="?")
+        self.batch([Prepared(question=question, ids=(self.model.spec.bos_token_id,))], GenerationSpec(max_new_tokens=1))
+
+    def batches(self, prepared: Sequence[Prepared], spec: GenerationSpec) -> Iterator[list[tuple[int, Answer]]]:
+        """Answers with the place of each question, batch by batch: rows of like length go together, longest first, so
+        that what does not fit into memory shows at once. Raises JobCancelled when it is interrupted."""
+        order = sorted(range(len(prepared)), key=lambda place: -len(prepared[place].ids))
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            answers = self.batch([prepared[place] for place in places], spec, cancelled=self._interrupted_once())
+            if any(answer.finish == CANCELLED for answer in answers):
+                raise JobCancelled("stopped", signum=signal.SIGINT)
+            yield list(zip(places, answers, strict=True))
+
+    def _interrupted_once(self) -> Callable[[], bool]:
+        """``interrupted``, and True for good once it was: each row asks."""
+        found: list[bool] = []
+
+        def cancelled() -> bool:
+            if not found and self.interrupted():
+                found.append(True)
+            return bool(found)
+
+        return cancelled
+
+    def answers(self, prepared: Sequence[Prepared], spec: GenerationSpec) -> Iterator[tuple[int, Answer]]:
+        """Answers with the place of each question, as they come."""
+        for answers in self.batches(prepared, spec):
+            yield from answers
+
+    def batch(
+        self,
+        prepared: Sequence[Prepared],
+        spec: GenerationSpec,
+        *,
+        on_text: OnText | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[Answer]:
+        """One batch. ``on_text``: given the text of the first row piece by piece."""
+        from launcher.inference.network import mindspore_errors
+
+        decoder = self._decoder
+        rows = [self.row(item, spec, cancelled) for item in prepared]
+        rows[0].on_text = on_text
+        began = time.monotonic()
+        with mindspore_errors():
+            decoder.run(rows)
+        seconds = round(time.monotonic() - began, 3)
+        return [_answer(item, row, seconds) for item, row in zip(prepared, rows, strict=True)]
+
+    def row(self, item: Prepared, spec: GenerationSpec, cancelled: Callable[[], bool] | None = None) -> Row:
+        """``item`` as the decoder takes it."""
+        return Row(
+            prompt=item.ids,
+            spec=spec,
+            limit=min(spec.max_new_tokens, self.model.context - len(item.ids)),
+            ends=self.ends,
+            transcript=Transcript(self.tokenizer, spec.stop),
+            cancelled=cancelled,
+        )
+
+    def run(self, rows: Sequence[Row]) -> None:
+        """Answer rows that ask for different things, as one batch."""
+        from launcher.inference.network import mindspore_errors
+
+        with mindspore_errors():
+            self._decoder.run(rows)
+
+    def all_logits(self, tokens: Any) -> Any:
+        """Logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new) int32."""
+        from launcher.inference.network import mindspore_errors
+
+        with mindspore_errors():
+            return self._decoder.all_logits(tokens)
+
+    def answer(self, prompts: Sequence[str], spec: GenerationSpec, *, raw: bool = False) -> list[Answer]:
+        """Answers to ``prompts``, in their order. ``raw``: without the prompt template."""
+        questions = [
+            Question(id=str(number), text=text if raw else None, messages=(Message("user", text),))
+            for number, text in enumerate(prompts)
+        ]
+        found = dict(self.answers(self.prepare(questions), spec))
+        return [found[place] for place in range(len(prompts))]
+
+
+def _answer(item: Prepared, row: Row, seconds: float) -> Answer:
+    return Answer(
+        id=item.question.id,
+        prompt=item.question.shown,
+        text=row.transcript.text,
+        prompt_tokens=len(item.ids),
+        new_tokens=len(row.new_tokens),
+        finish=str(row.finish),
+        seconds=seconds,
+    )
+
+
+def _tokenizer(model: Model) -> Tokenizer:
+    if model.tokenizer is None:
+        raise DataError(f"no tokenizer goes with {model.name}", hint="give it: --tokenizer tokenizer.model")
+    tokenizer = load_tokenizer(model.tokenizer)
+    if tokenizer.info.vocab_size > model.spec.vocab_size:
+        raise DataError(
+            f"{model.tokenizer} has {tokenizer.info.vocab_size} pieces, {model.name} knows {model.spec.vocab_size}",
+            hint="give the tokenizer that the model was trained with: --tokenizer FILE",
+        )
+    return tokenizer
+
+
+def _template_ends(template: ChatTemplate, tokenizer: Tokenizer) -> Iterator[int]:
+    """The control token that the template has learnt after an answer, if there is one."""
+    segments = template.segments((Message("user", "?"), Message("assistant", "?")))
+    learnt = [segment for segment in segments if segment.learnt]
+    if learnt and learnt[-1].control:
+        name = learnt[-1].text
+        token = tokenizer.eos_id if name == "</s>" else tokenizer.token_id(name)
+        if token is not None:
+            yield token
+
+
+def _shortened(text: Any) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")

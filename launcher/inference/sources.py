@@ -1,0 +1,274 @@
+"""What a reference on the command line means: where the weights are, how the model is built, its tokenizer and
+template.
+
+A job, a folder that merge-ckpt wrote, a folder of transformers, a .ckpt or .safetensors file, a folder of shards; and
+an adapter on top of any of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from launcher.checkpoint import names
+from launcher.checkpoint.convert import open_model
+from launcher.checkpoint.folder import MODEL_CONFIG
+from launcher.checkpoint.huggingface import CONFIG, model_of_config
+from launcher.checkpoint.merge import Options, Source, plan_merge
+from launcher.checkpoint.tensors import Output
+from launcher.data.templates import ChatTemplate, get_template
+from launcher.errors import CheckpointError, DataError, JobError
+from launcher.inference import adapters
+from launcher.inference.weights import OpenTensors, Tensors, check
+from launcher.jobs import JobPaths, JobRecord, JobStore
+from launcher.spec import ModelSpec
+
+_WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
+_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+# A transformers model may be made for 131072 tokens; keys and values for all of them need more memory than a card has.
+_DEFAULT_CONTEXT = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the user said about a model beside its reference; None where nothing was said."""
+
+    adapter: str | None = None
+    config: Path | None = None
+    tokenizer: Path | None = None
+    template: str | None = None
+    context: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that can be asked, nothing of it loaded yet.
+
+    ends: ids that end an answer beside the tokenizer's own. notes: what the user should know of how it was found.
+    template: None when it is not known, which is no matter for raw prompts.
+    """
+
+    name: str
+    where: Path
+    spec: ModelSpec
+    open: OpenTensors
+    tokenizer: Path | None
+    template: ChatTemplate | None
+    params_dtype: str = "float32"
+    compute_dtype: str = "float32"
+    ends: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer have together."""
+        return self.spec.seq_length
+
+    def check(self) -> None:
+        """Raises CheckpointError when files are damaged, or names or shapes do not fit. Reads headers only."""
+        with ExitStack() as stack:
+            check(self.open(stack), self.spec, str(self.where))
+
+
+def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Model:
+    """The model that ``reference`` means: a job (an id, a prefix, "last"), a folder or a file.
+
+    Raises JobError when there is none such, CheckpointError when it is no model, DataError for a bad tokenizer or
+    template.
+    """
+    given = given or Given()
+    model = _found(reference, jobs_dir, given)
+    if given.adapter:
+        model = adapters.with_adapter(model, given.adapter, jobs_dir)
+    model = _with_given(model, given)
+    model.check()
+    return model
+
+
+def as_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
+    """The job that ``reference`` means, or None when it is a folder or file. Raises JobError when it is neither."""
+    path = Path(reference)
+    if (path / "job.json").is_file():
+        return JobStore(path.absolute().parent).get(path.absolute().name)
+    if path.exists():
+        return None
+    if os.sep in reference or path.suffix in _WEIGHT_SUFFIXES:
+        raise JobError(f"no file or folder {reference}", hint="give a job, a folder or a .safetensors or .ckpt file")
+    return JobStore(jobs_dir).get(reference)
+
+
+def _found(reference: str, jobs_dir: Path, given: Given) -> Model:
+    job = as_job(reference, jobs_dir)
+    return _path(Path(reference), given) if job is None else _job(*job, given)
+
+
+def _with_given(model: Model, given: Given) -> Model:
+    """``model`` with what the user said in place of what was found."""
+    if given.tokenizer:
+        model = replace(model, tokenizer=given.tokenizer)
+    if given.template:
+        model = replace(model, template=get_template(given.template))
+    if given.context:
+        longest = model.spec.max_position_embedding or model.spec.seq_length
+        if given.context > longest:
+            raise DataError(f"--context {given.context}: {model.name} is made for {longest} tokens", hint="give less")
+        model = replace(model, spec=_changed(model.spec, seq_length=given.context, max_position_embedding=longest))
+    return model
+
+
+def _changed(spec: ModelSpec, **values: Any) -> ModelSpec:
+    return ModelSpec.model_validate({**spec.model_dump(), **values})
+
+
+# ------------------------------------------------------------------------------------------------ jobs
+
+
+def _job(paths: JobPaths, record: JobRecord, given: Given) -> Model:
+    """The job's merged model, or its newest complete step folded in memory."""
+    if (paths.merged / MODEL_CONFIG).is_file():
+        model = _path(paths.merged, given)
+        return replace(model, name=record.job_id)
+    return job_step(paths, record, folded=True)
+
+
+def job_step(paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool = False) -> Model:
+    """The newest complete step of a job. folded: LoRA in the weights. adapters: LoRA beside them. Neither: without.
+
+    Raises CheckpointError when no step is complete, JobError when the job is running.
+    """
+    from launcher.merging import job_source
+
+    source = job_source(paths, record)
+    with ExitStack() as stack:
+        step = plan_merge(source, Options(), stack).step
+
+    def tensors(stack: ExitStack) -> Tensors:
+        return _shard_tensors(source, stack, folded=folded, adapters=adapters)
+
+    described = _description(dict(source.model or {}), paths.spec)
+    return Model(
+        name=record.job_id,
+        where=paths.root,
+        open=tensors,
+        tokenizer=source.tokenizer,
+        notes=(f"{record.job_id} is not merged: folded in memory from step {step}",) if folded else (),
+        **described,
+    )
+
+
+def _shard_tensors(source: Source, stack: ExitStack, *, folded: bool, adapters: bool) -> Tensors:
+    plan = plan_merge(source, Options(fold=folded), stack)
+    weights = {output.name: output for output in plan.outputs if names.is_weight(output.name)}
+    apart = {output.name: output.whole for output in plan.outputs if names.is_adapter(output.name)}
+    return Tensors(weights=weights, adapters=apart if adapters else {}, scale=plan.scale or 1.0)
+
+
+# ------------------------------------------------------------------------------------------------ folders and files
+
+
+def _path(path: Path, given: Given) -> Model:
+    folder = path if path.is_dir() else path.parent
+    config = given.config or next((file for name in (MODEL_CONFIG, CONFIG) if (file := folder / name).is_file()), None)
+    if config is None:
+        raise CheckpointError(
+            f"{folder} has no {MODEL_CONFIG} nor {CONFIG}: how the model is built is not known",
+            hint="give one that describes it: --config FILE",
+        )
+    described = _description(_read_json(config), config)
+    sharded = path.is_dir() and any(path.glob("rank_*"))
+    tensors = _shards(path, described["spec"]) if sharded else _whole(path, config)
+    return Model(name=str(path), where=path, open=tensors, tokenizer=_beside(folder, _TOKENIZERS), **described)
+
+
+def _shards(folder: Path, spec: ModelSpec) -> OpenTensors:
+    source = Source(name=str(folder), folder=folder, model={"model": spec.model_dump(mode="json")})
+    return lambda stack: _shard_tensors(source, stack, folded=True, adapters=False)
+
+
+def _whole(path: Path, config: Path) -> OpenTensors:
+    def tensors(stack: ExitStack) -> Tensors:
+        found = open_model(path, config, stack).tensors
+        weights = {name: whole for name, whole in found.items() if names.is_weight(name)}
+        return Tensors(
+            weights={name: Output(name=name, dtype=whole.dtype, whole=whole) for name, whole in weights.items()}
+        )
+
+    return tensors
+
+
+def _beside(folder: Path, wanted: tuple[str, ...]) -> Path | None:
+    return next((file for name in wanted if (file := folder / name).is_file()), None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}", hint="give another: --config FILE") from error
+    return found
+
+
+def _description(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What launcher_model.json or a transformers config.json says: spec, template, dtypes and ends.
+
+    Raises CheckpointError when it does not describe a LLaMA.
+    """
+    try:
+        if "model" in found:
+            name, precision = found.get("template"), found.get("precision") or {}
+            return {
+                "spec": ModelSpec.model_validate(found["model"]),
+                "template": get_template(name) if name else None,
+                "params_dtype": precision.get("params") or "float32",
+                "compute_dtype": precision.get("compute") or "float32",
+            }
+        return _transformers(found, path.parent)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not describe a LLaMA: {_first_line(error)}",
+            hint="give the config.json or launcher_model.json that belongs to the weights: --config FILE",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+
+
+def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    values = model_of_config(config)
+    longest = values["seq_length"]
+    generation = folder / "generation_config.json"
+    ends = _ids((_read_json(generation) if generation.is_file() else {}).get("eos_token_id")) or _ids(
+        config.get("eos_token_id")
+    )
+    values |= {
+        "seq_length": min(longest, _DEFAULT_CONTEXT),
+        "eos_token_id": ends[0] if ends else values["eos_token_id"],
+    }
+    dtype = str(config.get("torch_dtype") or config.get("dtype") or "float32")
+    return {
+        "spec": ModelSpec.model_validate(values),
+        "template": None,
+        "params_dtype": dtype,
+        "compute_dtype": dtype,
+        "ends": ends,
+    }
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    """One id, several or none, as transformers writes them."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (int(value),)

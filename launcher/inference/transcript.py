@@ -1,0 +1,59 @@
+"""The text of an answer while it grows: what may be shown already, and where a stop text ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launcher.data.tokenizer import Tokenizer
+
+# What decoders put for bytes that are not a whole character yet.
+_HALF = "\ufffd"
+
+
+class Transcript:
+    """Tokens of one answer as text, without white space at either end."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = tuple(filter(None, stop))
+        self._shown = 0
+        self.tokens: list[int] = []
+        self.stopped = False
+
+    def add(self, token: int) -> None:
+        """Take one more token. ``stopped`` is True from the moment a stop text is complete."""
+        self.tokens.append(token)
+        if self._stop:
+            self.stopped = self._end(self._decoded()) is not None
+
+    @property
+    def text(self) -> str:
+        """The answer as it stands, without the stop text that ended it."""
+        decoded = self._decoded()
+        return decoded[: self._end(decoded)].strip()
+
+    def news(self, *, final: bool = False) -> str:
+        """What came since the last call and will not change; with ``final``, all the rest.
+
+        Half a character, white space that may be the end, and what may become a stop text are held back.
+        """
+        text = self.text if final or self.stopped else self._settled()
+        news, self._shown = text[self._shown :], max(self._shown, len(text))
+        return news
+
+    def _settled(self) -> str:
+        text = self._decoded().lstrip().rstrip(_HALF)
+        held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        return text[: len(text) - held].rstrip()
+
+    def _decoded(self) -> str:
+        return self._tokenizer.decode(self.tokens)
+
+    def _end(self, text: str) -> int | None:
+        return min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=None)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that begins ``stop``."""
+    longest = min(len(text), len(stop) - 1)
+    return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

@@ -1,0 +1,90 @@
+"""The tensors of a model as arrays: memory-mapped where they lie whole in one file, LoRA folded in on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from launcher.checkpoint import names
+from launcher.checkpoint.dtypes import Array, numpy_dtype
+from launcher.checkpoint.tensors import Output, Whole
+from launcher.errors import CheckpointError
+from launcher.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensors:
+    """What a network is filled with, by MindFormers' names. ``adapters`` are LoRA that stays apart, of ``scale``
+    alpha / r."""
+
+    weights: Mapping[str, Output]
+    adapters: Mapping[str, Whole] = field(default_factory=dict)
+    scale: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """LoRA's r. Raises StopIteration when there are no adapters."""
+        return next(whole.shape[0] for name, whole in self.adapters.items() if name.endswith(names.LORA_A))
+
+    @property
+    def adapted(self) -> frozenset[str]:
+        """The layers that have adapters: wq, wv, ..."""
+        return frozenset(name.rsplit(".", 2)[1] for name in self.adapters)
+
+
+OpenTensors = Callable[[ExitStack], Tensors]
+
+
+def check(tensors: Tensors, model: ModelSpec, where: str) -> None:
+    """Raises CheckpointError when names or shapes are not those of ``model``, before anything is loaded."""
+    wrong = list(_misfits(tensors, model))
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"{where} is not the model it is said to be: {'; '.join(wrong[:3])}{more}",
+            hint="give the config.json or launcher_model.json that belongs to it: --config FILE",
+        )
+
+
+def expected_shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight; without the head where it is the embedding."""
+    return names.shapes_of(model.model_dump())
+
+
+def _misfits(tensors: Tensors, model: ModelSpec) -> Iterator[str]:
+    shapes = expected_shapes(model)
+    for name, shape in shapes.items():
+        found = tensors.weights.get(name)
+        if found is None:
+            yield f"{name} is missing"
+        elif found.shape != shape:
+            yield f"{name} is {list(found.shape)}, the model needs {list(shape)}"
+    yield from (f"{name} is unknown" for name in tensors.weights if name not in shapes and name != names.HEAD)
+    for name, whole in tensors.adapters.items():
+        weight = name.rsplit(".", 1)[0] + ".weight"
+        side = shapes.get(weight, (0, 0))[1 if name.endswith(names.LORA_A) else 0]
+        if side != whole.shape[1 if name.endswith(names.LORA_A) else 0]:
+            yield f"adapter {name} is {list(whole.shape)}, its weight {list(shapes.get(weight, ()))}"
+
+
+def read(output: Output) -> Array:
+    """The tensor ``output`` is about, in its dtype; a view of the file where nothing is to be computed."""
+    array = whole_array(output.whole)
+    if output.fold is not None:
+        lora_a, lora_b = (whole_array(part).astype(np.float32) for part in (output.fold.lora_a, output.fold.lora_b))
+        array = array.astype(np.float32) + np.float32(output.fold.scale) * (lora_b @ lora_a)
+        array = array.astype(numpy_dtype(output.whole.dtype))
+    return array.astype(numpy_dtype(output.dtype), copy=False)
+
+
+def whole_array(whole: Whole) -> Array:
+    """All of ``whole``; mapped, not read, where its bytes lie in one piece."""
+    piece = whole.pieces[0]
+    if len(whole.pieces) > 1 or len(piece.entry.extents) > 1 or piece.entry.shape != whole.shape or not whole.nbytes:
+        return whole.read()
+    offset, _ = piece.entry.extents[0]
+    # Copy-on-write: MindSpore wants arrays that it may write to, and the file stays as it is.
+    return np.memmap(piece.file.path, numpy_dtype(whole.dtype), mode="c", offset=offset, shape=whole.shape or (1,))

@@ -1,0 +1,443 @@
+"""Answers of real MindSpore: a small LLaMA of random weights, and what the shared training left behind.
+
+MindSpore takes seconds to start, so each child asks many things and prints what came of them as JSON.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inference_tools import CONTEXT, child, make_model, prompts
+from shop import Trained, Workshop
+
+from launcher.checkpoint.convert import convert
+
+pytestmark = pytest.mark.mindspore
+
+NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the model is, and its exports."""
+    root = tmp_path_factory.mktemp("inference")
+    make_model(root / "model")
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(folder: Path) -> str:
+    return str(folder / "cache")
+
+
+# ------------------------------------------------------------------------------------------------ the engine
+
+_ENGINE = """
+import json, sys
+from pathlib import Path
+from launcher.data.messages import Message
+from launcher.inference import cached
+from launcher.inference.sampling import GenerationSpec
+from launcher.inference.session import Prepared, Question, Session
+from launcher.inference.sources import find_model
+from launcher.quiet import quiet
+
+folder, new_tokens, prompts = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+session = Session(find_model(folder, Path("jobs")), batch_size=8)
+questions = [Question(id=str(at), text=text) for at, text in enumerate(prompts)]
+prepared = session.prepare(questions)
+found = {"ids": [list(item.ids) for item in prepared]}
+
+def tokens(items, spec, size=8):
+    rows = [session.row(item, spec) for item in items]
+    for start in range(0, len(rows), size):
+        session.run(rows[start : start + size])
+    return [[row.new_tokens, row.finish, row.transcript.text] for row in rows]
+
+with quiet() as stdout:
+    greedy = GenerationSpec(max_new_tokens=new_tokens)
+    found["greedy"] = tokens(prepared, greedy)
+    found["alone"] = tokens(prepared[:12], greedy, 1)
+    cached._PASS_TOKENS = 40  # prompts in several passes
+    found["passes"] = tokens(prepared, greedy)
+    cached._PASS_TOKENS = 2048
+    for name, seed in (("drawn", 3), ("again", 3), ("other", 4)):
+        spec = GenerationSpec(max_new_tokens=8, temperature=1.5, top_k=50, top_p=0.9, seed=seed)
+        found[name] = tokens(prepared[:4], spec, 4 if name != "again" else 1)
+    text = found["greedy"][0][2]
+    stop = text[3:5]
+    found["stopped"] = [stop, text, tokens(prepared[:1], GenerationSpec(max_new_tokens=new_tokens, stop=(stop,)))[0]]
+    pieces = []
+    (whole,) = session.batch(prepared[1:2], greedy, on_text=pieces.append)
+    found["streamed"] = [pieces, whole.text]
+    (cut,) = session.batch(prepared[1:2], greedy, cancelled=lambda: len(pieces) > 3, on_text=pieces.append)
+    found["cancelled"] = [cut.finish, cut.new_tokens]
+    # An unknown character at the end of a prompt is the id that rows are padded with.
+    padded = [Prepared(question=questions[0], ids=ids) for ids in ((1, 9, 8, 0), (1, 9, 8, 0, 0, 0))]
+    found["padding"] = [tokens(padded, greedy), tokens(padded, greedy, 1)]
+    filling = [Prepared(question=questions[0], ids=(1, *[9] * (session.model.context - 4)))]
+    found["filling"] = tokens(filling, GenerationSpec(max_new_tokens=50))[0]
+    many = [prepared[at % len(prepared)] for at in range(1000)]
+    found["thousand"] = len(dict(session.answers(many, GenerationSpec(max_new_tokens=1))))
+    stdout.write(json.dumps(found) + "\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path, cache: str) -> dict[str, Any]:
+    found: dict[str, Any] = child(
+        _ENGINE, folder / "model", NEW_TOKENS, json.dumps(prompts(50), ensure_ascii=False), LAUNCHER_CACHE=cache
+    )
+    return found
+
+
+def test_a_batch_answers_as_one_by_one_and_long_prompts_in_passes_as_at_once(engine: dict[str, Any]) -> None:
+    assert len({len(ids) for ids in engine["ids"]}) > 5  # rows of unlike length
+    assert len({tuple(tokens) for tokens, _, _ in engine["greedy"]}) > 20  # and of unlike answers
+    assert engine["alone"] == engine["greedy"][:12]
+    assert engine["passes"] == engine["greedy"]
+
+
+def test_a_seed_gives_the_same_text_in_any_batch(engine: dict[str, Any]) -> None:
+    assert engine["drawn"] == engine["again"] != engine["other"]
+
+
+def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(engine: dict[str, Any]) -> None:
+    stop, text, (tokens, finish, stopped) = engine["stopped"]
+
+    assert (finish, stopped) == ("stop", text[: text.index(stop)].strip())
+    assert len(tokens) < NEW_TOKENS
+
+
+def test_a_streamed_answer_comes_in_pieces_and_can_be_cancelled(engine: dict[str, Any]) -> None:
+    pieces, text = engine["streamed"]
+    finish, count = engine["cancelled"]
+
+    assert "".join(pieces[: len(pieces)]).startswith(text)
+    assert len(pieces) > 5
+    assert (finish, count) == ("cancelled", 0)
+
+
+def test_prompts_that_end_with_the_padding_or_fill_the_context(engine: dict[str, Any]) -> None:
+    together, alone = engine["padding"]
+    tokens, finish, _ = engine["filling"]
+
+    assert together == alone
+    assert together[0] != together[1]
+    assert (len(tokens), finish) == (3, "length")
+
+
+def test_a_thousand_prompts_are_answered(engine: dict[str, Any]) -> None:
+    assert engine["thousand"] == 1000
+
+
+# ------------------------------------------------------------------------------------------------ transformers
+
+_TRANSFORMERS = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], torch_dtype=torch.float32).eval()
+found = []
+for ids in json.loads(sys.argv[2]):
+    with torch.no_grad():
+        out = model.generate(torch.tensor([ids]), max_new_tokens=int(sys.argv[3]), do_sample=False, pad_token_id=0)
+    found.append(out[0][len(ids):].tolist())
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def torch_python() -> str:
+    """An interpreter with torch and transformers, or a skip."""
+    given = os.environ.get("LAUNCHER_TORCH_PYTHON")
+    if given:
+        return given
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)}: pip install '.[test]', or set LAUNCHER_TORCH_PYTHON")
+    return sys.executable
+
+
+def export(source: Path, target: Path) -> Path:
+    from contextlib import ExitStack
+
+    from launcher.checkpoint.convert import open_model
+
+    with ExitStack() as stack:
+        convert(open_model(source, None, stack), target)
+    return target
+
+
+def test_fifty_greedy_answers_are_those_of_transformers(
+    folder: Path, engine: dict[str, Any], torch_python: str
+) -> None:
+    exported = export(folder / "model", folder / "hf")
+    theirs = child(_TRANSFORMERS, exported, json.dumps(engine["ids"]), NEW_TOKENS, python=torch_python)
+
+    assert len(theirs) == 50
+    for ours, other in zip(engine["greedy"], theirs, strict=True):
+        tokens, finish, _ = ours
+        assert tokens == (other[:-1] if finish == "stop" else other)
+
+
+# ------------------------------------------------------------------------------------------------ sources
+
+_SOURCES = """
+import json, sys
+from pathlib import Path
+from launcher.inference.sampling import GenerationSpec
+from launcher.inference.session import Session
+from launcher.inference.sources import Given, find_model
+from launcher.quiet import quiet
+
+jobs, questions, sources = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+found = {}
+with quiet() as stdout:
+    for name, (reference, options) in sources.items():
+        paths = {key: Path(options.pop(key)) for key in ("config", "tokenizer") if key in options}
+        given = Given(**paths, **options)
+        session = Session(find_model(reference, jobs, given))
+        answers = session.answer(questions, GenerationSpec(max_new_tokens=10))
+        found[name] = [[answer.text for answer in answers], list(session.model.notes)]
+    stdout.write(json.dumps(found) + "\\n")
+"""
+
+
+def test_every_source_of_one_model_gives_the_same_answers(
+    trained: Trained, folder: Path, tmp_path: Path, cache: str
+) -> None:
+    shop, lora, base = trained.workshop, trained.lora, trained.base
+    unmerged = tmp_path / "jobs" / "zzzzz-unmerged"
+    shutil.copytree(lora.paths.root, unmerged, ignore=shutil.ignore_patterns("merged", "work"))
+    record = lora.record.to_json().replace(lora.record.job_id, unmerged.name)
+    (unmerged / "job.json").write_text(record, encoding="utf-8")
+    shop.launcher("merge-ckpt", str(unmerged), "--format", "peft", "-o", str(tmp_path / "peft"))
+    shop.launcher("merge-ckpt", str(unmerged), "--no-fold", "-o", str(tmp_path / "apart"))
+    shop.launcher("merge-ckpt", str(unmerged), "--file-format", "ckpt", "-o", str(tmp_path / "ckpt"))
+    exported = export(lora.paths.merged, tmp_path / "hf")
+    own = {"tokenizer": str(lora.paths.merged / "tokenizer.model"), "template": "plain"}
+    config = {"config": str(lora.paths.merged / "launcher_model.json")}
+    sources = {
+        "job": (lora.record.job_id[:5], {}),
+        "merged folder": (str(lora.paths.merged), {}),
+        "unmerged job": (str(unmerged), {}),
+        ".safetensors": (str(lora.paths.merged / "model.safetensors"), {}),
+        ".ckpt": (str(tmp_path / "ckpt" / "model.ckpt"), {**config, **own}),
+        "transformers": (str(exported), {"template": "plain"}),
+        "shards": (str(unmerged / "checkpoint"), {**config, **own}),
+        "base and job": (str(base.paths.merged), {"adapter": str(unmerged)}),
+        "base and peft": (str(base.paths.merged), {"adapter": str(tmp_path / "peft")}),
+        "base and file": (str(base.paths.merged), {"adapter": str(tmp_path / "apart" / "adapter.safetensors")}),
+        "base alone": (str(base.paths.merged), {}),
+    }
+    found = child(
+        _SOURCES, shop.folder / "jobs", json.dumps(trained.questions), json.dumps(sources), LAUNCHER_CACHE=cache
+    )
+
+    answers = {name: texts for name, (texts, _) in found.items()}
+    alone = answers.pop("base alone")
+    assert {json.dumps(texts) for texts in answers.values()} == {json.dumps(answers["job"])}, answers
+    assert alone != answers["job"]
+    assert found["unmerged job"][1] == ["zzzzz-unmerged is not merged: folded in memory from step 16"]
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+def test_infer_prints_in_order_continues_a_file_and_leaves_nothing_behind(
+    folder: Path, tmp_path: Path, cache: str
+) -> None:
+    shop = Workshop(folder=tmp_path)
+    asked = [{"id": f"q{at}", "prompt": text} for at, text in enumerate(prompts(5))]
+    (tmp_path / "q.jsonl").write_text(
+        "\n".join(json.dumps(line, ensure_ascii=False) for line in asked), encoding="utf-8"
+    )
+    common = ("infer", str(folder / "model"), "--file", "q.jsonl", "--max-new-tokens", "6", "--batch-size", "2")
+    env = {"LAUNCHER_CACHE": cache}
+    lines = shop.launcher(*common, "--format", "jsonl", env=env).stdout.splitlines()
+    answers = [json.loads(line) for line in lines]
+
+    assert [answer["id"] for answer in answers] == ["q0", "q1", "q2", "q3", "q4"]
+    assert answers[0].keys() == {"id", "prompt", "text", "prompt_tokens", "new_tokens", "finish", "seconds"}
+    text = shop.launcher(*common, env=env)
+    assert text.stdout == "".join(f"> {answer['prompt']}\n{answer['text']}\n" for answer in answers)
+    assert "mindformers" not in text.stdout + text.stderr
+    (tmp_path / "out.jsonl").write_text(f"{lines[3]}\n{lines[1]}\n{lines[0][:20]}", encoding="utf-8")
+    resumed = shop.launcher(*common, "--output", "out.jsonl", env=env)
+    assert "out.jsonl: 5 answers, 3 of them new" in resumed.stderr
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [answer | {"seconds": 0} for answer in written] == [answer | {"seconds": 0} for answer in answers]
+    again = shop.launcher(*common, "--output", "out.jsonl", env=env)
+    assert "5 answers, 0 of them new" in again.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"q.jsonl", "out.jsonl"}
+
+
+def test_eval_compares_base_adapter_and_merged(trained: Trained, cache: str) -> None:
+    shop = trained.workshop
+    options = ("--tokenizer", "tokenizer.model", "--seq-length", "64", "--template", "plain", "--eval-fraction", "0.2")
+    shop.launcher("data", "preprocess", "conversations.json", *options, "-o", "split.mindrecord")
+    held_out = ("--data", "split.eval.mindrecord", "--limit", "24", "--questions", "4", "--max-new-tokens", "8")
+    env = {"LAUNCHER_CACHE": cache}
+    found = json.loads(shop.launcher("eval", trained.lora.record.job_id, *held_out, "--format", "json", env=env).stdout)
+    base, adapted, merged = found["models"]
+
+    assert [base["role"], adapted["role"], merged["role"]] == ["base", "base + adapter", "merged"]
+    assert adapted["loss"] < base["loss"] < 7.0
+    assert abs(adapted["loss"] - merged["loss"]) == pytest.approx(found["difference"]["loss"])
+    assert found["difference"]["largest_of_a_token"] < 1e-4
+    assert found["difference"]["same_answers"] == found["difference"]["answers"] == 4
+    table = shop.launcher("eval", str(trained.base.paths.merged), *held_out, env=env).stdout
+    assert re.search(rf"model +\S+merged +{base['loss']:.4f} ", table)
+    refused = shop.launcher("eval", trained.base.record.job_id, code=3)
+    assert "no validation split goes with these models" in refused.stderr
+
+
+# ------------------------------------------------------------------------------------------------ chat
+
+
+class Terminal:
+    """A child on a pseudo-terminal, as a person would use it."""
+
+    def __init__(self, argv: list[str], folder: Path, env: dict[str, str]) -> None:
+        self.screen = ""
+        self._at = 0
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            argv, cwd=folder, env=env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+
+    def expect(self, pattern: str, seconds: float = 120.0) -> str:
+        """Read until ``pattern`` shows after what was expected last."""
+        until = time.monotonic() + seconds
+        while not (match := re.search(pattern, self.screen[self._at :])):
+            assert time.monotonic() < until, f"no {pattern!r} in {self.screen[self._at :]!r}"
+            if select.select([self._master], [], [], 0.2)[0]:
+                self.screen += self._read()
+        self._at += match.end()
+        return match[0]
+
+    def _read(self) -> str:
+        try:
+            return os.read(self._master, 65536).decode(errors="replace")
+        except OSError:  # the child is gone
+            raise AssertionError(f"it left: {self.screen[self._at :]!r}") from None
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def close(self) -> int:
+        code = self.process.wait(60)
+        os.close(self._master)
+        return code
+
+
+@pytest.fixture(scope="module")
+def long(folder: Path) -> Path:
+    """A model whose context an answer does not fill before Ctrl-C comes."""
+    return make_model(folder / "long", seq_length=4000)
+
+
+def terminal_of(folder: Path, cache: str, *arguments: str) -> Terminal:
+    argv = [sys.executable, "-m", "launcher", *arguments, "--max-new-tokens", "3000"]
+    return Terminal(argv, folder, {**os.environ, "LAUNCHER_CACHE": cache, "TERM": "dumb"})
+
+
+def test_one_answer_is_streamed_to_a_terminal_and_ctrl_c_ends_it(long: Path, tmp_path: Path, cache: str) -> None:
+    terminal = terminal_of(tmp_path, cache, "infer", str(long), "--prompt", "苹果")
+    try:
+        terminal.expect(".{20}")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.expect("error: stopped")
+        assert terminal.close() == 130
+    finally:
+        if terminal.process.poll() is None:
+            terminal.process.kill()
+            terminal.process.wait()
+
+
+def test_chat_in_a_terminal(long: Path, tmp_path: Path, cache: str) -> None:
+    terminal = terminal_of(tmp_path, cache, "chat", str(long))
+    try:
+        terminal.expect(r"4000 tokens of context. /help lists commands.")
+        terminal.expect("> ")
+        terminal.type("/help\n")
+        terminal.expect("/reset +forget")
+        terminal.type("苹果\n")
+        terminal.expect("苹果\r\n.{5}")  # it answers
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.expect(r"\(stopped\)\r\n")
+        terminal.expect("> ")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.expect(r"\(Ctrl-D or /exit leaves\)")
+        terminal.type("/save talk.json\n")
+        terminal.expect(r"\(2 turns in talk.json\)")
+        terminal.type("/save talk.json\n")
+        terminal.expect("error: cannot write talk.json: File exists")
+        terminal.type("/system 短\n")
+        terminal.expect("starts anew")
+        terminal.type("/system\n")
+        terminal.expect("短")
+        terminal.type("/reset\n")
+        terminal.expect("forgotten")
+        terminal.type("/nonsense\n")
+        terminal.expect("error: no command /nonsense")
+        terminal.type("\x04")
+        assert terminal.close() == 0
+    finally:
+        if terminal.process.poll() is None:
+            terminal.process.kill()
+            terminal.process.wait()
+    saved = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["messages"]
+    assert [turn["role"] for turn in saved] == ["user", "assistant"]
+    assert saved[0]["content"] == "苹果"
+    assert "Traceback" not in terminal.screen
+
+
+_TRIMMING = """
+import io, json, sys
+from pathlib import Path
+from launcher.data.messages import Message
+from launcher.inference.chatting import Chat, Conversation
+from launcher.inference.sampling import GenerationSpec
+from launcher.inference.session import Session
+from launcher.inference.sources import find_model
+
+session = Session(find_model(sys.argv[1], Path("jobs")))
+chat = Chat(session=session, spec=GenerationSpec(max_new_tokens=16), read=lambda: None, out=io.StringIO())
+chat.conversation = Conversation(system="短", turns=[
+    Message(role, f"{turn} 苹果和梨") for turn in range(10) for role in ("user", "assistant")
+])
+prepared, left_out = chat.fitting("题目")
+turns = [list(turn) for turn in chat.conversation.messages()]
+lines = iter(["苹果" * 60, "/save", "/exit", "never"])
+chat.read = lambda: next(lines)
+chat.run()
+print(json.dumps([len(prepared.ids), left_out, turns, chat.out.getvalue()]))
+"""
+
+
+def test_old_turns_are_left_out_in_pairs(folder: Path) -> None:
+    length, left_out, turns, said = child(_TRIMMING, folder / "model")
+
+    assert length <= CONTEXT - 16
+    assert left_out > 0
+    assert left_out % 2 == 0
+    assert turns[0] == ["system", "短"]
+    assert turns[1] == ["user", f"{left_out // 2} 苹果和梨"]
+    assert len(turns) == 1 + 20 - left_out
+    assert f"error: 1 prompt longer than the context of {CONTEXT} tokens allows" in said
+    assert "error: /save needs a file name" in said

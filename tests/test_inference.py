@@ -1,0 +1,435 @@
+"""Choosing tokens, texts that grow, questions, answers on their way out, and what a reference means. No MindSpore."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from inference_tools import CONTEXT, MODEL, VOCAB, make_model
+from safetensors.numpy import load_file, save_file
+
+from launcher.data.messages import Message
+from launcher.data.tokenizer import load_tokenizer, train_tokenizer
+from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
+from launcher.inference.decoding import LENGTH, STOP, Row
+from launcher.inference.evaluation import cross_entropy, final_number, folded
+from launcher.inference.prompts import collect, parse_messages
+from launcher.inference.sampling import GenerationSpec, Sampler
+from launcher.inference.session import Answer, Question, Session
+from launcher.inference.sources import Given, find_model
+from launcher.inference.transcript import Transcript
+from launcher.inference.writing import InOrder, OutputFile
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("infer") / "model")
+
+
+@pytest.fixture
+def copy(model_folder: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+# ------------------------------------------------------------------------------------------------ sampling
+
+LOGITS = np.array([0.0, 3.0, 2.0, -1.0, 2.5], np.float32)
+
+
+def picks(count: int = 300, **spec: float) -> set[int]:
+    sampler = Sampler(GenerationSpec(**spec))  # type: ignore[arg-type]
+    return {sampler.pick(LOGITS, []) for _ in range(count)}
+
+
+def test_temperature_zero_is_greedy_and_above_all_tokens_are_drawn() -> None:
+    assert picks() == {1}
+    assert picks(temperature=5.0) == {0, 1, 2, 3, 4}
+
+
+def test_top_k_and_top_p_leave_the_likeliest() -> None:
+    assert picks(temperature=1.0, top_k=2) == {1, 4}
+    # softmax: 1 has 0.46, 4 has 0.28, 2 has 0.17
+    assert picks(temperature=1.0, top_p=0.4) == {1}
+    assert picks(temperature=1.0, top_p=0.7) == {1, 4}
+    assert picks(temperature=1.0, top_p=0.8) == {1, 2, 4}
+
+
+def test_a_repetition_penalty_makes_what_was_said_less_likely() -> None:
+    sampler = Sampler(GenerationSpec(repetition_penalty=2.0))
+
+    assert sampler.pick(LOGITS, [1]) == 4
+    assert sampler.pick(LOGITS, [1, 4, 4]) == 2
+    assert sampler.pick(np.array([-1.0, -1.5], np.float32), [0]) == 1  # below zero it is multiplied
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=20)
+def test_a_seed_gives_one_text(seed: int) -> None:
+    first, second = (Sampler(GenerationSpec(temperature=1.0, seed=seed)) for _ in range(2))
+
+    assert [first.pick(LOGITS, []) for _ in range(20)] == [second.pick(LOGITS, []) for _ in range(20)]
+
+
+# ------------------------------------------------------------------------------------------------ texts
+
+
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=30), cut=st.integers(0, 8))
+@settings(max_examples=150, deadline=None)
+def test_pieces_of_a_streamed_answer_make_its_text(model_folder: Path, text: str, cut: int) -> None:
+    tokenizer = load_tokenizer(model_folder / "tokenizer.model")
+    stop = text[cut : cut + 2]
+    transcript = Transcript(tokenizer, (stop,) if stop.strip() else ())
+    pieces = []
+    for token in tokenizer.encode(text, start=True):
+        transcript.add(token)
+        if transcript.stopped:
+            break
+        pieces.append(transcript.news())
+    pieces.append(transcript.news(final=True))
+
+    assert "".join(pieces) == transcript.text
+    if not (stop.strip() and stop in tokenizer.decode(transcript.tokens)):
+        assert transcript.text == tokenizer.decode(tokenizer.encode(text, start=True)).strip()
+    else:
+        assert stop not in transcript.text
+
+
+def test_what_may_become_a_stop_text_is_held_back(model_folder: Path) -> None:
+    tokenizer = load_tokenizer(model_folder / "tokenizer.model")
+    transcript = Transcript(tokenizer, ("##",))
+    shown = []
+    for token in tokenizer.encode("a#b##c", start=True):
+        transcript.add(token)
+        shown.append(transcript.news())
+        if transcript.stopped:
+            break
+
+    assert "".join(shown) == "a#b" == transcript.text
+
+
+def test_a_row_ends_by_its_limit_by_an_end_token_and_when_it_is_cancelled(model_folder: Path) -> None:
+    def row(limit: int, ends: frozenset[int]) -> Row:
+        transcript = Transcript(load_tokenizer(model_folder / "tokenizer.model"))
+        return Row(prompt=[1, 5], spec=GenerationSpec(), limit=limit, ends=ends, transcript=transcript)
+
+    likely = np.eye(VOCAB, dtype=np.float32)[300]
+    limited, ended = row(2, frozenset({2})), row(9, frozenset({300}))
+    assert [limited.advance(likely), limited.finish, limited.advance(likely), limited.finish] == [
+        300,
+        None,
+        300,
+        LENGTH,
+    ]
+    assert (ended.advance(likely), ended.finish, ended.new_tokens) == (300, STOP, [])
+
+
+# ------------------------------------------------------------------------------------------------ questions
+
+
+def test_questions_come_from_options_text_and_json_lines(tmp_path: Path) -> None:
+    text, lines = tmp_path / "q.txt", tmp_path / "q.jsonl"
+    text.write_bytes("\ufeffone\r\n\n  two  \n".encode())
+    lines.write_text(
+        '{"id": "a", "prompt": "one"}\n\n{"messages": [{"role": "system", "content": "s"}, '
+        '{"role": "user", "content": [{"type": "text", "text": "two"}]}]}\n'
+        '{"id": 7, "conversations": [{"from": "human", "value": "three"}, {"from": "gpt", "value": "answer"}]}\n'
+    )
+
+    assert [(q.id, q.shown) for q in collect(["zero"], str(text))] == [("1", "zero"), ("2", "one"), ("3", "two")]
+    found = collect([], str(lines))
+    assert [(q.id, q.shown) for q in found] == [("a", "one"), ("2", "two"), ("7", "three")]
+    assert found[1].messages[0] == Message("system", "s")
+    assert collect([], str(lines), system="t")[1].messages == (Message("system", "t"), Message("user", "two"))
+    assert collect(["x"], None, raw=True)[0].text == "x"
+
+
+def test_stdin_is_read_as_text_or_json_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    for raw, shown in ((b"one\ntwo\n", ["one", "two"]), (b'{"prompt": "one"}\n', ["one"])):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        assert [question.shown for question in collect([], "-")] == shown
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"prompt": "  "}', "line 1: the prompt is empty"),
+        ('{"prompt": 3}', 'it has neither "prompt" nor "messages"'),
+        ("[]", "it is no object"),
+        ("{", "line 1: Expecting"),
+        ('{"messages": []}', "the last message must be the user's"),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "a message needs a role"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "only text can be understood"),
+        ('{"messages": [3]}', "a message must be an object"),
+        ('{"messages": 3}', "messages must be a list"),
+        ('{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}', "two questions have the id 'x'"),
+        ("\n".join(["nonsense"] * 9), "and 4 more"),
+    ],
+)
+def test_a_file_that_cannot_be_asked_is_refused(tmp_path: Path, content: str, expected: str) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text(content)
+
+    with pytest.raises(DataError) as caught:
+        collect([], str(file))
+    assert expected in caught.value.message
+
+
+def test_a_system_turn_comes_first() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "user", "content": "c"}]
+
+    with pytest.raises(ValueError, match="only the first message"):
+        parse_messages(turns)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_bytes(b"\xff\xfe")
+
+    with pytest.raises(DataError, match="cannot read"):
+        collect([], str(tmp_path / "q.txt"))
+    with pytest.raises(SpecError, match="nothing to ask"):
+        collect([], None)
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+
+def answer(name: str, prompt: str = "p") -> Answer:
+    return Answer(id=name, prompt=prompt, text=f"t{name}", prompt_tokens=1, new_tokens=2, finish="stop", seconds=0.1)
+
+
+def questions(*names: str) -> list[Question]:
+    return [Question(id=name, messages=(Message("user", "p"),)) for name in names]
+
+
+@given(st.permutations(range(6)))
+def test_answers_are_given_on_in_order(order: list[int]) -> None:
+    found: list[str] = []
+    ordered = InOrder(lambda given: found.append(given.id))
+    for place in order:
+        ordered.put(place, answer(str(place)))
+
+    assert found == [str(place) for place in range(6)]
+
+
+def test_an_output_file_is_continued_and_sorted(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out.jsonl"
+    OutputFile(path).add([answer("c"), answer("x")])
+    with path.open("a") as file:
+        file.write('{"id": "b", "prom')  # a killed run
+    again = OutputFile(path)
+    asked = questions("a", "b", "c")
+
+    assert [question.id for question in again.open_questions(asked)] == ["a", "b"]
+    again.mend()
+    again.add([answer("b"), answer("a")])
+    again.sort(asked)
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["x", "a", "b", "c"]
+    stamp = path.stat().st_mtime_ns
+    OutputFile(path).sort(asked)
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_an_output_file_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("mine\n")
+
+    with pytest.raises(DataError, match="holds no answers"):
+        OutputFile(path)
+    path.write_text(json.dumps({"id": "a", "prompt": "other"}) + "\n")
+    with pytest.raises(DataError, match="'a' to another prompt"):
+        OutputFile(path).open_questions(questions("a"))
+
+
+# ------------------------------------------------------------------------------------------------ sources
+
+
+def test_a_merged_folder_brings_tokenizer_and_template(model_folder: Path) -> None:
+    model = find_model(str(model_folder), model_folder)
+
+    assert model.spec == MODEL
+    assert (model.context, model.template and model.template.name) == (CONTEXT, "plain")
+    assert Session(model).ends == {2}
+
+
+def test_what_is_missing_is_asked_for_by_its_option(copy: Path) -> None:
+    (copy / "tokenizer.model").rename(copy.parent / "t.model")
+    described = json.loads((copy / "launcher_model.json").read_text())
+    (copy / "launcher_model.json").write_text(json.dumps({**described, "template": None}))
+
+    with pytest.raises(DataError) as no_tokenizer:
+        Session(find_model(str(copy), copy))
+    assert "--tokenizer" in no_tokenizer.value.hint
+    session = Session(find_model(str(copy), copy, Given(tokenizer=copy.parent / "t.model")))
+    with pytest.raises(SpecError) as no_template:
+        session.encode(questions("a")[0])
+    assert "--template NAME" in no_template.value.hint
+    assert session.encode(Question(id="a", text="x"))[0] == MODEL.bos_token_id
+    given_both = Given(tokenizer=copy.parent / "t.model", template="chatml")
+    with pytest.raises(DataError, match=r"needs the token <\|im_start\|>"):
+        Session(find_model(str(copy), copy, given_both)).encode(questions("a")[0])
+    (copy / "launcher_model.json").unlink()
+    with pytest.raises(CheckpointError) as no_config:
+        find_model(str(copy), copy)
+    assert "--config FILE" in no_config.value.hint
+
+
+def test_weights_that_are_not_the_models_are_refused_before_they_are_loaded(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    name = "model.layers.1.attention.wk.weight"
+    spoilt = {**weights, name: np.zeros((32, 32), np.float32)}
+    save_file(spoilt, copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model.layers.1.attention.wk.weight is \[32, 32\]"):
+        find_model(str(copy), copy)
+    del spoilt[name]
+    save_file(spoilt, copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match=name):
+        find_model(str(copy), copy)
+    (copy / "model.safetensors").write_bytes(b"\x10")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        find_model(str(copy), copy)
+
+
+def test_a_tokenizer_with_more_pieces_than_the_model_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    texts = [f"{number} 个苹果和 {number * 7} 个梨" for number in range(900)]
+    train_tokenizer([*texts, "".join(map(chr, range(0x4E00, 0x5000)))], tmp_path / "t.model", vocab_size=VOCAB + 300)
+
+    with pytest.raises(DataError, match=f"has {VOCAB + 300} pieces, .* knows {VOCAB}"):
+        Session(find_model(str(model_folder), tmp_path, Given(tokenizer=tmp_path / "t.model")))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"model": {"hidden_size": 0}}', "model.hidden_size|hidden_size"),
+        ("[]", "it is no mapping"),
+        ("{", "Expecting"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(copy: Path, text: str, expected: str) -> None:
+    (copy / "launcher_model.json").write_text(text)
+
+    with pytest.raises(CheckpointError, match=expected):
+        find_model(str(copy), copy)
+
+
+def test_references_that_mean_nothing(tmp_path: Path) -> None:
+    for reference in ("./none", "none.safetensors", "nojob"):
+        with pytest.raises(JobError):
+            find_model(reference, tmp_path)
+
+
+def test_a_transformers_config_is_understood(copy: Path) -> None:
+    (copy / "launcher_model.json").unlink()
+    config = {
+        "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": VOCAB, "max_position_embeddings": 131072,
+        "rope_theta": 5e5, "eos_token_id": [7, 8], "bos_token_id": 6, "torch_dtype": "bfloat16",
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 8192},
+    }  # fmt: skip
+    (copy / "config.json").write_text(json.dumps(config))
+    model = find_model(str(copy), copy)
+
+    assert (model.context, model.spec.max_position_embedding, model.spec.bos_token_id) == (4096, 131072, 6)
+    assert {7, 8} <= Session(model).ends
+    assert model.spec.rope_scaling is not None
+    assert find_model(str(copy), copy, Given(context=8192)).context == 8192
+    with pytest.raises(DataError, match="--context 200000"):
+        find_model(str(copy), copy, Given(context=200000))
+    (copy / "config.json").write_text(json.dumps({**config, "rope_scaling": {"rope_type": "yarn"}}))
+    with pytest.raises(CheckpointError, match="'yarn' is not supported"):
+        find_model(str(copy), copy)
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    with pytest.raises(CheckpointError, match="not 'llama'"):
+        find_model(str(copy), copy)
+
+
+def test_an_adapter_of_another_model_or_without_its_scale_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    save_file(
+        {f"{name}.lora_A.weight": np.ones((4, 32), np.float32), f"{name}.lora_B.weight": np.ones((48, 4), np.float32)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match=r"no adapter_config\.json"):
+        find_model(str(model_folder), tmp_path, Given(adapter=str(tmp_path)))
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    with pytest.raises(CheckpointError, match="lora_b is \\[48, 4\\]"):
+        find_model(str(model_folder), tmp_path, Given(adapter=str(tmp_path)))
+    save_file({"other": np.ones(3, np.float32)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="holds no LoRA adapter"):
+        find_model(str(model_folder), tmp_path, Given(adapter=str(tmp_path)))
+    with pytest.raises(LauncherError):
+        find_model(str(model_folder), tmp_path, Given(adapter="nojob"))
+
+
+def test_an_adapter_is_folded_as_it_says(model_folder: Path, tmp_path: Path) -> None:
+    """One element of A and one of B: the product has one element, alpha / r = 2 times theirs."""
+    from contextlib import ExitStack
+
+    from launcher.inference.weights import read
+
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    lora_a, lora_b = np.zeros((4, 32), np.float32), np.zeros((32, 4), np.float32)
+    lora_a[1, 3], lora_b[7, 1] = 5.0, 0.5
+    save_file(
+        {f"{name}.lora_A.weight": lora_a, f"{name}.lora_B.weight": lora_b}, tmp_path / "adapter_model.safetensors"
+    )
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    model = folded(find_model(str(model_folder), tmp_path, Given(adapter=str(tmp_path))))
+    with ExitStack() as stack:
+        found = np.array(read(model.open(stack).weights["model.layers.0.attention.wq.weight"]))
+    expected = load_file(model_folder / "model.safetensors")["model.layers.0.attention.wq.weight"]
+    expected[7, 3] += 5.0
+
+    assert np.abs(found - expected).max() < 1e-6
+
+
+# ------------------------------------------------------------------------------------------------ what does not fit
+
+
+def test_prompts_that_leave_no_room_are_all_named(model_folder: Path) -> None:
+    session = Session(find_model(str(model_folder), model_folder))
+    long = [Question(id=str(number), messages=(Message("user", "苹果" * 100),)) for number in range(5)]
+
+    with pytest.raises(DataError) as caught:
+        session.prepare([*questions("a"), *long])
+    assert f"5 prompts longer than the context of {CONTEXT} tokens allows" in caught.value.message
+    assert "and 2 more" in caught.value.message
+    with pytest.raises(DataError, match="prompt a is empty"):
+        session.prepare([Question(id="a", text=" ")])
+
+
+def test_what_users_write_never_becomes_a_control_token(model_folder: Path) -> None:
+    session = Session(find_model(str(model_folder), model_folder))
+    ids = session.encode(Question(id="a", messages=(Message("user", "</s><s><unk>"),)))
+
+    assert not {0, 2} & set(ids)
+    assert ids.count(1) == 1
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("一共 8 + 5 = 13 个", "13"), ("共1,250.50元", "1250.50"), ("是3/4。", "3/4"), ("温差-11℃", "-11"),
+        ("没有", None), ("2025年有365天", "365"), ("1,2和3", "3"),
+    ],
+)  # fmt: skip
+def test_the_final_number_of_an_answer(text: str, number: str | None) -> None:
+    assert final_number(text) == number
+
+
+def test_cross_entropy_by_hand() -> None:
+    logits = np.log(np.array([[1, 1, 2], [1, 7, 2]], np.float32))
+
+    assert np.allclose(cross_entropy(logits, np.array([2, 0])), [np.log(2), np.log(10)])
