@@ -181,7 +181,7 @@ def imagined_hosts(nodes: int, cards: int | None, kind: str) -> Cluster:
     Raises SpecError when the cards do not divide evenly: HCCL wants as many on each host.
     """
     per_host, rest = (KINDS[kind].per_server if kind in KINDS else 1, 0) if cards is None else divmod(cards, nodes)
-    most = KINDS[kind].per_server if kind in KINDS else per_host
+    most = KINDS[kind].per_server if kind in KINDS else 64
     if rest or not 1 <= per_host <= most:
         raise SpecError(
             f"{cards} cards on {nodes} host(s): each must have the same number, 1 to {most}",

@@ -303,15 +303,21 @@ class Lead:
         """What brought the agent to its host has ended, and the agent has not reported how."""
         code = self._left_code(node)
         limit_s = node.start.limit_s if node.start else 0.0
-        if code == SSH_FAILED and node.here and limit_s:
+        if code == SSH_FAILED and node.here and limit_s and not self._still_connected(node):
             from launcher.nodes.verdicts import cut
 
             self._lose(node, cut(limit_s), limit_s)
             return
-        how = f"its agent has ended with {code} and no report"
+        how = "its agent was killed" if code == SSH_FAILED else f"its agent has ended with {code} and no report"
         if not node.here:
             how = f"no agent could be started there (exit code {code})"
         self._lose(node, {EN: how, ZH: f"agent 异常退出（{code}）"}, _LAST_REPORT_S)
+
+    def _still_connected(self, node: Node) -> bool:
+        """ssh says the same of a host that it lost and of a command that was killed there."""
+        from launcher.where.hosts import is_connected
+
+        return is_connected(self.launch, self.paths, node.place.address)
 
     def _lose(self, node: Node, how: dict[str, str], since_s: float) -> None:
         lines = tail(self.paths.log(node.start.name), 6) if node.start and not node.slate.get("ranks") else []

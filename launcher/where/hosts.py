@@ -132,6 +132,12 @@ def end_connections(launch: Launch, paths: JobPaths) -> None:
         run_program(*_ssh(config, paths.job_id), "-O", "exit", "--", node.address, timeout_s=5)
 
 
+def is_connected(launch: Launch, paths: JobPaths, address: str) -> bool:
+    """Whether the job's connection to a host, which other commands share with the agent, is still open."""
+    config = ("-F", launch.where["ssh_config"]) if "ssh_config" in launch.where else ()
+    return not run_program(*_ssh(config, paths.job_id), "-O", "check", "--", address, timeout_s=5).fault
+
+
 # ------------------------------------------------------------------------------------------------ before the job
 
 

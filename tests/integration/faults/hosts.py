@@ -8,6 +8,7 @@ The leader is on a third host. A host is a network namespace with its own sshd; 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -83,9 +84,12 @@ def _cut(job: HostJob, servers: SshLab) -> None:
 
 
 def _kill_agent(job: HostJob, servers: SshLab) -> None:
-    for process in marked(job.root.name):
-        if "launcher" in process.cmdline() and process.pid in job.on_host(1):
-            process.kill()
+    own = set(job.on_host(1))
+    agents = [p.pid for p in marked(job.root.name) if p.pid in own and "--watch-stdin" in p.info["cmdline"]]
+    assert agents
+    for pid in agents:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _be_slow(job: HostJob, servers: SshLab) -> None:
