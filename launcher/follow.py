@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,7 @@ from launcher.jobs import JobPaths, JobRecord
 from launcher.verdict import user_language, verdict_text
 
 POLL_S = 0.1
+_SCHEDULER_POLL_S = 3.0
 
 OnEvent = Callable[[dict[str, Any]], None]
 OnState = Callable[[JobRecord], None]
@@ -40,7 +42,7 @@ def follow(paths: JobPaths, on_event: OnEvent, on_state: OnState) -> JobRecord:
     with _signals() as signals:
         while True:
             record = follower.look()
-            _pass_on(signals, record)
+            _pass_on(signals, paths, record)
             if record.is_final:
                 return record
             follower.wait(record)
@@ -52,10 +54,14 @@ class _Follower:
         self._seen: tuple[int, str, str | None] | None = None
         self._attempt = 0
         self._readers: list[EventReader] = []
+        self._asked_at = -_SCHEDULER_POLL_S
+        self._told: JobRecord | None = None
 
     def look(self) -> JobRecord:
         """Read the record, then events: what is written before an end is seen before it."""
         record = jobs.read_record(self._paths)
+        if record is not None:
+            record = self._ask_scheduler(record)
         if record is None:
             raise JobError(f"{self._paths.record} is gone or damaged", hint="launcher jobs")
         if record.attempt != self._attempt:
@@ -70,6 +76,19 @@ class _Follower:
             self._on_state(record)
         return record
 
+    def _ask_scheduler(self, record: JobRecord) -> JobRecord:
+        """What Slurm knows of a job that it has, asked every few seconds: why it waits, or that it is gone."""
+        if record.is_final or record.where.get("kind") != "slurm":
+            return record
+        if time.monotonic() > self._asked_at + _SCHEDULER_POLL_S:
+            self._asked_at = time.monotonic()
+            self._told = ask_scheduler(record)
+        told = self._told
+        if told and told.state == jobs.LOST and record.state != told.state:
+            again = jobs.read_record(self._paths)  # its end may have been written meanwhile
+            return told if again == record else again or told
+        return replace(record, note=told.note) if told and record.state == jobs.PLANNED else record
+
     def wait(self, record: JobRecord) -> None:
         """A while, or until the supervisor has ended."""
         handle = record.supervisor.open_pidfd() if record.supervisor else None
@@ -82,10 +101,30 @@ class _Follower:
             os.close(handle)
 
 
-def _pass_on(signals: list[int], record: JobRecord) -> None:
+def ask_scheduler(record: JobRecord) -> JobRecord:
+    """``record`` with what the scheduler that has the job knows beyond it."""
+    if record.where.get("kind") != "slurm":
+        return record
+    from launcher.where.slurm import ask
+
+    return ask(record)
+
+
+def _stop_in_scheduler(paths: JobPaths, record: JobRecord) -> None:
+    from launcher.stopping import stop_job
+
+    if not record.is_final:
+        stop_job(paths, record, save=False, grace_s=None)
+
+
+def _pass_on(signals: list[int], paths: JobPaths, record: JobRecord) -> None:
     """To the supervisor, once there is one that can take it."""
     if signal.SIGHUP in signals:
         raise Detached
+    if signals and record.where.get("kind") == "slurm":
+        _stop_in_scheduler(paths, record)
+        signals.clear()
+        return
     if record.guard is None or record.supervisor is None:
         return
     while signals:

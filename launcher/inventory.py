@@ -58,9 +58,9 @@ class HostGroup(_Section):
 
 
 class Inventory(_Section):
-    """All hosts of a cluster, of one ``kind`` of chip."""
+    """All hosts of a cluster, of one ``kind`` of chip; "CPU" for none, where ``devices`` are ranks."""
 
-    kind: Annotated[Literal["910", "A2", "A3", "950", "310P"], BeforeValidator(str)]  # YAML makes 910 a number
+    kind: Annotated[Literal["910", "A2", "A3", "950", "310P", "CPU"], BeforeValidator(str)]  # YAML makes 910 a number
     hosts: Annotated[tuple[HostGroup, ...], Field(min_length=1)]
 
 
@@ -92,6 +92,8 @@ def parse_inventory(text: str, *, name: str) -> Cluster:
     builder.unique(hosts)
     if builder.problems:
         raise SpecError(f"{name}: {len(builder.problems)} problem(s)", problems=builder.problems, hint=_HINT)
+    if inventory.kind == "CPU":
+        return Cluster(target="CPU", hosts=hosts)
     return Cluster(target="Ascend", kind=inventory.kind, hosts=hosts)
 
 
@@ -254,9 +256,9 @@ class _Builder:
         return found
 
     def _device_ids(self, at: tuple[int | str, ...], inventory: Inventory, group: HostGroup) -> list[int]:
-        kind = KINDS[inventory.kind]
+        kind = KINDS.get(inventory.kind)
         if group.devices is None:
-            return list(range(kind.per_server))
+            return list(range(kind.per_server if kind else 1))
         try:
             ids = numbers(group.devices)
         except ValueError as error:
@@ -264,7 +266,7 @@ class _Builder:
             return []
         if len(set(ids)) < len(ids):
             self._add((*at, "devices"), f"{group.devices!r} names a device twice")
-        if max(ids) > kind.max_device_id:
+        if kind and max(ids) > kind.max_device_id:
             self._add((*at, "devices"), f"device {max(ids)}: ids of {kind.name} end at {kind.max_device_id}")
         return ids
 

@@ -100,6 +100,40 @@ class JobPaths:
         return self.attempt_folder / "stop_at"
 
     @property
+    def nodes(self) -> Path:
+        """What hosts say to each other in this attempt, when the job runs on several (see ``launcher.nodes``)."""
+        return self.attempt_folder / "nodes"
+
+    @property
+    def leader_slate(self) -> Path:
+        return self.nodes / "leader"
+
+    def node_slate(self, node_rank: int) -> Path:
+        return self.nodes / f"node_{node_rank}"
+
+    def node_here(self, node_rank: int) -> Path:
+        """What a host said of itself when its agent came."""
+        return self.nodes / f"node_{node_rank}.here.json"
+
+    def node_end(self, node_rank: int) -> Path:
+        """How the attempt ended on a host."""
+        return self.nodes / f"node_{node_rank}.end.json"
+
+    @property
+    def start(self) -> Path:
+        """The launch with hosts, addresses and cards as they were found."""
+        return self.nodes / "start.json"
+
+    def node_start(self, node_rank: int) -> Path:
+        """What one agent carries out of it: a host shall not read what concerns ten thousand others."""
+        return self.nodes / f"node_{node_rank}.start.json"
+
+    @property
+    def takeover(self) -> Path:
+        """Made by the one agent that writes the job's end when the leader is lost."""
+        return self.nodes / "takeover"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of ``rank_<rank_id>/``: what training saved, of all attempts."""
         return self.root / "checkpoint"
@@ -151,7 +185,10 @@ class JobPaths:
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """What job.json holds. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one."""
+    """What job.json holds. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one.
+
+    ``host``: where its leader is; "" while only a scheduler knows. ``where``: which scheduler, and its number.
+    """
 
     job_id: str
     name: str
@@ -173,6 +210,7 @@ class JobRecord:
     verdict: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     note: str | None = None
+    where: dict[str, str] = field(default_factory=dict)
     earlier: tuple[dict[str, Any], ...] = ()
 
     @property

@@ -33,7 +33,7 @@ _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 # Programs whose logs are shown beside those of the ranks.
-PROGRAMS = ("msrun", "mpirun", "scheduler")
+PROGRAMS = ("msrun", "mpirun", "scheduler", "srun")
 
 Echo = Callable[[str], object]
 
@@ -168,7 +168,8 @@ def sources(paths: JobPaths, num_ranks: int, ranks: Sequence[int] | None) -> lis
     found = [Source(name=f"rank {r}", path=paths.rank_log(r), number=r) for r in (ranks or range(num_ranks))]
     if ranks is not None:
         return found
-    programs = [Source(name=name, path=paths.log(name), number=-1) for name in PROGRAMS]
+    agents = sorted(path.stem for pattern in ("node_*.log", "msrun_*.log") for path in paths.logs.glob(pattern))
+    programs = [Source(name=name, path=paths.log(name), number=-1) for name in (*PROGRAMS, *agents)]
     return [*(source for source in programs if source.parts()), *found]
 
 

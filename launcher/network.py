@@ -7,9 +7,13 @@ import socket
 from launcher.errors import HostError
 
 
+def _socket(address: str) -> socket.socket:
+    return socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+
+
 def is_free(port: int, address: str = "127.0.0.1") -> bool:
     """Whether a server could listen on ``port`` of ``address`` now."""
-    with socket.socket() as probe:
+    with _socket(address) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
@@ -20,7 +24,7 @@ def is_free(port: int, address: str = "127.0.0.1") -> bool:
 
 def free_port(address: str = "127.0.0.1") -> int:
     """A port that is free now; the system picks it."""
-    with socket.socket() as probe:
+    with _socket(address) as probe:
         probe.bind((address, 0))
         port: int = probe.getsockname()[1]
         return port

@@ -139,7 +139,7 @@ def cluster_for(cards: int | None, kind: str | None, inventory: Path | None) -> 
     if inventory:
         from launcher.inventory import load_inventory
 
-        return _first(load_inventory(inventory), cards)
+        return first_cards(load_inventory(inventory), cards)
     if kind is None:
         return _local(cards)
     return imagined_cluster(KINDS[kind].per_server if cards is None else cards, kind)
@@ -152,7 +152,8 @@ def _local(cards: int | None) -> Cluster:
         raise HostError(error.message, hint=f"{error.hint}; --kind A2 plans for cards that are not here") from error
 
 
-def _first(cluster: Cluster, cards: int | None) -> Cluster:
+def first_cards(cluster: Cluster, cards: int | None) -> Cluster:
+    """``cluster`` cut down to its first ``cards`` devices. Raises HostError when it has fewer."""
     if cards is None or cards == cluster.num_devices:
         return cluster
     if not 1 <= cards < cluster.num_devices:
@@ -172,6 +173,22 @@ def imagined_cluster(cards: int, kind: str) -> Cluster:
     per_server = KINDS[kind].per_server
     counts = [min(per_server, cards - first) for first in range(0, cards, per_server)]
     return Cluster(target="Ascend", kind=kind, hosts=tuple(_host(number, count) for number, count in enumerate(counts)))
+
+
+def imagined_hosts(nodes: int, cards: int | None, kind: str) -> Cluster:
+    """``nodes`` hosts with ``cards`` devices in all (full hosts if None), of ``kind`` or "CPU".
+
+    Raises SpecError when the cards do not divide evenly: HCCL wants as many on each host.
+    """
+    per_host, rest = (KINDS[kind].per_server if kind in KINDS else 1, 0) if cards is None else divmod(cards, nodes)
+    most = KINDS[kind].per_server if kind in KINDS else 64
+    if rest or not 1 <= per_host <= most:
+        raise SpecError(
+            f"{cards} cards on {nodes} host(s): each must have the same number, 1 to {most}",
+            hint=f"--nodes {nodes} --cards {nodes * min(max(per_host, 1), most)}",
+        )
+    hosts = tuple(_host(number, per_host) for number in range(nodes))
+    return Cluster(target="Ascend" if kind in KINDS else "CPU", kind=kind if kind in KINDS else None, hosts=hosts)
 
 
 def _host(number: int, count: int) -> Host:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def environment() -> jinja2.Environment:
     )
     env.filters["json"] = to_json
     env.filters["number"] = to_number
+    env.filters["shell"] = shlex.quote
     return env
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from dataclasses import dataclass, field, replace
 
@@ -11,13 +12,14 @@ from launcher.atomic import write_atomic
 from launcher.cluster import Cluster
 from launcher.engines import DEFAULT, ENGINES
 from launcher.engines.base import Command
-from launcher.errors import HostError, JobError
+from launcher.errors import HostError, JobError, SpecError
 from launcher.jobs import JobPaths, JobRecord
-from launcher.launch import Launch, Limits, RankPlace, read_launch, write_launch
+from launcher.launch import Launch, Limits, NodePlace, RankPlace, read_launch, write_launch
 from launcher.locks import check_free
 from launcher.plan import LaunchPlan
 from launcher.processes import ProcessId
 from launcher.resume import prepare_attempt
+from launcher.where import Where
 
 # How long ranks that have said that they are done may take to end. The driver frees a card when its process is gone
 # in whatever way; on Ascend an end in order is given time all the same.
@@ -26,27 +28,51 @@ LEAVE_S = {"CPU": 0.3, "Ascend": 15.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a job is to be run, whatever it trains. ``program``: path of the engine's own program, found if None."""
+    """How a job is to be run, whatever it trains. ``program``: path of the engine's own program, found if None.
 
-    engine: str = DEFAULT
+    ``engine`` None: msrun on one host, direct on several.
+    """
+
+    engine: str | None = None
     program: str | None = None
     limits: Limits = field(default_factory=Limits)
     wait_for_cards: bool = False
 
+    def engine_for(self, where: Where | None) -> str:
+        """Raises SpecError for an engine that cannot do it there."""
+        if where is None:
+            return self.engine or DEFAULT
+        if self.engine == "mpirun":
+            raise SpecError(
+                f"--engine mpirun does not go with --where {where.kind}: mpirun starts ranks on other hosts itself",
+                hint="--engine direct or --engine msrun",
+            )
+        return self.engine or "direct"
+
 
 def make_launch(
-    cluster: Cluster, paths: JobPaths, *, env: dict[str, str], port: int, options: Options | None = None
+    cluster: Cluster,
+    paths: JobPaths,
+    *,
+    env: dict[str, str],
+    port: int,
+    options: Options | None = None,
+    where: Where | None = None,
 ) -> Launch:
-    """What the supervisor of a job on ``cluster`` (one host) is told. Raises HostError when the engine is missing."""
+    """What the supervisor of a job is told: on ``cluster``, which is one host, or else on several by ``where``.
+
+    Raises HostError when the engine is missing.
+    """
     options = options or Options()
     host = cluster.hosts[0]
-    on_cards = cluster.target == "Ascend"
+    on_cards = cluster.target == "Ascend" and where is None
+    engine = options.engine_for(where)
     return Launch(
-        engine=options.engine,
+        engine=engine,
         target=cluster.target,
         address=host.address,
         port=port,
-        program=ENGINES[options.engine].find_program() if options.program is None else options.program,
+        program=ENGINES[engine].find_program() if options.program is None else options.program,
         rank_table=str(paths.root / "rank_table.json"),
         ranks=tuple(
             RankPlace(
@@ -54,6 +80,7 @@ def make_launch(
                 local_rank=rank.local_rank,
                 host=rank.host.name,
                 device_id=rank.device.device_id,
+                node_rank=rank.node_rank,
             )
             for rank in cluster.ranks()
         ),
@@ -62,11 +89,27 @@ def make_launch(
         locks=tuple(f"card_{device.device_id}" for device in host.devices) if on_cards else (),
         wait_for_locks=options.wait_for_cards,
         limits=replace(options.limits, leave_s=LEAVE_S[cluster.target]),
+        nodes=_nodes(where) if where else (),
+        where=where.settings if where else {},
+    )
+
+
+def _nodes(where: Where) -> tuple[NodePlace, ...]:
+    """Addresses that only a scheduler will know are left open; so are cards that no inventory names."""
+    return tuple(
+        NodePlace(
+            node_rank=number,
+            name=host.name,
+            address=host.address if where.named else "",
+            visible=host.visible if where.named and where.cluster.target == "Ascend" else (),
+        )
+        for number, host in enumerate(where.cluster.hosts)
     )
 
 
 def main_command(launch: Launch, paths: JobPaths) -> Command:
     """The command that says most about the run: msrun's, mpirun's, or rank 0's."""
+    launch = launch.for_node(0) if launch.nodes else launch
     return next(program.command for program in launch.programs(paths) if program.name != "scheduler")
 
 
@@ -83,13 +126,26 @@ def write_files(plan: LaunchPlan) -> None:
     write_atomic(paths.plan, json.dumps(plan.to_dict(), ensure_ascii=False, indent=2) + "\n")
 
 
-def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes]:
+def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes] | None:
     """Write the job's folder and start its supervisor, which from then on is alone responsible for the job.
+
+    None when a scheduler will start it.
 
     Raises HostError when another job has one of the cards, unless the job is to wait for them.
     """
+    if launch.where.get("kind") == "slurm":
+        from launcher.where.slurm import submit
+
+        submit(launch, plan.paths, write_job(plan, launch, host=""))
+        return None
     if not launch.wait_for_locks:
         check_free(launch.locks)
+    write_job(plan, launch)
+    return supervise.start(plan.paths)
+
+
+def write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> JobRecord:
+    """Write the job's folder with its record. ``host``: where the leader will be; here if None."""
     write_files(plan)
     write_launch(plan.paths, launch)
     record = JobRecord(
@@ -97,19 +153,21 @@ def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes]:
         name=plan.spec.name,
         state=jobs.PLANNED,
         created=jobs.now(),
-        host=plan.cluster.hosts[0].name,
+        host=socket.gethostname() if host is None else host,
         cards=plan.cluster.num_devices,
         target=plan.cluster.target,
         argv=plan.command.argv,
         versions=installed.installed(),
         engine=launch.engine,
-        supervisor=ProcessId.current(),  # until there is one: a job whose submitter died at this point is lost
+        supervisor=ProcessId.current()
+        if host is None
+        else None,  # until there is one: a job whose submitter died at this point is lost
     )
     jobs.write_record(plan.paths, record)
-    return supervise.start(plan.paths)
+    return record
 
 
-def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subprocess.Popen[bytes]]:
+def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subprocess.Popen[bytes] | None]:
     """Start another attempt at a job that has ended without success, from its newest complete checkpoint.
 
     Raises JobError when the job runs, has succeeded, or cannot be read; HostError when the engine is missing.
@@ -123,6 +181,17 @@ def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subproces
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise JobError(f"cannot read {paths.launch}: {error}", hint="submit it anew: launcher submit") from error
     ENGINES[launch.engine].find_program()
+    if launch.where.get("kind") == "slurm":
+        from launcher.where.slurm import submit
+
+        planned = replace(record, state=jobs.PLANNED, host="", supervisor=None, guard=None, exit_code=None)
+        submit(launch, paths, planned)
+        return paths, None
+    if launch.where.get("kind") == "kubernetes":
+        note = f"kubectl replace --force -f {paths.root / 'kubernetes.yaml'}"
+        planned = replace(record, state=jobs.PLANNED, host="", supervisor=None, guard=None, exit_code=None, note=note)
+        jobs.write_record(paths, planned)
+        return paths, None
     following = replace(jobs.next_attempt(record, restarted=False), supervisor=ProcessId.current(), guard=None)
     paths = paths.of_attempt(following.attempt)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 
 from launcher import jobs
@@ -26,6 +27,10 @@ def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float |
     """
     if record.is_final:
         raise JobError(f"job {record.job_id} is not running: {record.state}", hint=f"launcher status {record.job_id}")
+    if record.where.get("kind") == "slurm":
+        return _stop_in_slurm(paths, record, save=save, grace_s=grace_s)
+    if record.host != socket.gethostname() and _has_hosts(paths):
+        return _stop_from_afar(paths, record, save=save, grace_s=grace_s)
     if record.supervisor is None or not record.supervisor.is_alive():
         raise JobError(
             f"job {record.job_id} is supervised on {record.host}",
@@ -34,16 +39,59 @@ def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float |
     grace_s = _limits(paths).grace_s if grace_s is None else grace_s
     write_atomic(paths.control, json.dumps({"save": save, "grace_s": grace_s}) + "\n")
     record.supervisor.send(signal.SIGTERM)
-    deadline = time.monotonic() + grace_s * (2 if save else 1) + _SLACK_S
+    ended = _wait(paths, grace_s * (2 if save else 1) + _SLACK_S)
+    if ended:
+        return ended
+    raise JobError(
+        f"job {record.job_id} has not ended {grace_s + _SLACK_S:.0f} s after it was asked to",
+        hint=f"kill -9 {record.supervisor.pid} (its guard then clears up)",
+    )
+
+
+def _wait(paths: JobPaths, seconds: float) -> JobRecord | None:
+    """The final record, once everything of the job is gone; None when that takes longer."""
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         current = jobs.read_record(paths)
         if current and current.is_final and not (current.guard and current.guard.is_alive()):
             return current
         time.sleep(_POLL_S)
+    return None
+
+
+def _stop_in_slurm(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:
+    from launcher.where.slurm import ask, stop
+
+    grace_s = _write_flag(paths, save=save, grace_s=grace_s)
+    stop(paths, record, wait_s=grace_s * (2 if save else 1) + _SLACK_S)
+    ended = _wait(paths, _SLACK_S)
+    return ended or ask(record)
+
+
+def _stop_from_afar(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:
+    """By the flag alone, which the leader reads every second."""
+    grace_s = _write_flag(paths, save=save, grace_s=grace_s)
+    ended = _wait(paths, grace_s * (2 if save else 1) + _SLACK_S)
+    if ended:
+        return ended
     raise JobError(
-        f"job {record.job_id} has not ended {grace_s + _SLACK_S:.0f} s after it was asked to",
-        hint=f"kill -9 {record.supervisor.pid} (its guard then clears up)",
+        f"job {record.job_id} is led on {record.host} and has not ended", hint=f"on {record.host}: launcher stop JOB"
     )
+
+
+def _write_flag(paths: JobPaths, *, save: bool, grace_s: float | None) -> float:
+    """Returns the grace. In place: where folders are on NFS a new file of the same name is seen a minute later."""
+    grace_s = _limits(paths).grace_s if grace_s is None else grace_s
+    with paths.control.open("w", encoding="utf-8") as control:
+        control.write(json.dumps({"save": save, "grace_s": grace_s}) + "\n")
+    return grace_s
+
+
+def _has_hosts(paths: JobPaths) -> bool:
+    try:
+        return bool(read_launch(paths).nodes)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def _limits(paths: JobPaths) -> Limits:

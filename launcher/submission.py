@@ -17,6 +17,7 @@ from launcher.network import scheduler_port
 from launcher.plan import LaunchPlan, make_plan, run_environment
 from launcher.spec import Override, RunSpec, load_source, parse_sets, parse_spec
 from launcher.starting import Options
+from launcher.where import Where
 
 DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
 
@@ -39,12 +40,15 @@ def draft(
     jobs_dir: Path,
     sets: Sequence[str] = (),
     options: Options | None = None,
+    where: Where | None = None,
 ) -> Draft:
-    """Decide everything for a run of ``spec_name`` on ``cards`` devices of this host. Nothing is written.
+    """Decide everything for a run of ``spec_name`` on ``cards`` devices: of this host, or of ``where``.
+
+    Nothing is written.
 
     Raises SpecError, DataError, CheckpointError or HostError for what does not fit.
     """
-    cluster = local_cluster(cards)
+    cluster = where.cluster if where else local_cluster(cards)
     name = DEFAULT_SPEC[cluster.target] if spec_name is None else spec_name
     source = load_source(name, overrides(sets, checkpoint))
     spec = parse_spec(source)
@@ -54,8 +58,9 @@ def draft(
         cluster,
         paths,
         env=run_environment(spec, cluster),
-        port=scheduler_port(port, cluster.hosts[0].address),
+        port=(port or 0) if where else scheduler_port(port, cluster.hosts[0].address),
         options=options,
+        where=where,
     )
     command = starting.main_command(launch, paths)
     plan = make_plan(spec=spec, spec_name=name, cluster=cluster, inputs=found, paths=paths, command=command)
@@ -79,7 +84,7 @@ def _sentence(note: str) -> str:
 
 def _notes(asked: str | None, name: str, cluster: Cluster, spec: RunSpec, pending: inputs.Pending | None) -> list[str]:
     notes = []
-    if asked is None and cluster.target == "CPU":
+    if asked is None and cluster.target == "CPU" and len(cluster.hosts) == 1:
         notes.append(f"No Ascend card found: running {name} on this machine's CPU.")
     elif asked is None:
         notes.append(f"No SPEC given: running {name}.")
@@ -90,11 +95,18 @@ def _notes(asked: str | None, name: str, cluster: Cluster, spec: RunSpec, pendin
     return notes
 
 
-def preflight(plan: LaunchPlan, *, port: int | None) -> None:
-    """Check in milliseconds that this host can run ``plan``. Warnings are left to ``launcher doctor``.
+def preflight(plan: LaunchPlan, *, port: int | None) -> list[str]:
+    """Check in milliseconds that this host can run ``plan``; returns what the user should know.
 
+    Other hosts, where they are to run it, are asked instead, all at a time. Warnings are left to ``launcher doctor``.
     Raises HostError with every failed check and what to type for it.
     """
+    if plan.launch and plan.launch.where.get("kind") == "hosts":
+        from launcher.where.hosts import check_hosts, clock_notes
+
+        return clock_notes(check_hosts(plan.launch, plan.paths.job_id, plan.paths.root.parent))
+    if plan.launch and plan.launch.nodes:
+        return []
     needs = needs_of_spec(plan.spec, cards=plan.cluster.num_devices, folder=plan.paths.root.parent, port=port)
     findings = cheap_checks(plan.cluster, needs)
     failed = [f"  {finding.what}\n    -> {finding.fix}" for finding in findings if finding.status == "fail"]
@@ -103,10 +115,14 @@ def preflight(plan: LaunchPlan, *, port: int | None) -> None:
             "\n".join([f"this host cannot run the job: {len(failed)} check(s) failed", *failed]),
             hint="launcher doctor shows all checks; --no-preflight insists",
         )
+    return []
 
 
-def begin(plan_draft: Draft) -> subprocess.Popen[bytes]:
-    """Start the job; nothing may be pending. Returns its supervisor's guard; the job needs this process no more."""
+def begin(plan_draft: Draft) -> subprocess.Popen[bytes] | None:
+    """Start the job; nothing may be pending. Returns its supervisor's guard; the job needs this process no more.
+
+    None when a scheduler will start it.
+    """
     plan = plan_draft.plan
     if plan.launch is None:
         raise ValueError("a plan without a launch can only be shown")

@@ -99,7 +99,7 @@ def find_verdict(
     if known is None and findings.disk_full:
         known = recognise(["No space left on device"])
     rank = watch.ranks[failure.rank_id] if failure.rank_id is not None else None
-    place = places[failure.rank_id] if failure.rank_id is not None else None
+    place = next((place for place in places if place.rank_id == failure.rank_id), None)
     behind = failure.behind or (_behind(watch, failure) if known and known.elsewhere else ())
     step = rank.last_step if rank else None
     text = {lang: _report(lang, failure, place, step, how, known, lines, findings.stopped, behind) for lang in (EN, ZH)}
@@ -205,7 +205,7 @@ def _ending(paths: JobPaths, failure: Failure) -> list[str]:
     if failure.event is not None:
         return str(failure.event.get("traceback", "")).rstrip().splitlines()
     if failure.kind == "no_progress":
-        return _stack(paths, next(iter(failure.behind), 0))
+        return stack_of(paths, next(iter(failure.behind), 0))
     if failure.rank_id is not None:
         return _from_fatal_error(tail(paths.rank_log(failure.rank_id), _SCAN_LINES))
     return tail(paths.log(failure.program), ENDING_LINES) if failure.program else []
@@ -237,7 +237,7 @@ def _brief(line: str) -> str:
     return f"{match[1]} {match[2]}" if match else line
 
 
-def _stack(paths: JobPaths, rank_id: int) -> list[str]:
+def stack_of(paths: JobPaths, rank_id: int) -> list[str]:
     """Where the main thread of a rank that hangs stands, as py-spy or else the rank's own faulthandler wrote it."""
     file = paths.rank_stacks(rank_id)
     spied = file.is_file()

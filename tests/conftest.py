@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 from shop import SEQ_LENGTH, VOCAB, Trained, Workshop
 from supervised import marked
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A machine with other work to do makes no test fail.
+settings.register_profile("launcher", deadline=None)
+settings.load_profile("launcher")
 
 
 @pytest.hookimpl(tryfirst=True)

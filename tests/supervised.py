@@ -28,6 +28,9 @@ PROGRAMS = Path(__file__).parent / "programs"
 # Far more than anything here takes; a test that waits this long has failed.
 TIMEOUT_S = 240.0 * float(os.environ.get("LAUNCHER_TEST_PATIENCE", "1"))
 
+# Tests that take long, and whose core another test has too; `make faults` runs them.
+long = pytest.mark.skipif(os.environ.get("LAUNCHER_FAULTS") != "all", reason="long: part of `make faults`")
+
 LIMITS = Limits(grace_s=5.0, leave_s=0.3, start_timeout_s=40.0)
 
 
@@ -94,16 +97,21 @@ class Supervised:
             wait_for_locks=self.wait_for_locks,
         )
 
-    def start(self) -> Supervised:
-        launch = self.launch()
+    def prepare(self, host: str | None = None) -> JobPaths:
+        """The job's folder, with nothing running; on "" its leader is yet to come."""
         paths = JobPaths(root=self.root)
         self.root.mkdir(parents=True, exist_ok=True)
-        write_launch(paths, launch)
+        write_launch(paths, self.launch())
         record = JobRecord(
-            job_id=paths.job_id, name="x", state=jobs.PLANNED, created=jobs.now(), host=socket.gethostname(),
-            cards=self.ranks, target="CPU", argv=(), versions={}, engine=self.engine, supervisor=ProcessId.current(),
+            job_id=paths.job_id, name="x", state=jobs.PLANNED, created=jobs.now(),
+            host=socket.gethostname() if host is None else host, cards=self.ranks, target="CPU", argv=(), versions={},
+            engine=self.engine, supervisor=ProcessId.current() if host is None else None,
         )  # fmt: skip
         jobs.write_record(paths, record)
+        return paths
+
+    def start(self) -> Supervised:
+        paths = self.prepare()
         os.environ["LAUNCHER_TEST"] = self.mark
         try:
             self.guard = supervise.start(paths)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.checkpoint.dtypes import Array
+from launcher.checkpoint.folder import whole_folder
 from launcher.checkpoint.gather import OpenShards, gather
+from launcher.checkpoint.huggingface import hf_name
 from launcher.checkpoint.merge import Options, Source, plan_merge
 from launcher.checkpoint.names import GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
 from launcher.checkpoint.shards import UNNUMBERED, find_shards
@@ -277,7 +281,7 @@ def test_a_missing_rank(tmp_path: Path) -> None:
 def test_a_missing_last_rank(tmp_path: Path) -> None:
     folder = _set(tmp_path, SplitPlan(model_parallel=4))
     shutil.rmtree(folder / "rank_3")
-    _refused(folder, "strategy files of 4 ranks .*, checkpoints of 3")
+    _refused(folder, "strategy files of 4 ranks .*, checkpoints of 3 ranks")
     (folder / "strategy" / "ckpt_strategy_rank_3.ckpt").unlink()
     _refused(folder, r"1 stage\(s\) with 4 rank\(s\) each, the checkpoints are of 3 ranks")
 
@@ -520,6 +524,14 @@ def test_the_same_merge_writes_nothing_and_another_needs_force(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_another_configuration_is_another_merge(tmp_path: Path) -> None:
+    folder, model = _set(tmp_path), {"model": MODEL, "template": "plain", "precision": {}}
+    run_merge(folder, tmp_path / "out", model=model)
+    assert not run_merge(folder, tmp_path / "out", model=model).fresh
+    with pytest.raises(CheckpointError, match="another merge: another configuration or tokenizer"):
+        run_merge(folder, tmp_path / "out", model={**model, "template": "vicuna"})
+
+
 def test_changed_shards_are_another_merge(tmp_path: Path) -> None:
     folder = _set(tmp_path)
     run_merge(folder, tmp_path / "out")
@@ -603,26 +615,47 @@ def test_verification_finds_a_flipped_bit(tmp_path: Path) -> None:
             verify_files({path: outputs}, full=True)
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "limit"), [("merge", 20000), ("merge", 1000), ("split", 20000), ("split", 1000), ("convert", 20000)]
+)
+def test_a_full_disk(tmp_path: Path, command: str, limit: int) -> None:
     """A limit on file size is met at the same place as a full disk."""
     folder = _set(tmp_path)
+    write(
+        tmp_path / "hf" / "model.safetensors",
+        {hf_name(name): array for name, array in llama(lora=False).items() if is_weight(name)},
+    )
+    config = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config |= {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 40}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    source = {"merge": folder, "split": tmp_path / "set-whole.safetensors", "convert": tmp_path / "hf"}[command]
     code = (
         "import resource, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "from launcher.cli.app import main\n"
         "main()"
     )
-    command = [sys.executable, "-c", code, "merge-ckpt", str(folder), "-o", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == HostError.exit_code
+    argv = [sys.executable, "-c", code, f"{command}-ckpt", str(source), "-o", str(tmp_path / "out")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert done.returncode == HostError.exit_code, done.stderr
     assert done.stderr.startswith("error: cannot write")
-    assert "hint: make room" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "set-whole.safetensors"]
+    assert "hint: " in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "set", "set-whole.safetensors"]
+
+
+def test_a_full_disk_when_only_the_record_is_left_to_write(tmp_path: Path) -> None:
+    with (
+        pytest.raises(HostError, match=r"cannot write .*: No space left on device"),
+        whole_folder(tmp_path / "out", replace=False),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
 
 
 _KILLER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
+from launcher.checkpoint.huggingface import hf_name
 from launcher.checkpoint.merge import Options, Source, merge, plan_merge
 from contextlib import ExitStack
 
@@ -675,7 +708,7 @@ assert not left, left
 print(cut)
 """
 
-_LARGE = {**MODEL, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 500}
+_LARGE = {**MODEL, "hidden_size": 256, "intermediate_size": 768, "vocab_size": 500}
 
 
 @pytest.mark.parametrize("mode", ["new", "replace"])

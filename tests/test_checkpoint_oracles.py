@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_sets import ALPHA, MODEL, RANK, llama, read, run_merge, write, write_ranks, write_shards
+from data_tools import make_hugging_face, make_sentencepiece
 
 from launcher.checkpoint.compare import check_crc
 from launcher.checkpoint.convert import convert, open_model, run_section
@@ -28,6 +29,9 @@ from launcher.checkpoint.merge import Options
 from launcher.checkpoint.names import HEAD, is_weight
 from launcher.checkpoint.split import SplitPlan
 from launcher.checkpoint.tensorfile import TensorFile
+from launcher.data.messages import Message
+from launcher.data.templates import get_template
+from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import CheckpointError
 from launcher.spec import ModelSpec
 
@@ -229,13 +233,9 @@ def logits(folder, adapter, ids, target):
     with torch.no_grad():
         np.save(target, model(torch.tensor([ids])).logits[0].numpy())
 
-def special_ids(folder):
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    config = model.generation_config
-    return [config.bos_token_id, config.eos_token_id, config.pad_token_id]
-
-def tokenize(folder, text):
-    return AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
+def prompts(folder, chats):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
 """
 
 
@@ -277,6 +277,35 @@ def test_the_adapter_config_says_alpha(tmp_path: Path) -> None:
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (RANK, ALPHA, ["o_proj", "q_proj"])
     names = read(tmp_path / "out" / "adapter_model.safetensors")
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in names
+
+
+_TURNS = [
+    {"role": "user", "content": "小红有15元，每周存4元"},
+    {"role": "assistant", "content": "1. 存下：4元\n答案：19"},
+    {"role": "user", "content": " 12 plus 4 is?"},
+]
+_CHATS = [_TURNS[:1], _TURNS, [{"role": "system", "content": "Be brief."}, *_TURNS]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "template"),
+    [(kind, name) for kind in ("sentencepiece", "metaspace") for name in ("plain", "vicuna", "alpaca", "llama2")]
+    + [("bytes", "llama3"), ("bytes", "chatml")],
+)
+def test_transformers_makes_the_prompts_of_training(tmp_path: Path, kind: str, template: str, torch: Child) -> None:
+    if kind == "sentencepiece":
+        tokenizer = make_sentencepiece(tmp_path / "tokenizer.model")
+    else:
+        tokenizer = make_hugging_face(tmp_path / "tokenizer.json", kind)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+        specials = {"bos_token": "<s>", "eos_token": "</s>"}
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps(specials))
+    folder = write_ranks(tmp_path / "set", {"rank_0/a.ckpt": llama()})
+    info = {**INFO, "template": template}
+    run_merge(folder, tmp_path / "hf", Options(layout="hf"), model=info, tokenizer=tokenizer)
+    found = torch("prompts", folder=tmp_path / "hf", chats=_CHATS)
+    encode, trained = get_template(template).encode_prompt, load_tokenizer(tokenizer)
+    assert found == [encode(trained, [Message(**turn) for turn in chat]) for chat in _CHATS]
 
 
 _HF_CONFIG: dict[str, Any] = {
@@ -382,7 +411,7 @@ def test_there_and_back_without_torch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is of type 'linear'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling of type 'linear' is not supported"),
         ({"head_dim": 16}, "head_dim is 16, not 8"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"num_attention_heads": "four"}, "does not describe a LLaMA"),

@@ -51,7 +51,7 @@ def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
     assert abs(read(merged / "model.safetensors")[WO] - folded(llama(seed=1), WO)).max() < 1e-6
     assert json.loads((merged / "merge.json").read_text())["step"] == 101
     again = launcher("merge-ckpt", "abc", "--jobs-dir", tmp_path / "jobs")
-    assert f"already merged: {merged} (step 101)" in again.stdout
+    assert again.stdout == f"already merged: {merged} (step 101)\n"
 
 
 def test_another_step_of_a_job(tmp_path: Path) -> None:
@@ -104,6 +104,30 @@ def test_a_config_that_describes_no_model(tmp_path: Path, content: str) -> None:
     assert done.returncode == 4
     assert "config.json does not say how a model is built" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--format", "hf", "--no-fold"),
+        ("--format", "peft", "--with-optimizer"),
+        ("--format", "hf", "--file-format", "ckpt"),
+        ("--step", "soon"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path: Path, options: tuple[str, ...]) -> None:
+    folder = write_shards(tmp_path / "set", llama(), SplitPlan(model_parallel=2))
+    done = launcher("merge-ckpt", folder, *options)
+    assert done.returncode == 2
+    assert "does not go with" in done.stderr or "is no step" in done.stderr
+    assert not (folder / "merged").exists()
+
+
+def test_what_options_say_of_a_job_counts(tmp_path: Path) -> None:
+    root = _job(tmp_path)
+    (tmp_path / "other.model").write_bytes(b"others")
+    assert launcher("merge-ckpt", root, "--tokenizer", tmp_path / "other.model").returncode == 0
+    assert (root / "merged" / "tokenizer.model").read_bytes() == b"others"
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

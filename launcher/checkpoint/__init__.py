@@ -5,8 +5,8 @@ nothing is held in memory but what is asked for. All weights are (out, in); bflo
 ``ml_dtypes.bfloat16``. Folders hold rank_0, rank_1, ... as merge-ckpt takes them; paths may be text.
 
 >>> from launcher.checkpoint import list_steps, merge_shards, open_step
->>> list_steps("run7")
-[Step(moment=(1, 100), number=100, said_by='global_step'), Step(moment=(1, 200), number=200, said_by='global_step')]
+>>> [str(step) for step in list_steps("run7")]
+['step 100', 'step 200']
 >>> with open_step("run7") as step:
 ...     step.number, len(step), step["model.layers.0.attention.wq.weight"].shape
 (200, 291, (4096, 4096))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import glob
-import json
 import os
 import secrets
 import shutil
@@ -13,11 +12,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from launcher.errors import CheckpointError, HostError
 
-MERGE_RECORD = "merge.json"
 WEIGHTS, CKPT_WEIGHTS = "model.safetensors", "model.ckpt"
 MODEL_CONFIG = "launcher_model.json"
 TOKENIZER, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
@@ -30,7 +27,7 @@ def whole_folder(target: Path, *, replace: bool) -> Iterator[Path]:
     """A scratch folder beside ``target`` that becomes ``target`` when the block ends well, synced to disk.
 
     What a killed process left is removed: a scratch folder is locked as long as its process lives.
-    Raises HostError when the folder cannot be made or renamed.
+    Raises HostError when the folder cannot be made or renamed, or the disk is full in the block.
     """
     # The name comes first: an interruption at any later point finds it to be removed.
     scratch = target.parent / f"{_scratch_prefix(target)}{secrets.token_hex(4)}"
@@ -42,6 +39,8 @@ def whole_folder(target: Path, *, replace: bool) -> Iterator[Path]:
         os.fsync(handle)
         _put(scratch, target, replace=replace)
         _sync_folder(target.parent)
+    except OSError as error:
+        raise cannot_write(target, error) from error
     finally:
         if handle >= 0:
             os.close(handle)
@@ -165,17 +164,3 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
         return {TOKENIZER_JSON: path.read_bytes()} | {file.name: file.read_bytes() for file in beside if file.is_file()}
     except OSError as error:
         raise CheckpointError(f"cannot read the tokenizer {path}: {error.strerror}", hint="put it back") from error
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """merge.json of ``folder``. Raises CheckpointError when it is missing or damaged."""
-    try:
-        record = json.loads((folder / MERGE_RECORD).read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or "step" not in record:
-            raise ValueError("it is no record of a merge")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} exists but its {MERGE_RECORD} is missing or damaged: {error}",
-            hint=f"move it away (mv {folder} {folder}.old), or give another --output",
-        ) from error
-    return record

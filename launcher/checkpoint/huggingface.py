@@ -33,7 +33,13 @@ _CHAT_HEAD = (
     "{%- if messages and messages[0]['role'] == 'system' -%}"
     "{%- set system = messages[0]['content'] -%}{%- set messages = messages[1:] -%}"
     "{%- else -%}{%- set system = none -%}{%- endif -%}"
+    "{%- macro token(name) -%}{{ name }}{%- endmacro -%}"
 )
+# What stands before an answer where the template writes it with the answer.
+_ANSWER_BEGINS = {
+    "llama3": '{% if add_generation_prompt %}{{ header("assistant") }}{% endif %}',
+    "chatml": '{% if add_generation_prompt %}{{ open("assistant") }}{% endif %}',
+}
 
 
 def hf_name(name: str) -> str:
@@ -221,13 +227,11 @@ def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, byte
         "tokenizer_class": "PreTrainedTokenizerFast" if is_fast else "LlamaTokenizer",
         "clean_up_tokenization_spaces": False,
         "model_max_length": model["model"]["seq_length"],
-        **(
-            {} if is_fast else {**_SENTENCEPIECE_TOKENS, "add_bos_token": True, "add_eos_token": False, "legacy": False}
-        ),
+        **({} if is_fast else {**_SENTENCEPIECE_TOKENS, "add_bos_token": True, "add_eos_token": False, "legacy": True}),
     }
     if "tokenizer_config.json" in found:
         config = read_json(tokenizer.with_name("tokenizer_config.json"))
-    chat = _chat_template(model.get("template"))
+    chat = _chat_template(model.get("template"), by_name=is_fast)
     if chat:  # that of training, whatever the tokenizer came with
         config["chat_template"] = chat
     found["tokenizer_config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
@@ -236,13 +240,20 @@ def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, byte
     return found
 
 
-def _chat_template(name: str | None) -> str | None:
-    """The chat template of training in transformers' terms; None where it needs a word that those lack."""
+def _chat_template(name: str | None, *, by_name: bool) -> str | None:
+    """The chat template of training in transformers' terms; None where that cannot say what training did.
+
+    by_name: the tokenizer finds control tokens by their names in a text, as that of a tokenizer.json does.
+    """
     from launcher import resources
 
     path = resources.find("templates", f"chat/{name}.jinja") if name else None
     text = path.read_text(encoding="utf-8") if path else ""
-    return _CHAT_HEAD + re.sub(r"\{#.*?#\}\s*", "", text, flags=re.DOTALL) if text and "token(" not in text else None
+    if not text or ("token(" in text and not by_name):
+        return None
+    return (
+        _CHAT_HEAD + re.sub(r"\{#.*?#\}\s*", "", text, flags=re.DOTALL).rstrip("\n") + _ANSWER_BEGINS.get(str(name), "")
+    )
 
 
 def adapter_texts(scale: float | None, files: Sequence[PlannedFile]) -> dict[str, bytes]:
@@ -308,6 +319,6 @@ def _rope_scaling(scaling: Mapping[str, Any]) -> dict[str, Any] | None:
     if kind == "default":
         return None
     if kind != "llama3":
-        raise ValueError(f"rope_scaling is of type {kind!r}, only 'llama3' can be trained")
+        raise ValueError(f"rope_scaling of type {kind!r} is not supported, only llama3")
     factors: dict[str, Any] = {key: scaling[key] for key in _ROPE_FACTORS}
     return {**factors, "original_max_position_embedding": scaling["original_max_position_embeddings"]}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,23 @@ from launcher.checkpoint.compare import (
 from launcher.checkpoint.dtypes import FLOATS
 from launcher.checkpoint.folder import (
     CKPT_WEIGHTS,
-    MERGE_RECORD,
     MODEL_CONFIG,
     WEIGHTS,
     check_target,
     is_taken,
-    read_record,
     sync_file,
     tokenizer_files,
     whole_folder,
 )
 from launcher.checkpoint.gather import Gathered, OpenShards, gather, single_file
+from launcher.checkpoint.record import MERGE_RECORD, differences, read_record
 from launcher.checkpoint.shards import TRAINABLE, Moment, Shards, find_shards, moment_text, read_scale
 from launcher.checkpoint.steps import Step, check_steps, choose_step
 from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, TensorFile
 from launcher.checkpoint.tensors import Fold, Output, Whole
 from launcher.checkpoint.verify import Verified, check_architecture, verify_files
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, SpecError
 from launcher.installed import installed
 
 MINDSPORE, HF, PEFT = "mindspore", "hf", "peft"
@@ -82,6 +82,21 @@ class Options:
     with_optimizer: bool = False
     verify_full: bool = False
     max_shard_bytes: int = 5_000_000_000
+
+    def check(self) -> None:
+        """Raises SpecError for options that do not go together: none is passed over in silence."""
+        if self.layout == MINDSPORE:
+            return
+        wrong = {
+            "--no-fold": self.layout == HF and not self.fold,
+            "--with-optimizer": self.with_optimizer,
+            "--file-format ckpt": self.file_format == CKPT,
+        }
+        for option, is_set in wrong.items():
+            if is_set:
+                raise SpecError(
+                    f"{option} does not go with --format {self.layout}", hint="leave one out, or use --format mindspore"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +153,14 @@ class MergePlan:
             "fold": self.options.fold,
             "with_optimizer": self.options.with_optimizer,
             "max_shard_bytes": self.options.max_shard_bytes if self.options.layout == HF else None,
+            "small_files": self._digest_of_texts(),
         }
+
+    def _digest_of_texts(self) -> str:
+        digest = hashlib.sha256()
+        for name, content in sorted(self.texts.items()):
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+        return digest.hexdigest()
 
     def identities(self) -> dict[TensorFile, Identity]:
         """Every checkpoint file that is read or compared, and what tells it from others."""
@@ -178,8 +200,10 @@ class Merged:
 def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     """Decide everything. Files stay open until ``stack`` closes.
 
-    Raises CheckpointError when the shards are not complete, of one step, and such as their strategy says.
+    Raises CheckpointError when the shards are not complete, of one step, and such as their strategy says; SpecError
+    when options do not go together.
     """
+    options.check()
     shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
     chosen = choose_step(shards, options.step)
     paths = shards.at(chosen.moment)
@@ -372,20 +396,31 @@ def _texts(source: Source, options: Options, scale: float | None, files: Sequenc
 # ------------------------------------------------------------------------------------------------ carrying out
 
 
-def merge(plan: MergePlan, target: Path, *, force: bool = False, on_progress: OnProgress | None = None) -> Merged:
+def merge(
+    plan: MergePlan,
+    target: Path,
+    *,
+    force: bool = False,
+    on_begin: Callable[[], None] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Merged:
     """Carry out ``plan`` into the folder ``target``, which is whole afterwards or untouched.
 
+    on_begin: called when there is something to do. on_progress: called with bytes written, and how many there will be.
     The same merge made before writes nothing. Raises CheckpointError when copies differ, a file is damaged, another
     merge is in ``target`` and not ``force``, or the result is not what it should be; HostError when the disk is full.
     """
-    check_target(target, plan.size)
-    clock = _Clock()
+    check_target(target, 0)
     identities = plan.identities()
     inputs = plan.inputs(identities)
     if is_taken(target):
         found = _already(plan, inputs, target, force=force)
         if found is not None:
             return found
+    check_target(target, plan.size)
+    if on_begin is not None:
+        on_begin()
+    clock = _Clock()
     _compare(plan, identities)
     clock.lap("compare")
     with whole_folder(target, replace=force) as scratch:
@@ -393,21 +428,29 @@ def merge(plan: MergePlan, target: Path, *, force: bool = False, on_progress: On
         clock.lap("write")
         verified = _verify(plan, scratch)
         clock.lap("verify")
-        for name, content in {**plan.texts, MERGE_RECORD: _record(plan, inputs, verified)}.items():
-            (scratch / name).write_bytes(content)
-        for path in scratch.iterdir():
-            sync_file(path)
+        _finish(scratch, {**plan.texts, MERGE_RECORD: _record(plan, inputs, verified)})
     clock.lap("sync")
+    made = _merged(plan, target, verified)
+    return replace(made, fresh=True, size=plan.size, timings_s=clock.laps_s)
+
+
+def _merged(plan: MergePlan, target: Path, verified: Verified | None) -> Merged:
     return Merged(
         folder=target,
         step=plan.step,
         num_tensors=len(plan.outputs),
         num_folded=plan.num_folded,
-        fresh=True,
-        size=plan.size,
+        fresh=False,
         verified=verified,
-        timings_s=clock.laps_s,
     )
+
+
+def _finish(scratch: Path, texts: Mapping[str, bytes]) -> None:
+    """Write the small files and bring everything to the disk."""
+    for name, content in texts.items():
+        (scratch / name).write_bytes(content)
+    for path in scratch.iterdir():
+        sync_file(path)
 
 
 def _compare(plan: MergePlan, identities: Mapping[TensorFile, Identity]) -> None:
@@ -450,20 +493,13 @@ def _stream(plan: MergePlan, scratch: Path, on_progress: OnProgress | None) -> N
 
 def _already(plan: MergePlan, inputs: list[dict[str, Any]], target: Path, *, force: bool) -> Merged | None:
     """The same merge found in ``target``, or None when it is to be replaced. Verified in full if that is asked for."""
-    differences = _differences(read_record(target), plan.recipe(), inputs)
-    if not differences:
-        return Merged(
-            folder=target,
-            step=plan.step,
-            num_tensors=len(plan.outputs),
-            num_folded=plan.num_folded,
-            fresh=False,
-            verified=_verify_again(plan, target) if plan.options.verify_full else None,
-        )
+    found = differences(read_record(target), plan.recipe(), inputs)
+    if not found:
+        return _merged(plan, target, _verify_again(plan, target) if plan.options.verify_full else None)
     if force:
         return None
     raise CheckpointError(
-        f"{target} holds another merge: {'; '.join(differences)}",
+        f"{target} holds another merge: {'; '.join(found)}",
         hint="give another --output, or --force to replace it",
     )
 
@@ -471,26 +507,6 @@ def _already(plan: MergePlan, inputs: list[dict[str, Any]], target: Path, *, for
 def _verify_again(plan: MergePlan, target: Path) -> Verified:
     _compare(plan, plan.identities())
     return _verify(plan, target)
-
-
-def _differences(record: Mapping[str, Any], recipe: Mapping[str, Any], inputs: list[dict[str, Any]]) -> list[str]:
-    try:
-        known = record["recipe"]
-        found = [f"{key} {known[key]!r} there, {recipe[key]!r} here" for key in recipe if known[key] != recipe[key]]
-        then = {_key(item): item for item in record["inputs"]}
-    except (KeyError, TypeError):
-        return ["one of another version of launcher"]
-    odd = [item for item in inputs if _key(item) in then and not _same_input(then[_key(item)], item)]
-    return found or [f"{item['path']} is another file than then, or has changed" for item in odd[:3]]
-
-
-def _key(item: Mapping[str, Any]) -> tuple[Any, Any]:
-    return item["kind"], Path(item["path"]).name if item["kind"] == "strategy" else item.get("rank")
-
-
-def _same_input(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
-    both = ("bytes", "fingerprint", "sha256")
-    return all(one[key] == two[key] for key in both if key in one and key in two)
 
 
 def _record(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -> bytes:

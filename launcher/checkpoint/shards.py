@@ -183,7 +183,8 @@ def _strategies(folder: Path, root: Path, given: Path | None, count: int) -> tup
         return tuple(files)
     if sorted(numbered) != list(range(count)):
         raise CheckpointError(
-            f"strategy files of {len(numbered)} ranks (up to {max(numbered)}), checkpoints of {count}",
+            f"there are strategy files of {len(numbered)} ranks (the last is {max(numbered)}), "
+            f"checkpoints of {count} ranks (the last is {count - 1})",
             hint="copy what is missing from the hosts that wrote it",
         )
     return tuple(numbered[rank] for rank in range(count))

@@ -79,15 +79,25 @@ def resume(job: str, detach: bool, jobs_dir: Path) -> None:
 
     paths, record = JobStore(jobs_dir).get(job)
     paths, guard = starting.begin_again(paths, record)
-    where = (
-        f"from {_moment(paths)}" if paths.resume.is_dir() else "from the beginning: no step is complete on all ranks"
-    )
-    click.echo(f"Attempt {paths.attempt}, {where}.", err=detach)
+    click.echo(_from_where(paths, queued=guard is None), err=detach)
+    if record.where.get("kind") == "kubernetes":
+        click.echo(f"Next: kubectl replace --force -f {paths.root / 'kubernetes.yaml'}")
+        return
     if detach:
-        guard.returncode = 0  # nobody waits for it
+        if guard:
+            guard.returncode = 0  # nobody waits for it
         click.echo(record.job_id)
         return
     _follow(paths, record, guard)
+
+
+def _from_where(paths: JobPaths, *, queued: bool) -> str:
+    if queued:
+        return "Queued again; it goes on from the newest step that is complete on all ranks."
+    where = (
+        f"from {_moment(paths)}" if paths.resume.is_dir() else "from the beginning: no step is complete on all ranks"
+    )
+    return f"Attempt {paths.attempt}, {where}."
 
 
 def _moment(paths: JobPaths) -> str:

@@ -62,6 +62,9 @@ def status(job: str, watch: bool, form: str, jobs_dir: Path) -> None:
         with suppress(KeyboardInterrupt):
             watch_job(store, record.job_id)
         return
+    from launcher.follow import ask_scheduler
+
+    record = ask_scheduler(record)
     click.echo(show.jobs_json([(paths, record)]) if form == "json" else show.status(paths, record))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +67,13 @@ def _step(_context: click.Context, _parameter: click.Parameter, text: str | None
 )
 @click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Size of one file of hf.")
 @click.option("--strategy", type=_PATH, help="Strategy file, or folder of them, when not in FOLDER/strategy.")
-@click.option("--base", type=_PATH, help="Whole base checkpoint, for shards that hold adapters alone.")
-@click.option("--config", type=_PATH, help="config.json or launcher_model.json of the model, for a FOLDER.")
-@click.option("--tokenizer", type=_PATH, help="tokenizer.model to put beside the weights, for a FOLDER.")
+@click.option(
+    "--base",
+    type=_PATH,
+    help="Whole base checkpoint (a file, or a folder of merge-ckpt or convert-ckpt), for adapters alone.",
+)
+@click.option("--config", type=_PATH, help="config.json or launcher_model.json of the model.  [default: the job's]")
+@click.option("--tokenizer", type=_PATH, help="Tokenizer to put beside the weights.  [default: the job's]")
 @click.option("-o", "--output", type=_PATH, help="Folder to write.  [default: merged in the job or folder]")
 @click.option("--force", is_flag=True, help="Replace another merge in the output folder.")
 def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
@@ -94,29 +99,37 @@ def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
     target = given["output"] or default_output(source, options)
     with interruptible(str(target)), ExitStack() as stack:
         plan = plan_merge(source, options, stack)
-        _print_plan(plan, target)
         if given["dry_run"]:
+            _print_plan(plan, target)
             check_target(target, plan.size)
             return
-        merged = merge(plan, target, force=given["force"], on_progress=progress(stack, "merge"))
+        merged = merge(
+            plan,
+            target,
+            force=given["force"],
+            on_begin=lambda: _print_plan(plan, target),
+            on_progress=progress(stack, "merge"),
+        )
     _print_merged(merged, source, job)
 
 
 def _source(reference: str, jobs_dir: Path, given: dict[str, Any]) -> Source:
-    from launcher.checkpoint.merge import Source
+    """The job or folder that is meant; what the options say of it comes before what it knows itself."""
+    from launcher.merging import read_model
 
+    source = _found(reference, jobs_dir)
+    said = {key: given[key] for key in ("strategy", "tokenizer", "base") if given[key]}
+    if given["config"]:
+        said["model"] = read_model(given["config"])
+    return replace(source, **said)
+
+
+def _found(reference: str, jobs_dir: Path) -> Source:
     folder = Path(reference)
     if (os.sep in reference or folder.is_dir()) and not (folder / "job.json").is_file():
-        from launcher.merging import read_model
+        from launcher.checkpoint.merge import Source
 
-        return Source(
-            name=str(folder.absolute()),
-            folder=folder,
-            strategy=given["strategy"],
-            model=read_model(given["config"]) if given["config"] else None,
-            tokenizer=given["tokenizer"],
-            base=given["base"],
-        )
+        return Source(name=str(folder.absolute()), folder=folder)
     from launcher.jobs import JobStore
     from launcher.merging import job_source
 
@@ -174,9 +187,8 @@ def _print_plan(plan: MergePlan, target: Path) -> None:
     action = f"{plan.num_folded} folded" if plan.options.fold else "adapters kept apart"
     for skipped in plan.chosen.skipped:
         click.echo(f"skipped {skipped}")
-    click.echo(
-        f"{plan.chosen} of {plan.source.name}: {plan.shards.num_ranks} ranks, {plan.gathered.num_stages} stage(s)"
-    )
+    stages = f", {plan.gathered.num_stages} pipeline stages" if plan.gathered.num_stages > 1 else ""
+    click.echo(f"{plan.chosen} of {plan.source.name}: {plan.shards.num_ranks} ranks{stages}")
     click.echo(f"  read   {read / 1e6:,.1f} MB from {len(files)} files; {lora}, {action}")
     for file in plan.files:
         click.echo(f"  write  {target / file.name}  {len(file.outputs)} tensors, {file.bytes.size / 1e6:,.1f} MB")
@@ -204,16 +216,16 @@ def progress(stack: ExitStack, label: str) -> Any:
 
 
 def _print_merged(merged: Merged, source: Source, job: str) -> None:
-    _print_verified(merged)
     if not merged.fresh:
         click.echo(f"already merged: {merged.folder} (step {'?' if merged.step is None else merged.step})")
+        _print_verified(merged)
         return
+    _print_verified(merged)
     spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in merged.timings_s.items())
     click.echo(f"  took   {spent}")
-    click.echo(f"wrote {merged.folder}: {merged.num_tensors} tensors, {merged.num_folded} with LoRA folded in")
-    if (merged.folder / "launcher_model.json").is_file() and (merged.folder / "model.safetensors").is_file():
-        reference = job if source.model and merged.folder.name == "merged" else merged.folder
-        click.echo(f'Next: launcher infer {reference} --prompt "..."')
+    folded = f", {merged.num_folded} with LoRA folded in" if merged.num_folded else ""
+    click.echo(f"wrote {merged.folder}: {merged.num_tensors} tensors{folded}")
+    _print_next(merged, source, job)
 
 
 def _print_verified(merged: Merged) -> None:
@@ -221,7 +233,17 @@ def _print_verified(merged: Merged) -> None:
     if checked is None:
         return
     kind = "all" if checked.full else "a sample of"
-    click.echo(
-        f"  check  {kind} {checked.tensors} tensors: max|merged - (W + s B A)| = {checked.max_error:.2g} "
-        f"(tolerance {checked.tolerance:.2g}), copies equal"
-    )
+    error = f"max|merged - (W + s B A)| = {checked.max_error:.2g} (tolerance {checked.tolerance:.2g})"
+    found = error if checked.tolerance else "the shards' bytes"
+    click.echo(f"  check  {kind} {checked.tensors} tensors: {found}; what several ranks hold is the same")
+
+
+def _print_next(merged: Merged, source: Source, job: str) -> None:
+    files = {path.name for path in merged.folder.iterdir()}
+    if {"launcher_model.json", "model.safetensors"} <= files:
+        reference = job if source.model and merged.folder.name == "merged" else merged.folder
+        click.echo(f'Next: launcher infer {reference} --prompt "..."')
+    elif "config.json" in files:
+        click.echo(f'Next, in Python: transformers.AutoModelForCausalLM.from_pretrained("{merged.folder}")')
+    elif "adapter_config.json" in files:
+        click.echo(f'Next, in Python: peft.PeftModel.from_pretrained(base, "{merged.folder}")')

@@ -16,9 +16,8 @@ _OPTIONS = (
     click.option(
         "--engine",
         type=click.Choice(["msrun", "direct", "mpirun"]),
-        default="msrun",
-        show_default=True,
-        help="What starts the ranks: MindSpore's msrun, the launcher itself (fastest), or Open MPI.",
+        help="What starts the ranks: MindSpore's msrun (on one host, if left out), the launcher itself (direct; on "
+        "several hosts, if left out), or Open MPI.",
     ),
     click.option(
         "--max-restarts",
@@ -43,6 +42,14 @@ _OPTIONS = (
         show_default=True,
         help="Seconds within which all ranks must be ready.",
     ),
+    click.option(
+        "--lost-after",
+        "lost_s",
+        type=click.FloatRange(min=1.0),
+        default=8.0,
+        show_default=True,
+        help="On several hosts: seconds without a sign of life after which a host is lost.",
+    ),
     click.option("--wait", "wait_for_cards", is_flag=True, help="Wait for cards that another job has."),
 )
 
@@ -56,11 +63,12 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def make_options(
     *,
-    engine: str,
+    engine: str | None,
     max_restarts: int,
     grace_s: float,
     hang_timeout_s: float | None,
     start_timeout_s: float,
+    lost_s: float,
     wait_for_cards: bool,
 ) -> Options:
     """What ``run_options`` gave, as the rest of the program takes it."""
@@ -68,6 +76,7 @@ def make_options(
     from launcher.starting import Options
 
     limits = Limits(
-        grace_s=grace_s, hang_timeout_s=hang_timeout_s, start_timeout_s=start_timeout_s, max_restarts=max_restarts
-    )
+        grace_s=grace_s, hang_timeout_s=hang_timeout_s, start_timeout_s=start_timeout_s, max_restarts=max_restarts,
+        lost_s=lost_s,
+    )  # fmt: skip
     return Options(engine=engine, limits=limits, wait_for_cards=wait_for_cards)

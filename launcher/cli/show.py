@@ -16,8 +16,10 @@ from typing import Any
 import click
 
 from launcher import jobs
+from launcher.engines.base import Command
 from launcher.events import read_events
 from launcher.jobs import JobPaths, JobRecord, JobStore
+from launcher.launch import Launch
 from launcher.plan import LaunchPlan
 from launcher.verdict import user_language, verdict_text
 
@@ -44,8 +46,27 @@ def plan(plan: LaunchPlan) -> str:
 
 
 def _commands(plan: LaunchPlan) -> list[str]:
+    if plan.launch and plan.launch.nodes:
+        return _node_commands(plan, plan.launch)
     programs = plan.launch.programs(plan.paths) if plan.launch else ()
     return [f"  {program.command}" for program in programs] or [f"  {plan.command}"]
+
+
+_SHOWN_NODES = 4
+
+
+def _node_commands(plan: LaunchPlan, launch: Launch) -> list[str]:
+    """How agents come to their hosts, and what they start there; addresses and cards may still be found out."""
+    from launcher.where.agents import agent_starts
+
+    starts = agent_starts(launch, plan.paths)
+    lines = [f"  {Command(argv=start.command.argv)}" for start in starts[:_SHOWN_NODES]]
+    lines += [f"  ... and {len(starts) - _SHOWN_NODES} more"] if len(starts) > _SHOWN_NODES else []
+    for node in launch.nodes[:_SHOWN_NODES]:
+        lines.append(f"  on {node.name}:")
+        lines += [f"    {program.command}" for program in launch.for_node(node.node_rank).programs(plan.paths)]
+    more = len(launch.nodes) - _SHOWN_NODES
+    return [*lines, f"  ... and {more} more host(s)"] if more > 0 else lines
 
 
 def _known(number: int | None) -> str:
@@ -260,7 +281,8 @@ def status(paths: JobPaths, record: JobRecord) -> str:
     lines = [
         f"job       {record.job_id}",
         f"state     {record.state}{attempt}{f' ({record.note})' if record.note else ''}",
-        f"ranks     {record.cards} on {record.target}, host {record.host}, engine {record.engine}",
+        f"ranks     {record.cards} on {record.target}{_on_hosts(paths, record)}, engine {record.engine}",
+        *([f"{record.where['kind']:<9} job {record.where.get('id', '-')}"] if record.where else []),
         f"created   {record.created}",
         *([f"ended     {record.ended}"] if record.ended else []),
         f"versions  {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
@@ -276,6 +298,16 @@ def status(paths: JobPaths, record: JobRecord) -> str:
     if record.verdict:
         lines += ["", verdict_text(record.verdict, user_language())]
     return "\n".join(lines)
+
+
+def _on_hosts(paths: JobPaths, record: JobRecord) -> str:
+    """Its host, or its hosts as this attempt found them."""
+    try:
+        nodes = [node["name"] for node in json.loads(paths.start.read_text(encoding="utf-8"))["nodes"]]
+    except (OSError, ValueError, KeyError):
+        return f", host {record.host}" if record.host else ""
+    shown = ", ".join(nodes[:_SHOWN_NODES]) + (f" and {len(nodes) - _SHOWN_NODES} more" * (len(nodes) > _SHOWN_NODES))
+    return f", {len(nodes)} hosts ({shown})"
 
 
 def _rank_line(rank: RankProgress) -> str:

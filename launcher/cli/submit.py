@@ -10,6 +10,7 @@ import click
 
 from launcher.cli.options import jobs_dir_option, lang_option, set_option
 from launcher.cli.run_options import make_options, run_options
+from launcher.cli.where_options import make_where, split_options, where_options
 
 if TYPE_CHECKING:
     from launcher.submission import Draft
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
 @click.option("--no-preflight", is_flag=True, help="Start even when a check of this host fails.")
 @run_options
+@where_options
 @click.option("--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it.")
 @lang_option
 @jobs_dir_option
@@ -37,7 +39,7 @@ def submit(
     no_preflight: bool,
     detach: bool,
     jobs_dir: Path,
-    **run: Any,
+    **more: Any,
 ) -> None:
     """Finetune as SPEC says (a .yaml file, or a name in configs/) and follow the run to its end.
 
@@ -47,10 +49,14 @@ def submit(
     launcher submit --cards 2
     launcher submit llama_7b_lora --cards 8 --dry-run
     launcher submit --cards 2 --engine direct --detach
+    launcher submit llama_7b_lora --where hosts --inventory rank_tables/2x8.yaml
+    launcher submit llama_7b_lora --where slurm --nodes 2 --cards 16 --kind A2 --gres npu:8 --time 1-00:00
     """
     from launcher import submission
     from launcher.cli import show
 
+    place, run = split_options(more)
+    where = make_where(place, cards)
     make_draft = partial(
         submission.draft,
         spec,
@@ -60,6 +66,7 @@ def submit(
         port=port,
         jobs_dir=jobs_dir,
         options=make_options(**run),
+        where=where,
     )
     draft = make_draft()
     for note in draft.notes:
@@ -68,7 +75,8 @@ def submit(
         click.echo(show.plan(draft.plan))
         return
     if not no_preflight:
-        submission.preflight(draft.plan, port=port)
+        for note in submission.preflight(draft.plan, port=port):
+            click.echo(note, err=True)
     if draft.pending:
         draft.pending.make()
         draft = make_draft()  # the number of rows, and so of steps, is known now
@@ -78,7 +86,9 @@ def submit(
 def _detach(draft: Draft) -> None:
     from launcher import submission
 
-    submission.begin(draft).returncode = 0  # nobody waits for it
+    guard = submission.begin(draft)
+    if guard:
+        guard.returncode = 0  # nobody waits for it
     click.echo(draft.plan.paths.job_id)
 
 

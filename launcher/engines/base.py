@@ -24,6 +24,23 @@ CLUSTER_TIMEOUT_S = 300
 # 3 s and the end 3 s shorter (measured with 2 CPU ranks on mindspore 2.9.0). Both are documented by MindSpore.
 TUNING = {"MS_RETRY_INTERVAL_LOWER": "1", "MS_RETRY_INTERVAL_UPPER": "1"}
 
+# Above this many ranks one scheduler has much to answer: MindSpore advises longer time-outs (tutorials,
+# parallel/dynamic_cluster.md: MS_RETRY_INTERVAL_* "controls the message concurrency of the Scheduler"; FAQ of
+# distributed training: 900 to 1800 s above 128 cards).
+MANY_RANKS = 128
+TUNING_OF_MANY = {
+    "MS_RETRY_INTERVAL_LOWER": "3",
+    "MS_RETRY_INTERVAL_UPPER": "5",
+    "MS_NODE_TIMEOUT": "900",
+    "MS_RECEIVE_MSG_TIMEOUT": "900",
+}
+
+
+def tuning(num_ranks: int) -> dict[str, str]:
+    """Time-outs of MindSpore's cluster for a job of ``num_ranks``; what the user sets wins."""
+    return TUNING_OF_MANY if num_ranks > MANY_RANKS else TUNING
+
+
 # What another launcher may have left in our environment, and what MindSpore would take for orders: MS_ROLE or
 # MS_SCHED_HOST alone switches the dynamic cluster on (mindspore 2.9.0, UseDynamicCluster).
 FOREIGN = (
@@ -60,9 +77,10 @@ class Program:
 class EngineJob:
     """What an engine has to know of a job on this host.
 
-    ``address`` and ``port``: where MindSpore's scheduler listens. ``visible``: logic ids of the cards in order of local
-    rank, empty on CPU. ``program``: path of msrun or mpirun. ``worker``: what the interpreter runs as a rank, before
-    the job's folder. ``env``: variables the user asked for.
+    ``num_ranks`` counts the whole job; this host, number ``node_rank`` of all, has ``local_ranks`` of them from
+    ``first_rank`` on (all of them if None). ``address`` and ``port``: where MindSpore's scheduler listens, on host 0.
+    ``visible``: logic ids of the cards in order of local rank, empty on CPU. ``program``: path of msrun or mpirun.
+    ``worker``: what the interpreter runs as a rank, before the job's folder. ``env``: variables the user asked for.
     """
 
     paths: JobPaths
@@ -75,6 +93,14 @@ class EngineJob:
     program: str = ""
     worker: tuple[str, ...] = WORKER
     env: Mapping[str, str] = field(default_factory=dict)
+    node_rank: int = 0
+    first_rank: int = 0
+    local_ranks: int | None = None
+
+    @property
+    def local_count(self) -> int:
+        """How many ranks this host has."""
+        return self.num_ranks if self.local_ranks is None else self.local_ranks
 
     @property
     def worker_argv(self) -> tuple[str, ...]:
@@ -83,7 +109,7 @@ class EngineJob:
 
     def base_env(self, engine: str) -> dict[str, str]:
         """Variables that all programs of the job get."""
-        env = {**self.env, **TUNING}
+        env = {**tuning(self.num_ranks), **self.env}
         env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         env["PYTHONUNBUFFERED"] = "1"  # a rank's last words are in its log when it is killed
         env["LAUNCHER_ENGINE"] = engine
@@ -105,8 +131,8 @@ class EngineJob:
         }
 
     def scheduler(self, engine: str) -> tuple[Program, ...]:
-        """The scheduler as a program of its own; none for one rank, which has nobody to find."""
-        if self.num_ranks == 1:
+        """The scheduler as a program of its own, on host 0; none for one rank, which has nobody to find."""
+        if self.num_ranks == 1 or self.node_rank != 0:
             return ()
         env = {**self.base_env(engine), **self.cluster_env(), "MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
         return (Program(name="scheduler", command=Command(argv=(sys.executable, *self.worker_argv), env=env)),)

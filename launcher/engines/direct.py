@@ -19,12 +19,13 @@ class Direct:
         return ""
 
     def programs(self, job: EngineJob) -> tuple[Program, ...]:
-        ranks = (self._rank(job, rank_id) for rank_id in range(job.num_ranks))
+        ranks = (self._rank(job, local_rank) for local_rank in range(job.local_count))
         return (*job.scheduler(self.name), *ranks)
 
-    def _rank(self, job: EngineJob, rank_id: int) -> Program:
+    def _rank(self, job: EngineJob, local_rank: int) -> Program:
+        rank_id = job.first_rank + local_rank
         env = {**job.base_env(self.name), "RANK_ID": str(rank_id), "RANK_SIZE": str(job.num_ranks)}
-        env["DEVICE_ID"] = str(rank_id)
+        env["DEVICE_ID"] = str(local_rank)
         if job.num_ranks > 1:
             env |= {**job.cluster_env(), "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank_id)}
         if job.rank_table:

@@ -1,4 +1,4 @@
-"""MindSpore's own launcher, msrun, on one host.
+"""MindSpore's own launcher, msrun: one on each host of a job.
 
 Facts that decide the command, all read in mindspore 2.9.0, parallel/cluster: without ``--join=True`` msrun returns 0
 at once; ``RANK_ID`` is exported on one host; the script is run as ``python`` from PATH, so our interpreter's folder
@@ -21,8 +21,8 @@ class Msrun:
         argv = (
             job.program,
             f"--worker_num={job.num_ranks}",
-            f"--local_worker_num={job.num_ranks}",
-            "--node_rank=0",
+            f"--local_worker_num={job.local_count}",
+            f"--node_rank={job.node_rank}",
             f"--master_addr={job.address}",
             f"--master_port={job.port}",
             f"--log_dir={job.paths.logs}",

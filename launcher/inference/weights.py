@@ -51,10 +51,7 @@ def check(tensors: Tensors, model: ModelSpec, where: str) -> None:
 
 def expected_shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight; without the head where it is the embedding."""
-    shapes = names.shapes_of(model.model_dump())
-    if model.tie_word_embeddings:
-        del shapes[names.HEAD]
-    return shapes
+    return names.shapes_of(model.model_dump())
 
 
 def _misfits(tensors: Tensors, model: ModelSpec) -> Iterator[str]:

@@ -21,7 +21,7 @@ from launcher.jobs import JobPaths
 from launcher.launch import HANG_FACTOR, MIN_HANG_TIMEOUT_S, Launch
 from launcher.oom import OomWatch
 from launcher.processes import ProcessId, descendants, die_with_parent, kill_descendants, reap
-from launcher.supervise.signals import Asked
+from launcher.supervise.signals import Asked, StopRequest
 from launcher.supervise.stacks import dump_stacks
 from launcher.supervise.watch import ENGINE_LEAVES_S, SCHEDULER, SCHEDULER_FOLLOWS_S, Failure, Watch
 from launcher.verdict import Findings, Verdict, find_verdict, signal_name
@@ -43,12 +43,17 @@ _MIN_FREE_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. ``state`` is one of SUCCEEDED, FAILED (with a verdict) and CANCELLED."""
+    """How an attempt ended. ``state`` is one of SUCCEEDED, FAILED (with a verdict, and when) and CANCELLED.
+
+    ``later``: its scheduler will run the job again, and why.
+    """
 
     state: str
     verdict: Verdict | None = None
     warnings: tuple[str, ...] = ()
     saved_step: int | None = None
+    failed_at: float | None = None
+    later: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -64,10 +69,11 @@ class Attempt:
     def __init__(self, paths: JobPaths, launch: Launch, asked: Asked, tell: Callable[[str, Watch], None]) -> None:
         self.paths, self.launch, self.asked, self._tell = paths, launch, asked, tell
         self.limits = launch.limits
-        self.watch = Watch(len(launch.ranks), launch.engine if launch.nests_ranks else None)
+        self.end_signal = signal.SIGTERM
+        self.watch = Watch([rank.rank_id for rank in launch.ranks], launch.engine if launch.nests_ranks else None)
         self._children: dict[int, _Child] = {}
         self._selector = selectors.DefaultSelector()
-        self._readers = [EventReader(path=paths.scheduler_events)]
+        self._readers = [EventReader(path=paths.scheduler_events)] if launch.node_rank == 0 else []
         self._readers += [EventReader(path=paths.rank_events(rank.rank_id)) for rank in launch.ranks]
         self._watched: set[int | str] = set()
         self._state = ""
@@ -102,7 +108,7 @@ class Attempt:
             self._spawn(program)
 
     def _spawn(self, program: Program) -> None:
-        log = self.paths.log(program.name) if program.rank_id is None else self.paths.rank_log(program.rank_id)
+        log = self._program_log(program.name) if program.rank_id is None else self.paths.rank_log(program.rank_id)
         environment = {key: value for key, value in os.environ.items() if key not in FOREIGN}
         with log.open("ab") as output:
             popen = subprocess.Popen(
@@ -113,11 +119,20 @@ class Attempt:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=self._prepare_child,
             )
         process = ProcessId.of_pid(popen.pid)
         self._children[popen.pid] = _Child(program=program, process=process, popen=popen)
         self._watch_process(program.name if program.rank_id is None else program.rank_id, process)
+
+    def _program_log(self, name: str) -> Path:
+        return self.paths.log(name)
+
+    def _prepare_child(self) -> None:
+        """Runs in the child, before its program. A signal that is ignored there stays ignored below it."""
+        die_with_parent()
+        if self.end_signal != signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _watch_process(self, who: int | str, process: ProcessId) -> None:
         """Be woken when the process of a rank (by number) or a program (by name) ends."""
@@ -146,11 +161,17 @@ class Attempt:
             if key.data is None:
                 self.asked.drain()
                 continue
+            if self._other(key.data):
+                continue
             self._selector.unregister(key.fd)
             os.close(key.fd)
             self._gone(key.data)
         reap(self._note_end)
         self._read_events()
+
+    def _other(self, data: object) -> bool:
+        """Take note of a descriptor that is no process's; False when it is one."""
+        return False
 
     def _note_end(self, pid: int, code: int) -> None:
         """A child has ended, or an orphan that we adopted: ranks of an engine that died before it could look."""
@@ -177,7 +198,7 @@ class Attempt:
     def _follow(self) -> Outcome:
         while True:
             self._tick()
-            if self.asked.count:
+            if self._stops():
                 return self._stop_as_asked()
             if self.watch.all_done:
                 return self._finish()
@@ -269,24 +290,31 @@ class Attempt:
         left = kill_descendants(self._note_end)
         findings = Findings(oom=self._oom.killed, stopped=stopped, disk_full=_disk_full(self.paths.root))
         verdict = find_verdict(self.paths, self.launch.ranks, self.watch, failure, findings)
-        return Outcome(state=jobs.FAILED, verdict=verdict, warnings=_survivors(left))
+        return Outcome(state=jobs.FAILED, verdict=verdict, warnings=_survivors(left), failed_at=failure.time)
+
+    def _stops(self) -> int:
+        """How often this attempt was asked to stop; from the second time on it does so at once."""
+        return self.asked.count
+
+    def _stop_request(self) -> StopRequest:
+        return self.asked.request(self.paths, self.limits.grace_s)
 
     def _stop_as_asked(self) -> Outcome:
         """TERM to the ranks, KILL after the grace; at once when asked again. First a checkpoint, if that is wanted."""
         self._set_state(jobs.STOPPING)
-        request = self.asked.request(self.paths, self.limits.grace_s)
+        request = self._stop_request()
         saved = self._save_first(request.grace_s) if request.save else None
-        if self.asked.count < 2 and not self.watch.all_gone:
+        if self._stops() < 2 and not self.watch.all_gone:
             self._terminate_ranks()
-            self._for(request.grace_s, lambda: self.watch.all_gone or self.asked.count > 1)
+            self._for(request.grace_s, lambda: self.watch.all_gone or self._stops() > 1)
         return Outcome(state=jobs.CANCELLED, warnings=_survivors(kill_descendants(self._note_end)), saved_step=saved)
 
     def _terminate_ranks(self) -> None:
-        """TERM to ranks and what they started; not to their engine, which would KILL them."""
+        """The end signal to ranks and what they started; not to their engine, which would KILL them."""
         spared = {child.process.pid for child in self._children.values() if child.program.rank_id is None}
         for process in descendants():
             if process.pid not in spared:
-                process.send(signal.SIGTERM)
+                process.send(self.end_signal)
 
     def _save_first(self, grace_s: float) -> int | None:
         """Have all ranks end after the same step, which makes them save. Returns that step, None if they did not."""
@@ -294,11 +322,11 @@ class Attempt:
         stop_at = entered + 2  # no rank can have begun it: ranks wait for each other in every step
         with contextlib.suppress(OSError):
             write_atomic(self.paths.stop_at, f"{stop_at}\n")
-        self._for(grace_s, lambda: self.watch.all_done or self.asked.count > 1 or self.watch.failing)
+        self._for(grace_s, lambda: self.watch.all_done or self._stops() > 1 or self.watch.failing)
         return stop_at if self.watch.all_done else None
 
     def _close(self) -> None:
-        for handle in [key.fd for key in self._selector.get_map().values() if key.data is not None]:
+        for handle in [key.fd for key in self._selector.get_map().values() if isinstance(key.data, (int, str))]:
             self._selector.unregister(handle)
             os.close(handle)
         self._selector.close()

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from launcher import jobs
 from launcher.errors import JobFailed, LauncherError
@@ -23,6 +24,9 @@ from launcher.supervise.signals import Asked, asked_to_stop
 from launcher.supervise.watch import Failure, Watch
 from launcher.verdict import Findings, Verdict, find_verdict
 
+if TYPE_CHECKING:
+    from launcher.nodes.lead import Lead
+
 _RESERVE_BYTES = 64 << 10
 
 
@@ -34,6 +38,10 @@ def supervise(paths: JobPaths, guard: ProcessId) -> int:
     record = replace(record, supervisor=ProcessId.current(), guard=guard)
     with asked_to_stop() as asked:
         return Supervisor(paths.of_attempt(record.attempt), read_launch(paths), record, asked).run()
+
+
+# The exit code of a supervisor whose job goes on later (sysexits.h, EX_TEMPFAIL).
+REQUEUED = 75
 
 
 class Supervisor:
@@ -54,7 +62,23 @@ class Supervisor:
         except Exception as error:
             traceback.print_exc()
             outcome = Outcome(state=jobs.FAILED, verdict=self._own_failure(f"{type(error).__name__}: {error}"))
+        if outcome.later and self._put_off(outcome):
+            return REQUEUED
         return self._conclude(outcome)
+
+    def _put_off(self, outcome: Outcome) -> bool:
+        """Leave the job to its scheduler, which runs it again. What is to be known must be written before it is told:
+        it ends this process."""
+        from launcher.where.slurm import requeue
+
+        saved = "" if outcome.saved_step is None else f"; saved at step {outcome.saved_step}"
+        before = self.record
+        warnings = (*before.warnings, *outcome.warnings)
+        self._write(replace(before, state=jobs.PLANNED, note=f"{outcome.later}{saved}", host="", warnings=warnings))
+        if self.launch.where.get("kind") != "slurm" or requeue():
+            return True
+        self.record = before
+        return False
 
     @contextmanager
     def _cards(self) -> Iterator[bool]:
@@ -81,19 +105,31 @@ class Supervisor:
         return outcome
 
     def _attempt(self) -> Outcome:
-        attempt = Attempt(self.paths, self.launch, self.asked, self._tell)
+        attempt = self._make_attempt()
         outcome = attempt.run()
         self.record = replace(self.record, processes=_processes(attempt.watch))
         return outcome
+
+    def _make_attempt(self) -> Attempt | Lead:
+        """On this host, or led from here on several."""
+        if not self.launch.nodes:
+            return Attempt(self.paths, self.launch, self.asked, self._tell)
+        from launcher.nodes.lead import Lead
+
+        return Lead(self.paths, self.launch, self.asked, self._tell)
 
     # ------------------------------------------------------------------------------------------------ restarts
 
     def _try_again(self, outcome: Outcome) -> bool:
         """After a fault of the machine or of communication, and never twice on the same Python exception."""
         verdict = outcome.verdict
-        if verdict is None or not verdict.retry or self.asked.count:
+        if verdict is None or not verdict.retry or self.asked.count or not self._can_bring_agents_back():
             return False
         return self._restarts() < self.launch.limits.max_restarts and verdict.signature not in self._signatures
+
+    def _can_bring_agents_back(self) -> bool:
+        """Agents end with their attempt; pods are started again by Volcano."""
+        return not self.launch.nodes or self.launch.where.get("kind") in ("hosts", "slurm", "here")
 
     def _restarts(self) -> int:
         return sum(1 for entry in self.record.earlier if entry.get("restarted"))
@@ -107,7 +143,7 @@ class Supervisor:
         prepare_attempt(self.paths, self.record.cards)
         self.launch = self.launch.with_free_port()
         self._write(self.record)
-        if self.launch.target == "Ascend":
+        if self.launch.target == "Ascend" and not self.launch.nodes:
             cards = [rank.device_id for rank in self.launch.ranks]
             wait_until_free(cards, give_up=lambda: self.asked.count > 0)
 

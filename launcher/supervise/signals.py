@@ -13,7 +13,8 @@ from types import FrameType
 
 from launcher.jobs import JobPaths
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# USR1 is what schedulers are told to send before the time is up.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ class Asked:
 
 @contextmanager
 def asked_to_stop() -> Iterator[Asked]:
-    """Inside, SIGINT, SIGTERM and SIGHUP are noted and do nothing else."""
+    """Inside, SIGINT, SIGTERM, SIGHUP and SIGUSR1 are noted and do nothing else."""
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     asked = Asked(reading)
 

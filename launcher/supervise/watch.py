@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,10 +75,14 @@ class Failure:
 
 
 class Watch:
-    """Facts about one attempt. ``engine``: the program that nests ranks, None when the supervisor starts them."""
+    """Facts about one attempt.
 
-    def __init__(self, num_ranks: int, engine: str | None) -> None:
-        self.ranks = {rank_id: Rank(rank_id=rank_id) for rank_id in range(num_ranks)}
+    ``ranks``: how many, or which. ``engine``: the program that nests ranks, None when the supervisor starts them.
+    """
+
+    def __init__(self, ranks: int | Collection[int], engine: str | None) -> None:
+        ids = range(ranks) if isinstance(ranks, int) else ranks
+        self.ranks = {rank_id: Rank(rank_id=rank_id) for rank_id in ids}
         self.engine = engine
         self.scheduler: ProcessId | None = None
         self.scheduler_error: dict[str, Any] | None = None

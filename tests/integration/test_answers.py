@@ -167,7 +167,7 @@ def torch_python() -> str:
         return given
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        pytest.skip(f"no {', '.join(missing)}: pip install '.[torch]', or set LAUNCHER_TORCH_PYTHON")
+        pytest.skip(f"no {', '.join(missing)}: pip install '.[test]', or set LAUNCHER_TORCH_PYTHON")
     return sys.executable
 
 
@@ -322,11 +322,9 @@ class Terminal:
 
     def expect(self, pattern: str, seconds: float = 120.0) -> str:
         """Read until ``pattern`` shows after what was expected last."""
-        until = time.monotonic() + seconds
-        while not (match := re.search(pattern, self.screen[self._at :])):
-            assert time.monotonic() < until, f"no {pattern!r} in {self.screen[self._at :]!r}"
-            if select.select([self._master], [], [], 0.2)[0]:
-                self.screen += self._read()
+        assert self._shows(pattern, seconds), f"no {pattern!r} in {self.screen[self._at :]!r}"
+        match = re.search(pattern, self.screen[self._at :])
+        assert match
         self._at += match.end()
         return match[0]
 
@@ -335,6 +333,21 @@ class Terminal:
             return os.read(self._master, 65536).decode(errors="replace")
         except OSError:  # the child is gone
             raise AssertionError(f"it left: {self.screen[self._at :]!r}") from None
+
+    def interrupt(self, pattern: str) -> None:
+        """Ctrl-C until ``pattern`` shows: between its prompt and its wait for input, readline does not hear it."""
+        for _ in range(60):
+            self.process.send_signal(signal.SIGINT)
+            if self._shows(pattern, 1.0):
+                break
+        self.expect(pattern)
+
+    def _shows(self, pattern: str, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not re.search(pattern, self.screen[self._at :]):
+            if select.select([self._master], [], [], 0.1)[0]:
+                self.screen += self._read()
+        return re.search(pattern, self.screen[self._at :]) is not None
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
@@ -381,8 +394,7 @@ def test_chat_in_a_terminal(long: Path, tmp_path: Path, cache: str) -> None:
         terminal.process.send_signal(signal.SIGINT)
         terminal.expect(r"\(stopped\)\r\n")
         terminal.expect("> ")
-        terminal.process.send_signal(signal.SIGINT)
-        terminal.expect(r"\(Ctrl-D or /exit leaves\)")
+        terminal.interrupt(r"\(Ctrl-D or /exit leaves\)")
         terminal.type("/save talk.json\n")
         terminal.expect(r"\(2 turns in talk.json\)")
         terminal.type("/save talk.json\n")

@@ -1,0 +1,74 @@
+"""``launcher node``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--job", "job", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The job's folder.")
+@click.option("--node-rank", type=click.IntRange(min=0), help="Which host this is; $SLURM_PROCID or the pod's index.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Of this attempt; the one that is led if left out.")
+@click.option("--lead", is_flag=True, help="Lead the job's next attempt, where a scheduler starts the leader.")
+@click.option("--first-leads", is_flag=True, help="Host 0 leads too, as in a pod.")
+@click.option("--report", "target", type=click.Choice(["Ascend", "CPU"]), help="Only report this host, as JSON.")
+@click.option("--watch-stdin", is_flag=True, help="End everything when stdin ends: whoever started this is gone.")
+def node(
+    job: Path,
+    node_rank: int | None,
+    attempt: int | None,
+    lead: bool,
+    first_leads: bool,
+    target: str | None,
+    watch_stdin: bool,
+) -> None:
+    """Be the agent of one host of a job that runs on several; the launcher starts it itself.
+
+    It reports this host, starts its ranks when the job's leader says so, and reports how they end, all through files in
+    DIR. It ends, and leaves nothing running, when the job ends or its leader is gone.
+
+    \b
+    launcher node --job jobs/kxvqt-llama --node-rank 1
+    """
+    from launcher.errors import JobError
+    from launcher.jobs import JobPaths
+    from launcher.nodes.agent import AgentOptions, run_agent
+
+    paths = JobPaths(root=job.absolute())
+    needed = job if target else paths.launch
+    if not needed.is_file():
+        raise JobError(
+            f"{needed} is not there on this host: is the jobs folder shared by all hosts, under the same path?",
+            hint="mount it at the same place on all hosts, or pass --jobs-dir",
+        )
+    if target:
+        from launcher.nodes.register import register
+
+        click.echo(json.dumps(register(target).to_dict()))
+        return
+    if lead:
+        from launcher.nodes.leading import lead as lead_job
+
+        raise SystemExit(lead_job(paths))
+    if first_leads and _own_rank(node_rank) == 0:
+        from launcher.nodes.leading import lead_and_be_an_agent
+
+        raise SystemExit(lead_and_be_an_agent(paths))
+    options = AgentOptions(node_rank=_own_rank(node_rank), attempt=attempt, watch_stdin=watch_stdin)
+    raise SystemExit(run_agent(paths, options))
+
+
+def _own_rank(named: int | None) -> int:
+    """As it was named, else as Slurm or Kubernetes count."""
+    from launcher.errors import HostError
+
+    if named is not None:
+        return named
+    for name in ("SLURM_PROCID", "LAUNCHER_NODE_RANK", "VC_TASK_INDEX", "JOB_COMPLETION_INDEX"):
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    raise HostError("which host this is is not known", hint="pass --node-rank")

@@ -1,0 +1,293 @@
+"""Slurm decides when and where; the job's folder says how it goes, as anywhere else.
+
+One batch job of one task a node. The batch script is the leader, on the first node; it starts an agent on every node
+with one srun. A signal before the time limit, or Slurm's TERM when the job is preempted, has all ranks save after the
+same step; the job is queued again and goes on from there. Slurm's own exit code is the last victim's (143), so how the
+job ended is what job.json says.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from launcher import jobs
+from launcher.cluster import Cluster
+from launcher.discover.programs import find_program, run_program
+from launcher.engines.base import Command
+from launcher.errors import HostError, JobError, SpecError
+from launcher.jobs import JobPaths, JobRecord
+from launcher.launch import Launch
+from launcher.render import RenderedFile, environment, render
+from launcher.where import Where
+from launcher.where.agents import AgentStart, agent_argv, package_env
+from launcher.where.granted import node_names
+
+SCRIPT = "slurm.sbatch"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+-]{0,127}")
+_LIMIT = re.compile(r"\d+(?:-\d+)?(?::\d+){0,2}")
+_GRES = re.compile(r"[A-Za-z0-9_]+(?::[A-Za-z0-9_.-]+)?:(\d+)")
+_KEY = re.compile(r"[a-z][a-z-]{0,40}")
+_VALUE = re.compile(r"[A-Za-z0-9_.,:;@%+=/\[\]&|*!()<>-]{0,256}")
+
+# What the launcher decides itself.
+_OWN = (
+    "job-name", "nodes", "ntasks", "ntasks-per-node", "output", "error", "open-mode", "signal", "requeue", "no-requeue",
+    "wrap", "array", "chdir", "parsable", "partition", "account", "time", "gres", "exclusive", "export", "input",
+)  # fmt: skip
+
+# States in which Slurm will not run the job any more (squeue(1), JOB STATE CODES).
+_OVER = frozenset(
+    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmOptions:
+    """What the user asks Slurm for. ``gres`` as npu:8 (of each node); ``sbatch``: KEY=VALUE of other options."""
+
+    partition: str | None = None
+    account: str | None = None
+    time_limit: str | None = None
+    gres: str | None = None
+    exclusive: bool = False
+    requeue: bool = True
+    sbatch: tuple[str, ...] = ()
+
+
+def make_where(cluster: Cluster, options: SlurmOptions) -> Where:
+    """Raises SpecError with every value that sbatch could take for something else."""
+    problems = [*_bad_values(options), *_bad_extra(options.sbatch)]
+    if options.gres and (match := _GRES.fullmatch(options.gres)) and int(match[1]) < len(cluster.hosts[0].devices):
+        problems.append(f"--gres {options.gres}: the job needs {len(cluster.hosts[0].devices)} on each node")
+    if problems:
+        raise SpecError("these cannot be passed to sbatch", problems=problems)
+    return Where(kind="slurm", cluster=cluster, settings={"kind": "slurm", "options": asdict(options)})
+
+
+def _bad_values(options: SlurmOptions) -> list[str]:
+    checks = (
+        ("partition", options.partition, _NAME),
+        ("account", options.account, _NAME),
+        ("time", options.time_limit, _LIMIT),
+        ("gres", options.gres, _GRES),
+    )
+    return [f"--{name} {value!r}" for name, value, form in checks if value is not None and not form.fullmatch(value)]
+
+
+def _bad_extra(pairs: Sequence[str]) -> list[str]:
+    problems = []
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
+            problems.append(f"--sbatch {pair!r}: write KEY=VALUE without blanks and quotes")
+        elif key in _OWN:
+            problems.append(f"--sbatch {pair}: the launcher sets --{key} itself")
+    return problems
+
+
+# ------------------------------------------------------------------------------------------------ the script
+
+
+def render_script(launch: Launch, paths: JobPaths, name: str) -> RenderedFile:
+    """The batch script of the job at ``paths``. Everything in it is quoted, or checked to need no quotes."""
+    return render(
+        environment(),
+        "slurm.sbatch.j2",
+        SCRIPT,
+        job_id=paths.job_id if paths.job_id.isprintable() else "?",
+        options=_directives(launch, name),
+        log=str(paths.supervisor_log),
+        package=package_env()["PYTHONPATH"],
+        command=(sys.executable, "-m", "launcher", "node", "--lead", "--job", str(paths.root)),
+    )
+
+
+def _directives(launch: Launch, name: str) -> list[str]:
+    options = SlurmOptions(**{**launch.where["options"], "sbatch": tuple(launch.where["options"]["sbatch"])})
+    found = [
+        f"--job-name={name}",
+        f"--nodes={len(launch.nodes)}",
+        "--ntasks-per-node=1",
+        "--output=/dev/null",  # the script has its own log, whose path may hold anything
+        f"--signal=B:USR1@{warning_s(launch.limits.grace_s)}",
+        "--requeue" if options.requeue else "--no-requeue",
+        "--open-mode=append",
+    ]
+    for key, value in (("partition", options.partition), ("account", options.account), ("time", options.time_limit)):
+        found += [f"--{key}={value}"] if value else []
+    if options.gres:
+        found.append(f"--gres={options.gres}")
+    if options.exclusive or not options.gres:
+        found.append("--exclusive")
+    for pair in options.sbatch:
+        key, separator, value = pair.partition("=")
+        found.append(f"--{key}={value}" if separator and value else f"--{key}")
+    return found
+
+
+def warning_s(grace_s: float) -> int:
+    """Seconds before the time limit at which ranks are asked to save: a step, a checkpoint, and the end of all."""
+    return int(min(max(2 * grace_s + 30, 60), 3600))
+
+
+def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
+    """Write the script, give it to sbatch, and note its number in job.json. Raises HostError when Slurm refuses."""
+    sbatch = find_program("sbatch")
+    if sbatch is None:
+        raise HostError("sbatch is not on PATH: this host submits no Slurm jobs", hint="log in to one that does")
+    script = render_script(launch, paths, record.name)
+    (paths.root / script.path).write_text(script.text, encoding="utf-8")
+    result = run_program("sbatch", "--parsable", str(paths.root / script.path))
+    number = result.stdout.strip().split(";")[0]
+    if not number.isdecimal():
+        said = (result.stderr or result.fault).strip()
+        raise HostError(f"sbatch refused the job: {said}", hint=f"the script is {paths.root / script.path}")
+    record = replace(record, where={"kind": "slurm", "id": number}, note=f"Slurm job {number}: queued")
+    jobs.write_record(paths, record)
+    return record
+
+
+# ------------------------------------------------------------------------------------------------ inside
+
+
+def prepare_inside(launch: Launch) -> Launch:
+    """``launch`` with the nodes that this allocation has. Raises HostError outside of one."""
+    listed = os.environ.get("SLURM_JOB_NODELIST")
+    if listed is None:
+        raise HostError("SLURM_JOB_NODELIST is not set: this is no Slurm job", hint="launcher resume JOB")
+    names = node_names(listed)
+    if len(names) < len(launch.nodes):
+        raise HostError(f"the allocation has {len(names)} node(s), the job needs {len(launch.nodes)}")
+    places = zip(launch.nodes, names, strict=False)
+    return replace(launch, nodes=tuple(replace(node, name=name, address=node_address(name)) for node, name in places))
+
+
+def node_address(name: str) -> str:
+    """The address that Slurm itself reaches a node by; "" when that is a name nobody resolves."""
+    match = re.search(r"NodeAddr=(\S+)", run_program("scontrol", "show", "node", name).stdout)
+    found = match[1] if match else name
+    try:
+        return str(ipaddress.ip_address(found))
+    except ValueError:
+        pass
+    try:
+        return str(socket.getaddrinfo(found, None)[0][4][0])
+    except OSError:
+        return ""
+
+
+def agent_starts(launch: Launch, paths: JobPaths) -> list[AgentStart]:
+    """One srun for all nodes; an agent that ends takes no other along."""
+    count = str(len(launch.nodes))
+    argv = (
+        "srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--distribution=block",
+        "--kill-on-bad-exit=0", "--wait=0", "--label", "--unbuffered", "--input=none", *agent_argv(paths, None),
+    )  # fmt: skip
+    env = {**os.environ, **package_env()}
+    ranks = tuple(node.node_rank for node in launch.nodes)
+    return [AgentStart(name="srun", command=Command(argv=argv, env=env), node_ranks=ranks)]
+
+
+def requeue_note(launch: Launch, paths: JobPaths) -> str | None:
+    """Whether the job, now that it has stopped on a signal, is to go on later; None when a user ended it.
+
+    A stop by ``launcher stop`` is written in the job's folder, one by scancel is known to Slurm.
+    """
+    number = os.environ.get("SLURM_JOB_ID")
+    try:
+        stopped = bool(paths.control.read_text(encoding="utf-8").strip())
+    except OSError:
+        stopped = False
+    if number is None or stopped or not launch.where["options"]["requeue"]:
+        return None
+    if state_of(number) == "RUNNING":
+        return f"Slurm job {number}: queued again at its time limit"
+    return f"Slurm job {number}: preempted, queued again" if _queued_again(number) else None
+
+
+def _queued_again(number: str) -> bool:
+    """Whether Slurm, which ends this run of the job, has counted the next one: after scancel it has not.
+
+    Both are COMPLETING meanwhile (Slurm 22.05, seen).
+    """
+    match = re.search(r"\bRestarts=(\d+)", run_program("scontrol", "show", "job", number).stdout)
+    return match is not None and int(match[1]) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def requeue() -> bool:
+    """Have Slurm run this job again. It ends this process with the job, as a rule before it returns."""
+    number = os.environ["SLURM_JOB_ID"]
+    if state_of(number) != "RUNNING":
+        return True  # Slurm does it itself
+    return not run_program("scontrol", "requeue", number).fault
+
+
+# ------------------------------------------------------------------------------------------------ outside
+
+
+def state_of(number: str) -> str | None:
+    """Slurm's word for the job's state; None when it knows no such job, or does not answer."""
+    shown = run_program("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", number).stdout.split()
+    if shown:
+        return shown[0]
+    match = re.search(r"JobState=(\S+)", run_program("scontrol", "show", "job", number).stdout)
+    if match:
+        return match[1]
+    told = run_program("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", number)
+    words = told.stdout.split()
+    return words[0] if words else None
+
+
+def reason_of(number: str) -> str:
+    """Why it waits, as squeue says it."""
+    return run_program("squeue", "--noheader", "--format=%r", "--jobs", number).stdout.strip()
+
+
+def ask(record: JobRecord) -> JobRecord:
+    """``record`` with what Slurm knows beyond it: why the job waits, or that it is over without having said so."""
+    number = record.where.get("id")
+    if record.is_final or not number:
+        return record
+    state = state_of(number)
+    if state in ("PENDING", "CONFIGURING"):
+        return replace(record, note=f"Slurm job {number}: {state.lower()} ({reason_of(number)})")
+    if state is None or state in _OVER:
+        text = f"Slurm job {number} is {'gone' if state is None else state}, and the job left no end of its own"
+        nodes = f"scontrol show job {number}; sacct -j {number}"
+        verdict = {"rank_id": None, "reason": text, "text": {"en": f"{text}\n  next: {nodes}; launcher resume JOB"}}
+        return replace(record, state=jobs.LOST, verdict=verdict)
+    return record
+
+
+def stop(paths: JobPaths, record: JobRecord, *, wait_s: float) -> None:
+    """Stop a job that waits or runs. A running one is asked first, and cancelled when it has not ended in ``wait_s``.
+
+    Raises JobError when Slurm does not know it.
+    """
+    number = record.where.get("id")
+    state = state_of(number) if number else None
+    if number is None or state is None:
+        raise JobError(f"Slurm knows no job {number}", hint=f"launcher status {record.job_id}")
+    if state != "RUNNING":
+        run_program("scancel", number)
+        current = jobs.read_record(paths) or record
+        if not current.is_final:
+            ended = replace(current, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note="before it ran again")
+            jobs.write_record(paths, ended)
+        return
+    run_program("scancel", "--batch", "--signal=TERM", number)
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        current = jobs.read_record(paths) or record
+        if current.is_final:
+            return
+        time.sleep(0.2)
+    run_program("scancel", number)
