@@ -26,7 +26,7 @@ NEW_TOKENS = 16
 
 MODEL: dict[str, Any] = {
     "hidden_size": 512, "num_layers": 8, "num_heads": 8, "n_kv_heads": 8, "intermediate_size": 1408,
-    "vocab_size": 800, "seq_length": 256, "rms_norm_eps": 1e-5,
+    "vocab_size": 800, "seq_length": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
 }  # fmt: skip
 
 _OURS = """
