@@ -1,7 +1,7 @@
 # make demo   the whole product on this machine's CPU (4 to 5 min after the first installation)
 # make test   lint, then all tests
 # make lint   ruff, mypy, and that the shipped schema and the README say what the code does
-# make faults the table of faults: what breaks, what is said, what is left (30 min)
+# make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).
 
 PYTHON ?= python3
@@ -18,10 +18,13 @@ demo: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
-# Every fault with every engine, on 2 and 4 ranks, real MindSpore on CPU (about 30 min). Writes build/faults.md.
+# Every fault with every engine, on 2 and 4 ranks and on two hosts, real MindSpore on CPU (about an hour).
 faults: $(VENV)/.installed-test
 	@mkdir -p build
 	$(BIN)/python tests/integration/faults/table.py --out build/faults.md
+	$(BIN)/python tests/integration/faults/hosts.py --out build/faults_hosts.md
+	LAUNCHER_FAULTS=all $(BIN)/python -m pytest tests/test_where_slurm.py tests/test_where_hosts.py \
+		tests/integration/test_slurm_training.py tests/integration/test_mpirun_hosts.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

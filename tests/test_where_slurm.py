@@ -136,7 +136,6 @@ def test_the_verdict_is_ours_and_not_slurms(slurm: SlurmLab, tmp_path: Path, no_
     assert "on host node2" in report(record)
 
 
-@long
 def test_preempted_queued_again_and_resumed(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
     job = queued(slurm, tmp_path, no_survivors, env={"STEPS": "300"})
     job.start()
