@@ -345,7 +345,7 @@ def test_a_transformers_config_is_understood(copy: Path) -> None:
     with pytest.raises(DataError, match="--context 200000"):
         find_model(str(copy), copy, Given(context=200000))
     (copy / "config.json").write_text(json.dumps({**config, "rope_scaling": {"rope_type": "yarn"}}))
-    with pytest.raises(CheckpointError, match="rope_scaling .* 'yarn'"):
+    with pytest.raises(CheckpointError, match=r"rope_scaling .*'yarn'"):
         find_model(str(copy), copy)
     (copy / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     with pytest.raises(CheckpointError, match="not 'llama'"):
