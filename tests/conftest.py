@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def _child_processes_find_the_package() -> None:
     """Programs that tests start may run anywhere: they find this checkout's package all the same."""
     parts = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(parts))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_reach_child_processes() -> None:
+    """Where tests run in the background or under nohup, children would inherit that these signals are ignored."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -12,13 +12,12 @@ import pytest
 from netlab import lab
 from shop import Workshop
 from slurmlab import SlurmLab, slurm_lab
-from supervised import long
 
 from launcher import jobs
 from launcher.events import read_events, read_position
 from launcher.jobs import JobPaths, JobRecord, read_record
 
-pytestmark = [pytest.mark.mindspore, long]
+pytestmark = pytest.mark.mindspore
 
 PATIENCE_S = 240.0 * float(os.environ.get("LAUNCHER_TEST_PATIENCE", "1"))
 
