@@ -37,6 +37,7 @@ def job_source(paths: JobPaths, record: JobRecord) -> Source:
                 "model": check_model(spec["model"]),
                 "template": spec["data"]["template"],
                 "precision": spec["precision"],
+                "generation": spec.get("generation") or {},
             },
             tokenizer=Path(plan["tokenizer"]) if plan["tokenizer"] else None,
             base=Path(plan["checkpoint"]) if plan["checkpoint"] else None,
@@ -67,7 +68,8 @@ def read_model(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if "model" in found:
-            return {"model": check_model(found["model"]), **{key: found[key] for key in ("template", "precision")}}
+            kept = {key: found[key] for key in ("template", "precision")}
+            return {"model": check_model(found["model"]), **kept, "generation": found.get("generation") or {}}
         model = model_of_config(found)
         return {
             "model": {**model, "seq_length": min(model["seq_length"], _CONTEXT)},

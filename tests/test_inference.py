@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from inference_tools import CONTEXT, MODEL, VOCAB, make_model
 from safetensors.numpy import load_file, save_file
 
+from launcher.checkpoint.huggingface import generation_config, generation_section
+from launcher.cli.inference import generation_spec
 from launcher.data.messages import Message
 from launcher.data.tokenizer import load_tokenizer, train_tokenizer
 from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
@@ -257,6 +259,33 @@ def test_a_merged_folder_brings_tokenizer_and_template(model_folder: Path) -> No
     assert model.spec == MODEL
     assert (model.context, model.template and model.template.name) == (CONTEXT, "plain")
     assert Session(model).ends == {2}
+
+
+def test_how_it_answers_travels_with_the_model(copy: Path) -> None:
+    file = copy / "launcher_model.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps({**described, "generation": {"temperature": 0.7, "max_new_tokens": 9, "stop": ["##"]}}))
+    model = find_model(str(copy), copy)
+    nothing = dict.fromkeys(("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty"))
+
+    own = generation_spec({**nothing, "stop": (), "seed": 3}, model)
+    said = generation_spec({**nothing, "temperature": 0.0, "stop": ("x",), "seed": 0}, model)
+    assert own == GenerationSpec(max_new_tokens=9, temperature=0.7, stop=("##",), seed=3)
+    assert said == GenerationSpec(max_new_tokens=9, stop=("x",))
+    file.write_text(json.dumps({**described, "generation": {"temperature": -1}}))
+    with pytest.raises(CheckpointError, match="temperature"):
+        find_model(str(copy), copy)
+
+
+def test_transformers_is_told_how_it_answers_and_tells_it() -> None:
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    sampled = {"temperature": 0.7, "top_k": 0, "top_p": 0.9, "repetition_penalty": 1.2, "max_new_tokens": 9}
+    greedy = {**sampled, "temperature": 0.0}
+
+    assert generation_section(generation_config(ids, sampled)) == sampled
+    assert generation_config(ids, greedy) == {**ids, "repetition_penalty": 1.2, "max_new_tokens": 9}
+    assert generation_section({"do_sample": True}) == {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+    assert generation_section({"temperature": 0.7}) == {}
 
 
 def test_what_is_missing_is_asked_for_by_its_option(copy: Path) -> None:

@@ -36,6 +36,8 @@ def _job(root: Path, *, state: str = "succeeded", steps: tuple[str, ...] = ("1_2
 
 def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
     root = _job(tmp_path)
+    spec = json.loads((root / "spec.json").read_text())
+    (root / "spec.json").write_text(json.dumps({**spec, "generation": {"temperature": 0.5}}))
     done = launcher("merge-ckpt", "last", "--jobs-dir", tmp_path / "jobs")
     assert done.returncode == 0, done.stderr
     assert "step 101 of abcde-t" in done.stdout
@@ -47,6 +49,7 @@ def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
     assert ModelSpec.model_validate(described["model"]).hidden_size == MODEL["hidden_size"]
     assert get_template(described["template"]).name == "vicuna"
     assert described["precision"]["compute"] == "float32"
+    assert described["generation"] == {"temperature": 0.5}
     assert (merged / "tokenizer.model").read_bytes() == b"pieces"
     assert abs(read(merged / "model.safetensors")[WO] - folded(llama(seed=1), WO)).max() < 1e-6
     assert json.loads((merged / "merge.json").read_text())["step"] == 101

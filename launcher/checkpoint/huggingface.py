@@ -128,7 +128,7 @@ def model_texts(
             "how many attention heads the model has is not known", hint="give its --config (a config.json will do)"
         )
     config = config_of_model(model["model"], _origin_config(base), files)
-    texts = {CONFIG: config, "generation_config.json": _generation_config(config)}
+    texts = {CONFIG: config, "generation_config.json": generation_config(config, model.get("generation") or {})}
     if len(files) > 1:
         texts[INDEX] = _index(files)
     found = {name: (json.dumps(value, indent=2) + "\n").encode() for name, value in texts.items()}
@@ -208,8 +208,26 @@ def _rope_scaling_back(scaling: Mapping[str, Any] | None) -> dict[str, Any] | No
     }
 
 
-def _generation_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in _SPECIAL_IDS}
+# Sampling settings that transformers knows by the same names; its own default of top_k is 50.
+_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+_ALWAYS = ("max_new_tokens", "repetition_penalty")
+
+
+def generation_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Special ids, and how the model answers; sampling settings only where it samples, as transformers wants it."""
+    found = {key: config[key] for key in _SPECIAL_IDS}
+    found |= {key: generation[key] for key in _ALWAYS if key in generation}
+    if generation.get("temperature"):
+        found |= {"do_sample": True, **{key: generation[key] for key in _SAMPLING if key in generation}}
+    return found
+
+
+def generation_section(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run spec's ``generation`` from what a generation_config.json says."""
+    found = {key: config[key] for key in _ALWAYS if config.get(key) is not None}
+    if config.get("do_sample"):
+        found |= {key: default if config.get(key) is None else config[key] for key, default in _SAMPLING.items()}
+    return found
 
 
 def _index(files: Sequence[PlannedFile]) -> dict[str, Any]:

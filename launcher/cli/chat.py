@@ -43,5 +43,9 @@ def _chat(reference: str, interrupted: Callable[[], bool], options: dict[str, An
     click.echo(f"{session.model.name}, {session.model.context} tokens of context. /help lists commands.")
     conversation = Conversation(system=options["system"])
     Chat(
-        session=session, spec=generation_spec(options), read=read_line, out=sys.stdout, conversation=conversation
+        session=session,
+        spec=generation_spec(options, session.model),
+        read=read_line,
+        out=sys.stdout,
+        conversation=conversation,
     ).run()

@@ -67,7 +67,7 @@ def _infer(
     if options["cards"]:
         _infer_on_cards(session, questions, interrupted, options)
         return
-    asking = Asking(session=session, spec=generation_spec(options), as_json=options["layout"] == "jsonl")
+    asking = Asking(session=session, spec=generation_spec(options, session.model), as_json=options["layout"] == "jsonl")
     if options["output"]:
         left, total = asking.into_file(questions, options["output"])
         click.echo(f"{options['output']}: {total} answers, {left} of them new", err=True)
@@ -90,7 +90,7 @@ def _infer_on_cards(
     plan = cards.plan_cards(
         session=session,
         prepared=session.prepare(questions),
-        spec=generation_spec(options),
+        spec=generation_spec(options, session.model),
         cluster=local_cluster(options["cards"]) if real else imagined_cluster(options["cards"], "A2"),
         root=options["jobs_dir"].absolute() / ".infer" if options["dry_run"] else cards.new_root(options["jobs_dir"]),
         port=scheduler_port(None),

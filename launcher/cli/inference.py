@@ -24,28 +24,23 @@ _MODEL = (
     click.option("--device", "device_id", type=click.IntRange(min=0), help="Ascend card to use."),
     jobs_dir_option,
 )
+# Without a default here: what is left out, the model says (``generation`` in its run spec).
 _SAMPLING = (
-    click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True),
+    click.option("--max-new-tokens", type=click.IntRange(min=1), help="Most tokens of an answer."),
     click.option(
         "--temperature",
         type=click.FloatRange(min=0, max=100),
-        default=0.0,
-        show_default=True,
         help="0 is greedy: always the likeliest token.",
     ),
-    click.option("--top-k", type=click.IntRange(min=0), default=0, help="Sample among the K likeliest; 0 is all."),
+    click.option("--top-k", type=click.IntRange(min=0), help="Sample among the K likeliest; 0 is all."),
     click.option(
         "--top-p",
         type=click.FloatRange(min=0, max=1, min_open=True),
-        default=1.0,
-        show_default=True,
         help="Sample among the likeliest that make up P together.",
     ),
     click.option(
         "--repetition-penalty",
         type=click.FloatRange(min=0, max=100, min_open=True),
-        default=1.0,
-        show_default=True,
         help="Above 1, what was said becomes less likely.",
     ),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same text."),
@@ -89,8 +84,10 @@ def find(reference: str, options: dict[str, Any]) -> Model:
     return model
 
 
-def generation_spec(options: dict[str, Any]) -> GenerationSpec:
+def generation_spec(options: dict[str, Any], model: Model) -> GenerationSpec:
+    """How to answer: what the options say, else what travels with the model."""
     from launcher.inference.sampling import GenerationSpec
 
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed", "stop")
-    return GenerationSpec(**{name: options[name] for name in names})
+    own = model.generation.model_dump()
+    said = {name: options[name] for name in own if options[name] not in (None, ())}
+    return GenerationSpec(**{**own, **said}, seed=options["seed"])

@@ -57,7 +57,7 @@ def serve(reference: str, **options: Any) -> None:
         session=session,
         queue=TaskQueue(session, most_waiting=limits.most_waiting),
         limits=limits,
-        defaults=generation_spec(options),
+        defaults=generation_spec(options, session.model),
         token=token,
         created=int(time.time()),
     )

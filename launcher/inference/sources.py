@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from launcher.checkpoint import names
 from launcher.checkpoint.convert import open_model
 from launcher.checkpoint.folder import MODEL_CONFIG
-from launcher.checkpoint.huggingface import CONFIG, model_of_config
+from launcher.checkpoint.huggingface import CONFIG, generation_section, model_of_config
 from launcher.checkpoint.merge import Options, Source, plan_merge
 from launcher.checkpoint.tensors import Output
 from launcher.data.templates import ChatTemplate, get_template
@@ -28,7 +28,7 @@ from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
 from launcher.inference.weights import OpenTensors, Tensors, check
 from launcher.jobs import JobPaths, JobRecord, JobStore
-from launcher.spec import ModelSpec
+from launcher.spec import GenerationSection, ModelSpec
 
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
@@ -51,7 +51,8 @@ class Given:
 class Model:
     """A model that can be asked, nothing of it loaded yet.
 
-    ends: ids that end an answer beside the tokenizer's own. notes: what the user should know of how it was found.
+    ends: ids that end an answer beside the tokenizer's own. generation: how it answers by default.
+    notes: what the user should know of how it was found.
     template: None when it is not known, which is no matter for raw prompts.
     """
 
@@ -64,6 +65,7 @@ class Model:
     params_dtype: str = "float32"
     compute_dtype: str = "float32"
     ends: tuple[int, ...] = ()
+    generation: GenerationSection = field(default_factory=GenerationSection)
     notes: tuple[str, ...] = ()
 
     @property
@@ -230,6 +232,7 @@ def _description(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
                 "template": get_template(name) if name else None,
                 "params_dtype": precision.get("params") or "float32",
                 "compute_dtype": precision.get("compute") or "float32",
+                "generation": GenerationSection.model_validate(found.get("generation") or {}),
             }
         return _transformers(found, path.parent)
     except (KeyError, TypeError, ValueError) as error:
@@ -257,6 +260,7 @@ def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "params_dtype": dtype,
         "compute_dtype": dtype,
         "ends": _ids(named.get("eos_token_id")) or _ids(config.get("eos_token_id")),
+        "generation": GenerationSection.model_validate(generation_section(named)),
     }
 
 

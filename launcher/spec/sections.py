@@ -412,6 +412,23 @@ class HcclSpec(Section):
         return self
 
 
+class GenerationSection(Section):
+    """How the trained model answers unless `infer`, `chat` or `serve` are told otherwise. It travels with the model."""
+
+    max_new_tokens: PositiveInt = 128
+    """Most tokens of an answer."""
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """0 is greedy: always the likeliest token."""
+    top_k: Count = 0
+    """Sample among the K likeliest; 0 is all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample among the likeliest that make up P together."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Above 1, what was said becomes less likely."""
+    stop: tuple[Text, ...] = ()
+    """Texts that end an answer."""
+
+
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -430,6 +447,7 @@ class RunSpec(Section):
     runtime: RuntimeSpec = RuntimeSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     hccl: HcclSpec = HcclSpec()
+    generation: GenerationSection = GenerationSection()
     env: dict[Variable, str] = {}
     """Environment variables of every rank."""
     mindformers: dict[str, Any] = {}
