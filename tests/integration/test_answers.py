@@ -24,6 +24,7 @@ from inference_tools import CONTEXT, child, make_model, prompts
 from shop import Trained, Workshop
 
 from launcher.checkpoint.convert import convert
+from launcher.inference.evaluation import validation_split
 
 pytestmark = pytest.mark.mindspore
 
@@ -303,6 +304,9 @@ def test_eval_compares_base_adapter_and_merged(trained: Trained, cache: str) -> 
     assert re.search(rf"model +\S+merged +{base['loss']:.4f} ", table)
     refused = shop.launcher("eval", trained.base.record.job_id, code=3)
     assert "no validation split goes with these models" in refused.stderr
+    shop.launcher("data", "preprocess", "conversations.json", *options[:-2], "-o", "train.eval.mindrecord")
+    split = validation_split([trained.base.record.job_id], shop.folder / "jobs")
+    assert split == shop.folder / "train.eval.mindrecord"
 
 
 # ------------------------------------------------------------------------------------------------ chat
