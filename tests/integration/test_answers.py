@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inference_tools import CONTEXT, child, make_model, prompts
+from inference_tools import CONTEXT, MODEL, child, make_model, prompts
+from safetensors.numpy import load_file, save_file
 from shop import Trained, Workshop
 
 from launcher.checkpoint.convert import convert
@@ -356,6 +357,11 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def enter(self, line: str) -> None:
+        """Type ``line`` at the prompt: before it shows, the terminal itself would echo, and take Ctrl-D for its own."""
+        self.expect("> ")
+        self.type(f"{line}\n")
+
     def close(self) -> int:
         code = self.process.wait(60)
         os.close(self._master)
@@ -364,8 +370,12 @@ class Terminal:
 
 @pytest.fixture(scope="module")
 def long(folder: Path) -> Path:
-    """A model whose context an answer does not fill before Ctrl-C comes."""
-    return make_model(folder / "long", seq_length=4000)
+    """A model whose answers neither end nor fill the context before Ctrl-C comes."""
+    made = make_model(folder / "long", seq_length=4000)
+    weights = load_file(made / "model.safetensors")
+    weights["lm_head.weight"][MODEL.eos_token_id] = 0  # some other token always has a logit above 0
+    save_file(weights, made / "model.safetensors")
+    return made
 
 
 def terminal_of(folder: Path, cache: str, *arguments: str) -> Terminal:
@@ -390,27 +400,27 @@ def test_chat_in_a_terminal(long: Path, tmp_path: Path, cache: str) -> None:
     terminal = terminal_of(tmp_path, cache, "chat", str(long))
     try:
         terminal.expect(r"4000 tokens of context. /help lists commands.")
-        terminal.expect("> ")
-        terminal.type("/help\n")
-        terminal.expect("/reset +forget")
-        terminal.type("苹果\n")
+        terminal.enter("/help")
+        terminal.expect("Ctrl-C stops an answer")
+        terminal.enter("苹果")
         terminal.expect("苹果\r\n.{5}")  # it answers
         terminal.process.send_signal(signal.SIGINT)
         terminal.expect(r"\(stopped\)\r\n")
         terminal.expect("> ")
         terminal.interrupt(r"\(Ctrl-D or /exit leaves\)")
-        terminal.type("/save talk.json\n")
+        terminal.enter("/save talk.json")
         terminal.expect(r"\(2 turns in talk.json\)")
-        terminal.type("/save talk.json\n")
+        terminal.enter("/save talk.json")
         terminal.expect("error: cannot write talk.json: File exists")
-        terminal.type("/system 短\n")
+        terminal.enter("/system 短")
         terminal.expect("starts anew")
-        terminal.type("/system\n")
+        terminal.enter("/system")
         terminal.expect("短")
-        terminal.type("/reset\n")
+        terminal.enter("/reset")
         terminal.expect("forgotten")
-        terminal.type("/nonsense\n")
+        terminal.enter("/nonsense")
         terminal.expect("error: no command /nonsense")
+        terminal.expect("> ")
         terminal.type("\x04")
         assert terminal.close() == 0
     finally:
