@@ -1,5 +1,5 @@
-# make demo   the whole product on this machine's CPU (4 to 5 min after the first installation)
-# make test   lint, then all tests
+# make demo   the whole product on this machine's CPU (about 5 min after the first installation)
+# make test   lint, then all tests (about 14 min)
 # make lint   ruff, mypy, and that the shipped schema and the README say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).
