@@ -5,6 +5,7 @@ MindSpore takes seconds to start, so each child asks many things and prints what
 
 from __future__ import annotations
 
+import codecs
 import importlib.util
 import json
 import os
@@ -319,6 +320,7 @@ class Terminal:
     def __init__(self, argv: list[str], folder: Path, env: dict[str, str]) -> None:
         self.screen = ""
         self._at = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in pieces
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
             argv, cwd=folder, env=env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
@@ -335,7 +337,7 @@ class Terminal:
 
     def _read(self) -> str:
         try:
-            return os.read(self._master, 65536).decode(errors="replace")
+            return self._decoder.decode(os.read(self._master, 65536))
         except OSError:  # the child is gone
             raise AssertionError(f"it left: {self.screen[self._at :]!r}") from None
 
