@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from launcher.jobs import JobPaths, JobRecord
 
 _BY_FOLDER = "merge its checkpoints alone: launcher merge-ckpt JOB_FOLDER/checkpoint --config config.json"
-# How many tokens a model read from a transformers config.json is asked to take, where it could take more.
-_CONTEXT = 4096
 
 
 def job_source(paths: JobPaths, record: JobRecord) -> Source:
@@ -63,16 +61,15 @@ def read_model(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError when ``path`` is neither.
     """
-    from launcher.checkpoint.huggingface import model_of_config
+    from launcher.checkpoint.huggingface import asked_model_of_config
 
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if "model" in found:
             kept = {key: found[key] for key in ("template", "precision")}
             return {"model": check_model(found["model"]), **kept, "generation": found.get("generation") or {}}
-        model = model_of_config(found)
         return {
-            "model": {**model, "seq_length": min(model["seq_length"], _CONTEXT)},
+            "model": asked_model_of_config(found),
             "template": None,
             "precision": {"params": "float32", "compute": "float32"},
         }

@@ -54,6 +54,13 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def report(record: JobRecord) -> str:
+    """The verdict in English."""
+    assert record.verdict is not None, record
+    text: str = record.verdict["text"]["en"]
+    return text
+
+
 def wait_until(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not condition():

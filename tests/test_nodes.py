@@ -12,25 +12,27 @@ from pathlib import Path
 import pytest
 from hosted import HOST_LIMITS, Hosted
 from netlab import Lab, lab
-from supervised import marked, wait_until
+from supervised import marked, report, wait_until
 
 from launcher import jobs
 from launcher.events import read_events
-from launcher.jobs import JobRecord
 
 TRAIN = "ready()\nfor n in range(1, 100000):\n    step(n, seconds=0.05)\n"
+
+SAVES_WHEN_ASKED = """
+from launcher.worker import asked_to_stop_at
+ready()
+for n in range(1, 100000):
+    step(n, seconds=0.02)
+    if n >= asked_to_stop_at(paths):
+        break
+"""
 
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Lab]:
     with lab(2) as made:
         yield made
-
-
-def report(record: JobRecord) -> str:
-    assert record.verdict is not None, record
-    text: str = record.verdict["text"]["en"]
-    return text
 
 
 def test_ranks_of_both_hosts_train_and_the_job_succeeds(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
@@ -113,15 +115,7 @@ def test_when_the_leader_is_lost_agents_end_everything_and_one_writes_the_verdic
 
 
 def test_a_stop_reaches_all_hosts_and_saves_after_the_same_step(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
-    program = """
-    from launcher.worker import asked_to_stop_at
-    ready()
-    for n in range(1, 100000):
-        step(n, seconds=0.02)
-        if n >= asked_to_stop_at(paths):
-            break
-    """
-    job = Hosted(root=tmp_path / "job", program=program, mark=no_survivors, hosts=hosts.hosts, per_host=2)
+    job = Hosted(root=tmp_path / "job", program=SAVES_WHEN_ASKED, mark=no_survivors, hosts=hosts.hosts, per_host=2)
     job.start()
     job.wait_for_pids()
     record = job.stop(save=True)
@@ -133,15 +127,7 @@ def test_a_stop_reaches_all_hosts_and_saves_after_the_same_step(hosts: Lab, tmp_
 
 
 def test_a_signal_to_one_agent_stops_the_job_after_a_checkpoint(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
-    program = """
-    from launcher.worker import asked_to_stop_at
-    ready()
-    for n in range(1, 100000):
-        step(n, seconds=0.02)
-        if n >= asked_to_stop_at(paths):
-            break
-    """
-    job = Hosted(root=tmp_path / "job", program=program, mark=no_survivors, hosts=hosts.hosts)
+    job = Hosted(root=tmp_path / "job", program=SAVES_WHEN_ASKED, mark=no_survivors, hosts=hosts.hosts)
     job.start()
     job.wait_for_pids()
     job.agents[1].terminate()

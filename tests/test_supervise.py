@@ -12,11 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from supervised import LIMITS, TIMEOUT_S, Supervised, marked, wait_until
+from supervised import LIMITS, TIMEOUT_S, Supervised, marked, report, wait_until
 
 from launcher import jobs
 from launcher.events import read_events
-from launcher.jobs import JobRecord
 
 ENGINES = ("direct", "msrun", "mpirun")
 
@@ -30,12 +29,6 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 def job(tmp_path: Path, program: str, mark: str, engine: str = "direct") -> Supervised:
     return Supervised(root=tmp_path / "job", program=program, mark=mark, engine=engine)
-
-
-def report(record: JobRecord) -> str:
-    assert record.verdict is not None
-    text: str = record.verdict["text"]["en"]
-    return text
 
 
 def test_ranks_that_say_done_are_a_success(tmp_path: Path, engine: str, no_survivors: str) -> None:

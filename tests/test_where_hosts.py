@@ -19,10 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netlab import lab
 from sshlab import SshLab, ssh_lab, wait_for_ssh
-from supervised import long, marked, wait_until
+from supervised import long, marked, report, wait_until
 
 from launcher import jobs
-from launcher.jobs import JobRecord
 from launcher.where.hosts import forwarded, remote, ssh_argv
 
 TRAIN = "ready()\nfor n in range(1, 100000):\n    step(n, seconds=0.05)\n"
@@ -45,12 +44,6 @@ def hosted(servers: SshLab, tmp_path: Path, mark: str, program: str = TRAIN, **m
     job.where = where
     job.entered = servers.lab.client
     return job
-
-
-def report(record: JobRecord) -> str:
-    assert record.verdict is not None, record
-    text: str = record.verdict["text"]["en"]
-    return text
 
 
 def test_ranks_run_on_both_hosts_and_nothing_of_ssh_is_left(servers: SshLab, tmp_path: Path, no_survivors: str) -> None:

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from netlab import lab
 from slurmlab import SlurmLab, slurm_lab
-from supervised import long, marked, wait_until
+from supervised import long, marked, report, wait_until
 
 from launcher import jobs
 from launcher.cluster import Cluster, Device, Host
@@ -50,12 +50,6 @@ file.write_text("x")
 def slurm() -> Iterator[SlurmLab]:
     with lab(2) as made, slurm_lab(made) as found:
         yield found
-
-
-def report(record: JobRecord) -> str:
-    assert record.verdict is not None, record
-    text: str = record.verdict["text"]["en"]
-    return text
 
 
 class Queued(Hosted):

@@ -298,6 +298,16 @@ def _whole_number(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
+# A transformers model may be made for 131072 tokens; keys and values for all of them need more memory than a card has.
+_MOST_CONTEXT = 4096
+
+
+def asked_model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``model_of_config`` with the seq_length that a model is asked with unless somebody says otherwise."""
+    model = model_of_config(config)
+    return {**model, "seq_length": min(model["seq_length"], _MOST_CONTEXT)}
+
+
 def model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The model section of a run spec for a transformers config.json, seq_length the longest there is.
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from launcher.checkpoint import names
 from launcher.checkpoint.convert import open_model
 from launcher.checkpoint.folder import MODEL_CONFIG
-from launcher.checkpoint.huggingface import CONFIG, generation_section, model_of_config
+from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config, generation_section
 from launcher.checkpoint.merge import Options, Source, plan_merge
 from launcher.checkpoint.tensors import Output
 from launcher.data.templates import ChatTemplate, get_template
@@ -32,8 +32,6 @@ from launcher.spec import GenerationSection, ModelSpec
 
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
-# A transformers model may be made for 131072 tokens; keys and values for all of them need more memory than a card has.
-_DEFAULT_CONTEXT = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,12 +248,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    values = model_of_config(config)
     generation = folder / "generation_config.json"
     named = _read_json(generation) if generation.is_file() else {}
     dtype = str(config.get("torch_dtype") or config.get("dtype") or "float32")
     return {
-        "spec": ModelSpec.model_validate({**values, "seq_length": min(values["seq_length"], _DEFAULT_CONTEXT)}),
+        "spec": ModelSpec.model_validate(asked_model_of_config(config)),
         "template": None,
         "params_dtype": dtype,
         "compute_dtype": dtype,
