@@ -181,12 +181,19 @@ def print_logs(paths: JobPaths, num_ranks: int, wanted: Wanted, echo: Echo, styl
 
     Raises JobError when a rank is not one of the job, or has written nothing though it was asked for.
     """
-    chosen = sources(paths, num_ranks, wanted.ranks)
+    _print(_started(paths, sources(paths, num_ranks, wanted.ranks), wanted), wanted, echo, style or plain)
+
+
+def _started(paths: JobPaths, chosen: list[Source], wanted: Wanted) -> list[Source]:
     if wanted.ranks is not None and not any(source.parts() for source in chosen):
         raise JobError(
             f"{chosen[0].path} does not exist: the rank never started", hint=f"launcher status {paths.job_id}"
         )
-    mark = (style or plain) if len(chosen) > 1 else bare
+    return chosen
+
+
+def _print(chosen: list[Source], wanted: Wanted, echo: Echo, style: Style) -> None:
+    mark = style if len(chosen) > 1 else bare
     streams = [_stream(source, wanted, mark) for source in chosen]
     for _, line in heapq.merge(*streams, key=lambda item: item[0]):
         echo(line)
@@ -254,10 +261,10 @@ def follow_logs(
     paths: JobPaths, num_ranks: int, wanted: Wanted, echo: Echo, style: Style, *, alive: Callable[[], bool]
 ) -> None:
     """Print what there is, then what comes, until the job has ended."""
-    chosen = sources(paths, num_ranks, wanted.ranks)
+    chosen = _started(paths, sources(paths, num_ranks, wanted.ranks), wanted)
     for source in chosen:
         source.skip_to_end()
-    print_logs(paths, num_ranks, wanted, echo, style)
+    _print(chosen, wanted, echo, style)
     mark = style if len(chosen) > 1 else bare
     running = True
     while running:

@@ -13,7 +13,18 @@ import pytest
 
 from launcher.errors import JobError, SpecError
 from launcher.jobs import JobPaths
-from launcher.logs import Source, Wanted, parse_ranks, parse_since, plain, print_logs, select, time_of, without_stamp
+from launcher.logs import (
+    Source,
+    Wanted,
+    follow_logs,
+    parse_ranks,
+    parse_since,
+    plain,
+    print_logs,
+    select,
+    time_of,
+    without_stamp,
+)
 
 MINDFORMERS = "2026-11-24 09:23:35,750 - mindformers./output/log - INFO - hello"
 MINDSPORE = "[WARNING] ME(7:140,MainProcess):2026-11-24-09:23:36.113.456 [mindspore/train/x.py:1] there"
@@ -180,6 +191,20 @@ def test_a_line_that_comes_between_looking_back_and_following_is_shown_once(tmp_
     assert list(source.lines()) == ["old"]
     assert list(source.new()) == ["half", "new"]
     source.close()
+
+
+def test_following_shows_a_line_once_that_is_written_while_the_lines_before_are_shown(tmp_path: Path) -> None:
+    paths, lines = make_logs(tmp_path), list[str]()
+
+    def write_and_note(line: str) -> None:
+        if line == "rank 0 | one":
+            with paths.rank_log(0).open("a") as file:
+                file.write("four\n")
+        lines.append(line)
+
+    follow_logs(paths, 2, Wanted(), write_and_note, plain, alive=lambda: False)
+
+    assert lines == ["msrun | engine", "rank 0 | one", "rank 0 | two \ufffd", "rank 0 | three", "rank 0 | four"]
 
 
 def test_the_command_follows_to_the_end(tmp_path: Path) -> None:
