@@ -340,6 +340,15 @@ def settle(record: JobRecord) -> JobRecord:
     return replace(record, state=LOST)
 
 
+def planned_steps(paths: JobPaths) -> int | None:
+    """How many steps the job's plan counts; None when that is not known."""
+    try:
+        steps = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return steps if isinstance(steps, int) else None
+
+
 def default_root() -> Path:
     """Where jobs lie unless ``--jobs-dir`` says so: $LAUNCHER_JOBS, or ``jobs`` in the working folder."""
     return Path(os.environ.get("LAUNCHER_JOBS") or "jobs")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.events import EventWriter, Position
-from launcher.jobs import JobPaths
+from launcher.jobs import JobPaths, planned_steps
 from launcher.log_writing import keep_small, stamp_lines, write_to
 from launcher.processes import ProcessId, die_with_parent
 
@@ -139,9 +139,13 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
 
         cpu_backend.prepare_training(num_ranks=int(os.environ.get("RANK_SIZE", "1")))
     check_rows(config)
-    events.write("ready", mindspore=mindspore.__version__, mindformers=mindformers.__version__)
     done_steps = steps_in(paths.resume / f"rank_{rank_id}" / resume_from) if resume_from else 0
-    progress = _progress_callback(events, paths, rank_id, done_steps)
+    versions = {"mindspore": mindspore.__version__, "mindformers": mindformers.__version__}
+    events.write("ready", **versions, from_step=done_steps)
+    last_step = planned_steps(paths) or math.inf
+    if done_steps >= last_step:
+        return  # the attempt before was ended between its last checkpoint and its own end; MindSpore refuses 0 epochs
+    progress = _progress_callback(events, paths, rank_id, done_steps, last_step)
     trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[progress])
     trainer.finetune(finetune_checkpoint=config.load_checkpoint or False, resume_training=resume_from or False)
 
@@ -225,10 +229,9 @@ def check_rows(config: Any) -> None:
         )
 
 
-def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_steps: int) -> Any:
+def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_steps: int, last_step: float) -> Any:
     from mindspore.train.callback import Callback
 
-    last_step = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"] or math.inf
     losses = LossCheck(json.loads(paths.spec.read_text(encoding="utf-8"))["training"]["max_nan_steps"])
     position = Position(paths.rank_position(rank_id))
 

@@ -35,8 +35,9 @@ def attach(job: str, jobs_dir: Path) -> None:
 def _follow(paths: JobPaths, record: JobRecord, guard: subprocess.Popen[bytes] | None = None) -> None:
     from launcher.cli import show
     from launcher.cli.following import follow_to_end
+    from launcher.jobs import planned_steps
 
-    with show.Progress(show.planned_steps(paths)) as progress:
+    with show.Progress(planned_steps(paths)) as progress:
         progress.begin(record.job_id, record.cards, record.target)
         record = follow_to_end(paths, progress, guard)
     click.echo(show.finished(paths, record, progress))

@@ -82,15 +82,6 @@ def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
     return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", f"Next: launcher merge-ckpt {record.job_id}"])
 
 
-def planned_steps(paths: JobPaths) -> int | None:
-    """How many steps the job's plan counts; None when that is not known."""
-    try:
-        steps = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return steps if isinstance(steps, int) else None
-
-
 def _seconds_between(begin: str | None, end: str | None) -> float:
     if not begin or not end:
         return 0.0
@@ -151,8 +142,14 @@ class Progress:
             self._note_step(event)
         elif event["event"] == "eval" and "loss" in event:
             self._note_evaluation(event)
+        elif event["event"] == "ready" and event.get("from_step"):
+            self._note_resumed(event["from_step"])
         elif self._bar and event["event"] in ("ready", "done"):
             self._bar.update(self._task, description={"ready": "compiling", "done": "saved"}[event["event"]])
+
+    def _note_resumed(self, step: int) -> None:
+        left = "nothing is left to train" if step == self._steps else "going on from its checkpoint"
+        self._say(f"step {step}/{_known(self._steps)}  {left}")
 
     def _note_step(self, event: dict[str, Any]) -> None:
         loss, step = event["loss"], event["step"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from launcher.cli.show import RankProgress, duration, planned_steps, progress_of, stragglers, table
-from launcher.jobs import JobPaths, JobRecord, JobStore
+from launcher.cli.show import RankProgress, duration, progress_of, stragglers, table
+from launcher.jobs import JobPaths, JobRecord, JobStore, planned_steps
 from launcher.verdict import user_language, verdict_text
 
 REFRESH_S = 1.0

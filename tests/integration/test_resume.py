@@ -59,6 +59,33 @@ def test_eight_steps_and_eight_resumed_are_sixteen_in_one_go(workshop: Workshop)
     assert "merged" in workshop.launcher("merge-ckpt", "last").stdout
 
 
+def test_a_run_that_died_after_its_last_checkpoint_has_nothing_left_to_train(workshop: Workshop) -> None:
+    (workshop.folder / "late").mkdir()
+    (workshop.folder / "late" / "sitecustomize.py").write_text(DIE_BEFORE_DONE, encoding="utf-8")
+    env = {"LAUNCHER_TEST_DIE_BEFORE_DONE": "1", "PYTHONPATH": str(workshop.folder / "late")}
+    workshop.launcher("submit", spec(workshop, "late"), "--cards", "2", "--engine", "direct", code=7, env=env)
+    said = workshop.launcher("resume", "last")
+    resumed = workshop.job("last")
+
+    assert "step 16/16  nothing is left to train" in said.stdout + said.stderr
+    assert (resumed.record.attempt, resumed.record.state) == (2, jobs.SUCCEEDED)
+    assert (list(losses(resumed, 1)), losses(resumed, 2)) == (list(range(1, 17)), {})
+    assert "merged" in workshop.launcher("merge-ckpt", "last").stdout
+
+
+DIE_BEFORE_DONE = """
+import os
+if os.environ.get("LAUNCHER_TEST_DIE_BEFORE_DONE") and os.environ.get("LAUNCHER_ATTEMPT") == "1":
+    from launcher.events import EventWriter
+    original = EventWriter.write
+    def write(self, event, **fields):
+        if event == "done" and self._rank_id == 1:
+            os.kill(os.getpid(), 9)
+        original(self, event, **fields)
+    EventWriter.write = write
+"""
+
+
 HOOK = """
 import os
 if os.environ.get("LAUNCHER_TEST_DIE_AFTER") and os.environ.get("LAUNCHER_ATTEMPT") == "1":
