@@ -349,6 +349,11 @@ def planned_steps(paths: JobPaths) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
+def step_to_stop_at(paths: JobPaths, unbegun_step: int) -> int:
+    """The step that a job which is asked to stop ends after: ``unbegun_step``, or its last when that comes before."""
+    return min(unbegun_step, planned_steps(paths) or unbegun_step)
+
+
 def default_root() -> Path:
     """Where jobs lie unless ``--jobs-dir`` says so: $LAUNCHER_JOBS, or ``jobs`` in the working folder."""
     return Path(os.environ.get("LAUNCHER_JOBS") or "jobs")

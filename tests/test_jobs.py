@@ -252,3 +252,13 @@ def test_a_writer_without_a_disk_ends_nothing(tmp_path: Path) -> None:
         events.write("begin")
     with EventWriter(Path("/dev/full"), 0) as events:
         events.write("begin")
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"), [('{"steps": 10}', 10), ('{"steps": 40}', 12), ('{"steps": null}', 12), ("", 12)]
+)
+def test_a_job_is_never_asked_to_stop_after_its_last_step(tmp_path: Path, plan: str, expected: int) -> None:
+    paths = JobPaths(root=tmp_path)
+    paths.plan.write_text(plan, encoding="utf-8")
+
+    assert jobs.step_to_stop_at(paths, 12) == expected

@@ -532,7 +532,7 @@ class Lead:
         """A step that no rank can have begun when it hears of it: positions are as old as a report takes."""
         entered = max((step for _, step in self._ranks().values()), default=0)
         step_s = min((node.slate.get("step_s") or 1.0 for node in self._nodes), default=1.0)
-        return entered + 2 + int(4 * self._beat_s / max(step_s, 0.001))
+        return jobs.step_to_stop_at(self.paths, entered + 2 + int(4 * self._beat_s / max(step_s, 0.001)))
 
     def _end_all(self) -> None:
         """Agents end when told so, when our slate is silent, or when their line to us is cut; at the latest now."""

@@ -319,7 +319,8 @@ class Attempt:
     def _save_first(self, grace_s: float) -> int | None:
         """Have all ranks end after the same step, which makes them save. Returns that step, None if they did not."""
         entered = max(read_position(self.paths.rank_position(rank_id)) for rank_id in self.watch.ranks)
-        stop_at = entered + 2  # no rank can have begun it: ranks wait for each other in every step
+        # No rank can have begun that step: ranks wait for each other in every one.
+        stop_at = jobs.step_to_stop_at(self.paths, entered + 2)
         with contextlib.suppress(OSError):
             write_atomic(self.paths.stop_at, f"{stop_at}\n")
         self._for(grace_s, lambda: self.watch.all_done or self._stops() > 1 or self.watch.failing)

@@ -19,6 +19,7 @@ from launcher.jobs import JobPaths, JobRecord, read_record
 
 pytestmark = pytest.mark.mindspore
 
+PACKAGE = Path(jobs.__file__).resolve().parents[1]
 PATIENCE_S = 240.0 * float(os.environ.get("LAUNCHER_TEST_PATIENCE", "1"))
 
 
@@ -43,11 +44,28 @@ def wait(paths: JobPaths, slurm: SlurmLab, what: str, states: tuple[str, ...] = 
         time.sleep(0.1)
 
 
+# Steps of the tiny model take some 50 ms: so short that training would be over before Slurm has preempted it.
+SLOW_FIRST_ATTEMPT = """
+import os, time
+if os.environ.get("LAUNCHER_ATTEMPT") == "1":
+    from launcher.events import Position
+    original = Position.enter
+    def enter(self, step):
+        original(self, step)
+        time.sleep(0.5)
+    Position.enter = enter
+"""
+
+
 def test_preempted_while_it_trains_on_both_nodes_and_merged_in_the_end(workshop: Workshop, tmp_path: Path) -> None:
     spec = workshop.write_spec("slurm", lora=True, epochs=4, data_options={"drop_remainder": True})
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_FIRST_ATTEMPT, encoding="utf-8")
     with lab(2) as made, slurm_lab(made) as slurm:
         where = ("--where", "slurm", "--nodes", "2", "--cards", "2", "--kind", "CPU", "--partition", "low")
-        said = launcher(slurm, workshop.folder, "submit", spec, *where, "--detach", "--jobs-dir", str(tmp_path))
+        slow = f"env.PYTHONPATH={tmp_path / 'slow'}:{PACKAGE}"
+        options = ("--set", slow, "--detach", "--jobs-dir", str(tmp_path))
+        said = launcher(slurm, workshop.folder, "submit", spec, *where, *options)
         paths = JobPaths(root=tmp_path / said.split()[-1])
         wait(paths, slurm, "training")
         slurm.run("sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
@@ -59,6 +77,7 @@ def test_preempted_while_it_trains_on_both_nodes_and_merged_in_the_end(workshop:
         launcher(slurm, workshop.folder, "merge-ckpt", record.job_id, "--jobs-dir", str(tmp_path))
 
     assert record.attempt == 2
+    assert 3 <= saved < 64
     for rank in (0, 1):
         steps = [e["step"] for e in read_events(paths.of_attempt(2).rank_events(rank)) if e["event"] == "step"]
         assert (steps[0], steps[-1]) == (saved + 1, 64)
