@@ -5,9 +5,13 @@ Imported only where the device target is CPU: by the worker and by infer. Nothin
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
+from launcher.bare_packages import package_folder, put_bare
+
+_TRIED_VERSION = "2.9.0"
 TRAIN_CELL = "LauncherCpuTrainOneStepCell"
 
 
@@ -16,6 +20,23 @@ def prepare_training(num_ranks: int) -> None:
     _register_train_cell()
     if num_ranks > 1:
         _replace_barrier()
+
+
+def be_scheduler() -> None:
+    """Be MindSpore's scheduler until the ranks have gone, with nothing of MindSpore loaded but its C++ library.
+
+    ``mindspore.communication.init`` comes to this call in a scheduler (mindspore 2.9.0, communication/management.py).
+    Importing the rest takes 2 s of a core that the ranks, which are importing too, have for themselves this way.
+    Raises RuntimeError when the cluster cannot be built.
+    """
+    folder = package_folder("mindspore", _TRIED_VERSION)
+    if folder is None:
+        from mindspore.communication import init
+
+        init()
+        return
+    put_bare("mindspore", folder)
+    importlib.import_module("mindspore._c_expression").init_cluster()
 
 
 def prepare_generation(model: Any) -> None:

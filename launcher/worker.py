@@ -87,7 +87,7 @@ def main(job_folder: str, train: Train | None = None) -> None:
         process = ProcessId.current()
         events.write("begin", pid=process.pid, started=process.started)
         try:
-            (train or train_rank)(paths, role.rank_id, events) if is_rank else schedule()  # type: ignore[arg-type]
+            (train or train_rank)(paths, role.rank_id, events) if is_rank else schedule(paths)  # type: ignore[arg-type]
         except BaseException as error:
             # Reported here, at once: the interpreter's own exit takes MindSpore another 2 to 5 seconds.
             events.write("error", type=type(error).__name__, message=str(error), traceback=traceback.format_exc())
@@ -113,15 +113,30 @@ def report_exit(events: EventWriter) -> None:
     os._exit(max(code, 0))
 
 
-def schedule() -> None:
+def schedule(paths: JobPaths) -> None:
     """Be MindSpore's scheduler, which msrun starts with the ranks' own argv: let ranks find each other.
 
     A run of one rank has nobody to find and never registers; its scheduler would wait for ever.
     """
-    if int(os.environ.get("MS_WORKER_NUM", "1")) > 1:
-        from mindspore.communication import init
+    if int(os.environ.get("MS_WORKER_NUM", "1")) == 1:
+        return
+    if _is_on_cpu(paths):
+        from launcher import cpu_backend
 
-        init()
+        cpu_backend.be_scheduler()
+        return
+    from mindspore.communication import init
+
+    init()
+
+
+def _is_on_cpu(paths: JobPaths) -> bool:
+    from launcher.launch import read_launch
+
+    try:
+        return bool(read_launch(paths).target == "CPU")
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:

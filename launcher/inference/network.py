@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from launcher.bare_packages import package_folder, put_bare
 from launcher.checkpoint import names
 from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.errors import HostError, LauncherError
@@ -106,33 +104,12 @@ def _import_mindformers() -> types.SimpleNamespace:
 
 def _skip_packages() -> None:
     """Put empty packages where only the __init__ of a package would be run; their modules are found as ever."""
-    if "mindformers" in sys.modules or os.environ.get("LAUNCHER_FULL_IMPORT"):
+    root = None if os.environ.get("LAUNCHER_FULL_IMPORT") else package_folder("mindformers", _SKIPPED_VERSION)
+    if root is None:
         return
-    found = importlib.util.find_spec("mindformers")
-    if found is None or not found.submodule_search_locations or _version() != _SKIPPED_VERSION:
-        return
-    root = Path(found.submodule_search_locations[0])
     for part in _SKIPPED:
-        name = f"mindformers{part}"
-        folder = str(root.joinpath(*part.split(".")[1:]))
-        package = types.ModuleType(name)
-        package.__path__ = [folder]
-        package.__spec__ = ModuleSpec(name, None, is_package=True)
-        package.__spec__.submodule_search_locations = [folder]
-        sys.modules[name] = package
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, package)
+        put_bare(f"mindformers{part}", root.joinpath(*part.split(".")[1:]))
     sys.modules["mindformers"].__version__ = _SKIPPED_VERSION  # type: ignore[attr-defined]
-
-
-def _version() -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("mindformers")
-    except PackageNotFoundError:
-        return None
 
 
 def _set_context(mindformers: Any, device: str, device_id: int | None) -> None:

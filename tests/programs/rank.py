@@ -35,7 +35,7 @@ def train(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
     exec(os.environ["RANK_PROGRAM"], names)  # noqa: S102
 
 
-def schedule() -> None:
+def schedule(paths: JobPaths) -> None:
     exec(os.environ.get("SCHEDULER_PROGRAM", "import time; time.sleep(600)"), {})  # noqa: S102
 
 
