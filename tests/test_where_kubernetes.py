@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from hosted import Hosted
-from netlab import lab
+from netlab import Lab, lab
 from supervised import marked, wait_until
 
 from launcher import jobs
@@ -240,25 +240,57 @@ def test_without_a_cluster_or_a_shared_folder_nothing_is_applied(tmp_path: Path)
     assert "kind: Job" in render(tmp_path, "--dry-run")
 
 
+def in_pods(root: Path, program: str, made: Lab, mark: str) -> Hosted:
+    """A job whose hosts are the pods of a Kubernetes job; nothing is started yet."""
+    job = Hosted(root=root, program=program, mark=mark, hosts=made.hosts, addresses=["", ""])
+    options = KubernetesOptions(image="i", volumes=(f"data:{root.parent}",), python=sys.executable)
+    job.where = dict(make_where(imagined_hosts(2, 2, "CPU"), options).settings)
+    job.prepare(host="")
+    jobs.write_record(job.paths, replace(job.record(), where={"kind": "kubernetes"}))
+    return job
+
+
+def run_pods(job: Hosted) -> list[int]:
+    """Each pod as a process on a host of its own, as the kubelet would start it. Returns their exit codes."""
+    (document,) = yaml.safe_load_all(render_manifest(job.launch(), job.paths).text)
+    container = document["spec"]["tasks"][0]["template"]["spec"]["containers"][0]
+    pods = []
+    for number, host in enumerate(job.hosts):
+        named = {"LAUNCHER_ADDRESS": host.address, "VC_TASK_INDEX": str(number), "LAUNCHER_TEST": job.mark}
+        given = {item["name"]: item["value"] for item in container["env"] if "value" in item}
+        argv = host.inside(*container["command"])
+        pods.append(subprocess.Popen(argv, env={**os.environ, **given, **named}, cwd=container["workingDir"]))
+    wait_until(lambda: job.record().is_final, "the end")
+    return [pod.wait(timeout=30) for pod in pods]
+
+
 def test_the_pods_commands_run_the_job(tmp_path: Path, no_survivors: str) -> None:
-    """Each pod as a process on a host of its own, as the kubelet would start it."""
     with lab(2) as made:
         program = "ready(); step(1); print('on', os.uname().nodename, os.environ['MS_SCHED_HOST'], flush=True)"
-        job = Hosted(root=tmp_path / "job", program=program, mark=no_survivors, hosts=made.hosts, addresses=["", ""])
-        options = KubernetesOptions(image="i", volumes=(f"data:{tmp_path}",), python=sys.executable)
-        job.where = dict(make_where(imagined_hosts(2, 2, "CPU"), options).settings)
-        job.prepare(host="")
-        (document,) = yaml.safe_load_all(render_manifest(job.launch(), job.paths).text)
-        container = document["spec"]["tasks"][0]["template"]["spec"]["containers"][0]
-        pods = []
-        for number, host in enumerate(made.hosts):
-            named = {"LAUNCHER_ADDRESS": host.address, "VC_TASK_INDEX": str(number), "LAUNCHER_TEST": no_survivors}
-            given = {item["name"]: item["value"] for item in container["env"] if "value" in item}
-            argv = host.inside(*container["command"])
-            pods.append(subprocess.Popen(argv, env={**os.environ, **given, **named}, cwd=container["workingDir"]))
-        wait_until(lambda: job.record().is_final, "the end")
-        codes = [pod.wait(timeout=30) for pod in pods]
+        job = in_pods(tmp_path / "job", program, made, no_survivors)
+        codes = run_pods(job)
 
     assert (job.record().state, codes) == (jobs.SUCCEEDED, [0, 0])
     assert job.paths.rank_log(1).read_text().split()[-3:] == ["on", "node2", "10.77.0.1"]
+    wait_until(lambda: not marked(no_survivors), "the end of everything")
+
+
+def test_a_job_that_failed_in_its_pods_goes_on_when_they_are_made_again(tmp_path: Path, no_survivors: str) -> None:
+    program = "ready(); step(1)\nif rank == 1 and paths.attempt == 1: raise ValueError('in the first attempt only')"
+    with lab(2) as made:
+        job = in_pods(tmp_path / "job", program, made, no_survivors)
+        codes = run_pods(job)
+        failed = job.record()
+        resume = [sys.executable, "-m", "launcher", "resume", "job", "--jobs-dir", str(tmp_path)]
+        said = subprocess.run(resume, capture_output=True, text=True, timeout=60, check=True).stdout
+        queued = job.record()
+        codes += run_pods(job)
+
+    assert failed.state == jobs.FAILED
+    assert (failed.verdict or {})["rank_id"] == 1
+    assert f"Next: kubectl replace --force -f {job.paths.root / 'kubernetes.yaml'}" in said
+    assert (queued.state, queued.attempt) == (jobs.PLANNED, 1)
+    assert (job.record().state, job.record().attempt) == (jobs.SUCCEEDED, 2)
+    assert codes[2:] == [0, 0]
+    assert 7 in codes[:2]
     wait_until(lambda: not marked(no_survivors), "the end of everything")

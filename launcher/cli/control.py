@@ -80,10 +80,12 @@ def resume(job: str, detach: bool, jobs_dir: Path) -> None:
 
     paths, record = JobStore(jobs_dir).get(job)
     paths, guard = starting.begin_again(paths, record)
-    click.echo(_from_where(paths, queued=guard is None), err=detach)
     if record.where.get("kind") == "kubernetes":
-        click.echo(f"Next: kubectl replace --force -f {paths.root / 'kubernetes.yaml'}")
+        click.echo("Its pods will go on from the newest step that is complete on all ranks.", err=detach)
+        click.echo(f"Next: kubectl replace --force -f {paths.root / 'kubernetes.yaml'}", err=detach)
+        click.echo(record.job_id) if detach else None
         return
+    click.echo(_from_where(paths, queued=guard is None), err=detach)
     if detach:
         if guard:
             guard.returncode = 0  # nobody waits for it
