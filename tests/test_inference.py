@@ -19,7 +19,7 @@ from launcher.checkpoint.huggingface import generation_config, generation_sectio
 from launcher.cli.inference import generation_spec
 from launcher.data.messages import Message
 from launcher.data.tokenizer import load_tokenizer, train_tokenizer
-from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
+from launcher.errors import CheckpointError, DataError, HostError, JobError, LauncherError, SpecError
 from launcher.inference.decoding import LENGTH, STOP, Row
 from launcher.inference.evaluation import cross_entropy, final_number, folded
 from launcher.inference.prompts import collect, parse_messages
@@ -422,6 +422,24 @@ def test_an_adapter_is_folded_as_it_says(model_folder: Path, tmp_path: Path) -> 
 
 
 # ------------------------------------------------------------------------------------------------ what does not fit
+
+
+@pytest.mark.parametrize(
+    ("cards", "expected"), [(0, "no Ascend card"), (1, "has 1 Ascend card$"), (3, "has 3 Ascend cards")]
+)
+def test_a_card_that_is_not_there_is_refused_before_anything_is_loaded(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cards: int, expected: str
+) -> None:
+    (tmp_path / "dev").mkdir()
+    for number in range(cards):
+        (tmp_path / "dev" / f"davinci{number}").touch()
+    monkeypatch.setenv("LAUNCHER_HOST_ROOT", str(tmp_path))
+    model = find_model(str(model_folder), tmp_path)
+
+    with pytest.raises(HostError, match=expected):
+        Session(model, device_id=cards)
+    for number in range(cards):
+        Session(model, device_id=number)
 
 
 def test_prompts_that_leave_no_room_are_all_named(model_folder: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from launcher.data.messages import Message
 from launcher.data.templates import ChatTemplate, template_names
 from launcher.data.tokenizer import Tokenizer, load_tokenizer
-from launcher.errors import DataError, JobCancelled, SpecError
+from launcher.discover import ascend_device_ids
+from launcher.errors import DataError, HostError, JobCancelled, SpecError
 from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.sources import Model
@@ -57,6 +58,20 @@ class Prepared:
     ids: tuple[int, ...]
 
 
+def _check_device(device_id: int | None) -> None:
+    """MindSpore on CPU takes any number and means nothing by it; on Ascend it fails in words about contexts."""
+    cards = 0 if device_id is None else len(ascend_device_ids())
+    if device_id is None or device_id < cards:
+        return
+    if not cards:
+        raise HostError(
+            f"--device {device_id}: this host has no Ascend card", hint="leave --device out: the CPU answers"
+        )
+    raise HostError(
+        f"--device {device_id}: this host has {cards} Ascend card{'s' * (cards > 1)}", hint=f"--device {cards - 1}"
+    )
+
+
 class Session:
     """A model on one device. It is loaded when it is first needed, which takes seconds: make one, ask it often."""
 
@@ -70,8 +85,10 @@ class Session:
     ) -> None:
         """``incremental`` False: without MindFormers' own cache, so that ``all_logits`` works on Ascend too.
 
-        Raises DataError when there is no tokenizer, or it is another model's. Loads nothing else.
+        Raises DataError when there is no tokenizer, or it is another model's, HostError when there is no such card.
+        Loads nothing else.
         """
+        _check_device(device_id)
         self.model = model
         self.batch_size = batch_size
         self._device_id = device_id
