@@ -24,6 +24,7 @@ from launcher.spec import load_spec
 
 PROBLEMS = 3000
 HELD_OUT = 300
+VALIDATION = "train.eval"  # where `launcher eval` looks for the rows that were kept back from train.mindrecord
 SEQ_LENGTH = 96
 BASE_STEPS = 450
 LORA_STEPS = 150
@@ -71,7 +72,7 @@ class Demo:
             source, model = with_folder("train.json"), with_folder("tokenizer.model")
             self._launcher("data", "tokenizer", source, "--vocab-size", vocab, "-o", model)
         with _Stage(self, "Tokenize to MindRecord"):
-            for name in ("base", "train", "held_out"):
+            for name in ("base", "train", VALIDATION):
                 self._preprocess(name)
 
     def train(self, title: str, name: str, steps: int, base: Path | None) -> Path:
@@ -88,13 +89,13 @@ class Demo:
         """Loss of the base and of the finetuned model; ``eval`` prints the table with both."""
         result = self._path("evaluation.json")
         with _Stage(self, "Before and after, on held-out problems"):
-            self._launcher("eval", str(tuned.parent), "--data", self._path("held_out.mindrecord"), "-o", result,
+            self._launcher("eval", str(tuned.parent), "-o", result,
                            "--questions", str(COUNTED_QUESTIONS), "--max-new-tokens", "60")  # fmt: skip
         models = {model["role"]: model for model in json.loads(Path(result).read_text(encoding="utf-8"))["models"]}
         return models["base"]["loss"], models["merged"]["loss"]
 
     def compare_answers(self, base: Path, tuned: Path) -> None:
-        records = json.loads(Path(self._path("held_out.json")).read_text(encoding="utf-8"))[:QUESTIONS]
+        records = json.loads(Path(self._path(f"{VALIDATION}.json")).read_text(encoding="utf-8"))[:QUESTIONS]
         questions = [record["conversations"][0]["value"] for record in records]
         with _Stage(self, "Ask both models"):
             answers = [self._answers(model, questions) for model in (base, tuned)]
@@ -127,7 +128,7 @@ class Demo:
         """Training and held-out conversations, and what the base is trained on."""
         conversations = json.loads(Path(self._path("conversations.json")).read_text(encoding="utf-8"))
         train, held_out = conversations[:-HELD_OUT], conversations[-HELD_OUT:]
-        for name, part in (("train", train), ("held_out", held_out), ("base", list(base_conversations(train)))):
+        for name, part in (("train", train), (VALIDATION, held_out), ("base", list(base_conversations(train)))):
             write_atomic(self.folder / f"{name}.json", json.dumps(part, ensure_ascii=False))
 
     def _preprocess(self, name: str) -> None:
