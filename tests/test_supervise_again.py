@@ -61,6 +61,15 @@ def test_stop_without_save_and_of_a_job_that_has_ended(tmp_path: Path, no_surviv
         stop_job(supervised.paths, record, save=False, grace_s=None)
 
 
+def test_a_grace_of_nothing_is_no_grace(tmp_path: Path, no_survivors: str) -> None:
+    program = "signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); step(1); time.sleep(3600)"
+    supervised = Supervised(root=tmp_path / "job", program=program, mark=no_survivors)
+    supervised.limits = replace(LIMITS, grace_s=1000.0)
+    supervised.start().wait_for_pids()
+
+    assert supervised.stop(grace_s=0.0).state == jobs.CANCELLED
+
+
 @pytest.mark.parametrize(
     ("how", "state", "attempts"),
     [
