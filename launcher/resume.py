@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
         folder.mkdir(parents=True)
         (folder / files[newest].name).symlink_to(files[newest])
     return newest
+
+
+def take_back(paths: JobPaths) -> None:
+    """Undo ``prepare_attempt``: checkpoints that it moved go back, and its folder is no more."""
+    for file in paths.attempt_folder.glob("stale/rank_*/*"):
+        file.rename(paths.checkpoints / file.parent.name / file.name)
+    shutil.rmtree(paths.attempt_folder, ignore_errors=True)
 
 
 def saved_moments(folder: Path) -> Mapping[Moment, Path]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +119,55 @@ def test_resume_keeps_the_old_attempt_and_begins_a_new_one(tmp_path: Path, no_su
     assert {path: path.read_bytes() for path in old} == old
     with pytest.raises(JobError, match="has succeeded"):
         starting.begin_again(supervised.paths, record)
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Inside, every write of this process to a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_resume_that_a_full_disk_stopped_can_be_done_later(tmp_path: Path, no_survivors: str) -> None:
+    program = DIES_ONCE.format(how="raise ValueError('mine')")
+    supervised = Supervised(root=tmp_path / "job", program=program, mark=no_survivors)
+    failed = supervised.run()
+    write_safetensors(supervised.paths.checkpoints / "rank_0" / "x_rank_0-1_2.safetensors")
+    for rank in (0, 1):
+        write_safetensors(supervised.paths.checkpoints / f"rank_{rank}" / f"x_rank_{rank}-1_1.safetensors")
+    before = sorted(supervised.paths.checkpoints.rglob("*"))
+    with full_disk(), pytest.raises(HostError, match="cannot write"):
+        starting.begin_again(supervised.paths, failed)
+    assert sorted(supervised.paths.checkpoints.rglob("*")) == before
+    assert supervised.record() == failed
+    _, supervised.guard = starting.begin_again(supervised.paths, failed)
+
+    assert supervised.end().state == jobs.SUCCEEDED
+
+
+def test_an_attempt_that_another_resume_began_is_left_alone(tmp_path: Path, no_survivors: str) -> None:
+    supervised = Supervised(root=tmp_path / "job", program="raise ValueError('x')", mark=no_survivors, ranks=1)
+    failed = supervised.run()
+    other = supervised.root / "attempts" / "2" / "logs"
+    other.mkdir(parents=True)
+    with pytest.raises(JobError, match="another launcher resume is at work"):
+        starting.begin_again(supervised.paths, failed)
+
+    assert other.is_dir()
+
+
+def test_how_a_killed_attempt_was_to_be_stopped_is_forgotten(tmp_path: Path, no_survivors: str) -> None:
+    supervised = Supervised(root=tmp_path / "job", program="raise ValueError('x')", mark=no_survivors, ranks=1)
+    failed = supervised.run()
+    supervised.paths.control.write_text('{"save": true, "grace_s": 0.0}')
+    _, supervised.guard = starting.begin_again(supervised.paths, failed)
+
+    assert not supervised.paths.control.exists()
+    supervised.end()
 
 
 def write_safetensors(path: Path, *, cut: int = 0) -> None:
