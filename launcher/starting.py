@@ -199,6 +199,12 @@ def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subproces
         planned = replace(record, state=jobs.PLANNED, host="", supervisor=None, guard=None, exit_code=None, note=note)
         jobs.write_record(paths, planned)
         return paths, None
+    return _begin_again_here(paths, record, launch)
+
+
+def _begin_again_here(
+    paths: JobPaths, record: JobRecord, launch: Launch
+) -> tuple[JobPaths, subprocess.Popen[bytes] | None]:
     following = replace(jobs.next_attempt(record, restarted=False), supervisor=ProcessId.current(), guard=None)
     paths = paths.of_attempt(following.attempt)
     try:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +135,31 @@ def write_steps(paths: JobPaths, rank_id: int, *losses: float) -> None:
         events.write("begin", pid=1, started=1.0)
         for number, loss in enumerate(losses, 1):
             events.write("step", step=number, loss=loss, lr=0.1, overflow=False, grad_norm=None, step_s=0.5)
+
+
+def test_the_list_has_times_of_the_users_own_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC-8")
+    time.tzset()
+    try:
+        shown = show.job_table(store_with(tmp_path, "one"))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert "2026-01-01 08:00:00" in shown
+
+
+@pytest.mark.parametrize(
+    ("state", "note", "save", "expected"),
+    [
+        (jobs.CANCELLED, None, False, "Job x cancelled. Next: launcher resume x"),
+        (jobs.CANCELLED, "saved at step 3", True, "Job x cancelled; saved at step 3. Next: launcher resume x"),
+        (jobs.CANCELLED, None, True, "nothing was saved"),
+        (jobs.SUCCEEDED, None, True, "Job x succeeded. Next: launcher merge-ckpt x"),
+    ],
+)
+def test_stop_says_what_was_saved_and_what_is_next(state: str, note: str | None, save: bool, expected: str) -> None:
+    assert expected in show.stopped(replace(record("x", state), note=note), save=save)
 
 
 def test_status_shows_every_rank_and_the_verdict(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -168,6 +171,35 @@ def test_how_a_killed_attempt_was_to_be_stopped_is_forgotten(tmp_path: Path, no_
 
     assert not supervised.paths.control.exists()
     supervised.end()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_while_the_supervisor_starts_stops_the_job(tmp_path: Path, no_survivors: str, moment: str) -> None:
+    supervised = Supervised(root=tmp_path / "job", program="raise ValueError('x')", mark=no_survivors, ranks=1)
+    supervised.run()
+    launch = json.loads(supervised.paths.launch.read_text())
+    launch["env"]["RANK_PROGRAM"] = "time.sleep(3600)"
+    supervised.paths.launch.write_text(json.dumps(launch))
+    script = f"""
+import os, signal
+from launcher import supervise
+from launcher.cli import main
+really = supervise.start
+def start(paths):
+    if {moment!r} == "before":
+        os.kill(os.getpid(), signal.SIGINT)
+    guard = really(paths)
+    if {moment!r} == "after":
+        os.kill(os.getpid(), signal.SIGINT)
+    return guard
+supervise.start = start
+main(["resume", "job", "--jobs-dir", {str(tmp_path)!r}])
+"""
+    env = {**os.environ, "LAUNCHER_TEST": no_survivors}
+    result = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=240)
+
+    assert "stopped by SIGINT; nothing of it is running" in result.stderr
+    assert (result.returncode, supervised.record().state) == (130, jobs.CANCELLED)
 
 
 def write_safetensors(path: Path, *, cut: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -80,6 +81,15 @@ def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
     lines = [f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}"]
     lines += [f"warning: {warning}" for warning in record.warnings]
     return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", f"Next: launcher merge-ckpt {record.job_id}"])
+
+
+def stopped(record: JobRecord, *, save: bool) -> str:
+    """The end of a job that was asked to stop, and what to type next. ``save``: a checkpoint was wanted."""
+    note = f"; {record.note}" if record.note else ""
+    if save and not note and record.state == jobs.CANCELLED:
+        note = "; nothing was saved, as its ranks did not finish a step together within the grace"
+    following = "merge-ckpt" if record.state == jobs.SUCCEEDED else "resume"
+    return f"Job {record.job_id} {record.state}{note}. Next: launcher {following} {record.job_id}"
 
 
 def _seconds_between(begin: str | None, end: str | None) -> float:
@@ -208,11 +218,18 @@ def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None =
         steps = progress_of(paths, 0).steps
         step, loss = (str(steps[-1]["step"]), _number(steps[-1]["loss"], ".4f")) if steps else ("-", "-")
         cards = f"{record.cards} {record.target}"
-        rows.append((record.job_id, record.state, cards, record.created[:19].replace("T", " "), step, loss))
+        rows.append((record.job_id, record.state, cards, _local(record.created), step, loss))
     if not found:
         none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
         return f"{none} {store.root}. launcher submit --cards 2 starts one."
     return table(rows)
+
+
+def _local(moment: str) -> str:
+    """A time of a record, on the clock of this user, as logs have it."""
+    with contextlib.suppress(ValueError):
+        moment = datetime.fromisoformat(moment).astimezone().isoformat()
+    return moment[:19].replace("T", " ")
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -293,7 +310,7 @@ def status(paths: JobPaths, record: JobRecord) -> str:
     if record.state == jobs.LOST and not record.verdict:
         lines.append("The process that watched this job is gone; the job did not end in order.")
     if record.verdict:
-        lines += ["", verdict_text(record.verdict, user_language())]
+        lines += ["", verdict_text(record.verdict, user_language(), record.job_id)]
     return "\n".join(lines)
 
 
