@@ -240,6 +240,17 @@ def test_without_a_common_step_an_attempt_begins_at_the_beginning(tmp_path: Path
     assert not paths.resume.exists()
 
 
+@pytest.mark.parametrize("damage", [b"data_offsetx", b"{}{}{}{}{}{}", b"\xff" * 12, b"data_offsets"])
+def test_a_checkpoint_whose_header_is_damaged_is_not_whole(tmp_path: Path, damage: bytes) -> None:
+    """The last is no damage. The file has its length all the same, and another tensor that is whole."""
+    file = tmp_path / "x.safetensors"
+    tensors = {name: {"dtype": "F32", "shape": [2], "data_offsets": [at, at + 8]} for name, at in (("a", 0), ("b", 8))}
+    header = json.dumps({"__metadata__": {"format": "ms"}, **tensors}).encode().replace(b"data_offsets", damage, 1)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"x" * 16)
+
+    assert is_whole(file) == (damage == b"data_offsets")
+
+
 @pytest.fixture
 def lock_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LAUNCHER_LOCKS", str(tmp_path / "locks"))
