@@ -16,7 +16,7 @@ import pytest
 from launcher import jobs
 from launcher.cli import show, watching
 from launcher.errors import JobError, SpecError
-from launcher.events import EventReader, EventWriter, Position, read_position
+from launcher.events import EventReader, EventWriter, Position, read_events, read_last_events, read_position
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.logs import tail
 from launcher.processes import ProcessId, stop, tree
@@ -147,6 +147,19 @@ def test_the_list_has_times_of_the_users_own_clock(tmp_path: Path, monkeypatch: 
         time.tzset()
 
     assert "2026-01-01 08:00:00" in shown
+
+
+def test_of_a_long_run_the_end_alone_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rank_0.jsonl"
+    lines = [json.dumps({"time": 1.0, "rank_id": 0, "event": "step", "step": n, "step_s": 0.1}) for n in range(9000)]
+    path.write_text("".join(f"{line}\n" for line in lines) + '{"event": "do')
+    last = read_last_events(path)
+
+    assert last == read_events(path)[-len(last) :]
+    assert 1000 < len(last) < 9000
+    path.write_text(f"{lines[1]}\nno json\n{lines[2]}\n")
+    assert read_last_events(path) == read_events(path) == [json.loads(lines[1]), json.loads(lines[2])]
+    assert read_last_events(tmp_path / "none") == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import json
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +19,7 @@ import click
 
 from launcher import jobs
 from launcher.engines.base import Command
-from launcher.events import read_events
+from launcher.events import read_last_events
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.launch import Launch
 from launcher.plan import LaunchPlan
@@ -103,7 +104,8 @@ class Progress:
 
     def __init__(self, steps: int | None) -> None:
         self._steps = steps
-        self._times: list[float] = []
+        self._times: deque[float] = deque(maxlen=50)
+        self._compiled = False
         self._bar: Any = None
         self._next_line = 0.0
         self.first_loss: float | None = None
@@ -166,7 +168,9 @@ class Progress:
         if isinstance(loss, float):
             self.first_loss = loss if self.first_loss is None else self.first_loss
             self.last_loss = loss
-        self._times.append(event["step_s"])
+        if self._compiled:
+            self._times.append(event["step_s"])
+        self._compiled = True
         detail = f"loss {_number(loss, '.4f')}  lr {_number(event['lr'], '.2e')}  {self._left(step)}"
         if self._bar:
             self._bar.update(self._task, description="training", completed=step, detail=detail)
@@ -179,9 +183,9 @@ class Progress:
 
     def _left(self, step: int) -> str:
         """Time left by the median step; the first step compiles and says nothing about the others."""
-        if self._steps is None or len(self._times) < 2:
+        if self._steps is None or not self._times:
             return ""
-        seconds = statistics.median(self._times[1:][-50:]) * (self._steps - step)
+        seconds = statistics.median(self._times) * (self._steps - step)
         return f"{duration(seconds)} left"
 
 
@@ -251,7 +255,7 @@ def jobs_json(chosen: list[tuple[JobPaths, JobRecord]]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RankProgress:
-    """What one rank has reported in an attempt. ``steps`` holds its step events."""
+    """What one rank has reported in an attempt. ``steps`` holds its step events, or the last thousand of them."""
 
     rank_id: int
     state: str
@@ -265,7 +269,7 @@ class RankProgress:
 
 
 def progress_of(paths: JobPaths, rank_id: int) -> RankProgress:
-    events = [event for event in read_events(paths.rank_events(rank_id)) if event["event"] != "exit"]
+    events = [event for event in read_last_events(paths.rank_events(rank_id)) if event["event"] != "exit"]
     steps = [event for event in events if event["event"] == "step"]
     return RankProgress(rank_id=rank_id, state=events[-1]["event"] if events else "not started", steps=steps)
 
