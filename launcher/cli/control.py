@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options import job_argument, jobs_dir_option, lang_option
+from launcher.cli.options import Seconds, job_argument, jobs_dir_option, lang_option
 
 if TYPE_CHECKING:
     from launcher.jobs import JobPaths, JobRecord
@@ -49,7 +49,7 @@ def _follow(
 @click.command()
 @job_argument
 @click.option("--save", is_flag=True, help="Let all ranks finish a step and save a checkpoint first.")
-@click.option("--grace", "grace_s", type=click.FloatRange(min=0.0), help="Seconds from TERM to KILL; the job's own.")
+@click.option("--grace", "grace_s", type=Seconds(min=0.0), help="Seconds from TERM to KILL; the job's own.")
 @jobs_dir_option
 def stop(job: str, save: bool, grace_s: float | None, jobs_dir: Path) -> None:
     r"""Stop JOB: TERM to every rank, KILL after the grace, and nothing of it is left. launcher resume goes on with it.
