@@ -161,7 +161,7 @@ def raise_for_end(record: JobRecord) -> None:
             hint=f"launcher resume {record.job_id}",
         )
     if record.state in (jobs.FAILED, jobs.LOST):
-        verdict = record.verdict or {"text": "its supervisor is gone and left no verdict"}
+        verdict = record.verdict or {"text": "its supervisor is gone and left no verdict", "retry": True}
         rank_id = verdict.get("rank_id")
         option = "" if rank_id is None else f" --rank {rank_id}"
         again = f"; launcher resume {record.job_id} goes on from its newest checkpoint" if verdict.get("retry") else ""

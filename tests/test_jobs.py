@@ -15,8 +15,9 @@ import pytest
 
 from launcher import jobs
 from launcher.cli import show, watching
-from launcher.errors import JobError, SpecError
+from launcher.errors import JobError, JobFailed, SpecError
 from launcher.events import EventReader, EventWriter, Position, read_events, read_last_events, read_position
+from launcher.follow import raise_for_end
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.logs import tail
 from launcher.processes import ProcessId, stop, tree
@@ -107,6 +108,14 @@ def test_a_running_job_without_its_supervisor_is_lost(tmp_path: Path) -> None:
     jobs.write_record(JobPaths(root=tmp_path / "b"), record("b", jobs.RUNNING))
 
     assert {found.job_id: found.state for _, found in JobStore(tmp_path).all()} == {"a": jobs.LOST, "b": jobs.RUNNING}
+
+
+def test_a_lost_job_without_a_verdict_says_how_to_go_on() -> None:
+    with pytest.raises(JobFailed) as raised:
+        raise_for_end(record("x", jobs.LOST))
+
+    assert raised.value.hint is not None
+    assert "launcher resume x" in raised.value.hint
 
 
 def test_a_job_of_another_host_is_believed(tmp_path: Path) -> None:

@@ -3,8 +3,7 @@
 Facts that decide the command, all read in mindspore 2.9.0, parallel/cluster: without ``--join=True`` msrun returns 0
 at once; with it a ``tail -f`` a rank copies the rank's log into msrun's own and outlives a killed msrun, unless
 ``--tail_worker_log`` names no rank that there is; ``RANK_ID`` is exported on one host; the script is run as ``python``
-from PATH, so our interpreter's folder
-goes first there.
+from PATH, so our interpreter's folder goes first there.
 """
 
 from __future__ import annotations
