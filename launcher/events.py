@@ -119,6 +119,23 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         reader.close()
 
 
+# What is read of the end of a long file: some 1,500 steps.
+_END_BYTES = 256 << 10
+
+
+def read_last_events(path: Path) -> list[dict[str, Any]]:
+    """The last events in ``path``: all of a short file, of a long one those in its last 256 KiB."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - _END_BYTES)
+            file.seek(start)
+            *lines, _unfinished = file.read().split(b"\n")
+    except OSError:
+        return []
+    events = (_parse(line) for line in lines[1 if start else 0 :])
+    return [event for event in events if event is not None]
+
+
 class Position:
     """The step a rank has entered last, in a file of a few bytes that is rewritten in place: cheap at any rate."""
 

@@ -33,19 +33,19 @@ class Detached(Exception):
     """The terminal is gone; the job runs on."""
 
 
-def follow(paths: JobPaths, on_event: OnEvent, on_state: OnState) -> JobRecord:
+def follow(paths: JobPaths, on_event: OnEvent, on_state: OnState, signals: list[int]) -> JobRecord:
     """Call ``on_event`` with every event of every rank of the newest attempt and ``on_state`` with each new state.
 
-    Returns the final record. Raises Detached on SIGHUP, and JobError when the job's record is gone.
+    ``signals`` is what ``noted_signals`` gave. Returns the final record. Raises Detached on SIGHUP, and JobError when
+    the job's record is gone.
     """
     follower = _Follower(paths, on_event, on_state)
-    with _signals() as signals:
-        while True:
-            record = follower.look()
-            _pass_on(signals, paths, record)
-            if record.is_final:
-                return record
-            follower.wait(record)
+    while True:
+        record = follower.look()
+        _pass_on(signals, paths, record)
+        if record.is_final:
+            return record
+        follower.wait(record)
 
 
 class _Follower:
@@ -132,13 +132,17 @@ def _pass_on(signals: list[int], paths: JobPaths, record: JobRecord) -> None:
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def noted_signals() -> Iterator[list[int]]:
+    """SIGINT, SIGTERM and SIGHUP that came inside, for ``follow`` to pass on. To be begun before the job is, so that
+    none falls between. nohup has SIGHUP ignored: so it stays."""
     received: list[int] = []
 
     def note(signum: int, _frame: FrameType | None) -> None:
         received.append(signum)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield received
     finally:
@@ -157,11 +161,11 @@ def raise_for_end(record: JobRecord) -> None:
             hint=f"launcher resume {record.job_id}",
         )
     if record.state in (jobs.FAILED, jobs.LOST):
-        verdict = record.verdict or {"text": "its supervisor is gone and left no verdict"}
+        verdict = record.verdict or {"text": "its supervisor is gone and left no verdict", "retry": True}
         rank_id = verdict.get("rank_id")
         option = "" if rank_id is None else f" --rank {rank_id}"
         again = f"; launcher resume {record.job_id} goes on from its newest checkpoint" if verdict.get("retry") else ""
         raise JobFailed(
-            f"job {record.job_id} {record.state}: {verdict_text(verdict, user_language())}",
+            f"job {record.job_id} {record.state}: {verdict_text(verdict, user_language(), record.job_id)}",
             hint=f"launcher logs {record.job_id}{option}{again}",
         )

@@ -67,21 +67,26 @@ def parse_ranks(text: str) -> tuple[int, ...]:
     ranks: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(part) > 12:
+        if not _is_number(first) or (dash and not _is_number(last)) or int(first) > int(last or first):
             raise SpecError(f"--rank {text}: {part.strip()!r} is no rank", hint="--rank 0,3-5")
         ranks |= set(range(int(first), int(last or first) + 1))
     return tuple(sorted(ranks))
 
 
+def _is_number(text: str) -> bool:
+    """Six digits are more ranks than there are, and a range of them still fits into memory."""
+    return text.isdecimal() and len(text) <= 6
+
+
 def parse_since(text: str, now: datetime | None = None) -> float:
     """ "10m" (s, m, h, d ago) or an ISO time, local unless it says otherwise. Seconds since the epoch."""
     match = _AGO.fullmatch(text)
-    if match:
-        ago = timedelta(seconds=float(match[1]) * _UNIT_S[match[2]])
-        return ((now or datetime.now().astimezone()) - ago).timestamp()
     try:
+        if match:
+            ago = timedelta(seconds=float(match[1]) * _UNIT_S[match[2]])
+            return ((now or datetime.now().astimezone()) - ago).timestamp()
         return datetime.fromisoformat(text).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         raise SpecError(f"--since {text!r} is no time", hint="--since 10m, or --since 2026-01-31T12:00") from None
 
 
@@ -247,32 +252,80 @@ def without_stamp(line: str) -> str:
 
 def _only_errors(timed: Iterable[tuple[float, str]]) -> Iterator[tuple[float, str]]:
     """Lines that report an error, and whole tracebacks."""
-    inside = False
-    for when, line in timed:
+    wanted = _ErrorLines()
+    return ((when, line) for when, line in timed if wanted(line))
+
+
+class _ErrorLines:
+    """Says of one line after another of a log whether it belongs to an error."""
+
+    def __init__(self) -> None:
+        self._inside = False
+
+    def __call__(self, line: str) -> bool:
         said = without_stamp(line)
         starts = _TRACEBACK in said
-        continues = inside and (not said.strip() or said.startswith((" ", "\t")))
-        if starts or inside or _ERROR.search(said):
-            yield when, line
-        inside = starts or continues
+        continues = self._inside and (not said.strip() or said.startswith((" ", "\t")))
+        chosen = starts or self._inside or bool(_ERROR.search(said))
+        self._inside = starts or continues
+        return chosen
 
 
 def follow_logs(
-    paths: JobPaths, num_ranks: int, wanted: Wanted, echo: Echo, style: Style, *, alive: Callable[[], bool]
+    paths: JobPaths, num_ranks: int, wanted: Wanted, echo: Echo, style: Style, *, now: Callable[[], tuple[int, bool]]
 ) -> None:
-    """Print what there is, then what comes, until the job has ended."""
-    chosen = _started(paths, sources(paths, num_ranks, wanted.ranks), wanted)
-    for source in chosen:
-        source.skip_to_end()
-    _print(chosen, wanted, echo, style)
-    mark = style if len(chosen) > 1 else bare
-    running = True
+    """Print what there is, then what comes, until the job has ended.
+
+    ``now`` says which attempt is to be shown, and whether the job is still to end. A new attempt's logs follow those
+    of the one before; logs that are not there yet are waited for.
+    """
+    attempt, running = now()
+    chosen = sources(paths.of_attempt(attempt), num_ranks, wanted.ranks)
+    followed = _Followed(chosen if running else _started(paths, chosen, wanted), wanted, echo, style)
+    followed.look_back()
     while running:
-        running = alive()
+        time.sleep(_POLL_S)
+        newest, running = now()
+        followed.read_on()
+        if newest != attempt:
+            attempt = newest
+            followed.close()
+        followed.add(sources(paths.of_attempt(attempt), num_ranks, wanted.ranks))
+        followed.read_on()
+    followed.read_on()
+    followed.close()
+
+
+class _Followed:
+    """The logs of one attempt that are read on."""
+
+    def __init__(self, chosen: list[Source], wanted: Wanted, echo: Echo, style: Style) -> None:
+        self._wanted, self._echo, self._style = wanted, echo, style
+        self._logs: dict[str, tuple[Source, _ErrorLines]] = {}
+        self.add(chosen)
+
+    def add(self, chosen: list[Source]) -> None:
+        """Read these too, from their beginning, but for those that are read already."""
         for source in chosen:
-            for _, line in select(source.new(), Wanted(errors=wanted.errors)):
-                echo(mark(source, line))
-        if running:
-            time.sleep(_POLL_S)
-    for source in chosen:
-        source.close()
+            self._logs.setdefault(source.name, (source, _ErrorLines()))
+
+    def look_back(self) -> None:
+        """Show what there is; ``read_on`` goes on behind it."""
+        chosen = [source for source, _ in self._logs.values()]
+        for source in chosen:
+            source.skip_to_end()
+        _print(chosen, self._wanted, self._echo, self._style)
+
+    def read_on(self) -> None:
+        """Show whole lines that came since."""
+        mark = self._style if len(self._logs) > 1 else bare
+        for source, is_error in self._logs.values():
+            for line in source.new():
+                if not self._wanted.errors or is_error(line):
+                    self._echo(mark(source, line))
+
+    def close(self) -> None:
+        """Read none of them any more."""
+        for source, _ in self._logs.values():
+            source.close()
+        self._logs.clear()

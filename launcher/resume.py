@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,6 +41,13 @@ def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
     return newest
 
 
+def take_back(paths: JobPaths) -> None:
+    """Undo ``prepare_attempt``: checkpoints that it moved go back, and its folder is no more."""
+    for file in paths.attempt_folder.glob("stale/rank_*/*"):
+        file.rename(paths.checkpoints / file.parent.name / file.name)
+    shutil.rmtree(paths.attempt_folder, ignore_errors=True)
+
+
 def saved_moments(folder: Path) -> Mapping[Moment, Path]:
     """Checkpoints in a rank's folder that are whole: a file that is still being written has another name or no end."""
     matches = ((path, _FILE.fullmatch(path.name)) for path in folder.glob("*"))
@@ -46,7 +55,7 @@ def saved_moments(folder: Path) -> Mapping[Moment, Path]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says; other formats are believed when not empty."""
+    """Whether a safetensors file has a header, and is as long as that says; others are believed when not empty."""
     try:
         size = path.stat().st_size
         if path.suffix != ".safetensors":
@@ -56,5 +65,13 @@ def is_whole(path: Path) -> bool:
             header = file.read(header_bytes) if 0 < header_bytes < size else b""
     except OSError:
         return False
-    ends = [int(end) for end in re.findall(rb'"data_offsets":\s*\[\d+,\s*(\d+)\]', header)]
-    return bool(ends) and size == 8 + header_bytes + max(ends)
+    return size == 8 + header_bytes + _data_bytes(header)
+
+
+def _data_bytes(header: bytes) -> int:
+    """Where the last tensor ends; -1 for what is no header."""
+    try:
+        tensors = json.loads(header)
+        return max(int(tensor["data_offsets"][1]) for name, tensor in tensors.items() if name != "__metadata__")
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError):
+        return -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from launcher.launch import Launch, Limits, NodePlace, RankPlace, read_launch, w
 from launcher.locks import check_free
 from launcher.plan import LaunchPlan
 from launcher.processes import ProcessId
-from launcher.resume import prepare_attempt
+from launcher.resume import prepare_attempt, take_back
 from launcher.where import Where
 
 # How long ranks that have said that they are done may take to end. The driver frees a card when its process is gone
@@ -131,7 +132,8 @@ def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes] | None:
 
     None when a scheduler will start it.
 
-    Raises HostError when another job has one of the cards, unless the job is to wait for them.
+    Raises HostError when another job has one of the cards, unless the job is to wait for them, and when the folder
+    cannot be written; then nothing is left of it.
     """
     if launch.where.get("kind") == "slurm":
         from launcher.where.slurm import submit
@@ -140,8 +142,12 @@ def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes] | None:
         return None
     if not launch.wait_for_locks:
         check_free(launch.locks)
-    write_job(plan, launch)
-    return supervise.start(plan.paths)
+    try:
+        write_job(plan, launch)
+        return supervise.start(plan.paths)
+    except OSError as error:
+        shutil.rmtree(plan.paths.root, ignore_errors=True)
+        raise HostError(f"cannot write {plan.paths.root}: {error}", hint="df -h; or pass --jobs-dir DIR") from error
 
 
 def write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> JobRecord:
@@ -170,7 +176,8 @@ def write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> J
 def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subprocess.Popen[bytes] | None]:
     """Start another attempt at a job that has ended without success, from its newest complete checkpoint.
 
-    Raises JobError when the job runs, has succeeded, or cannot be read; HostError when the engine is missing.
+    Raises JobError when the job runs, has succeeded, or cannot be read; HostError when the engine is missing or the
+    disk is full.
     """
     if not record.is_final:
         raise JobError(f"job {record.job_id} is {record.state}", hint=f"launcher attach {record.job_id}")
@@ -192,12 +199,33 @@ def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subproces
         planned = replace(record, state=jobs.PLANNED, host="", supervisor=None, guard=None, exit_code=None, note=note)
         jobs.write_record(paths, planned)
         return paths, None
+    return _begin_again_here(paths, record, launch)
+
+
+def _begin_again_here(
+    paths: JobPaths, record: JobRecord, launch: Launch
+) -> tuple[JobPaths, subprocess.Popen[bytes] | None]:
     following = replace(jobs.next_attempt(record, restarted=False), supervisor=ProcessId.current(), guard=None)
     paths = paths.of_attempt(following.attempt)
     try:
+        paths.control.unlink(missing_ok=True)  # how an attempt that was killed was to be stopped
         prepare_attempt(paths, record.cards)
+    except FileExistsError as error:
+        raise JobError(
+            f"{paths.attempt_folder} exists: another launcher resume is at work, or was killed",
+            hint=f"launcher status {record.job_id}; if nothing runs, move that folder away",
+        ) from error
     except OSError as error:
-        raise HostError(f"cannot make {paths.attempt_folder}: {error}", hint="df -h") from error
-    write_launch(paths, launch)
-    jobs.write_record(paths, following)
-    return paths, supervise.start(paths)
+        raise _cannot_resume(paths, error) from error
+    try:
+        write_launch(paths, launch)
+        jobs.write_record(paths, following)
+        return paths, supervise.start(paths)
+    except OSError as error:
+        raise _cannot_resume(paths, error) from error
+
+
+def _cannot_resume(paths: JobPaths, error: OSError) -> HostError:
+    """With the attempt taken back, so that the job can be resumed later."""
+    take_back(paths)
+    return HostError(f"cannot write {paths.root}: {error}", hint=f"df -h; then launcher resume {paths.job_id}")

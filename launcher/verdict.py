@@ -63,12 +63,12 @@ class Verdict:
         return asdict(self)
 
 
-def verdict_text(verdict: Mapping[str, Any], lang: str) -> str:
-    """The report that a record holds, in ``lang`` if it has that."""
+def verdict_text(verdict: Mapping[str, Any], lang: str, job_id: str = "JOB") -> str:
+    """The report that a record holds, in ``lang`` if it has that; what it says to type is for ``job_id``."""
     text = verdict.get("text", "")
     if isinstance(text, Mapping):
-        return str(text.get(lang) or text.get(EN) or "")
-    return str(text)
+        text = text.get(lang) or text.get(EN) or ""
+    return re.sub(r"\b(launcher (?:logs|resume)) JOB\b", rf"\1 {job_id}", str(text))
 
 
 def user_language(environment: Mapping[str, str] = os.environ) -> str:

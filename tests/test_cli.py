@@ -62,6 +62,9 @@ def test_every_command_says_what_it_does_and_shows_an_example() -> None:
         (["submit", "--cards", "100000"], 5, "--cards 100000: this host has"),
         (["submit", "--cards", "-1"], 5, "--cards -1"),
         (["submit", "--cards", "two"], 2, "is not a valid integer"),
+        (["submit", "--grace", "nan"], 2, "nan is no number of seconds"),
+        (["submit", "--hang-timeout", "0"], 2, "0.0 is not in the range x>0"),
+        (["stop", "--grace", "nan"], 2, "nan is no number of seconds"),
         (["submit", "--checkpoint", "none.ckpt"], 4, "checkpoint none.ckpt does not exist"),
         (["submit", "--checkpoint", ""], 2, "--checkpoint is empty"),
         (["status"], 6, "there are no jobs"),
@@ -142,6 +145,30 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
     process.wait()
+
+
+def test_ctrl_c_before_there_is_a_job_ends_as_for_any_program(tmp_path: Path) -> None:
+    script = """
+import os, signal
+from launcher import submission
+from launcher.cli import main
+submission.draft = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)
+main(["submit", "--cards", "2"])
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_jobs_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = launcher("submit", "--cards", "2", "--no-preflight", "--jobs-dir", "file/jobs", cwd=tmp_path,
+                      env={"LAUNCHER_CACHE": str(tmp_path / "cache")})  # fmt: skip
+
+    assert result.returncode == 5
+    assert f"error: cannot write {tmp_path}/file/jobs/" in result.stderr
+    assert "or pass --jobs-dir DIR" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_submit_refuses_what_the_cheap_checks_refuse(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def test_msrun_joins_and_gets_a_port_logs_and_the_rank_table() -> None:
     assert program.name == "msrun"
     assert program.command.argv == (
         "/opt/bin/program", "--worker_num=2", "--local_worker_num=2", "--node_rank=0", "--master_addr=127.0.0.1",
-        "--master_port=8200", "--log_dir=/jobs/bcdfg-x/attempts/1/logs", "--join=True", "--cluster_time_out=300",
+        "--master_port=8200", "--log_dir=/jobs/bcdfg-x/attempts/1/logs", "--join=True",
+        "--tail_worker_log=2", "--cluster_time_out=300",
         "--rank_table_file=/jobs/bcdfg-x/rank_table.json", "python", "-m", "launcher.worker", "/jobs/bcdfg-x",
     )  # fmt: skip
 

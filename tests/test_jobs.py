@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest
 
 from launcher import jobs
 from launcher.cli import show, watching
-from launcher.errors import JobError, SpecError
-from launcher.events import EventReader, EventWriter, Position, read_position
+from launcher.errors import JobError, JobFailed, SpecError
+from launcher.events import EventReader, EventWriter, Position, read_events, read_last_events, read_position
+from launcher.follow import raise_for_end
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.logs import tail
 from launcher.processes import ProcessId, stop, tree
@@ -108,6 +110,14 @@ def test_a_running_job_without_its_supervisor_is_lost(tmp_path: Path) -> None:
     assert {found.job_id: found.state for _, found in JobStore(tmp_path).all()} == {"a": jobs.LOST, "b": jobs.RUNNING}
 
 
+def test_a_lost_job_without_a_verdict_says_how_to_go_on() -> None:
+    with pytest.raises(JobFailed) as raised:
+        raise_for_end(record("x", jobs.LOST))
+
+    assert raised.value.hint is not None
+    assert "launcher resume x" in raised.value.hint
+
+
 def test_a_job_of_another_host_is_believed(tmp_path: Path) -> None:
     elsewhere = replace(record("a", jobs.RUNNING), host="another-host", supervisor=None)
     jobs.write_record(JobPaths(root=tmp_path / "a"), elsewhere)
@@ -134,6 +144,44 @@ def write_steps(paths: JobPaths, rank_id: int, *losses: float) -> None:
         events.write("begin", pid=1, started=1.0)
         for number, loss in enumerate(losses, 1):
             events.write("step", step=number, loss=loss, lr=0.1, overflow=False, grad_norm=None, step_s=0.5)
+
+
+def test_the_list_has_times_of_the_users_own_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC-8")
+    time.tzset()
+    try:
+        shown = show.job_table(store_with(tmp_path, "one"))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+    assert "2026-01-01 08:00:00" in shown
+
+
+def test_of_a_long_run_the_end_alone_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rank_0.jsonl"
+    lines = [json.dumps({"time": 1.0, "rank_id": 0, "event": "step", "step": n, "step_s": 0.1}) for n in range(9000)]
+    path.write_text("".join(f"{line}\n" for line in lines) + '{"event": "do')
+    last = read_last_events(path)
+
+    assert last == read_events(path)[-len(last) :]
+    assert 1000 < len(last) < 9000
+    path.write_text(f"{lines[1]}\nno json\n{lines[2]}\n")
+    assert read_last_events(path) == read_events(path) == [json.loads(lines[1]), json.loads(lines[2])]
+    assert read_last_events(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    ("state", "note", "save", "expected"),
+    [
+        (jobs.CANCELLED, None, False, "Job x cancelled. Next: launcher resume x"),
+        (jobs.CANCELLED, "saved at step 3", True, "Job x cancelled; saved at step 3. Next: launcher resume x"),
+        (jobs.CANCELLED, None, True, "nothing was saved"),
+        (jobs.SUCCEEDED, None, True, "Job x succeeded. Next: launcher merge-ckpt x"),
+    ],
+)
+def test_stop_says_what_was_saved_and_what_is_next(state: str, note: str | None, save: bool, expected: str) -> None:
+    assert expected in show.stopped(replace(record("x", state), note=note), save=save)
 
 
 def test_status_shows_every_rank_and_the_verdict(tmp_path: Path) -> None:

@@ -89,12 +89,12 @@ def test_errors_are_lines_that_say_so_and_whole_tracebacks() -> None:
     assert [line for _, line in select(lines, Wanted(errors=True))] == [*trace, lines[6], lines[8]]
 
 
-@pytest.mark.parametrize(("text", "ranks"), [("0", (0,)), ("0,3-5", (0, 3, 4, 5)), ("5-3", ()), (" 1 , 1 ", (1,))])
+@pytest.mark.parametrize(("text", "ranks"), [("0", (0,)), ("0,3-5", (0, 3, 4, 5)), (" 1 , 1 ", (1,))])
 def test_lists_of_ranks(text: str, ranks: tuple[int, ...]) -> None:
     assert parse_ranks(text) == ranks
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "1-", "1-x", "0;1", "9" * 20])
+@pytest.mark.parametrize("text", ["", "x", "-1", "1-", "1-x", "0;1", "9" * 20, "5-3", "0-9999999999"])
 def test_what_is_no_list_of_ranks_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match="is no rank"):
         parse_ranks(text)
@@ -106,8 +106,12 @@ def test_since_is_an_age_or_a_time() -> None:
     assert parse_since("10m", now) == (now - timedelta(minutes=10)).timestamp()
     assert parse_since("1.5h", now) == (now - timedelta(minutes=90)).timestamp()
     assert parse_since("2026-01-31T12:00+00:00") == now.timestamp()
+
+
+@pytest.mark.parametrize("text", ["yesterday", "", "9999999d", "99999999999999999999d", "9" * 400 + "d"])
+def test_what_is_no_age_and_no_time_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match="is no time"):
-        parse_since("yesterday")
+        parse_since(text)
 
 
 def test_a_log_is_rotated_without_losing_a_line(tmp_path: Path) -> None:
@@ -202,7 +206,7 @@ def test_following_shows_a_line_once_that_is_written_while_the_lines_before_are_
                 file.write("four\n")
         lines.append(line)
 
-    follow_logs(paths, 2, Wanted(), write_and_note, plain, alive=lambda: False)
+    follow_logs(paths, 2, Wanted(), write_and_note, plain, now=lambda: (1, False))
 
     assert lines == ["msrun | engine", "rank 0 | one", "rank 0 | two \ufffd", "rank 0 | three", "rank 0 | four"]
 
@@ -230,6 +234,55 @@ def test_the_command_follows_to_the_end(tmp_path: Path) -> None:
     jobs.write_record(paths, record("job", jobs.SUCCEEDED))
     assert process.communicate(timeout=60)[0] == ""
     assert process.returncode == 0
+
+
+def test_following_goes_on_with_the_next_attempt_and_with_logs_that_come_later(tmp_path: Path) -> None:
+    paths, lines = make_logs(tmp_path), list[str]()
+    second = paths.of_attempt(2)
+    told = iter([(1, True), (1, True), (2, True), (2, True), (2, False)])
+
+    def now() -> tuple[int, bool]:
+        attempt, running = next(told)
+        if attempt == 2 and not second.logs.is_dir():
+            second.logs.mkdir(parents=True)
+            second.rank_log(0).write_bytes(b"again\n")
+        elif attempt == 2:
+            second.log("scheduler").write_bytes(b"late\n")
+        return attempt, running
+
+    follow_logs(paths, 2, Wanted(), lines.append, plain, now=now)
+
+    assert lines[4:] == ["rank 0 | again", "scheduler | late"]
+
+
+def test_following_waits_for_a_rank_that_is_still_to_start(tmp_path: Path) -> None:
+    paths, lines = make_logs(tmp_path), list[str]()
+    told = iter([True, True, False])
+
+    def now() -> tuple[int, bool]:
+        running = next(told)
+        if not running:
+            paths.rank_log(1).write_bytes(b"here\n")
+        return 1, running
+
+    follow_logs(paths, 2, Wanted(ranks=(1,)), lines.append, plain, now=now)
+
+    assert lines == ["here"]
+
+
+def test_a_traceback_that_comes_in_two_parts_is_followed_whole(tmp_path: Path) -> None:
+    paths, lines = make_logs(tmp_path), list[str]()
+    parts = iter([b"", b"Traceback (most recent call last):\n", b"  File\nOops: no\nfine\n", b""])
+
+    def now() -> tuple[int, bool]:
+        part = next(parts)
+        with paths.rank_log(0).open("ab") as file:
+            file.write(part)
+        return 1, part != b"" or len(lines) == 0
+
+    follow_logs(paths, 2, Wanted(ranks=(0,), errors=True), lines.append, plain, now=now)
+
+    assert lines == ["Traceback (most recent call last):", "  File", "Oops: no"]
 
 
 def test_plain_lines_carry_their_rank() -> None:

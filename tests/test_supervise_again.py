@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +67,15 @@ def test_stop_without_save_and_of_a_job_that_has_ended(tmp_path: Path, no_surviv
         stop_job(supervised.paths, record, save=False, grace_s=None)
 
 
+def test_a_grace_of_nothing_is_no_grace(tmp_path: Path, no_survivors: str) -> None:
+    program = "signal.signal(signal.SIGTERM, signal.SIG_IGN); ready(); step(1); time.sleep(3600)"
+    supervised = Supervised(root=tmp_path / "job", program=program, mark=no_survivors)
+    supervised.limits = replace(LIMITS, grace_s=1000.0)
+    supervised.start().wait_for_pids()
+
+    assert supervised.stop(grace_s=0.0).state == jobs.CANCELLED
+
+
 @pytest.mark.parametrize(
     ("how", "state", "attempts"),
     [
@@ -109,6 +124,84 @@ def test_resume_keeps_the_old_attempt_and_begins_a_new_one(tmp_path: Path, no_su
         starting.begin_again(supervised.paths, record)
 
 
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Inside, every write of this process to a file fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_resume_that_a_full_disk_stopped_can_be_done_later(tmp_path: Path, no_survivors: str) -> None:
+    program = DIES_ONCE.format(how="raise ValueError('mine')")
+    supervised = Supervised(root=tmp_path / "job", program=program, mark=no_survivors)
+    failed = supervised.run()
+    write_safetensors(supervised.paths.checkpoints / "rank_0" / "x_rank_0-1_2.safetensors")
+    for rank in (0, 1):
+        write_safetensors(supervised.paths.checkpoints / f"rank_{rank}" / f"x_rank_{rank}-1_1.safetensors")
+    before = sorted(supervised.paths.checkpoints.rglob("*"))
+    with full_disk(), pytest.raises(HostError, match="cannot write"):
+        starting.begin_again(supervised.paths, failed)
+    assert sorted(supervised.paths.checkpoints.rglob("*")) == before
+    assert supervised.record() == failed
+    _, supervised.guard = starting.begin_again(supervised.paths, failed)
+
+    assert supervised.end().state == jobs.SUCCEEDED
+
+
+def test_an_attempt_that_another_resume_began_is_left_alone(tmp_path: Path, no_survivors: str) -> None:
+    supervised = Supervised(root=tmp_path / "job", program="raise ValueError('x')", mark=no_survivors, ranks=1)
+    failed = supervised.run()
+    other = supervised.root / "attempts" / "2" / "logs"
+    other.mkdir(parents=True)
+    with pytest.raises(JobError, match="another launcher resume is at work"):
+        starting.begin_again(supervised.paths, failed)
+
+    assert other.is_dir()
+
+
+def test_how_a_killed_attempt_was_to_be_stopped_is_forgotten(tmp_path: Path, no_survivors: str) -> None:
+    supervised = Supervised(root=tmp_path / "job", program="raise ValueError('x')", mark=no_survivors, ranks=1)
+    failed = supervised.run()
+    supervised.paths.control.write_text('{"save": true, "grace_s": 0.0}')
+    _, supervised.guard = starting.begin_again(supervised.paths, failed)
+
+    assert not supervised.paths.control.exists()
+    supervised.end()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_ctrl_c_while_the_supervisor_starts_stops_the_job(tmp_path: Path, no_survivors: str, moment: str) -> None:
+    supervised = Supervised(root=tmp_path / "job", program="raise ValueError('x')", mark=no_survivors, ranks=1)
+    supervised.run()
+    launch = json.loads(supervised.paths.launch.read_text())
+    launch["env"]["RANK_PROGRAM"] = "time.sleep(3600)"
+    supervised.paths.launch.write_text(json.dumps(launch))
+    script = f"""
+import os, signal
+from launcher import supervise
+from launcher.cli import main
+really = supervise.start
+def start(paths):
+    if {moment!r} == "before":
+        os.kill(os.getpid(), signal.SIGINT)
+    guard = really(paths)
+    if {moment!r} == "after":
+        os.kill(os.getpid(), signal.SIGINT)
+    return guard
+supervise.start = start
+main(["resume", "job", "--jobs-dir", {str(tmp_path)!r}])
+"""
+    env = {**os.environ, "LAUNCHER_TEST": no_survivors}
+    result = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=240)
+
+    assert "stopped by SIGINT; nothing of it is running" in result.stderr
+    assert (result.returncode, supervised.record().state) == (130, jobs.CANCELLED)
+
+
 def write_safetensors(path: Path, *, cut: int = 0) -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
     data = len(header).to_bytes(8, "little") + header + b"x" * 16
@@ -145,6 +238,17 @@ def test_without_a_common_step_an_attempt_begins_at_the_beginning(tmp_path: Path
 
     assert prepare_attempt(paths, 2) is None
     assert not paths.resume.exists()
+
+
+@pytest.mark.parametrize("damage", [b"data_offsetx", b"{}{}{}{}{}{}", b"\xff" * 12, b"data_offsets"])
+def test_a_checkpoint_whose_header_is_damaged_is_not_whole(tmp_path: Path, damage: bytes) -> None:
+    """The last is no damage. The file has its length all the same, and another tensor that is whole."""
+    file = tmp_path / "x.safetensors"
+    tensors = {name: {"dtype": "F32", "shape": [2], "data_offsets": [at, at + 8]} for name, at in (("a", 0), ("b", 8))}
+    header = json.dumps({"__metadata__": {"format": "ms"}, **tensors}).encode().replace(b"data_offsets", damage, 1)
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"x" * 16)
+
+    assert is_whole(file) == (damage == b"data_offsets")
 
 
 @pytest.fixture

@@ -256,6 +256,14 @@ def test_a_verdict_of_another_version_can_be_shown() -> None:
     assert "SIGKILL" in lost_verdict("SIGKILL", [7]).text[EN]
 
 
+@pytest.mark.parametrize("lang", [EN, ZH])
+def test_what_a_report_says_to_type_names_the_job(lang: str) -> None:
+    shown = verdict_text(lost_verdict("SIGKILL", []).to_dict(), lang, "bcdfg-x")
+
+    assert "launcher resume bcdfg-x" in shown
+    assert "JOB" not in shown
+
+
 def test_a_full_disk_is_the_cause_when_nothing_else_is_known(tmp_path: Path) -> None:
     watch = Watch(1, None)
     watch.note(error(0, "write error"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options import job_argument, jobs_dir_option, lang_option
+from launcher.cli.options import Seconds, job_argument, jobs_dir_option, lang_option
 
 if TYPE_CHECKING:
     from launcher.jobs import JobPaths, JobRecord
@@ -26,27 +26,30 @@ def attach(job: str, jobs_dir: Path) -> None:
     \b
     launcher attach last
     """
+    from launcher.follow import noted_signals
     from launcher.jobs import JobStore
 
-    paths, record = JobStore(jobs_dir).get(job)
-    _follow(paths, record)
+    with noted_signals() as signals:
+        _follow(*JobStore(jobs_dir).get(job), signals)
 
 
-def _follow(paths: JobPaths, record: JobRecord, guard: subprocess.Popen[bytes] | None = None) -> None:
+def _follow(
+    paths: JobPaths, record: JobRecord, signals: list[int], guard: subprocess.Popen[bytes] | None = None
+) -> None:
     from launcher.cli import show
     from launcher.cli.following import follow_to_end
     from launcher.jobs import planned_steps
 
     with show.Progress(planned_steps(paths)) as progress:
         progress.begin(record.job_id, record.cards, record.target)
-        record = follow_to_end(paths, progress, guard)
+        record = follow_to_end(paths, progress, signals, guard)
     click.echo(show.finished(paths, record, progress))
 
 
 @click.command()
 @job_argument
 @click.option("--save", is_flag=True, help="Let all ranks finish a step and save a checkpoint first.")
-@click.option("--grace", "grace_s", type=click.FloatRange(min=0.0), help="Seconds from TERM to KILL; the job's own.")
+@click.option("--grace", "grace_s", type=Seconds(min=0.0), help="Seconds from TERM to KILL; the job's own.")
 @jobs_dir_option
 def stop(job: str, save: bool, grace_s: float | None, jobs_dir: Path) -> None:
     r"""Stop JOB: TERM to every rank, KILL after the grace, and nothing of it is left. launcher resume goes on with it.
@@ -54,12 +57,12 @@ def stop(job: str, save: bool, grace_s: float | None, jobs_dir: Path) -> None:
     \b
     launcher stop last --save
     """
+    from launcher.cli import show
     from launcher.jobs import JobStore
     from launcher.stopping import stop_job
 
     record = stop_job(*JobStore(jobs_dir).get(job), save=save, grace_s=grace_s)
-    note = f"; {record.note}" if record.note else ""
-    click.echo(f"Job {record.job_id} {record.state}{note}. Next: launcher resume {record.job_id}")
+    click.echo(show.stopped(record, save=save))
 
 
 @click.command()
@@ -75,10 +78,17 @@ def resume(job: str, detach: bool, jobs_dir: Path) -> None:
     \b
     launcher resume last
     """
-    from launcher import starting
+    from launcher.follow import noted_signals
     from launcher.jobs import JobStore
 
     paths, record = JobStore(jobs_dir).get(job)
+    with noted_signals() as signals:
+        _resume(paths, record, signals, detach=detach)
+
+
+def _resume(paths: JobPaths, record: JobRecord, signals: list[int], *, detach: bool) -> None:
+    from launcher import starting
+
     paths, guard = starting.begin_again(paths, record)
     if record.where.get("kind") == "kubernetes":
         click.echo("Its pods will go on from the newest step that is complete on all ranks.", err=detach)
@@ -91,7 +101,7 @@ def resume(job: str, detach: bool, jobs_dir: Path) -> None:
             guard.returncode = 0  # nobody waits for it
         click.echo(record.job_id)
         return
-    _follow(paths, record, guard)
+    _follow(paths, record, signals, guard)
 
 
 def _from_where(paths: JobPaths, *, queued: bool) -> str:

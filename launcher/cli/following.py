@@ -11,13 +11,15 @@ from launcher.follow import Detached, follow, raise_for_end
 from launcher.jobs import JobPaths, JobRecord
 
 
-def follow_to_end(paths: JobPaths, progress: Progress, guard: subprocess.Popen[bytes] | None = None) -> JobRecord:
+def follow_to_end(
+    paths: JobPaths, progress: Progress, signals: list[int], guard: subprocess.Popen[bytes] | None = None
+) -> JobRecord:
     """The final record of a job that succeeded; raises JobFailed or JobCancelled for others.
 
     ``guard``: the process to wait for, when we started it. A terminal that is closed ends this process alone.
     """
     try:
-        record = follow(paths, progress.note, progress.note_state)
+        record = follow(paths, progress.note, progress.note_state, signals)
     except (Detached, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EIO:  # EIO: writing to a terminal that is gone
             raise

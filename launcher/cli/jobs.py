@@ -105,18 +105,19 @@ def logs(
         ranks=parse_ranks(rank) if rank is not None else None,
         lines=lines,
         errors=errors,
-        since=parse_since(since) if since else 0.0,
+        since=parse_since(since) if since is not None else 0.0,
     )
     if not follow:
         print_logs(shown, record.cards, wanted, click.echo, _coloured)
         return
 
-    def alive() -> bool:
-        current = read_record(paths)
-        return current is not None and not current.is_final
+    def now() -> tuple[int, bool]:
+        current = read_record(paths) or record
+        running = not current.is_final and paths.record.is_file() and attempt in (None, current.attempt)
+        return attempt or current.attempt, running
 
     with suppress(KeyboardInterrupt):
-        follow_logs(shown, record.cards, wanted, click.echo, _coloured, alive=alive)
+        follow_logs(shown, record.cards, wanted, click.echo, _coloured, now=now)
 
 
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli.options import Seconds
+
 if TYPE_CHECKING:
     from launcher.starting import Options
 
-_SECONDS = click.FloatRange(min=0.0)
+# Of time-outs: with none at all every job would fail.
+_TIMEOUT = Seconds(min=0.0, min_open=True)
 
 _OPTIONS = (
     click.option(
@@ -26,18 +29,18 @@ _OPTIONS = (
         help="Start again this often, from the newest checkpoint, after faults of the machine or of communication.",
     ),
     click.option(
-        "--grace", "grace_s", type=_SECONDS, default=30.0, show_default=True, help="Seconds from TERM to KILL."
+        "--grace", "grace_s", type=Seconds(min=0.0), default=30.0, show_default=True, help="Seconds from TERM to KILL."
     ),
     click.option(
         "--hang-timeout",
         "hang_timeout_s",
-        type=_SECONDS,
+        type=_TIMEOUT,
         help="Seconds without a step after which the job has failed; 20 steps' time and at least 600 if left out.",
     ),
     click.option(
         "--start-timeout",
         "start_timeout_s",
-        type=_SECONDS,
+        type=_TIMEOUT,
         default=600.0,
         show_default=True,
         help="Seconds within which all ranks must be ready.",
@@ -45,7 +48,7 @@ _OPTIONS = (
     click.option(
         "--lost-after",
         "lost_s",
-        type=click.FloatRange(min=1.0),
+        type=Seconds(min=1.0),
         default=8.0,
         show_default=True,
         help="On several hosts: seconds without a sign of life after which a host is lost.",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +19,7 @@ import click
 
 from launcher import jobs
 from launcher.engines.base import Command
-from launcher.events import read_events
+from launcher.events import read_last_events
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.launch import Launch
 from launcher.plan import LaunchPlan
@@ -82,6 +84,15 @@ def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
     return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", f"Next: launcher merge-ckpt {record.job_id}"])
 
 
+def stopped(record: JobRecord, *, save: bool) -> str:
+    """The end of a job that was asked to stop, and what to type next. ``save``: a checkpoint was wanted."""
+    note = f"; {record.note}" if record.note else ""
+    if save and not note and record.state == jobs.CANCELLED:
+        note = "; nothing was saved, as its ranks did not finish a step together within the grace"
+    following = "merge-ckpt" if record.state == jobs.SUCCEEDED else "resume"
+    return f"Job {record.job_id} {record.state}{note}. Next: launcher {following} {record.job_id}"
+
+
 def _seconds_between(begin: str | None, end: str | None) -> float:
     if not begin or not end:
         return 0.0
@@ -93,7 +104,8 @@ class Progress:
 
     def __init__(self, steps: int | None) -> None:
         self._steps = steps
-        self._times: list[float] = []
+        self._times: deque[float] = deque(maxlen=50)
+        self._compiled = False
         self._bar: Any = None
         self._next_line = 0.0
         self.first_loss: float | None = None
@@ -156,7 +168,9 @@ class Progress:
         if isinstance(loss, float):
             self.first_loss = loss if self.first_loss is None else self.first_loss
             self.last_loss = loss
-        self._times.append(event["step_s"])
+        if self._compiled:
+            self._times.append(event["step_s"])
+        self._compiled = True
         detail = f"loss {_number(loss, '.4f')}  lr {_number(event['lr'], '.2e')}  {self._left(step)}"
         if self._bar:
             self._bar.update(self._task, description="training", completed=step, detail=detail)
@@ -169,9 +183,9 @@ class Progress:
 
     def _left(self, step: int) -> str:
         """Time left by the median step; the first step compiles and says nothing about the others."""
-        if self._steps is None or len(self._times) < 2:
+        if self._steps is None or not self._times:
             return ""
-        seconds = statistics.median(self._times[1:][-50:]) * (self._steps - step)
+        seconds = statistics.median(self._times) * (self._steps - step)
         return f"{duration(seconds)} left"
 
 
@@ -208,11 +222,18 @@ def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None =
         steps = progress_of(paths, 0).steps
         step, loss = (str(steps[-1]["step"]), _number(steps[-1]["loss"], ".4f")) if steps else ("-", "-")
         cards = f"{record.cards} {record.target}"
-        rows.append((record.job_id, record.state, cards, record.created[:19].replace("T", " "), step, loss))
+        rows.append((record.job_id, record.state, cards, _local(record.created), step, loss))
     if not found:
         none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
         return f"{none} {store.root}. launcher submit --cards 2 starts one."
     return table(rows)
+
+
+def _local(moment: str) -> str:
+    """A time of a record, on the clock of this user, as logs have it."""
+    with contextlib.suppress(ValueError):
+        moment = datetime.fromisoformat(moment).astimezone().isoformat()
+    return moment[:19].replace("T", " ")
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -234,7 +255,7 @@ def jobs_json(chosen: list[tuple[JobPaths, JobRecord]]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RankProgress:
-    """What one rank has reported in an attempt. ``steps`` holds its step events."""
+    """What one rank has reported in an attempt. ``steps`` holds its step events, or the last thousand of them."""
 
     rank_id: int
     state: str
@@ -248,7 +269,7 @@ class RankProgress:
 
 
 def progress_of(paths: JobPaths, rank_id: int) -> RankProgress:
-    events = [event for event in read_events(paths.rank_events(rank_id)) if event["event"] != "exit"]
+    events = [event for event in read_last_events(paths.rank_events(rank_id)) if event["event"] != "exit"]
     steps = [event for event in events if event["event"] == "step"]
     return RankProgress(rank_id=rank_id, state=events[-1]["event"] if events else "not started", steps=steps)
 
@@ -293,7 +314,7 @@ def status(paths: JobPaths, record: JobRecord) -> str:
     if record.state == jobs.LOST and not record.verdict:
         lines.append("The process that watched this job is gone; the job did not end in order.")
     if record.verdict:
-        lines += ["", verdict_text(record.verdict, user_language())]
+        lines += ["", verdict_text(record.verdict, user_language(), record.job_id)]
     return "\n".join(lines)
 
 

@@ -96,10 +96,11 @@ def _follow(draft: Draft) -> None:
     from launcher import submission
     from launcher.cli import show
     from launcher.cli.following import follow_to_end
+    from launcher.follow import noted_signals
 
     plan = draft.plan
-    with show.Progress(plan.steps) as progress:
+    with noted_signals() as signals, show.Progress(plan.steps) as progress:
         progress.begin(plan.paths.job_id, plan.cluster.num_devices, plan.cluster.target)
         guard = submission.begin(draft)
-        record = follow_to_end(plan.paths, progress, guard)
+        record = follow_to_end(plan.paths, progress, signals, guard)
     click.echo(show.finished(plan.paths, record, progress))

@@ -30,7 +30,7 @@ def watch_job(store: JobStore, job_id: str) -> None:
                 break
             time.sleep(REFRESH_S)
     if record.verdict:
-        click.echo(verdict_text(record.verdict, user_language()))
+        click.echo(verdict_text(record.verdict, user_language(), record.job_id))
 
 
 def page(paths: JobPaths, record: JobRecord) -> str:

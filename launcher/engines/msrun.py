@@ -1,8 +1,9 @@
 """MindSpore's own launcher, msrun: one on each host of a job.
 
 Facts that decide the command, all read in mindspore 2.9.0, parallel/cluster: without ``--join=True`` msrun returns 0
-at once; ``RANK_ID`` is exported on one host; the script is run as ``python`` from PATH, so our interpreter's folder
-goes first there.
+at once; with it a ``tail -f`` a rank copies the rank's log into msrun's own and outlives a killed msrun, unless
+``--tail_worker_log`` names no rank that there is; ``RANK_ID`` is exported on one host; the script is run as ``python``
+from PATH, so our interpreter's folder goes first there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Msrun:
             f"--master_port={job.port}",
             f"--log_dir={job.paths.logs}",
             "--join=True",
+            f"--tail_worker_log={job.num_ranks}",
             f"--cluster_time_out={CLUSTER_TIMEOUT_S}",
             *((f"--rank_table_file={job.rank_table}",) if job.rank_table else ()),
             "python",

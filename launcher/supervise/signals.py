@@ -45,8 +45,9 @@ class Asked:
         """What ``launcher stop`` wants; a mere signal wants no checkpoint and the job's own grace."""
         try:
             raw = json.loads(paths.control.read_text(encoding="utf-8"))
-            return StopRequest(grace_s=float(raw.get("grace_s") or grace_s), save=bool(raw.get("save")))
-        except (OSError, ValueError, AttributeError):
+            wanted_s = raw.get("grace_s")
+            return StopRequest(grace_s=grace_s if wanted_s is None else float(wanted_s), save=bool(raw.get("save")))
+        except (OSError, ValueError, TypeError, AttributeError):
             return StopRequest(grace_s=grace_s)
 
 

@@ -35,12 +35,13 @@ PEER_LIMIT_S = 60.0
 
 def submit(root: str, engine: str, fault: str, mark: str) -> None:
     """What the child process of one of our runs does: start the job, follow it, print its end."""
-    from launcher.follow import follow
+    from launcher.follow import follow, noted_signals
     from launcher.verdict import verdict_text
 
     job = RealJob(root=Path(root), program="", mark=mark, engine=engine, env={"FAULT": fault, "FAULT_RANK": "1"})
     job.start()
-    record = follow(job.paths, lambda event: None, lambda record: None)
+    with noted_signals() as signals:
+        record = follow(job.paths, lambda event: None, lambda record: None, signals)
     print(verdict_text(record.verdict, "en") if record.verdict else record.state, flush=True)
     assert job.guard is not None
     job.guard.wait()
