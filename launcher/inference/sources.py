@@ -27,7 +27,7 @@ from launcher.data.templates import ChatTemplate, get_template
 from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
 from launcher.inference.weights import OpenTensors, Tensors, check
-from launcher.jobs import JobPaths, JobRecord, JobStore
+from launcher.jobs import JobPaths, JobRecord, JobStore, is_job_folder
 from launcher.spec import GenerationSection, ModelSpec
 
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
@@ -95,7 +95,7 @@ def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Mo
 def as_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
     """The job that ``reference`` means, or None when it is a folder or file. Raises JobError when it is neither."""
     path = Path(reference)
-    if (path / "job.json").is_file():
+    if is_job_folder(path):
         return JobStore(path.absolute().parent).get(path.absolute().name)
     if path.exists():
         return None
