@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 from checkpoint_sets import MODEL, folded, launcher, llama, read, write, write_job, write_ranks, write_shards
 
+from launcher.checkpoint.folder import check_target, size_text
 from launcher.checkpoint.names import GLOBAL_STEP
 from launcher.checkpoint.split import SplitPlan
 from launcher.data.templates import get_template
+from launcher.errors import HostError
 from launcher.spec import ModelSpec
 
+HF_CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+HF_CONFIG |= {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 40}
 WO = "model.layers.1.attention.wo.weight"
 
 
@@ -192,7 +196,7 @@ def test_split_and_merge_back_by_hand(tmp_path: Path) -> None:
     ("output", "code", "words"),
     [
         ("/proc/x", 5, "cannot write in /proc: "),
-        ("/dev/null/x", 5, "cannot write /dev/null/x: "),
+        ("/dev/null/x", 4, "/dev/null is a file"),
         ("a" * 300, 5, ": File name too long"),
         ("file", 4, "file (is a file|exists)"),
     ],
@@ -245,3 +249,59 @@ def test_merging_imports_no_heavy_library(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "merge-ckpt", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "made_by"),
+    [
+        (("--max-shard-size", "1MB"), ("merge-ckpt", "set")),
+        (("--format", "peft", "--max-shard-size", "1MB"), ("merge-ckpt", "set")),
+        (("--file-format", "ckpt"), ("convert-ckpt", "base")),
+        (("--max-shard-size", "1MB"), ("convert-ckpt", "hf")),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    tmp_path: Path, option: tuple[str, ...], made_by: tuple[str, str]
+) -> None:
+    write_shards(tmp_path / "set", llama(), SplitPlan(data_parallel=2))
+    (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG))
+    layouts = {"mindspore": "base", "hf": "hf"}
+    for layout, folder in layouts.items():
+        argv = ("set", "--format", layout, "-o", folder, "--config", "config.json")
+        assert launcher("merge-ckpt", *argv, cwd=tmp_path).returncode == 0
+    done = launcher(*made_by, *option, "-o", "out", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "hint: leave it out" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_split_takes_and_what_not(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", llama(), SplitPlan(data_parallel=2))
+    (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG))
+    for layout in ("mindspore", "hf"):
+        argv = ("set", "--format", layout, "-o", layout, "--config", "config.json")
+        assert launcher("merge-ckpt", *argv, cwd=tmp_path).returncode == 0
+    done = launcher("split-ckpt", "mindspore", "--mp", "2", "-o", "shards", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "shards").glob("rank_*")) == ["rank_0", "rank_1"]
+    for source in ("hf", "hf/model.safetensors"):
+        done = launcher("split-ckpt", source, "--mp", "2", "-o", "out", cwd=tmp_path)
+        assert done.returncode == 4
+        assert "launcher convert-ckpt makes such a file" in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_small_disk_is_spoken_of_in_its_own_units(tmp_path: Path) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    with pytest.raises(HostError, match=r"has [\d.]+ [GM]B free, the result needs [\d.]+ GB"):
+        check_target(tmp_path / "out", usage.total * 2)
+    assert [size_text(size) for size in (40_000, 2_100_000, 16_060_000_000)] == ["0.04 MB", "2.10 MB", "16.06 GB"]
+
+
+def test_a_folder_that_cannot_be_looked_into(tmp_path: Path) -> None:
+    """A path through a name that is too long fails at the same place as one without permission, also for root."""
+    for command in (("merge-ckpt", "a" * 300), ("infer", "a" * 300, "--prompt", "x")):
+        done = launcher(*command, cwd=tmp_path)
+        assert done.returncode == 6, done.stderr
+        assert done.stderr.startswith("error: cannot read aaa")
+        assert "hint: " in done.stderr
