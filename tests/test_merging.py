@@ -19,6 +19,7 @@ from launcher.checkpoint.names import GLOBAL_STEP
 from launcher.checkpoint.split import SplitPlan
 from launcher.data.templates import get_template
 from launcher.errors import HostError
+from launcher.inference.sources import find_model
 from launcher.spec import ModelSpec
 
 HF_CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -305,3 +306,28 @@ def test_a_folder_that_cannot_be_looked_into(tmp_path: Path) -> None:
         assert done.returncode == 6, done.stderr
         assert done.stderr.startswith("error: cannot read aaa")
         assert "hint: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (("--file-format", "ckpt", "-o", "out"), "out"),
+        (("--no-fold", "-o", "out"), "out/base.safetensors --adapter out"),
+    ],
+)
+def test_how_a_model_is_asked_goes_with_every_merge_of_a_job(
+    tmp_path: Path, options: tuple[str, ...], asked: str
+) -> None:
+    _job(tmp_path)
+    done = launcher("merge-ckpt", "last", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f'Next: launcher infer {asked} --prompt "..."' in done.stdout
+    assert {"launcher_model.json", "tokenizer.model"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_base_and_adapters_apart_are_no_merged_model_of_the_job(tmp_path: Path) -> None:
+    root = _job(tmp_path)
+    assert launcher("merge-ckpt", "last", "--no-fold", cwd=tmp_path).returncode == 0
+    model = find_model("last", tmp_path / "jobs")
+    assert model.where == root
+    assert model.notes == ("abcde-t is not merged: folded in memory from step 101",)

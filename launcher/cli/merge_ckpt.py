@@ -248,9 +248,11 @@ def _print_verified(merged: Merged) -> None:
 
 def _print_next(merged: Merged, source: Source, job: str) -> None:
     files = {path.name for path in merged.folder.iterdir()}
-    if {"launcher_model.json", "model.safetensors"} <= files:
+    base = next((name for name in ("base.safetensors", "base.ckpt") if name in files), None)
+    if "launcher_model.json" in files:
         reference = job if source.model and merged.folder.name == "merged" else merged.folder
-        click.echo(f'Next: launcher infer {reference} --prompt "..."')
+        asked = f"{merged.folder / base} --adapter {merged.folder}" if base else reference
+        click.echo(f'Next: launcher infer {asked} --prompt "..."')
     elif "config.json" in files:
         click.echo(f'Next, in Python: transformers.AutoModelForCausalLM.from_pretrained("{merged.folder}")')
     elif "adapter_config.json" in files:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from launcher.checkpoint import names
 from launcher.checkpoint.convert import open_model
-from launcher.checkpoint.folder import MODEL_CONFIG
+from launcher.checkpoint.folder import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS
 from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config, generation_section
 from launcher.checkpoint.merge import Options, Source, plan_merge
 from launcher.checkpoint.tensors import Output
@@ -132,7 +132,7 @@ def _changed(spec: ModelSpec, **values: Any) -> ModelSpec:
 
 def _job(paths: JobPaths, record: JobRecord, given: Given) -> Model:
     """The job's merged model, or its newest complete step folded in memory."""
-    if (paths.merged / MODEL_CONFIG).is_file():
+    if _beside(paths.merged, (WEIGHTS, CKPT_WEIGHTS)) and (paths.merged / MODEL_CONFIG).is_file():
         model = _path(paths.merged, given)
         return replace(model, name=record.job_id)
     return job_step(paths, record, folded=True)
