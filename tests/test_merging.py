@@ -331,3 +331,27 @@ def test_base_and_adapters_apart_are_no_merged_model_of_the_job(tmp_path: Path) 
     model = find_model("last", tmp_path / "jobs")
     assert model.where == root
     assert model.notes == ("abcde-t is not merged: folded in memory from step 101",)
+
+
+def test_a_job_that_trained_on_since_it_was_merged_says_so(tmp_path: Path) -> None:
+    root = _job(tmp_path, steps=("1_2",))
+    assert launcher("merge-ckpt", "last", cwd=tmp_path).returncode == 0
+    assert find_model("last", tmp_path / "jobs").notes == ()
+    arrays = {**llama(seed=1), GLOBAL_STEP: np.array([200], np.int32)}
+    for rank in (0, 1):
+        assert find_model("last", tmp_path / "jobs").notes == ()  # a step that not every rank has is no step
+        write(root / "checkpoint" / f"rank_{rank}" / f"launcher_rank_{rank}-1_99.safetensors", arrays)
+    model = find_model("last", tmp_path / "jobs")
+    assert model.where == root / "merged"
+    assert model.notes == ("abcde-t was merged at step 100, it has step 200 now: launcher merge-ckpt abcde-t --force",)
+    shutil.rmtree(root / "checkpoint")
+    assert find_model("last", tmp_path / "jobs").notes == ()
+
+
+def test_a_folder_of_base_and_adapters_apart_names_its_base(tmp_path: Path) -> None:
+    _job(tmp_path)
+    assert launcher("merge-ckpt", "last", "--no-fold", "-o", "apart", cwd=tmp_path).returncode == 0
+    for argv in (("infer", "apart", "--prompt", "x"), ("convert-ckpt", "apart", "-o", "out")):
+        done = launcher(*argv, cwd=tmp_path)
+        assert done.returncode == 4
+        assert "give the base, apart/base.safetensors; infer takes --adapter apart" in done.stderr
