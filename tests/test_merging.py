@@ -355,3 +355,14 @@ def test_a_folder_of_base_and_adapters_apart_names_its_base(tmp_path: Path) -> N
         done = launcher(*argv, cwd=tmp_path)
         assert done.returncode == 4
         assert "give the base, apart/base.safetensors; infer takes --adapter apart" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [((), "max|merged - (W + s B A)| = "), (("--no-fold",), "max|merged - W| = ")],
+)
+def test_what_was_checked_is_what_was_written(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    write_shards(tmp_path / "set", llama(), SplitPlan(data_parallel=2))
+    done = launcher("merge-ckpt", "set", "--dtype", "bfloat16", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout

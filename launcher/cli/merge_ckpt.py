@@ -241,7 +241,8 @@ def _print_verified(merged: Merged) -> None:
     if checked is None:
         return
     kind = "all" if checked.full else "a sample of"
-    error = f"max|merged - (W + s B A)| = {checked.max_error:.2g} (tolerance {checked.tolerance:.2g})"
+    meant = "(W + s B A)" if merged.num_folded else "W"
+    error = f"max|merged - {meant}| = {checked.max_error:.2g} (tolerance {checked.tolerance:.2g})"
     found = error if checked.tolerance else "the shards' bytes"
     click.echo(f"  check  {kind} {checked.tensors} tensors: {found}; what several ranks hold is the same")
 
