@@ -33,6 +33,14 @@ LOST = "lost"  # the supervisor is gone without having written an end
 FINAL_STATES = frozenset({SUCCEEDED, FAILED, CANCELLED, LOST})
 
 
+def is_job_folder(path: Path) -> bool:
+    """Whether ``path`` is the folder of a job. Raises JobError when it is a folder that cannot be looked into."""
+    try:
+        return (path / "job.json").is_file()
+    except OSError as error:
+        raise JobError(f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobPaths:
     """Where everything of one job lies. What belongs to one attempt (logs, events) lies in that attempt's folder."""

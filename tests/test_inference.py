@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint_sets import launcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference_tools import CONTEXT, MODEL, VOCAB, make_model
@@ -20,6 +21,7 @@ from launcher.cli.inference import generation_spec
 from launcher.data.messages import Message
 from launcher.data.tokenizer import load_tokenizer, train_tokenizer
 from launcher.errors import CheckpointError, DataError, HostError, JobError, LauncherError, SpecError
+from launcher.inference.asking import Asking
 from launcher.inference.decoding import LENGTH, STOP, Row
 from launcher.inference.evaluation import cross_entropy, final_number, folded
 from launcher.inference.prompts import collect, parse_messages
@@ -237,6 +239,36 @@ def test_an_output_file_is_continued_and_sorted(tmp_path: Path) -> None:
     stamp = path.stat().st_mtime_ns
     OutputFile(path).sort(asked)
     assert path.stat().st_mtime_ns == stamp
+
+
+def test_an_output_file_that_cannot_be_written_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    file = OutputFile(tmp_path / "file" / "out.jsonl")
+    with pytest.raises(HostError, match="cannot write"):
+        file.check_writable()
+    with pytest.raises(HostError, match="cannot write"):
+        file.add([answer("a")])
+    with pytest.raises(DataError, match="cannot read"):
+        OutputFile(tmp_path / ("a" * 300))
+    OutputFile(tmp_path / "new.jsonl").check_writable()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_output_that_cannot_be_written_costs_no_answers(model_folder: Path, tmp_path: Path) -> None:
+    """It is refused before the model is loaded: that would compute answers and lose them."""
+    (tmp_path / "file").touch()
+    session = Session(find_model(str(model_folder), tmp_path))
+    asking = Asking(session=session, spec=GenerationSpec())
+    with pytest.raises(HostError, match="cannot write"):
+        asking.into_file(questions("a"), tmp_path / "file" / "out.jsonl")
+    assert "_decoder" not in vars(session)
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--top-p", "--repetition-penalty"])
+def test_nan_is_no_number(option: str) -> None:
+    done = launcher("infer", "none", "--prompt", "x", option, "nan")
+    assert done.returncode == 2
+    assert "nan is no number" in done.stderr
 
 
 def test_an_output_file_of_something_else_stays_as_it_is(tmp_path: Path) -> None:

@@ -14,11 +14,16 @@ import numpy as np
 import pytest
 from checkpoint_sets import MODEL, folded, launcher, llama, read, write, write_job, write_ranks, write_shards
 
+from launcher.checkpoint.folder import check_target, size_text
 from launcher.checkpoint.names import GLOBAL_STEP
 from launcher.checkpoint.split import SplitPlan
 from launcher.data.templates import get_template
+from launcher.errors import HostError
+from launcher.inference.sources import find_model
 from launcher.spec import ModelSpec
 
+HF_CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+HF_CONFIG |= {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 40}
 WO = "model.layers.1.attention.wo.weight"
 
 
@@ -192,7 +197,7 @@ def test_split_and_merge_back_by_hand(tmp_path: Path) -> None:
     ("output", "code", "words"),
     [
         ("/proc/x", 5, "cannot write in /proc: "),
-        ("/dev/null/x", 5, "cannot write /dev/null/x: "),
+        ("/dev/null/x", 4, "/dev/null is a file"),
         ("a" * 300, 5, ": File name too long"),
         ("file", 4, "file (is a file|exists)"),
     ],
@@ -245,3 +250,119 @@ def test_merging_imports_no_heavy_library(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "merge-ckpt", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "made_by"),
+    [
+        (("--max-shard-size", "1MB"), ("merge-ckpt", "set")),
+        (("--format", "peft", "--max-shard-size", "1MB"), ("merge-ckpt", "set")),
+        (("--file-format", "ckpt"), ("convert-ckpt", "base")),
+        (("--max-shard-size", "1MB"), ("convert-ckpt", "hf")),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    tmp_path: Path, option: tuple[str, ...], made_by: tuple[str, str]
+) -> None:
+    write_shards(tmp_path / "set", llama(), SplitPlan(data_parallel=2))
+    (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG))
+    layouts = {"mindspore": "base", "hf": "hf"}
+    for layout, folder in layouts.items():
+        argv = ("set", "--format", layout, "-o", folder, "--config", "config.json")
+        assert launcher("merge-ckpt", *argv, cwd=tmp_path).returncode == 0
+    done = launcher(*made_by, *option, "-o", "out", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "hint: leave it out" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_split_takes_and_what_not(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", llama(), SplitPlan(data_parallel=2))
+    (tmp_path / "config.json").write_text(json.dumps(HF_CONFIG))
+    for layout in ("mindspore", "hf"):
+        argv = ("set", "--format", layout, "-o", layout, "--config", "config.json")
+        assert launcher("merge-ckpt", *argv, cwd=tmp_path).returncode == 0
+    done = launcher("split-ckpt", "mindspore", "--mp", "2", "-o", "shards", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "shards").glob("rank_*")) == ["rank_0", "rank_1"]
+    for source in ("hf", "hf/model.safetensors"):
+        done = launcher("split-ckpt", source, "--mp", "2", "-o", "out", cwd=tmp_path)
+        assert done.returncode == 4
+        assert "launcher convert-ckpt makes such a file" in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_small_disk_is_spoken_of_in_its_own_units(tmp_path: Path) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    with pytest.raises(HostError, match=r"has [\d.]+ [GM]B free, the result needs [\d.]+ GB"):
+        check_target(tmp_path / "out", usage.total * 2)
+    assert [size_text(size) for size in (40_000, 2_100_000, 16_060_000_000)] == ["0.04 MB", "2.10 MB", "16.06 GB"]
+
+
+def test_a_folder_that_cannot_be_looked_into(tmp_path: Path) -> None:
+    """A path through a name that is too long fails at the same place as one without permission, also for root."""
+    for command in (("merge-ckpt", "a" * 300), ("infer", "a" * 300, "--prompt", "x")):
+        done = launcher(*command, cwd=tmp_path)
+        assert done.returncode == 6, done.stderr
+        assert done.stderr.startswith("error: cannot read aaa")
+        assert "hint: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (("--file-format", "ckpt", "-o", "out"), "out"),
+        (("--no-fold", "-o", "out"), "out/base.safetensors --adapter out"),
+    ],
+)
+def test_how_a_model_is_asked_goes_with_every_merge_of_a_job(
+    tmp_path: Path, options: tuple[str, ...], asked: str
+) -> None:
+    _job(tmp_path)
+    done = launcher("merge-ckpt", "last", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f'Next: launcher infer {asked} --prompt "..."' in done.stdout
+    assert {"launcher_model.json", "tokenizer.model"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_base_and_adapters_apart_are_no_merged_model_of_the_job(tmp_path: Path) -> None:
+    root = _job(tmp_path)
+    assert launcher("merge-ckpt", "last", "--no-fold", cwd=tmp_path).returncode == 0
+    model = find_model("last", tmp_path / "jobs")
+    assert model.where == root
+    assert model.notes == ("abcde-t is not merged: folded in memory from step 101",)
+
+
+def test_a_job_that_trained_on_since_it_was_merged_says_so(tmp_path: Path) -> None:
+    root = _job(tmp_path, steps=("1_2",))
+    assert launcher("merge-ckpt", "last", cwd=tmp_path).returncode == 0
+    assert find_model("last", tmp_path / "jobs").notes == ()
+    arrays = {**llama(seed=1), GLOBAL_STEP: np.array([200], np.int32)}
+    for rank in (0, 1):
+        assert find_model("last", tmp_path / "jobs").notes == ()  # a step that not every rank has is no step
+        write(root / "checkpoint" / f"rank_{rank}" / f"launcher_rank_{rank}-1_99.safetensors", arrays)
+    model = find_model("last", tmp_path / "jobs")
+    assert model.where == root / "merged"
+    assert model.notes == ("abcde-t was merged at step 100, it has step 200 now: launcher merge-ckpt abcde-t --force",)
+    shutil.rmtree(root / "checkpoint")
+    assert find_model("last", tmp_path / "jobs").notes == ()
+
+
+def test_a_folder_of_base_and_adapters_apart_names_its_base(tmp_path: Path) -> None:
+    _job(tmp_path)
+    assert launcher("merge-ckpt", "last", "--no-fold", "-o", "apart", cwd=tmp_path).returncode == 0
+    for argv in (("infer", "apart", "--prompt", "x"), ("convert-ckpt", "apart", "-o", "out")):
+        done = launcher(*argv, cwd=tmp_path)
+        assert done.returncode == 4
+        assert "give the base, apart/base.safetensors; infer takes --adapter apart" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [((), "max|merged - (W + s B A)| = "), (("--no-fold",), "max|merged - W| = ")],
+)
+def test_what_was_checked_is_what_was_written(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
+    write_shards(tmp_path / "set", llama(), SplitPlan(data_parallel=2))
+    done = launcher("merge-ckpt", "set", "--dtype", "bfloat16", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout

@@ -105,6 +105,11 @@ def _weight_paths(source: Path) -> list[Path]:
     found = [path for name in (WEIGHTS, CKPT_WEIGHTS) if (path := source / name).is_file()]
     if found:
         return found[:1]
+    apart = next(source.glob("base.*"), None)
+    if apart is not None:
+        raise CheckpointError(
+            f"{source} holds base and adapters apart", hint=f"give the base, {apart}; infer takes --adapter {source}"
+        )
     pickled = any(source.glob("*.bin")) or any(source.glob("*.pth"))
     raise CheckpointError(
         f"{source} has no {WEIGHTS}" + (", only pickled weights, which are not opened" if pickled else ""),

@@ -127,21 +127,26 @@ def _umask() -> int:
 def check_target(target: Path, needed: int) -> None:
     """Raises HostError when ``needed`` bytes cannot be written into a folder ``target``, CheckpointError for a file."""
     try:
-        parent = next(path for path in (target, *target.absolute().parents) if path.is_dir())
-        is_file = target.exists() and not target.is_dir()
+        parent = next(path for path in (target, *target.absolute().parents) if path.exists())
+        is_folder = parent.is_dir()
         usage = shutil.disk_usage(parent)
     except OSError as error:
         raise cannot_write(target, error) from error
-    if is_file:
-        raise CheckpointError(f"{target} is a file", hint="give a folder that is not there yet as --output")
+    if not is_folder:
+        raise CheckpointError(f"{parent} is a file", hint="give a folder that is not there yet as --output")
     if usage.total == 0 or not os.access(parent, os.W_OK | os.X_OK):
         reason = "it holds no files of ours" if usage.total == 0 else "permission denied"
         raise HostError(f"cannot write in {parent}: {reason}", hint="give another --output")
     if usage.free < needed:
         raise HostError(
-            f"{parent} has {usage.free / 1e9:.2f} GB free, the result needs {needed / 1e9:.2f} GB",
+            f"{parent} has {size_text(usage.free)} free, the result needs {size_text(needed)}",
             hint="make room, or give an --output on another disk",
         )
+
+
+def size_text(size: int) -> str:
+    """``size`` bytes as people read it, in MB or GB."""
+    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"
 
 
 def is_taken(target: Path) -> bool:

@@ -384,9 +384,9 @@ def _texts(source: Source, options: Options, scale: float | None, files: Sequenc
     if options.layout == PEFT:
         return huggingface.adapter_texts(scale, files)
     texts = {}
-    if source.model is not None and options.fold:
+    if source.model is not None:
         texts[MODEL_CONFIG] = (json.dumps(source.model, indent=2) + "\n").encode()
-    if source.tokenizer is not None and options.fold:
+    if source.tokenizer is not None:
         texts |= tokenizer_files(source.tokenizer)
     if not options.fold and scale is not None:
         texts["adapter.json"] = (json.dumps({"scale": scale}) + "\n").encode()

@@ -88,13 +88,16 @@ def _cut_axis(name: str, shape: Shape, plan: SplitPlan) -> int | None:
         return None
     if match is None:
         return 0 if plan.cut_vocabulary and name.endswith((names.EMBEDDING, names.HEAD)) else None
-    stem = match[2].removesuffix(".weight").removesuffix(names.LORA_A).removesuffix(names.LORA_B)
-    axis = _CUT_AXIS.get(stem)
+    axis = _CUT_AXIS.get(_stem(match[2]))
     if name.endswith(names.LORA_A):  # (r, in): cut with the weight's inputs
         return 1 if axis == 1 else None
     if name.endswith(names.LORA_B):  # (out, r): cut with the weight's outputs
         return 0 if axis == 0 else None
     return axis
+
+
+def _stem(in_layer: str) -> str:
+    return in_layer.removesuffix(".weight").removesuffix(names.LORA_A).removesuffix(names.LORA_B)
 
 
 def stage_of(name: str, num_layers: int, plan: SplitPlan) -> range:
@@ -113,10 +116,12 @@ def stage_of(name: str, num_layers: int, plan: SplitPlan) -> range:
 def split(source: TensorFile, target: Path, plan: SplitPlan, *, file_format: str = SAFETENSORS) -> int:
     """Split ``source`` into ``target``/rank_<R>/ and ``target``/strategy/; returns the number of ranks.
 
-    Raises CheckpointError when ``target`` exists or a tensor cannot be cut; HostError when the disk is full.
+    Raises CheckpointError when ``target`` exists, names are not MindFormers' or a tensor cannot be cut; HostError
+    when the disk is full.
     """
     if is_taken(target):
         raise CheckpointError(f"{target} exists", hint="give another --output")
+    _check_names(source)
     layers = names.num_layers(source.entries)
     if plan.pipeline_stage > max(1, layers):
         raise CheckpointError(f"{layers} layers for {plan.pipeline_stage} stages", hint="use fewer stages")
@@ -129,6 +134,15 @@ def split(source: TensorFile, target: Path, plan: SplitPlan, *, file_format: str
         record = {"source": str(source.path), "bytes": source.size, **vars(plan)}
         (scratch / "split.json").write_text(json.dumps(record, indent=2) + "\n")
     return plan.num_ranks
+
+
+def _check_names(source: TensorFile) -> None:
+    """Tensors of other names would all be taken to be whole on every rank."""
+    in_layers = [match[2] for name in source.entries if (match := names.LAYER.search(name))]
+    if names.EMBEDDING not in source.entries and not any(_stem(name) in _CUT_AXIS for name in in_layers):
+        raise CheckpointError(
+            f"{source.path} has no weights by MindFormers' names", hint="launcher convert-ckpt makes such a file"
+        )
 
 
 def _write_rank(

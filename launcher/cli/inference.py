@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
     from launcher.inference.sources import Given, Model
 
 _PATH = click.Path(path_type=Path)
+
+
+class _Number(click.FloatRange):
+    """A FloatRange without nan, which is on no side of any bound."""
+
+    name = "float range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("nan is no number", param, ctx)
+        return number
+
+
 _MODEL = (
     click.option("--adapter", metavar="JOB|PATH", help="LoRA on top of MODEL, kept apart: a job, a folder or a file."),
     click.option("--config", type=_PATH, help="launcher_model.json or config.json of a weights file."),
@@ -29,18 +44,18 @@ _SAMPLING = (
     click.option("--max-new-tokens", type=click.IntRange(min=1), help="Most tokens of an answer."),
     click.option(
         "--temperature",
-        type=click.FloatRange(min=0, max=100),
+        type=_Number(min=0, max=100),
         help="0 is greedy: always the likeliest token.",
     ),
     click.option("--top-k", type=click.IntRange(min=0), help="Sample among the K likeliest; 0 is all."),
     click.option(
         "--top-p",
-        type=click.FloatRange(min=0, max=1, min_open=True),
+        type=_Number(min=0, max=1, min_open=True),
         help="Sample among the likeliest that make up P together.",
     ),
     click.option(
         "--repetition-penalty",
-        type=click.FloatRange(min=0, max=100, min_open=True),
+        type=_Number(min=0, max=100, min_open=True),
         help="Above 1, what was said becomes less likely.",
     ),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same text."),

@@ -13,10 +13,12 @@ import click
 
 from launcher.cli.interruption import interruptible
 from launcher.cli.options import job_argument, jobs_dir_option
+from launcher.errors import SpecError
 
 if TYPE_CHECKING:
     from launcher.checkpoint.merge import Merged, MergePlan, Source
 
+DEFAULT_SHARD_SIZE = "5GB"
 _PATH = click.Path(path_type=Path)
 
 
@@ -65,7 +67,7 @@ def _step(_context: click.Context, _parameter: click.Parameter, text: str | None
     show_default=True,
     help="How much is compared across ranks before, and read again after.",
 )
-@click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="Size of one file of hf.")
+@click.option("--max-shard-size", metavar="SIZE", help="Size of one file of hf.  [default: 5GB]")
 @click.option("--strategy", type=_PATH, help="Strategy file, or folder of them, when not in FOLDER/strategy.")
 @click.option(
     "--base",
@@ -125,22 +127,28 @@ def _source(reference: str, jobs_dir: Path, given: dict[str, Any]) -> Source:
 
 
 def _found(reference: str, jobs_dir: Path) -> Source:
+    from launcher.jobs import JobStore, is_job_folder
+
     folder = Path(reference)
-    if (os.sep in reference or folder.is_dir()) and not (folder / "job.json").is_file():
+    is_job = is_job_folder(folder)
+    if (os.sep in reference or folder.is_dir()) and not is_job:
         from launcher.checkpoint.merge import Source
 
         return Source(name=str(folder.absolute()), folder=folder)
-    from launcher.jobs import JobStore
     from launcher.merging import job_source
 
-    is_folder = (folder / "job.json").is_file()
-    store = JobStore(folder.absolute().parent if is_folder else jobs_dir)
-    return job_source(*store.get(folder.absolute().name if is_folder else reference))
+    store = JobStore(folder.absolute().parent if is_job else jobs_dir)
+    return job_source(*store.get(folder.absolute().name if is_job else reference))
 
 
 def _options(given: dict[str, Any]) -> Any:
-    from launcher.checkpoint.merge import Options
+    from launcher.checkpoint.merge import HF, Options
 
+    max_shard_bytes = parse_size(given["max_shard_size"] or DEFAULT_SHARD_SIZE)
+    if given["max_shard_size"] and given["layout"] != HF:
+        raise SpecError(
+            f"--max-shard-size does not go with --format {given['layout']}", hint="leave it out, or use --format hf"
+        )
     return Options(
         step=given["step"],
         layout=given["layout"],
@@ -149,7 +157,7 @@ def _options(given: dict[str, Any]) -> Any:
         fold=not given["no_fold"],
         with_optimizer=given["with_optimizer"],
         verify_full=given["verify"] == "full",
-        max_shard_bytes=parse_size(given["max_shard_size"]),
+        max_shard_bytes=max_shard_bytes,
     )
 
 
@@ -233,16 +241,19 @@ def _print_verified(merged: Merged) -> None:
     if checked is None:
         return
     kind = "all" if checked.full else "a sample of"
-    error = f"max|merged - (W + s B A)| = {checked.max_error:.2g} (tolerance {checked.tolerance:.2g})"
+    meant = "(W + s B A)" if merged.num_folded else "W"
+    error = f"max|merged - {meant}| = {checked.max_error:.2g} (tolerance {checked.tolerance:.2g})"
     found = error if checked.tolerance else "the shards' bytes"
     click.echo(f"  check  {kind} {checked.tensors} tensors: {found}; what several ranks hold is the same")
 
 
 def _print_next(merged: Merged, source: Source, job: str) -> None:
     files = {path.name for path in merged.folder.iterdir()}
-    if {"launcher_model.json", "model.safetensors"} <= files:
+    base = next((name for name in ("base.safetensors", "base.ckpt") if name in files), None)
+    if "launcher_model.json" in files:
         reference = job if source.model and merged.folder.name == "merged" else merged.folder
-        click.echo(f'Next: launcher infer {reference} --prompt "..."')
+        asked = f"{merged.folder / base} --adapter {merged.folder}" if base else reference
+        click.echo(f'Next: launcher infer {asked} --prompt "..."')
     elif "config.json" in files:
         click.echo(f'Next, in Python: transformers.AutoModelForCausalLM.from_pretrained("{merged.folder}")')
     elif "adapter_config.json" in files:

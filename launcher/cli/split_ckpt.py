@@ -33,9 +33,13 @@ def split_ckpt(
 ) -> None:
     """Split a whole CHECKPOINT into the shards of a plan, with their strategy files: the inverse of merge-ckpt.
 
+    CHECKPOINT is a file, or a folder that merge-ckpt or convert-ckpt wrote.
+
     \b
     launcher split-ckpt base.safetensors --dp 2 --mp 4 -o shards
+    launcher split-ckpt jobs/ID/merged --dp 2 --mp 4 -o shards
     """
+    from launcher.checkpoint.merge import base_file
     from launcher.checkpoint.split import SplitPlan, split
     from launcher.checkpoint.tensorfile import TensorFile
 
@@ -46,7 +50,7 @@ def split_ckpt(
         optimizer_shards=-1 if optimizer_parallel else 1,
         cut_vocabulary=cut_vocabulary,
     )
-    with interruptible(str(output)), TensorFile(checkpoint) as source:
+    with interruptible(str(output)), TensorFile(base_file(checkpoint)) as source:
         ranks = split(source, output, plan, file_format=file_format)
     click.echo(f"wrote {ranks} ranks to {output} (dp {dp}, mp {mp}, pp {pp})")
     click.echo(f"Back: launcher merge-ckpt {output}")

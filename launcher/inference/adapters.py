@@ -17,6 +17,7 @@ from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
 from launcher.inference.weights import Tensors, expected_shapes
+from launcher.jobs import is_job_folder
 
 if TYPE_CHECKING:
     from launcher.inference.sources import Model
@@ -32,7 +33,7 @@ def with_adapter(model: Model, reference: str, jobs_dir: Path) -> Model:
     adapter_config.json. Raises CheckpointError when there is no adapter, JobError when there is no such job.
     """
     path = Path(reference)
-    if path.is_file() or (path.is_dir() and not (path / "job.json").is_file()):
+    if path.is_file() or (path.is_dir() and not is_job_folder(path)):
         return _of_file(model, path)
     return _of_job(model, reference, jobs_dir)
 

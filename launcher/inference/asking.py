@@ -50,11 +50,14 @@ class Asking:
     def into_file(self, questions: Sequence[Question], path: Path) -> tuple[int, int]:
         """Answer what ``path`` has no answer to yet; returns how many that were, and how many are there now.
 
-        Raises DataError for what does not fit, and when the file holds something else.
+        Raises DataError for what does not fit, and when the file holds something else; HostError when it cannot be
+        written.
         """
         file = OutputFile(path)
         open_questions = file.open_questions(questions)
         prepared = self.session.prepare(open_questions)
+        if prepared:
+            file.check_writable()
         file.mend()
         if prepared:
             self._add(file, prepared)

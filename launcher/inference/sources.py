@@ -19,15 +19,18 @@ from pydantic import ValidationError
 
 from launcher.checkpoint import names
 from launcher.checkpoint.convert import open_model
-from launcher.checkpoint.folder import MODEL_CONFIG
+from launcher.checkpoint.folder import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS
 from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config, generation_section
 from launcher.checkpoint.merge import Options, Source, plan_merge
+from launcher.checkpoint.record import read_record
+from launcher.checkpoint.shards import find_shards
+from launcher.checkpoint.steps import choose_step
 from launcher.checkpoint.tensors import Output
 from launcher.data.templates import ChatTemplate, get_template
 from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
 from launcher.inference.weights import OpenTensors, Tensors, check
-from launcher.jobs import JobPaths, JobRecord, JobStore
+from launcher.jobs import JobPaths, JobRecord, JobStore, is_job_folder
 from launcher.spec import GenerationSection, ModelSpec
 
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
@@ -95,7 +98,7 @@ def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Mo
 def as_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
     """The job that ``reference`` means, or None when it is a folder or file. Raises JobError when it is neither."""
     path = Path(reference)
-    if (path / "job.json").is_file():
+    if is_job_folder(path):
         return JobStore(path.absolute().parent).get(path.absolute().name)
     if path.exists():
         return None
@@ -132,10 +135,24 @@ def _changed(spec: ModelSpec, **values: Any) -> ModelSpec:
 
 def _job(paths: JobPaths, record: JobRecord, given: Given) -> Model:
     """The job's merged model, or its newest complete step folded in memory."""
-    if (paths.merged / MODEL_CONFIG).is_file():
+    if _beside(paths.merged, (WEIGHTS, CKPT_WEIGHTS)) and (paths.merged / MODEL_CONFIG).is_file():
         model = _path(paths.merged, given)
-        return replace(model, name=record.job_id)
+        return replace(model, name=record.job_id, notes=_newer_step(paths, record))
     return job_step(paths, record, folded=True)
+
+
+def _newer_step(paths: JobPaths, record: JobRecord) -> tuple[str, ...]:
+    """A note when the job has trained on since it was merged. Shards that cannot be read say nothing: what is merged
+    is whole without them."""
+    try:
+        merged = read_record(paths.merged)["step"]
+        newest = choose_step(find_shards(paths.root, num_ranks=record.cards), None).number
+    except CheckpointError:
+        return ()
+    if not isinstance(merged, int) or newest is None or newest <= merged:
+        return ()
+    again = f"launcher merge-ckpt {record.job_id} --force"
+    return (f"{record.job_id} was merged at step {merged}, it has step {newest} now: {again}",)
 
 
 def job_step(paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool = False) -> Model:

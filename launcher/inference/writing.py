@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import DataError
+from launcher.errors import DataError, HostError
 from launcher.inference.session import Answer, Question
 from launcher.render import write_atomic
 
@@ -61,14 +62,35 @@ class OutputFile:
                 )
         return [question for question in questions if question.id not in self._lines]
 
+    def check_writable(self) -> None:
+        """Raises HostError when no answer could be added: better now than when the first ones are there."""
+        was_there = self.path.exists()
+        self._append(b"")
+        if not was_there:
+            self.path.unlink(missing_ok=True)
+
     def add(self, answers: Sequence[Answer]) -> None:
-        """Write ``answers`` behind what is there, and to the disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as out:
-            out.write("".join(f"{to_json(answer)}\n" for answer in answers).encode())
-            out.flush()
-            os.fsync(out.fileno())
+        """Write ``answers`` behind what is there, and to the disk. Raises HostError when that fails."""
+        self._append("".join(f"{to_json(answer)}\n" for answer in answers).encode())
         self._lines |= {answer.id: asdict(answer) for answer in answers}
+
+    def _append(self, content: bytes) -> None:
+        with self._writing():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as out:
+                out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise HostError(
+                f"cannot write {self.path}: {error.strerror}",
+                hint="make that possible, or give another --output; what it has answered is not asked again",
+            ) from error
 
     def mend(self) -> None:
         """Cut off half a line that a killed run left, so that what is added stands on lines of its own."""
@@ -84,19 +106,23 @@ class OutputFile:
             self._rewrite(others | ordered)
 
     def _rewrite(self, lines: Mapping[str, dict[str, Any]]) -> None:
-        write_atomic(self.path, "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines.values()))
+        content = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines.values())
+        with self._writing():
+            write_atomic(self.path, content)
         self._lines = dict(lines)
 
 
 def _existing(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if not path.exists():
-        return
     try:
+        if not path.exists():
+            return
         raw = path.read_bytes()
         for line in raw[: raw.rfind(b"\n") + 1].splitlines():
             record = json.loads(line)
             yield record["id"], record
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", hint="give another --output") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path} exists and holds no answers of launcher infer ({error})", hint="give another --output"
         ) from error
