@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from launcher.events import read_events
 from launcher.jobs import JobPaths, JobRecord
 from launcher.launch import Launch, Limits, NodePlace, RankPlace
 from launcher.where.granted import granted, indices_of, node_names
-from launcher.where.slurm import SlurmOptions, make_where, render_script
+from launcher.where.slurm import SlurmOptions, limit_s, make_where, render_script
 
 TRAIN = """
 from launcher.worker import asked_to_stop_at
@@ -161,9 +162,28 @@ def test_the_signal_before_the_time_limit_saves_and_queues_again(
     job.wait_for_pids()
     assert "--signal=B:USR1@" in (job.root / "slurm.sbatch").read_text()
     slurm.run("scancel", "--batch", "--signal=USR1", job.number)  # as Slurm does it, only sooner
+    wait_until(lambda: job.record().state == jobs.PLANNED, "a place in the queue")
+    slurm.run("scontrol", "hold", job.number)
+    shown = job.launcher("status", job.paths.job_id)
+    slurm.run("scontrol", "release", job.number)
     record = job.end()
 
+    assert re.search(rf"Slurm job {job.number}: pending \(.*\); saved at step \d+\)", shown), shown
     assert (record.state, record.attempt) == (jobs.SUCCEEDED, 2), job.supervisor_log()
+
+
+def test_a_time_limit_that_lets_nothing_be_saved_is_no_reason_to_queue_again(
+    slurm: SlurmLab, tmp_path: Path, no_survivors: str
+) -> None:
+    job = queued(slurm, tmp_path, no_survivors, program="ready()\ntime.sleep(60)", options={"time_limit": "30"})
+    job.start()
+    wait_until(lambda: job.record().state == jobs.RUNNING, "ranks that are ready")
+    slurm.run("scancel", "--batch", "--signal=USR1", job.number)
+    record = job.end()
+
+    assert (record.state, record.attempt) == (jobs.FAILED, 1), job.supervisor_log()
+    assert "Slurm's time limit came before a step was saved" in report(record)
+    assert "with a longer --time" in report(record)
 
 
 @long
@@ -280,6 +300,23 @@ def cluster(hosts: int = 2, cards: int = 8) -> Cluster:
 def test_values_that_sbatch_could_take_for_something_else_are_refused(options: SlurmOptions) -> None:
     with pytest.raises(SpecError, match="cannot be passed to sbatch"):
         make_where(cluster(), options)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1", 60), ("0", None), ("0:30", 60), ("90:01", 91 * 60), ("1:00:00", 3600), ("1-12", 36 * 3600),
+     ("2-0:30", 2 * 86400 + 1800), ("1-1:1:1", 86400 + 3600 + 120)],
+)  # fmt: skip
+def test_time_limits_are_read_as_sbatch_reads_them(text: str, seconds: int | None) -> None:
+    assert limit_s(text) == seconds
+
+
+def test_a_time_limit_that_leaves_no_time_before_its_warning_is_refused() -> None:
+    for text in ("1", "1:30"):
+        with pytest.raises(SpecError, match="pass 3 minutes at the least"):
+            make_where(cluster(), SlurmOptions(time_limit=text), grace_s=30.0)
+    for text in ("3", "0", "1:00:00"):
+        make_where(cluster(), SlurmOptions(time_limit=text), grace_s=30.0)
 
 
 def launch_of(options: SlurmOptions) -> Launch:
