@@ -236,6 +236,17 @@ def test_a_node_that_is_drained_gets_no_job(slurm: SlurmLab, tmp_path: Path, no_
     assert job.end().state == jobs.SUCCEEDED
 
 
+def test_a_job_that_sbatch_refuses_does_not_wait_for_ever(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
+    job = queued(slurm, tmp_path, no_survivors)
+    job.root.parent.mkdir(exist_ok=True)
+    said = job.launcher(
+        "submit", "tiny_cpu", "--where", "slurm", "--kind", "CPU", "--partition", "nope", "--detach", code=5
+    )
+
+    assert "Invalid partition name specified" in said
+    assert re.search(r"^state +failed$", job.launcher("status", "last"), re.MULTILINE)
+
+
 def test_slurm_kills_a_node_and_the_job_is_told_from_what_is_left(
     slurm: SlurmLab, tmp_path: Path, no_survivors: str
 ) -> None:

@@ -81,12 +81,16 @@ def make_where(cluster: Cluster, options: SlurmOptions, *, grace_s: float = 0.0)
 
 def _bad_values(options: SlurmOptions) -> list[str]:
     checks = (
-        ("partition", options.partition, _NAME),
-        ("account", options.account, _NAME),
-        ("time", options.time_limit, _LIMIT),
-        ("gres", options.gres, _GRES),
+        ("partition", options.partition, _NAME, "a name without blanks and quotes"),
+        ("account", options.account, _NAME, "a name without blanks and quotes"),
+        ("time", options.time_limit, _LIMIT, "minutes, 2:00:00 or 1-12"),
+        ("gres", options.gres, _GRES, "NAME:N, such as npu:8"),
     )
-    return [f"--{name} {value!r}" for name, value, form in checks if value is not None and not form.fullmatch(value)]
+    return [
+        f"--{name} {value!r}: write {form}"
+        for name, value, pattern, form in checks
+        if value is not None and not pattern.fullmatch(value)
+    ]
 
 
 def _too_short(options: SlurmOptions, warning: int) -> list[str]:
@@ -178,7 +182,10 @@ def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
     number = result.stdout.strip().split(";")[0]
     if not number.isdecimal():
         said = (result.stderr or result.fault).strip()
-        raise HostError(f"sbatch refused the job: {said}", hint=f"the script is {paths.root / script.path}")
+        raise HostError(
+            f"sbatch refused the job: {said}",
+            hint=f"correct the option and submit anew; what sbatch was given is {paths.root / script.path}",
+        )
     record = replace(record, where={"kind": "slurm", "id": number}, note=f"Slurm job {number}: queued")
     jobs.write_record(paths, record)
     return record
@@ -331,7 +338,8 @@ def stop(paths: JobPaths, record: JobRecord, *, wait_s: float) -> None:
         run_program("scancel", number)
         current = jobs.read_record(paths) or record
         if not current.is_final:
-            ended = replace(current, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note="before it ran again")
+            note = "before it ran" if current.started is None else "before it ran again"
+            ended = replace(current, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note=note)
             jobs.write_record(paths, ended)
         return
     run_program("scancel", "--batch", "--signal=TERM", number)
