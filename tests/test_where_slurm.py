@@ -236,6 +236,14 @@ def test_a_node_that_is_drained_gets_no_job(slurm: SlurmLab, tmp_path: Path, no_
     assert job.end().state == jobs.SUCCEEDED
 
 
+def test_a_dry_run_shows_the_script_that_slurm_would_get(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
+    job = queued(slurm, tmp_path, no_survivors)
+    shown = job.launcher("submit", "tiny_cpu", "--where", "slurm", "--kind", "CPU", "--partition", "low", "--dry-run")
+
+    assert "\n#SBATCH --partition=low\n" in shown
+    assert "\n  sbatch --parsable slurm.sbatch, and in it\n" in shown
+
+
 def test_a_job_that_sbatch_refuses_does_not_wait_for_ever(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
     job = queued(slurm, tmp_path, no_survivors)
     job.root.parent.mkdir(exist_ok=True)
