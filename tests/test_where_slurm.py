@@ -22,11 +22,13 @@ from slurmlab import SlurmLab, slurm_lab
 from supervised import long, marked, report, wait_until
 
 from launcher import jobs
+from launcher.cli import show
 from launcher.cluster import Cluster, Device, Host
-from launcher.errors import SpecError
+from launcher.errors import JobCancelled, SpecError
 from launcher.events import read_events
+from launcher.follow import raise_for_end
 from launcher.jobs import JobPaths, JobRecord
-from launcher.launch import Launch, Limits, NodePlace, RankPlace
+from launcher.launch import Launch, Limits, NodePlace, RankPlace, write_launch
 from launcher.where.granted import granted, indices_of, node_names
 from launcher.where.slurm import SlurmOptions, limit_s, make_where, render_script
 
@@ -336,6 +338,29 @@ def test_a_time_limit_that_leaves_no_time_before_its_warning_is_refused() -> Non
             make_where(cluster(), SlurmOptions(time_limit=text), grace_s=30.0)
     for text in ("3", "0", "1:00:00"):
         make_where(cluster(), SlurmOptions(time_limit=text), grace_s=30.0)
+
+
+def test_the_signal_before_the_time_limit_is_called_that(tmp_path: Path) -> None:
+    record = JobRecord(
+        job_id="x", name="x", state=jobs.CANCELLED, created=jobs.now(), host="n", cards=1, target="CPU", argv=(),
+        versions={}, exit_code=128 + signal.SIGUSR1,
+    )  # fmt: skip
+    with pytest.raises(JobCancelled, match="SIGUSR1, which Slurm sends before its time limit"):
+        raise_for_end(record)
+
+
+def test_before_hosts_are_known_status_does_not_show_where_they_are_led_from(tmp_path: Path) -> None:
+    paths = JobPaths(root=tmp_path / "x")
+    paths.root.mkdir()
+    write_launch(paths, launch_of(SlurmOptions()))
+    record = JobRecord(
+        job_id="x", name="x", state=jobs.STARTING, created=jobs.now(), host="login", cards=2, target="CPU", argv=(),
+        versions={},
+    )  # fmt: skip
+    shown = show.status(paths, record)
+
+    assert "2 on CPU, 2 hosts," in shown
+    assert "login" not in shown
 
 
 def launch_of(options: SlurmOptions) -> Launch:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -310,12 +311,21 @@ def status(paths: JobPaths, record: JobRecord) -> str:
 
 def _on_hosts(paths: JobPaths, record: JobRecord) -> str:
     """Its host, or its hosts as this attempt found them."""
-    try:
-        nodes = [node["name"] for node in json.loads(paths.start.read_text(encoding="utf-8"))["nodes"]]
-    except (OSError, ValueError, KeyError):
-        return f", host {record.host}" if record.host else ""
+    nodes = _nodes_in(paths.start)
+    if not nodes and (planned := len(_nodes_in(paths.launch))):  # record.host is only where they are led from
+        return f", {planned} host{'s' * (planned > 1)}"
+    if len(nodes) < 2:
+        host = nodes[0] if nodes else record.host
+        return f", host {host}" if host else ""
     shown = ", ".join(nodes[:_SHOWN_NODES]) + (f" and {len(nodes) - _SHOWN_NODES} more" * (len(nodes) > _SHOWN_NODES))
     return f", {len(nodes)} hosts ({shown})"
+
+
+def _nodes_in(file: Path) -> list[str]:
+    try:
+        return [node["name"] for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]]
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def _rank_line(rank: RankProgress) -> str:
