@@ -22,13 +22,14 @@ from slurmlab import SlurmLab, slurm_lab
 from supervised import long, marked, report, wait_until
 
 from launcher import jobs
-from launcher.cli import show
+from launcher.cli import following, show
 from launcher.cluster import Cluster, Device, Host
-from launcher.errors import JobCancelled, SpecError
+from launcher.errors import JobCancelled, JobFailed, SpecError
 from launcher.events import read_events
 from launcher.follow import raise_for_end
 from launcher.jobs import JobPaths, JobRecord
 from launcher.launch import Launch, Limits, NodePlace, RankPlace, write_launch
+from launcher.processes import ProcessId
 from launcher.where.granted import granted, indices_of, node_names
 from launcher.where.slurm import SlurmOptions, limit_s, make_where, render_script
 
@@ -347,6 +348,29 @@ def test_the_signal_before_the_time_limit_is_called_that(tmp_path: Path) -> None
     )  # fmt: skip
     with pytest.raises(JobCancelled, match="SIGUSR1, which Slurm sends before its time limit"):
         raise_for_end(record)
+
+
+def test_a_supervisor_that_hangs_after_the_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Agents write the end of a job whose leader is stopped; its guard then waits for ever."""
+    monkeypatch.setattr(following, "_LEAVE_S", 0.1)
+    paths = JobPaths(root=tmp_path / "x")
+    paths.root.mkdir()
+    guard = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    record = JobRecord(
+        job_id="x", name="x", state=jobs.FAILED, created=jobs.now(), host="n", cards=1, target="CPU", argv=(),
+        versions={}, supervisor=ProcessId(pid=guard.pid, started=0.0), verdict={"text": "lost"},
+    )  # fmt: skip
+    jobs.write_record(paths, record)
+    try:
+        with pytest.raises(JobFailed):
+            following.follow_to_end(paths, show.Progress(1), guard)
+    finally:
+        os.kill(guard.pid, signal.SIGKILL)
+        os.waitpid(guard.pid, 0)
+
+    assert f"kill -9 {guard.pid}" in capsys.readouterr().err
 
 
 def test_before_hosts_are_known_status_does_not_show_where_they_are_led_from(tmp_path: Path) -> None:
