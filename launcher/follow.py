@@ -150,13 +150,19 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _sender(signum: int) -> str:
+    """Slurm is told to send SIGUSR1, and nobody else sends it."""
+    name = signal.Signals(signum).name
+    return f"{name}, which Slurm sends before its time limit" if signum == signal.SIGUSR1 else name
+
+
 def raise_for_end(record: JobRecord) -> None:
     """Raises JobFailed with the verdict, or JobCancelled, when the job did not end well."""
     if record.state == jobs.CANCELLED:
         signum = (record.exit_code or 130) - 128
         saved = f"; {record.note}" if record.note else ""
         raise JobCancelled(
-            f"job {record.job_id} stopped by {signal.Signals(signum).name}{saved}; nothing of it is running",
+            f"job {record.job_id} stopped by {_sender(signum)}{saved}; nothing of it is running",
             signum=signum,
             hint=f"launcher resume {record.job_id}",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.jobs import JobPaths
@@ -24,11 +24,10 @@ def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
     moved into the attempt's folder.
     """
     paths.attempt_folder.mkdir(parents=True, exist_ok=False)
-    saved = [saved_moments(paths.checkpoints / f"rank_{rank_id}") for rank_id in range(num_ranks)]
-    common = set.intersection(*(set(files) for files in saved)) if saved else set()
-    if not common:
+    saved = _saved(paths, num_ranks)
+    newest = _newest(saved)
+    if newest is None:
         return None
-    newest = max(common)
     for rank_id, files in enumerate(saved):
         for moment, file in files.items():
             if moment > newest:  # some ranks have it and others not; the new attempt will write it again
@@ -46,6 +45,21 @@ def take_back(paths: JobPaths) -> None:
     for file in paths.attempt_folder.glob("stale/rank_*/*"):
         file.rename(paths.checkpoints / file.parent.name / file.name)
     shutil.rmtree(paths.attempt_folder, ignore_errors=True)
+
+
+def has_got_on(paths: JobPaths, num_ranks: int) -> bool:
+    """Whether there is a complete checkpoint that the attempt of ``paths`` did not begin with."""
+    newest = _newest(_saved(paths, num_ranks))
+    return newest is not None and newest not in saved_moments(paths.resume / "rank_0")
+
+
+def _saved(paths: JobPaths, num_ranks: int) -> list[Mapping[Moment, Path]]:
+    return [saved_moments(paths.checkpoints / f"rank_{rank_id}") for rank_id in range(num_ranks)]
+
+
+def _newest(saved: Sequence[Mapping[Moment, Path]]) -> Moment | None:
+    """The newest moment that all ranks have."""
+    return max(set.intersection(*(set(files) for files in saved)), default=None) if saved else None
 
 
 def saved_moments(folder: Path) -> Mapping[Moment, Path]:

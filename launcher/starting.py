@@ -15,6 +15,7 @@ from launcher.engines import DEFAULT, ENGINES
 from launcher.engines.base import Command
 from launcher.errors import HostError, JobError, SpecError
 from launcher.jobs import JobPaths, JobRecord
+from launcher.known_errors import EN
 from launcher.launch import Launch, Limits, NodePlace, RankPlace, read_launch, write_launch
 from launcher.locks import check_free
 from launcher.plan import LaunchPlan
@@ -138,7 +139,12 @@ def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes] | None:
     if launch.where.get("kind") == "slurm":
         from launcher.where.slurm import submit
 
-        submit(launch, plan.paths, write_job(plan, launch, host=""))
+        record = write_job(plan, launch, host="")
+        try:
+            submit(launch, plan.paths, record)
+        except HostError as error:
+            _never_begun(plan.paths, record, error)
+            raise
         return None
     if not launch.wait_for_locks:
         check_free(launch.locks)
@@ -148,6 +154,13 @@ def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes] | None:
     except OSError as error:
         shutil.rmtree(plan.paths.root, ignore_errors=True)
         raise HostError(f"cannot write {plan.paths.root}: {error}", hint="df -h; or pass --jobs-dir DIR") from error
+
+
+def _never_begun(paths: JobPaths, record: JobRecord, error: HostError) -> None:
+    """The end of a job that its scheduler did not take; else it would be shown as one that waits."""
+    verdict = {"rank_id": None, "reason": error.message, "text": {EN: error.message}}
+    ended = replace(record, state=jobs.FAILED, ended=jobs.now(), exit_code=error.exit_code, verdict=verdict)
+    jobs.write_record(paths, ended)
 
 
 def write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> JobRecord:

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import time
+from dataclasses import replace
 
 from launcher import jobs
 from launcher.atomic import write_atomic
@@ -29,6 +30,8 @@ def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float |
         raise JobError(f"job {record.job_id} is not running: {record.state}", hint=f"launcher status {record.job_id}")
     if record.where.get("kind") == "slurm":
         return _stop_in_slurm(paths, record, save=save, grace_s=grace_s)
+    if record.state == jobs.PLANNED and not record.host:
+        return _stop_before_it_runs(paths, record)
     if record.host != socket.gethostname() and _has_hosts(paths):
         return _stop_from_afar(paths, record, save=save, grace_s=grace_s)
     if record.supervisor is None or not record.supervisor.is_alive():
@@ -66,6 +69,17 @@ def _stop_in_slurm(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: f
     stop(paths, record, wait_s=grace_s * (2 if save else 1) + _SLACK_S)
     ended = _wait(paths, _SLACK_S)
     return ended or ask(record)
+
+
+def _stop_before_it_runs(paths: JobPaths, record: JobRecord) -> JobRecord:
+    """A job that nobody leads: whoever would begin it sees that it has an end, and leaves it."""
+    manifest = paths.root / "kubernetes.yaml"
+    note = (
+        f"it did not run; kubectl delete -f {manifest} takes its pods away" if manifest.exists() else "it did not run"
+    )
+    ended = replace(record, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note=note)
+    jobs.write_record(paths, ended)
+    return ended
 
 
 def _stop_from_afar(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:

@@ -48,6 +48,7 @@ def test_every_command_says_what_it_does_and_shows_an_example() -> None:
         assert command is not None
         assert command.help, name
         assert f"launcher {name}" in command.help, f"{name}: its help has no example"
+        assert "\\b" not in command.help, f"{name}: its help shows a mark that is for click"
 
 
 @pytest.mark.parametrize(

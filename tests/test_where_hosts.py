@@ -134,6 +134,25 @@ def test_a_host_whose_key_is_not_known_is_refused(servers: SshLab, tmp_path: Pat
 
     assert result.returncode == 5
     assert result.stderr.count("Host key verification failed.") == 2
+    assert "ssh-keyscan 10.77.0.2" in result.stderr
+
+
+def test_a_host_whose_key_is_another_is_told_from_one_that_is_not_known(servers: SshLab, tmp_path: Path) -> None:
+    """Its key must not be taken as a new host's is."""
+    known = servers.config.with_name("known").read_text().splitlines()
+    swapped = [
+        f"{address} {key}"
+        for address, key in zip(("10.77.0.2", "10.77.0.1"), (k.split(" ", 1)[1] for k in known), strict=True)
+    ]
+    (tmp_path / "swapped").write_text("\n".join(swapped) + "\n")
+    config = tmp_path / "config"
+    config.write_text(
+        servers.config.read_text().replace(str(servers.config.with_name("known")), str(tmp_path / "swapped"))
+    )
+    result = submit(servers, tmp_path, "--inventory", str(servers.inventory(tmp_path)), config=config)
+
+    assert "ssh-keygen -R 10.77.0.1" in result.stderr
+    assert "ssh-keyscan" not in result.stderr
 
 
 def test_a_jobs_folder_that_hosts_do_not_share_is_found(servers: SshLab, tmp_path: Path) -> None:

@@ -118,11 +118,35 @@ def test_the_pod_is_what_the_official_client_knows(volcano: bool) -> None:
         replace(OPTIONS, namespace="Not ok"),
         replace(OPTIONS, user=0),
         replace(OPTIONS, node_selector=("a=b c",)),
+        replace(OPTIONS, node_selector=("a/b/c=d",)),
+        replace(OPTIONS, node_selector=("a=-b-",)),
+        replace(OPTIONS, volumes=("data.-:/shared",)),
+        replace(OPTIONS, volumes=("data:/shared", "more:/shared/")),
+        replace(OPTIONS, volumes=("data:/",)),
+        replace(OPTIONS, volumes=("data:/a/../b",)),
+        replace(OPTIONS, user=2**31),
+        replace(OPTIONS, shm="lots; rm"),
+        replace(OPTIONS, cpus="0"),
+        replace(OPTIONS, cpus="two\nx"),
     ],
 )
 def test_values_that_make_no_job_are_refused(options: KubernetesOptions) -> None:
     with pytest.raises(SpecError, match="these make no Kubernetes job"):
         make_where(imagined_hosts(2, None, "A2"), options)
+
+
+def test_amounts_and_selectors_that_kubernetes_takes_are_taken() -> None:
+    options = replace(OPTIONS, cpus="1.5", shm="500M", node_selector=("kubernetes.io/arch=arm64", "empty="))
+    assert documents(options)[1]["spec"]["tasks"][0]["template"]["spec"]["nodeSelector"]["empty"] == ""
+
+
+def test_a_variables_name_in_a_folder_is_not_its_value_in_the_pod() -> None:
+    """Kubernetes puts HOME's value for $(HOME) in a command, unless its $ is doubled."""
+    text = render_manifest(launch(), JobPaths(root=Path("/shared/$(HOME) $x/job"))).text
+    job = list(yaml.safe_load_all(text))[1]
+    (container,) = job["spec"]["tasks"][0]["template"]["spec"]["containers"]
+
+    assert container["command"][-1] == "/shared/$$(HOME) $$x/job"
 
 
 def test_names_of_jobs_become_names_of_kubernetes() -> None:
@@ -273,6 +297,18 @@ def test_the_pods_commands_run_the_job(tmp_path: Path, no_survivors: str) -> Non
     assert (job.record().state, codes) == (jobs.SUCCEEDED, [0, 0])
     assert job.paths.rank_log(1).read_text().split()[-3:] == ["on", "node2", "10.77.0.1"]
     wait_until(lambda: not marked(no_survivors), "the end of everything")
+
+
+def test_a_job_that_is_stopped_before_its_pods_come_does_not_run(tmp_path: Path, no_survivors: str) -> None:
+    with lab(2) as made:
+        job = in_pods(tmp_path / "job", "ready(); step(1)", made, no_survivors)
+        stop = [sys.executable, "-m", "launcher", "stop", "job", "--jobs-dir", str(tmp_path)]
+        said = subprocess.run(stop, capture_output=True, text=True, timeout=60, check=True).stdout
+        leader = [sys.executable, "-m", "launcher", "node", "--lead", "--job", str(job.root)]
+        code = subprocess.run(leader, timeout=60, check=False).returncode
+
+    assert "cancelled; it did not run" in said
+    assert (job.record().state, job.record().started, code) == (jobs.CANCELLED, None, 143)
 
 
 def test_a_job_that_failed_in_its_pods_goes_on_when_they_are_made_again(tmp_path: Path, no_survivors: str) -> None:

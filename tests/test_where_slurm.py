@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,13 +22,16 @@ from slurmlab import SlurmLab, slurm_lab
 from supervised import long, marked, report, wait_until
 
 from launcher import jobs
+from launcher.cli import following, show
 from launcher.cluster import Cluster, Device, Host
-from launcher.errors import SpecError
+from launcher.errors import JobCancelled, JobFailed, SpecError
 from launcher.events import read_events
+from launcher.follow import raise_for_end
 from launcher.jobs import JobPaths, JobRecord
-from launcher.launch import Launch, Limits, NodePlace, RankPlace
+from launcher.launch import Launch, Limits, NodePlace, RankPlace, write_launch
+from launcher.processes import ProcessId
 from launcher.where.granted import granted, indices_of, node_names
-from launcher.where.slurm import SlurmOptions, make_where, render_script
+from launcher.where.slurm import SlurmOptions, limit_s, make_where, render_script
 
 TRAIN = """
 from launcher.worker import asked_to_stop_at
@@ -161,9 +165,28 @@ def test_the_signal_before_the_time_limit_saves_and_queues_again(
     job.wait_for_pids()
     assert "--signal=B:USR1@" in (job.root / "slurm.sbatch").read_text()
     slurm.run("scancel", "--batch", "--signal=USR1", job.number)  # as Slurm does it, only sooner
+    wait_until(lambda: job.record().state == jobs.PLANNED, "a place in the queue")
+    slurm.run("scontrol", "hold", job.number)
+    shown = job.launcher("status", job.paths.job_id)
+    slurm.run("scontrol", "release", job.number)
     record = job.end()
 
+    assert re.search(rf"Slurm job {job.number}: pending \(.*\); saved at step \d+\)", shown), shown
     assert (record.state, record.attempt) == (jobs.SUCCEEDED, 2), job.supervisor_log()
+
+
+def test_a_time_limit_that_lets_nothing_be_saved_is_no_reason_to_queue_again(
+    slurm: SlurmLab, tmp_path: Path, no_survivors: str
+) -> None:
+    job = queued(slurm, tmp_path, no_survivors, program="ready()\ntime.sleep(60)", options={"time_limit": "30"})
+    job.start()
+    wait_until(lambda: job.record().state == jobs.RUNNING, "ranks that are ready")
+    slurm.run("scancel", "--batch", "--signal=USR1", job.number)
+    record = job.end()
+
+    assert (record.state, record.attempt) == (jobs.FAILED, 1), job.supervisor_log()
+    assert "Slurm's time limit came before a step was saved" in report(record)
+    assert "with a longer --time" in report(record)
 
 
 @long
@@ -214,6 +237,25 @@ def test_a_node_that_is_drained_gets_no_job(slurm: SlurmLab, tmp_path: Path, no_
     finally:
         slurm.run("scontrol", "update", "nodename=node2", "state=resume")
     assert job.end().state == jobs.SUCCEEDED
+
+
+def test_a_dry_run_shows_the_script_that_slurm_would_get(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
+    job = queued(slurm, tmp_path, no_survivors)
+    shown = job.launcher("submit", "tiny_cpu", "--where", "slurm", "--kind", "CPU", "--partition", "low", "--dry-run")
+
+    assert "\n#SBATCH --partition=low\n" in shown
+    assert "\n  sbatch --parsable slurm.sbatch, and in it\n" in shown
+
+
+def test_a_job_that_sbatch_refuses_does_not_wait_for_ever(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
+    job = queued(slurm, tmp_path, no_survivors)
+    job.root.parent.mkdir(exist_ok=True)
+    said = job.launcher(
+        "submit", "tiny_cpu", "--where", "slurm", "--kind", "CPU", "--partition", "nope", "--detach", code=5
+    )
+
+    assert "Invalid partition name specified" in said
+    assert re.search(r"^state +failed$", job.launcher("status", "last"), re.MULTILINE)
 
 
 def test_slurm_kills_a_node_and_the_job_is_told_from_what_is_left(
@@ -280,6 +322,69 @@ def cluster(hosts: int = 2, cards: int = 8) -> Cluster:
 def test_values_that_sbatch_could_take_for_something_else_are_refused(options: SlurmOptions) -> None:
     with pytest.raises(SpecError, match="cannot be passed to sbatch"):
         make_where(cluster(), options)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1", 60), ("0", None), ("0:30", 60), ("90:01", 91 * 60), ("1:00:00", 3600), ("1-12", 36 * 3600),
+     ("2-0:30", 2 * 86400 + 1800), ("1-1:1:1", 86400 + 3600 + 120)],
+)  # fmt: skip
+def test_time_limits_are_read_as_sbatch_reads_them(text: str, seconds: int | None) -> None:
+    assert limit_s(text) == seconds
+
+
+def test_a_time_limit_that_leaves_no_time_before_its_warning_is_refused() -> None:
+    for text in ("1", "1:30"):
+        with pytest.raises(SpecError, match="pass 3 minutes at the least"):
+            make_where(cluster(), SlurmOptions(time_limit=text), grace_s=30.0)
+    for text in ("3", "0", "1:00:00"):
+        make_where(cluster(), SlurmOptions(time_limit=text), grace_s=30.0)
+
+
+def test_the_signal_before_the_time_limit_is_called_that(tmp_path: Path) -> None:
+    record = JobRecord(
+        job_id="x", name="x", state=jobs.CANCELLED, created=jobs.now(), host="n", cards=1, target="CPU", argv=(),
+        versions={}, exit_code=128 + signal.SIGUSR1,
+    )  # fmt: skip
+    with pytest.raises(JobCancelled, match="SIGUSR1, which Slurm sends before its time limit"):
+        raise_for_end(record)
+
+
+def test_a_supervisor_that_hangs_after_the_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Agents write the end of a job whose leader is stopped; its guard then waits for ever."""
+    monkeypatch.setattr(following, "_LEAVE_S", 0.1)
+    paths = JobPaths(root=tmp_path / "x")
+    paths.root.mkdir()
+    guard = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    record = JobRecord(
+        job_id="x", name="x", state=jobs.FAILED, created=jobs.now(), host="n", cards=1, target="CPU", argv=(),
+        versions={}, supervisor=ProcessId(pid=guard.pid, started=0.0), verdict={"text": "lost"},
+    )  # fmt: skip
+    jobs.write_record(paths, record)
+    try:
+        with pytest.raises(JobFailed):
+            following.follow_to_end(paths, show.Progress(1), guard)
+    finally:
+        os.kill(guard.pid, signal.SIGKILL)
+        os.waitpid(guard.pid, 0)
+
+    assert f"kill -9 {guard.pid}" in capsys.readouterr().err
+
+
+def test_before_hosts_are_known_status_does_not_show_where_they_are_led_from(tmp_path: Path) -> None:
+    paths = JobPaths(root=tmp_path / "x")
+    paths.root.mkdir()
+    write_launch(paths, launch_of(SlurmOptions()))
+    record = JobRecord(
+        job_id="x", name="x", state=jobs.STARTING, created=jobs.now(), host="login", cards=2, target="CPU", argv=(),
+        versions={},
+    )  # fmt: skip
+    shown = show.status(paths, record)
+
+    assert "2 on CPU, 2 hosts," in shown
+    assert "login" not in shown
 
 
 def launch_of(options: SlurmOptions) -> Launch:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @lang_option
 @jobs_dir_option
 def attach(job: str, jobs_dir: Path) -> None:
-    r"""Follow JOB (an id, a unique prefix of one, or "last") to its end, as submit does.
+    """Follow JOB (an id, a unique prefix of one, or "last") to its end, as submit does.
 
     Ctrl-C stops the job; closing the terminal does not.
 
@@ -52,7 +52,7 @@ def _follow(
 @click.option("--grace", "grace_s", type=Seconds(min=0.0), help="Seconds from TERM to KILL; the job's own.")
 @jobs_dir_option
 def stop(job: str, save: bool, grace_s: float | None, jobs_dir: Path) -> None:
-    r"""Stop JOB: TERM to every rank, KILL after the grace, and nothing of it is left. launcher resume goes on with it.
+    """Stop JOB: TERM to every rank, KILL after the grace, and nothing of it is left. launcher resume goes on with it.
 
     \b
     launcher stop last --save
@@ -71,7 +71,7 @@ def stop(job: str, save: bool, grace_s: float | None, jobs_dir: Path) -> None:
 @lang_option
 @jobs_dir_option
 def resume(job: str, detach: bool, jobs_dir: Path) -> None:
-    r"""Go on with JOB, which has failed or was stopped, from its newest step that is complete on all ranks.
+    """Go on with JOB, which has failed or was stopped, from its newest step that is complete on all ranks.
 
     Logs and events of the new attempt go to a folder of their own; those of earlier ones stay.
 

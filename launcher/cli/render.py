@@ -83,10 +83,10 @@ def kubernetes(spec: str, cards: int | None, apply_it: bool, context: str | None
     if apply_it:
         k8s.load_client()
     _write(draft.plan, file)
+    click.echo(f"Job {draft.plan.paths.job_id}: {draft.plan.paths.root / file.path}")
     applied = k8s.apply(file, context=context) if apply_it else []
     for made in applied:
         click.echo(f"created {made}")
-    click.echo(f"Job {draft.plan.paths.job_id}: {draft.plan.paths.root / file.path}")
     click.echo(f"Next: {k8s.shown_next(draft.plan.paths, applied)}")
 
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,12 +24,13 @@ from launcher.events import read_last_events
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.launch import Launch
 from launcher.plan import LaunchPlan
+from launcher.render import RenderedFile
 from launcher.verdict import user_language, verdict_text
 
 
 def plan(plan: LaunchPlan) -> str:
     """The whole plan for people: what would be written, then what would be run."""
-    degrees = plan.degrees
+    degrees, files = plan.degrees, (*plan.files, *_batch_script(plan))
     split = " x ".join(f"{name} {degree}" for name, degree in dataclasses.asdict(degrees).items())
     lines = [
         f"job      {plan.paths.root}",
@@ -37,14 +39,23 @@ def plan(plan: LaunchPlan) -> str:
         f"ranks    {plan.cluster.num_devices} on {plan.cluster.target}: {split}",
         f"steps    {_known(plan.steps)}, {plan.global_batch} rows each",
         "would write",
-        *(f"  {plan.paths.root / file.path}  ({len(file.text.encode())} bytes)" for file in plan.files),
+        *(f"  {plan.paths.root / file.path}  ({len(file.text.encode())} bytes)" for file in files),
         *(f"  {plan.paths.root / link.path} -> {link.target}" for link in plan.links),
         "would run",
         *_commands(plan),
     ]
-    for file in plan.files:
+    for file in files:
         lines += ["", f"--- {file.path}", file.text.rstrip()]
     return "\n".join(lines)
+
+
+def _batch_script(plan: LaunchPlan) -> list[RenderedFile]:
+    """What Slurm would be given."""
+    if not plan.launch or plan.launch.where.get("kind") != "slurm":
+        return []
+    from launcher.where.slurm import render_script
+
+    return [render_script(plan.launch, plan.paths, plan.spec.name)]
 
 
 def _commands(plan: LaunchPlan) -> list[str]:
@@ -62,7 +73,8 @@ def _node_commands(plan: LaunchPlan, launch: Launch) -> list[str]:
     from launcher.where.agents import agent_starts
 
     starts = agent_starts(launch, plan.paths)
-    lines = [f"  {Command(argv=start.command.argv)}" for start in starts[:_SHOWN_NODES]]
+    lines = [f"  sbatch --parsable {file.path}, and in it" for file in _batch_script(plan)]
+    lines += [f"  {Command(argv=start.command.argv)}" for start in starts[:_SHOWN_NODES]]
     lines += [f"  ... and {len(starts) - _SHOWN_NODES} more"] if len(starts) > _SHOWN_NODES else []
     for node in launch.nodes[:_SHOWN_NODES]:
         lines.append(f"  on {node.name}:")
@@ -320,12 +332,21 @@ def status(paths: JobPaths, record: JobRecord) -> str:
 
 def _on_hosts(paths: JobPaths, record: JobRecord) -> str:
     """Its host, or its hosts as this attempt found them."""
-    try:
-        nodes = [node["name"] for node in json.loads(paths.start.read_text(encoding="utf-8"))["nodes"]]
-    except (OSError, ValueError, KeyError):
-        return f", host {record.host}" if record.host else ""
+    nodes = _nodes_in(paths.start)
+    if not nodes and (planned := len(_nodes_in(paths.launch))):  # record.host is only where they are led from
+        return f", {planned} host{'s' * (planned > 1)}"
+    if len(nodes) < 2:
+        host = nodes[0] if nodes else record.host
+        return f", host {host}" if host else ""
     shown = ", ".join(nodes[:_SHOWN_NODES]) + (f" and {len(nodes) - _SHOWN_NODES} more" * (len(nodes) > _SHOWN_NODES))
     return f", {len(nodes)} hosts ({shown})"
+
+
+def _nodes_in(file: Path) -> list[str]:
+    try:
+        return [node["name"] for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]]
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def _rank_line(rank: RankProgress) -> str:

@@ -56,7 +56,7 @@ def submit(
     from launcher.cli import show
 
     place, run = split_options(more)
-    where = make_where(place, cards)
+    where = make_where(place, cards, grace_s=run["grace_s"])
     make_draft = partial(
         submission.draft,
         spec,

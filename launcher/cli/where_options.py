@@ -72,7 +72,7 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     )
 
 
-def make_where(options: dict[str, Any], cards: int | None) -> Where | None:
+def make_where(options: dict[str, Any], cards: int | None, *, grace_s: float) -> Where | None:
     """What the options ask for; None for this host. Raises SpecError for options that do not go together."""
     kind = options["where"]
     _refuse_strangers(kind, options)
@@ -85,7 +85,8 @@ def make_where(options: dict[str, Any], cards: int | None) -> Where | None:
         from launcher.where.slurm import make_where as slurm
 
         given = {name: options[name] for name in ("partition", "account", "time_limit", "gres", "exclusive", "sbatch")}
-        return slurm(counted_cluster(options, cards), SlurmOptions(**given, requeue=not options["no_requeue"]))
+        asked = SlurmOptions(**given, requeue=not options["no_requeue"])
+        return slurm(counted_cluster(options, cards), asked, grace_s=grace_s)
     from launcher.errors import SpecError
 
     raise SpecError(

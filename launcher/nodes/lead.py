@@ -498,7 +498,13 @@ class Lead:
         saved = {node.end["saved_step"] for node in self._nodes if node.end}
         lost = [f"{node.name} did not answer when the job was stopped" for node in self._nodes if node.lost]
         step = saved.pop() if len(saved) == 1 and not lost else None
-        return Outcome(state=jobs.CANCELLED, saved_step=step, warnings=(*self._warnings, *lost), later=self._later())
+        warnings = (*self._warnings, *lost)
+        if self.launch.where.get("kind") == "slurm":
+            from launcher.where.slurm import in_vain
+
+            if verdict := in_vain(self.launch, self.paths):
+                return Outcome(state=jobs.FAILED, verdict=verdict, warnings=warnings)
+        return Outcome(state=jobs.CANCELLED, saved_step=step, warnings=warnings, later=self._later())
 
     def _later(self) -> str | None:
         """How it comes that the job goes on later, by its scheduler; None when it does not."""

@@ -9,7 +9,10 @@ from launcher.known_errors import EN, ZH
 from launcher.launch import NodePlace, RankPlace
 from launcher.verdict import Verdict
 
-_NEXT = {EN: "next: launcher resume JOB, without that host if it stays away", ZH: "下一步：launcher resume JOB"}
+_NEXT = {
+    EN: "next: launcher resume JOB, once that host is back; a scheduler may give another",
+    ZH: "下一步：主机恢复后（或由调度器另行分配）launcher resume JOB",
+}
 
 
 def span(ranks: Sequence[int]) -> str:

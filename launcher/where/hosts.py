@@ -186,7 +186,7 @@ def _check(launch: Launch, job_id: str, address: str, token: Path) -> Checked:
     took_s = time.monotonic() - began
     found = _parse(result)
     if isinstance(found, str):
-        return Checked(address=address, took_s=took_s, fault=found)
+        return Checked(address=address, took_s=took_s, fault=found + _what_to_do(result.stderr, address))
     return Checked(address=address, took_s=took_s, ahead_s=found.time - before - took_s / 2, found=found)
 
 
@@ -198,6 +198,18 @@ def _parse(result: ProgramResult) -> Registration | str:
         said = (result.stderr.strip() or result.stdout.strip()).splitlines()
         error = next((line.removeprefix("error: ") for line in said if line.startswith("error: ")), None)
         return error or (said[-1] if said else result.fault or "it said nothing")
+
+
+# What ssh says, and what to type for it; the first that fits.
+_SSH_SAYS = (
+    ("HOST IDENTIFICATION HAS CHANGED", "its key is another than before: if you know why, ssh-keygen -R {}"),
+    ("Host key verification failed", "ssh-keyscan {} tells its key, for the known_hosts file that ssh uses"),
+    ("Permission denied", "ssh-copy-id {} lets your key in"),
+)
+
+
+def _what_to_do(said: str, address: str) -> str:
+    return next((f" ({advice.format(address)})" for words, advice in _SSH_SAYS if words in said), "")
 
 
 def clock_notes(checked: Sequence[Checked]) -> list[str]:

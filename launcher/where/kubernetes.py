@@ -33,8 +33,14 @@ RINGS_FILE = "hccl.json"
 _RING = {"910": "ascend-910", "A2": "ascend-910b", "A3": "ascend-910b", "310P": "ascend-310P", "950": "ascend-910b"}
 _RESOURCE = {"310P": "huawei.com/Ascend310P"}
 
-_VOLUME = re.compile(r"(?P<claim>[a-z0-9][a-z0-9.-]{0,252}):(?P<path>/[^:\n]*)")
-_PAIR = re.compile(r"(?P<key>[A-Za-z0-9][A-Za-z0-9_./-]{0,316})=(?P<value>[A-Za-z0-9_.-]{0,63})")
+_SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+_WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+_VOLUME = re.compile(rf"(?P<claim>{_SUBDOMAIN}):(?P<path>/[^:\n]*)")
+_PAIR = re.compile(rf"(?P<key>({_SUBDOMAIN}/)?{_WORD})=(?P<value>({_WORD})?)")
+# Amounts as Kubernetes writes them, without zero: "16Gi", "500m", "1.5".
+_AMOUNT = re.compile(r"(?=.*[1-9])\d{1,15}(\.\d{1,3})?(m|k|[KMGTP]i?)?")
+# The largest user id that Kubernetes takes (core/v1 SecurityContext).
+_MOST_ID = 2**31 - 1
 _DNS = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -61,19 +67,39 @@ def make_where(cluster: Cluster, options: KubernetesOptions) -> Where:
         f"--volume {volume!r}: write CLAIM:/PATH" for volume in options.volumes if not _VOLUME.fullmatch(volume)
     ]
     problems += [] if options.volumes else ["--volume CLAIM:/PATH is needed: the folder that all pods share"]
+    problems += _bad_paths(options)
     problems += [f"--node-selector {p!r}: write KEY=VALUE" for p in options.node_selector if not _PAIR.fullmatch(p)]
     if not re.fullmatch(r"[^\s\x00-\x1f]+", options.image):
-        problems.append(f"--image {options.image!r}")
+        problems.append(f"--image {options.image!r}: write NAME:TAG without blanks")
     problems += [
         f"--{name} {value!r}: lower-case letters, digits and -"
         for name, value in (("namespace", options.namespace), ("queue", options.queue))
         if not _DNS.fullmatch(value)
     ]
+    problems += [
+        f"--{name} {value!r}: write an amount, such as {example}"
+        for name, value, example in (("shm", options.shm, "16Gi"), ("cpus", options.cpus, "8"))
+        if value is not None and not _AMOUNT.fullmatch(value)
+    ]
     if options.user < 1 or options.group < 1:
         problems.append(f"--user {options.user}:{options.group}: pods do not run as root")
+    if max(options.user, options.group) > _MOST_ID:
+        problems.append(f"--user {options.user}:{options.group}: {_MOST_ID} at the most")
     if problems:
         raise SpecError("these make no Kubernetes job", problems=problems)
     return Where(kind="kubernetes", cluster=cluster, settings={"kind": "kubernetes", "options": asdict(options)})
+
+
+def _bad_paths(options: KubernetesOptions) -> list[str]:
+    """A pod mounts nothing twice at one path, nor over its own root; and ".." would hide what a path is."""
+    paths = [PurePosixPath(mount["path"]) for mount in mounts(options)]
+    problems = [f"--volume ...:{path}: a folder below / and without .." for path in paths if _is_odd(path)]
+    twice = sorted({str(path) for path in paths if paths.count(path) > 1})
+    return problems + [f"--volume ...:{path} stands twice" for path in twice]
+
+
+def _is_odd(path: PurePosixPath) -> bool:
+    return ".." in path.parts or len(path.parts) < 2
 
 
 def options_of(launch: Launch) -> KubernetesOptions:
@@ -152,7 +178,11 @@ def _context(launch: Launch, paths: JobPaths, options: KubernetesOptions) -> dic
         "user": options.user,
         "group": options.group,
         "image": options.image,
-        "command": [options.python, "-m", "launcher", "node", "--first-leads", "--job", str(paths.root)],
+        "command": [
+            # Kubernetes puts the value of a variable for $(NAME) in a command, and $ for $$.
+            word.replace("$", "$$")
+            for word in (options.python, "-m", "launcher", "node", "--first-leads", "--job", str(paths.root))
+        ],
         "variables": {"LAUNCHER_ENGINE": launch.engine},
         "resources": resources,
         "volumes": mounts(options),

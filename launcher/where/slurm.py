@@ -23,8 +23,11 @@ from launcher.discover.programs import find_program, run_program
 from launcher.engines.base import Command
 from launcher.errors import HostError, JobError, SpecError
 from launcher.jobs import JobPaths, JobRecord
+from launcher.known_errors import EN, ZH
 from launcher.launch import Launch
 from launcher.render import RenderedFile, environment, render
+from launcher.resume import has_got_on
+from launcher.verdict import Verdict
 from launcher.where import Where
 from launcher.where.agents import AgentStart, agent_argv, package_env
 from launcher.where.granted import node_names
@@ -42,6 +45,9 @@ _OWN = (
     "job-name", "nodes", "ntasks", "ntasks-per-node", "output", "error", "open-mode", "signal", "requeue", "no-requeue",
     "wrap", "array", "chdir", "parsable", "partition", "account", "time", "gres", "exclusive", "export", "input",
 )  # fmt: skip
+
+# Slurm may send the signal before the time limit so much sooner than it was told (sbatch(1), --signal).
+EARLY_S = 60
 
 # States in which Slurm will not run the job any more (squeue(1), JOB STATE CODES).
 _OVER = frozenset(
@@ -62,9 +68,10 @@ class SlurmOptions:
     sbatch: tuple[str, ...] = ()
 
 
-def make_where(cluster: Cluster, options: SlurmOptions) -> Where:
-    """Raises SpecError with every value that sbatch could take for something else."""
+def make_where(cluster: Cluster, options: SlurmOptions, *, grace_s: float = 0.0) -> Where:
+    """Raises SpecError with every value that sbatch could take for something else, or that leaves no time to train."""
     problems = [*_bad_values(options), *_bad_extra(options.sbatch)]
+    problems += [] if problems else _too_short(options, warning_s(grace_s))
     if options.gres and (match := _GRES.fullmatch(options.gres)) and int(match[1]) < len(cluster.hosts[0].devices):
         problems.append(f"--gres {options.gres}: the job needs {len(cluster.hosts[0].devices)} on each node")
     if problems:
@@ -74,12 +81,38 @@ def make_where(cluster: Cluster, options: SlurmOptions) -> Where:
 
 def _bad_values(options: SlurmOptions) -> list[str]:
     checks = (
-        ("partition", options.partition, _NAME),
-        ("account", options.account, _NAME),
-        ("time", options.time_limit, _LIMIT),
-        ("gres", options.gres, _GRES),
+        ("partition", options.partition, _NAME, "a name without blanks and quotes"),
+        ("account", options.account, _NAME, "a name without blanks and quotes"),
+        ("time", options.time_limit, _LIMIT, "minutes, 2:00:00 or 1-12"),
+        ("gres", options.gres, _GRES, "NAME:N, such as npu:8"),
     )
-    return [f"--{name} {value!r}" for name, value, form in checks if value is not None and not form.fullmatch(value)]
+    return [
+        f"--{name} {value!r}: write {form}"
+        for name, value, pattern, form in checks
+        if value is not None and not pattern.fullmatch(value)
+    ]
+
+
+def _too_short(options: SlurmOptions, warning: int) -> list[str]:
+    limit = limit_s(options.time_limit) if options.time_limit else None
+    least = warning + EARLY_S
+    if limit is None or limit > least:
+        return []
+    return [
+        (
+            f"--time {options.time_limit} is {limit} s, and ranks are asked to save up to {least} s before it ends: "
+            f"pass {least // 60 + 1} minutes at the least, much more to get on"
+        )
+    ]
+
+
+def limit_s(text: str) -> int | None:
+    """Seconds of a time limit as sbatch reads it, in whole minutes; None for 0, which is no limit (sbatch(1))."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    seconds = int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
+    return -(-seconds // 60) * 60 or None
 
 
 def _bad_extra(pairs: Sequence[str]) -> list[str]:
@@ -149,7 +182,10 @@ def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
     number = result.stdout.strip().split(";")[0]
     if not number.isdecimal():
         said = (result.stderr or result.fault).strip()
-        raise HostError(f"sbatch refused the job: {said}", hint=f"the script is {paths.root / script.path}")
+        raise HostError(
+            f"sbatch refused the job: {said}",
+            hint=f"correct the option and submit anew; what sbatch was given is {paths.root / script.path}",
+        )
     record = replace(record, where={"kind": "slurm", "id": number}, note=f"Slurm job {number}: queued")
     jobs.write_record(paths, record)
     return record
@@ -201,16 +237,37 @@ def requeue_note(launch: Launch, paths: JobPaths) -> str | None:
 
     A stop by ``launcher stop`` is written in the job's folder, one by scancel is known to Slurm.
     """
-    number = os.environ.get("SLURM_JOB_ID")
-    try:
-        stopped = bool(paths.control.read_text(encoding="utf-8").strip())
-    except OSError:
-        stopped = False
-    if number is None or stopped or not launch.where["options"]["requeue"]:
+    number = _number_to_requeue(launch, paths)
+    if number is None:
         return None
     if state_of(number) == "RUNNING":
         return f"Slurm job {number}: queued again at its time limit"
     return f"Slurm job {number}: preempted, queued again" if _queued_again(number) else None
+
+
+def _number_to_requeue(launch: Launch, paths: JobPaths) -> str | None:
+    try:
+        stopped = bool(paths.control.read_text(encoding="utf-8").strip())
+    except OSError:
+        stopped = False
+    return None if stopped or not launch.where["options"]["requeue"] else os.environ.get("SLURM_JOB_ID")
+
+
+def in_vain(launch: Launch, paths: JobPaths) -> Verdict | None:
+    """The verdict on an attempt that the time limit ended with nothing saved that it had not begun with.
+
+    The next one would end like it, and so on for ever.
+    """
+    number = _number_to_requeue(launch, paths)
+    if number is None or state_of(number) != "RUNNING" or has_got_on(paths, len(launch.ranks)):
+        return None
+    en = "Slurm's time limit came before a step was saved that was not saved before; queued again it would end the same"
+    zh = "在保存新的 step 之前已到 Slurm 时限；再次排队结果相同"
+    text = {
+        EN: f"{en}\n  next: launcher submit with a longer --time, or without --time",
+        ZH: f"{zh}\n  下一步：launcher submit，加大 --time 或不设 --time",
+    }
+    return Verdict(rank_id=None, reason=en, step=None, kind="time_limit", text=text)
 
 
 def _queued_again(number: str) -> bool:
@@ -258,7 +315,8 @@ def ask(record: JobRecord) -> JobRecord:
         return record
     state = state_of(number)
     if state in ("PENDING", "CONFIGURING"):
-        return replace(record, note=f"Slurm job {number}: {state.lower()} ({reason_of(number)})")
+        _, saved, step = (record.note or "").partition("; saved at ")
+        return replace(record, note=f"Slurm job {number}: {state.lower()} ({reason_of(number)}){saved}{step}")
     if state is None or state in _OVER:
         text = f"Slurm job {number} is {'gone' if state is None else state}, and the job left no end of its own"
         nodes = f"scontrol show job {number}; sacct -j {number}"
@@ -280,7 +338,8 @@ def stop(paths: JobPaths, record: JobRecord, *, wait_s: float) -> None:
         run_program("scancel", number)
         current = jobs.read_record(paths) or record
         if not current.is_final:
-            ended = replace(current, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note="before it ran again")
+            note = "before it ran" if current.started is None else "before it ran again"
+            ended = replace(current, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note=note)
             jobs.write_record(paths, ended)
         return
     run_program("scancel", "--batch", "--signal=TERM", number)
