@@ -365,7 +365,7 @@ def test_a_supervisor_that_hangs_after_the_end_is_not_waited_for(
     jobs.write_record(paths, record)
     try:
         with pytest.raises(JobFailed):
-            following.follow_to_end(paths, show.Progress(1), guard)
+            following.follow_to_end(paths, show.Progress(1), [], guard)
     finally:
         os.kill(guard.pid, signal.SIGKILL)
         os.waitpid(guard.pid, 0)
