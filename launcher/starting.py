@@ -6,7 +6,10 @@ import json
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from launcher import installed, jobs, supervise
 from launcher.atomic import write_atomic
@@ -115,10 +118,29 @@ def main_command(launch: Launch, paths: JobPaths) -> Command:
     return next(program.command for program in launch.programs(paths) if program.name != "scheduler")
 
 
-def write_files(plan: LaunchPlan) -> None:
-    """Make the job's folder with everything the plan says. The folder must not exist."""
+@contextmanager
+def _new_folder(root: Path) -> Iterator[None]:
+    """``root``, made for what is written inside; nothing of it is left when that fails, and what was there stays."""
+    try:
+        root.mkdir(parents=True)
+    except FileExistsError as error:
+        raise JobError(f"{root} exists", hint="launcher submit again: the job gets another id") from error
+    except OSError as error:
+        raise _cannot_write(root, error) from error
+    try:
+        yield
+    except OSError as error:
+        shutil.rmtree(root, ignore_errors=True)
+        raise _cannot_write(root, error) from error
+
+
+def _cannot_write(root: Path, error: OSError) -> HostError:
+    return HostError(f"cannot write {root}: {error}", hint="df -h; or pass --jobs-dir DIR")
+
+
+def _write_files(plan: LaunchPlan) -> None:
+    """Everything the plan says, in the job's folder."""
     paths = plan.paths
-    paths.root.mkdir(parents=True, exist_ok=False)
     for file in plan.files:
         write_atomic(paths.root / file.path, file.text)
     for link in plan.links:
@@ -148,12 +170,9 @@ def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes] | None:
         return None
     if not launch.wait_for_locks:
         check_free(launch.locks)
-    try:
-        write_job(plan, launch)
+    with _new_folder(plan.paths.root):
+        _write_job(plan, launch)
         return supervise.start(plan.paths)
-    except OSError as error:
-        shutil.rmtree(plan.paths.root, ignore_errors=True)
-        raise HostError(f"cannot write {plan.paths.root}: {error}", hint="df -h; or pass --jobs-dir DIR") from error
 
 
 def _never_begun(paths: JobPaths, record: JobRecord, error: HostError) -> None:
@@ -164,8 +183,16 @@ def _never_begun(paths: JobPaths, record: JobRecord, error: HostError) -> None:
 
 
 def write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> JobRecord:
-    """Write the job's folder with its record. ``host``: where the leader will be; here if None."""
-    write_files(plan)
+    """Write the job's folder with its record. ``host``: where the leader will be; here if None.
+
+    Raises JobError when the folder exists, HostError when it cannot be written.
+    """
+    with _new_folder(plan.paths.root):
+        return _write_job(plan, launch, host=host)
+
+
+def _write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> JobRecord:
+    _write_files(plan)
     write_launch(plan.paths, launch)
     record = JobRecord(
         job_id=plan.paths.job_id,

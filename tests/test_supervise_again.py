@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from supervised import LIMITS, Supervised, wait_until
@@ -311,3 +313,14 @@ def test_a_restart_waits_for_cards_that_are_still_open(tmp_path: Path) -> None:
     assert wait_until_free([5], give_up=lambda: False, root=tmp_path)
     handle.unlink()
     assert wait_until_free([4], give_up=lambda: False, root=tmp_path)
+
+
+def test_a_folder_that_a_new_job_would_have_stays_when_there_is_one(tmp_path: Path) -> None:
+    supervised = Supervised(root=tmp_path / "job", program="", mark="none", ranks=1)
+    supervised.root.mkdir()
+    (supervised.root / "of another job").touch()
+    plan: Any = SimpleNamespace(paths=JobPaths(root=supervised.root))
+    with pytest.raises(JobError, match="job exists"):
+        starting.begin(plan, supervised.launch())
+
+    assert [path.name for path in supervised.root.iterdir()] == ["of another job"]
