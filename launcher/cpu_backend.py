@@ -22,8 +22,10 @@ def prepare_training(num_ranks: int) -> None:
         _replace_barrier()
 
 
-def be_scheduler() -> None:
+def be_scheduler() -> bool:
     """Be MindSpore's scheduler until the ranks have gone, with nothing of MindSpore loaded but its C++ library.
+
+    False, with nothing done, where that was not tried: in another version of mindspore.
 
     ``mindspore.communication.init`` comes to this call in a scheduler (mindspore 2.9.0, communication/management.py).
     Importing the rest takes 2 s of a core that the ranks, which are importing too, have for themselves this way.
@@ -31,12 +33,10 @@ def be_scheduler() -> None:
     """
     folder = package_folder("mindspore", _TRIED_VERSION)
     if folder is None:
-        from mindspore.communication import init
-
-        init()
-        return
+        return False
     put_bare("mindspore", folder)
     importlib.import_module("mindspore._c_expression").init_cluster()
+    return True
 
 
 def prepare_generation(model: Any) -> None:

@@ -123,8 +123,8 @@ def schedule(paths: JobPaths) -> None:
     if _is_on_cpu(paths):
         from launcher import cpu_backend
 
-        cpu_backend.be_scheduler()
-        return
+        if cpu_backend.be_scheduler():
+            return
     from mindspore.communication import init
 
     init()
