@@ -66,6 +66,7 @@ def test_every_command_says_what_it_does_and_shows_an_example() -> None:
         (["submit", "--grace", "nan"], 2, "nan is no number of seconds"),
         (["submit", "--hang-timeout", "0"], 2, "0.0 is not in the range x>0"),
         (["stop", "--grace", "nan"], 2, "nan is no number of seconds"),
+        (["serve", "last", "--timeout", "nan"], 2, "nan is no number of seconds"),
         (["submit", "--checkpoint", "none.ckpt"], 4, "checkpoint none.ckpt does not exist"),
         (["submit", "--checkpoint", ""], 2, "--checkpoint is empty"),
         (["status"], 6, "there are no jobs"),

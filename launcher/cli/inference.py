@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.options import Decorated, jobs_dir_option
+from launcher.cli.options import Decorated, NumberRange, jobs_dir_option
 
 if TYPE_CHECKING:
     from launcher.inference.sampling import GenerationSpec
     from launcher.inference.sources import Given, Model
 
 _PATH = click.Path(path_type=Path)
-
-
-class _Number(click.FloatRange):
-    """A FloatRange without nan, which is on no side of any bound."""
-
-    name = "float range"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number: float = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail("nan is no number", param, ctx)
-        return number
-
-
 _MODEL = (
     click.option("--adapter", metavar="JOB|PATH", help="LoRA on top of MODEL, kept apart: a job, a folder or a file."),
     click.option("--config", type=_PATH, help="launcher_model.json or config.json of a weights file."),
@@ -44,18 +29,18 @@ _SAMPLING = (
     click.option("--max-new-tokens", type=click.IntRange(min=1), help="Most tokens of an answer."),
     click.option(
         "--temperature",
-        type=_Number(min=0, max=100),
+        type=NumberRange(min=0, max=100),
         help="0 is greedy: always the likeliest token.",
     ),
     click.option("--top-k", type=click.IntRange(min=0), help="Sample among the K likeliest; 0 is all."),
     click.option(
         "--top-p",
-        type=_Number(min=0, max=1, min_open=True),
+        type=NumberRange(min=0, max=1, min_open=True),
         help="Sample among the likeliest that make up P together.",
     ),
     click.option(
         "--repetition-penalty",
-        type=_Number(min=0, max=100, min_open=True),
+        type=NumberRange(min=0, max=100, min_open=True),
         help="Above 1, what was said becomes less likely.",
     ),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same text."),

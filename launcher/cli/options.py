@@ -14,14 +14,23 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Decorator = Callable[[Decorated], Decorated]
 
 
-class Seconds(click.FloatRange):
-    """A number of seconds in a range; "nan", which is in every range, is refused."""
+class NumberRange(click.FloatRange):
+    """A FloatRange without "nan", which is in every range."""
+
+    name = "float range"
+    meaning = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        seconds = super().convert(value, param, ctx)
-        if math.isnan(seconds):
-            self.fail(f"{value} is no number of seconds.", param, ctx)
-        return seconds
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is no {self.meaning}.", param, ctx)
+        return number
+
+
+class Seconds(NumberRange):
+    """A number of seconds in a range."""
+
+    meaning = "number of seconds"
 
 
 jobs_dir_option: Decorator[Any] = click.option(

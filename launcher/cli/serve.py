@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from launcher.cli.inference import find, generation_spec, model_options, sampling_options
+from launcher.cli.options import Seconds
 
 
 @click.command()
@@ -22,9 +23,7 @@ from launcher.cli.inference import find, generation_spec, model_options, samplin
 @click.option("--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Longest answer.")
 @click.option("--max-body", type=click.IntRange(min=1), default=1 << 20, show_default=True, help="Bytes of a request.")
 @click.option("--max-waiting", type=click.IntRange(min=1), default=32, show_default=True, help="Requests that wait.")
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0.1), default=300.0, show_default=True, help="Seconds."
-)
+@click.option("--timeout", "timeout_s", type=Seconds(min=0.1), default=300.0, show_default=True, help="Seconds.")
 @sampling_options
 def serve(reference: str, **options: Any) -> None:
     """Answer over HTTP as OpenAI's chat completions and models do. For trying a model out, not for production.
