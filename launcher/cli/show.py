@@ -112,10 +112,11 @@ def _seconds_between(begin: str | None, end: str | None) -> float:
 
 
 class Progress:
-    """A bar with step, loss, learning rate and time left, fed by events of rank 0; lines where there is no terminal."""
+    """A bar with step, loss, learning rate and time left, fed by the events of one rank; lines where there is no
+    terminal. ``loss_rank``: the rank whose loss is the run's."""
 
-    def __init__(self, steps: int | None) -> None:
-        self._steps = steps
+    def __init__(self, steps: int | None, loss_rank: int = 0) -> None:
+        self._steps, self._loss_rank = steps, loss_rank
         self._times: deque[float] = deque(maxlen=50)
         self._compiled = False
         self._bar: Any = None
@@ -159,8 +160,8 @@ class Progress:
         self._bar.console.print(line, highlight=False, markup=False) if self._bar else click.echo(line, err=True)
 
     def note(self, event: dict[str, Any]) -> None:
-        """Take an event of any rank; only rank 0's are shown."""
-        if event.get("rank_id") != 0:
+        """Take an event of any rank; only one rank's are shown."""
+        if event.get("rank_id") != self._loss_rank:
             return
         if event["event"] == "step":
             self._note_step(event)
@@ -231,7 +232,7 @@ def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None =
     found = store.all() if chosen is None else chosen
     rows = [("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS")]
     for paths, record in found:
-        steps = progress_of(paths, 0).steps
+        steps = progress_of(paths, jobs.loss_rank(paths, record.cards)).steps
         step, loss = (str(steps[-1]["step"]), _number(steps[-1]["loss"], ".4f")) if steps else ("-", "-")
         cards = f"{record.cards} {record.target}"
         rows.append((record.job_id, record.state, cards, _local(record.created), step, loss))
