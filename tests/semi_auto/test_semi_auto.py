@@ -194,11 +194,11 @@ def test_a_merged_model_answers_and_is_exported(semi_auto: SemiAuto) -> None:
     shop = semi_auto.shop
     job = semi_auto.submit("answers", "--engine", "direct", "--checkpoint", "whole")
     shop.launcher("merge-ckpt", job.record.job_id)
-    options = ("--format", "json", "--max-new-tokens", "8")
-    merged = json.loads(shop.launcher("infer", job.record.job_id, "--prompt", "1 + 2", *options).stdout)
+    options = ("--format", "jsonl", "--max-new-tokens", "8")
+    answer = json.loads(shop.launcher("infer", job.record.job_id, "--prompt", "1 + 2", *options).stdout)
     shop.launcher("merge-ckpt", job.record.job_id, "--format", "hf", "-o", "exported")
 
-    assert merged[0]["new_tokens"] > 0
+    assert answer["new_tokens"] > 0
     weights = load_file(shop.folder / "exported" / "model.safetensors")
     own = load_file(job.paths.merged / "model.safetensors")
     assert weights["model.embed_tokens.weight"].tobytes() == own["model.tok_embeddings.embedding_weight"].tobytes()
