@@ -68,7 +68,7 @@ def llama(
             lora_a, lora_b = adapters_of(name)
             found[lora_a] = (rng.standard_normal((RANK, shape[1])) * 0.1).astype(dtype)
             found[lora_b] = (rng.standard_normal((shape[0], RANK)) * 0.1).astype(dtype)
-            found[f"adam_m.{lora_a}"] = np.zeros((RANK, shape[1]), np.float32)
+            found |= {f"{moment}.{lora_a}": np.zeros((RANK, shape[1]), np.float32) for moment in ("adam_m", "adam_v")}
     found[GLOBAL_STEP] = np.array([7], np.int32)
     found["loss_scale"] = np.array(1.0, np.float32)
     return found

@@ -21,12 +21,15 @@ AnyPath = Union[str, "PathLike[str]"]
 
 
 def list_steps(folder: AnyPath, *, complete: bool = True) -> list[steps.Step]:
-    """The steps in ``folder``, oldest first. complete: only those that all ranks saved.
+    """The steps in ``folder``, oldest first. complete: only those that all ranks saved, in files that are whole.
 
     Raises CheckpointError when there are no shards, or a rank's folder is missing.
     """
     shards = find_shards(Path(folder))
-    return [step for step in steps.list_steps(shards) if not (complete and shards.missing(step.moment))]
+    found = steps.list_steps(shards)
+    if not complete:
+        return found
+    return [step for step in found if not (shards.missing(step.moment) or steps.damaged_ranks(shards, step.moment))]
 
 
 class OpenStep(Mapping[str, Array]):

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,6 +45,64 @@ def whole_folder(target: Path, *, replace: bool) -> Iterator[Path]:
         if handle >= 0:
             os.close(handle)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def real_path(target: Path) -> Path:
+    """``target`` with links followed: a link stays, and what it leads to is written."""
+    return Path(os.path.realpath(target)) if os.path.islink(target) else target
+
+
+@contextmanager
+def only_writer(target: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Be the only process that writes ``target``; ``on_wait`` is called when another has to end first.
+
+    Where the file system has no locks, or a lock may not be made, writing is not kept apart: the first to end wins.
+    """
+    path = target.parent / f".{target.name[:100]}.lock"
+    try:
+        handle = _lock(path, on_wait)
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextmanager
+def only_new(target: Path) -> Iterator[Path]:
+    """Where ``target`` leads to, with no other process that writes it. Raises CheckpointError when it is there."""
+    place = real_path(target)
+    with only_writer(place):
+        if is_taken(place):
+            raise CheckpointError(f"{target} exists", hint="give another --output")
+        yield place
+
+
+def _lock(path: Path, on_wait: Callable[[], None] | None) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _wait_for(handle, on_wait)
+            # Who had it before removes the file: this lock counts when it is still the one to be found.
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _wait_for(handle: int, on_wait: Callable[[], None] | None) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if on_wait is not None:
+            on_wait()
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _scratch_prefix(target: Path) -> str:

@@ -15,7 +15,7 @@ class LayoutError(ValueError):
     """A layout that does not fit the shape of a tensor or of a slice."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Box:
     """``size`` elements along each axis of the whole tensor from ``start`` on; row ``row`` of the slice comes first."""
 
@@ -24,7 +24,7 @@ class Box:
     row: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
     """Which part of a tensor a device holds: its index along each axis, and among the optimizer's cuts of axis 0."""
 

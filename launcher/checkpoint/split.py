@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoint import names
-from launcher.checkpoint.folder import check_target, is_taken, sync_file, whole_folder
+from launcher.checkpoint.folder import check_target, only_new, sync_file, whole_folder
+from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, optimizer_cuts, slice_shape
+from launcher.checkpoint.model_check import check_floats
 from launcher.checkpoint.strategy import Layout, write_strategy
 from launcher.checkpoint.stream import plan_file, write_file
 from launcher.checkpoint.tensorfile import SAFETENSORS, Entry, TensorFile
@@ -119,8 +121,11 @@ def split(source: TensorFile, target: Path, plan: SplitPlan, *, file_format: str
     Raises CheckpointError when ``target`` exists, names are not MindFormers' or a tensor cannot be cut; HostError
     when the disk is full.
     """
-    if is_taken(target):
-        raise CheckpointError(f"{target} exists", hint="give another --output")
+    with only_new(target) as place:
+        return _split(source, place, plan, file_format)
+
+
+def _split(source: TensorFile, target: Path, plan: SplitPlan, file_format: str) -> int:
     _check_names(source)
     layers = names.num_layers(source.entries)
     if plan.pipeline_stage > max(1, layers):
@@ -143,6 +148,7 @@ def _check_names(source: TensorFile) -> None:
         raise CheckpointError(
             f"{source.path} has no weights by MindFormers' names", hint="launcher convert-ckpt makes such a file"
         )
+    check_floats(single_file(source))
 
 
 def _write_rank(

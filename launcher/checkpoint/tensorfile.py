@@ -6,9 +6,11 @@ memory but what was asked for.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +29,7 @@ _MAX_NAME_BYTES = 1024
 _MAX_DIMS = 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A tensor in a file. ``extents``: (offset in the file, bytes), in order; .ckpt cuts tensors above 512 MiB."""
 
@@ -68,7 +70,7 @@ class TensorFile:
             status = os.fstat(self.fd)
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointError(f"{path} is no file", hint="give a .ckpt or .safetensors file")
-            self.size = status.st_size
+            self.size, self.mtime_ns, self.inode = status.st_size, status.st_mtime_ns, status.st_ino
             read_index = ckpt.read_index if self.format == CKPT else safetensors_format.read_index
             self.index: Index = read_index(self)
         except BaseException:
@@ -158,15 +160,22 @@ def byte_view(array: Array) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8).data)
 
 
-def damaged(path: Path, reason: str) -> CheckpointError:
+class DamagedFile(CheckpointError):
+    """A file whose bytes are not what its format says: half written, cut off, or of another kind."""
+
+
+def damaged(path: Path, reason: str) -> DamagedFile:
     """The error for a file whose bytes are not what its format says."""
-    return CheckpointError(
+    return DamagedFile(
         f"{path} is damaged: {reason}", hint="copy it again from the host that wrote it, or merge an earlier --step"
     )
 
 
 def check_name(path: Path, raw: bytes) -> str:
-    """``raw`` as a tensor name. Raises CheckpointError for what no training writes: paths, controls, not UTF-8."""
+    """``raw`` as a tensor name, one object for all files.
+
+    Raises CheckpointError for what no training writes: paths, controls, not UTF-8.
+    """
     if len(raw) > _MAX_NAME_BYTES:
         raise damaged(path, f"a tensor name of {len(raw)} bytes")
     try:
@@ -175,7 +184,13 @@ def check_name(path: Path, raw: bytes) -> str:
         raise damaged(path, f"a tensor name that is not UTF-8: {raw[:40]!r}") from error
     if not name.isprintable() or not name or any(part in name for part in ("/", "\\", "..")):
         raise damaged(path, f"a tensor name that no training writes: {name[:80]!r}")
-    return name
+    return sys.intern(name)
+
+
+@functools.lru_cache(maxsize=4096)
+def shared_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """``shape`` itself, one object for all tensors that have it: of hundreds of ranks every file has the same ones."""
+    return shape
 
 
 def check_entry(path: Path, entry: Entry) -> Entry:
