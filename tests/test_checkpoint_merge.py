@@ -173,6 +173,7 @@ def _plans(draw: st.DrawFn) -> SplitPlan:
         model_parallel=draw(degree),
         pipeline_stage=draw(st.sampled_from([1, 2])),
         optimizer_shards=draw(st.sampled_from([1, -1] + ([2] if data_parallel % 2 == 0 else []))),
+        optimizer_threshold_kib=draw(st.sampled_from([0, 3])),
         cut_vocabulary=draw(st.booleans()),
     )
 

@@ -133,13 +133,15 @@ def split_checkpoint(
     model_parallel: int = 1,
     pipeline_stage: int = 1,
     optimizer_shards: int = 1,
+    optimizer_threshold_kib: int = split.THRESHOLD_KIB,
     cut_vocabulary: bool = False,
     file_format: str = SAFETENSORS,
 ) -> int:
     """Split a whole checkpoint into rank folders with strategy files: the inverse of merging. Returns the ranks.
 
-    optimizer_shards: among how many data-parallel copies axis 0 is cut again; -1 for all of them. cut_vocabulary: the
-    rows of embedding and head are cut by tensor parallel too.
+    optimizer_shards: among how many data-parallel copies axis 0 is cut again; -1 for all of them.
+    optimizer_threshold_kib: smaller parameters are not cut so, as the run's parallel_optimizer_threshold says.
+    cut_vocabulary: the rows of embedding and head are cut by tensor parallel too.
     Raises CheckpointError when a tensor cannot be cut evenly or ``output`` exists; HostError when the disk is full.
     """
     plan = split.SplitPlan(
@@ -147,6 +149,7 @@ def split_checkpoint(
         model_parallel=model_parallel,
         pipeline_stage=pipeline_stage,
         optimizer_shards=optimizer_shards,
+        optimizer_threshold_kib=optimizer_threshold_kib,
         cut_vocabulary=cut_vocabulary,
     )
     with TensorFile(Path(file)) as source:

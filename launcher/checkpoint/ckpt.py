@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from launcher.checkpoint.dtypes import CKPT_NAMES, FROM_CKPT
-from launcher.checkpoint.tensorfile import Entry, Index, TensorFile, check_entry, check_name, damaged, shared_shape
+from launcher.checkpoint.tensorfile import Entry, Index, TensorFile, check_entry, check_name, damaged
 from launcher.checkpoint.wire import BYTES, WireError, field, read_varint, skip, tag, varint
 from launcher.errors import CheckpointError
 
@@ -90,7 +90,7 @@ def _entry(file: TensorFile, name: str, value: _Value) -> Entry | None:
         return None
     if kind not in FROM_CKPT or value.content is None:
         raise damaged(file.path, f"{name} has the element type {kind[:40]!r}")
-    shape = () if value.dims == (0,) else shared_shape(value.dims)  # a scalar is written with the one dimension 0
+    shape = () if value.dims == (0,) else value.dims  # a scalar is written with the one dimension 0
     return Entry(name=name, dtype=FROM_CKPT[kind], shape=shape, extents=(value.content,))
 
 

@@ -157,9 +157,25 @@ def _description(folder: Path, config: Path | None) -> tuple[dict[str, Any], dic
     try:
         if "model" in read:
             return names.check_model(read["model"]), origin, read.get("template")
-        return huggingface.model_of_config(read), origin, None
+        return _fit_for_a_run_spec(huggingface.model_of_config(read)), origin, None
     except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{given} does not describe a LLaMA: {error}", hint="only LLaMA is converted") from error
+
+
+def _fit_for_a_run_spec(model: dict[str, Any]) -> dict[str, Any]:
+    """``model`` itself when a run spec takes it, so that it can be trained and asked. Raises ValueError otherwise."""
+    from pydantic import ValidationError
+
+    from launcher.spec import ModelSpec
+
+    try:
+        ModelSpec.model_validate(model)
+    except ValidationError as error:
+        found = (
+            (".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")) for item in error.errors()
+        )
+        raise ValueError("; ".join(": ".join(filter(None, item)) for item in found)) from error
+    return model
 
 
 # ------------------------------------------------------------------------------------------------ writing

@@ -49,7 +49,10 @@ def whole_folder(target: Path, *, replace: bool) -> Iterator[Path]:
 
 def real_path(target: Path) -> Path:
     """``target`` with links followed: a link stays, and what it leads to is written."""
-    return Path(os.path.realpath(target)) if os.path.islink(target) else target
+    with suppress(OSError):  # a name that is too long leads nowhere
+        if target.is_symlink():
+            return Path(os.path.realpath(target))
+    return target
 
 
 @contextmanager

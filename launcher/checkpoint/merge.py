@@ -44,9 +44,10 @@ from launcher.checkpoint.steps import Step, check_steps, choose_step, step_befor
 from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, DamagedFile, TensorFile
 from launcher.checkpoint.tensors import Fold, Output, Whole
-from launcher.checkpoint.verify import Verified, verify_files
+from launcher.checkpoint.verify import Verified, verify_files, verifying_bytes
 from launcher.errors import CheckpointError, SpecError
 from launcher.installed import installed
+from launcher.peak_memory import peak_so_far
 
 MINDSPORE, HF, PEFT = "mindspore", "hf", "peft"
 
@@ -150,11 +151,13 @@ class MergePlan:
 
     @property
     def peak_bytes(self) -> int:
-        """An upper bound of the memory that merging needs beyond the interpreter's own 50 MB."""
+        """An upper bound of the memory that merging needs: what planning took, the interpreter and the index of every
+        file among it, and the buffers of writing or of verifying."""
         adapters = [output.fold for output in self.outputs if output.fold]
-        largest = max((4 * (fold.lora_a.nbytes + fold.lora_b.nbytes) for fold in adapters), default=0)
+        largest = max((8 * (fold.lora_a.nbytes + fold.lora_b.nbytes) for fold in adapters), default=0)
         widest = max((output.whole.row_items * 4 for output in self.outputs), default=0)
-        return NUM_THREADS * 6 * max(BLOCK_BYTES, widest) + largest
+        writing = NUM_THREADS * 6 * max(BLOCK_BYTES, widest)
+        return peak_so_far() + largest + max(writing, verifying_bytes(widest // 4, full=self.options.verify_full))
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result beside the inputs: with equal recipes the same inputs give the same bytes."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launcher.checkpoint.dtypes import FROM_SAFETENSORS, SAFETENSORS_NAMES
-from launcher.checkpoint.tensorfile import Entry, Index, TensorFile, check_entry, check_name, damaged, shared_shape
+from launcher.checkpoint.tensorfile import Entry, Index, TensorFile, check_entry, check_name, damaged
 
 # The safetensors library takes 100 MB; a LLaMA of 126 layers with optimizer state needs less than one.
 _MAX_HEADER_BYTES = 32 << 20
@@ -55,7 +55,7 @@ def _entry(file: TensorFile, name: str, item: Any, base: int) -> Entry:
     name = check_name(file.path, name.encode("utf-8", "surrogatepass"))
     try:
         begin, end = (_whole(number) for number in item["data_offsets"])
-        shape = shared_shape(tuple(_whole(dim) for dim in item["shape"]))
+        shape = tuple(_whole(dim) for dim in item["shape"])
         dtype = FROM_SAFETENSORS[item["dtype"]]
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(file.path, f"{name}: dtype, shape or place is missing or of no known kind") from error

@@ -6,13 +6,11 @@ memory but what was asked for.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import stat
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -52,6 +50,9 @@ class Index:
     crc: int | None = None
 
 
+_latest_entries: Mapping[str, Entry] = {}
+
+
 class TensorFile:
     """An open checkpoint file of either format; use it in a ``with`` statement. Reads are safe in several threads."""
 
@@ -72,7 +73,7 @@ class TensorFile:
                 raise CheckpointError(f"{path} is no file", hint="give a .ckpt or .safetensors file")
             self.size, self.mtime_ns, self.inode = status.st_size, status.st_mtime_ns, status.st_ino
             read_index = ckpt.read_index if self.format == CKPT else safetensors_format.read_index
-            self.index: Index = read_index(self)
+            self.index: Index = _shared(read_index(self))
         except BaseException:
             os.close(self.fd)
             raise
@@ -147,6 +148,17 @@ class TensorFile:
         return out
 
 
+def _shared(index: Index) -> Index:
+    """``index`` with the entries of the file read before when they are equal.
+
+    Hundreds of ranks hold slices of equal shapes at equal places: their indexes are most of what a merge has in memory.
+    """
+    global _latest_entries
+    if index.entries != _latest_entries:
+        _latest_entries = index.entries
+    return replace(index, entries=_latest_entries)
+
+
 def format_of(path: Path) -> str:
     """CKPT or SAFETENSORS, by the name. Raises CheckpointError when it is neither."""
     found = SUFFIXES.get(path.suffix)
@@ -172,10 +184,7 @@ def damaged(path: Path, reason: str) -> DamagedFile:
 
 
 def check_name(path: Path, raw: bytes) -> str:
-    """``raw`` as a tensor name, one object for all files.
-
-    Raises CheckpointError for what no training writes: paths, controls, not UTF-8.
-    """
+    """``raw`` as a tensor name. Raises CheckpointError for what no training writes: paths, controls, not UTF-8."""
     if len(raw) > _MAX_NAME_BYTES:
         raise damaged(path, f"a tensor name of {len(raw)} bytes")
     try:
@@ -184,13 +193,7 @@ def check_name(path: Path, raw: bytes) -> str:
         raise damaged(path, f"a tensor name that is not UTF-8: {raw[:40]!r}") from error
     if not name.isprintable() or not name or any(part in name for part in ("/", "\\", "..")):
         raise damaged(path, f"a tensor name that no training writes: {name[:80]!r}")
-    return sys.intern(name)
-
-
-@functools.lru_cache(maxsize=4096)
-def shared_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """``shape`` itself, one object for all tensors that have it: of hundreds of ranks every file has the same ones."""
-    return shape
+    return name
 
 
 def check_entry(path: Path, entry: Entry) -> Entry:
