@@ -432,6 +432,18 @@ def test_equal_merges_at_once_make_one(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["adapter_config.json", "merged", "rank_0"]
 
 
+@pytest.mark.parametrize("command", ["split-ckpt", "convert-ckpt"])
+def test_an_output_that_another_process_writes_is_refused(tmp_path: Path, command: str) -> None:
+    write(_hugging_face(tmp_path / "hf") / "base.safetensors", llama(lora=False))
+    source = "hf/base.safetensors" if command == "split-ckpt" else "hf"
+    with only_writer(tmp_path / "out"):
+        done = launcher(command, source, "-o", "out", cwd=tmp_path)
+    assert done.returncode == 4
+    assert "another process writes out" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    assert launcher(command, source, "-o", "out", cwd=tmp_path).returncode == 0
+
+
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_link_as_output_is_followed_and_stays(tmp_path: Path, *, is_there: bool) -> None:
     folder = write_ranks(tmp_path / "set", {"rank_0/a.ckpt": llama()})

@@ -76,9 +76,13 @@ def only_writer(target: Path, on_wait: Callable[[], None] | None = None) -> Iter
 
 @contextmanager
 def only_new(target: Path) -> Iterator[Path]:
-    """Where ``target`` leads to, with no other process that writes it. Raises CheckpointError when it is there."""
+    """Where ``target`` leads to. Raises CheckpointError when it is there, or another process is writing it."""
+
+    def refuse() -> None:
+        raise CheckpointError(f"another process writes {target}", hint="wait for it, or give another --output")
+
     place = real_path(target)
-    with only_writer(place):
+    with only_writer(place, refuse):
         if is_taken(place):
             raise CheckpointError(f"{target} exists", hint="give another --output")
         yield place
