@@ -35,7 +35,7 @@ def list_steps(folder: AnyPath, *, complete: bool = True) -> list[steps.Step]:
 class OpenStep(Mapping[str, Array]):
     """The whole tensors of one step by MindFormers' names, put together when they are asked for.
 
-    number: the step. scale: alpha / r of LoRA, None without adapters.
+    number: the step. scale: that of all LoRA adapters, None when there are none or each has its own.
     """
 
     def __init__(self, plan: merge.MergePlan) -> None:

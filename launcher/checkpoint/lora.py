@@ -94,6 +94,22 @@ def read_lora(path: Path) -> LoraConfig:
     return found
 
 
+def only_scale(scales: Mapping[str, float]) -> float | None:
+    """The one value of ``scales``; None when there is none or several."""
+    found = set(scales.values())
+    return found.pop() if len(found) == 1 else None
+
+
+def recorded_scale(scales: Mapping[str, float]) -> float | dict[str, float] | None:
+    """``scales`` for merge.json: the one, each, or none."""
+    return only_scale(scales) if len(set(scales.values())) < 2 else dict(scales)
+
+
+def scales_text(scales: Mapping[str, float]) -> str:
+    """The different ones of ``scales`` in a sentence."""
+    return ", ".join(f"{scale:g}" for scale in sorted(set(scales.values())))
+
+
 def read_single_scale(path: Path) -> float:
     """The one scale of all adapters, from an adapter_config.json. Raises CheckpointError when there are several."""
     found = read_lora(path)

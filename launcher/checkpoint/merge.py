@@ -36,7 +36,7 @@ from launcher.checkpoint.folder import (
     whole_folder,
 )
 from launcher.checkpoint.gather import Gathered, OpenShards, gather, single_file
-from launcher.checkpoint.lora import LoraConfig, read_lora
+from launcher.checkpoint.lora import LoraConfig, only_scale, read_lora, recorded_scale, scales_text
 from launcher.checkpoint.model_check import check_adapters, check_floats, check_model, check_moments
 from launcher.checkpoint.record import MERGE_RECORD, RECORD_VERSION, differences, read_record
 from launcher.checkpoint.shards import TRAINABLE, Moment, Shards, find_shards, moment_text
@@ -340,7 +340,7 @@ def _scales(source: Source, shards: Shards, options: Options, tensors: Mapping[s
     scales = {weight: config.scale_of(weight) for weight in weights}
     if not options.fold and only_scale(scales) is None:
         raise CheckpointError(
-            f"{shards.adapter_config} gives weights different scales: {_listed_scales(scales)}",
+            f"{shards.adapter_config} gives weights different scales: {scales_text(scales)}",
             hint="--no-fold has a place for one: fold, or keep them apart with --format peft",
         )
     return scales
@@ -362,27 +362,12 @@ def _check_config(config: LoraConfig, weights: Sequence[str], tensors: Mapping[s
         )
 
 
-def only_scale(scales: Mapping[str, float]) -> float | None:
-    """The one value of ``scales``; None when there is none or several."""
-    found = set(scales.values())
-    return found.pop() if len(found) == 1 else None
-
-
-def recorded_scale(scales: Mapping[str, float]) -> float | dict[str, float] | None:
-    """``scales`` for merge.json: the one, each, or none."""
-    return only_scale(scales) if len(set(scales.values())) < 2 else dict(scales)
-
-
-def _listed_scales(scales: Mapping[str, float]) -> str:
-    return ", ".join(f"{scale:g}" for scale in sorted(set(scales.values())))
-
-
 def _notes(
     source: Source, shards: Shards, options: Options, tensors: Mapping[str, Whole], scales: Mapping[str, float]
 ) -> tuple[str, ...]:
     notes = []
     if len(set(scales.values())) > 1:
-        notes.append(f"LoRA scales by weight: {_listed_scales(scales)}")
+        notes.append(f"LoRA scales by weight: {scales_text(scales)}")
     if not scales and any(map(names.is_adapter, tensors)):
         notes.append("no adapter_config.json: the scale is not written, and launcher infer --adapter will ask for it")
     if source.model is None and names.EMBEDDING in tensors and names.HEAD not in tensors and options.layout != PEFT:
