@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.checkpoint.lora import LoraConfig
 from launcher.checkpoint.merge import MINDSPORE, Options, Source
 from launcher.checkpoint.names import check_model
 from launcher.errors import CheckpointError, JobError
@@ -30,7 +31,7 @@ def job_source(paths: JobPaths, record: JobRecord) -> Source:
             name=record.job_id,
             folder=paths.root,
             num_ranks=record.cards,
-            scale=(lora["alpha"] / lora["r"], lora["r"]) if lora else None,
+            lora=LoraConfig(alpha=lora["alpha"], rank=lora["r"]) if lora else None,
             model={
                 "model": check_model(spec["model"]),
                 "template": spec["data"]["template"],

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from launcher.checkpoint import ckpt
-from launcher.checkpoint.dtypes import Array
+from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.checkpoint.merge import Merged, Options, Source, merge, plan_merge
 from launcher.checkpoint.names import GLOBAL_STEP, adapters_of, expected_shapes
 from launcher.checkpoint.safetensors_format import header_bytes
@@ -53,7 +53,7 @@ def llama(
     model: Mapping[str, Any] = MODEL, *, dtype: str = "float32", lora: bool = True, seed: int = 0
 ) -> dict[str, Array]:
     """Random weights by MindFormers' names, adapters on q and o, a little optimizer state, and counters."""
-    rng = np.random.default_rng(seed)
+    rng, kind = np.random.default_rng(seed), numpy_dtype(dtype)
     found: dict[str, Array] = {}
     shapes = expected_shapes(
         hidden=model["hidden_size"],
@@ -63,12 +63,12 @@ def llama(
         vocab=model["vocab_size"],
     )
     for name, shape in shapes.items():
-        found[name] = (rng.standard_normal(shape) * 0.1).astype(dtype)
+        found[name] = (rng.standard_normal(shape) * 0.1).astype(kind)
         if lora and name.endswith(("attention.wq.weight", "attention.wo.weight")):
             lora_a, lora_b = adapters_of(name)
-            found[lora_a] = (rng.standard_normal((RANK, shape[1])) * 0.1).astype(dtype)
-            found[lora_b] = (rng.standard_normal((shape[0], RANK)) * 0.1).astype(dtype)
-            found[f"adam_m.{lora_a}"] = np.zeros((RANK, shape[1]), np.float32)
+            found[lora_a] = (rng.standard_normal((RANK, shape[1])) * 0.1).astype(kind)
+            found[lora_b] = (rng.standard_normal((shape[0], RANK)) * 0.1).astype(kind)
+            found |= {f"{moment}.{lora_a}": np.zeros((RANK, shape[1]), np.float32) for moment in ("adam_m", "adam_v")}
     found[GLOBAL_STEP] = np.array([7], np.int32)
     found["loss_scale"] = np.array(1.0, np.float32)
     return found

@@ -173,6 +173,7 @@ def _plans(draw: st.DrawFn) -> SplitPlan:
         model_parallel=draw(degree),
         pipeline_stage=draw(st.sampled_from([1, 2])),
         optimizer_shards=draw(st.sampled_from([1, -1] + ([2] if data_parallel % 2 == 0 else []))),
+        optimizer_threshold_kib=draw(st.sampled_from([0, 3])),
         cut_vocabulary=draw(st.booleans()),
     )
 
@@ -298,12 +299,13 @@ def test_a_missing_pipeline_stage(tmp_path: Path) -> None:
     assert "the shards are not all there" in error.hint
 
 
-def test_pipeline_stages_without_strategy(tmp_path: Path) -> None:
+def test_pipeline_stages_without_strategy_are_whole_by_themselves(tmp_path: Path) -> None:
+    """Every tensor is whole on the rank that has it: what the stages hold together is the model."""
     folder = _set(tmp_path, SplitPlan(pipeline_stage=2))
     (folder / "strategy").rename(tmp_path / "elsewhere")
-    error = _refused(folder, r"missing model\.norm_out\.weight")
-    assert "--strategy FOLDER" in error.hint
-    assert run_merge(folder, tmp_path / "out", strategy=tmp_path / "elsewhere").num_folded == 4
+    assert same(whole_set(folder), llama())
+    assert run_merge(folder, tmp_path / "out").num_folded == 4
+    assert not run_merge(folder, tmp_path / "out", strategy=tmp_path / "elsewhere").fresh
 
 
 def test_tensor_shards_without_strategy(tmp_path: Path) -> None:
@@ -472,7 +474,7 @@ def test_adapters_with_their_base(tmp_path: Path) -> None:
 
 def test_the_base_may_be_a_merged_folder(tmp_path: Path) -> None:
     arrays = llama()
-    base = {name: array for name, array in arrays.items() if not is_adapter(name)}
+    base = {name: array for name, array in arrays.items() if is_weight(name)}
     run_merge(
         write_ranks(tmp_path / "base-set", {"rank_0/a.ckpt": base}), tmp_path / "base", Options(file_format="ckpt")
     )

@@ -124,8 +124,15 @@ def encrypt(folder):
     items = [{"name": "w", "data": ms.Tensor(np.ones((3, 2), np.float32))}]
     for mode in ("AES-GCM", "AES-CBC"):
         ms.save_checkpoint(items, f"{folder}/{mode}.ckpt", enc_key=b"0123456789abcdef", enc_mode=mode)
-    ms.save_checkpoint(items, f"{folder}/crc.ckpt", crc_check=True)
-    ms.save_checkpoint(items, f"{folder}/crc.safetensors", crc_check=True, format="safetensors")
+    for form in ("ckpt", "safetensors"):  # counters as MindFormers' callback adds them
+        counters = {"epoch_num": 1, "step_num": 70_000}
+        ms.save_checkpoint(items, f"{folder}/crc.{form}", crc_check=True, format=form, append_dict=counters)
+
+def share(names, ranks, target):
+    from mindspore.train._utils import remove_param_redundancy
+    shares = remove_param_redundancy({name: (tuple(range(ranks)),) for name in sorted(names)})
+    with open(target, "w") as out:
+        json.dump([sorted(shares[rank]) for rank in range(ranks)], out)
 
 def logits(weights, model, ids, target):
     from mindformers import LlamaConfig, LlamaForCausalLM
@@ -153,8 +160,8 @@ PLANS = {
     "mp2": SplitPlan(model_parallel=2),
     "mp4": SplitPlan(model_parallel=4, cut_vocabulary=True),
     "dp2mp2": SplitPlan(data_parallel=2, model_parallel=2),
-    "dp2mp2opt": SplitPlan(data_parallel=2, model_parallel=2, optimizer_shards=-1),
-    "dp4mp2opt2": SplitPlan(data_parallel=4, model_parallel=2, optimizer_shards=2),
+    "dp2mp2opt": SplitPlan(data_parallel=2, model_parallel=2, optimizer_shards=-1, optimizer_threshold_kib=0),
+    "dp4mp2opt2": SplitPlan(data_parallel=4, model_parallel=2, optimizer_shards=2, optimizer_threshold_kib=0),
     "pp2": SplitPlan(pipeline_stage=2, model_parallel=2),
 }
 
@@ -203,6 +210,25 @@ def test_files_that_mindspore_encrypts_and_checks(tmp_path: Path, mindspore: Chi
         with TensorFile(tmp_path / name) as file:
             assert check_crc(file)
             assert (file.array("w") == 1).all()
+            assert file.array("step_num") == 70_000
+
+
+@pytest.mark.mindspore
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_what_mindspore_leaves_on_each_data_parallel_rank_is_put_together(
+    tmp_path: Path, ranks: int, mindspore: Child
+) -> None:
+    """ModelCheckpoint(remove_redundancy=True): no strategy file, and each tensor on one rank."""
+    arrays = llama()
+    mindspore("share", names=sorted(arrays), ranks=ranks, target=tmp_path / "shares.json")
+    shares = json.loads((tmp_path / "shares.json").read_text())
+    files = {f"rank_{rank}/a.ckpt": {name: arrays[name] for name in share} for rank, share in enumerate(shares)}
+    folder = write_ranks(tmp_path / "set", files)
+    run_merge(folder, tmp_path / "out", Options(fold=False, with_optimizer=True))
+    found = {name: array for path in (tmp_path / "out").glob("*.safetensors") for name, array in read(path).items()}
+    assert {name: array.tobytes() for name, array in found.items()} == {
+        name: array.tobytes() for name, array in arrays.items()
+    }
 
 
 def mindspore_logits(child: Child, weights: Path, model: Any) -> Array:

@@ -83,7 +83,7 @@ def test_an_incomplete_step_is_listed_as_such(tmp_path: Path) -> None:
     assert "skipped 1_10: rank 1 lacks it" in merged.stdout
     assert "step 100 of" in merged.stdout
     record = json.loads((root / "merged" / "merge.json").read_text())
-    assert record["skipped"] == [{"moment": "1_10", "missing_ranks": [1]}]
+    assert record["skipped"] == [{"moment": "1_10", "missing_ranks": [1], "damage": ""}]
 
 
 @pytest.mark.parametrize("state", ["planned", "starting", "running", "stopping"])

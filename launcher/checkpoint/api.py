@@ -21,18 +21,21 @@ AnyPath = Union[str, "PathLike[str]"]
 
 
 def list_steps(folder: AnyPath, *, complete: bool = True) -> list[steps.Step]:
-    """The steps in ``folder``, oldest first. complete: only those that all ranks saved.
+    """The steps in ``folder``, oldest first. complete: only those that all ranks saved, in files that are whole.
 
     Raises CheckpointError when there are no shards, or a rank's folder is missing.
     """
     shards = find_shards(Path(folder))
-    return [step for step in steps.list_steps(shards) if not (complete and shards.missing(step.moment))]
+    found = steps.list_steps(shards)
+    if not complete:
+        return found
+    return [step for step in found if not (shards.missing(step.moment) or steps.damaged_ranks(shards, step.moment))]
 
 
 class OpenStep(Mapping[str, Array]):
     """The whole tensors of one step by MindFormers' names, put together when they are asked for.
 
-    number: the step. scale: alpha / r of LoRA, None without adapters.
+    number: the step. scale: that of all LoRA adapters, None when there are none or each has its own.
     """
 
     def __init__(self, plan: merge.MergePlan) -> None:
@@ -130,13 +133,15 @@ def split_checkpoint(
     model_parallel: int = 1,
     pipeline_stage: int = 1,
     optimizer_shards: int = 1,
+    optimizer_threshold_kib: int = split.THRESHOLD_KIB,
     cut_vocabulary: bool = False,
     file_format: str = SAFETENSORS,
 ) -> int:
     """Split a whole checkpoint into rank folders with strategy files: the inverse of merging. Returns the ranks.
 
-    optimizer_shards: among how many data-parallel copies axis 0 is cut again; -1 for all of them. cut_vocabulary: the
-    rows of embedding and head are cut by tensor parallel too.
+    optimizer_shards: among how many data-parallel copies axis 0 is cut again; -1 for all of them.
+    optimizer_threshold_kib: smaller parameters are not cut so, as the run's parallel_optimizer_threshold says.
+    cut_vocabulary: the rows of embedding and head are cut by tensor parallel too.
     Raises CheckpointError when a tensor cannot be cut evenly or ``output`` exists; HostError when the disk is full.
     """
     plan = split.SplitPlan(
@@ -144,6 +149,7 @@ def split_checkpoint(
         model_parallel=model_parallel,
         pipeline_stage=pipeline_stage,
         optimizer_shards=optimizer_shards,
+        optimizer_threshold_kib=optimizer_threshold_kib,
         cut_vocabulary=cut_vocabulary,
     )
     with TensorFile(Path(file)) as source:

@@ -22,8 +22,10 @@ _SAMPLE_BLOCKS = 8
 _SAMPLE_BYTES = 16 << 10
 _SAMPLE_RANKS = 8
 _FULL_BYTES = 1 << 20
-# Files up to this many bytes in total are hashed whole; of larger sets a fingerprint is taken.
+# Files up to this many bytes in total are hashed whole; of larger sets a fingerprint is taken: of tensors up to so
+# many bytes everything, of others both ends.
 _HASH_ALL_BYTES = 256 << 20
+_HASHED_TENSOR_BYTES, _HASHED_END_BYTES = 64 << 10, 4 << 10
 
 
 def compare_copies(shards: OpenShards, copies: Iterable[Copies], *, full: bool) -> int:
@@ -98,10 +100,15 @@ def check_crc(file: TensorFile) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What tells an input file from others. fingerprint: of sampled bytes; sha256: of all, None when not taken."""
+    """What tells an input file from others and from itself before it was written again.
+
+    fingerprint: of sampled bytes of every tensor; sha256: of all bytes, None when not taken.
+    """
 
     path: Path
     size: int
+    mtime_ns: int
+    inode: int
     fingerprint: str
     sha256: str | None
 
@@ -110,6 +117,8 @@ class Identity:
         found: dict[str, str | int] = {
             "path": str(self.path.absolute()),
             "bytes": self.size,
+            "mtime_ns": self.mtime_ns,
+            "inode": self.inode,
             "fingerprint": self.fingerprint,
         }
         return found | ({"sha256": self.sha256} if self.sha256 else {})
@@ -123,6 +132,8 @@ def identify(files: Iterable[TensorFile], *, full: bool) -> list[Identity]:
         Identity(
             path=file.path,
             size=file.size,
+            mtime_ns=file.mtime_ns,
+            inode=file.inode,
             fingerprint=_fingerprint(file),
             sha256=_sha256(file) if whole else None,
         )
@@ -147,12 +158,22 @@ def _sha256(file: TensorFile) -> str:
 
 
 def _fingerprint(file: TensorFile) -> str:
-    """SHA-256 over the size, both ends and 64 blocks of 4 KiB spread evenly: tells files apart, proves nothing."""
-    digest = hashlib.sha256(str(file.size).encode())
-    size = min(4096, file.size)
-    for number in range(64):
-        digest.update(file.pread((file.size - size) * number // 63, size))
+    """SHA-256 over what every tensor is, and small ones whole, large ones at both ends: training moves every value."""
+    digest = hashlib.sha256()
+    for entry in file.entries.values():
+        digest.update(f"{entry.name} {entry.dtype}{entry.shape}\n".encode())
+        for start, nbytes in _hashed_spans(entry):
+            digest.update(file.pread(start, nbytes))
     return digest.hexdigest()
+
+
+def _hashed_spans(entry: Entry) -> Iterator[tuple[int, int]]:
+    for offset, nbytes in entry.extents:
+        if nbytes <= _HASHED_TENSOR_BYTES:
+            yield offset, nbytes
+        else:
+            yield offset, _HASHED_END_BYTES
+            yield offset + nbytes - _HASHED_END_BYTES, _HASHED_END_BYTES
 
 
 def check_not_copied(tensors: Iterable[Whole], identities: Mapping[TensorFile, Identity]) -> None:

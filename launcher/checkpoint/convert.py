@@ -20,12 +20,13 @@ from launcher.checkpoint.folder import (
     TOKENIZER_JSON,
     WEIGHTS,
     check_target,
-    is_taken,
+    only_new,
     sync_file,
     whole_folder,
 )
 from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.merge import HF, MINDSPORE, OnProgress
+from launcher.checkpoint.model_check import check_floats
 from launcher.checkpoint.stream import PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, TensorFile
 from launcher.checkpoint.tensors import Output, Whole
@@ -83,6 +84,7 @@ def open_model(source: Path, config: Path | None, stack: ExitStack) -> Model:
     if model.get("tie_word_embeddings"):  # transformers ties whatever a file has for the head
         tensors = {name: whole for name, whole in tensors.items() if name != names.HEAD}
     check_architecture({name: whole.shape for name, whole in tensors.items()}, names.shapes_of(model))
+    check_floats(tensors)
     return Model(
         folder=folder,
         layout=layout,
@@ -155,9 +157,25 @@ def _description(folder: Path, config: Path | None) -> tuple[dict[str, Any], dic
     try:
         if "model" in read:
             return names.check_model(read["model"]), origin, read.get("template")
-        return huggingface.model_of_config(read), origin, None
+        return _fit_for_a_run_spec(huggingface.model_of_config(read)), origin, None
     except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{given} does not describe a LLaMA: {error}", hint="only LLaMA is converted") from error
+
+
+def _fit_for_a_run_spec(model: dict[str, Any]) -> dict[str, Any]:
+    """``model`` itself when a run spec takes it, so that it can be trained and asked. Raises ValueError otherwise."""
+    from pydantic import ValidationError
+
+    from launcher.spec import ModelSpec
+
+    try:
+        ModelSpec.model_validate(model)
+    except ValidationError as error:
+        found = (
+            (".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")) for item in error.errors()
+        )
+        raise ValueError("; ".join(": ".join(filter(None, item)) for item in found)) from error
+    return model
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -177,8 +195,20 @@ def convert(
 
     Raises CheckpointError when ``target`` exists, HostError when the disk is full.
     """
-    if is_taken(target):
-        raise CheckpointError(f"{target} exists", hint="give another --output")
+    with only_new(target) as place:
+        made = _convert(model, place, file_format, dtype, max_shard_bytes, verify_full, on_progress)
+    return replace(made, folder=target)
+
+
+def _convert(
+    model: Model,
+    target: Path,
+    file_format: str,
+    dtype: str | None,
+    max_shard_bytes: int,
+    verify_full: bool,
+    on_progress: OnProgress | None,
+) -> Converted:
     to_hf = model.layout == MINDSPORE
     outputs = [_output(name, whole, dtype) for name, whole in model.tensors.items()]
     if to_hf:

@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,6 +45,71 @@ def whole_folder(target: Path, *, replace: bool) -> Iterator[Path]:
         if handle >= 0:
             os.close(handle)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def real_path(target: Path) -> Path:
+    """``target`` with links followed: a link stays, and what it leads to is written."""
+    with suppress(OSError):  # a name that is too long leads nowhere
+        if target.is_symlink():
+            return Path(os.path.realpath(target))
+    return target
+
+
+@contextmanager
+def only_writer(target: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Be the only process that writes ``target``; ``on_wait`` is called when another has to end first.
+
+    Where the file system has no locks, or a lock may not be made, writing is not kept apart: the first to end wins.
+    """
+    path = target.parent / f".{target.name[:100]}.lock"
+    try:
+        handle = _lock(path, on_wait)
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+@contextmanager
+def only_new(target: Path) -> Iterator[Path]:
+    """Where ``target`` leads to. Raises CheckpointError when it is there, or another process is writing it."""
+
+    def refuse() -> None:
+        raise CheckpointError(f"another process writes {target}", hint="wait for it, or give another --output")
+
+    place = real_path(target)
+    with only_writer(place, refuse):
+        if is_taken(place):
+            raise CheckpointError(f"{target} exists", hint="give another --output")
+        yield place
+
+
+def _lock(path: Path, on_wait: Callable[[], None] | None) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            _wait_for(handle, on_wait)
+            # Who had it before removes the file: this lock counts when it is still the one to be found.
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _wait_for(handle: int, on_wait: Callable[[], None] | None) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if on_wait is not None:
+            on_wait()
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _scratch_prefix(target: Path) -> str:

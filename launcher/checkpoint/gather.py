@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from launcher.checkpoint import names
 from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, positions, whole_shape
 from launcher.checkpoint.strategy import Layout, Stages, read_strategy
 from launcher.checkpoint.tensorfile import Entry, TensorFile
@@ -57,6 +58,13 @@ class OpenShards:
         if rank not in self._files:
             self._files[rank] = self._stack.enter_context(TensorFile(self.paths[rank]))
         return self._files[rank]
+
+    def entries(self, rank: int) -> Mapping[str, Entry]:
+        """What the file of ``rank`` holds; it is not kept open for that."""
+        if rank in self._files:
+            return self._files[rank].entries
+        with TensorFile(self.paths[rank]) as file:
+            return file.entries
 
     @property
     def opened(self) -> dict[int, TensorFile]:
@@ -149,13 +157,18 @@ class _Stage:
         return [self._whole(name, entry) for name, entry in self._entries().items()]
 
     def _entries(self) -> dict[str, Entry]:
-        """Each tensor of the stage as some rank holds it. All ranks are asked only when the first does not have all."""
+        """Each tensor of the stage as some rank holds it: MindSpore may have left each on one of the ranks."""
         found = dict(self._shards[self._first].entries)
-        if any(name not in found for name in self._layouts):
+        if not self._knows_all(found):
             for rank in range(self._first + 1, self._first + self._size):
-                for name, entry in self._shards[rank].entries.items():
+                for name, entry in self._shards.entries(rank).items():
                     found.setdefault(name, entry)
         return found
+
+    def _knows_all(self, found: Mapping[str, Entry]) -> bool:
+        """Whether the strategy, and so the first rank, which holds ``found``, has every weight."""
+        weights = {name for name in found if names.is_weight(name)}
+        return bool(self._layouts) and self._layouts.keys() <= found.keys() and weights <= self._layouts.keys()
 
     def _whole(self, name: str, entry: Entry) -> tuple[Whole, list[Copies]]:
         layout = self._layouts.get(name) or Layout(

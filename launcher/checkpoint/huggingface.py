@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -185,10 +186,12 @@ def config_of_model(
 
 
 def _special_ids(model: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids of the model; those of ``origin`` that say the same in more words (several ends, no padding) stay."""
+    """Ids of the model; what ``origin`` says of the same in other words stays: several ends, no word of padding."""
     ids = {key: model.get(key, default) for key, default in _SPECIAL_IDS.items()}
-    same = {key for key in ids if key in origin and _first_id(origin[key], _SPECIAL_IDS[key]) == ids[key]}
-    return {key: origin[key] if key in same else value for key, value in ids.items()}
+    same = {key for key in ids if origin and _first_id(origin.get(key), _SPECIAL_IDS[key]) == ids[key]}
+    return {key: value for key, value in ids.items() if key not in same} | {
+        key: origin[key] for key in same if key in origin
+    }
 
 
 def _first_id(value: Any, default: int) -> int:
@@ -215,7 +218,7 @@ _ALWAYS = ("max_new_tokens", "repetition_penalty")
 
 def generation_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
     """Special ids, and how the model answers; sampling settings only where it samples, as transformers wants it."""
-    found = {key: config[key] for key in _SPECIAL_IDS}
+    found = {key: config[key] for key in _SPECIAL_IDS if key in config}
     found |= {key: generation[key] for key in _ALWAYS if key in generation}
     if generation.get("temperature"):
         found |= {"do_sample": True, **{key: generation[key] for key in _SAMPLING if key in generation}}
@@ -274,24 +277,39 @@ def _chat_template(name: str | None, *, by_name: bool) -> str | None:
     )
 
 
-def adapter_texts(scale: float | None, files: Sequence[PlannedFile]) -> dict[str, bytes]:
-    """adapter_config.json of a peft LoRA whose weights are in ``files``."""
-    first = next(output for output in files[0].outputs if output.name.endswith("lora_A.weight"))
-    rank = first.shape[0]
-    targets = sorted({output.name.split(".")[-3] for output in files[0].outputs})
+def adapter_texts(scales: Mapping[str, float], files: Sequence[PlannedFile]) -> dict[str, bytes]:
+    """adapter_config.json of a peft LoRA whose weights are in ``files``. scales: by the names of the weights."""
+    first = [output for output in files[0].outputs if names.LORA_A in output.whole.name]
+    ranks = {_peft_module(output.name): output.shape[0] for output in first}
+    alphas = {
+        _peft_module(output.name): _whole_number(scales[names.weight_of(output.whole.name)] * output.shape[0])
+        for output in first
+    }
+    rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": None,
         "r": rank,
-        "lora_alpha": _whole_number((scale or 0.0) * rank),
+        "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "target_modules": targets,
+        "target_modules": sorted({module.rsplit(".", 1)[-1] for module in ranks}),
+        "rank_pattern": {module: value for module, value in ranks.items() if value != rank},
+        "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
     return {"adapter_config.json": (json.dumps(config, indent=2) + "\n").encode()}
+
+
+def _peft_module(adapter: str) -> str:
+    return adapter.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+
+
+def _commonest(values: Iterable[float]) -> float:
+    (value, _), *_ = Counter(values).most_common(1)
+    return value
 
 
 def _whole_number(value: float) -> float:

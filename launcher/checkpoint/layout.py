@@ -15,7 +15,7 @@ class LayoutError(ValueError):
     """A layout that does not fit the shape of a tensor or of a slice."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Box:
     """``size`` elements along each axis of the whole tensor from ``start`` on; row ``row`` of the slice comes first."""
 
@@ -24,7 +24,7 @@ class Box:
     row: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
     """Which part of a tensor a device holds: its index along each axis, and among the optimizer's cuts of axis 0."""
 
@@ -118,11 +118,15 @@ def slice_shape(layout: Layout, shape: Shape, device: int) -> Shape:
     return tuple(size // cut for size, cut in zip(shape, cuts, strict=True))
 
 
-def boxes(layout: Layout, device: int, shape: Shape) -> list[Box]:
-    """Where what ``device`` holds lies in the whole tensor of ``shape``. Raises LayoutError as slice_shape does."""
+@functools.lru_cache(maxsize=1 << 16)
+def boxes(layout: Layout, device: int, shape: Shape) -> tuple[Box, ...]:
+    """Where what ``device`` holds lies in the whole tensor of ``shape``. Raises LayoutError as slice_shape does.
+
+    Layers are alike: the boxes of one are those of all.
+    """
     size = slice_shape(layout, shape, device)
     if not shape:
-        return [Box(start=(), size=())]
+        return (Box(start=(), size=()),)
     if layout.field:
         return _field_boxes(layout, device, size)
     position = positions(layout)[device]
@@ -130,20 +134,20 @@ def boxes(layout: Layout, device: int, shape: Shape) -> list[Box]:
     start[0] = (position.index[0] * optimizer_cuts(layout) + position.opt_index) * size[0]
     if layout.split_rows:
         start[0] = sum(layout.split_rows[: position.index[0]])
-    return [Box(start=tuple(start), size=size)]
+    return (Box(start=tuple(start), size=size),)
 
 
-def _field_boxes(layout: Layout, device: int, size: Shape) -> list[Box]:
+def _field_boxes(layout: Layout, device: int, size: Shape) -> tuple[Box, ...]:
     """_reshape_param_data_with_weight: each of ``field`` groups of rows holds the devices' shares one after another."""
     share = size[0] // layout.field
     if share * layout.field != size[0]:
         raise LayoutError(f"{size[0]} rows in {layout.field} fields")
     tail = tuple(0 for _ in size[1:])
-    return [
+    return tuple(
         Box(
             start=((group * layout.num_devices + device) * share, *tail),
             size=(share, *size[1:]),
             row=group * share,
         )
         for group in range(layout.field)
-    ]
+    )

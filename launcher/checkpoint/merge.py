@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic import write_atomic
 from launcher.checkpoint import huggingface, names
 from launcher.checkpoint.compare import (
     Identity,
@@ -28,20 +29,25 @@ from launcher.checkpoint.folder import (
     WEIGHTS,
     check_target,
     is_taken,
+    only_writer,
+    real_path,
     sync_file,
     tokenizer_files,
     whole_folder,
 )
 from launcher.checkpoint.gather import Gathered, OpenShards, gather, single_file
-from launcher.checkpoint.record import MERGE_RECORD, differences, read_record
-from launcher.checkpoint.shards import TRAINABLE, Moment, Shards, find_shards, moment_text, read_scale
-from launcher.checkpoint.steps import Step, check_steps, choose_step
+from launcher.checkpoint.lora import LoraConfig, only_scale, read_lora, recorded_scale, scales_text
+from launcher.checkpoint.model_check import check_adapters, check_floats, check_model, check_moments
+from launcher.checkpoint.record import MERGE_RECORD, RECORD_VERSION, differences, read_record
+from launcher.checkpoint.shards import TRAINABLE, Moment, Shards, find_shards, moment_text
+from launcher.checkpoint.steps import Step, check_steps, choose_step, step_before
 from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, planned, write_file
-from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, TensorFile
+from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, DamagedFile, TensorFile
 from launcher.checkpoint.tensors import Fold, Output, Whole
-from launcher.checkpoint.verify import Verified, check_architecture, verify_files
+from launcher.checkpoint.verify import Verified, verify_files, verifying_bytes
 from launcher.errors import CheckpointError, SpecError
 from launcher.installed import installed
+from launcher.peak_memory import peak_so_far
 
 MINDSPORE, HF, PEFT = "mindspore", "hf", "peft"
 
@@ -52,7 +58,7 @@ OnProgress = Callable[[int, int], None]
 class Source:
     """Where shards lie and what is known of the run that wrote them.
 
-    scale: alpha / r of LoRA and r. model: what launcher_model.json shall hold. base: a whole base checkpoint, or a
+    lora: alpha and r of the adapters. model: what launcher_model.json shall hold. base: a whole base checkpoint, or a
     folder of merge-ckpt or convert-ckpt that holds one, for folders that hold adapters alone.
     """
 
@@ -60,7 +66,7 @@ class Source:
     folder: Path
     num_ranks: int | None = None
     strategy: Path | None = None
-    scale: tuple[float, int] | None = None
+    lora: LoraConfig | None = None
     model: Mapping[str, Any] | None = None
     tokenizer: Path | None = None
     base: Path | None = None
@@ -101,7 +107,11 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class MergePlan:
-    """All decisions of one merge, nothing written yet. ``texts``: small files by name."""
+    """All decisions of one merge, nothing written yet.
+
+    scales: what B A of each adapted weight is multiplied by. texts: small files by name. notes: what the user should
+    know.
+    """
 
     source: Source
     options: Options
@@ -110,10 +120,16 @@ class MergePlan:
     gathered: Gathered
     base: TensorFile | None
     chosen: Step
-    scale: float | None
+    scales: Mapping[str, float]
     files: tuple[PlannedFile, ...]
     texts: Mapping[str, bytes]
     left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def scale(self) -> float | None:
+        """The scale of all adapters; None when there are none, or several scales."""
+        return only_scale(self.scales)
 
     @property
     def step(self) -> int | None:
@@ -135,18 +151,20 @@ class MergePlan:
 
     @property
     def peak_bytes(self) -> int:
-        """An upper bound of the memory that merging needs beyond the interpreter's own 50 MB."""
+        """An upper bound of the memory that merging needs: what planning took, the interpreter and the index of every
+        file among it, and the buffers of writing or of verifying."""
         adapters = [output.fold for output in self.outputs if output.fold]
-        largest = max((4 * (fold.lora_a.nbytes + fold.lora_b.nbytes) for fold in adapters), default=0)
+        largest = max((8 * (fold.lora_a.nbytes + fold.lora_b.nbytes) for fold in adapters), default=0)
         widest = max((output.whole.row_items * 4 for output in self.outputs), default=0)
-        return NUM_THREADS * 6 * max(BLOCK_BYTES, widest) + largest
+        writing = NUM_THREADS * 6 * max(BLOCK_BYTES, widest)
+        return peak_so_far() + largest + max(writing, verifying_bytes(widest // 4, full=self.options.verify_full))
 
     def recipe(self) -> dict[str, Any]:
         """What decides the result beside the inputs: with equal recipes the same inputs give the same bytes."""
         return {
             "step": self.step,
             "moment": moment_text(self.chosen.moment),
-            "lora_scale": self.scale,
+            "lora_scale": recorded_scale(self.scales),
             "format": self.options.layout,
             "file_format": self.options.file_format,
             "dtype": self.options.dtype,
@@ -154,6 +172,7 @@ class MergePlan:
             "with_optimizer": self.options.with_optimizer,
             "max_shard_bytes": self.options.max_shard_bytes if self.options.layout == HF else None,
             "small_files": self._digest_of_texts(),
+            "record": RECORD_VERSION,
         }
 
     def _digest_of_texts(self) -> str:
@@ -205,20 +224,34 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     """
     options.check()
     shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
+    base = _open_base(source, shards, options, stack)
     chosen = choose_step(shards, options.step)
+    while True:
+        try:
+            with ExitStack() as opened:
+                plan = _plan_step(source, options, shards, base, chosen, opened)
+                stack.push(opened.pop_all())
+                return plan
+        except DamagedFile as error:
+            older = step_before(shards, chosen, error.message) if options.step is None else None
+            if older is None:
+                raise
+            chosen = older
+
+
+def _plan_step(
+    source: Source, options: Options, shards: Shards, base: TensorFile | None, chosen: Step, stack: ExitStack
+) -> MergePlan:
     paths = shards.at(chosen.moment)
     opened = stack.enter_context(OpenShards(paths))
     gathered = gather(opened, shards.strategies)
     for rank in compared_ranks(gathered.copies, full=options.verify_full):
         _ = opened[rank]
     chosen = check_steps(chosen, paths, opened.opened, full=options.verify_full)
-    tensors, base = dict(gathered.tensors), None
-    if shards.kind == TRAINABLE:
-        base = _open_base(source, stack)
-        tensors = {**_base_tensors(base), **tensors}
-    _check_model(source, shards, tensors)
-    scale = _scale(source, shards, tensors)
-    outputs = _Outputs(tensors, options, scale)
+    tensors = {**(_base_tensors(base) if base else {}), **gathered.tensors}
+    _check(source, shards, options, tensors)
+    scales = _scales(source, shards, options, tensors)
+    outputs = _Outputs(tensors, options, scales)
     files = tuple(outputs.files())
     return MergePlan(
         source=source,
@@ -228,14 +261,18 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
         gathered=gathered,
         base=base,
         chosen=chosen,
-        scale=scale,
+        scales=scales,
         files=files,
-        texts=_texts(source, options, scale, files),
+        texts=_texts(source, options, scales, files),
         left_out=outputs.left_out(),
+        notes=_notes(source, shards, options, tensors, scales),
     )
 
 
-def _open_base(source: Source, stack: ExitStack) -> TensorFile:
+def _open_base(source: Source, shards: Shards, options: Options, stack: ExitStack) -> TensorFile | None:
+    """The base of shards that hold adapters alone; None where it is not needed."""
+    if shards.kind != TRAINABLE or options.layout == PEFT:
+        return None
     if source.base is None:
         raise CheckpointError(
             f"{source.folder} holds adapters alone", hint="give the base they were trained on: --base FILE"
@@ -268,63 +305,86 @@ def _base_tensors(base: TensorFile) -> dict[str, Whole]:
     return found
 
 
-def _check_model(source: Source, shards: Shards, tensors: Mapping[str, Whole]) -> None:
-    """Names and shapes are those of the model of the run, or of one LLaMA when the run is not known."""
-    found = {name: whole.shape for name, whole in tensors.items() if names.is_weight(name)}
-    if names.EMBEDDING not in found:
-        raise CheckpointError(
-            f"{source.folder} has no {names.EMBEDDING}: no LLaMA of MindFormers, or a pipeline stage is missing",
-            hint=_missing_hint(shards),
-        )
-    expected = names.shapes_of(source.model["model"]) if source.model else names.inferred_shapes(found)
-    check_architecture(found, expected, hint=_missing_hint(shards))
+def _check(source: Source, shards: Shards, options: Options, tensors: Mapping[str, Whole]) -> None:
+    model = source.model["model"] if source.model else None
+    if shards.kind == TRAINABLE and options.layout == PEFT:
+        check_adapters(tensors, names.shapes_of(model) if model else None)
+        check_floats(tensors)
+    else:
+        check_model(source.folder, tensors, model, hint=_missing_hint(shards))
+    if options.with_optimizer:
+        check_moments(tensors)
 
 
 def _missing_hint(shards: Shards) -> str:
     if shards.strategies or shards.num_ranks == 1:
         return "the shards are not all there, or the model is another one"
     return (
-        "without strategy files every rank is taken to hold the whole model: if the run had pipeline stages or tensor "
-        "parallel, give its strategy files: --strategy FOLDER"
+        "without strategy files every rank is taken to hold the whole model, or its share of whole tensors: if the run "
+        "had pipeline stages or tensor parallel, give its strategy files: --strategy FOLDER"
     )
 
 
-def _scale(source: Source, shards: Shards, tensors: Mapping[str, Whole]) -> float | None:
-    adapters = [whole for name, whole in tensors.items() if names.is_adapter(name) and name.endswith(names.LORA_A)]
-    if not adapters:
-        return None
-    known = source.scale or (read_scale(shards.adapter_config) if shards.adapter_config else None)
-    if known is None:
+def _scales(source: Source, shards: Shards, options: Options, tensors: Mapping[str, Whole]) -> dict[str, float]:
+    """What B A of each adapted weight is multiplied by; empty without adapters, or when they stay apart unscaled."""
+    weights = sorted({names.weight_of(name) for name in tensors if names.is_adapter(name)})
+    config = source.lora or (read_lora(shards.adapter_config) if shards.adapter_config and weights else None)
+    if not weights or (config is None and not options.fold and options.layout == MINDSPORE):
+        return {}
+    if config is None:
         raise CheckpointError(
             f"{source.folder} has LoRA adapters but no adapter_config.json to say alpha and r",
             hint="put the run's adapter_config.json beside the checkpoints",
         )
-    odd = next((whole for whole in adapters if whole.shape[0] != known[1]), None)
-    if odd:
+    _check_config(config, weights, tensors)
+    scales = {weight: config.scale_of(weight) for weight in weights}
+    if not options.fold and only_scale(scales) is None:
         raise CheckpointError(
-            f"{odd.name} has rank {odd.shape[0]}, the run says r = {known[1]}",
+            f"{shards.adapter_config} gives weights different scales: {scales_text(scales)}",
+            hint="--no-fold has a place for one: fold, or keep them apart with --format peft",
+        )
+    return scales
+
+
+def _check_config(config: LoraConfig, weights: Sequence[str], tensors: Mapping[str, Whole]) -> None:
+    for weight in weights:
+        rows, rank = tensors[names.adapters_of(weight)[0]].shape[0], config.rank_of(weight)
+        if rows != rank:
+            raise CheckpointError(
+                f"{names.adapters_of(weight)[0]} has rank {rows}, the run says r = {rank}",
+                hint="adapter_config.json is of another run",
+            )
+    unused = config.unused_pattern(weights)
+    if unused:
+        raise CheckpointError(
+            f"the pattern {unused!r} of adapter_config.json matches none of the adapted weights",
             hint="adapter_config.json is of another run",
         )
-    return known[0]
+
+
+def _notes(
+    source: Source, shards: Shards, options: Options, tensors: Mapping[str, Whole], scales: Mapping[str, float]
+) -> tuple[str, ...]:
+    notes = []
+    if len(set(scales.values())) > 1:
+        notes.append(f"LoRA scales by weight: {scales_text(scales)}")
+    if not scales and any(map(names.is_adapter, tensors)):
+        notes.append("no adapter_config.json: the scale is not written, and launcher infer --adapter will ask for it")
+    if source.model is None and names.EMBEDDING in tensors and names.HEAD not in tensors and options.layout != PEFT:
+        notes.append(
+            f"no {names.HEAD} on any of {shards.num_ranks} ranks: taken for a model whose head is its embedding "
+            "(--config FILE would tell)"
+        )
+    return tuple(notes)
 
 
 class _Outputs:
     """What is written of ``tensors``, and into which files."""
 
-    def __init__(self, tensors: Mapping[str, Whole], options: Options, scale: float | None) -> None:
+    def __init__(self, tensors: Mapping[str, Whole], options: Options, scales: Mapping[str, float]) -> None:
         self._tensors = tensors
         self._options = options
-        self._scale = scale
-        self._check_pairs()
-
-    def _check_pairs(self) -> None:
-        """Every adapter has its partner and its weight, and their shapes fit."""
-        wanted = {name for weight in self._tensors if names.is_weight(weight) for name in names.adapters_of(weight)}
-        for name in self._tensors:
-            if names.is_adapter(name) and name not in wanted:
-                raise CheckpointError(f"{name} has no weight", hint="the shards are not all there")
-        for name in filter(names.is_weight, self._tensors):
-            self._fold(name)
+        self._scales = scales
 
     def files(self) -> list[PlannedFile]:
         weights = [self._output(name) for name in self._tensors if names.is_weight(name)]
@@ -364,32 +424,26 @@ class _Outputs:
         return Output(name=name, dtype=dtype, whole=whole, fold=fold)
 
     def _fold(self, name: str) -> Fold | None:
-        lora_a, lora_b = (self._tensors.get(adapter) for adapter in names.adapters_of(name))
-        if lora_a is None and lora_b is None:
+        lora_a, lora_b = names.adapters_of(name)
+        if lora_a not in self._tensors:
             return None
-        weight = self._tensors[name]
-        if lora_a is None or lora_b is None or self._scale is None:
-            raise CheckpointError(f"{name} has one LoRA adapter of two", hint="the shards are not all there")
-        if lora_a.shape[1:] != weight.shape[1:] or lora_b.shape != (weight.shape[0], lora_a.shape[0]):
-            raise CheckpointError(
-                f"{name} {list(weight.shape)} and its adapters {list(lora_a.shape)}, {list(lora_b.shape)} do not fit",
-                hint="give the strategy files of the run that wrote these checkpoints",
-            )
-        return Fold(lora_a=lora_a, lora_b=lora_b, scale=self._scale)
+        return Fold(lora_a=self._tensors[lora_a], lora_b=self._tensors[lora_b], scale=self._scales[name])
 
 
-def _texts(source: Source, options: Options, scale: float | None, files: Sequence[PlannedFile]) -> dict[str, bytes]:
+def _texts(
+    source: Source, options: Options, scales: Mapping[str, float], files: Sequence[PlannedFile]
+) -> dict[str, bytes]:
     if options.layout == HF:
         return huggingface.model_texts(source.model, source.base, source.tokenizer, files)
     if options.layout == PEFT:
-        return huggingface.adapter_texts(scale, files)
+        return huggingface.adapter_texts(scales, files)
     texts = {}
     if source.model is not None:
         texts[MODEL_CONFIG] = (json.dumps(source.model, indent=2) + "\n").encode()
     if source.tokenizer is not None:
         texts |= tokenizer_files(source.tokenizer)
-    if not options.fold and scale is not None:
-        texts["adapter.json"] = (json.dumps({"scale": scale}) + "\n").encode()
+    if not options.fold and scales:
+        texts["adapter.json"] = (json.dumps({"scale": only_scale(scales)}) + "\n").encode()
     return texts
 
 
@@ -403,20 +457,36 @@ def merge(
     force: bool = False,
     on_begin: Callable[[], None] | None = None,
     on_progress: OnProgress | None = None,
+    on_wait: Callable[[], None] | None = None,
 ) -> Merged:
     """Carry out ``plan`` into the folder ``target``, which is whole afterwards or untouched.
 
-    on_begin: called when there is something to do. on_progress: called with bytes written, and how many there will be.
+    A link is followed. on_begin: called when there is something to do. on_wait: called when another process writes
+    there, which has to end first. on_progress: called with bytes written, and how many there will be.
     The same merge made before writes nothing. Raises CheckpointError when copies differ, a file is damaged, another
     merge is in ``target`` and not ``force``, or the result is not what it should be; HostError when the disk is full.
     """
-    check_target(target, 0)
-    identities = plan.identities()
-    inputs = plan.inputs(identities)
-    if is_taken(target):
-        found = _already(plan, inputs, target, force=force)
-        if found is not None:
-            return found
+    place = real_path(target)
+    check_target(place, 0)
+    with only_writer(place, on_wait):
+        identities = plan.identities()
+        inputs = plan.inputs(identities)
+        found = _already(plan, identities, inputs, place, force=force) if is_taken(place) else None
+        if found is None:
+            found = _write(plan, place, identities, inputs, force=force, on_begin=on_begin, on_progress=on_progress)
+    return replace(found, folder=target)
+
+
+def _write(
+    plan: MergePlan,
+    target: Path,
+    identities: Mapping[TensorFile, Identity],
+    inputs: list[dict[str, Any]],
+    *,
+    force: bool,
+    on_begin: Callable[[], None] | None,
+    on_progress: OnProgress | None,
+) -> Merged:
     check_target(target, plan.size)
     if on_begin is not None:
         on_begin()
@@ -491,11 +561,24 @@ def _stream(plan: MergePlan, scratch: Path, on_progress: OnProgress | None) -> N
         write_file(scratch / file.name, file.bytes, on_bytes)
 
 
-def _already(plan: MergePlan, inputs: list[dict[str, Any]], target: Path, *, force: bool) -> Merged | None:
+def _already(
+    plan: MergePlan,
+    identities: Mapping[TensorFile, Identity],
+    inputs: list[dict[str, Any]],
+    target: Path,
+    *,
+    force: bool,
+) -> Merged | None:
     """The same merge found in ``target``, or None when it is to be replaced. Verified in full if that is asked for."""
-    found = differences(read_record(target), plan.recipe(), inputs)
+    record, full = read_record(target), plan.options.verify_full
+    found, verified = differences(record, plan.recipe(), inputs, compared=full), None
+    if full and not found:
+        _compare(plan, identities)
+        found, verified = _held_against(plan, target)
     if not found:
-        return _merged(plan, target, _verify_again(plan, target) if plan.options.verify_full else None)
+        if full:
+            write_atomic(target / MERGE_RECORD, _text({**record, "inputs": inputs}))
+        return _merged(plan, target, verified)
     if force:
         return None
     raise CheckpointError(
@@ -504,9 +587,12 @@ def _already(plan: MergePlan, inputs: list[dict[str, Any]], target: Path, *, for
     )
 
 
-def _verify_again(plan: MergePlan, target: Path) -> Verified:
-    _compare(plan, plan.identities())
-    return _verify(plan, target)
+def _held_against(plan: MergePlan, target: Path) -> tuple[list[str], Verified | None]:
+    """How the files in ``target`` differ from what the shards give, in words, or how that was verified."""
+    try:
+        return [], _verify(plan, target)
+    except CheckpointError as error:
+        return [f"it is not what these shards give: {error.message}"], None
 
 
 def _record(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -> bytes:
@@ -515,9 +601,10 @@ def _record(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -
         "step": plan.step,
         "step_from": plan.chosen.said_by,
         "skipped": [
-            {"moment": moment_text(skipped.moment), "missing_ranks": skipped.missing} for skipped in plan.chosen.skipped
+            {"moment": moment_text(skipped.moment), "missing_ranks": skipped.missing, "damage": skipped.damage}
+            for skipped in plan.chosen.skipped
         ],
-        "lora_scale": plan.scale,
+        "lora_scale": recorded_scale(plan.scales),
         "tensors": len(plan.outputs),
         "folded": plan.num_folded,
         "verified": {
@@ -531,4 +618,8 @@ def _record(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -
         "inputs": inputs,
         "versions": installed(),
     }
+    return _text(record)
+
+
+def _text(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, indent=2) + "\n").encode()

@@ -60,6 +60,17 @@ def adapters_of(weight: str) -> tuple[str, str]:
     return stem + LORA_A, stem + LORA_B
 
 
+def weight_of(adapter: str) -> str:
+    """The name of the weight that ``adapter`` is of."""
+    return adapter.removesuffix(LORA_A).removesuffix(LORA_B) + ".weight"
+
+
+def owner_of_state(name: str) -> str:
+    """The weight or adapter that the optimizer's state ``name`` is of; empty when it is of none."""
+    owner = next((name.removeprefix(prefix) for prefix in _OPTIMIZER_PREFIXES if name.startswith(prefix)), "")
+    return owner if is_weight(owner) or is_adapter(owner) else ""
+
+
 def expected_shapes(
     *, hidden: int, layers: int, kv_size: int, intermediate: int, vocab: int
 ) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,8 @@ from typing import Any
 from launcher.errors import CheckpointError
 
 MERGE_RECORD = "merge.json"
+# How inputs are told apart: merges recorded in another way are not known to be the same.
+RECORD_VERSION = 2
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -26,10 +28,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def differences(record: Mapping[str, Any], recipe: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> list[str]:
+def differences(
+    record: Mapping[str, Any], recipe: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], *, compared: bool
+) -> list[str]:
     """How the merge of ``record`` differs from one of ``recipe`` and ``inputs``, in words; empty when it does not.
 
-    Files that only one of them read are no difference: a full comparison reads more.
+    Files that only one of them read are no difference: a full comparison reads more. compared: the result will be held
+    against every byte of the inputs, so that a file which was written again may have the same bytes.
     """
     try:
         known = record["recipe"]
@@ -37,8 +42,9 @@ def differences(record: Mapping[str, Any], recipe: Mapping[str, Any], inputs: Se
         then = {_key(item): item for item in record["inputs"]}
     except (KeyError, TypeError):
         return ["one of another version of launcher"]
-    odd = [item for item in inputs if _key(item) in then and not _same_input(then[_key(item)], item)]
-    return found or [f"{item['path']} is another file than then, or has changed" for item in odd[:3]]
+    known_inputs = ((item, then[_key(item)]) for item in inputs if _key(item) in then)
+    odd = [f"{item['path']} {how}" for item, one in known_inputs if (how := _change(one, item, compared=compared))]
+    return found or odd[:3]
 
 
 def _difference(key: str, there: Any, here: Any) -> str:
@@ -51,6 +57,15 @@ def _key(item: Mapping[str, Any]) -> tuple[Any, Any]:
     return item["kind"], Path(item["path"]).name if item["kind"] == "strategy" else item.get("rank")
 
 
-def _same_input(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
-    both = ("bytes", "fingerprint", "sha256")
-    return all(one[key] == two[key] for key in both if key in one and key in two)
+def _change(one: Mapping[str, Any], two: Mapping[str, Any], *, compared: bool) -> str:
+    """What has become of the file ``one``, which is ``two`` now; empty when it is the same."""
+    if _differ(one, two, ("bytes", "fingerprint", "sha256")):
+        return "is another file than then, or has changed"
+    proven = compared or ("sha256" in one and "sha256" in two)
+    if not proven and _differ(one, two, ("mtime_ns", "inode")):
+        return "was written again since, with the same samples (--verify full compares all of it)"
+    return ""
+
+
+def _differ(one: Mapping[str, Any], two: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    return any(one[key] != two[key] for key in keys if key in one and key in two)

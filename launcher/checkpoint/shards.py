@@ -5,7 +5,6 @@ A folder holds ``rank_<R>/`` folders, or ``checkpoint/rank_<R>/`` beside ``strat
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -199,15 +198,3 @@ def _strategy_files(place: Path) -> list[Path]:
 def _adapter_config(folder: Path, root: Path) -> Path | None:
     places = (folder, root, root.parent)
     return next((path for place in places if (path := place / "adapter_config.json").is_file()), None)
-
-
-def read_scale(path: Path) -> tuple[float, int]:
-    """(lora_alpha / r, r) of an adapter_config.json. Raises CheckpointError when it does not say."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        alpha, rank = float(config["lora_alpha"]), int(config["r"])
-        if not (rank > 0 and 0 < alpha < 1e9):
-            raise ValueError(f"lora_alpha {alpha}, r {rank}")
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
-        raise CheckpointError(f"{path}: r and lora_alpha are missing or wrong: {error}", hint="mend it") from error
-    return alpha / rank, rank

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoint import names
-from launcher.checkpoint.folder import check_target, is_taken, sync_file, whole_folder
+from launcher.checkpoint.folder import check_target, only_new, sync_file, whole_folder
+from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, optimizer_cuts, slice_shape
+from launcher.checkpoint.model_check import check_floats
 from launcher.checkpoint.strategy import Layout, write_strategy
 from launcher.checkpoint.stream import plan_file, write_file
 from launcher.checkpoint.tensorfile import SAFETENSORS, Entry, TensorFile
@@ -29,11 +31,16 @@ _CUT_AXIS = {
 }
 
 
+# parallel_optimizer_threshold of MindSpore's default and of templates/rank.yaml.j2.
+THRESHOLD_KIB = 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class SplitPlan:
     """Degrees to split for. Ranks are numbered stage by stage; in a stage data parallel is outer, tensor inner.
 
     optimizer_shards: among how many data-parallel copies axis 0 is cut again; 1 for none, -1 for all.
+    optimizer_threshold_kib: parameters of fewer KiB are not cut for the optimizer (parallel_optimizer_threshold).
     cut_vocabulary: tensor parallel cuts the rows of the embedding and the head too.
     """
 
@@ -41,6 +48,7 @@ class SplitPlan:
     model_parallel: int = 1
     pipeline_stage: int = 1
     optimizer_shards: int = 1
+    optimizer_threshold_kib: int = THRESHOLD_KIB
     cut_vocabulary: bool = False
 
     @property
@@ -52,8 +60,8 @@ class SplitPlan:
         return self.data_parallel * self.model_parallel
 
 
-def layout_of(name: str, shape: Shape, plan: SplitPlan) -> Layout:
-    """How ``name`` is laid over the devices of its stage.
+def layout_of(name: str, shape: Shape, plan: SplitPlan, *, nbytes: int) -> Layout:
+    """How ``name`` is laid over the devices of its stage. nbytes: of the whole parameter, or the one it is state of.
 
     Raises CheckpointError when tensor parallel cannot cut it evenly.
     """
@@ -68,7 +76,7 @@ def layout_of(name: str, shape: Shape, plan: SplitPlan) -> Layout:
         raise CheckpointError(
             f"{name}: {error} (model_parallel {plan.model_parallel})", hint="choose a model_parallel that divides it"
         ) from error
-    if not _optimizer_cuts_it(rows, axis, plan):
+    if not _optimizer_cuts_it(name, rows, axis, plan, nbytes):
         return layout
     step = plan.model_parallel if axis is not None else 1
     sharded = Layout(device_matrix=matrix, tensor_map=layout.tensor_map, opt_step=step, opt_size=plan.optimizer_shards)
@@ -76,9 +84,14 @@ def layout_of(name: str, shape: Shape, plan: SplitPlan) -> Layout:
     return sharded if rows[0] % optimizer_cuts(sharded) == 0 else layout
 
 
-def _optimizer_cuts_it(rows: Shape, axis: int | None, plan: SplitPlan) -> bool:
+def _optimizer_cuts_it(name: str, rows: Shape, axis: int | None, plan: SplitPlan, nbytes: int) -> bool:
+    """What mindspore 2.9.0 (opt_param_mgr.cc) cuts: parameters that are not below the threshold, before any other cut.
+
+    MindFormers keeps norms and the embedding out (parallel_optimizer=False in llama_layer.py).
+    """
     copies = plan.data_parallel if axis is not None else plan.per_stage
-    return bool(rows) and len(rows) > 1 and plan.optimizer_shards != 1 and copies > 1
+    is_kept_out = len(rows) < 2 or name.endswith(names.EMBEDDING) or nbytes < plan.optimizer_threshold_kib << 10
+    return plan.optimizer_shards != 1 and copies > 1 and not is_kept_out
 
 
 def _cut_axis(name: str, shape: Shape, plan: SplitPlan) -> int | None:
@@ -119,13 +132,19 @@ def split(source: TensorFile, target: Path, plan: SplitPlan, *, file_format: str
     Raises CheckpointError when ``target`` exists, names are not MindFormers' or a tensor cannot be cut; HostError
     when the disk is full.
     """
-    if is_taken(target):
-        raise CheckpointError(f"{target} exists", hint="give another --output")
+    with only_new(target) as place:
+        return _split(source, place, plan, file_format)
+
+
+def _split(source: TensorFile, target: Path, plan: SplitPlan, file_format: str) -> int:
     _check_names(source)
     layers = names.num_layers(source.entries)
     if plan.pipeline_stage > max(1, layers):
         raise CheckpointError(f"{layers} layers for {plan.pipeline_stage} stages", hint="use fewer stages")
-    layouts = {name: layout_of(name, entry.shape, plan) for name, entry in source.entries.items()}
+    layouts = {
+        name: layout_of(name, entry.shape, plan, nbytes=source.entries.get(names.owner_of_state(name), entry).nbytes)
+        for name, entry in source.entries.items()
+    }
     ranks = [_rank_outputs(source, layouts, rank, layers, plan) for rank in range(plan.num_ranks)]
     check_target(target, sum(output.nbytes for outputs in ranks for output in outputs))
     with whole_folder(target, replace=False) as scratch:
@@ -143,6 +162,7 @@ def _check_names(source: TensorFile) -> None:
         raise CheckpointError(
             f"{source.path} has no weights by MindFormers' names", hint="launcher convert-ckpt makes such a file"
         )
+    check_floats(single_file(source))
 
 
 def _write_rank(

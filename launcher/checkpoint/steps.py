@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.checkpoint.names import GLOBAL_STEP
-from launcher.checkpoint.shards import UNNUMBERED, Moment, Shards, moment_text, ranks_text
-from launcher.checkpoint.tensorfile import TensorFile
+from launcher.checkpoint.shards import TRAINABLE, UNNUMBERED, Moment, Shards, moment_text, ranks_text
+from launcher.checkpoint.tensorfile import DamagedFile, TensorFile
 from launcher.errors import CheckpointError
 
 # Up to this many ranks are all asked for their step; of more as many, spread evenly, unless all are to be read.
@@ -18,12 +18,15 @@ BY_TENSOR, BY_NAME = GLOBAL_STEP, "file name"
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A newer moment that some ranks lack."""
+    """A newer moment that some ranks lack, or whose files are damaged."""
 
     moment: Moment
-    missing: tuple[int, ...]
+    missing: tuple[int, ...] = ()
+    damage: str = ""
 
     def __str__(self) -> str:
+        if self.damage:
+            return f"{moment_text(self.moment)}: {self.damage}"
         lack = "lacks" if len(self.missing) == 1 else "lack"
         return f"{moment_text(self.moment)}: {ranks_text(self.missing)} {lack} it"
 
@@ -57,9 +60,7 @@ def choose_step(shards: Shards, wanted: int | Moment | None) -> Step:
     """
     complete = shards.complete()
     if wanted is None:
-        newer = [moment for moment in reversed(shards.moments()) if moment > complete[-1]]
-        skipped = tuple(Skipped(moment=moment, missing=tuple(shards.missing(moment))) for moment in newer)
-        return _described(shards, complete[-1], skipped)
+        return _described(shards, complete[-1], _incomplete(shards, complete[-1]))
     steps = [_described(shards, moment) for moment in complete]
     found = [step for step in steps if wanted in (step.number, step.moment)]
     if len(found) == 1:
@@ -76,19 +77,58 @@ def choose_step(shards: Shards, wanted: int | Moment | None) -> Step:
     )
 
 
+def step_before(shards: Shards, step: Step, damage: str) -> Step | None:
+    """The newest complete step before ``step``, which is skipped for its ``damage``; None when there is none."""
+    older = [moment for moment in shards.complete() if moment < step.moment]
+    if not older:
+        return None
+    between = (skipped for skipped in _incomplete(shards, older[-1]) if skipped.moment < step.moment)
+    return _described(shards, older[-1], (*step.skipped, Skipped(moment=step.moment, damage=damage), *between))
+
+
+def _incomplete(shards: Shards, oldest: Moment) -> tuple[Skipped, ...]:
+    """Moments after ``oldest`` that some ranks lack, newest first."""
+    found = (Skipped(moment=moment, missing=tuple(shards.missing(moment))) for moment in reversed(shards.moments()))
+    return tuple(skipped for skipped in found if skipped.missing and skipped.moment > oldest)
+
+
+def damaged_ranks(shards: Shards, moment: Moment) -> list[int]:
+    """The ranks whose file of ``moment`` is there and is not whole."""
+    return [rank for rank, files in enumerate(shards.files) if moment in files and not _is_whole(files[moment])]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether ``path`` is as its format says; its tensors are not read."""
+    try:
+        with TensorFile(path):
+            return True
+    except DamagedFile:
+        return False
+
+
 def list_steps(shards: Shards) -> list[Step]:
     """Every moment that any rank saved, oldest first."""
     return [_described(shards, moment) for moment in shards.moments()]
 
 
 def _described(shards: Shards, moment: Moment, skipped: tuple[Skipped, ...] = ()) -> Step:
-    """``moment`` with the step that the first rank which has it says."""
-    number = _step_in(next(files[moment] for files in shards.files if moment in files))
+    """``moment`` with the step that the first rank which knows it says."""
+    paths = [files[moment] for files in shards.files if moment in files]
+    asked = paths[:1] if shards.kind == TRAINABLE else paths  # adapters alone have no such tensor on any rank
+    number = next((number for path in asked if (number := _step_said(path)) is not None), None)
     if number is not None:
         return Step(moment=moment, number=number, said_by=BY_TENSOR, skipped=skipped)
     if moment == UNNUMBERED:
         return Step(moment=moment, number=None, said_by=None, skipped=skipped)
     return Step(moment=moment, number=moment[1], said_by=BY_NAME, skipped=skipped)
+
+
+def _step_said(path: Path) -> int | None:
+    """The step in ``path``; a damaged file says none."""
+    try:
+        return _step_in(path)
+    except DamagedFile:
+        return None
 
 
 def _step_in(path: Path) -> int | None:

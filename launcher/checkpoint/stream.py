@@ -20,8 +20,8 @@ from launcher.checkpoint import ckpt, safetensors_format
 from launcher.checkpoint.dtypes import Array, item_size, numpy_dtype
 from launcher.checkpoint.halves import HalfCaster, plain_cast
 from launcher.checkpoint.tensorfile import CKPT, byte_view, damaged
-from launcher.checkpoint.tensors import Fold, Output, Whole
-from launcher.errors import HostError
+from launcher.checkpoint.tensors import Fold, Output
+from launcher.errors import CheckpointError, HostError
 
 OnBytes = Callable[[int], None]
 
@@ -32,6 +32,8 @@ BLOCK_BYTES = 4 << 20
 _COPY_BYTES = 32 << 20
 _TILE_ITEMS = 1 << 17
 _PRODUCT_TILES = 4
+# Twice the bits of the smallest number that is not finite.
+_NOT_FINITE = {"float16": 0xF800, "bfloat16": 0xFF00, "float32": 0xFF000000, "float64": 0xFFE0000000000000}
 _NO_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
 # What copy_file_range says when two file systems cannot do it among themselves.
 _NO_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM, errno.EBADF}
@@ -137,7 +139,7 @@ def _reserve(fd: int, size: int) -> None:
 def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     for chunk in chunks:
         output = chunk.output
-        limit = _COPY_BYTES if output.is_copy and _all_wide(output.whole) else BLOCK_BYTES
+        limit = _COPY_BYTES if _is_moved(output) else BLOCK_BYTES
         wide = max(output.row_bytes, output.whole.row_bytes, output.whole.row_items * 4 if output.fold else 1, 1)
         rows = max(1, limit // wide)
         for start in range(chunk.start, chunk.stop, rows):
@@ -149,8 +151,10 @@ def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
             )
 
 
-def _all_wide(whole: Whole) -> bool:
-    return all(whole.is_wide(piece) for piece in whole.pieces)
+def _is_moved(output: Output) -> bool:
+    """Whether the kernel copies the bytes, unseen: they stay as they are and consecutive, and may be any."""
+    whole = output.whole
+    return output.is_copy and not output.must_be_finite and all(whole.is_wide(piece) for piece in whole.pieces)
 
 
 def _run(fd: int, blocks: list[Chunk], on_bytes: OnBytes) -> None:
@@ -211,7 +215,7 @@ class _Worker:
     def write(self, block: Chunk) -> int:
         """Write ``block`` and return how many bytes that were."""
         output = block.output
-        if output.is_copy and _all_wide(output.whole):
+        if _is_moved(output):
             self._copy(block)
         else:
             self._compute(block)
@@ -232,7 +236,20 @@ class _Worker:
         whole.read_rows(block.start, block.stop, source.reshape(rows, *whole.shape[1:]), scratch)
         if not output.is_copy:
             source = self._convert(output, source, block.start, rows)
+        if output.must_be_finite:
+            self._check_finite(block, source)
         _write(self._fd, byte_view(source), block.offset)
+
+    def _check_finite(self, block: Chunk, values: Array) -> None:
+        """Raise CheckpointError when one of ``values`` is infinite or no number: when its exponent is the largest."""
+        dtype = block.output.dtype
+        bits = values.view(f"uint{8 * item_size(dtype)}")
+        doubled = self._buffer("doubled", min(bits.size, _TILE_ITEMS), str(bits.dtype))
+        for first in range(0, bits.size, _TILE_ITEMS):
+            part = bits[first : first + _TILE_ITEMS]
+            # Twice the bits: the sign is gone, and the exponent is in front.
+            if np.add(part, part, out=doubled[: part.size]).max() >= _NOT_FINITE[dtype]:
+                raise _not_finite(block, values)
 
     def _convert(self, output: Output, source: Array, start: int, rows: int) -> Array:
         if output.fold is None and not _via_float32(output):
@@ -284,6 +301,21 @@ class _Worker:
         if use not in self._buffers or self._buffers[use].size < nbytes:
             self._buffers[use] = np.empty(nbytes, np.uint8)
         return self._buffers[use][:nbytes].view(numpy_dtype(dtype))
+
+
+def _not_finite(block: Chunk, values: Array) -> CheckpointError:
+    output = block.output
+    with np.errstate(invalid="ignore"):
+        count = np.count_nonzero(~np.isfinite(values.astype(np.float64)))
+    piece, *_ = next(output.whole.parts(block.start, block.stop))
+    hint = "training diverged or the file is damaged: take an earlier step"
+    if output.dtype != output.whole.dtype:
+        hint = f"a value is too large for {output.dtype} (--dtype float32 keeps it), or {hint}"
+    return CheckpointError(
+        f"{output.name} has {count} values that are not finite in {output.dtype}, "
+        f"in rows {block.start} to {block.stop - 1} ({piece.file.path})",
+        hint=hint,
+    )
 
 
 def _via_float32(output: Output) -> bool:

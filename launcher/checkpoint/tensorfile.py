@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -27,7 +27,7 @@ _MAX_NAME_BYTES = 1024
 _MAX_DIMS = 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A tensor in a file. ``extents``: (offset in the file, bytes), in order; .ckpt cuts tensors above 512 MiB."""
 
@@ -50,6 +50,9 @@ class Index:
     crc: int | None = None
 
 
+_latest_entries: Mapping[str, Entry] = {}
+
+
 class TensorFile:
     """An open checkpoint file of either format; use it in a ``with`` statement. Reads are safe in several threads."""
 
@@ -68,9 +71,9 @@ class TensorFile:
             status = os.fstat(self.fd)
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointError(f"{path} is no file", hint="give a .ckpt or .safetensors file")
-            self.size = status.st_size
+            self.size, self.mtime_ns, self.inode = status.st_size, status.st_mtime_ns, status.st_ino
             read_index = ckpt.read_index if self.format == CKPT else safetensors_format.read_index
-            self.index: Index = read_index(self)
+            self.index: Index = _shared(read_index(self))
         except BaseException:
             os.close(self.fd)
             raise
@@ -145,6 +148,17 @@ class TensorFile:
         return out
 
 
+def _shared(index: Index) -> Index:
+    """``index`` with the entries of the file read before when they are equal.
+
+    Hundreds of ranks hold slices of equal shapes at equal places: their indexes are most of what a merge has in memory.
+    """
+    global _latest_entries
+    if index.entries != _latest_entries:
+        _latest_entries = index.entries
+    return replace(index, entries=_latest_entries)
+
+
 def format_of(path: Path) -> str:
     """CKPT or SAFETENSORS, by the name. Raises CheckpointError when it is neither."""
     found = SUFFIXES.get(path.suffix)
@@ -158,9 +172,13 @@ def byte_view(array: Array) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8).data)
 
 
-def damaged(path: Path, reason: str) -> CheckpointError:
+class DamagedFile(CheckpointError):
+    """A file whose bytes are not what its format says: half written, cut off, or of another kind."""
+
+
+def damaged(path: Path, reason: str) -> DamagedFile:
     """The error for a file whose bytes are not what its format says."""
-    return CheckpointError(
+    return DamagedFile(
         f"{path} is damaged: {reason}", hint="copy it again from the host that wrote it, or merge an earlier --step"
     )
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from launcher.checkpoint.dtypes import Array, item_size, numpy_dtype
+from launcher.checkpoint import names
+from launcher.checkpoint.dtypes import FLOATS, Array, item_size, numpy_dtype
 from launcher.checkpoint.layout import Box
 from launcher.checkpoint.tensorfile import Entry, TensorFile, byte_view
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
     """A box of the whole tensor and the slice that holds it.
 
@@ -31,7 +32,7 @@ class Piece:
         return math.prod(self.entry.shape[1:])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Whole:
     """A tensor of ``shape`` made of pieces that cover it exactly once, in order of their first row."""
 
@@ -110,7 +111,7 @@ class Whole:
         return rows * max(narrow, default=0) * item_size(self.dtype)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Fold:
     """LoRA adapters of a weight W (out, in): lora_a (r, in), lora_b (out, r); W becomes W + scale * lora_b @ lora_a."""
 
@@ -119,7 +120,7 @@ class Fold:
     scale: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
     """A tensor to write: ``whole`` under ``name`` as ``dtype``, with ``fold`` added when there is one."""
 
@@ -139,6 +140,12 @@ class Output:
     @property
     def row_bytes(self) -> int:
         return self.whole.row_items * item_size(self.dtype)
+
+    @property
+    def must_be_finite(self) -> bool:
+        """Whether infinities and NaNs in it are an error: in weights and adapters, not in the optimizer's state."""
+        name = self.whole.name
+        return self.dtype in FLOATS and (names.is_weight(name) or names.is_adapter(name))
 
     @property
     def is_copy(self) -> bool:

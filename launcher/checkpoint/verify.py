@@ -32,6 +32,12 @@ class Verified:
     full: bool
 
 
+def verifying_bytes(row_items: int, *, full: bool) -> int:
+    """An upper bound of what ``verify_files`` holds of tensors with at most ``row_items`` elements a row."""
+    items = max(_BLOCK_ITEMS if full else min(_BLOCK_ITEMS, _SAMPLE_ROWS * row_items), row_items)
+    return 64 * items  # what was written and its source, and half a dozen arrays in float64
+
+
 def verify_files(files: Mapping[Path, Sequence[Output]], *, full: bool) -> Verified:
     """Read ``files`` again. Raises CheckpointError when a name, a shape or a value is not what it should be."""
     found = [_verify_file(path, outputs, full=full) for path, outputs in files.items()]

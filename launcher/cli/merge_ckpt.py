@@ -111,7 +111,10 @@ def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
             force=given["force"],
             on_begin=lambda: _print_plan(plan, target),
             on_progress=progress(stack, "merge"),
+            on_wait=lambda: click.echo(f"waiting: another process writes {target}", err=True),
         )
+    if not merged.fresh:
+        _print_skipped(plan)
     _print_merged(merged, source, job)
 
 
@@ -176,13 +179,14 @@ def parse_size(text: str) -> int:
 
 def _print_steps(source: Source) -> None:
     from launcher.checkpoint.shards import find_shards, moment_text, ranks_text
-    from launcher.checkpoint.steps import list_steps
+    from launcher.checkpoint.steps import damaged_ranks, list_steps
 
     shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
     click.echo(f"{'step':>8}  {'epoch_step':>10}  {'ranks':>9}  complete")
     for step in list_steps(shards):
-        missing = shards.missing(step.moment)
-        complete = f"no: {ranks_text(missing)} missing" if missing else "yes"
+        missing, damaged = shards.missing(step.moment), damaged_ranks(shards, step.moment)
+        lacks = [f"{ranks_text(ranks)} {how}" for ranks, how in ((missing, "missing"), (damaged, "damaged")) if ranks]
+        complete = f"no: {', '.join(lacks)}" if lacks else "yes"
         ranks = f"{shards.num_ranks - len(missing)} of {shards.num_ranks}"
         number = "?" if step.number is None else step.number
         click.echo(f"{number:>8}  {moment_text(step.moment):>10}  {ranks:>9}  {complete}")
@@ -191,18 +195,29 @@ def _print_steps(source: Source) -> None:
 def _print_plan(plan: MergePlan, target: Path) -> None:
     files = plan.opened.opened
     read = sum(output.whole.nbytes for output in plan.outputs)
-    lora = "no LoRA" if plan.scale is None else f"LoRA scale {plan.scale:g}"
     action = f"{plan.num_folded} folded" if plan.options.fold else "adapters kept apart"
-    for skipped in plan.chosen.skipped:
-        click.echo(f"skipped {skipped}")
+    _print_skipped(plan)
     stages = f", {plan.gathered.num_stages} pipeline stages" if plan.gathered.num_stages > 1 else ""
     click.echo(f"{plan.chosen} of {plan.source.name}: {plan.shards.num_ranks} ranks{stages}")
-    click.echo(f"  read   {read / 1e6:,.1f} MB from {len(files)} files; {lora}, {action}")
+    click.echo(f"  read   {read / 1e6:,.1f} MB from {len(files)} files; {_lora_text(plan)}, {action}")
     for file in plan.files:
         click.echo(f"  write  {target / file.name}  {len(file.outputs)} tensors, {file.bytes.size / 1e6:,.1f} MB")
     for name in plan.left_out[:5]:
         click.echo(f"  leave  {name}: no weight of the model")
+    for note in plan.notes:
+        click.echo(f"  note   {note}")
     click.echo(f"  needs  {plan.peak_bytes / 1e6:,.0f} MB of memory at most, {plan.size / 1e6:,.1f} MB of disk")
+
+
+def _print_skipped(plan: MergePlan) -> None:
+    for skipped in plan.chosen.skipped:
+        click.echo(f"skipped {skipped}")
+
+
+def _lora_text(plan: MergePlan) -> str:
+    if plan.scale is not None:
+        return f"LoRA scale {plan.scale:g}"
+    return "LoRA of several scales" if plan.scales else "no LoRA"
 
 
 def progress(stack: ExitStack, label: str) -> Any:

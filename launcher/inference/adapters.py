@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from launcher.checkpoint import names
 from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.huggingface import peft_name
-from launcher.checkpoint.shards import read_scale
+from launcher.checkpoint.lora import read_single_scale
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
@@ -100,4 +100,4 @@ def _scale(folder: Path) -> float:
         raise CheckpointError(
             f"{folder} has no adapter_config.json to say lora_alpha and r", hint="put it beside the adapter"
         )
-    return read_scale(config)[0]
+    return read_single_scale(config)

@@ -1,0 +1,156 @@
+"""What LoRA's B A is multiplied by for each weight, as adapter_config.json of MindFormers and of peft says it.
+
+peft 0.21, tuners/lora/layer.py (update_layer) and utils/other.py (get_pattern_key).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from launcher.checkpoint import names
+from launcher.errors import CheckpointError
+
+# Keys of peft that change what the adapters mean, or add weights that no LoRA of MindFormers has.
+_NOT_PLAIN = (
+    *("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora", "layer_replication", "modules_to_save"),
+    *("trainable_token_indices", "target_parameters", "alora_invocation_tokens"),
+    *("kasa_config", "arrow_config", "monteclora_config", "velora_config"),
+)
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """alpha and rank of the adapters, and those of weights whose name ends in what a pattern (a regex) matches.
+
+    rank_stabilized: the scale is alpha / sqrt(rank), not alpha / rank.
+    """
+
+    alpha: float
+    rank: int
+    rank_stabilized: bool = False
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _alpha(self.alpha)
+        _rank(self.rank)
+
+    def rank_of(self, weight: str) -> int:
+        """r of the adapters of ``weight``, by MindFormers' name."""
+        return _by_pattern(self.rank_pattern, weight, self.rank)
+
+    def scale_of(self, weight: str) -> float:
+        """What B A of ``weight`` is multiplied by."""
+        rank = self.rank_of(weight)
+        alpha = _by_pattern(self.alpha_pattern, weight, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
+
+    def unused_pattern(self, weights: Iterable[str]) -> str:
+        """A pattern that matches none of ``weights``; empty when there is none."""
+        found = list(weights)
+        patterns = (*self.alpha_pattern, *self.rank_pattern)
+        return next((key for key in patterns if not any(_matches(key, weight) for weight in found)), "")
+
+
+def _by_pattern(patterns: Mapping[str, _Value], weight: str, default: _Value) -> _Value:
+    return next((value for key, value in patterns.items() if _matches(key, weight)), default)
+
+
+def _matches(pattern: str, weight: str) -> bool:
+    """Whether ``pattern`` is that of ``weight``: of its module's name in MindFormers, or in transformers."""
+    module = weight.removesuffix(".weight")
+    return any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, _transformers_module(module)))
+
+
+def _transformers_module(module: str) -> str:
+    match = names.LAYER.fullmatch(module)
+    return f"model.layers.{match[1]}.{names.LAYER_NAMES.get(match[2], match[2])}" if match else module
+
+
+def read_lora(path: Path) -> LoraConfig:
+    """The settings in an adapter_config.json.
+
+    Raises CheckpointError when it does not say alpha and r, or is of something else than plain LoRA.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = LoraConfig(
+            alpha=_alpha(config["lora_alpha"]),
+            rank=_rank(config["r"]),
+            rank_stabilized=bool(config.get("use_rslora")),
+            alpha_pattern={_regex(key): _alpha(value) for key, value in _pattern(config, "alpha_pattern")},
+            rank_pattern={_regex(key): _rank(value) for key, value in _pattern(config, "rank_pattern")},
+        )
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError, AttributeError) as error:
+        raise CheckpointError(f"{path}: r and lora_alpha are missing or wrong: {error}", hint="mend it") from error
+    _check_plain(path, config)
+    return found
+
+
+def only_scale(scales: Mapping[str, float]) -> float | None:
+    """The one value of ``scales``; None when there is none or several."""
+    found = set(scales.values())
+    return found.pop() if len(found) == 1 else None
+
+
+def recorded_scale(scales: Mapping[str, float]) -> float | dict[str, float] | None:
+    """``scales`` for merge.json: the one, each, or none."""
+    return only_scale(scales) if len(set(scales.values())) < 2 else dict(scales)
+
+
+def scales_text(scales: Mapping[str, float]) -> str:
+    """The different ones of ``scales`` in a sentence."""
+    return ", ".join(f"{scale:g}" for scale in sorted(set(scales.values())))
+
+
+def read_single_scale(path: Path) -> float:
+    """The one scale of all adapters, from an adapter_config.json. Raises CheckpointError when there are several."""
+    found = read_lora(path)
+    if found.alpha_pattern or found.rank_pattern:
+        raise CheckpointError(
+            f"{path} gives weights different scales (alpha_pattern, rank_pattern)",
+            hint="fold the adapter into its base with peft (merge_and_unload), and use that",
+        )
+    return found.scale_of("")
+
+
+def _alpha(value: Any) -> float:
+    if not 0 < float(value) < 1e9:
+        raise ValueError(f"lora_alpha {value}")
+    return float(value)
+
+
+def _rank(value: Any) -> int:
+    if int(value) != value or value < 1:
+        raise ValueError(f"r {value}")
+    return int(value)
+
+
+def _regex(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r}: {error}") from error
+    return pattern
+
+
+def _pattern(config: Mapping[str, Any], key: str) -> Iterable[tuple[str, Any]]:
+    return (config.get(key) or {}).items()
+
+
+def _check_plain(path: Path, config: Mapping[str, Any]) -> None:
+    odd = {key: config[key] for key in _NOT_PLAIN if config.get(key)}
+    odd |= {"bias": config["bias"]} if config.get("bias", "none") not in (None, "none") else {}
+    odd |= {"peft_type": config["peft_type"]} if str(config.get("peft_type") or "LORA").upper() != "LORA" else {}
+    if odd:
+        said = ", ".join(f"{key}: {json.dumps(value)[:60]}" for key, value in odd.items())
+        raise CheckpointError(
+            f"{path} is not of plain LoRA: {said}", hint="merge it with the library that trained it (peft)"
+        )

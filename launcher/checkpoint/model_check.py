@@ -1,0 +1,82 @@
+"""Are tensors one whole model: every weight of it, of a type that trains, each adapter with its partner?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.checkpoint import names
+from launcher.checkpoint.dtypes import FLOATS
+from launcher.checkpoint.tensors import Whole
+from launcher.checkpoint.verify import check_architecture
+from launcher.errors import CheckpointError
+
+_Shapes = Mapping[str, tuple[int, ...]]
+_MOMENTS = ("adam_m.", "adam_v.")
+
+
+def check_model(folder: Path, tensors: Mapping[str, Whole], model: Mapping[str, Any] | None, *, hint: str) -> None:
+    """Names and shapes in ``tensors`` are those of ``model`` (a run spec's section), or of one LLaMA when it is None.
+
+    Raises CheckpointError, naming the first tensors that are missing, of another shape, or no floating point.
+    """
+    found = {name: whole.shape for name, whole in tensors.items() if names.is_weight(name)}
+    if names.EMBEDDING not in found:
+        raise CheckpointError(
+            f"{folder} has no {names.EMBEDDING}: no LLaMA of MindFormers, or a pipeline stage is missing", hint=hint
+        )
+    check_architecture(found, names.shapes_of(model) if model else names.inferred_shapes(found), hint=hint)
+    check_adapters(tensors, found)
+    check_floats(tensors)
+    _check_owners(tensors, hint)
+
+
+def check_adapters(tensors: Mapping[str, Whole], weights: _Shapes | None) -> None:
+    """Each adapter in ``tensors`` has its partner, and both fit each other and their weight.
+
+    weights: shapes by name; None when they are not known. Raises CheckpointError.
+    """
+    for weight in {names.weight_of(name): None for name in tensors if names.is_adapter(name)}:
+        sides = [tensors.get(name) for name in names.adapters_of(weight)]
+        lora_a, lora_b = (whole.shape if whole else None for whole in sides)
+        if lora_a is None or lora_b is None:
+            raise CheckpointError(f"{weight} has one LoRA adapter of two", hint="the shards are not all there")
+        if weights is not None and weight not in weights:
+            raise CheckpointError(f"the LoRA adapters of {weight} have no weight", hint="the shards are not all there")
+        shape = weights[weight] if weights is not None else (*lora_b[:1], *lora_a[1:])
+        if len(shape) != 2 or lora_a[1:] != shape[1:] or lora_b != (shape[0], lora_a[0]):
+            raise CheckpointError(
+                f"{weight} {list(shape)} and its adapters {list(lora_a)}, {list(lora_b)} do not fit",
+                hint="give the strategy files of the run that wrote these checkpoints",
+            )
+
+
+def check_floats(tensors: Mapping[str, Whole]) -> None:
+    """Raises CheckpointError when a weight or an adapter is of whole numbers, as quantized ones are."""
+    trained = (whole for name, whole in tensors.items() if names.is_weight(name) or names.is_adapter(name))
+    odd = next((whole for whole in trained if whole.dtype not in FLOATS), None)
+    if odd:
+        raise CheckpointError(
+            f"{odd.name} is of type {odd.dtype}: quantized, or no weight", hint=f"weights are {', '.join(FLOATS)}"
+        )
+
+
+def _check_owners(tensors: Mapping[str, Whole], hint: str) -> None:
+    """What the optimizer has state of is there: a head that was trained is not taken for a tied one."""
+    owners = {owner: name for name in tensors if (owner := names.owner_of_state(name))}
+    lost = next((owner for owner in owners if owner not in tensors), None)
+    if lost:
+        raise CheckpointError(f"{lost} is missing, though {owners[lost]} is there", hint=hint)
+
+
+def check_moments(tensors: Mapping[str, Whole]) -> None:
+    """Raises CheckpointError when a tensor has one of Adam's two moments and not the other."""
+    first, second = ({name.removeprefix(key) for name in tensors if name.startswith(key)} for key in _MOMENTS)
+    odd = next(iter(sorted(first ^ second)), None)
+    if odd:
+        has, lacks = _MOMENTS if odd in first else reversed(_MOMENTS)
+        raise CheckpointError(
+            f"{has}{odd} is there and {lacks}{odd} is on no rank",
+            hint="copy the ranks' files again, or leave out --with-optimizer",
+        )
