@@ -13,16 +13,17 @@ from launcher.checkpoint.layout import LayoutError, Shape, boxes
 from launcher.checkpoint.shards import FULL, find_shards
 from launcher.checkpoint.split import SplitPlan, layout_of, stage_of
 from launcher.checkpoint.strategy import Layout, Stages
+from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardedBase:
-    """A base in shards. ``files``: one a rank. ``shapes``: of the whole tensors. ``stages``: how they are cut."""
+    """A base in shards. ``files``: one a rank. ``tensors``: the whole ones, unread. ``stages``: how they are cut."""
 
     folder: Path
     files: tuple[str, ...]
-    shapes: Mapping[str, Shape]
+    tensors: Mapping[str, Whole]
     stages: Stages
 
 
@@ -48,7 +49,7 @@ def read_sharded(folder: Path) -> ShardedBase:
     return ShardedBase(
         folder=folder,
         files=tuple(str(path) for path in paths),
-        shapes={name: tensor.shape for name, tensor in gathered.tensors.items()},
+        tensors=gathered.tensors,
         stages=read_stages(shards.strategies, shards.num_ranks),
     )
 
@@ -61,15 +62,16 @@ def check_fits(base: ShardedBase, plan: SplitPlan) -> None:
         raise _other_split(
             base, f"it is cut for {len(base.stages)} pipeline stage(s), the run has {plan.pipeline_stage}"
         )
-    layers = names.num_layers(base.shapes)
+    layers = names.num_layers(base.tensors)
     for stage, layouts in base.stages.items():
         for name, layout in layouts.items():
-            shape = base.shapes.get(name)
-            if shape is None:
+            tensor = base.tensors.get(name)
+            if tensor is None:
                 continue  # a layout of something that was not saved
             if stage not in stage_of(name, layers, plan):
                 raise _other_split(base, f"{name} is in its stage {stage}, and not in that of the run")
-            if not _same_slices(layout, layout_of(name, shape, plan), shape):
+            wanted = layout_of(name, tensor.shape, plan, nbytes=tensor.nbytes)
+            if not _same_slices(layout, wanted, tensor.shape):
                 raise _other_split(base, f"{name} is cut otherwise")
 
 
