@@ -209,7 +209,13 @@ def test_a_merged_model_answers_and_is_exported(semi_auto: SemiAuto) -> None:
     ("name", "cards", "parallel", "options"),
     [
         ("dp_mp", 4, {"data_parallel": 2, "model_parallel": 2}, ()),
-        ("optimizer", 4, {"data_parallel": 2, "model_parallel": 2, "optimizer_shard": True}, ()),
+        # Wider, so that some weights are above the 64 KB below which MindSpore leaves them whole.
+        (
+            "optimizer",
+            4,
+            {"data_parallel": 2, "model_parallel": 2, "optimizer_shard": True},
+            ("--set", "model.intermediate_size=512"),
+        ),
         ("sequence", 2, {"model_parallel": 2, "sequence_parallel": True}, ()),
         ("vocabulary", 2, {"model_parallel": 2, "vocab_split": True}, ("--set", "model.vocab_size=1022")),
         ("pipeline", 4, {"model_parallel": 2, "pipeline_stage": 2, "micro_batches": 2}, ()),
@@ -243,7 +249,10 @@ def test_what_cpu_has_no_kernel_for_compiles_and_its_strategies_cut_and_merge(
         pipeline_stage=spec["pipeline_stage"], cut_vocabulary=spec["vocab_split"],
         optimizer_shards=-1 if spec["optimizer_shard"] else 1,
     )  # fmt: skip
-    check_fits(read_sharded(shop.folder / f"{name}_cut"), plan)
+    base = read_sharded(shop.folder / f"{name}_cut")
+    check_fits(base, plan)
+    cut_again = [key for layouts in base.stages.values() for key, layout in layouts.items() if layout.opt_step]
+    assert bool(cut_again) == (name == "optimizer")
 
 
 def make_whole(folder: Path, job: Job) -> dict[str, Any]:
