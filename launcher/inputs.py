@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from launcher.checkpoint.base import Base, check_file
+from launcher.checkpoint.folder import CKPT_WEIGHTS, WEIGHTS
+from launcher.checkpoint.huggingface import CONFIG
 from launcher.data import sample_set
 from launcher.data.cache import in_cache
 from launcher.data.info import DatasetInfo, read_info
 from launcher.data.preprocess import PreprocessOptions, preprocess
-from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
+from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
+from launcher.jobs import JobPaths
 from launcher.plan import Inputs
 from launcher.spec import ModelSpec, RunSpec
 
@@ -73,7 +78,40 @@ def _held_out(spec: RunSpec, path: str) -> str:
 
 
 def _training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
-    checkpoint = find_checkpoint(spec.model.checkpoint) if spec.model.checkpoint else None
+    found, pending = _rows_of_training(spec)
+    return with_base(found, spec.model), pending
+
+
+def with_base(found: Inputs, model: ModelSpec) -> Inputs:
+    """``found`` with the base checkpoint of ``model``, which is held against it. Raises CheckpointError."""
+    if model.checkpoint is None:
+        return found
+    base = find_base(model, model.checkpoint)
+    return replace(found, checkpoint=str(base.path), base_dtypes=base.dtypes, notes=(*found.notes, *base.notes))
+
+
+def find_base(model: ModelSpec, checkpoint: str) -> Base:
+    """The weights that ``checkpoint`` means, with the names, shapes and dtypes of ``model``. Raises CheckpointError."""
+    return check_file(Path(find_checkpoint(checkpoint)), model.model_dump(mode="json"))
+
+
+def check_base_again(paths: JobPaths) -> None:
+    """Hold the base of a job that was planned before against its model once more: it may have changed since.
+
+    Raises CheckpointError, and JobError when the job's own files cannot be read.
+    """
+    if not paths.plan.is_file():
+        return
+    try:
+        base = json.loads(paths.plan.read_text(encoding="utf-8"))["checkpoint"]
+        model = json.loads(paths.spec.read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise JobError(f"cannot read what {paths.job_id} trains: {error}", hint="launcher submit it anew") from error
+    if base is not None:
+        check_file(Path(find_checkpoint(base)), model)
+
+
+def _rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
     if spec.data.sample:
         sample = sample_set.SampleSet(
             size=spec.data.sample.size,
@@ -86,20 +124,20 @@ def _training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
             dataset=str(sample.dataset),
             rows=sample.rows,
             tokenizer=str(sample.tokenizer),
-            checkpoint=checkpoint,
+            checkpoint=None,
         )
         return found, None if sample.exists() else sample
     dataset = _existing(str(spec.data.train), "dataset", "launcher data preprocess makes one", DataError)
     if _is_raw(Path(dataset)):
-        return _raw(spec, Path(dataset), checkpoint)
-    return _ready(spec, dataset, checkpoint), None
+        return _raw(spec, Path(dataset))
+    return _ready(spec, dataset), None
 
 
 def _is_raw(dataset: Path) -> bool:
     return Path(dataset.name.removesuffix(".gz")).suffix in RAW_SUFFIXES
 
 
-def _raw(spec: RunSpec, dataset: Path, checkpoint: str | None) -> tuple[Inputs, Pending | None]:
+def _raw(spec: RunSpec, dataset: Path) -> tuple[Inputs, Pending | None]:
     """Rows of a raw dataset: in a cache, by what they follow from; tokenized once."""
     if not spec.model.tokenizer:
         raise SpecError(
@@ -119,19 +157,17 @@ def _raw(spec: RunSpec, dataset: Path, checkpoint: str | None) -> tuple[Inputs, 
         sample_set.cache_root() / "datasets",
     )
     info = read_info(options.target)
-    found = Inputs(
-        dataset=str(options.target), rows=info.rows if info else None, tokenizer=tokenizer, checkpoint=checkpoint
-    )
+    found = Inputs(dataset=str(options.target), rows=info.rows if info else None, tokenizer=tokenizer, checkpoint=None)
     return found, None if info else PendingRows(options=options)
 
 
-def _ready(spec: RunSpec, dataset: str, checkpoint: str | None) -> Inputs:
+def _ready(spec: RunSpec, dataset: str) -> Inputs:
     info = _rows(spec, dataset)
     tokenizer = _find_tokenizer(spec, info)
     _check_fit(spec, info, dataset)
     if tokenizer:
         _check_vocabulary(spec.model, tokenizer)
-    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=checkpoint)
+    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None)
 
 
 def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
@@ -211,15 +247,22 @@ def find_checkpoint(path: str) -> str:
     """The weights file that ``path`` means: a file, or a folder that merge-ckpt wrote. Raises CheckpointError."""
     absolute = Path(_existing(path, "checkpoint", "launcher merge-ckpt JOB makes one", CheckpointError))
     if absolute.is_dir():
-        merged = absolute / "model.safetensors"
-        if not merged.is_file():
-            raise CheckpointError(
-                f"checkpoint folder {absolute} has no model.safetensors", hint="name the weights file"
-            )
-        return str(merged)
+        return str(_weights_in(absolute))
     if absolute.suffix not in WEIGHTS_SUFFIXES:
         raise CheckpointError(
             f"checkpoint {absolute} is neither .safetensors nor .ckpt",
             hint="launcher convert-ckpt converts others",
         )
     return str(absolute)
+
+
+def _weights_in(folder: Path) -> Path:
+    merged = next((path for name in (WEIGHTS, CKPT_WEIGHTS) if (path := folder / name).is_file()), None)
+    if merged is None and (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"checkpoint folder {folder} is Hugging Face's",
+            hint=f"launcher convert-ckpt {folder} -o base; then --checkpoint base",
+        )
+    if merged is None:
+        raise CheckpointError(f"checkpoint folder {folder} has no {WEIGHTS}", hint="name the weights file")
+    return merged

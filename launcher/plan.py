@@ -33,13 +33,18 @@ _PARALLEL_MODE = {"data": 0, "semi_auto": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Files a run reads, all checked: absolute paths, and the number of rows in ``dataset`` (None if unknown)."""
+    """Files a run reads, all checked: absolute paths, and the number of rows in ``dataset`` (None if unknown).
+
+    base_dtypes: those of the weights in ``checkpoint``. notes: what the user should know of the files.
+    """
 
     dataset: str
     rows: int | None
     tokenizer: str | None
     checkpoint: str | None
     evaluation: str | None = None
+    base_dtypes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +194,17 @@ def make_plan(
         files=tuple(files),
         links=base_links(spec, cluster, inputs, paths),
         command=command,
-        notes=settled.notes,
+        notes=(*settled.notes, *inputs.notes, *_rounding_notes(spec, inputs)),
         memory=settled.memory,
     )
+
+
+def _rounding_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
+    """MindSpore casts a base to precision.params without a word; only float32 holds the 16-bit kinds exactly."""
+    params = spec.precision.params or "float32"
+    rounded = [dtype for dtype in inputs.base_dtypes if dtype != params and (params != "float32" or dtype == "float64")]
+    if rounded:
+        yield f"base: its {', '.join(rounded)} weights are rounded to {params} (precision.params)"
 
 
 def run_environment(spec: RunSpec, cluster: Cluster) -> dict[str, str]:
