@@ -64,12 +64,24 @@ def check_tensors(found: Tensors, model: Mapping[str, Any], path: Path) -> Base:
             hint=f"MindFormers' names are wanted, such as {names.EMBEDDING}; "
             "launcher convert-ckpt DIR -o base converts a Hugging Face LLaMA",
         )
-    problems = [*_adapter_problems(found), *_dtype_problems(found), *_shape_problems(weights, model)]
+    problems = list(problems_of(found, model))
     if problems:
-        text = "\n".join([f"{path} is not the base of this model", *(f"  - {problem}" for problem in problems)])
+        text = listed(f"{path} is not the base of this model", problems)
         raise CheckpointError(text, hint=_hint(found, weights, model, path))
     dtypes = tuple(sorted({found[name][1] for name in weights}))
     return Base(path=path, dtypes=dtypes, notes=tuple(_notes(found, path)))
+
+
+def problems_of(found: Tensors, model: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with whole tensors of MindFormers' names that are to be ``model``."""
+    yield from _adapter_problems(found)
+    yield from _dtype_problems(found)
+    yield from _shape_problems({name: shape for name, (shape, _) in found.items() if names.is_weight(name)}, model)
+
+
+def listed(heading: str, problems: Iterable[str]) -> str:
+    """A message with a line for each problem."""
+    return "\n".join([heading, *(f"  - {problem}" for problem in problems)])
 
 
 # --------------------------------------------------------------------------------------------------- other layouts
@@ -117,7 +129,13 @@ def _shape_problems(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> I
         yield from _name_problems(weights, names.shapes_of(model))
         return
     for key, (has, wants) in _other_sizes(weights, model).items():
-        yield f"{key}: the base has {_text(has)}, the spec {_text(wants)}"
+        if key == "tie_word_embeddings":
+            with_head = (
+                f"with an {names.HEAD} of its own" if wants else f"without {names.HEAD}: the embedding is its head"
+            )
+            yield f"it is {with_head}; tie_word_embeddings is {_text(wants)}"
+            continue
+        yield f"{key}: the weights have {_text(has)}, the model {_text(wants)}"
     yield from _name_problems(weights, names.inferred_shapes(weights))
 
 
