@@ -6,7 +6,9 @@ import math
 
 import pytest
 
+from launcher.errors import CheckpointError
 from launcher.known_errors import recognise
+from launcher.loading import Loads
 from launcher.worker import LossCheck
 
 
@@ -26,3 +28,31 @@ def test_0_lets_it_go_on() -> None:
     losses = LossCheck(0)
     for step in range(1, 100):
         losses.note(step, math.nan)
+
+
+WEIGHT, ADAPTER = "model.layers.0.attention.wq.weight", "model.layers.0.attention.wq.mindpet_delta_lora_a"
+
+
+def test_weights_that_did_not_come_from_the_base_end_the_run() -> None:
+    loads = Loads("base.ckpt", resumed=False)
+    with pytest.raises(CheckpointError, match=r"loaded nothing of base\.ckpt"):
+        loads.check()
+    loads.note([ADAPTER, f"adam_m.{ADAPTER}", "global_step"])
+    loads.check()
+    loads.note([WEIGHT, WEIGHT.replace("0", "1"), WEIGHT.replace("0", "2"), WEIGHT.replace("0", "3")])
+    with pytest.raises(CheckpointError, match=rf"4 parameters are not in base.ckpt .*: {WEIGHT}, .* and 1 more"):
+        loads.check()
+
+
+@pytest.mark.parametrize("left", [WEIGHT, ADAPTER, f"adam_v.{ADAPTER}"])
+def test_a_run_goes_on_with_all_that_it_had(left: str) -> None:
+    loads = Loads("1_8.safetensors", resumed=True)
+    loads.note(["global_step"])
+    loads.check()
+    loads.note([left])
+    with pytest.raises(CheckpointError, match="1 parameters are not in"):
+        loads.check()
+
+
+def test_without_a_base_nothing_is_asked_for() -> None:
+    Loads("", resumed=False).check()
