@@ -46,12 +46,12 @@ def settle(spec: RunSpec, cluster: Cluster) -> Settled:
     check_target(spec, cluster)
     notes = []
     if spec.training.optimizer.type == "FP32StateAdamWeightDecay":
-        notes.append("optimizer FP32StateAdamWeightDecay: AdamW stands in, which keeps float32 states as well")
-        spec = _with(spec, "training", optimizer=spec.training.optimizer.model_copy(update={"type": "AdamW"}))
+        notes.append("optimizer FP32StateAdamWeightDecay: no bias correction, so its first steps are not AdamW's")
     spec = _settle_plain(spec, cluster)
     limit = pool_gib(spec, cluster)
     degrees, chosen = choose_degrees(spec, cluster, limit)
     spec = with_degrees(spec, degrees)
+    _check_recompute(spec.runtime, degrees)
     need = memory.estimate(spec, target=cluster.target, pool_gib=limit)
     if chosen:
         notes.append(_chosen_note(degrees, spec, need))
@@ -177,6 +177,7 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
         (model.kv_heads % parts, f"n_kv_heads {model.kv_heads} is not a multiple of model_parallel {parts}"),
         (model.intermediate_size % parts, f"intermediate_size {model.intermediate_size} is not a multiple of {parts}"),
         (model.num_layers % stages, f"num_layers {model.num_layers} is not a multiple of pipeline_stage {stages}"),
+        *_stage_rules(model, parallel, stages),
         (stages > 1 and model.tie_word_embeddings, "tied embeddings would lie on two pipeline stages"),
         (parallel.vocab_split and model.vocab_size % parts, f"vocab_size {model.vocab_size} does not split in {parts}"),
         (parallel.sequence_parallel and model.seq_length % parts, f"seq_length {model.seq_length} % {parts} is not 0"),
@@ -190,6 +191,26 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
         (parallel.vocab_split and parts == 1 and stages == 1, "vocab_split has no effect with model_parallel 1"),
     )  # fmt: skip
     return [problem for is_broken, problem in rules if is_broken]
+
+
+def _check_recompute(runtime: RuntimeSpec, degrees: Degrees) -> None:
+    """Raises SpecError for more numbers than stages (mindformers 1.9.0, tools/check_rules.py)."""
+    if isinstance(runtime.recompute, tuple) and len(runtime.recompute) > degrees.pipeline_stage:
+        raise SpecError(
+            f"runtime.recompute {list(runtime.recompute)}: one number for each of {degrees.pipeline_stage} stage(s)",
+            hint="set runtime.recompute: true to recompute all layers",
+        )
+
+
+def _stage_rules(model: ModelSpec, parallel: ParallelSpec, stages: int) -> Iterator[tuple[bool, str]]:
+    """mindformers 1.9.0, models/utils.py, LayerSetting: one offset a stage, and all layers are in some stage."""
+    offset = parallel.layer_offset
+    if offset is None:
+        return
+    share = model.num_layers // stages
+    yield len(offset) != stages, f"layer_offset {list(offset)} is not one number for each of {stages} stage(s)"
+    yield sum(offset) != 0, f"layer_offset {list(offset)} adds up to {sum(offset)}, not 0"
+    yield share + min(offset, default=0) < 1, f"layer_offset {list(offset)} leaves a stage of {share} without a layer"
 
 
 # --------------------------------------------------------------------------------------------------- degrees

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher import old_optimizer
 from launcher.events import EventWriter, Position
 from launcher.jobs import JobPaths, planned_steps
 from launcher.loading import Loads, watch_loads
@@ -154,6 +155,7 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
         from launcher import cpu_backend
 
         cpu_backend.prepare_training(num_ranks=int(os.environ.get("RANK_SIZE", "1")))
+    old_optimizer.register()
     check_rows(config)
     begins_with = str(paths.resume / f"rank_{rank_id}" / resume_from) if resume_from else config.load_checkpoint
     loads = watch_loads(begins_with or "", resumed=bool(resume_from))

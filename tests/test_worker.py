@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -56,3 +58,44 @@ def test_a_run_goes_on_with_all_that_it_had(left: str) -> None:
 
 def test_without_a_base_nothing_is_asked_for() -> None:
     Loads("", resumed=False).check()
+
+
+OPTIMIZER = """
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+from mindformers.core import build_optim
+from mindformers.tools import MindFormerConfig
+from launcher import old_optimizer
+old_optimizer.register()
+old_optimizer.register()  # a second time does nothing
+start = np.linspace(-1, 1, 12).reshape(3, 4)
+
+def optimizer(dtype, make):
+    weight = Parameter(Tensor(start.astype(dtype)), name="w")
+    return weight, make([{"params": [weight], "weight_decay": 0.1}])
+
+def ours(params):
+    section = dict(type="FP32StateAdamWeightDecay", beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+    return build_optim(MindFormerConfig(**section), default_args={"params": params, "learning_rate": 1e-2})
+
+def plain(params):
+    return nn.AdamWeightDecay(params, learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+
+(one, step_one), (two, step_two) = optimizer("float32", ours), optimizer("float32", plain)
+half, step_half = optimizer("float16", ours)
+worst = 0.0
+for number in range(1, 5):
+    gradient = np.cos(start * number).astype("float32")
+    step_one((Tensor(gradient),)), step_two((Tensor(gradient),)), step_half((Tensor(gradient.astype("float16")),))
+    worst = max(worst, float(np.abs(one.asnumpy() - two.asnumpy()).max()))
+print("RESULT", worst < 1e-7, float(np.abs(one.asnumpy() - start).max()) > 1e-2, half.dtype, step_half.moments2[0].dtype)
+"""
+
+
+@pytest.mark.mindspore
+def test_the_old_optimizer_is_mindspores_rule_with_float32_states() -> None:
+    """First updates as nn.AdamWeightDecay makes them: AdamW's are other ones, as it corrects the bias."""
+    result = subprocess.run([sys.executable, "-c", OPTIMIZER], capture_output=True, text=True, timeout=300)
+    said = next((line for line in result.stdout.splitlines() if line.startswith("RESULT")), result.stderr)
+
+    assert said == "RESULT True True Float16 Float32"

@@ -192,10 +192,10 @@ class EvaluationSpec(Section):
 
 
 class OptimizerSpec(Section):
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101), its two moments in float32."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101), its two moments in float32."""
 
     type: Literal["AdamW", "FP32StateAdamWeightDecay"] = "AdamW"
-    """FP32StateAdamWeightDecay of older recipes is gone from mindformers 1.6 on: AdamW, the same rule, stands in."""
+    """FP32StateAdamWeightDecay, of recipes before mindformers 1.6, is AdamW without bias correction."""
     betas: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0, lt=1)]] = (0.9, 0.999)
     """Decay of the first and of the second moment."""
     eps: Positive = 1e-8
@@ -346,6 +346,8 @@ class ParallelSpec(Section):
     """Groups of ranks that hold different layers."""
     micro_batches: PositiveInt | None = None
     """Batches in flight through a pipeline, at least pipeline_stage; left out, twice that."""
+    layer_offset: tuple[int, ...] | None = None
+    """Layers that each pipeline stage has more than an equal share, or fewer; left out, all have as many."""
     optimizer_shard: bool = False
     """Whether data-parallel ranks share optimizer states and weights (MindSpore's optimizer parallel)."""
     sequence_parallel: bool = False
@@ -374,8 +376,9 @@ class PrecisionSpec(Section):
 class RuntimeSpec(Section):
     """What costs memory or time and changes no result."""
 
-    recompute: bool | None = None
-    """Whether activations are computed again instead of kept; left out, yes on Ascend."""
+    recompute: bool | tuple[Count, ...] | None = None
+    """Whether activations are computed again instead of kept, or of how many layers in each pipeline stage; left out,
+    yes on Ascend."""
     flash_attention: bool | None = None
     """Whether attention runs as one fused kernel; left out, yes on Ascend (there is none on CPU)."""
     sink_mode: bool | None = None
