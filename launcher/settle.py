@@ -144,16 +144,21 @@ def _check_cpu(spec: RunSpec) -> None:
         "optimizer_shard": parallel.optimizer_shard,
         "sequence_parallel": parallel.sequence_parallel,
         "vocab_split": parallel.vocab_split,
-        f"training.gradient_accumulation {spec.training.gradient_accumulation}": (
-            spec.training.gradient_accumulation > 1
-        ),
     }
     asked = [name for name, is_asked in collectives.items() if is_asked]
     if asked:
         raise SpecError(
             "the CPU backend trains data-parallel only: MindSpore has no CPU kernels for the collectives of "
             f"{', '.join(asked)}",
-            hint="set parallel: {mode: data} and training.gradient_accumulation: 1; or run on Ascend cards",
+            hint="set parallel: {mode: data}; or run on Ascend cards",
+        )
+    repeats = spec.training.gradient_accumulation
+    if repeats > 1:
+        raise SpecError(
+            f"training.gradient_accumulation {repeats}: MindFormers accumulates in parallel.mode semi_auto alone, "
+            "which the CPU backend does not have",
+            hint=f"set training.gradient_accumulation: 1 and data.batch_size: {repeats * spec.data.batch_size}, "
+            "whose steps see as many rows; or run on Ascend cards",
         )
     if {spec.precision.params, spec.precision.compute} - {None, "float32"}:
         raise SpecError(

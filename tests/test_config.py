@@ -78,6 +78,46 @@ def test_mistakes_are_named(here: Path, arguments: tuple[str, ...], expected: st
     assert expected in launcher("config", *arguments, code=code)
 
 
+def test_a_folder_that_takes_no_files_is_named(here: Path) -> None:
+    """A file stands where a folder is to be made: what root may not do either, as in a read-only folder."""
+    Path("configs").touch()
+    text = launcher("config", "new", "mine", "--preset", "tiny_cpu", code=5)
+    demo = launcher("demo", "--folder", "configs/demo", code=5)
+
+    assert f"error: cannot write {here}/configs/mine.yaml: " in text
+    assert f"error: cannot make {here}/configs/demo/1: " in demo
+    assert "hint: cd to a folder of yours, or pass --folder DIR" in demo
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "hint"),
+    [
+        ("rows.json", "rows.json is no .yaml file", "data is named in one: data.train"),
+        ("mine", "no run spec 'mine' in configs/", "did you mean the file mine.yaml?"),
+        ("sub/other", "no run spec 'sub/other' in configs/", "did you mean the file sub/other.yml?"),
+        ("llama2_70b", "llama2_70b is a preset, which is a model", "launcher config new NAME --preset llama2_70b"),
+        ("llama_7b_lor", "no run spec 'llama_7b_lor'", "did you mean llama_7b_lora?"),
+    ],
+)
+def test_what_is_no_run_spec_is_called_what_it_is(here: Path, name: str, said: str, hint: str) -> None:
+    Path("sub").mkdir()
+    for file in ("rows.json", "mine.yaml", "sub/other.yml"):
+        Path(file).write_text("{}")
+    for command in (("submit", name, "--dry-run"), ("plan", name, "--cards", "1", "--kind", "A2")):
+        text = launcher(*command, code=2)
+
+        assert said in text
+        assert hint in text
+
+
+def test_accumulation_on_the_cpu_is_refused_for_what_it_is(here: Path) -> None:
+    text = launcher("plan", "tiny_cpu", "--cards", "1", "--set", "training.gradient_accumulation=2", code=2)
+
+    assert "MindFormers accumulates in parallel.mode semi_auto alone" in text
+    assert "data.batch_size: 32" in text
+    assert "collectives" not in text
+
+
 def test_every_problem_of_every_spec_is_printed_and_the_exit_code_is_2(here: Path) -> None:
     Path("bad.yaml").write_text("name: x\nmodel: {preset: llama_7b, num_layer: 3}\ndata: {train: a}\nlora: {r: -1}\n")
     result = run("config", "check", "tiny_cpu", "bad.yaml")

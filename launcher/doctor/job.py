@@ -8,7 +8,6 @@ from pathlib import Path
 
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, failed, passed
 from launcher.errors import CheckpointError
-from launcher.inputs import find_base
 from launcher.memory import ADAM_BYTES, BYTES, lora_count, parameter_count
 from launcher.spec import RunSpec
 
@@ -27,6 +26,8 @@ def check_files(needs: JobNeeds) -> Iterator[Finding]:
 
 def check_base(needs: JobNeeds) -> Iterator[Finding]:
     """The base checkpoint, where it is there, has the names, shapes and dtypes of the model. Headers alone are read."""
+    from launcher.inputs import find_base  # numpy comes with it, and help needs none
+
     model = needs.model
     if model is None or model.checkpoint is None or not Path(model.checkpoint).exists():
         return

@@ -134,7 +134,8 @@ _LEFT_OUT = (
     "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory", "layer_decay",
     "lr_scale_factor", "remote_save_url", "micro_batch_interleave_num", "moe_config", "load_ckpt_async",
     "profiler_level", "profile_rank_ids", "profile_pipeline", "use_graceful_exit", "enable_mindio_ttp_save_ckpt",
-    "ignore_data_skip", "data_skip_steps", "runner_config.sink_size", "runner_config.num_classes", "runner_config.image_size",
+    "ignore_data_skip", "data_skip_steps", "runner_config.sink_size", "runner_config.num_classes",
+    "runner_config.image_size",
     *(f"recompute_config.{key}" for key in (
         "select_recompute", "select_comm_recompute", "parallel_optimizer_comm_recompute")),
     *(f"model.model_config.{key}" for key in (

@@ -316,7 +316,34 @@ def _list_problem(lora: LoraSpec) -> str:
     return f"target_modules names {', '.join(wrong)[:200]}: no such layer; layers are {known}{suggestion}"
 
 
+# Escapes, classes and openings of groups are one part each.
+_PART = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?.|.", re.DOTALL)
+_MOST_CHOICES = 8
+
+
+def _takes_for_ever(pattern: str) -> bool:
+    """Whether trying all ways to match may take longer than anyone waits, here and in MindFormers.
+
+    Python's re tries them one by one: they multiply with every repetition and every "|" in a group.
+    """
+    depth = choices = 0
+    before = ""
+    for part in _PART.findall(pattern):
+        is_repetition = part in ("*", "+", "?", "{")
+        depth += part.startswith("(") - (part == ")")
+        choices = 0 if part == "|" and depth == 0 else choices + (is_repetition or part == "|")
+        if choices > _MOST_CHOICES or (is_repetition and before == ")"):
+            return True
+        before = part
+    return False
+
+
 def _pattern_problem(lora: LoraSpec) -> str:
+    if _takes_for_ever(lora.pattern):
+        return (
+            f"target_modules {lora.pattern[:80]!r} has more than {_MOST_CHOICES} repetitions and alternatives in one "
+            "branch, or a repeated group: matching it may take for ever. Name the layers: wq|wk|wv|wo"
+        )
     try:
         matched = lora.targets
         beside = [name for name in _CONTAINERS if re.match(lora.pattern, name)]
