@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -252,12 +253,15 @@ def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPath
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """How a rank gets the base checkpoint. ``transform``: MindFormers cuts a whole one into the rank's part."""
+    """How a rank gets the base checkpoint. ``transform``: MindFormers cuts a whole one into the rank's part.
+
+    links: where it is linked to in the job's folder.
+    """
 
     argument: str
     file_format: str
     transform: bool
-    linked_ranks: int
+    links: tuple[str, ...]
 
 
 def base_checkpoint(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> Base:
@@ -265,12 +269,16 @@ def base_checkpoint(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobP
 
     mindformers 1.9.0, utils/load_checkpoint_utils.py: several data-parallel ranks load safetensors from a folder of
     rank folders only, as for a single file it demands auto_trans_ckpt, which would cut and copy it. A whole .ckpt that
-    is to be cut must lie in a rank_0 folder; a safetensors file need not.
+    is to be cut must lie in a rank_0 folder; a safetensors file need not. One rank alone loads no safetensors from a
+    rank folder.
     """
     source = inputs.checkpoint or ""
     file_format = "ckpt" if source.endswith(".ckpt") else "safetensors"
     semi_auto, several = spec.parallel.mode == "semi_auto", cluster.num_devices > 1
-    linked = 0
+    name, linked = f"base.{file_format}", 0
+    if file_format == "safetensors" and not several and Path(source).parent.name.startswith("rank_"):
+        alone = f"base/{name}"
+        return Base(argument=str(paths.root / alone), file_format=file_format, transform=False, links=(alone,))
     if source and several and semi_auto and file_format == "ckpt":
         linked = 1
     elif source and several and not semi_auto and file_format == "safetensors":
@@ -279,15 +287,14 @@ def base_checkpoint(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobP
         argument=str(paths.root / "base") if linked else source,
         file_format=file_format,
         transform=bool(source) and semi_auto and several,
-        linked_ranks=linked,
+        links=tuple(f"base/rank_{rank_id}/{name}" for rank_id in range(linked)),
     )
 
 
 def base_links(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> tuple[Link, ...]:
-    """A ``base/rank_R`` folder a rank, all with the same whole base checkpoint, where MindFormers wants that."""
-    base, target = base_checkpoint(spec, cluster, inputs, paths), str(inputs.checkpoint)
-    name = f"base.{base.file_format}"
-    return tuple(Link(path=f"base/rank_{rank_id}/{name}", target=target) for rank_id in range(base.linked_ranks))
+    """Links in the job's folder to the whole base checkpoint, where MindFormers wants it in a folder of its own."""
+    found = base_checkpoint(spec, cluster, inputs, paths)
+    return tuple(Link(path=path, target=str(inputs.checkpoint)) for path in found.links)
 
 
 def _schedule_steps(spec: RunSpec, rows: int | None) -> int:

@@ -217,6 +217,15 @@ def test_whole_safetensors_base_is_linked_once_a_rank() -> None:
     assert rank_yaml(made)["load_checkpoint"] == "/jobs/bcdfg-x/base"
 
 
+def test_a_base_in_a_rank_folder_is_linked_out_of_it_for_one_rank() -> None:
+    """MindFormers takes any safetensors in a folder called rank_0 for one part of several."""
+    made = plan(load_spec("tiny_cpu"), cards=1, checkpoint="/j/checkpoint/rank_0/x_rank_0-1_2.safetensors")
+
+    (link,) = made.links
+    assert (link.path, link.target) == ("base/base.safetensors", "/j/checkpoint/rank_0/x_rank_0-1_2.safetensors")
+    assert rank_yaml(made)["load_checkpoint"] == "/jobs/bcdfg-x/base/base.safetensors"
+
+
 @pytest.mark.parametrize(("cards", "checkpoint"), [(1, "/m/model.safetensors"), (2, "/m/model.ckpt")])
 def test_other_bases_are_loaded_as_they_are(cards: int, checkpoint: str) -> None:
     made = plan(load_spec("tiny_cpu"), cards=cards, checkpoint=checkpoint)
