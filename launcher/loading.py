@@ -14,7 +14,7 @@ _SHOWN = 3
 
 
 class Loads:
-    """The parameters that loading ``source`` into the network left as they were, over all calls.
+    """The parameters that loading ``source`` into the network left as they were in every call.
 
     source: a base, or with ``resumed`` what a run goes on from; "" when there is none.
     """
@@ -23,11 +23,13 @@ class Loads:
         self._source, self._resumed = source, resumed
         self._calls = 0
         self._left: dict[str, None] = {}
+        self._loaded: set[str] = set()
 
-    def note(self, left: Iterable[str]) -> None:
-        """Add what one call did not load."""
+    def note(self, left: Iterable[str], loaded: Iterable[str]) -> None:
+        """Add what one call did not load, and what it did: network and optimizer may be filled one after the other."""
         self._calls += 1
         self._left |= dict.fromkeys(left)
+        self._loaded |= set(loaded)
 
     def check(self) -> None:
         """Raise CheckpointError unless everything that the network begins with came from the source.
@@ -37,7 +39,8 @@ class Loads:
         """
         if not self._source:
             return
-        left = [name for name in self._left if names.is_weight(name) or (self._resumed and "." in name)]
+        wanted = (name for name in self._left if names.is_weight(name) or (self._resumed and "." in name))
+        left = [name for name in wanted if name not in self._loaded]
         if not self._calls:
             raise CheckpointError(f"MindFormers loaded nothing of {self._source}", hint="launcher doctor")
         if left:
@@ -61,9 +64,9 @@ def watch_loads(source: str, *, resumed: bool) -> Loads:
     original = mindspore.load_param_into_net
 
     @functools.wraps(original)
-    def counted(*args: Any, **kwargs: Any) -> tuple[list[str], list[str]]:
-        left, unused = original(*args, **kwargs)
-        loads.note(left)
+    def counted(net: Any, parameter_dict: Any, *args: Any, **kwargs: Any) -> tuple[list[str], list[str]]:
+        left, unused = original(net, parameter_dict, *args, **kwargs)
+        loads.note(left, set(parameter_dict) - set(unused))
         return left, unused
 
     replace_everywhere(original, counted)
