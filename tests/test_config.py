@@ -344,6 +344,7 @@ def put(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("model.arch.type", "InternLM2ForCausalLM"),
         ("model.model_config.type", "QwenConfig"),
         ("moe_config.expert_num", 8),
+        ("model.model_config.use_past", True),
         ("model.model_config.qkv_has_bias", True),
         ("model.model_config.qkv_concat", True),
         ("model.model_config.extend_method", "PI"),

@@ -87,7 +87,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
                           "freeze_exclude": ([],), "lora_a_init": ("normal",), "lora_b_init": ("zeros",)}.items()},
     "model.model_config.extend_method": ("None", "LLAMA3"),
     **{f"model.model_config.{key}": (False,)
-       for key in ("qkv_has_bias", "attn_proj_has_bias", "qkv_concat", "use_ring_attention", "input_sliced_sig",
+       for key in ("use_past", "qkv_has_bias", "attn_proj_has_bias", "qkv_concat", "use_ring_attention", "input_sliced_sig",
                    "calculate_per_token_loss", "use_eod_attn_mask_compression")},
     "model.model_config.rotary_pct": (1.0,),
     "model.model_config.emb_dropout_prob": (0.0,),
@@ -122,7 +122,7 @@ _OWNED = (
         "data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num", "vocab_emb_dp", "optimizer_shard",
         "gradient_aggregation_group", "mem_coeff", "mp_comm_recompute", "recompute_slice_activation")),
     *(f"model.model_config.{key}" for key in (
-        "batch_size", "use_past", "multiple_of", "ffn_dim_multiplier", "ignore_token_id", "scaling_factor",
+        "batch_size", "multiple_of", "ffn_dim_multiplier", "ignore_token_id", "scaling_factor",
         "fused_rms_norm", "use_rope_slice")),
     *(f"recompute_config.{key}" for key in ("mp_comm_recompute", "recompute_slice_activation")),
 )  # fmt: skip
