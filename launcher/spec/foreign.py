@@ -87,8 +87,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
                           "freeze_exclude": ([],), "lora_a_init": ("normal",), "lora_b_init": ("zeros",)}.items()},
     "model.model_config.extend_method": ("None", "LLAMA3"),
     **{f"model.model_config.{key}": (False,)
-       for key in ("use_past", "qkv_has_bias", "attn_proj_has_bias", "qkv_concat", "use_ring_attention", "input_sliced_sig",
-                   "calculate_per_token_loss", "use_eod_attn_mask_compression")},
+       for key in ("use_past", "qkv_has_bias", "attn_proj_has_bias", "qkv_concat", "use_ring_attention",
+                   "input_sliced_sig", "calculate_per_token_loss", "use_eod_attn_mask_compression")},
     "model.model_config.rotary_pct": (1.0,),
     "model.model_config.emb_dropout_prob": (0.0,),
     "model.model_config.pp_interleave_num": (1,),
