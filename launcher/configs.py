@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher import memory, resources
-from launcher.errors import LauncherError, SpecError
+from launcher.errors import HostError, LauncherError, SpecError
 from launcher.presets import PRESETS
 from launcher.render import write_atomic
 from launcher.spec import ModelSpec, load_spec
@@ -53,7 +53,8 @@ checkpoint:
 def write_new(name: str, preset: str, *, force: bool) -> Path:
     """Write configs/NAME.yaml below the working folder, and the schema its first line names.
 
-    Raises SpecError for a bad name, a preset there is not, or a file that is there already.
+    Raises SpecError for a bad name, a preset there is not, or a file that is there already; HostError when the folder
+    cannot be written.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise SpecError(f"{name!r} is no name for a spec", hint="letters, digits, '_', '.' and '-'")
@@ -71,9 +72,12 @@ def write_new(name: str, preset: str, *, force: bool) -> Path:
         seq_length=model.model["seq_length"],
         batch_size=1 if model.model["seq_length"] > 2048 else 2,
     )
-    write_atomic(path, text)
-    if not (path.parent / SCHEMA).exists():
-        write_atomic(path.parent / SCHEMA, schema_text())
+    try:
+        write_atomic(path, text)
+        if not (path.parent / SCHEMA).exists():
+            write_atomic(path.parent / SCHEMA, schema_text())
+    except OSError as error:
+        raise HostError(f"cannot write {path.absolute()}: {error.strerror}", hint="cd to a folder of yours") from error
     return path
 
 

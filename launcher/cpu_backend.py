@@ -6,10 +6,10 @@ Imported only where the device target is CPU: by the worker and by infer. Nothin
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Any
 
 from launcher.bare_packages import package_folder, put_bare
+from launcher.loading import replace_everywhere
 
 _TRIED_VERSION = "2.9.0"
 TRAIN_CELL = "LauncherCpuTrainOneStepCell"
@@ -96,7 +96,4 @@ def _replace_barrier() -> None:
     def barrier(*_args: Any, **_kwargs: Any) -> None:
         all_reduce(Tensor([1.0])).asnumpy()
 
-    comm_func.barrier = barrier
-    for name, module in list(sys.modules.items()):
-        if name.startswith("mindformers") and getattr(module, "barrier", None) is original:
-            module.barrier = barrier  # type: ignore[attr-defined]
+    replace_everywhere(original, barrier)

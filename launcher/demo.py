@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from launcher.errors import LauncherError
+from launcher.errors import HostError, LauncherError
 from launcher.jobs import JobStore
 from launcher.render import write_atomic
 from launcher.spec import load_spec
@@ -51,7 +51,11 @@ class Demo:
 
     def run(self) -> None:
         """All stages. Raises LauncherError when one fails, or when finetuning did not help as it must."""
-        self.folder.mkdir(parents=True)
+        try:
+            self.folder.mkdir(parents=True)
+        except OSError as error:
+            hint = "cd to a folder of yours, or pass --folder DIR"
+            raise HostError(f"cannot make {self.folder.absolute()}: {error.strerror}", hint=hint) from error
         self.make_data()
         base = self.train("Train a base model (all weights)", "base", BASE_STEPS, None)
         tuned = self.train("Finetune it with LoRA on two ranks", "lora", LORA_STEPS, base)

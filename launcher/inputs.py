@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from launcher.checkpoint.base import Base, check_file, check_tensors
+from launcher.checkpoint.folder import CKPT_WEIGHTS, WEIGHTS
+from launcher.checkpoint.huggingface import CONFIG
 from launcher.checkpoint.sharded import ShardedBase, holds_shards, read_sharded
 from launcher.data import sample_set
 from launcher.data.cache import in_cache
 from launcher.data.info import DatasetInfo, read_info
 from launcher.data.preprocess import PreprocessOptions, preprocess
-from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
+from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
+from launcher.jobs import JobPaths
 from launcher.plan import Inputs
 from launcher.spec import ModelSpec, RunSpec
 
@@ -52,9 +58,7 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
 
     Raises DataError, CheckpointError or SpecError; nothing is written.
     """
-    checkpoint, shards = find_base(spec)
     found, pending = _training(spec)
-    found = replace(found, checkpoint=checkpoint, shards=shards)
     if spec.evaluation is None:
         return found, pending
     return replace(found, evaluation=_held_out(spec, spec.evaluation.data)), pending
@@ -76,6 +80,49 @@ def _held_out(spec: RunSpec, path: str) -> str:
 
 
 def _training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
+    found, pending = _rows_of_training(spec)
+    return with_base(found, spec.model), pending
+
+
+def with_base(found: Inputs, model: ModelSpec) -> Inputs:
+    """``found`` with the base checkpoint of ``model``, which is held against it. Raises CheckpointError."""
+    if model.checkpoint is None:
+        return found
+    base, shards = find_base(model.model_dump(mode="json"), model.checkpoint)
+    notes = (*found.notes, *base.notes)
+    return replace(found, checkpoint=str(base.path), base_dtypes=base.dtypes, notes=notes, shards=shards)
+
+
+def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedBase | None]:
+    """The weights that ``checkpoint`` means, with the names, shapes and dtypes of ``model``; and how they are cut.
+
+    ``model`` is the model section of a spec. Raises CheckpointError.
+    """
+    absolute = Path(_existing(checkpoint, "checkpoint", "launcher merge-ckpt JOB makes one", CheckpointError))
+    if not holds_shards(absolute):
+        return check_file(_whole_file(absolute), model), None
+    shards = read_sharded(absolute)
+    whole = {name: (tensor.shape, tensor.dtype) for name, tensor in shards.tensors.items()}
+    return check_tensors(whole, model, absolute), shards
+
+
+def check_base_again(paths: JobPaths) -> None:
+    """Hold the base of a job that was planned before against its model once more: it may have changed since.
+
+    Raises CheckpointError, and JobError when the job's own files cannot be read.
+    """
+    if not paths.plan.is_file():
+        return
+    try:
+        base = json.loads(paths.plan.read_text(encoding="utf-8"))["checkpoint"]
+        model = json.loads(paths.spec.read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise JobError(f"cannot read what {paths.job_id} trains: {error}", hint="launcher submit it anew") from error
+    if base is not None:
+        find_base(model, base)
+
+
+def _rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
     if spec.data.sample:
         sample = sample_set.SampleSet(
             size=spec.data.sample.size,
@@ -207,33 +254,25 @@ def _check_vocabulary(model: ModelSpec, tokenizer: str) -> None:
         )
 
 
-def find_base(spec: RunSpec) -> tuple[str | None, ShardedBase | None]:
-    """The base that ``spec`` names: a weights file, or a folder of shards and what was read of it.
-
-    Raises CheckpointError.
-    """
-    if spec.model.checkpoint is None:
-        return None, None
-    absolute = Path(
-        _existing(spec.model.checkpoint, "checkpoint", "launcher merge-ckpt JOB makes one", CheckpointError)
-    )
-    if holds_shards(absolute):
-        return str(absolute), read_sharded(absolute)
-    return _whole_file(absolute), None
-
-
-def _whole_file(absolute: Path) -> str:
+def _whole_file(absolute: Path) -> Path:
     """The file that ``absolute`` means: itself, or what merge-ckpt and convert-ckpt call the weights in a folder."""
     if absolute.is_dir():
-        merged = absolute / "model.safetensors"
-        if not merged.is_file():
-            raise CheckpointError(
-                f"checkpoint folder {absolute} has no model.safetensors", hint="name the weights file"
-            )
-        return str(merged)
+        return _weights_in(absolute)
     if absolute.suffix not in WEIGHTS_SUFFIXES:
         raise CheckpointError(
             f"checkpoint {absolute} is neither .safetensors nor .ckpt",
             hint="launcher convert-ckpt converts others",
         )
-    return str(absolute)
+    return absolute
+
+
+def _weights_in(folder: Path) -> Path:
+    merged = next((path for name in (WEIGHTS, CKPT_WEIGHTS) if (path := folder / name).is_file()), None)
+    if merged is None and (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"checkpoint folder {folder} is Hugging Face's",
+            hint=f"launcher convert-ckpt {folder} -o base; then --checkpoint base",
+        )
+    if merged is None:
+        raise CheckpointError(f"checkpoint folder {folder} has no {WEIGHTS}", hint="name the weights file")
+    return merged

@@ -199,7 +199,7 @@ def _kept_inputs(stage: _Stage) -> int:
 
 
 def _kept(stage: _Stage) -> int:
-    if not stage.spec.runtime.recompute:
+    if stage.spec.runtime.recompute is not True:
         return stage.in_flight * stage.layers * _layer_activations(stage)
     # recompute_slice_activation splits a layer's input between the ranks that share the layer.
     return (
@@ -217,7 +217,7 @@ def _at_work(stage: _Stage) -> int:
     model, bytes_ = stage.spec.model, stage.compute_bytes
     gradients = stage.tokens * bytes_ * (2 * model.hidden_size + 2 * model.intermediate_size // stage.parts)
     cast = sum(outputs * inputs for outputs, inputs in layer_sizes(model).values()) // stage.parts * bytes_
-    one_layer = gradients + (_layer_activations(stage) if stage.spec.runtime.recompute else 0)
+    one_layer = gradients + (_layer_activations(stage) if stage.spec.runtime.recompute is True else 0)
     one_layer += cast if stage.param_bytes != bytes_ else 0
     return max(one_layer, _loss(stage))
 
@@ -239,7 +239,7 @@ def _communication(spec: RunSpec) -> tuple[int, int]:
 def _stages(spec: RunSpec) -> list[_Stage]:
     """The first and the last stage: no other holds more."""
     pipeline = spec.parallel.pipeline_stage or 1
-    layers = -(-spec.model.num_layers // pipeline)
+    layers = -(-spec.model.num_layers // pipeline) + max(spec.parallel.layer_offset or (0,))
     micro = spec.parallel.micro_batches or pipeline
     if pipeline == 1:
         return [_Stage(spec=spec, layers=layers, first=True, last=True, in_flight=1)]
@@ -261,7 +261,7 @@ def _terms(stage: _Stage, target: str) -> tuple[Term, ...]:
     accumulated = max(spec.training.gradient_accumulation, spec.parallel.pipeline_stage or 1) > 1
     gradients = stage.trained * params * (2 if accumulated else 1) // stage.shards
     groups, buffers = _communication(spec) if target == "Ascend" else (0, 0)
-    kept_how = f"{stage.in_flight} x {stage.layers} layers x t x c x h / mp" if spec.runtime.recompute else (
+    kept_how = f"{stage.in_flight} x {stage.layers} layers x t x c x h / mp" if spec.runtime.recompute is True else (
         f"{stage.in_flight} x {stage.layers} layers x all that a layer keeps"
     )  # fmt: skip
     per_token = f"V x (2c + {4 * _LOSS_FLOAT32_COPIES})"

@@ -38,6 +38,7 @@ class Inputs:
     """Files a run reads, all checked: absolute paths, and the number of rows in ``dataset`` (None if unknown).
 
     ``checkpoint``: the base, a file; or a folder of shards, and then ``shards`` is what was read of it.
+    base_dtypes: those of its weights. notes: what the user should know of the files.
     """
 
     dataset: str
@@ -46,6 +47,8 @@ class Inputs:
     checkpoint: str | None
     evaluation: str | None = None
     shards: ShardedBase | None = None
+    base_dtypes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,9 +204,17 @@ def make_plan(
         files=tuple(files),
         links=base_checkpoint(spec, cluster, inputs, paths).links,
         command=command,
-        notes=settled.notes,
+        notes=(*settled.notes, *inputs.notes, *_rounding_notes(spec, inputs)),
         memory=settled.memory,
     )
+
+
+def _rounding_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
+    """MindSpore casts a base to precision.params without a word; only float32 holds the 16-bit kinds exactly."""
+    params = spec.precision.params or "float32"
+    rounded = [dtype for dtype in inputs.base_dtypes if dtype != params and (params != "float32" or dtype == "float64")]
+    if rounded:
+        yield f"base: its {', '.join(rounded)} weights are rounded to {params} (precision.params)"
 
 
 def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[str, str]:

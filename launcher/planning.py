@@ -15,7 +15,7 @@ from launcher.cluster import KINDS, Cluster, Device, Host
 from launcher.discover import local_cluster
 from launcher.engines import ENGINES
 from launcher.engines.base import Command
-from launcher.errors import CheckpointError, DataError, HostError, SpecError
+from launcher.errors import DataError, HostError, SpecError
 from launcher.jobs import JobPaths
 from launcher.memory import Memory
 from launcher.plan import Inputs, LaunchPlan, make_plan, run_environment
@@ -99,13 +99,11 @@ def _msrun() -> str:
 
 
 def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
-    """The files of ``spec``; those that are not there yet are taken for what the spec calls them, and named."""
+    """The files of ``spec``; those that are not there yet are taken for what the spec calls them, and named.
+
+    Raises CheckpointError for a base that is there and is not the model's.
+    """
     missing = []
-    checkpoint, shards = _absolute(spec.model.checkpoint), None
-    try:
-        checkpoint, shards = input_files.find_base(spec)
-    except CheckpointError as error:
-        missing.append(error.message)
     without = spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": None})})
     try:
         found, pending = input_files.resolve(without)
@@ -114,7 +112,11 @@ def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
         found, pending = _assumed(spec), None
     if pending:
         missing.append(pending.describe())
-    return dataclasses.replace(found, checkpoint=checkpoint, shards=shards), tuple(missing)
+    checkpoint = _absolute(spec.model.checkpoint)
+    if checkpoint is None or Path(checkpoint).exists():
+        return input_files.with_base(found, spec.model), tuple(missing)
+    missing.insert(0, f"checkpoint {spec.model.checkpoint} does not exist (looked for {checkpoint})")
+    return dataclasses.replace(found, checkpoint=checkpoint), tuple(missing)
 
 
 def _assumed(spec: RunSpec) -> Inputs:

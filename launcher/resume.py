@@ -49,8 +49,13 @@ def take_back(paths: JobPaths) -> None:
 
 def has_got_on(paths: JobPaths, num_ranks: int) -> bool:
     """Whether there is a complete checkpoint that the attempt of ``paths`` did not begin with."""
-    newest = _newest(_saved(paths, num_ranks))
+    newest = newest_saved(paths, num_ranks)
     return newest is not None and newest not in saved_moments(paths.resume / "rank_0")
+
+
+def newest_saved(paths: JobPaths, num_ranks: int) -> Moment | None:
+    """The newest moment that all ranks have a whole checkpoint of; None when there is none."""
+    return _newest(_saved(paths, num_ranks))
 
 
 def _saved(paths: JobPaths, num_ranks: int) -> list[Mapping[Moment, Path]]:

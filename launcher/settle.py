@@ -46,13 +46,13 @@ def settle(spec: RunSpec, cluster: Cluster) -> Settled:
     check_target(spec, cluster)
     notes = []
     if spec.training.optimizer.type == "FP32StateAdamWeightDecay":
-        notes.append("optimizer FP32StateAdamWeightDecay: AdamW stands in, which keeps float32 states as well")
-        spec = _with(spec, "training", optimizer=spec.training.optimizer.model_copy(update={"type": "AdamW"}))
+        notes.append("optimizer FP32StateAdamWeightDecay: no bias correction, so its first steps are not AdamW's")
     spec = _settle_plain(spec, cluster)
     limit = pool_gib(spec, cluster)
     degrees, chosen = choose_degrees(spec, cluster, limit)
     spec = with_degrees(spec, degrees)
     check_loading(spec, cluster)
+    _check_recompute(spec.runtime, degrees)
     need = memory.estimate(spec, target=cluster.target, pool_gib=limit)
     if chosen:
         notes.append(_chosen_note(degrees, spec, need))
@@ -160,16 +160,21 @@ def _check_cpu(spec: RunSpec) -> None:
         "optimizer_shard": parallel.optimizer_shard,
         "sequence_parallel": parallel.sequence_parallel,
         "vocab_split": parallel.vocab_split,
-        f"training.gradient_accumulation {spec.training.gradient_accumulation}": (
-            spec.training.gradient_accumulation > 1
-        ),
     }
     asked = [name for name, is_asked in collectives.items() if is_asked]
     if asked:
         raise SpecError(
             "the CPU backend trains data-parallel only: MindSpore has no CPU kernels for the collectives of "
             f"{', '.join(asked)}",
-            hint="set parallel: {mode: data} and training.gradient_accumulation: 1; or run on Ascend cards",
+            hint="set parallel: {mode: data}; or run on Ascend cards",
+        )
+    repeats = spec.training.gradient_accumulation
+    if repeats > 1:
+        raise SpecError(
+            f"training.gradient_accumulation {repeats}: MindFormers accumulates in parallel.mode semi_auto alone, "
+            "which the CPU backend does not have",
+            hint=f"set training.gradient_accumulation: 1 and data.batch_size: {repeats * spec.data.batch_size}, "
+            "whose steps see as many rows; or run on Ascend cards",
         )
     if {spec.precision.params, spec.precision.compute} - {None, "float32"}:
         raise SpecError(
@@ -193,6 +198,7 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
         (model.kv_heads % parts, f"n_kv_heads {model.kv_heads} is not a multiple of model_parallel {parts}"),
         (model.intermediate_size % parts, f"intermediate_size {model.intermediate_size} is not a multiple of {parts}"),
         (model.num_layers % stages, f"num_layers {model.num_layers} is not a multiple of pipeline_stage {stages}"),
+        *_stage_rules(model, parallel, stages),
         (stages > 1 and model.tie_word_embeddings, "tied embeddings would lie on two pipeline stages"),
         (parallel.vocab_split and model.vocab_size % parts, f"vocab_size {model.vocab_size} does not split in {parts}"),
         (parallel.sequence_parallel and model.seq_length % parts, f"seq_length {model.seq_length} % {parts} is not 0"),
@@ -206,6 +212,26 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
         (parallel.vocab_split and parts == 1 and stages == 1, "vocab_split has no effect with model_parallel 1"),
     )  # fmt: skip
     return [problem for is_broken, problem in rules if is_broken]
+
+
+def _check_recompute(runtime: RuntimeSpec, degrees: Degrees) -> None:
+    """Raises SpecError for more numbers than stages (mindformers 1.9.0, tools/check_rules.py)."""
+    if isinstance(runtime.recompute, tuple) and len(runtime.recompute) > degrees.pipeline_stage:
+        raise SpecError(
+            f"runtime.recompute {list(runtime.recompute)}: one number for each of {degrees.pipeline_stage} stage(s)",
+            hint="set runtime.recompute: true to recompute all layers",
+        )
+
+
+def _stage_rules(model: ModelSpec, parallel: ParallelSpec, stages: int) -> Iterator[tuple[bool, str]]:
+    """mindformers 1.9.0, models/utils.py, LayerSetting: one offset a stage, and all layers are in some stage."""
+    offset = parallel.layer_offset
+    if offset is None:
+        return
+    share = model.num_layers // stages
+    yield len(offset) != stages, f"layer_offset {list(offset)} is not one number for each of {stages} stage(s)"
+    yield sum(offset) != 0, f"layer_offset {list(offset)} adds up to {sum(offset)}, not 0"
+    yield share + min(offset, default=0) < 1, f"layer_offset {list(offset)} leaves a stage of {share} without a layer"
 
 
 # --------------------------------------------------------------------------------------------------- degrees

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from launcher import installed, jobs, supervise
+from launcher import inputs, installed, jobs, supervise
 from launcher.atomic import write_atomic
 from launcher.cluster import Cluster
 from launcher.engines import DEFAULT, ENGINES
@@ -23,7 +23,7 @@ from launcher.launch import Launch, Limits, NodePlace, RankPlace, read_launch, w
 from launcher.locks import check_free
 from launcher.plan import LaunchPlan
 from launcher.processes import ProcessId
-from launcher.resume import prepare_attempt, take_back
+from launcher.resume import newest_saved, prepare_attempt, take_back
 from launcher.where import Where
 
 # How long ranks that have said that they are done may take to end. The driver frees a card when its process is gone
@@ -216,8 +216,8 @@ def _write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> 
 def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subprocess.Popen[bytes] | None]:
     """Start another attempt at a job that has ended without success, from its newest complete checkpoint.
 
-    Raises JobError when the job runs, has succeeded, or cannot be read; HostError when the engine is missing or the
-    disk is full.
+    Raises JobError when the job runs, has succeeded, or cannot be read; CheckpointError when it begins anew from a base
+    that is not its model's; HostError when the engine is missing or the disk is full.
     """
     if not record.is_final:
         raise JobError(f"job {record.job_id} is {record.state}", hint=f"launcher attach {record.job_id}")
@@ -228,6 +228,8 @@ def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subproces
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise JobError(f"cannot read {paths.launch}: {error}", hint="submit it anew: launcher submit") from error
     ENGINES[launch.engine].find_program()
+    if newest_saved(paths, record.cards) is None:
+        inputs.check_base_again(paths)
     if launch.where.get("kind") == "slurm":
         from launcher.where.slurm import submit
 

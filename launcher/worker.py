@@ -23,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher import old_optimizer
 from launcher.events import EventWriter, Position
 from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
+from launcher.loading import Loads, watch_loads
 from launcher.log_writing import keep_small, stamp_lines, write_to
 from launcher.processes import ProcessId, die_with_parent
 
@@ -154,14 +156,17 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
         from launcher import cpu_backend
 
         cpu_backend.prepare_training(num_ranks=int(os.environ.get("RANK_SIZE", "1")))
+    old_optimizer.register()
     check_rows(config)
+    begins_with = str(paths.resume / f"rank_{rank_id}" / resume_from) if resume_from else config.load_checkpoint
+    loads = watch_loads(begins_with or "", resumed=bool(resume_from))
     done_steps = steps_in(paths.resume / f"rank_{rank_id}" / resume_from) if resume_from else 0
     versions = {"mindspore": mindspore.__version__, "mindformers": mindformers.__version__}
     events.write("ready", **versions, from_step=done_steps)
     last_step = planned_steps(paths) or math.inf
     if done_steps >= last_step:
         return  # the attempt before was ended between its last checkpoint and its own end; MindSpore refuses 0 epochs
-    progress = _progress_callback(events, paths, rank_id, done_steps, last_step)
+    progress = _progress_callback(events, paths, rank_id, done_steps, last_step, loads)
     trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[progress])
     start_adapters_from_seed(trainer.trainer, config.seed)
     keep_strategies(paths, rank_id, resumed=resume_from is not None)
@@ -312,7 +317,14 @@ def check_rows(config: Any) -> None:
         )
 
 
-def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_steps: int, last_step: float) -> Any:
+def _progress_callback(
+    events: EventWriter,
+    paths: JobPaths,
+    rank_id: int,
+    done_steps: int,
+    last_step: float,
+    loads: Loads,
+) -> Any:
     from mindspore.train.callback import Callback
 
     spec = json.loads(paths.spec.read_text(encoding="utf-8"))
@@ -324,6 +336,7 @@ def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_
         """Writes one "step" event a step and ends the run after the number of steps that the spec asks for."""
 
         def on_train_begin(self, run_context: Any) -> None:
+            loads.check()
             if done_steps:
                 go_on_counting(run_context.original_args(), done_steps)
             report_evaluations(run_context.original_args(), events, parts)

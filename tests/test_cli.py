@@ -182,3 +182,11 @@ def test_submit_refuses_what_the_cheap_checks_refuse(tmp_path: Path) -> None:
     assert "-> unset HCCL_CONNECT_TIMEOUT" in result.stderr
     assert "--no-preflight insists" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_system_refuses_is_no_traceback(tmp_path: Path) -> None:
+    result = launcher("plan", "a" * 300, cwd=tmp_path)
+
+    assert result.returncode == 5
+    assert result.stderr.startswith(f"error: {tmp_path}") or "File name too long" in result.stderr
+    assert "Traceback" not in result.stderr

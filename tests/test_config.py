@@ -78,6 +78,46 @@ def test_mistakes_are_named(here: Path, arguments: tuple[str, ...], expected: st
     assert expected in launcher("config", *arguments, code=code)
 
 
+def test_a_folder_that_takes_no_files_is_named(here: Path) -> None:
+    """A file stands where a folder is to be made: what root may not do either, as in a read-only folder."""
+    Path("configs").touch()
+    text = launcher("config", "new", "mine", "--preset", "tiny_cpu", code=5)
+    demo = launcher("demo", "--folder", "configs/demo", code=5)
+
+    assert f"error: cannot write {here}/configs/mine.yaml: " in text
+    assert f"error: cannot make {here}/configs/demo/1: " in demo
+    assert "hint: cd to a folder of yours, or pass --folder DIR" in demo
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "hint"),
+    [
+        ("rows.json", "rows.json is no .yaml file", "data is named in one: data.train"),
+        ("mine", "no run spec 'mine' in configs/", "did you mean the file mine.yaml?"),
+        ("sub/other", "no run spec 'sub/other' in configs/", "did you mean the file sub/other.yml?"),
+        ("llama2_70b", "llama2_70b is a preset, which is a model", "launcher config new NAME --preset llama2_70b"),
+        ("llama_7b_lor", "no run spec 'llama_7b_lor'", "did you mean llama_7b_lora?"),
+    ],
+)
+def test_what_is_no_run_spec_is_called_what_it_is(here: Path, name: str, said: str, hint: str) -> None:
+    Path("sub").mkdir()
+    for file in ("rows.json", "mine.yaml", "sub/other.yml"):
+        Path(file).write_text("{}")
+    for command in (("submit", name, "--dry-run"), ("plan", name, "--cards", "1", "--kind", "A2")):
+        text = launcher(*command, code=2)
+
+        assert said in text
+        assert hint in text
+
+
+def test_accumulation_on_the_cpu_is_refused_for_what_it_is(here: Path) -> None:
+    text = launcher("plan", "tiny_cpu", "--cards", "1", "--set", "training.gradient_accumulation=2", code=2)
+
+    assert "MindFormers accumulates in parallel.mode semi_auto alone" in text
+    assert "data.batch_size: 32" in text
+    assert "collectives" not in text
+
+
 def test_every_problem_of_every_spec_is_printed_and_the_exit_code_is_2(here: Path) -> None:
     Path("bad.yaml").write_text("name: x\nmodel: {preset: llama_7b, num_layer: 3}\ndata: {train: a}\nlora: {r: -1}\n")
     result = run("config", "check", "tiny_cpu", "bad.yaml")
@@ -281,6 +321,122 @@ def test_degrees_of_a_mindformers_yaml_are_kept(here: Path, changes: dict[str, A
 
     found = (parallel.mode, parallel.model_parallel, parallel.pipeline_stage, parallel.micro_batches)
     assert found == expected
+
+
+def put(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """``values`` with ``value`` at the dotted ``path``, sections on the way made."""
+    section = values
+    *above, last = path.split(".")
+    for key in above:
+        section = section.setdefault(key, {})
+    section[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("run_mode", "predict"),
+        ("run_mode", "export"),
+        ("use_legacy", False),
+        ("resume_training", True),
+        ("model.arch.type", "Baichuan13BForCausalLM"),
+        ("model.arch.type", "InternLM2ForCausalLM"),
+        ("model.model_config.type", "QwenConfig"),
+        ("moe_config.expert_num", 8),
+        ("model.model_config.use_past", True),
+        ("model.model_config.qkv_has_bias", True),
+        ("model.model_config.qkv_concat", True),
+        ("model.model_config.extend_method", "PI"),
+        ("model.model_config.pet_config.pet_type", "prefixtuning"),
+        ("model.model_config.pet_config.pet_type", "slora"),
+        ("model.model_config.pet_config.pet_type", "adalora"),
+        ("model.model_config.pet_config.freeze_include", ["*wq*"]),
+        ("model.model_config.pet_config.freeze_exclude", ["*lora*"]),
+        ("freeze_include", ["*"]),
+        ("parallel_config.context_parallel", 2),
+        ("parallel_config.expert_parallel", 4),
+        ("parallel.pipeline_config.pipeline_interleave", True),
+        ("model.model_config.pet_config.pre_seq_len", 10),
+        ("model.model_config.attention_sink", 4),
+        ("optimizer.momentum", 0.9),
+        ("lr_schedule.warmup_epochs", 1),
+        ("swap_config.swap", True),
+    ],
+)
+def test_what_would_train_something_else_is_refused_by_name(here: Path, path: str, value: Any) -> None:
+    name = write(put(recipe(), path, value))
+    with pytest.raises(SpecError) as caught:
+        load_source(name)
+
+    (problem,) = caught.value.problems
+    assert f": {path}: " in problem
+    assert problem.startswith(f"{name}:")
+    assert "--set mindformers.KEY=VALUE" in caught.value.hint
+
+
+def test_an_adapter_without_a_kind_and_a_model_without_a_name_are_refused(here: Path) -> None:
+    values = recipe()
+    del values["model"]["model_config"]["pet_config"]["pet_type"]
+    del values["model"]["model_config"]["type"], values["model"]["arch"]
+    with pytest.raises(SpecError) as caught:
+        load_source(write(values))
+
+    assert [problem.partition(": ")[2] for problem in caught.value.problems] == [
+        "model.model_config.pet_config has no pet_type; the launcher does lora",
+        "model.arch.type is missing; the launcher trains LlamaForCausalLM",
+    ]
+
+
+def test_lists_for_each_stage_reach_the_ranks(here: Path) -> None:
+    values = recipe(parallel_config={"model_parallel": 1, "pipeline_stage": 2, "micro_batch_num": 4})
+    put(put(values, "recompute_config.recompute", [1, 2]), "model.model_config.offset", [-1, 1])
+    put(values, "model.model_config.num_layers", 4)
+    plan = sketch(write(values), imagined_cluster(2, "A2"), parse_sets([]), Path("jobs")).plan
+    rank = yaml.safe_load(next(file.text for file in plan.files if file.path == "ranks/rank_1.yaml"))
+
+    assert rank["recompute_config"]["recompute"] == [1, 2]
+    assert rank["model"]["model_config"]["offset"] == [-1, 1]
+    for path, value, expected in (
+        ("model.model_config.offset", [-1, 2], "layer_offset [-1, 2] adds up to 1, not 0"),
+        ("model.model_config.offset", [1, 0, -1], "is not one number for each of 2 stage(s)"),
+        ("model.model_config.offset", [-2, 2], "leaves a stage of 2 without a layer"),
+        ("recompute_config.recompute", [1, 1, 1], "runtime.recompute [1, 1, 1]: one number for each of 2 stage(s)"),
+    ):
+        wrong = write(put(put(put(recipe(), "parallel_config", values["parallel_config"]),
+                              "model.model_config.num_layers", 4), path, value))  # fmt: skip
+        with pytest.raises(SpecError) as caught:
+            sketch(wrong, imagined_cluster(2, "A2"), parse_sets([]), Path("jobs"))
+        assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "note"),
+    [
+        ("parallel_config.use_seq_parallel", True, "parallel_config.use_seq_parallel: left out, it has no effect with"),
+        ("runner_wrapper.scale_sense", {"type": "DynamicLossScaleUpdateCell", "loss_scale_value": 4294967296},
+         "runner_wrapper.scale_sense.loss_scale_value 4294967296: 65536 stands in"),
+        ("model.model_config.checkpoint_name_or_path", "llama_7b", "give the weights with --checkpoint"),
+        ("train_dataset.data_loader.type", "HFDataLoader", "train_dataset.data_loader.type HFDataLoader: the launcher"),
+        ("optimizer.eps", None, "optimizer.eps: 1e-6, what FP32StateAdamWeightDecay has unasked"),
+        ("model.model_config.fine_grain_interleave", 2, "left out: runner_config.sink_size"),
+    ],
+)  # fmt: skip
+def test_what_is_decided_otherwise_is_said(here: Path, path: str, value: Any, note: str) -> None:
+    changes = load_source(write(put(recipe(), path, value))).changes
+
+    assert [change for change in changes if note in change]
+
+
+def test_a_fixed_loss_scale_and_the_optimizer_are_kept(here: Path) -> None:
+    plan = sketch(write(recipe()), imagined_cluster(1, "A2"), parse_sets([]), Path("jobs")).plan
+    rank = yaml.safe_load(next(file.text for file in plan.files if file.path == "ranks/rank_0.yaml"))
+
+    assert rank["runner_wrapper"]["scale_sense"] == 1.0
+    assert rank["optimizer"] == {
+        "type": "FP32StateAdamWeightDecay", "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0,
+    }  # fmt: skip
+    assert any("no bias correction" in note for note in plan.notes)
 
 
 def test_a_yaml_without_data_says_how_to_give_some(here: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from launcher.cluster import Cluster, Device, Host
 from launcher.engines import ENGINES
-from launcher.engines.base import EngineJob
+from launcher.engines.base import EngineJob, find
+from launcher.errors import HostError
 from launcher.jobs import JobPaths
 from launcher.launch import Launch, Limits
 from launcher.starting import Options, make_launch
@@ -99,3 +100,11 @@ def test_a_launch_reads_back_as_it_was_written() -> None:
     assert launch.visible == (0, 2)
     assert launch.locks == ("card_4", "card_6")
     assert [rank.device_id for rank in launch.ranks] == [4, 6]
+
+
+def test_a_folder_on_path_that_cannot_be_looked_into_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.pathsep.join(["/" + "a" * 300, "/bin"]))
+
+    assert find("sh", "") == "/bin/sh"
+    with pytest.raises(HostError, match="nor on PATH"):
+        find("no-such-program", "install it")

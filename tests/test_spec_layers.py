@@ -94,6 +94,27 @@ def test_an_environment_variable_that_cannot_be_is_named() -> None:
         environment_overrides({"LAUNCHER_LORA__R": "[1"})
 
 
+def test_variables_of_the_ranks_keep_their_names() -> None:
+    found = environment_overrides({"LAUNCHER_ENV__FOO": "1", "LAUNCHER_ENV__HCCL__Path": "x", "LAUNCHER_ENV": "no"})
+
+    assert [override.keys for override in found] == [("env", "FOO"), ("env", "HCCL__Path")]
+
+
+def test_a_wrong_key_of_a_section_is_blamed_and_not_its_neighbour() -> None:
+    with pytest.raises(SpecError) as caught:
+        from_text(SPEC, *parse_sets(["lora.r=8", "lora.target_modules=zz"]))
+
+    assert caught.value.problems[0].startswith("--set lora.target_modules=zz: target_modules 'zz' matches no layer")
+
+
+def test_a_merge_key_is_one_problem() -> None:
+    with pytest.raises(SpecError) as caught:
+        from_text("base: &b {preset: llama_7b}\nname: x\nmodel:\n  <<: *b\ndata: {train: a}")
+
+    assert "a merge key (<<), which YAML 1.2 has not; write its keys out (line 4, column 3)" in str(caught.value)
+    assert not caught.value.problems
+
+
 def test_a_preset_gives_way_to_what_is_written() -> None:
     spec = from_text(SPEC.replace("seq_length: 512", "num_layers: 2, vocab_size: 40000"))
 
@@ -159,6 +180,32 @@ def test_rules_between_sections_are_in_the_same_report_as_wrong_values() -> None
     assert [problem.split(": ")[0] for problem in caught.value.problems] == [
         "run.yaml:2", "run.yaml:3", "run.yaml:7", "run.yaml:6", "run.yaml:4",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "pattern", [".*" * 240, "(w+)+$", "(|)" * 40 + "x", "(.*){50}q", "(?:w|w|)" * 20 + "z", "w?" * 200]
+)
+def test_an_expression_that_would_be_matched_for_ever_is_refused_at_once(pattern: str) -> None:
+    with pytest.raises(SpecError, match="matching it may take for ever"):
+        from_text(SPEC + f"lora: {{target_modules: {json.dumps(pattern)}}}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "targets"),
+    [
+        ("|".join(f".*{name}" for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")), 7),
+        (".*(?:wq|wk|wv|wo|w1|w2|w3)$", 7),
+        ("w[qkvo]", 4),
+        (r"^w\d$", 3),
+        ("[w|*]q", 1),
+        ("w{1}q?[kv]", 2),
+    ],
+)
+def test_expressions_that_people_write_are_good(pattern: str, targets: int) -> None:
+    lora = from_text(SPEC + f"lora: {{target_modules: {json.dumps(pattern)}}}").lora
+
+    assert lora is not None
+    assert len(lora.targets) == targets
 
 
 def test_targets_may_be_a_list_and_mean_the_same_as_the_expression() -> None:

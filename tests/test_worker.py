@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from launcher.errors import CheckpointError
 from launcher.known_errors import recognise
+from launcher.loading import Loads
 from launcher.worker import LossCheck, loss_parts, step_fields
 
 
@@ -56,3 +60,74 @@ def test_a_step_reports_the_mean_over_its_batches_or_nothing() -> None:
     values = {parts: step_fields(3, outputs, 0.5, parts)["loss"] for parts in (1, 4, None)}
 
     assert values == {1: 12.0, 4: 3.0, None: None}
+
+
+WEIGHT, ADAPTER = "model.layers.0.attention.wq.weight", "model.layers.0.attention.wq.mindpet_delta_lora_a"
+
+
+def test_weights_that_did_not_come_from_the_base_end_the_run() -> None:
+    loads = Loads("base.ckpt", resumed=False)
+    with pytest.raises(CheckpointError, match=r"loaded nothing of base\.ckpt"):
+        loads.check()
+    loads.note([ADAPTER, f"adam_m.{ADAPTER}", "global_step"], [WEIGHT])
+    loads.check()
+    others = [WEIGHT.replace("0", str(layer)) for layer in range(1, 5)]
+    loads.note([WEIGHT, *others], [])
+    with pytest.raises(CheckpointError, match=rf"4 parameters are not in base.ckpt .*: {others[0]}, .* and 1 more"):
+        loads.check()
+
+
+@pytest.mark.parametrize("left", [WEIGHT, ADAPTER, f"adam_v.{ADAPTER}"])
+def test_a_run_goes_on_with_all_that_it_had(left: str) -> None:
+    loads = Loads("1_8.safetensors", resumed=True)
+    loads.note(["global_step"], [])
+    loads.check()
+    loads.note([left], [])
+    with pytest.raises(CheckpointError, match="1 parameters are not in"):
+        loads.check()
+
+
+def test_without_a_base_nothing_is_asked_for() -> None:
+    Loads("", resumed=False).check()
+
+
+OPTIMIZER = """
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+from mindformers.core import build_optim
+from mindformers.tools import MindFormerConfig
+from launcher import old_optimizer
+old_optimizer.register()
+old_optimizer.register()  # a second time does nothing
+start = np.linspace(-1, 1, 12).reshape(3, 4)
+
+def optimizer(dtype, make):
+    weight = Parameter(Tensor(start.astype(dtype)), name="w")
+    return weight, make([{"params": [weight], "weight_decay": 0.1}])
+
+def ours(params):
+    section = dict(type="FP32StateAdamWeightDecay", beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+    return build_optim(MindFormerConfig(**section), default_args={"params": params, "learning_rate": 1e-2})
+
+def plain(params):
+    return nn.AdamWeightDecay(params, learning_rate=1e-2, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+
+(one, step_one), (two, step_two) = optimizer("float32", ours), optimizer("float32", plain)
+half, step_half = optimizer("float16", ours)
+worst = 0.0
+for number in range(1, 5):
+    gradient = np.cos(start * number).astype("float32")
+    step_one((Tensor(gradient),)), step_two((Tensor(gradient),)), step_half((Tensor(gradient.astype("float16")),))
+    worst = max(worst, float(np.abs(one.asnumpy() - two.asnumpy()).max()))
+moved = float(np.abs(one.asnumpy() - start).max())
+print("RESULT", worst < 1e-7, moved > 1e-2, half.dtype, step_half.moments2[0].dtype)
+"""
+
+
+@pytest.mark.mindspore
+def test_the_old_optimizer_is_mindspores_rule_with_float32_states() -> None:
+    """First updates as nn.AdamWeightDecay makes them: AdamW's are other ones, as it corrects the bias."""
+    result = subprocess.run([sys.executable, "-c", OPTIMIZER], capture_output=True, text=True, timeout=300)
+    said = next((line for line in result.stdout.splitlines() if line.startswith("RESULT")), result.stderr)
+
+    assert said == "RESULT True True Float16 Float32"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint import huggingface, names
+from launcher.checkpoint.base import listed, problems_of
 from launcher.checkpoint.compare import identify
 from launcher.checkpoint.dtypes import FLOATS
 from launcher.checkpoint.folder import (
@@ -26,11 +27,10 @@ from launcher.checkpoint.folder import (
 )
 from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.merge import HF, MINDSPORE, OnProgress
-from launcher.checkpoint.model_check import check_floats
 from launcher.checkpoint.stream import PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, TensorFile
 from launcher.checkpoint.tensors import Output, Whole
-from launcher.checkpoint.verify import Verified, check_architecture, verify_files
+from launcher.checkpoint.verify import Verified, verify_files
 from launcher.errors import CheckpointError
 
 RECORD = "convert.json"
@@ -83,8 +83,7 @@ def open_model(source: Path, config: Path | None, stack: ExitStack) -> Model:
     model, original, template = _description(folder, config)
     if model.get("tie_word_embeddings"):  # transformers ties whatever a file has for the head
         tensors = {name: whole for name, whole in tensors.items() if name != names.HEAD}
-    check_architecture({name: whole.shape for name, whole in tensors.items()}, names.shapes_of(model))
-    check_floats(tensors)
+    _check(tensors, model, source)
     return Model(
         folder=folder,
         layout=layout,
@@ -94,6 +93,17 @@ def open_model(source: Path, config: Path | None, stack: ExitStack) -> Model:
         template=template,
         files=opened,
     )
+
+
+def _check(tensors: Mapping[str, Whole], model: Mapping[str, Any], source: Path) -> None:
+    """Raises CheckpointError with everything in which ``tensors`` are not ``model``."""
+    problems = list(problems_of({name: (whole.shape, whole.dtype) for name, whole in tensors.items()}, model))
+    if problems:
+        raise CheckpointError(
+            listed(f"the weights of {source} are not those of the model that its description says", problems),
+            hint="give the config.json or launcher_model.json that belongs to them: --config FILE; "
+            "what one rank saved is merged first: launcher merge-ckpt",
+        )
 
 
 def _weight_paths(source: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from launcher import __version__
-from launcher.errors import LauncherError
+from launcher.errors import HostError, LauncherError
 
 # name -> (module, attribute, help). The help stands here so that `launcher --help` imports no command module.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -43,6 +44,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "node": ("launcher.cli.node", "node", "Be the agent of one host of a job on several."),
     "doctor": ("launcher.cli.doctor", "doctor", "Check whether this host can run the job, and say what to do."),
 }
+
+
+# What a host refuses wherever a file is touched; it says more than a traceback would.
+_NO_FAULT_OF_OURS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG),
+)
 
 
 class LauncherGroup(click.Group):
@@ -80,6 +87,11 @@ class LauncherGroup(click.Group):
             # nothing so that the interpreter's own flush at exit does not complain either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
+        except OSError as error:
+            if error.errno not in _NO_FAULT_OF_OURS:
+                raise
+            show_error(HostError(f"{error.filename}: {error.strerror}", hint="look at its permissions and its disk"))
+            sys.exit(HostError.exit_code)
 
 
 def show_error(error: LauncherError) -> None:

@@ -68,6 +68,7 @@ def _software_checks(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:
 def _job_checks(needs: JobNeeds, available: int) -> Iterator[Finding]:
     yield from job.check_degrees(needs, available)
     yield from job.check_files(needs)
+    yield from job.check_base(needs)
     yield from hosts.check_inventory(needs)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.cluster import Cluster
+from launcher.spec import ModelSpec
 
 Status = Literal["pass", "warn", "fail"]
 
@@ -54,7 +55,8 @@ class JobNeeds:
     """What a job asks of a host; what is None or empty is not checked.
 
     ``checkpoint_bytes`` is all that one data-parallel copy of the model will have on disk at one time, ``folder``
-    where. ``hosts`` is an inventory's cluster, and ``inventory_fault`` why it could not be read.
+    where. ``hosts`` is an inventory's cluster, and ``inventory_fault`` why it could not be read. ``model`` is what its
+    base checkpoint must be.
     """
 
     cards: int | None = None
@@ -68,6 +70,7 @@ class JobNeeds:
     scheduler_port: int | None = None
     hosts: Cluster | None = None
     inventory_fault: str = ""
+    model: ModelSpec | None = None
     programs: tuple[str, ...] = ("msrun",)
 
     @property

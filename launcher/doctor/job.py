@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, failed, passed
+from launcher.errors import CheckpointError
 from launcher.memory import ADAM_BYTES, BYTES, lora_count, parameter_count
 from launcher.spec import RunSpec
 
@@ -21,6 +22,21 @@ def check_files(needs: JobNeeds) -> Iterator[Finding]:
             yield failed(ident, f"{needed.path} is not readable", f"chmod u+r {needed.path}")
         else:
             yield passed(ident, str(needed.path))
+
+
+def check_base(needs: JobNeeds) -> Iterator[Finding]:
+    """The base checkpoint, where it is there, has the names, shapes and dtypes of the model. Headers alone are read."""
+    from launcher.inputs import find_base  # numpy comes with it, and help needs none
+
+    model = needs.model
+    if model is None or model.checkpoint is None or not Path(model.checkpoint).exists():
+        return
+    try:
+        base, _ = find_base(model.model_dump(mode="json"), model.checkpoint)
+    except CheckpointError as error:
+        yield failed("base-weights", error.message, error.hint)
+        return
+    yield passed("base-weights", f"those of the model, {' and '.join(base.dtypes)}")
 
 
 def check_degrees(needs: JobNeeds, available: int) -> Iterator[Finding]:
@@ -52,6 +68,7 @@ def needs_of_spec(
         folder=folder,
         checkpoint_bytes=checkpoint_bytes(spec),
         scheduler_port=port,
+        model=spec.model,
     )
 
 

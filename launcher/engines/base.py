@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -153,8 +154,7 @@ class Engine(Protocol):
 
 def find(name: str, hint: str) -> str:
     """Path of a program: beside our interpreter, else on PATH. Raises HostError when there is none."""
-    for folder in (str(Path(sys.executable).parent), *os.get_exec_path()):
-        program = Path(folder) / name
-        if program.is_file() and os.access(program, os.X_OK):
-            return str(program)
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
+    if found:
+        return found
     raise HostError(f"{name} not found beside {sys.executable} nor on PATH", hint=hint)

@@ -110,14 +110,14 @@ def _problem(source: SpecSource, kind: str, loc: Loc, message: str) -> str:
         .replace("an object", "a section")
     )
     if kind == "value_error":
-        return f"{source.place(_named(source, reason) or loc)}: {reason}"
+        return f"{source.place(_named(source, loc, reason))}: {reason}"
     return f"{source.place(loc)}: {key}: {reason[:1].lower()}{reason[1:]}, got {_short(source.value(loc))}"
 
 
-def _named(source: SpecSource, reason: str) -> Loc:
-    """The key that a reason about a whole section begins with, or ()."""
-    loc = tuple(reason.split()[0].rstrip(":").split("."))
-    return loc if source.value(loc) is not None else ()
+def _named(source: SpecSource, section: Loc, reason: str) -> Loc:
+    """The key that a reason about ``section`` begins with, by its full name or by that in the section; else that."""
+    key = tuple(reason.split()[0].rstrip(":").split("."))
+    return next((loc for loc in (key, (*section, *key)) if source.value(loc) is not None), section)
 
 
 def _short(value: Any) -> str:

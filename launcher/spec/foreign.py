@@ -1,4 +1,6 @@
-"""A MindFormers YAML as a run spec: what the launcher decides is mapped, what it does not know passes through.
+"""A MindFormers YAML as a run spec, by a list of what is known: mapped, the launcher's own, left out or handed on.
+
+Everything else is refused by name: a setting that is dropped in silence trains another model than was asked for.
 
 Read for this: configs/llama and configs/llama2 of mindformers r0.6 to r1.3 (run_llama_7b_lora.yaml,
 lora_llama2_7b.yaml, run_llama_65b.yaml), and the template of 1.9.0 (tools/register/template.py).
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from launcher.errors import SpecError
 from launcher.spec.reading import Loc, SpecSource
 
 _MISSING = object()
@@ -23,6 +26,7 @@ NO_DATASET = "the YAML names no dataset: give it with --set data.train=FILE.mind
 _MAPPED: dict[str, str] = {
     "trainer.model_name": "name",
     "load_checkpoint": "model.checkpoint",
+    "model.model_config.checkpoint_name_or_path": "model.checkpoint",
     "seed": "training.seed",
     "runner_config.epochs": "training.epochs",
     "runner_config.batch_size": "data.batch_size",
@@ -43,6 +47,7 @@ _MAPPED: dict[str, str] = {
     "train_dataset.drop_remainder": "data.drop_remainder",
     "parallel.enable_parallel_optimizer": "parallel.optimizer_shard",
     "parallel_config.use_seq_parallel": "parallel.sequence_parallel",
+    "model.model_config.offset": "parallel.layer_offset",
     "recompute_config.recompute": "runtime.recompute",
     **{
         f"model.model_config.{key}": f"model.{key}"
@@ -69,27 +74,86 @@ _MAPPED: dict[str, str] = {
     "model.arch.pet.pet_config.lora_dropout": "lora.dropout",
 }  # fmt: skip
 
+# The only values with which the launcher trains what the YAML says; a key that is left out is good.
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "run_mode": ("finetune", "train"),
+    "trainer.type": ("CausalLanguageModelingTrainer",),
+    "model.arch.type": ("LlamaForCausalLM", "LlamaForCausalLMWithLora"),
+    "model.model_config.type": ("LlamaConfig",),
+    "model.arch.pet.pet_type": ("lora",),
+    **{f"{pet}.{key}": value
+       for pet in ("model.model_config.pet_config", "model.arch.pet.pet_config")
+       for key, value in {"pet_type": ("lora",), "exclude_layers": ([],), "reg_pattern": ("",), "freeze_include": ([],),
+                          "freeze_exclude": ([],), "lora_a_init": ("normal",), "lora_b_init": ("zeros",)}.items()},
+    "model.model_config.extend_method": ("None", "LLAMA3"),
+    **{f"model.model_config.{key}": (False,)
+       for key in ("use_past", "qkv_has_bias", "attn_proj_has_bias", "qkv_concat", "use_ring_attention",
+                   "input_sliced_sig", "calculate_per_token_loss", "use_eod_attn_mask_compression")},
+    "model.model_config.rotary_pct": (1.0,),
+    "model.model_config.emb_dropout_prob": (0.0,),
+    "model.model_config.pp_interleave_num": (1,),
+    "moe_config.expert_num": (1,),
+    **{f"parallel_config.{key}": (1,) for key in ("context_parallel", "expert_parallel", "seq_split_num")},
+    "parallel.pipeline_config.pipeline_interleave": (False,),
+    "train_dataset_task.type": ("CausalLanguageModelDataset",),
+    "lr_schedule.warmup_epochs": (),
+    "runner_wrapper.type": ("MFTrainOneStepCell",),
+    **{f"optimizer.{key}": (False,) for key in ("amsgrad", "maximize", "swap")},
+    **dict.fromkeys(("layer_scale", "lr_scale", "resume_training"), (False,)),
+    **dict.fromkeys(("freeze_include", "freeze_exclude"), ([],)),
+    "use_legacy": (True,),
+}  # fmt: skip
+
 # Decided for each run by the launcher, which says so in one line.
 _OWNED = (
-    "output_dir", "run_mode", "use_parallel", "use_legacy", "auto_trans_ckpt", "only_save_strategy", "resume_training",
-    "src_strategy_path_or_dir", "load_ckpt_format", "trainer", "runner_wrapper", "callbacks", "context", "optimizer",
-    "lr_schedule", "train_dataset", "train_dataset_task", "parallel", "parallel_config", "model.arch",
+    "output_dir", "use_parallel", "auto_trans_ckpt", "only_save_strategy", "src_strategy_path_or_dir",
+    "load_ckpt_format", "trainer.config", "trainer.model_name", "callbacks", "context", "train_dataset_task",
+    *(f"runner_wrapper.{key}" for key in ("scale_sense", "use_clip_grad", "max_grad_norm", "enable_check_overflow")),
+    *(f"optimizer.{key}" for key in ("beta1", "beta2", "learning_rate", "use_fused")),
+    *(f"train_dataset.{key}" for key in (
+        "data_loader.type", "data_loader.dataset_dir", "data_loader.dataset_files", "construct_args_key", "batch_size",
+        "repeat", "python_multiprocessing", "numa_enable", "prefetch_size", "do_eval", "seed", "auto_tune",
+        "filepath_prefix", "autotune_per_step", "profile")),
+    *(f"parallel.{key}" for key in (
+        "parallel_mode", "gradients_mean", "full_batch", "dataset_strategy", "search_mode", "enable_alltoall",
+        "strategy_ckpt_config", "strategy_ckpt_save_file", "parallel_optimizer_config", "device_num",
+        "loss_repeated_mean", "auto_pipeline")),
+    *(f"parallel_config.{key}" for key in (
+        "data_parallel", "model_parallel", "pipeline_stage", "micro_batch_num", "vocab_emb_dp", "optimizer_shard",
+        "gradient_aggregation_group", "mem_coeff", "mp_comm_recompute", "recompute_slice_activation")),
     *(f"model.model_config.{key}" for key in (
-        "type", "batch_size", "use_past", "offset", "checkpoint_name_or_path", "pet_config", "multiple_of",
-        "ffn_dim_multiplier", "ignore_token_id", "extend_method", "scaling_factor", "fused_rms_norm",
-        "use_rope_slice")),
+        "batch_size", "multiple_of", "ffn_dim_multiplier", "ignore_token_id", "scaling_factor",
+        "fused_rms_norm", "use_rope_slice")),
     *(f"recompute_config.{key}" for key in ("mp_comm_recompute", "recompute_slice_activation")),
 )  # fmt: skip
 
-# Read by nothing when mindformers 1.6 to 1.9 finetunes, or not offered here: named when it says anything.
+# Read by nothing when mindformers 1.6 to 1.9 finetunes, or changes no result: named when it says anything.
 _LEFT_OUT = (
     "eval_callbacks", "processor", "metric", "do_eval", "eval_step_interval", "eval_epoch_interval", "eval_dataset",
     "eval_dataset_task", "auto_tune", "filepath_prefix", "autotune_per_step", "profile", "profile_start_step",
-    "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory", "layer_scale", "layer_decay",
-    "lr_scale", "lr_scale_factor", "remote_save_url", "micro_batch_interleave_num", "moe_config", "load_ckpt_async",
-    "recompute_config", "runner_config", "model.model_config.compute_in_2d", "model.model_config.use_past_shard",
-    "model.model_config.pretrain_seqlen",
+    "profile_stop_step", "init_start_profile", "profile_communication", "profile_memory", "layer_decay",
+    "lr_scale_factor", "remote_save_url", "micro_batch_interleave_num", "moe_config", "load_ckpt_async",
+    "profiler_level", "profile_rank_ids", "profile_pipeline", "use_graceful_exit", "enable_mindio_ttp_save_ckpt",
+    "ignore_data_skip", "data_skip_steps", "runner_config.sink_size", "runner_config.num_classes",
+    "runner_config.image_size",
+    *(f"recompute_config.{key}" for key in (
+        "select_recompute", "select_comm_recompute", "parallel_optimizer_comm_recompute")),
+    *(f"model.model_config.{key}" for key in (
+        "compute_in_2d", "use_past_shard", "pretrain_seqlen", "rotary_emb_base", "kv_channels", "fine_grain_interleave",
+        "max_position_embeddings")),
+    *(f"parallel.pipeline_config.{key}" for key in ("pipeline_scheduler",)),
 )  # fmt: skip
+
+# Handed on to MindFormers as they are: they change no weight of the network and nothing that the launcher decides.
+_PASSED = tuple(
+    f"model.model_config.{key}"
+    for key in ("repetition_penalty", "max_decode_length", "top_k", "top_p", "do_sample", "temperature", "block_size",
+                "num_blocks", "num_block", "is_dynamic", "is_flexible_shape", "use_paged_attention", "use_kvcache_op",
+                "embedding_init_type", "use_attn_mask_compression", "initializer_range", "init_method_std",
+                "rmsnorm_compute_2d", "residual_dtype")
+)  # fmt: skip
+
+_KNOWN = frozenset((*_MAPPED, *_ONLY, *_OWNED, *_LEFT_OUT, *_PASSED))
 
 
 def is_foreign(source: SpecSource) -> bool:
@@ -102,9 +166,39 @@ def is_foreign(source: SpecSource) -> bool:
 def translate(source: SpecSource) -> SpecSource:
     """The run spec that the MindFormers YAML ``source`` stands for; ``changes`` says what became of what.
 
-    Nothing is checked here: wrong values are found by the same checks as a spec's own, with the YAML's lines.
+    Values are not checked here: wrong ones are found by the same checks as a spec's own, with the YAML's lines. Raises
+    SpecError for settings that the launcher does not know, or with which it would train something else.
     """
+    problems = [*_other_models(source), *_unknown(source)]
+    if problems:
+        raise SpecError(
+            f"{source.name} asks for what the launcher does not do: {len(problems)} problem(s)",
+            problems=problems,
+            hint="take these keys out if it is to be trained without; --set mindformers.KEY=VALUE hands one on",
+        )
     return _Translation(source).result()
+
+
+def _other_models(source: SpecSource) -> Iterator[str]:
+    for path, good in _ONLY.items():
+        loc = tuple(path.split("."))
+        value = source.value(loc)
+        if not _empty(value) and value not in good:
+            instead = f"; it takes {' or '.join(str(item) for item in good if item != [])}" if any(good) else ""
+            yield f"{source.place(loc)}: {path}: {value!r} is not what the launcher trains{instead}"
+    loc = ("model", "model_config", "pet_config")
+    if not _empty(source.value(loc)) and source.value((*loc, "pet_type")) is None:
+        yield f"{source.place(loc)}: model.model_config.pet_config has no pet_type; the launcher does lora"
+    if source.value(("model", "arch", "type")) is None and source.value(("model", "model_config", "type")) is None:
+        yield f"{source.place(('model',))}: model.arch.type is missing; the launcher trains LlamaForCausalLM"
+
+
+def _unknown(source: SpecSource) -> Iterator[str]:
+    for _, loc in _leaves(source.values):
+        path = ".".join(map(str, loc))
+        known = any(".".join(map(str, loc[:end])) in _KNOWN for end in range(1, len(loc) + 1))
+        if not known and not _empty(source.value(loc)):
+            yield f"{source.place(loc)}: {path}: the launcher does not know it"
 
 
 class _Translation:
@@ -163,8 +257,6 @@ class _Translation:
             scaling = dict(factors)
             scaling["original_max_position_embedding"] = scaling.pop("original_max_position_embeddings", None)
             model["rope_scaling"] = scaling
-        elif method not in ("None", None):
-            self._changes.append(f"model.model_config.extend_method {method}: left out, the launcher knows LLAMA3")
 
     def _lora(self) -> None:
         lora = self._values.get("lora")
@@ -180,6 +272,10 @@ class _Translation:
         data = self._values.setdefault("data", {})
         files = self._get("train_dataset.data_loader.dataset_files", None)
         path = files[0] if isinstance(files, list) and files else self._get("train_dataset.data_loader.dataset_dir", "")
+        loader = self._get("train_dataset.data_loader.type", "MindDataset")
+        if loader != "MindDataset":
+            path = ""
+            self._changes.append(f"train_dataset.data_loader.type {loader}: the launcher reads MindRecord and raw rows")
         if path:
             data["train"] = path
             self._mark("data.train", "train_dataset.data_loader")
@@ -203,10 +299,20 @@ class _Translation:
         if training.get("seed") == 0:
             training["seed"] = 42
             self._changes.append("seed: 0 is none; 42 stands in")
-        scale = self._get("runner_wrapper.scale_sense", None)
-        if isinstance(scale, dict):
-            self._values.setdefault("precision", {})["loss_scale"] = "dynamic"
-            self._mark("precision.loss_scale", "runner_wrapper.scale_sense")
+        self._loss_scale(self._get("runner_wrapper.scale_sense", None))
+        if optimizer.get("type") == "FP32StateAdamWeightDecay" and "eps" not in optimizer:
+            optimizer["eps"] = 1e-6
+            self._changes.append("optimizer.eps: 1e-6, what FP32StateAdamWeightDecay has unasked")
+
+    def _loss_scale(self, scale: Any) -> None:
+        """A number stays; how a dynamic one begins and moves is the launcher's own (templates/rank.yaml.j2)."""
+        if scale is None:
+            return
+        self._values.setdefault("precision", {})["loss_scale"] = "dynamic" if isinstance(scale, dict) else scale
+        self._mark("precision.loss_scale", "runner_wrapper.scale_sense")
+        for key, ours in _DYNAMIC_SCALE.items() if isinstance(scale, dict) else ():
+            if scale.get(key, ours) != ours:
+                self._changes.append(f"runner_wrapper.scale_sense.{key} {scale[key]}: {ours} stands in")
 
     def _parallel(self) -> None:
         parallel = self._values.setdefault("parallel", {})
@@ -225,11 +331,14 @@ class _Translation:
             parallel.pop("vocab_split", None)
         elif given["model_parallel"] != 1:
             parallel["vocab_split"] = not self._get("parallel_config.vocab_emb_dp", True)
+        if given["model_parallel"] == 1 and parallel.pop("sequence_parallel", False):
+            self._changes.append("parallel_config.use_seq_parallel: left out, it has no effect with model_parallel 1")
+        if not any(_as_list(parallel.get("layer_offset", 0))):
+            parallel.pop("layer_offset", None)  # 0 and [0, 0] say that all stages have as many
         if given == {"model_parallel": 1, "pipeline_stage": 1} and not parallel.get("optimizer_shard"):
             self._plain_data_parallel(parallel)
 
     def _plain_data_parallel(self, parallel: dict[str, Any]) -> None:
-        parallel.pop("sequence_parallel", None)
         if self._values["training"].get("gradient_accumulation", 1) == 1 and parallel["mode"] == "semi_auto":
             parallel["mode"] = "data"
             self._changes.append("parallel.parallel_mode: data, as nothing is split; each rank then reads its own rows")
@@ -278,11 +387,11 @@ class _Translation:
             self._lines[tuple(new.split("."))] = line
 
     def _passed_through(self) -> dict[str, Any]:
-        """What has no key here and is not left out; errors about it point at its own line."""
-        unknown = _pruned(self._source.values, (), self._is_mapped)
-        kept = _pruned(unknown, (), self._is_left_out)
+        """What MindFormers gets as it is; errors about it point at its own line."""
+        rest = _pruned(self._source.values, (), self._is_mapped)
+        kept = _pruned(rest, (), self._is_left_out)
         stays = {loc for _, loc in _leaves(kept)}
-        left_out = [name for name, loc in _leaves(unknown) if loc not in stays]
+        left_out = [name for name, loc in _leaves(rest) if loc not in stays]
         telling = [name for name in left_out if not name.endswith((": False", ": -1", ": ''"))]
         if telling:
             self._changes.append(f"left out: {', '.join(name.partition(':')[0] for name in telling)}")
@@ -293,12 +402,20 @@ class _Translation:
         return kept
 
     def _is_mapped(self, loc: Loc) -> bool:
-        return loc in self._taken or ".".join(map(str, loc)) in _OWNED
+        path = ".".join(map(str, loc))
+        return loc in self._taken or path in _OWNED or path in _ONLY
 
     def _is_left_out(self, loc: Loc) -> bool:
         return ".".join(map(str, loc)) in _LEFT_OUT
 
 
+# What templates/rank.yaml.j2 renders for a dynamic loss scale.
+_DYNAMIC_SCALE = {
+    "type": "DynamicLossScaleUpdateCell",
+    "loss_scale_value": 65536,
+    "scale_factor": 2,
+    "scale_window": 1000,
+}
 _FRACTIONS = (
     "eps",
     "learning_rate",
@@ -312,7 +429,11 @@ _FRACTIONS = (
 
 
 def _empty(value: Any) -> bool:
-    return value is None or value == ""
+    return value is None or value in ("", [], {})
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _number(value: Any, key: str) -> Any:

@@ -51,7 +51,7 @@ def environment_overrides(environ: Mapping[str, str]) -> list[Override]:
     """LAUNCHER_TRAINING__EPOCHS=2 is training.epochs: two underscores stand for a dot, so other variables stay."""
     found = []
     for name, value in sorted(environ.items()):
-        keys = tuple(part.lower() for part in name.removeprefix(_PREFIX).split("__"))
+        keys = _keys_of_variable(name.removeprefix(_PREFIX))
         if not name.startswith(_PREFIX) or len(keys) < 2:
             continue
         try:
@@ -59,6 +59,14 @@ def environment_overrides(environ: Mapping[str, str]) -> list[Override]:
         except ValueError as error:
             raise SpecError(f"${name}: {error}", hint=f"unset {name}, or give it a value") from error
     return found
+
+
+def _keys_of_variable(name: str) -> tuple[str, ...]:
+    """The path that TRAINING__EPOCHS means; below env stand names of variables, which are as they are."""
+    section, _, variable = name.partition("__")
+    if section.lower() == "env" and variable:
+        return "env", variable
+    return tuple(part.lower() for part in name.split("__"))
 
 
 def _parse(text: str) -> Any:

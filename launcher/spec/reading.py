@@ -17,6 +17,7 @@ import yaml
 
 from launcher import resources
 from launcher.errors import SpecError
+from launcher.presets import PRESETS
 
 Loc = tuple[int | str, ...]
 
@@ -100,10 +101,25 @@ def find_spec(name: str) -> Path:
     found = resources.find("configs", f"{stem}.yaml") if stem else None
     if found:
         return found
+    raise _no_spec(name, stem)
+
+
+def _no_spec(name: str, stem: str) -> SpecError:
+    """The error for a ``name`` that means no run spec, by what it does mean."""
+    beside = next((path for ending in (".yaml", ".yml") if (path := Path(name + ending)).is_file()), None)
+    if beside:
+        return SpecError(f"no run spec {name!r} in configs/", hint=f"did you mean the file {beside}?")
+    if name in PRESETS:
+        return SpecError(
+            f"{name} is a preset, which is a model: a run spec says what it is trained on, too",
+            hint=f"launcher config new NAME --preset {name}; then give NAME",
+        )
+    if Path(name).is_file():
+        return SpecError(f"{name} is no .yaml file", hint="give a run spec; data is named in one: data.train")
     known = resources.names("configs", ".yaml")
     near = difflib.get_close_matches(stem, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"give a .yaml file, or one of: {', '.join(known)}"
-    raise SpecError(f"no run spec {name!r}: no such file, and no such name in configs/", hint=hint)
+    return SpecError(f"no run spec {name!r}: no such file, and no such name in configs/", hint=hint)
 
 
 def read_source(path: Path) -> SpecSource:
@@ -181,6 +197,9 @@ def _lines_of_mapping(node: yaml.MappingNode, loc: Loc) -> Iterator[tuple[Loc, i
         if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
             raise yaml.MarkedYAMLError(problem="a key is not a word", problem_mark=key.start_mark)
         _check_text(key)
+        if key.value == "<<":
+            problem = "a merge key (<<), which YAML 1.2 has not; write its keys out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
         if key.value in seen:
             raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
         seen.add(key.value)

@@ -192,10 +192,10 @@ class EvaluationSpec(Section):
 
 
 class OptimizerSpec(Section):
-    """AdamW (Loshchilov and Hutter, arXiv:1711.05101), its two moments in float32."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101), its two moments in float32."""
 
     type: Literal["AdamW", "FP32StateAdamWeightDecay"] = "AdamW"
-    """FP32StateAdamWeightDecay of older recipes is gone from mindformers 1.6 on: AdamW, the same rule, stands in."""
+    """FP32StateAdamWeightDecay, of recipes before mindformers 1.6, is AdamW without bias correction."""
     betas: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0, lt=1)]] = (0.9, 0.999)
     """Decay of the first and of the second moment."""
     eps: Positive = 1e-8
@@ -316,7 +316,34 @@ def _list_problem(lora: LoraSpec) -> str:
     return f"target_modules names {', '.join(wrong)[:200]}: no such layer; layers are {known}{suggestion}"
 
 
+# Escapes, classes and openings of groups are one part each.
+_PART = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?.|.", re.DOTALL)
+_MOST_CHOICES = 8
+
+
+def _takes_for_ever(pattern: str) -> bool:
+    """Whether trying all ways to match may take longer than anyone waits, here and in MindFormers.
+
+    Python's re tries them one by one: they multiply with every repetition and every "|" in a group.
+    """
+    depth = choices = 0
+    before = ""
+    for part in _PART.findall(pattern):
+        is_repetition = part in ("*", "+", "?", "{")
+        depth += part.startswith("(") - (part == ")")
+        choices = 0 if part == "|" and depth == 0 else choices + (is_repetition or part == "|")
+        if choices > _MOST_CHOICES or (is_repetition and before == ")"):
+            return True
+        before = part
+    return False
+
+
 def _pattern_problem(lora: LoraSpec) -> str:
+    if _takes_for_ever(lora.pattern):
+        return (
+            f"target_modules {lora.pattern[:80]!r} has more than {_MOST_CHOICES} repetitions and alternatives in one "
+            "branch, or a repeated group: matching it may take for ever. Name the layers: wq|wk|wv|wo"
+        )
     try:
         matched = lora.targets
         beside = [name for name in _CONTAINERS if re.match(lora.pattern, name)]
@@ -346,6 +373,8 @@ class ParallelSpec(Section):
     """Groups of ranks that hold different layers."""
     micro_batches: PositiveInt | None = None
     """Batches in flight through a pipeline, at least pipeline_stage; left out, twice that."""
+    layer_offset: tuple[int, ...] | None = None
+    """Layers that each pipeline stage has more than an equal share, or fewer; left out, all have as many."""
     optimizer_shard: bool = False
     """Whether data-parallel ranks share optimizer states and weights (MindSpore's optimizer parallel)."""
     sequence_parallel: bool = False
@@ -374,8 +403,9 @@ class PrecisionSpec(Section):
 class RuntimeSpec(Section):
     """What costs memory or time and changes no result."""
 
-    recompute: bool | None = None
-    """Whether activations are computed again instead of kept; left out, yes on Ascend."""
+    recompute: bool | tuple[Count, ...] | None = None
+    """Whether activations are computed again instead of kept, or of how many layers in each pipeline stage; left out,
+    yes on Ascend."""
     flash_attention: bool | None = None
     """Whether attention runs as one fused kernel; left out, yes on Ascend (there is none on CPU)."""
     sink_mode: bool | None = None

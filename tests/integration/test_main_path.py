@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
-from shop import SEQ_LENGTH, VOCAB, Job, Trained, Workshop
+from safetensors.numpy import load_file, save_file
+from shop import SEQ_LENGTH, TIMEOUT_S, VOCAB, Job, Trained, Workshop
 
-from launcher import jobs
+from launcher import jobs, submission
 from launcher.events import read_events
 
 pytestmark = pytest.mark.mindspore
@@ -81,6 +81,30 @@ def test_the_merged_model_is_base_plus_scaled_product(trained: Trained) -> None:
             np.testing.assert_allclose(
                 merged[f"{stem}.weight"], tensors[f"{stem}.weight"] + scale * product, rtol=0, atol=1e-6
             )
+
+
+def test_a_base_that_changes_after_it_was_checked_fails_the_run(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The ranks count themselves what was not loaded; MindFormers trains on what the base lacks from random weights."""
+    shop = trained.workshop
+    monkeypatch.chdir(shop.folder)
+    tensors = load_file(trained.base.paths.merged / "model.safetensors")
+    base, lost = tmp_path / "base.safetensors", "model.layers.1.attention.wv.weight"
+    save_file(tensors, base)
+    spec = shop.write_spec("changed", lora=True, steps=2)
+    drafted = submission.draft(spec, cards=2, checkpoint=str(base), port=None, jobs_dir=Path("jobs"))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, base)
+    guard = submission.begin(drafted)
+    assert guard is not None
+    guard.wait(TIMEOUT_S)
+    job = shop.job(drafted.plan.paths.job_id)
+
+    assert job.record.state == jobs.FAILED
+    assert job.record.verdict is not None
+    assert job.record.verdict["reason"].startswith("CheckpointError: 1 parameters are not in ")
+    assert lost in job.record.verdict["reason"]
+    assert not [event for rank_id in (0, 1) for event in steps(job, rank_id)]
 
 
 def test_a_second_merge_writes_nothing(trained: Trained) -> None:

@@ -1,0 +1,265 @@
+"""Whether weights are the base that a run spec describes: by names, shapes and dtypes alone, all that differs at once.
+
+Nothing but headers is read, so a base of any size is checked in milliseconds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launcher.checkpoint import huggingface, names
+from launcher.checkpoint.dtypes import FLOATS
+from launcher.checkpoint.folder import MODEL_CONFIG
+from launcher.checkpoint.tensorfile import TensorFile
+from launcher.errors import CheckpointError
+from launcher.presets import PRESETS
+
+Shape = tuple[int, ...]
+# Name -> shape and dtype of a whole tensor.
+Tensors = Mapping[str, tuple[Shape, str]]
+
+_SHOWN = 3
+_RANK_FOLDER = re.compile(r"rank_\d+")
+# What shapes do not say, and what training on another value would do to the base.
+_BESIDE_SHAPES = ("num_heads", "rms_norm_eps", "rope_theta", "rope_scaling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A base that fits: where it is, the dtypes of its weights, and what the user should know of it."""
+
+    path: Path
+    dtypes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def check_file(path: Path, model: Mapping[str, Any]) -> Base:
+    """Hold the weights file ``path`` against ``model``, the model section of a run spec.
+
+    What the file's folder says of the model (launcher_model.json, config.json) is held against it too. Raises
+    CheckpointError with everything that differs, or when the file is damaged.
+    """
+    with TensorFile(path) as file:
+        found = {name: (entry.shape, entry.dtype) for name, entry in file.entries.items()}
+    base = check_tensors(found, model, path)
+    _check_heads(path, model)
+    return replace(base, notes=(*base.notes, *_notes_of_description(path, model)))
+
+
+def check_tensors(found: Tensors, model: Mapping[str, Any], path: Path) -> Base:
+    """Hold whole tensors by name against ``model``; ``path`` stands in messages.
+
+    Raises CheckpointError with everything that differs, and what to type.
+    """
+    if _by_their_names(found):
+        raise _huggingface(found, path)
+    weights = {name: shape for name, (shape, _) in found.items() if names.is_weight(name)}
+    if not set(weights) & set(names.shapes_of(model)):
+        raise CheckpointError(
+            f"{path} holds no weight of a LLaMA; its {len(found)} tensor(s): {_some(found)}",
+            hint=f"MindFormers' names are wanted, such as {names.EMBEDDING}; "
+            "launcher convert-ckpt DIR -o base converts a Hugging Face LLaMA",
+        )
+    problems = list(problems_of(found, model))
+    if problems:
+        text = listed(f"{path} is not the base of this model", problems)
+        raise CheckpointError(text, hint=_hint(found, weights, model, path))
+    dtypes = tuple(sorted({found[name][1] for name in weights}))
+    return Base(path=path, dtypes=dtypes, notes=tuple(_notes(found, path)))
+
+
+def problems_of(found: Tensors, model: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with whole tensors of MindFormers' names that are to be ``model``."""
+    yield from _adapter_problems(found)
+    yield from _dtype_problems(found)
+    yield from _shape_problems({name: shape for name, (shape, _) in found.items() if names.is_weight(name)}, model)
+
+
+def listed(heading: str, problems: Iterable[str]) -> str:
+    """A message with a line for each problem."""
+    return "\n".join([heading, *(f"  - {problem}" for problem in problems)])
+
+
+# --------------------------------------------------------------------------------------------------- other layouts
+
+
+def _by_their_names(found: Tensors) -> list[str]:
+    """Names in ``found`` that transformers gives to weights and MindFormers does not."""
+    return [name for name in found if _is_theirs(name)]
+
+
+def _is_theirs(name: str) -> bool:
+    try:
+        return huggingface.mindspore_name(name) != name
+    except KeyError:
+        return False
+
+
+def _huggingface(found: Tensors, path: Path) -> CheckpointError:
+    source = path.parent if (path.parent / huggingface.CONFIG).is_file() else path
+    config = "" if source != path else " --config config.json"
+    return CheckpointError(
+        f"{path} has Hugging Face's names: {_some(_by_their_names(found))}",
+        hint=f"launcher convert-ckpt {source}{config} -o base; then --checkpoint base",
+    )
+
+
+# --------------------------------------------------------------------------------------------------- problems
+
+
+def _adapter_problems(found: Tensors) -> Iterator[str]:
+    adapters = [name for name in found if names.is_adapter(name)]
+    if adapters:
+        yield f"it holds {len(adapters)} LoRA adapters beside its weights, which are not folded in: {_some(adapters)}"
+
+
+def _dtype_problems(found: Tensors) -> Iterator[str]:
+    wrong = {name: dtype for name, (_, dtype) in found.items() if names.is_weight(name) and dtype not in FLOATS}
+    if wrong:
+        yield f"{len(wrong)} weights are no floating-point numbers: {_some(f'{n} {d}' for n, d in wrong.items())}"
+
+
+def _shape_problems(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> Iterator[str]:
+    """Sizes that are another model's by their keys; then what is odd even for that model, by name."""
+    if not _has_sizes(weights):
+        yield from _name_problems(weights, names.shapes_of(model))
+        return
+    for key, (has, wants) in _other_sizes(weights, model).items():
+        if key == "tie_word_embeddings":
+            with_head = (
+                f"with an {names.HEAD} of its own" if wants else f"without {names.HEAD}: the embedding is its head"
+            )
+            yield f"it is {with_head}; tie_word_embeddings is {_text(wants)}"
+            continue
+        yield f"{key}: the weights have {_text(has)}, the model {_text(wants)}"
+    yield from _name_problems(weights, names.inferred_shapes(weights))
+
+
+def _has_sizes(weights: Mapping[str, Shape]) -> bool:
+    """Whether the shapes of ``weights`` can be read as a LLaMA's; a layer's number in a name may be any."""
+    return len(weights.get(names.EMBEDDING, ())) == 2 and 0 < names.num_layers(weights) <= len(weights)
+
+
+def _name_problems(weights: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> Iterator[str]:
+    missing = [name for name in shapes if name not in weights]
+    unknown = [name for name in weights if name not in shapes]
+    wrong = [
+        f"{name} is {list(weights[name])}, not {list(shape)}"
+        for name, shape in shapes.items()
+        if weights.get(name, shape) != shape
+    ]
+    if missing:
+        yield f"{len(missing)} weights are missing: {_some(missing)}"
+    if unknown:
+        yield f"{len(unknown)} weights are of no LLaMA: {_some(unknown)}"
+    if wrong:
+        yield f"{len(wrong)} weights have another shape: {_some(wrong)}"
+
+
+def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """What the shapes of a LLaMA, whole or not, say of it; kv_size: the rows of wk."""
+    first = "model.layers.0."
+    vocab, hidden = shapes[names.EMBEDDING]
+    return {
+        "hidden_size": hidden,
+        "num_layers": names.num_layers(shapes),
+        "kv_size": shapes.get(f"{first}attention.wk.weight", (0,))[0],
+        "intermediate_size": shapes.get(f"{first}feed_forward.w1.weight", (0,))[0],
+        "vocab_size": vocab,
+        "tie_word_embeddings": names.HEAD not in shapes,
+    }
+
+
+def _other_sizes(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """(the base's, the spec's) of every size that differs, by the spec's key."""
+    has, wants = _sizes(weights), _sizes(names.shapes_of(model))
+    differ = {key: (has[key], wants[key]) for key in has if has[key] != wants[key]}
+    head = model["hidden_size"] // model["num_heads"]
+    if "kv_size" in differ and "hidden_size" not in differ:
+        rows, asked = differ.pop("kv_size")
+        differ["n_kv_heads"] = (rows // head, asked // head)
+    return {"rows of wk and wv" if key == "kv_size" else key: pair for key, pair in differ.items()}
+
+
+# --------------------------------------------------------------------------------------------------- what to type
+
+
+def _hint(found: Tensors, weights: Mapping[str, Shape], model: Mapping[str, Any], path: Path) -> str:
+    if _RANK_FOLDER.fullmatch(path.parent.name):
+        return f"it is what one rank saved; launcher merge-ckpt {_merged_by(path)} makes a whole base of them"
+    if any(names.is_adapter(name) for name in found):
+        return "launcher merge-ckpt JOB folds them in; train from what it writes"
+    if _has_sizes(weights):
+        return _hint_of_sizes(weights, model)
+    return "give the whole base; launcher merge-ckpt and launcher convert-ckpt make one"
+
+
+def _merged_by(path: Path) -> str:
+    """The job that the rank folder ``path`` lies in belongs to, else the folder that holds all ranks."""
+    folder = path.parent.parent
+    return folder.parent.name if folder.name == "checkpoint" else str(folder)
+
+
+def _hint_of_sizes(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> str:
+    """The preset, or the keys, that describe the base."""
+    differ = _other_sizes(weights, model)
+    same = [name for name, preset in PRESETS.items() if _sizes(names.shapes_of(preset.model)) == _sizes(weights)]
+    sets = " ".join(f"--set model.{key}={_text(has)}" for key, (has, _) in differ.items())
+    if not differ:
+        return "give a whole base: launcher merge-ckpt and launcher convert-ckpt make one"
+    if same:
+        return f"it has the shapes of model.preset {' and '.join(same)}: --set model.preset={same[0]}"
+    if "hidden_size" in differ:
+        return "describe the base in the spec's model section; launcher convert-ckpt prints it for what it converts"
+    return f"give the base of this model, or: {sets}"
+
+
+# --------------------------------------------------------------------------------------------------- beside the header
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What the base's own folder says of the model, or nothing."""
+    for name in (MODEL_CONFIG, huggingface.CONFIG):
+        if (path.parent / name).is_file():
+            read = huggingface.read_json(path.parent / name)
+            try:
+                return names.check_model(read["model"]) if "model" in read else huggingface.model_of_config(read)
+            except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError):
+                return {}
+    return {}
+
+
+def _check_heads(path: Path, model: Mapping[str, Any]) -> None:
+    """Raises CheckpointError for another number of heads: shapes are the same, the model is not."""
+    heads = _described(path).get("num_heads", model["num_heads"])
+    if heads != model["num_heads"]:
+        raise CheckpointError(
+            f"{path} is of a model with num_heads {heads}, as its folder says; the spec has {model['num_heads']}",
+            hint=f"--set model.num_heads={heads}",
+        )
+
+
+def _notes_of_description(path: Path, model: Mapping[str, Any]) -> Iterator[str]:
+    described = _described(path)
+    for key in _BESIDE_SHAPES:
+        if key in described and described[key] != model.get(key):
+            yield f"base: its folder says {key} {_text(described[key])}, the spec {_text(model.get(key))}"
+
+
+def _notes(found: Tensors, path: Path) -> Iterator[str]:
+    beside = [name for name in found if not names.is_weight(name)]
+    if beside:
+        yield f"base: {len(beside)} tensors of {path.name} are no weights and are not used, such as {beside[0]}"
+
+
+def _some(items: Iterable[str]) -> str:
+    shown = list(items)
+    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
