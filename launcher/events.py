@@ -2,7 +2,7 @@
 
 Every event has ``time`` (seconds since the epoch), ``rank_id`` and ``event``:
 
-begin   pid, started                           the process runs; nothing is imported yet (see ProcessId)
+begin   pid, started, ticks, boot              the process runs; nothing is imported yet (see ProcessId)
 ready   mindspore, mindformers, from_step      the context is built, ranks have found each other; ``from_step`` steps
                                                of the run were done by attempts before this one
 step    step, loss, lr, overflow, grad_norm, step_s, memory_mib   after optimizer step number ``step`` (from 1)

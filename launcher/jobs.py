@@ -235,8 +235,8 @@ class JobRecord:
         for key in ("argv", "warnings", "earlier"):
             raw[key] = tuple(raw.get(key, ()))
         for key in ("supervisor", "guard"):
-            raw[key] = ProcessId(**raw[key]) if raw.get(key) else None
-        raw["processes"] = {name: ProcessId(**process) for name, process in raw["processes"].items()}
+            raw[key] = ProcessId.from_dict(raw[key]) if raw.get(key) else None
+        raw["processes"] = {name: ProcessId.from_dict(process) for name, process in raw["processes"].items()}
         return cls(**raw)
 
 

@@ -92,7 +92,7 @@ def find_verdict(
     paths: JobPaths, places: Sequence[RankPlace], watch: Watch, failure: Failure, findings: Findings
 ) -> Verdict:
     """The verdict on ``failure``, from what ranks reported and what their logs end with."""
-    ending = _ending(paths, failure)
+    ending = _ending(paths, failure, watch.engine)
     how = _how(failure, watch, findings)
     known = recognise(_texts(failure, ending))
     lines = _shown(failure, ending, known)
@@ -200,15 +200,24 @@ def signal_name(code: int) -> str:
 # ------------------------------------------------------------------------------------------------ last words
 
 
-def _ending(paths: JobPaths, failure: Failure) -> list[str]:
-    """What was said last by that which failed: its traceback, its stack, or the end of its log."""
+def _ending(paths: JobPaths, failure: Failure, engine: str | None) -> list[str]:
+    """What was said last by that which failed: its traceback, its stack, or the end of its log.
+
+    Before a rank has a log, what it says is in its engine's.
+    """
     if failure.event is not None:
         return str(failure.event.get("traceback", "")).rstrip().splitlines()
     if failure.kind == "no_progress":
         return stack_of(paths, next(iter(failure.behind), 0))
     if failure.rank_id is not None:
-        return _from_fatal_error(tail(paths.rank_log(failure.rank_id), _SCAN_LINES))
+        own = tail(paths.rank_log(failure.rank_id), _SCAN_LINES)
+        return _from_fatal_error(own or _before_rules(tail(paths.log(engine), _SCAN_LINES) if engine else []))
     return tail(paths.log(failure.program), ENDING_LINES) if failure.program else []
+
+
+def _before_rules(lines: list[str]) -> list[str]:
+    """Without what Open MPI says itself, which it sets between lines of dashes."""
+    return list(itertools.takewhile(lambda line: not line.startswith("-" * 20), lines)) or lines
 
 
 def _from_fatal_error(lines: list[str]) -> list[str]:

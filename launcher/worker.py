@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,7 @@ def main(job_folder: str, train: Train | None = None) -> None:
         faulthandler.enable()
         faulthandler.register(STACKS_SIGNAL, all_threads=True)
         keep_small(log)
-        process = ProcessId.current()
-        events.write("begin", pid=process.pid, started=process.started)
+        events.write("begin", **asdict(ProcessId.current()))
         try:
             (train or train_rank)(paths, role.rank_id, events) if is_rank else schedule(paths)  # type: ignore[arg-type]
         except BaseException as error:

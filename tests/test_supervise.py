@@ -101,6 +101,33 @@ def test_a_rank_that_fails_before_the_others_have_begun_is_named(
     assert "ImportError" in report(record)
 
 
+DIES_EARLY = """
+import os, signal
+me = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK_ID"))
+if me in {victims!r} and os.environ.get("MS_ROLE") != "MS_SCHED":
+    print("words before the end", flush=True)
+    {how}
+"""
+
+
+@pytest.mark.parametrize(("how", "expected"), [("os._exit(1)", "exit code 1"), ("os.kill(os.getpid(), 9)", "SIGKILL")])
+@pytest.mark.parametrize(("ranks", "victims"), [(1, ("0",)), (3, ("1",)), (2, ("0", "1"))])
+def test_a_rank_that_dies_before_it_reports_anything_is_named(
+    tmp_path: Path, engine: str, no_survivors: str, ranks: int, victims: tuple[str, ...], how: str, expected: str
+) -> None:
+    """In its interpreter's own start, as with a broken installation: 20 ms after its engine has started it."""
+    (tmp_path / "sitecustomize.py").write_text(DIES_EARLY.format(victims=victims, how=how))
+    supervised = job(tmp_path, "time.sleep(600)", no_survivors, engine)
+    supervised.ranks = ranks
+    supervised.env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    supervised.limits = replace(LIMITS, start_timeout_s=TIMEOUT_S)
+    text = report(supervised.run())
+
+    assert text.splitlines()[0].startswith(tuple(f"rank {v} failed first, before its first step: " for v in victims))
+    assert expected in text.splitlines()[0]
+    assert "words before the end" in text
+
+
 def test_a_crash_after_done_is_a_success_with_a_warning(tmp_path: Path, engine: str, no_survivors: str) -> None:
     """MindSpore's own exit crashes now and then, when everything is saved."""
     program = """

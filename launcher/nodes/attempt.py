@@ -72,13 +72,13 @@ class NodeAttempt(Attempt):
             for rank in self.watch.ranks.values()
         }
 
-    def _other(self, data: object) -> bool:
-        if isinstance(data, _LeaderLine):
-            self._cut = data.ended()
-            if self._cut:
-                self._selector.unregister(data.handle)
-            return True
-        return False
+    def _other(self, data: object) -> None:
+        if not isinstance(data, _LeaderLine):
+            super()._other(data)
+            return
+        self._cut = data.ended()
+        if self._cut:
+            self._selector.unregister(data.handle)
 
     # ------------------------------------------------------------------------------------------------ orders
 

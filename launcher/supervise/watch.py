@@ -99,7 +99,7 @@ class Watch:
             return
         kind = event["event"]
         if kind == "begin":
-            rank.process = ProcessId(pid=event["pid"], started=event["started"])
+            rank.process = ProcessId.from_dict(event)
             rank.begun = True
         elif kind == "ready":
             rank.ready = True
@@ -116,7 +116,7 @@ class Watch:
     def _note_scheduler(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "begin":
-            self.scheduler = ProcessId(pid=event["pid"], started=event["started"])
+            self.scheduler = ProcessId.from_dict(event)
         elif kind == "error":
             self.scheduler_error = event
         elif kind == "exit":
@@ -126,6 +126,12 @@ class Watch:
         rank = self.ranks[rank_id]
         rank.gone = when if rank.gone is None else min(rank.gone, when)
         rank.code = rank.code if code is None else code
+
+    def rank_named(self, rank_id: int, now: float, code: int) -> None:
+        """Take its engine's word that a rank ended before all others. What it reported itself says more."""
+        if self.ranks[rank_id].error is None and not self.ranks[rank_id].done:
+            seen = (*(rank.gone for rank in self.ranks.values()), *(when for when, _ in self.programs_gone.values()))
+            self.rank_gone(rank_id, min((when for when in seen if when is not None), default=now) - 1e-6, code)
 
     def program_gone(self, name: str, when: float, code: int | None = None) -> None:
         known = self.programs_gone.get(name)
@@ -163,6 +169,12 @@ class Watch:
         """All ranks were ended by one hand, perhaps the engine's, which has not left yet."""
         engine_lives = self.engine is not None and self.engine not in self.programs_gone
         return engine_lives and len(self.ranks) > 1 and self._ended_by_one_hand()
+
+    @property
+    def unexplained(self) -> bool:
+        """A rank that never reported is gone; how, its engine says when it leaves itself."""
+        engine_lives = self.engine is not None and self.engine not in self.programs_gone
+        return engine_lives and any(r.gone is not None and r.code is None and not r.begun for r in self.ranks.values())
 
     @property
     def scheduler_was_spared(self) -> bool:
