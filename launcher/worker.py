@@ -26,6 +26,7 @@ from launcher.events import EventWriter, Position
 from launcher.jobs import JobPaths, planned_steps
 from launcher.log_writing import keep_small, stamp_lines, write_to
 from launcher.processes import ProcessId, die_with_parent
+from launcher.supervise.signals import Forwarding
 
 # Sent by the supervisor to a rank that makes no progress: write the stacks of all threads into the log.
 STACKS_SIGNAL = signal.SIGUSR2
@@ -101,9 +102,7 @@ def report_exit(events: EventWriter) -> None:
     if child == 0:
         die_with_parent()
         return
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _frame: os.kill(child, signum))
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = Forwarding(child, {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}).wait()
     events.write("exit", code=code)
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

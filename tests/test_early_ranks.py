@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from supervised import wait_until
 
 from launcher.engines.base import Told
 from launcher.processes import ProcessId, children
@@ -16,9 +17,10 @@ from launcher.supervise.watch import SCHEDULER
 
 ENGINE = """
 import os, subprocess, sys, time
+kept = []
 for role in sys.argv[1:]:
     environment = {**os.environ, "MS_ROLE": "MS_SCHED" if role[0] == "s" else "MS_WORKER", "RANK_ID": role[1:] or "0"}
-    subprocess.Popen(["sleep", "0" if role[0] == "d" else "600"], env=environment)
+    kept += [subprocess.Popen(["sleep", "0" if role[0] == "d" else "600"], env=environment)]
 print(flush=True)
 time.sleep(600)
 """
@@ -32,8 +34,8 @@ def engine(mark: str, *roles: str) -> Iterator[ProcessId]:
     process.stdout.readline()
     own = ProcessId.of_pid(process.pid)
     try:
-        while any(not child.is_alive() for child in children(own.pid)) != any(role[0] == "d" for role in roles):
-            pass
+        dead = sum(role[0] == "d" for role in roles)
+        wait_until(lambda: sum(not child.is_alive() for child in children(own.pid)) == dead, "children that have ended")
         yield own
     finally:
         for child in children(own.pid):
@@ -59,8 +61,6 @@ def test_a_dead_process_is_the_rank_that_is_missing(
 ) -> None:
     with engine(no_survivors, *roles) as process:
         born = [child.pid for child in children(process.pid)]
-        while any(children(process.pid)[at].is_alive() for at in expected.values()):
-            pass
         found = dict(EarlyRanks("msrun", process, [0, 1], scheduler=True).look())
 
         assert {who: found[who].pid for who in expected} == {who: born[at] for who, at in expected.items()}

@@ -94,6 +94,23 @@ def test_an_agent_that_stands_still_is_lost_and_ends_its_own_ranks(
     wait_until(lambda: not marked(no_survivors), "the end of what the agent had started")
 
 
+@pytest.mark.parametrize("node_rank", [0, 1])
+def test_an_agent_that_is_killed_is_no_request_to_stop(
+    hosts: Lab, tmp_path: Path, no_survivors: str, node_rank: int
+) -> None:
+    job = Hosted(root=tmp_path / "job", program=TRAIN, mark=no_survivors, hosts=hosts.hosts)
+    job.start()
+    job.wait_for_pids()
+    job.agents[node_rank].kill()
+    record = job.end()
+
+    assert record.state == jobs.FAILED
+    name = hosts.hosts[node_rank].name
+    assert report(record).startswith(f"host {name} (10.77.0.{node_rank + 1}) failed first: its agent was killed")
+    assert record.verdict is not None
+    assert record.verdict["retry"]
+
+
 def test_when_the_leader_is_lost_agents_end_everything_and_one_writes_the_verdict(
     hosts: Lab, tmp_path: Path, no_survivors: str
 ) -> None:

@@ -245,6 +245,58 @@ def test_ranks_get_time_to_end_in_order(tmp_path: Path, engine: str, no_survivor
     assert {path.name for path in supervised.paths.work.glob("left_*")} == {"left_0", "left_1"}
 
 
+def test_a_signal_to_the_whole_process_group_is_one_request(tmp_path: Path, engine: str, no_survivors: str) -> None:
+    """As systemd sends it: to the guard, which passes it on, and to the supervisor."""
+    program = """
+    def save(signum, frame):
+        time.sleep(1.5)
+        (paths.work / f"saved_{rank}").touch()
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, save)
+    position.enter(1)
+    time.sleep(600)
+    """
+    supervised = job(tmp_path, program, no_survivors, engine)
+    supervised.limits = replace(LIMITS, grace_s=TIMEOUT_S)
+    supervised.start().wait_for_pids()
+    assert supervised.guard is not None
+    os.killpg(supervised.guard.pid, signal.SIGTERM)
+
+    assert supervised.end().state == jobs.CANCELLED
+    assert {path.name for path in supervised.paths.work.glob("saved_*")} == {"saved_0", "saved_1"}
+
+
+def test_asked_twice_through_the_guard_it_stops_at_once(tmp_path: Path, no_survivors: str) -> None:
+    supervised = job(tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WAIT, no_survivors)
+    supervised.limits = replace(LIMITS, grace_s=1000.0)
+    supervised.start().wait_for_pids()
+    assert supervised.guard is not None
+    supervised.guard.send_signal(signal.SIGINT)
+    supervised.wait_for(jobs.STOPPING)
+    supervised.guard.send_signal(signal.SIGINT)
+    record = supervised.end()
+
+    assert (record.state, record.exit_code) == (jobs.CANCELLED, 130)
+
+
+def test_a_signal_that_comes_after_the_childs_end_does_nothing() -> None:
+    script = """
+import os, signal
+from launcher.supervise.signals import Forwarding
+child = os.fork()
+if child == 0:
+    os._exit(3)
+code = Forwarding(child, {signal.SIGTERM: signal.SIGTERM}).wait()
+os.kill(os.getpid(), signal.SIGTERM)
+print("cleared up, child ended with", code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+    assert (done.stdout, done.stderr, done.returncode) == ("cleared up, child ended with 3\n", "", 0)
+
+
 def test_asked_twice_it_stops_at_once(tmp_path: Path, engine: str, no_survivors: str) -> None:
     program = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WAIT
     supervised = job(tmp_path, program, no_survivors, engine)

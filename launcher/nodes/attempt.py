@@ -54,8 +54,9 @@ class NodeAttempt(Attempt):
         super()._tick(timeout_s)
         if self.link.report.state == STARTING and self.watch.all_ready:
             self.link.report.state = RUNNING
-        if self.asked.signals and self.link.report.asked is None:
-            self.link.report.asked = self.asked.signals[0]
+        asked = self.asked.request_to_pass_on()
+        if asked and self.link.report.asked is None:
+            self.link.report.asked = asked
             self.link.poke()
         if time.monotonic() >= self._report_at:
             self._report_at = time.monotonic() + self._beat_s

@@ -26,12 +26,12 @@ from launcher.nodes.link import DONE, END, ENDED, SAVING, START, STOP, Orders, b
 from launcher.nodes.register import CLOCK_S, Registration, problems
 from launcher.nodes.rendezvous import cluster_of, settle_launch
 from launcher.nodes.slate import Slate, read_slate
-from launcher.nodes.verdicts import host_verdict, silent, span, with_others
+from launcher.nodes.verdicts import host_verdict, program_verdict, silent, span, with_others
 from launcher.processes import die_with_parent, kill_descendants, reap
 from launcher.supervise.attempt import Outcome
 from launcher.supervise.signals import Asked
 from launcher.supervise.watch import Watch
-from launcher.verdict import Verdict, stack_of
+from launcher.verdict import Verdict, describe_exit, stack_of
 from launcher.where import SCHEDULED
 from launcher.where.agents import AgentStart, agent_starts
 
@@ -292,8 +292,9 @@ class Lead:
                     self._nodes[node_rank].left_at = time.monotonic()
 
     def _patience_s(self, node: Node) -> float:
-        """How long a last report may be on its way; there is none to come where ssh says that it lost the host."""
-        return 0.2 if self._left_code(node) == SSH_FAILED else _LAST_REPORT_S
+        """How long a last report may be on its way; none comes where ssh lost the host, or srun was killed."""
+        code = self._left_code(node)
+        return 0.2 if code == SSH_FAILED or (code or 0) < 0 else _LAST_REPORT_S
 
     def _left_code(self, node: Node) -> int | None:
         """How what brought the agent to its host ended; None while it has not."""
@@ -302,6 +303,12 @@ class Lead:
     def _note_cut(self, node: Node) -> None:
         """What brought the agent to its host has ended, and the agent has not reported how."""
         code = self._left_code(node)
+        if node.start and len(node.start.node_ranks) > 1 and code is not None and code < 0:
+            node.lost, node.lost_at = (
+                program_verdict(node.start.name, describe_exit(code), describe_exit(code, ZH)),
+                0.0,
+            )
+            return
         limit_s = node.start.limit_s if node.start else 0.0
         if code == SSH_FAILED and node.here and limit_s and not self._still_connected(node):
             from launcher.nodes.verdicts import cut
@@ -329,7 +336,7 @@ class Lead:
     def _read_control(self) -> None:
         """``launcher stop`` on another host cannot signal us; it writes this file."""
         if not self.asked.count and self._control_text():
-            self.asked.signals.append(signal.SIGTERM)
+            self.asked.direct.append(signal.SIGTERM)
 
     def _for(self, seconds: float, until: Callable[[], object]) -> bool:
         deadline = time.monotonic() + seconds
@@ -345,7 +352,7 @@ class Lead:
         """The signal that asked us, or any of the agents, to stop; 0 for none."""
         asked = next((int(node.slate["asked"]) for node in self._nodes if node.slate.get("asked")), 0)
         if asked and not self.asked.count:
-            self.asked.signals.append(asked)
+            self.asked.direct.append(asked)
         return self.asked.signals[0] if self.asked.count else 0
 
     def _set_state(self, state: str) -> None:
