@@ -529,8 +529,12 @@ class Lead:
 
     @property
     def _hurried(self) -> bool:
-        """Asked twice. A scheduler signals every process of the job: ours, and the one that passes signals on to us."""
-        return self.asked.count > 1 and not self._scheduled
+        """Asked twice by a user: a scheduler's second signal is the time limit, of which it warned us."""
+        if not self._scheduled:
+            return self.asked.count > 1
+        with contextlib.suppress(ValueError, AttributeError):
+            return bool(json.loads(self._control_text() or "{}").get("at_once"))
+        return False
 
     def _all_gone(self) -> bool:
         return all(node.over or not node.here for node in self._nodes)
