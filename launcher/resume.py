@@ -23,6 +23,8 @@ def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
     is none, and the attempt begins at the beginning. Checkpoints after that moment, which only some ranks have, are
     moved into the attempt's folder.
     """
+    if _was_begun_only(paths):
+        take_back(paths)
     paths.attempt_folder.mkdir(parents=True, exist_ok=False)
     saved = _saved(paths, num_ranks)
     newest = _newest(saved)
@@ -38,6 +40,12 @@ def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
         folder.mkdir(parents=True)
         (folder / files[newest].name).symlink_to(files[newest])
     return newest
+
+
+def _was_begun_only(paths: JobPaths) -> bool:
+    """Whether the attempt's folder holds what we make and nothing that a rank or supervisor left: we were killed."""
+    folder = paths.attempt_folder
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"stale", "resume"}
 
 
 def take_back(paths: JobPaths) -> None:

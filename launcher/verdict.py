@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launcher.jobs import JobPaths
-from launcher.known_errors import EN, ZH, KnownError, recognise
+from launcher.known_errors import EN, NOT_BUILT, ZH, KnownError, recognise
 from launcher.launch import RankPlace
 from launcher.logs import tail
 from launcher.supervise.watch import SCHEDULER, Failure, Watch
@@ -96,6 +96,8 @@ def find_verdict(
     how = _how(failure, watch, findings)
     known = recognise(_texts(failure, ending))
     lines = _shown(failure, ending, known)
+    if known and known.name == NOT_BUILT:  # MindSpore's scheduler says why in its log, and nobody else knows
+        known, lines = _asked_scheduler(paths, known, lines)
     if known is None and findings.disk_full:
         known = recognise(["No space left on device"])
     rank = watch.ranks[failure.rank_id] if failure.rank_id is not None else None
@@ -119,6 +121,16 @@ def find_verdict(
         signature=how[EN] if failure.kind == "exception" else "",
         text=text,
     )
+
+
+def _asked_scheduler(paths: JobPaths, known: KnownError, lines: list[str]) -> tuple[KnownError, list[str]]:
+    """The cause that the scheduler's log tells, with that line first; what was known when it tells none."""
+    said = tail(paths.log(SCHEDULER), _SCAN_LINES)
+    cause = recognise(["\n".join(said)])
+    if cause is None or cause.name == NOT_BUILT:
+        return known, lines
+    telling = next(line for line in said if cause.pattern.search(line))
+    return cause, [f"scheduler: {telling.rpartition('] ')[2]}", *lines]
 
 
 def _retry(failure: Failure, known: KnownError | None) -> bool:

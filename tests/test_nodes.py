@@ -238,6 +238,28 @@ def test_a_rank_that_does_not_start_is_found_over_all_hosts(hosts: Lab, tmp_path
     assert report(record).startswith("host node2 (10.77.0.2) failed first: rank 1 did not start within 4 s")
 
 
+def test_a_failure_explains_why_another_rank_did_not_start(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
+    """The agent of the rank that died is stopped meanwhile: its report comes after the leader has judged."""
+    program = """
+    import psutil
+    if rank == 1:
+        rank_agents = [p for p in psutil.Process().parents() if "node" in p.cmdline()]
+        agent = rank_agents[0].pid
+        os.kill(agent, signal.SIGSTOP)
+        if os.fork() == 0:
+            time.sleep(4)
+            os.kill(agent, signal.SIGCONT)
+            os._exit(0)
+        raise ValueError("the cause")
+    time.sleep(600)
+    """
+    limits = replace(HOST_LIMITS, start_timeout_s=3.0, lost_s=9.0)
+    job = Hosted(root=tmp_path / "job", program=program, mark=no_survivors, hosts=hosts.hosts, limits=limits)
+    record = job.start().end()
+
+    assert "rank 1 failed first, before its first step: ValueError: the cause" in report(record)
+
+
 def test_one_msrun_a_host(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
     job = Hosted(root=tmp_path / "job", program="ready(); step(1)", mark=no_survivors, hosts=hosts.hosts, per_host=2)
     job.engine = "msrun"

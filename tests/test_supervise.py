@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -395,6 +396,41 @@ def test_logs_and_events_that_vanish_end_nothing(tmp_path: Path, engine: str, no
     text = report(job(tmp_path, program, no_survivors, engine).run())
 
     assert text.startswith("rank 1 failed first, after step 2: ValueError: the end")
+
+
+def test_a_job_whose_folder_is_removed_ends(tmp_path: Path, engine: str, no_survivors: str) -> None:
+    supervised = job(tmp_path, WAIT, no_survivors, engine).start()
+    supervised.wait_for_pids()
+    shutil.rmtree(supervised.root)
+    assert supervised.guard is not None
+    supervised.guard.wait(timeout=TIMEOUT_S)
+
+    assert not supervised.root.exists()
+    assert not marked(no_survivors)
+
+
+def test_the_jobs_folder_keeps_its_mode(tmp_path: Path, no_survivors: str) -> None:
+    program = "paths.root.chmod(0o750)\n" + WAIT
+    supervised = job(tmp_path, program, no_survivors)
+    supervised.root.mkdir(mode=0o755)
+    supervised.start().wait_for_pids()
+    wait_until(lambda: supervised.root.stat().st_mode & 0o777 == 0o755, "the folder's mode")
+    supervised.stop()
+
+
+def test_a_port_that_was_taken_meanwhile_is_the_cause(tmp_path: Path, no_survivors: str) -> None:
+    """MindSpore's scheduler says it in its log alone; what it raises names three reasons."""
+    supervised = job(tmp_path, "time.sleep(600)", no_survivors)
+    supervised.env["SCHEDULER_PROGRAM"] = (
+        "print('[WARNING] DISTRIBUTED(1,7f,python):2026-11-24-22:53:04.177.475 [mindspore/ccsrc/cluster/rpc/tcp/"
+        "socket_operation.cc:454] Listen] Failed to call bind, url: 127.0.0.1:40965 Address already in use')\n"
+        "raise RuntimeError('Failed to initialize distributed job cluster because some processes in the cluster are "
+        "not successfully spawned.')"
+    )
+    text = report(supervised.run())
+
+    assert "scheduler: Failed to call bind, url: 127.0.0.1:40965 Address already in use" in text
+    assert "probable cause: the scheduler could not listen on its port" in text
 
 
 def test_a_rank_that_prints_much_is_no_burden(tmp_path: Path, engine: str, no_survivors: str) -> None:

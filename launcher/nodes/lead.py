@@ -28,7 +28,7 @@ from launcher.nodes.rendezvous import cluster_of, settle_launch
 from launcher.nodes.slate import Slate, read_slate
 from launcher.nodes.verdicts import host_verdict, program_verdict, silent, span, with_others
 from launcher.processes import die_with_parent, kill_descendants, reap
-from launcher.supervise.attempt import Outcome
+from launcher.supervise.attempt import Outcome, folder_gone
 from launcher.supervise.signals import Asked
 from launcher.supervise.watch import Watch
 from launcher.verdict import Verdict, describe_exit, stack_of
@@ -369,7 +369,7 @@ class Lead:
                 return self._stop_as_asked()
             if all(node.state == DONE or node.end for node in self._nodes):
                 return self._finish()
-            failure = self._late() or self._hanging()
+            failure = self._folder_gone() or self._late() or self._hanging()
             if failure:
                 return failure
             if self._all_ready():
@@ -382,6 +382,10 @@ class Lead:
 
     def _all_ready(self) -> bool:
         return all(node.ready for node in self._nodes)
+
+    def _folder_gone(self) -> Outcome | None:
+        """Agents, which hear of us through that folder, end by themselves."""
+        return self._refuse(folder_gone(self.paths), []) if self.paths.is_gone else None
 
     def _late(self) -> Outcome | None:
         if self._state == jobs.RUNNING or time.monotonic() - self._began < self.limits.start_timeout_s:
@@ -445,12 +449,16 @@ class Lead:
         return tail(self.paths.log(node.start.name), 6) if node.start and not node.here else []
 
     def _fail(self, verdict: Verdict | None = None) -> Outcome:
-        """Stop the others; then the earliest failure of all is the first, also one that was noticed late."""
+        """Stop the others; then the earliest failure of all is the first, also one that was noticed late.
+
+        ``verdict``: what was judged from silence; a failure that came before explains it.
+        """
+        judged_at = time.time()
         self._order(replace(self._orders, order=STOP, hurry=True))
         wait_s = max(self.limits.lost_s, _SLACK_S) + 2 * self._beat_s
         self._for(wait_s, self._all_gone)
-        node, found = self._first_failure()
-        if verdict is None and found is not None:
+        node, found, failed_at = self._first_failure()
+        if found is not None and (verdict is None or failed_at < judged_at):
             verdict = found
         if verdict is None:
             verdict = Verdict(
@@ -459,7 +467,7 @@ class Lead:
         others = [n.name for n in self._nodes if n is not node and n.end and n.end["state"] == jobs.CANCELLED]
         return Outcome(state=jobs.FAILED, verdict=with_others(verdict, others), warnings=tuple(self._warnings))
 
-    def _first_failure(self) -> tuple[Node | None, Verdict | None]:
+    def _first_failure(self) -> tuple[Node | None, Verdict | None, float]:
         failures: list[tuple[float, Node, Verdict]] = []
         for node in self._nodes:
             if node.lost:
@@ -468,9 +476,9 @@ class Lead:
                 failed_at = node.our_time(node.end["failed_at"] or time.time())
                 failures.append((failed_at, node, Verdict(**node.end["verdict"])))
         if not failures:
-            return None, None
-        _, node, verdict = min(failures, key=lambda failure: failure[0])
-        return node, verdict
+            return None, None, 0.0
+        failed_at, node, verdict = min(failures, key=lambda failure: failure[0])
+        return node, verdict, failed_at
 
     def _stop_as_asked(self) -> Outcome:
         """All hosts stop; after the same step, all having saved, if that is wanted."""

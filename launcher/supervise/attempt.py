@@ -7,6 +7,7 @@ import os
 import selectors
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable
@@ -34,6 +35,9 @@ TICK_S = 0.1
 
 # While an engine starts its ranks they are looked for this often: one may live for some 20 ms only.
 EARLY_TICK_S = 0.01
+
+# mindformers 1.9.0, tools/utils.py, DIRECTORY_PERMISSION.
+MINDFORMERS_MODE = 0o750
 
 # What is read of an engine's own output.
 _ENGINE_LINES = 200
@@ -96,6 +100,8 @@ class Attempt:
         self._oom = OomWatch()
         self._slow_at = 0.0
         self._stopped_since: dict[int, float] = {}
+        self._gone_before = False
+        self._mode = stat.S_IMODE(paths.root.stat().st_mode)
 
     def run(self) -> Outcome:
         """The whole attempt. However it ends, nothing that it started is left."""
@@ -106,6 +112,7 @@ class Attempt:
             return self._follow()
         finally:
             kill_descendants(self._note_end)
+            self._keep_mode()
             self._close()
 
     # ------------------------------------------------------------------------------------------------ starting
@@ -275,7 +282,21 @@ class Attempt:
         self._slow_at = time.monotonic() + SLOW_TICK_S
         if self._early:
             self._hear_engine()
-        return self._suspended() or self._late() or self._hanging()
+        return self._folder_gone() or self._suspended() or self._late() or self._hanging()
+
+    def _folder_gone(self) -> Failure | None:
+        """The job's folder at two looks: nothing more can be saved, and no command would find the job."""
+        was_gone, self._gone_before = self._gone_before, self.paths.is_gone
+        if not self._gone_before:
+            self._keep_mode()
+            return None
+        return Failure(kind="foreign", time=time.time(), detail=folder_gone(self.paths)) if was_gone else None
+
+    def _keep_mode(self) -> None:
+        """MindFormers makes the job's folder 750, which hides the job from others that could see it before."""
+        with contextlib.suppress(OSError):
+            if stat.S_IMODE(self.paths.root.stat().st_mode) == MINDFORMERS_MODE:
+                self.paths.root.chmod(self._mode)
 
     def _suspended(self) -> Failure | None:
         """A rank that is suspended while another runs; all at once were suspended on purpose."""
@@ -378,6 +399,10 @@ class Attempt:
         self._selector.close()
         for reader in self._readers:
             reader.close()
+
+
+def folder_gone(paths: JobPaths) -> str:
+    return f"the job's folder {paths.root} was removed or renamed: nothing more can be saved"
 
 
 def _disk_full(folder: Path) -> bool:
