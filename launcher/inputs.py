@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from launcher.checkpoint.sharded import ShardedBase, holds_shards, read_sharded
 from launcher.data import sample_set
 from launcher.data.cache import in_cache
 from launcher.data.info import DatasetInfo, read_info
@@ -51,7 +52,9 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
 
     Raises DataError, CheckpointError or SpecError; nothing is written.
     """
+    checkpoint, shards = find_base(spec)
     found, pending = _training(spec)
+    found = replace(found, checkpoint=checkpoint, shards=shards)
     if spec.evaluation is None:
         return found, pending
     return replace(found, evaluation=_held_out(spec, spec.evaluation.data)), pending
@@ -73,7 +76,6 @@ def _held_out(spec: RunSpec, path: str) -> str:
 
 
 def _training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
-    checkpoint = find_checkpoint(spec.model.checkpoint) if spec.model.checkpoint else None
     if spec.data.sample:
         sample = sample_set.SampleSet(
             size=spec.data.sample.size,
@@ -86,20 +88,20 @@ def _training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
             dataset=str(sample.dataset),
             rows=sample.rows,
             tokenizer=str(sample.tokenizer),
-            checkpoint=checkpoint,
+            checkpoint=None,
         )
         return found, None if sample.exists() else sample
     dataset = _existing(str(spec.data.train), "dataset", "launcher data preprocess makes one", DataError)
     if _is_raw(Path(dataset)):
-        return _raw(spec, Path(dataset), checkpoint)
-    return _ready(spec, dataset, checkpoint), None
+        return _raw(spec, Path(dataset))
+    return _ready(spec, dataset), None
 
 
 def _is_raw(dataset: Path) -> bool:
     return Path(dataset.name.removesuffix(".gz")).suffix in RAW_SUFFIXES
 
 
-def _raw(spec: RunSpec, dataset: Path, checkpoint: str | None) -> tuple[Inputs, Pending | None]:
+def _raw(spec: RunSpec, dataset: Path) -> tuple[Inputs, Pending | None]:
     """Rows of a raw dataset: in a cache, by what they follow from; tokenized once."""
     if not spec.model.tokenizer:
         raise SpecError(
@@ -119,19 +121,17 @@ def _raw(spec: RunSpec, dataset: Path, checkpoint: str | None) -> tuple[Inputs, 
         sample_set.cache_root() / "datasets",
     )
     info = read_info(options.target)
-    found = Inputs(
-        dataset=str(options.target), rows=info.rows if info else None, tokenizer=tokenizer, checkpoint=checkpoint
-    )
+    found = Inputs(dataset=str(options.target), rows=info.rows if info else None, tokenizer=tokenizer, checkpoint=None)
     return found, None if info else PendingRows(options=options)
 
 
-def _ready(spec: RunSpec, dataset: str, checkpoint: str | None) -> Inputs:
+def _ready(spec: RunSpec, dataset: str) -> Inputs:
     info = _rows(spec, dataset)
     tokenizer = _find_tokenizer(spec, info)
     _check_fit(spec, info, dataset)
     if tokenizer:
         _check_vocabulary(spec.model, tokenizer)
-    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=checkpoint)
+    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None)
 
 
 def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
@@ -207,9 +207,23 @@ def _check_vocabulary(model: ModelSpec, tokenizer: str) -> None:
         )
 
 
-def find_checkpoint(path: str) -> str:
-    """The weights file that ``path`` means: a file, or a folder that merge-ckpt wrote. Raises CheckpointError."""
-    absolute = Path(_existing(path, "checkpoint", "launcher merge-ckpt JOB makes one", CheckpointError))
+def find_base(spec: RunSpec) -> tuple[str | None, ShardedBase | None]:
+    """The base that ``spec`` names: a weights file, or a folder of shards and what was read of it.
+
+    Raises CheckpointError.
+    """
+    if spec.model.checkpoint is None:
+        return None, None
+    absolute = Path(
+        _existing(spec.model.checkpoint, "checkpoint", "launcher merge-ckpt JOB makes one", CheckpointError)
+    )
+    if holds_shards(absolute):
+        return str(absolute), read_sharded(absolute)
+    return _whole_file(absolute), None
+
+
+def _whole_file(absolute: Path) -> str:
+    """The file that ``absolute`` means: itself, or what merge-ckpt and convert-ckpt call the weights in a folder."""
     if absolute.is_dir():
         merged = absolute / "model.safetensors"
         if not merged.is_file():

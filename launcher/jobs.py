@@ -411,6 +411,20 @@ def planned_steps(paths: JobPaths) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
+def loss_rank(paths: JobPaths, cards: int) -> int:
+    """The rank whose loss is the run's: rank 0, or in a pipeline the first of the last stage."""
+    try:
+        stages = json.loads(paths.spec.read_text(encoding="utf-8"))["parallel"]["pipeline_stage"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return first_of_last_stage(cards, stages) if isinstance(stages, int) and stages > 0 else 0
+
+
+def first_of_last_stage(cards: int, pipeline_stage: int) -> int:
+    """MindSpore numbers ranks stage by stage."""
+    return cards // pipeline_stage * (pipeline_stage - 1)
+
+
 def step_to_stop_at(paths: JobPaths, unbegun_step: int) -> int:
     """The step that a job which is asked to stop ends after: ``unbegun_step``, or its last when that comes before."""
     return min(unbegun_step, planned_steps(paths) or unbegun_step)

@@ -12,10 +12,12 @@ from typing import Any
 
 import jinja2
 
+from launcher.checkpoint.sharded import ShardedBase, check_fits
+from launcher.checkpoint.split import SplitPlan
 from launcher.cluster import Cluster, Rank
 from launcher.engines.base import Command
 from launcher.errors import SpecError
-from launcher.jobs import JobPaths
+from launcher.jobs import JobPaths, first_of_last_stage
 from launcher.launch import Launch
 from launcher.memory import Memory
 from launcher.passthrough import with_passed_through
@@ -33,13 +35,17 @@ _PARALLEL_MODE = {"data": 0, "semi_auto": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Files a run reads, all checked: absolute paths, and the number of rows in ``dataset`` (None if unknown)."""
+    """Files a run reads, all checked: absolute paths, and the number of rows in ``dataset`` (None if unknown).
+
+    ``checkpoint``: the base, a file; or a folder of shards, and then ``shards`` is what was read of it.
+    """
 
     dataset: str
     rows: int | None
     tokenizer: str | None
     checkpoint: str | None
     evaluation: str | None = None
+    shards: ShardedBase | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,11 @@ class LaunchPlan:
     def global_batch(self) -> int:
         """Rows that one optimizer step sees, over all ranks."""
         return global_batch(self.spec)
+
+    @property
+    def loss_rank(self) -> int:
+        """The rank whose loss is the run's."""
+        return first_of_last_stage(self.cluster.num_devices, self.degrees.pipeline_stage)
 
     def to_dict(self) -> dict[str, Any]:
         """What plan.json holds."""
@@ -173,6 +184,7 @@ def make_plan(
     """Decide everything, touch nothing. Raises SpecError when spec, cluster and inputs do not fit together."""
     settled = settle(spec, cluster)
     spec = settled.spec
+    check_shards(spec, inputs)
     steps = count_steps(spec, inputs.rows)
     env = environment()
     files = [render_rank_table(env, cluster)]
@@ -187,31 +199,46 @@ def make_plan(
         inputs=inputs,
         steps=steps,
         files=tuple(files),
-        links=base_links(spec, cluster, inputs, paths),
+        links=base_checkpoint(spec, cluster, inputs, paths).links,
         command=command,
         notes=settled.notes,
         memory=settled.memory,
     )
 
 
-def run_environment(spec: RunSpec, cluster: Cluster) -> dict[str, str]:
-    """Variables the run asks for: the spec's ``env``, and HCCL's, the same on every rank.
+def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[str, str]:
+    """Variables the run asks for: the spec's ``env``, HCCL's, and where the ranks are, the same on every rank.
 
     ``env`` wins over ``hccl``, and the user's shell over our defaults.
     """
     if cluster.target == "CPU":
         return dict(spec.env)
+    return {**_places(cluster, paths), **_hccl(spec), **spec.env}
+
+
+def _places(cluster: Cluster, paths: JobPaths) -> dict[str, str]:
+    """What MindFormers asks of the environment before it lets more ranks than a host has share files.
+
+    It takes a host to have 8 cards, and of a shared folder believes in nfs, dpc and sshfs alone (mindformers 1.9.0,
+    utils/file_utils.py). The job's folder is shared wherever there are several hosts: their agents meet in it.
+    """
+    found = {"DEVICE_NUM_PER_NODE": str(max(len(host.devices) for host in cluster.hosts))}
+    if len(cluster.hosts) > 1:
+        found["SHARED_PATHS"] = ",".join(filter(None, (os.environ.get("SHARED_PATHS"), str(paths.root))))
+    return found
+
+
+def _hccl(spec: RunSpec) -> dict[str, str]:
     names = {
         "connect_timeout_s": "HCCL_CONNECT_TIMEOUT",
         "exec_timeout_s": "HCCL_EXEC_TIMEOUT",
         "buffer_mib": "HCCL_BUFFSIZE",
     }
-    ours = {
+    return {
         name: str(getattr(spec.hccl, key))
         for key, name in names.items()
         if key in spec.hccl.model_fields_set or name not in os.environ
     }
-    return {**ours, **spec.env}
 
 
 # --------------------------------------------------------------------------------------------------- rank files
@@ -239,42 +266,63 @@ def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPath
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """How a rank gets the base checkpoint. ``transform``: MindFormers cuts a whole one into the rank's part."""
+    """How ranks get the base checkpoint. ``transform``: MindFormers cuts a whole one into each rank's part.
 
-    argument: str
-    file_format: str
-    transform: bool
-    linked_ranks: int
+    ``links``: what the job's ``base`` folder holds, which is all that ``argument`` names.
+    """
+
+    argument: str = ""
+    file_format: str = "safetensors"
+    transform: bool = False
+    links: tuple[Link, ...] = ()
 
 
 def base_checkpoint(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> Base:
-    """What ``load_checkpoint`` of the rank YAMLs says, and the folder of links that it may need.
+    """What ``load_checkpoint`` of the rank YAMLs says, and the folder of links that it names.
 
-    mindformers 1.9.0, utils/load_checkpoint_utils.py: several data-parallel ranks load safetensors from a folder of
-    rank folders only, as for a single file it demands auto_trans_ckpt, which would cut and copy it. A whole .ckpt that
-    is to be cut must lie in a rank_0 folder; a safetensors file need not.
+    Always a folder with nothing else in it: mindformers 1.9.0 (utils/load_checkpoint_utils.py, trainer/utils.py) takes
+    a single file of several ranks for an error, guesses from names like rank_0 in a path that a file is a shard, and
+    reads every file beside it. In it lie a rank's own file in rank_R, or one whole file. Data-parallel ranks load whole
+    safetensors from rank folders alone; semi-auto ranks have MindFormers cut it (auto_trans_ckpt), which reads no more
+    than each needs. A whole .ckpt is loaded by every rank before its graph is compiled, and cut there.
     """
-    source = inputs.checkpoint or ""
-    file_format = "ckpt" if source.endswith(".ckpt") else "safetensors"
-    semi_auto, several = spec.parallel.mode == "semi_auto", cluster.num_devices > 1
-    linked = 0
-    if source and several and semi_auto and file_format == "ckpt":
-        linked = 1
-    elif source and several and not semi_auto and file_format == "safetensors":
-        linked = cluster.num_devices
+    if inputs.checkpoint is None:
+        return Base()
+    semi_auto, ranks = spec.parallel.mode == "semi_auto", range(cluster.num_devices)
+    files = _files_by_rank(inputs, cluster)
+    file_format = files[0].rpartition(".")[2]
+    in_rank_folders = inputs.shards is not None or (len(ranks) > 1 and not semi_auto and file_format == "safetensors")
+    places = [f"base/rank_{rank}" for rank in ranks] if in_rank_folders else ["base"]
     return Base(
-        argument=str(paths.root / "base") if linked else source,
+        argument=str(paths.root / "base"),
         file_format=file_format,
-        transform=bool(source) and semi_auto and several,
-        linked_ranks=linked,
+        transform=semi_auto and len(ranks) > 1 and file_format == "safetensors" and not in_rank_folders,
+        links=tuple(
+            Link(path=f"{place}/base.{file_format}", target=file) for place, file in zip(places, files, strict=False)
+        ),
     )
 
 
-def base_links(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> tuple[Link, ...]:
-    """A ``base/rank_R`` folder a rank, all with the same whole base checkpoint, where MindFormers wants that."""
-    base, target = base_checkpoint(spec, cluster, inputs, paths), str(inputs.checkpoint)
-    name = f"base.{base.file_format}"
-    return tuple(Link(path=f"base/rank_{rank_id}/{name}", target=target) for rank_id in range(base.linked_ranks))
+def _files_by_rank(inputs: Inputs, cluster: Cluster) -> tuple[str, ...]:
+    return inputs.shards.files if inputs.shards else (str(inputs.checkpoint),) * cluster.num_devices
+
+
+def check_shards(spec: RunSpec, inputs: Inputs) -> None:
+    """Raise CheckpointError when the base is in shards that are not those of a settled ``spec``'s ranks."""
+    if inputs.shards is not None:
+        check_fits(inputs.shards, split_plan(spec))
+
+
+def split_plan(spec: RunSpec) -> SplitPlan:
+    """How a settled ``spec`` lays the model over its ranks."""
+    parallel = spec.parallel
+    return SplitPlan(
+        data_parallel=parallel.data_parallel or 1,
+        model_parallel=parallel.model_parallel or 1,
+        pipeline_stage=parallel.pipeline_stage or 1,
+        optimizer_shards=-1 if parallel.optimizer_shard else 1,
+        cut_vocabulary=bool(parallel.vocab_split),
+    )
 
 
 def _schedule_steps(spec: RunSpec, rows: int | None) -> int:

@@ -73,7 +73,7 @@ def sketch(spec_name: str, cluster: Cluster, overrides: Sequence[Override], jobs
     found, missing = find_inputs(spec)
     paths = JobPaths(root=Path(os.path.abspath(jobs_dir)) / f"ID-{spec.name}")  # noqa: PTH100 - links stay as they are
     launch = starting.make_launch(
-        cluster, paths, env=run_environment(spec, cluster), port=PORT, options=Options(program=_msrun())
+        cluster, paths, env=run_environment(spec, cluster, paths), port=PORT, options=Options(program=_msrun())
     )
     command = starting.main_command(launch, paths)
     plan = make_plan(spec=spec, spec_name=spec_name, cluster=cluster, inputs=found, paths=paths, command=command)
@@ -101,9 +101,9 @@ def _msrun() -> str:
 def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
     """The files of ``spec``; those that are not there yet are taken for what the spec calls them, and named."""
     missing = []
-    checkpoint = _absolute(spec.model.checkpoint)
+    checkpoint, shards = _absolute(spec.model.checkpoint), None
     try:
-        checkpoint = input_files.find_checkpoint(spec.model.checkpoint) if spec.model.checkpoint else None
+        checkpoint, shards = input_files.find_base(spec)
     except CheckpointError as error:
         missing.append(error.message)
     without = spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": None})})
@@ -114,7 +114,7 @@ def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
         found, pending = _assumed(spec), None
     if pending:
         missing.append(pending.describe())
-    return dataclasses.replace(found, checkpoint=checkpoint), tuple(missing)
+    return dataclasses.replace(found, checkpoint=checkpoint, shards=shards), tuple(missing)
 
 
 def _assumed(spec: RunSpec) -> Inputs:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launcher.errors import CheckpointError
 from launcher.jobs import JobPaths
 
 # mindformers 1.9.0, core/callback: PREFIX_rank_R-EPOCH_STEP.(safetensors|ckpt); STEP counts within the epoch.
@@ -77,23 +77,11 @@ def saved_moments(folder: Path) -> Mapping[Moment, Path]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a safetensors file has a header, and is as long as that says; others are believed when not empty."""
+    """Whether a checkpoint is as its format says, as merge-ckpt and --list see it; its tensors are not read."""
+    from launcher.checkpoint.tensorfile import TensorFile  # with numpy, which a supervisor needs for no first attempt
+
     try:
-        size = path.stat().st_size
-        if path.suffix != ".safetensors":
-            return size > 0
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            header = file.read(header_bytes) if 0 < header_bytes < size else b""
-    except OSError:
+        with TensorFile(path):
+            return True
+    except CheckpointError:
         return False
-    return size == 8 + header_bytes + _data_bytes(header)
-
-
-def _data_bytes(header: bytes) -> int:
-    """Where the last tensor ends; -1 for what is no header."""
-    try:
-        tensors = json.loads(header)
-        return max(int(tensor["data_offsets"][1]) for name, tensor in tensors.items() if name != "__metadata__")
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError):
-        return -1

@@ -52,6 +52,7 @@ def settle(spec: RunSpec, cluster: Cluster) -> Settled:
     limit = pool_gib(spec, cluster)
     degrees, chosen = choose_degrees(spec, cluster, limit)
     spec = with_degrees(spec, degrees)
+    check_loading(spec, cluster)
     need = memory.estimate(spec, target=cluster.target, pool_gib=limit)
     if chosen:
         notes.append(_chosen_note(degrees, spec, need))
@@ -132,6 +133,21 @@ def check_target(spec: RunSpec, cluster: Cluster) -> None:
         raise SpecError(
             f"precision bfloat16: {cluster.kind} cards have no bfloat16",
             hint="set precision: {params: float16, compute: float16}, or leave precision out",
+        )
+
+
+def check_loading(spec: RunSpec, cluster: Cluster) -> None:
+    """Raise SpecError when MindFormers would not load the base of a settled ``spec``.
+
+    In semi_auto it compiles the graph before it loads, which it does with data sinking alone (mindformers 1.9.0,
+    checkpoint/utils.py, compile_model); a whole .ckpt is loaded before.
+    """
+    checkpoint, ascend = spec.model.checkpoint, cluster.target == "Ascend"
+    split = spec.parallel.mode == "semi_auto" and cluster.num_devices > 1
+    if ascend and split and checkpoint and not checkpoint.endswith(".ckpt") and not spec.runtime.sink_mode:
+        raise SpecError(
+            "runtime.sink_mode false: in semi_auto mode MindFormers loads a base with sink_mode true only",
+            hint="leave runtime.sink_mode out",
         )
 
 

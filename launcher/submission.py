@@ -57,7 +57,7 @@ def draft(
     launch = starting.make_launch(
         cluster,
         paths,
-        env=run_environment(spec, cluster),
+        env=run_environment(spec, cluster, paths),
         port=(port or 0) if where else scheduler_port(port, cluster.hosts[0].address),
         options=options,
         where=where,

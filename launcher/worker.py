@@ -17,13 +17,14 @@ import signal
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.events import EventWriter, Position
-from launcher.jobs import JobPaths, planned_steps
+from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
 from launcher.log_writing import keep_small, stamp_lines, write_to
 from launcher.processes import ProcessId, die_with_parent
 from launcher.supervise.signals import Forwarding
@@ -145,7 +146,7 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
     config = mindformers.MindFormerConfig(str(paths.rank_config(rank_id)))
     resume_from = checkpoint_to_resume(paths, rank_id)
     if resume_from:
-        config.load_checkpoint, config.resume_training = str(paths.resume), resume_from
+        go_on_from(config, paths.resume, resume_from)
     mindformers.build_context(config)
     if config.context.device_target == "CPU":
         from launcher import cpu_backend
@@ -160,7 +161,70 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
         return  # the attempt before was ended between its last checkpoint and its own end; MindSpore refuses 0 epochs
     progress = _progress_callback(events, paths, rank_id, done_steps, last_step)
     trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[progress])
+    start_adapters_from_seed(trainer.trainer, config.seed)
+    keep_strategies(paths, rank_id, resumed=resume_from is not None)
     trainer.finetune(finetune_checkpoint=config.load_checkpoint or False, resume_training=resume_from or False)
+
+
+def go_on_from(config: Any, folder: Path, name: str) -> None:
+    """Have MindFormers load this rank's own file in ``folder``, and not the base that the rank's YAML names.
+
+    The file is this rank's part already. With auto_trans_ckpt left on, mindformers 1.9.0 would ask for the strategy
+    that it was cut by, after it had removed the job's strategy folder (utils/file_utils.py, clear_auto_trans_output).
+    """
+    config.load_checkpoint, config.resume_training = str(folder), name
+    config.load_ckpt_format = name.rpartition(".")[2]
+    config.auto_trans_ckpt = False
+
+
+def keep_strategies(paths: JobPaths, rank_id: int, *, resumed: bool) -> None:
+    """Keep MindFormers from removing or overwriting the strategy files in the job's folder: the merge needs them.
+
+    Where it is to cut a base, rank 0 empties that folder when it gets there, and with it what faster ranks have written
+    by then (mindformers 1.9.0, trainer/trainer.py). A resumed rank writes its own into the attempt's folder, as an
+    attempt that dies while it compiles must not cost what the checkpoints were cut by.
+    """
+    import mindspore
+    from mindformers.trainer import trainer
+
+    if hasattr(trainer, "clear_auto_trans_output"):
+        trainer.clear_auto_trans_output = lambda *_arguments, **_options: None
+    if resumed and mindspore.get_auto_parallel_context("parallel_mode") == "semi_auto_parallel":
+        file = paths.attempt_folder / "strategy" / f"ckpt_strategy_rank_{rank_id}.ckpt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        mindspore.set_auto_parallel_context(strategy_ckpt_save_file=str(file))
+
+
+def start_adapters_from_seed(trainer: Any, seed: int) -> None:
+    """Have LoRA's A matrices follow from ``seed`` and their name alone, however the ranks share the model.
+
+    In semi_auto mode mindformers 1.9.0 leaves the seed unset (trainer/trainer.py), and MindSpore fills each slice from
+    a counter (common/tensor.py, init_data): the start would follow from the split, and not from ``seed``. Set here,
+    before the graph is compiled, a matrix is cut like any other weight. The distribution is mindpet's, HeUniform with
+    slope sqrt(5): uniform within 1 / sqrt(in).
+    """
+    from launcher.checkpoint.names import LORA_A
+
+    create = trainer.create_network
+
+    def create_network(*arguments: Any, **options: Any) -> Any:
+        network = create(*arguments, **options)
+        for parameter in network.trainable_params():
+            if parameter.name.endswith(LORA_A):
+                _fill(parameter, seed)
+        return network
+
+    trainer.create_network = create_network
+
+
+def _fill(parameter: Any, seed: int) -> None:
+    import numpy
+    from mindspore import Tensor
+
+    numbers = numpy.random.default_rng([seed, zlib.crc32(parameter.name.encode())])
+    bound = 1 / math.sqrt(parameter.shape[-1])
+    values = numbers.uniform(-bound, bound, parameter.shape).astype(numpy.float32)
+    parameter.set_data(Tensor(values, parameter.dtype))
 
 
 def checkpoint_to_resume(paths: JobPaths, rank_id: int) -> str | None:
@@ -199,20 +263,42 @@ def go_on_counting(params: Any, step: int) -> None:
             callback._last_triggered_step = step
 
 
-def report_evaluations(params: Any, events: EventWriter) -> None:
-    """Have MindFormers' evaluation, which only logs its result, write an event when it begins and when it ends."""
+def report_evaluations(params: Any, events: EventWriter, parts: int | None = 1) -> None:
+    """Have MindFormers' evaluation, which only logs its result, write an event when it begins and when it ends.
+
+    ``parts`` as in ``step_fields``: without them, this rank's loss means nothing.
+    """
     for callback in params.list_callback:
         if type(callback).__name__ == "EvalCallBack":
-            callback.eval_func = _reported(callback.eval_func, params, events)
+            callback.eval_func = _reported(callback.eval_func, params, events, parts)
 
 
-def _reported(evaluate: Callable[[], Any], params: Any, events: EventWriter) -> Callable[[], Any]:
+def _reported(evaluate: Callable[[], Any], params: Any, events: EventWriter, parts: int | None) -> Callable[[], Any]:
     def run() -> Any:
         step, began = int(params.cur_step_num), time.monotonic()
         events.write("eval", step=step)
         result = evaluate()
-        events.write("eval", step=step, loss=eval_loss(result), seconds=round(time.monotonic() - began, 3))
+        loss = None if parts is None else eval_loss(result)
+        events.write("eval", step=step, loss=loss, seconds=round(time.monotonic() - began, 3))
         return result
+
+    return run
+
+
+def report_saves(params: Any, events: EventWriter) -> None:
+    """Have what writes checkpoints, which may take longer than any step, write an event before and after."""
+    for callback in params.list_callback:
+        for name in ("save_checkpoint", "save_checkpoint_network"):  # mindformers 1.9.0, CheckpointMonitor
+            if hasattr(callback, name):
+                setattr(callback, name, _reported_save(getattr(callback, name), events))
+
+
+def _reported_save(save: Callable[[Any], None], events: EventWriter) -> Callable[[Any], None]:
+    def run(params: Any) -> None:
+        step, began = int(params.cur_step_num), time.monotonic()
+        events.write("save", step=step)
+        save(params)
+        events.write("save", step=step, seconds=round(time.monotonic() - began, 3))
 
     return run
 
@@ -245,7 +331,9 @@ def check_rows(config: Any) -> None:
 def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_steps: int, last_step: float) -> Any:
     from mindspore.train.callback import Callback
 
-    losses = LossCheck(json.loads(paths.spec.read_text(encoding="utf-8"))["training"]["max_nan_steps"])
+    spec = json.loads(paths.spec.read_text(encoding="utf-8"))
+    losses = LossCheck(spec["training"]["max_nan_steps"])
+    parts = loss_parts(spec, rank_id, int(os.environ.get("RANK_SIZE", "1")))
     position = Position(paths.rank_position(rank_id))
 
     class Progress(Callback):  # type: ignore[misc]
@@ -254,7 +342,8 @@ def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_
         def on_train_begin(self, run_context: Any) -> None:
             if done_steps:
                 go_on_counting(run_context.original_args(), done_steps)
-            report_evaluations(run_context.original_args(), events)
+            report_evaluations(run_context.original_args(), events, parts)
+            report_saves(run_context.original_args(), events)
 
         def on_train_step_begin(self, run_context: Any) -> None:
             self._began = time.monotonic()
@@ -263,7 +352,7 @@ def _progress_callback(events: EventWriter, paths: JobPaths, rank_id: int, done_
         def on_train_step_end(self, run_context: Any) -> None:
             params = run_context.original_args()
             seconds = time.monotonic() - self._began
-            fields = step_fields(params.cur_step_num, params.net_outputs, seconds)
+            fields = step_fields(params.cur_step_num, params.net_outputs, seconds, parts)
             events.write("step", **fields)
             losses.note(fields["step"], fields["loss"])
             if params.cur_step_num >= min(last_step, asked_to_stop_at(paths)):
@@ -293,12 +382,30 @@ def asked_to_stop_at(paths: JobPaths) -> float:
         return math.inf
 
 
-def step_fields(step: int, outputs: Any, seconds: float) -> dict[str, Any]:
-    """What a step event says. ``outputs``: (loss, overflow, scale, learning rate, global norm) of the train cell."""
+def loss_parts(spec: Mapping[str, Any], rank_id: int, num_ranks: int) -> int | None:
+    """How many batches the loss of a step is the sum of; None on ranks whose loss means nothing.
+
+    mindformers 1.9.0, core/callback (MFLossMonitor): of a pipeline only the last stage computes a loss, the sum over
+    micro batches; accumulation sums too.
+    """
+    stages = spec["parallel"]["pipeline_stage"]
+    if rank_id < first_of_last_stage(num_ranks, stages):
+        return None
+    return int(spec["training"]["gradient_accumulation"]) * (
+        int(spec["parallel"]["micro_batches"]) if stages > 1 else 1
+    )
+
+
+def step_fields(step: int, outputs: Any, seconds: float, parts: int | None = 1) -> dict[str, Any]:
+    """What a step event says. ``outputs``: (loss, overflow, scale, learning rate, global norm) of the train cell.
+
+    ``parts``: what ``loss_parts`` says; the loss of a step is the mean over them, and None without them.
+    """
     loss, overflow, _, learning_rate, norm = outputs[:5]
+    total = None if parts is None else _number(loss)
     return {
         "step": int(step),
-        "loss": _number(loss),
+        "loss": None if total is None or parts is None else total / parts,
         "lr": _number(learning_rate),
         "overflow": bool(_number(overflow)),
         "grad_norm": _number(norm),

@@ -24,6 +24,7 @@ from launcher.errors import CheckpointError, DataError, HostError, JobError, Lau
 from launcher.inference.asking import Asking
 from launcher.inference.decoding import LENGTH, STOP, Row
 from launcher.inference.evaluation import cross_entropy, final_number, folded
+from launcher.inference.network import network_config, sixteen_bits
 from launcher.inference.prompts import collect, parse_messages
 from launcher.inference.sampling import GenerationSpec, Sampler
 from launcher.inference.session import Answer, Question, Session
@@ -41,6 +42,26 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(model_folder: Path, tmp_path: Path) -> Path:
     """A copy that a test may spoil."""
     return Path(shutil.copytree(model_folder, tmp_path / "model"))
+
+
+# ------------------------------------------------------------------------------------------------ network
+
+
+def test_on_ascend_the_network_is_built_for_its_kernels_and_on_cpu_for_what_is_there(model_folder: Path) -> None:
+    model = find_model(str(model_folder), model_folder)
+    ascend, cpu = (network_config(model, device, 4) for device in ("Ascend", "CPU"))
+
+    for key in ("use_past", "use_flash_attention", "fused_rms_norm"):
+        assert (ascend[key], cpu[key]) == (True, False)
+    assert (ascend["batch_size"], cpu["compute_dtype"]) == (4, "float32")
+    assert ascend["num_blocks"] * ascend["block_size"] >= CONTEXT * ascend["batch_size"]
+
+
+def test_cards_without_bfloat16_compute_in_float16() -> None:
+    assert [sixteen_bits(name, bfloat16=True) for name in ("float16", "bfloat16", "float32")] == [
+        "float16", "bfloat16", "bfloat16",
+    ]  # fmt: skip
+    assert sixteen_bits("bfloat16", bfloat16=False) == "float16"
 
 
 # ------------------------------------------------------------------------------------------------ sampling

@@ -81,7 +81,8 @@ def test_different_samples_lie_in_different_folders(tmp_path: Path, monkeypatch:
 def test_a_merged_folder_stands_for_its_weights(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
 
-    assert inputs.find_checkpoint(str(tmp_path)) == str(tmp_path / "model.safetensors")
+    found = inputs.find_base(spec_with({"checkpoint": str(tmp_path)}))
+    assert found == (str(tmp_path / "model.safetensors"), None)
 
 
 def test_a_named_port_in_use_is_refused_and_a_free_one_is_picked() -> None:

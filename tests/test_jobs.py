@@ -19,7 +19,7 @@ from launcher.cli import show, watching
 from launcher.errors import JobError, JobFailed, SpecError
 from launcher.events import EventReader, EventWriter, Position, read_events, read_last_events, read_position
 from launcher.follow import raise_for_end
-from launcher.jobs import JobPaths, JobRecord, JobStore
+from launcher.jobs import JobPaths, JobRecord, JobStore, loss_rank
 from launcher.logs import tail
 from launcher.processes import ProcessId, stop, tree
 
@@ -369,3 +369,12 @@ def test_a_job_is_never_asked_to_stop_after_its_last_step(tmp_path: Path, plan: 
     paths.plan.write_text(plan, encoding="utf-8")
 
     assert jobs.step_to_stop_at(paths, 12) == expected
+
+
+def test_the_loss_of_a_pipeline_is_that_of_its_last_stage(tmp_path: Path) -> None:
+    paths = JobPaths(root=tmp_path / "bcdfg-x")
+    assert loss_rank(paths, 8) == 0  # no spec: an older launcher's folder, or none yet
+    paths.root.mkdir()
+    for stages, rank_id in ((1, 0), (2, 4), (4, 6)):
+        paths.spec.write_text(json.dumps({"parallel": {"pipeline_stage": stages}}))
+        assert loss_rank(paths, 8) == rank_id

@@ -229,6 +229,26 @@ def test_ranks_that_make_no_progress_are_found_over_all_hosts(hosts: Lab, tmp_pa
     assert "not yet in step 4: rank 1" in report(record)
 
 
+@pytest.mark.parametrize("kind", ["eval", "save"])
+def test_an_evaluation_or_a_checkpoint_is_no_hang_on_several_hosts(
+    hosts: Lab, tmp_path: Path, no_survivors: str, kind: str
+) -> None:
+    program = f"""
+    ready(); step(1)
+    if rank == 1:
+        events.write("{kind}", step=1)
+        time.sleep(6)
+        events.write("{kind}", step=1, loss=1.0, seconds=6.0)
+    else:
+        time.sleep(6)
+    step(2)
+    """
+    limits = replace(HOST_LIMITS, hang_timeout_s=2.0)
+    job = Hosted(root=tmp_path / "job", program=program, mark=no_survivors, hosts=hosts.hosts, limits=limits)
+
+    assert job.start().end().state == jobs.SUCCEEDED
+
+
 def test_a_rank_that_does_not_start_is_found_over_all_hosts(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
     program = "if rank == 1:\n    time.sleep(600)\nready()\ntime.sleep(600)"
     limits = replace(HOST_LIMITS, start_timeout_s=4.0)

@@ -123,7 +123,15 @@ for path in sys.argv[1:]:
         "lora": config.model.model_config.pet_config.lora_rank, "shard": config.parallel.enable_parallel_optimizer,
         "recompute": config.recompute_config.recompute,
     }
-print("BUILT" + json.dumps(built))
+import os
+from mindformers.utils.file_utils import is_publicly_accessible_path
+os.environ |= {"RANK_SIZE": "32", "DEVICE_NUM_PER_NODE": "16"}
+shared = [is_publicly_accessible_path("/jobs/bcdfg-x")]
+os.environ["SHARED_PATHS"] = "/mnt/all,/jobs/bcdfg-x"
+shared.append(is_publicly_accessible_path("/jobs/bcdfg-x"))
+os.environ |= {"RANK_SIZE": "16", "SHARED_PATHS": ""}
+shared.append(is_publicly_accessible_path("/jobs/bcdfg-x"))
+print("BUILT" + json.dumps([built, shared]))
 """
 
 
@@ -140,7 +148,7 @@ def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) ->
     )
     assert result.returncode == 0, result.stderr[-3000:]
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("BUILT"))
-    built = json.loads(line.removeprefix("BUILT"))
+    built, shared = json.loads(line.removeprefix("BUILT"))
     found = {name: built[path] for name, path in files.items()}
 
     assert {name: values["degrees"] for name, values in found.items()} == {
@@ -153,7 +161,8 @@ def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) ->
     }
     assert [values["mode"] for values in found.values()] == [0, 0, 1, 1, 1, 0]
     assert [values["full_batch"] for values in found.values()] == [False, False, True, True, True, False]
-    assert [values["transform"] for values in found.values()] == [False, False, True, True, False, False]
+    assert [values["transform"] for values in found.values()] == [False, False, False, True, False, False]
+    assert shared == [False, True, True]  # two hosts, two hosts that say so, one host of 16 cards
     assert [values["shard"] for values in found.values()] == [False, False, False, False, True, False]
     assert [values["recompute"] for values in found.values()] == [False, True, True, True, True, True]
     assert found["pipeline_dp1_mp4_pp2"]["micro"] == 4
@@ -170,10 +179,28 @@ def test_a_whole_base_is_laid_out_as_mindformers_looks_for_it() -> None:
     cut = golden_plan("semi_auto_dp2_mp4")
     whole = golden_plan("pipeline_dp1_mp4_pp2")
 
-    assert [(link.path, link.target) for link in cut.links] == [("base/rank_0/base.ckpt", LLAMA_7B)]
-    assert rank_yaml(cut)["load_checkpoint"] == "/jobs/bcdfg-x/base"
-    assert (whole.links, rank_yaml(whole)["load_checkpoint"]) == ((), WHOLE)
+    assert [(link.path, link.target) for link in cut.links] == [("base/base.ckpt", LLAMA_7B)]
+    assert [(link.path, link.target) for link in whole.links] == [("base/base.safetensors", WHOLE)]
+    assert {rank_yaml(made)["load_checkpoint"] for made in (cut, whole)} == {"/jobs/bcdfg-x/base"}
+    assert [rank_yaml(made)["auto_trans_ckpt"] for made in (cut, whole)] == [False, True]
     assert len(golden_plan("hosts_2x8").links) == 16
+
+
+def test_the_strategy_of_a_split_run_names_frozen_weights_too() -> None:
+    """MindSpore's default leaves out what is not trained, and with LoRA nothing could be merged."""
+    for name in ("semi_auto_dp2_mp4", "pipeline_dp1_mp4_pp2"):
+        assert rank_yaml(golden_plan(name))["parallel"]["strategy_ckpt_config"]["only_trainable_params"] is False
+
+
+def test_a_base_in_semi_auto_needs_data_sinking() -> None:
+    """mindformers 1.9.0, checkpoint/utils.py: "'sink_mode' must be set to True"; not for a whole .ckpt."""
+    spec, parallel, options = GOLDEN_PLANS["semi_auto_dp2_mp4"]
+    made = changed(changed(load_spec(spec), "parallel", **parallel), "runtime", sink_mode=False)
+
+    plan(changed(made, "model", checkpoint=LLAMA_7B), **options)
+    plan(changed(made, "model", checkpoint=None), **{**options, "checkpoint": None})
+    with pytest.raises(SpecError, match=r"runtime\.sink_mode false: in semi_auto mode"):
+        plan(changed(made, "model", checkpoint=WHOLE), **{**options, "checkpoint": WHOLE})
 
 
 @pytest.mark.parametrize(
@@ -217,13 +244,16 @@ def test_whole_safetensors_base_is_linked_once_a_rank() -> None:
     assert rank_yaml(made)["load_checkpoint"] == "/jobs/bcdfg-x/base"
 
 
-@pytest.mark.parametrize(("cards", "checkpoint"), [(1, "/m/model.safetensors"), (2, "/m/model.ckpt")])
-def test_other_bases_are_loaded_as_they_are(cards: int, checkpoint: str) -> None:
+@pytest.mark.parametrize(("cards", "checkpoint"), [(1, "/m/rank_0/model.safetensors"), (2, "/m/rank_0/model.ckpt")])
+def test_a_whole_file_lies_alone_in_a_folder_of_the_job(cards: int, checkpoint: str) -> None:
+    """By its own path MindFormers would take it for a shard, and read what lies beside it."""
     made = plan(load_spec("tiny_cpu"), cards=cards, checkpoint=checkpoint)
+    file_format = checkpoint.rpartition(".")[2]
 
-    assert made.links == ()
-    assert rank_yaml(made)["load_checkpoint"] == checkpoint
-    assert rank_yaml(made)["load_ckpt_format"] == checkpoint.rpartition(".")[2]
+    assert [(link.path, link.target) for link in made.links] == [(f"base/base.{file_format}", checkpoint)]
+    assert rank_yaml(made)["load_checkpoint"] == "/jobs/bcdfg-x/base"
+    assert rank_yaml(made)["load_ckpt_format"] == file_format
+    assert rank_yaml(made)["auto_trans_ckpt"] is False
 
 
 def test_lora_left_out_means_no_pet_config() -> None:
@@ -363,8 +393,18 @@ def test_hccl_variables_are_the_spec_s_then_the_shell_s_then_the_defaults(monkey
         )
     )
 
-    assert run_environment(spec, cluster("Ascend", 2)) == {"HCCL_EXEC_TIMEOUT": "3000", "HCCL_BUFFSIZE": "50"}
-    assert run_environment(load_spec("tiny_cpu"), cluster("CPU", 2)) == {}
+    paths = JobPaths(root=Path("/jobs/bcdfg-x"))
+    here = {"HCCL_EXEC_TIMEOUT": "3000", "HCCL_BUFFSIZE": "50", "DEVICE_NUM_PER_NODE": "2"}
+    assert run_environment(spec, cluster("Ascend", 2), paths) == here
+    assert run_environment(load_spec("tiny_cpu"), cluster("CPU", 2), paths) == {}
+
+
+def test_ranks_of_several_hosts_are_told_that_the_job_s_folder_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = JobPaths(root=Path("/jobs/bcdfg-x"))
+    monkeypatch.setenv("SHARED_PATHS", "/mnt/all")
+    found = run_environment(load_spec("llama_7b_lora"), cluster("Ascend", 8, hosts=2), paths)
+
+    assert (found["SHARED_PATHS"], found["DEVICE_NUM_PER_NODE"]) == ("/mnt/all,/jobs/bcdfg-x", "8")
 
 
 def test_a_command_prints_as_a_line_that_can_be_pasted() -> None:

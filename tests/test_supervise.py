@@ -350,12 +350,13 @@ def test_a_hang_names_the_rank_that_has_not_entered_the_step(tmp_path: Path, eng
         assert "wait_for_the_other" in file.read_text()
 
 
-def test_an_evaluation_is_no_hang(tmp_path: Path, engine: str, no_survivors: str) -> None:
-    program = """
+@pytest.mark.parametrize("kind", ["eval", "save"])
+def test_an_evaluation_or_a_checkpoint_is_no_hang(tmp_path: Path, engine: str, no_survivors: str, kind: str) -> None:
+    program = f"""
     ready(); step(1)
-    events.write("eval", step=1)
+    events.write("{kind}", step=1)
     time.sleep(2.5)
-    events.write("eval", step=1, loss=1.0, seconds=2.5)
+    events.write("{kind}", step=1, loss=1.0, seconds=2.5)
     step(2)
     """
     supervised = job(tmp_path, program, no_survivors, engine)

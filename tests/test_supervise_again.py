@@ -281,6 +281,15 @@ def test_a_checkpoint_whose_header_is_damaged_is_not_whole(tmp_path: Path, damag
     assert is_whole(file) == (damage == b"data_offsets")
 
 
+def test_resume_and_merge_ckpt_call_the_same_files_whole(tmp_path: Path) -> None:
+    """A .ckpt that was cut, or that is no checkpoint at all, as much as a safetensors file."""
+    value = b"\x0a\x01w\x12\x11\x08\x01\x12\x07Float32\x1a\x04xxxx"
+    whole = b"\x0a" + bytes([len(value)]) + value
+    for name, data, expected in (("a", whole, True), ("b", whole[:-2], False), ("c", b"x", False), ("d", b"", False)):
+        (tmp_path / f"{name}.ckpt").write_bytes(data)
+        assert is_whole(tmp_path / f"{name}.ckpt") == expected
+
+
 @pytest.fixture
 def lock_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LAUNCHER_LOCKS", str(tmp_path / "locks"))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from launcher.cli.inference import find, generation_spec, model_options, sampling_options
-
-if TYPE_CHECKING:
-    from launcher.inference.session import Question, Session
 
 
 @click.command()
@@ -22,10 +19,6 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without the template of training.")
 @click.option("--system", help="Text of the system's turn.")
 @click.option("--batch-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True, metavar="N")
-@click.option(
-    "--cards", type=click.IntRange(min=1), metavar="N", help="Split the model over N Ascend cards of this host."
-)
-@click.option("--dry-run", is_flag=True, help="With --cards: print what would be written and run.")
 @sampling_options
 @click.option("--format", "layout", type=click.Choice(["text", "jsonl"]), default="text", show_default=True)
 @click.option(
@@ -62,43 +55,9 @@ def _infer(
         device_id=options["device_id"],
     )
     session.interrupted = interrupted
-    if options["dry_run"] and not options["cards"]:
-        raise click.UsageError("--dry-run goes with --cards")
-    if options["cards"]:
-        _infer_on_cards(session, questions, interrupted, options)
-        return
     asking = Asking(session=session, spec=generation_spec(options, session.model), as_json=options["layout"] == "jsonl")
     if options["output"]:
         left, total = asking.into_file(questions, options["output"])
         click.echo(f"{options['output']}: {total} answers, {left} of them new", err=True)
     else:
         asking.to_stdout(questions, stream=sys.stdout.isatty())
-
-
-def _infer_on_cards(
-    session: Session, questions: Sequence[Question], interrupted: Callable[[], bool], options: dict[str, Any]
-) -> None:
-    from launcher.discover import local_cluster
-    from launcher.engines.msrun import Msrun
-    from launcher.inference import cards, network
-    from launcher.inference.writing import to_json, to_text
-    from launcher.network import scheduler_port
-    from launcher.planning import imagined_cluster
-
-    real = network.target() == "Ascend"
-    cards.refuse_what_cards_cannot(real=real, dry_run=options["dry_run"], output=options["output"])
-    plan = cards.plan_cards(
-        session=session,
-        prepared=session.prepare(questions),
-        spec=generation_spec(options, session.model),
-        cluster=local_cluster(options["cards"]) if real else imagined_cluster(options["cards"], "A2"),
-        root=options["jobs_dir"].absolute() / ".infer" if options["dry_run"] else cards.new_root(options["jobs_dir"]),
-        port=scheduler_port(None),
-        program=Msrun().find_program(),
-    )
-    if options["dry_run"]:
-        click.echo(plan.describe())
-        return
-    for answer in cards.carry_out(plan, interrupted=interrupted):
-        as_json = options["layout"] == "jsonl"
-        click.echo(to_json(answer) if as_json else to_text(answer, alone=len(questions) == 1))

@@ -112,10 +112,11 @@ def _seconds_between(begin: str | None, end: str | None) -> float:
 
 
 class Progress:
-    """A bar with step, loss, learning rate and time left, fed by events of rank 0; lines where there is no terminal."""
+    """A bar with step, loss, learning rate and time left, fed by the events of one rank; lines where there is no
+    terminal. ``loss_rank``: the rank whose loss is the run's."""
 
-    def __init__(self, steps: int | None) -> None:
-        self._steps = steps
+    def __init__(self, steps: int | None, loss_rank: int = 0) -> None:
+        self._steps, self._loss_rank = steps, loss_rank
         self._times: deque[float] = deque(maxlen=50)
         self._compiled = False
         self._bar: Any = None
@@ -159,8 +160,8 @@ class Progress:
         self._bar.console.print(line, highlight=False, markup=False) if self._bar else click.echo(line, err=True)
 
     def note(self, event: dict[str, Any]) -> None:
-        """Take an event of any rank; only rank 0's are shown."""
-        if event.get("rank_id") != 0:
+        """Take an event of any rank; only one rank's are shown."""
+        if event.get("rank_id") != self._loss_rank:
             return
         if event["event"] == "step":
             self._note_step(event)
@@ -242,8 +243,9 @@ def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None =
 
 
 def last_steps(paths: JobPaths, record: JobRecord) -> list[dict[str, Any]]:
-    """Rank 0's steps in the newest attempt that finished one."""
-    attempts = (progress_of(paths.of_attempt(number), 0).steps for number in range(record.attempt, 0, -1))
+    """Steps of the rank whose loss counts, in the newest attempt that finished one."""
+    rank_id = jobs.loss_rank(paths, record.cards)
+    attempts = (progress_of(paths.of_attempt(number), rank_id).steps for number in range(record.attempt, 0, -1))
     return next((steps for steps in attempts if steps), [])
 
 

@@ -99,7 +99,7 @@ def _follow(draft: Draft) -> None:
     from launcher.follow import noted_signals
 
     plan = draft.plan
-    with noted_signals() as signals, show.Progress(plan.steps) as progress:
+    with noted_signals() as signals, show.Progress(plan.steps, plan.loss_rank) as progress:
         progress.begin(plan.paths.job_id, plan.cluster.num_devices, plan.cluster.target)
         guard = submission.begin(draft)
         record = follow_to_end(plan.paths, progress, signals, guard)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from launcher.cli.show import RankProgress, duration, progress_of, stragglers, table
-from launcher.jobs import JobPaths, JobRecord, JobStore, planned_steps
+from launcher.jobs import JobPaths, JobRecord, JobStore, loss_rank, planned_steps
 from launcher.verdict import user_language, verdict_text
 
 REFRESH_S = 1.0
@@ -41,7 +41,7 @@ def page(paths: JobPaths, record: JobRecord) -> str:
     tokens = tokens_per_step(paths)
     rows += [_row(rank, tokens, rank.rank_id in slow) for rank in ranks]
     head = f"{record.job_id}  {record.state}" + (f" ({record.note})" if record.note else "")
-    return "\n".join([head, _summary(ranks[0], planned_steps(paths)), "", table(rows)])
+    return "\n".join([head, _summary(ranks[loss_rank(paths, record.cards)], planned_steps(paths)), "", table(rows)])
 
 
 def _row(rank: RankProgress, tokens: int | None, slow: bool) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ class NodeAttempt(Attempt):
 
     def _note_ranks(self) -> None:
         report = self.link.report
-        report.step_s = self.watch.step_time_s()
+        report.step_s, report.busy = self.watch.step_time_s(), self.watch.busy
         report.ranks = {
             rank.rank_id: RankState(state=_state(rank), step=read_position(self.paths.rank_position(rank.rank_id)))
             for rank in self.watch.ranks.values()

@@ -28,7 +28,7 @@ from launcher.nodes.rendezvous import cluster_of, settle_launch
 from launcher.nodes.slate import Slate, read_slate
 from launcher.nodes.verdicts import host_verdict, program_verdict, silent, span, with_others
 from launcher.processes import die_with_parent, kill_descendants, reap
-from launcher.supervise.attempt import Outcome, folder_gone
+from launcher.supervise.attempt import BUSY_FACTOR, Outcome, folder_gone
 from launcher.supervise.signals import Asked
 from launcher.supervise.watch import Watch
 from launcher.verdict import Verdict, describe_exit, stack_of
@@ -122,7 +122,7 @@ class Lead:
         self._beat_at = self._polled_at = 0.0
         self._state = ""
         self._warnings: list[str] = []
-        self._progress = (0, time.monotonic())
+        self._progress = (0, False, time.monotonic())
 
     def run(self) -> Outcome:
         """The whole attempt. However it ends, nothing that can be reached is left."""
@@ -193,7 +193,7 @@ class Lead:
             self.paths.node_start(share.node_rank).write_text(share.to_json(), encoding="utf-8")
         self._order(replace(self._orders, order=START))
         self._began = time.monotonic()
-        self._progress = (0, self._began)
+        self._progress = (0, False, self._began)
         return None
 
     def _write_rank_table(self, found: list[Registration]) -> None:
@@ -404,10 +404,10 @@ class Lead:
         return self._host_fails(self._nodes[first.node_rank], how, "no_start")
 
     def _hanging(self) -> Outcome | None:
-        total = sum(node.steps for node in self._nodes)
-        if total != self._progress[0]:
-            self._progress = (total, time.monotonic())
-        waited = time.monotonic() - self._progress[1]
+        total, busy = sum(node.steps for node in self._nodes), any(node.slate.get("busy") for node in self._nodes)
+        if (total, busy) != self._progress[:2]:
+            self._progress = (total, busy, time.monotonic())
+        waited = time.monotonic() - self._progress[2]
         if total == 0 or waited < self._hang_timeout_s():
             return None
         ranks = self._ranks()
@@ -428,10 +428,11 @@ class Lead:
         return self._fail(verdict)
 
     def _hang_timeout_s(self) -> float:
-        if self.limits.hang_timeout_s is not None:
-            return self.limits.hang_timeout_s
-        times = [node.slate.get("step_s") or 0.0 for node in self._nodes]
-        return max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * max(times))
+        timeout_s = self.limits.hang_timeout_s
+        if timeout_s is None:
+            times = [node.slate.get("step_s") or 0.0 for node in self._nodes]
+            timeout_s = max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * max(times))
+        return timeout_s * (BUSY_FACTOR if self._progress[1] else 1)
 
     # ------------------------------------------------------------------------------------------------ ends
 

@@ -48,8 +48,8 @@ SETTLE_S = 0.2
 # How often slow checks are made: suspended ranks, hangs.
 SLOW_TICK_S = 1.0
 
-# An evaluation may take so many times as long as a step before it counts as a hang.
-EVALUATION_FACTOR = 10
+# An evaluation or a checkpoint may take so many times as long as a step before it counts as a hang.
+BUSY_FACTOR = 10
 
 _MIN_FREE_BYTES = 1 << 20
 
@@ -320,11 +320,11 @@ class Attempt:
         return Failure(kind="no_start", time=time.time(), rank_id=first.rank_id, behind=behind, detail=detail)
 
     def hang_timeout_s(self) -> float:
-        """How long no step may be finished; an evaluation goes through many batches and is one event."""
+        """How long no step may be finished; an evaluation or a checkpoint may take much longer."""
         timeout_s = self.limits.hang_timeout_s
         if timeout_s is None:
             timeout_s = max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * (self.watch.step_time_s() or 0.0))
-        return timeout_s * (EVALUATION_FACTOR if self.watch.evaluating else 1)
+        return timeout_s * (BUSY_FACTOR if self.watch.busy else 1)
 
     def _hanging(self) -> Failure | None:
         last = self.watch.last_progress

@@ -38,7 +38,7 @@ class Rank:
     begun: bool = False
     ready: bool = False
     done: bool = False
-    evaluating: bool = False
+    busy: bool = False
     error: dict[str, Any] | None = None
     gone: float | None = None
     code: int | None = None
@@ -50,8 +50,8 @@ class Rank:
         return self.error is not None or (self.gone is not None and not self.done)
 
     def note_progress(self, event: Mapping[str, Any]) -> None:
-        """Take a finished step, or an evaluation that begins or ends."""
-        self.evaluating = event["event"] == "eval" and "loss" not in event
+        """Take a finished step, or an evaluation or a checkpoint that begins or ends."""
+        self.busy = event["event"] != "step" and "seconds" not in event
         if event["event"] == "step":
             self.last_step = event["step"]
             self.step_times.append(event["step_s"])
@@ -103,7 +103,7 @@ class Watch:
             rank.begun = True
         elif kind == "ready":
             rank.ready = True
-        elif kind in ("step", "eval"):
+        elif kind in ("step", "eval", "save"):
             rank.note_progress(event)
             self.last_progress = event["time"]
         elif kind == "error":
@@ -148,9 +148,9 @@ class Watch:
         return all(rank.done for rank in self.ranks.values())
 
     @property
-    def evaluating(self) -> bool:
-        """Some rank goes through the held-out rows, in which no step is finished."""
-        return any(rank.evaluating for rank in self.ranks.values())
+    def busy(self) -> bool:
+        """Some rank goes through the held-out rows or writes a checkpoint, in which no step is finished."""
+        return any(rank.busy for rank in self.ranks.values())
 
     @property
     def all_gone(self) -> bool:

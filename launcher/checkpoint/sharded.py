@@ -1,0 +1,91 @@
+"""A base checkpoint that is cut already: one file a rank, loaded as it is where the run cuts the model the same way."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.checkpoint import names
+from launcher.checkpoint.gather import OpenShards, gather, read_stages
+from launcher.checkpoint.layout import LayoutError, Shape, boxes
+from launcher.checkpoint.shards import FULL, find_shards
+from launcher.checkpoint.split import SplitPlan, layout_of, stage_of
+from launcher.checkpoint.strategy import Layout, Stages
+from launcher.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardedBase:
+    """A base in shards. ``files``: one a rank. ``shapes``: of the whole tensors. ``stages``: how they are cut."""
+
+    folder: Path
+    files: tuple[str, ...]
+    shapes: Mapping[str, Shape]
+    stages: Stages
+
+
+def holds_shards(path: Path) -> bool:
+    """Whether ``path`` is a folder of shards: rank_<R> folders, of its own or in its checkpoint/."""
+    return path.is_dir() and any((place / "rank_0").is_dir() for place in (path, path / FULL))
+
+
+def read_sharded(folder: Path) -> ShardedBase:
+    """Read the headers and strategy files of the newest complete step in ``folder``.
+
+    Raises CheckpointError when a rank or a slice is missing, or when nothing says how the tensors are cut.
+    """
+    shards = find_shards(folder)
+    if not shards.strategies:
+        raise CheckpointError(
+            f"{folder} has no strategy files: nothing says how its {shards.num_ranks} ranks share the weights",
+            hint="copy the strategy folder of the run that wrote it, or launcher merge-ckpt makes one file of copies",
+        )
+    paths = shards.at(shards.complete()[-1])
+    with OpenShards(paths) as opened:
+        gathered = gather(opened, shards.strategies)
+    return ShardedBase(
+        folder=folder,
+        files=tuple(str(path) for path in paths),
+        shapes={name: tensor.shape for name, tensor in gathered.tensors.items()},
+        stages=read_stages(shards.strategies, shards.num_ranks),
+    )
+
+
+def check_fits(base: ShardedBase, plan: SplitPlan) -> None:
+    """Raise CheckpointError when ranks that split the model by ``plan`` need other slices than they would find."""
+    if len(base.files) != plan.num_ranks:
+        raise _other_split(base, f"it has shards of {len(base.files)} rank(s), the run has {plan.num_ranks}")
+    if len(base.stages) != plan.pipeline_stage:
+        raise _other_split(
+            base, f"it is cut for {len(base.stages)} pipeline stage(s), the run has {plan.pipeline_stage}"
+        )
+    layers = names.num_layers(base.shapes)
+    for stage, layouts in base.stages.items():
+        for name, layout in layouts.items():
+            shape = base.shapes.get(name)
+            if shape is None:
+                continue  # a layout of something that was not saved
+            if stage not in stage_of(name, layers, plan):
+                raise _other_split(base, f"{name} is in its stage {stage}, and not in that of the run")
+            if not _same_slices(layout, layout_of(name, shape, plan), shape):
+                raise _other_split(base, f"{name} is cut otherwise")
+
+
+@functools.lru_cache(maxsize=1024)
+def _same_slices(one: Layout, other: Layout, shape: Shape) -> bool:
+    """Whether every device holds the same part of a tensor of ``shape`` by both."""
+    try:
+        return one.num_devices == other.num_devices and all(
+            boxes(one, device, shape) == boxes(other, device, shape) for device in range(one.num_devices)
+        )
+    except LayoutError:
+        return False
+
+
+def _other_split(base: ShardedBase, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"the shards of {base.folder} are not cut as this run cuts the model: {why}",
+        hint=f"launcher merge-ckpt {base.folder} -o whole; then --checkpoint whole",
+    )
