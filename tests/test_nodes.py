@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hosted import HOST_LIMITS, Hosted
 from netlab import Lab, lab
-from supervised import marked, report, wait_until
+from supervised import TIMEOUT_S, marked, report, wait_until
 
 from launcher import jobs
 from launcher.events import read_events
@@ -129,6 +129,20 @@ def test_when_the_leader_is_lost_agents_end_everything_and_one_writes_the_verdic
 
     assert (record.state, record.exit_code) == (jobs.FAILED, 7)
     assert "from which the job was led, failed first: it is lost" in report(record)
+
+
+def test_a_job_whose_folder_is_removed_ends_on_all_hosts(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
+    job = Hosted(root=tmp_path / "job", program=TRAIN, mark=no_survivors, hosts=hosts.hosts)
+    job.start()
+    job.wait_for_pids()
+    job.root.rename(tmp_path / "renamed")
+    assert job.guard is not None
+    job.guard.wait(timeout=TIMEOUT_S)
+    wait_until(lambda: not marked(no_survivors), "the end of all agents")
+
+    assert not job.root.exists()
+    for agent in job.agents:
+        agent.wait(timeout=30)
 
 
 def test_a_stop_reaches_all_hosts_and_saves_after_the_same_step(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:

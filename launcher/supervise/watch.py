@@ -130,8 +130,9 @@ class Watch:
     def rank_named(self, rank_id: int, now: float, code: int) -> None:
         """Take its engine's word that a rank ended before all others. What it reported itself says more."""
         if self.ranks[rank_id].error is None and not self.ranks[rank_id].done:
-            seen = (*(rank.gone for rank in self.ranks.values()), *(when for when, _ in self.programs_gone.values()))
-            self.rank_gone(rank_id, min((when for when in seen if when is not None), default=now) - 1e-6, code)
+            seen = [rank.gone for rank in self.ranks.values() if rank.gone is not None]
+            seen += [when for name, (when, _) in self.programs_gone.items() if name == self.engine]
+            self.rank_gone(rank_id, min(seen, default=now) - 1e-6, code)
 
     def program_gone(self, name: str, when: float, code: int | None = None) -> None:
         known = self.programs_gone.get(name)
