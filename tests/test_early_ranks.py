@@ -15,6 +15,8 @@ from launcher.processes import ProcessId, children
 from launcher.supervise.early import EarlyRanks
 from launcher.supervise.watch import SCHEDULER
 
+Found = dict[int | str, ProcessId]
+
 ENGINE = """
 import os, subprocess, sys, time
 kept = []
@@ -45,10 +47,17 @@ def engine(mark: str, *roles: str) -> Iterator[ProcessId]:
         process.stdout.close()
 
 
+def look_for(early: EarlyRanks, *who: int | str) -> Found:
+    """A process has no environment for a moment after it was started."""
+    found: Found = {}
+    wait_until(lambda: found.update(early.look()) or all(name in found for name in who), f"{who}")
+    return found
+
+
 def test_ranks_are_known_by_their_environment(no_survivors: str) -> None:
     with engine(no_survivors, "s", "r0", "r1") as process:
         early = EarlyRanks("msrun", process, [0, 1, 2], scheduler=True)
-        found = dict(early.look())
+        found = look_for(early, SCHEDULER, 0, 1)
 
         assert [found[who].pid for who in (SCHEDULER, 0, 1)] == [child.pid for child in children(process.pid)]
         assert early.missing == [2]
@@ -61,7 +70,7 @@ def test_a_dead_process_is_the_rank_that_is_missing(
 ) -> None:
     with engine(no_survivors, *roles) as process:
         born = [child.pid for child in children(process.pid)]
-        found = dict(EarlyRanks("msrun", process, [0, 1], scheduler=True).look())
+        found = look_for(EarlyRanks("msrun", process, [0, 1], scheduler=True), *expected)
 
         assert {who: found[who].pid for who in expected} == {who: born[at] for who, at in expected.items()}
 
@@ -69,7 +78,7 @@ def test_a_dead_process_is_the_rank_that_is_missing(
 def test_a_process_that_an_engine_names_and_nobody_saw_is_the_missing_rank(no_survivors: str) -> None:
     with engine(no_survivors, "s", "r0") as process:
         early = EarlyRanks("msrun", process, [0, 1], scheduler=True)
-        known = dict(early.look())[0].pid
+        known = look_for(early, 0)[0].pid
 
         assert early.rank_of(Told(pid=known + 10000, code=1)) == 1
         assert early.rank_of(Told(pid=known, code=1)) is None

@@ -188,6 +188,8 @@ class Agent:
         return Outcome(state=jobs.FAILED, verdict=own_failure(place, message), failed_at=time.time())
 
     def _write_end(self, outcome: Outcome) -> None:
+        if self.paths.is_gone:  # it stays removed
+            return
         document = {
             "state": outcome.state,
             "verdict": outcome.verdict.to_dict() if outcome.verdict else None,
