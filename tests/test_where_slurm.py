@@ -303,7 +303,7 @@ def test_the_leading_hosts_agent_that_is_killed_is_no_time_limit(
 def test_a_slurm_that_does_not_answer_has_lost_nothing(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
     job = queued(slurm, tmp_path, no_survivors)
     job.start()
-    job.wait_for_pids()
+    job.wait_for(jobs.RUNNING)
     controller = int((slurm.folder / "slurmctld.pid").read_text())
     os.kill(controller, signal.SIGSTOP)
     try:
