@@ -2,11 +2,12 @@
 
 Every event has ``time`` (seconds since the epoch), ``rank_id`` and ``event``:
 
-begin   pid, started                           the process runs; nothing is imported yet (see ProcessId)
+begin   pid, started, ticks, boot              the process runs; nothing is imported yet (see ProcessId)
 ready   mindspore, mindformers, from_step      the context is built, ranks have found each other; ``from_step`` steps
                                                of the run were done by attempts before this one
 step    step, loss, lr, overflow, grad_norm, step_s, memory_mib   after optimizer step number ``step`` (from 1)
 eval    step, loss, seconds                     the held-out loss after that step; without loss: it has begun
+save    step, seconds                           a checkpoint was written; without seconds: it is being written
 error   type, message, traceback               a Python exception ended the rank
 done                                           everything is saved; the process may now end as it likes
 exit    code                                   the process has ended; -N: by signal N. Written by its parent

@@ -42,7 +42,7 @@ def follow(paths: JobPaths, on_event: OnEvent, on_state: OnState, signals: list[
     follower = _Follower(paths, on_event, on_state)
     while True:
         record = follower.look()
-        _pass_on(signals, paths, record)
+        follower.pass_on(signals, record)
         if record.is_final:
             return record
         follower.wait(record)
@@ -56,6 +56,7 @@ class _Follower:
         self._readers: list[EventReader] = []
         self._asked_at = -_SCHEDULER_POLL_S
         self._told: JobRecord | None = None
+        self._stops = 0
 
     def look(self) -> JobRecord:
         """Read the record, then events: what is written before an end is seen before it."""
@@ -89,6 +90,24 @@ class _Follower:
             return told if again == record else again or told
         return replace(record, note=told.note) if told and record.state == jobs.PLANNED else record
 
+    def pass_on(self, signals: list[int], record: JobRecord) -> None:
+        """To the supervisor, once there is one that can take it; under Slurm to where it can be reached."""
+        if signal.SIGHUP in signals:
+            raise Detached
+        if record.where.get("kind") == "slurm":
+            self._pass_on_in_slurm(signals, record)
+        elif record.guard is not None and record.supervisor is not None:
+            while signals:
+                record.supervisor.send(signals.pop(0))
+
+    def _pass_on_in_slurm(self, signals: list[int], record: JobRecord) -> None:
+        from launcher.stopping import ask_in_slurm
+
+        while signals and not record.is_final:
+            signals.pop(0)
+            ask_in_slurm(self._paths, record, at_once=self._stops > 0)
+            self._stops += 1
+
     def wait(self, record: JobRecord) -> None:
         """A while, or until the supervisor has ended."""
         handle = record.supervisor.open_pidfd() if record.supervisor else None
@@ -108,27 +127,6 @@ def ask_scheduler(record: JobRecord) -> JobRecord:
     from launcher.where.slurm import ask
 
     return ask(record)
-
-
-def _stop_in_scheduler(paths: JobPaths, record: JobRecord) -> None:
-    from launcher.stopping import stop_job
-
-    if not record.is_final:
-        stop_job(paths, record, save=False, grace_s=None)
-
-
-def _pass_on(signals: list[int], paths: JobPaths, record: JobRecord) -> None:
-    """To the supervisor, once there is one that can take it."""
-    if signal.SIGHUP in signals:
-        raise Detached
-    if signals and record.where.get("kind") == "slurm":
-        _stop_in_scheduler(paths, record)
-        signals.clear()
-        return
-    if record.guard is None or record.supervisor is None:
-        return
-    while signals:
-        record.supervisor.send(signals.pop(0))
 
 
 @contextmanager

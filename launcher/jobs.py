@@ -9,7 +9,8 @@ import json
 import os
 import secrets
 import socket
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ SUCCEEDED = "succeeded"
 FAILED = "failed"
 CANCELLED = "cancelled"
 LOST = "lost"  # the supervisor is gone without having written an end
-FINAL_STATES = frozenset({SUCCEEDED, FAILED, CANCELLED, LOST})
+UNREADABLE = "unreadable"  # there is a job.json, and nothing can be made of it
+FINAL_STATES = frozenset({SUCCEEDED, FAILED, CANCELLED, LOST, UNREADABLE})
 
 
 def is_job_folder(path: Path) -> bool:
@@ -56,8 +58,24 @@ class JobPaths:
         return self.root.name
 
     @property
+    def is_gone(self) -> bool:
+        """Whether the job's folder was removed or renamed; a file server that does not answer removes nothing."""
+        try:
+            self.root.stat()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    @property
     def record(self) -> Path:
         return self.root / "job.json"
+
+    @property
+    def resume_lock(self) -> Path:
+        """Locked while a ``launcher resume`` prepares an attempt."""
+        return self.root / ".resume"
 
     @property
     def plan(self) -> Path:
@@ -230,14 +248,26 @@ class JobRecord:
 
     @classmethod
     def from_json(cls, text: str) -> JobRecord:
-        """Raises ValueError, TypeError or KeyError when ``text`` is no job record."""
+        """Keys of other versions are passed over. Raises ValueError, TypeError or KeyError for no job record."""
         raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no JSON object")
+        raw = known_keys(cls, raw)
         for key in ("argv", "warnings", "earlier"):
             raw[key] = tuple(raw.get(key, ()))
         for key in ("supervisor", "guard"):
-            raw[key] = ProcessId(**raw[key]) if raw.get(key) else None
-        raw["processes"] = {name: ProcessId(**process) for name, process in raw["processes"].items()}
-        return cls(**raw)
+            raw[key] = ProcessId.from_dict(raw[key]) if raw.get(key) else None
+        raw["processes"] = {name: ProcessId.from_dict(process) for name, process in raw.get("processes", {}).items()}
+        record = cls(**raw)
+        if record.state not in STATES or not isinstance(record.cards, int) or not isinstance(record.attempt, int):
+            raise ValueError(f"state {record.state!r}, cards {record.cards!r}, attempt {record.attempt!r}")
+        return record
+
+
+def known_keys(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``raw`` what the dataclass ``kind`` has a field for: two versions may share a jobs folder."""
+    names = {item.name for item in fields(kind)}
+    return {key: value for key, value in raw.items() if key in names}
 
 
 def next_attempt(record: JobRecord, *, restarted: bool = True) -> JobRecord:
@@ -282,11 +312,11 @@ class JobStore:
                 return paths
 
     def all(self) -> list[tuple[JobPaths, JobRecord]]:
-        """Every readable job, oldest first, its state checked against the process table."""
+        """Every job, oldest first, its state checked against the process table; UNREADABLE where nothing is known."""
         found = []
         for record_file in self.root.glob("*/job.json"):
             paths = JobPaths(root=record_file.parent.absolute())
-            record = read_record(paths)
+            record = read_record(paths) or _unreadable(paths)
             if record:
                 found.append((paths.of_attempt(record.attempt), record))
         return sorted(found, key=lambda item: (item[1].created, item[1].job_id))
@@ -294,8 +324,17 @@ class JobStore:
     def get(self, reference: str) -> tuple[JobPaths, JobRecord]:
         """The job that ``reference`` means: an id, a unique prefix of one, or "last".
 
-        Raises JobError when there is none, or when a prefix fits several.
+        Raises JobError when there is none, when a prefix fits several, or when its job.json cannot be read.
         """
+        paths, record = self._find(reference)
+        if record.state == UNREADABLE:
+            raise JobError(
+                f"{paths.record} cannot be read: {record.note}",
+                hint=f"what the job left is in {paths.root}: launcher merge-ckpt {paths.checkpoints}",
+            )
+        return paths, record
+
+    def _find(self, reference: str) -> tuple[JobPaths, JobRecord]:
         jobs = self.all()
         if reference == "last" and jobs:
             return jobs[-1]
@@ -313,7 +352,7 @@ class JobStore:
         return JobError(f"no job {reference!r} in {self.root}", hint="launcher jobs lists them")
 
 
-STATES = (PLANNED, STARTING, RUNNING, STOPPING, SUCCEEDED, FAILED, CANCELLED, LOST)
+STATES = (PLANNED, STARTING, RUNNING, STOPPING, SUCCEEDED, FAILED, CANCELLED, LOST, UNREADABLE)
 
 
 def select_jobs(
@@ -334,6 +373,21 @@ def read_record(paths: JobPaths) -> JobRecord | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return settle(record)
+
+
+def _unreadable(paths: JobPaths) -> JobRecord | None:
+    """What can be said of a job whose job.json nobody understands; None when the file is gone."""
+    try:
+        created = datetime.fromtimestamp(paths.record.stat().st_mtime, timezone.utc).isoformat(timespec="milliseconds")
+        JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
+        return read_record(paths)  # it was rewritten meanwhile
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return JobRecord(
+            job_id=paths.job_id, name=paths.job_id, state=UNREADABLE, created=created, host="", cards=0, target="-",
+            argv=(), versions={}, note=f"{type(error).__name__}: {error}",
+        )  # fmt: skip
 
 
 def settle(record: JobRecord) -> JobRecord:

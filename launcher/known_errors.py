@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 EN, ZH = "en", "zh"
 
+NOT_BUILT = "cluster not built"
+
 
 @dataclass(frozen=True, kw_only=True)
 class KnownError:
@@ -173,7 +175,7 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         machine=True,
     ),
     _known(
-        "cluster not built", "not all ranks found each other in time",
+        NOT_BUILT, "not all ranks found each other in time",
         "launcher logs JOB: look for the rank that says least",
         "各 rank 未能在规定时间内完成组网", "launcher logs JOB：查看输出最少的 rank",
         pattern=r"(?i)failed to initialize (?:collective|distributed)|Topology build timed out|"

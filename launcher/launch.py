@@ -10,7 +10,7 @@ from typing import Any
 from launcher.atomic import write_atomic
 from launcher.engines import ENGINES
 from launcher.engines.base import WORKER, EngineJob, Program
-from launcher.jobs import JobPaths
+from launcher.jobs import JobPaths, known_keys
 from launcher.network import free_port, is_free
 
 MIN_HANG_TIMEOUT_S = 600.0
@@ -140,9 +140,10 @@ class Launch:
 
     @classmethod
     def from_json(cls, text: str) -> Launch:
-        raw: dict[str, Any] = json.loads(text)
-        raw["ranks"] = tuple(RankPlace(**rank) for rank in raw["ranks"])
-        raw["limits"] = Limits(**raw["limits"])
+        """Keys of other versions are passed over. Raises ValueError, TypeError or KeyError for no launch."""
+        raw = known_keys(cls, json.loads(text))
+        raw["ranks"] = tuple(RankPlace(**known_keys(RankPlace, rank)) for rank in raw["ranks"])
+        raw["limits"] = Limits(**known_keys(Limits, raw["limits"]))
         raw["nodes"] = tuple(_node_place(node) for node in raw.get("nodes", ()))
         for key in ("visible", "worker", "locks"):
             raw[key] = tuple(raw[key])
@@ -158,7 +159,7 @@ def ranks_by_node(ranks: Iterable[RankPlace]) -> dict[int, list[RankPlace]]:
 
 
 def _node_place(raw: Mapping[str, Any]) -> NodePlace:
-    return NodePlace(**{**raw, "visible": tuple(raw["visible"]), "locks": tuple(raw["locks"])})
+    return NodePlace(**{**known_keys(NodePlace, raw), "visible": tuple(raw["visible"]), "locks": tuple(raw["locks"])})
 
 
 def write_launch(paths: JobPaths, launch: Launch) -> None:

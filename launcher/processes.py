@@ -1,4 +1,7 @@
-"""Processes by pid *and* start time, so that a pid that was given to somebody else is never signalled.
+"""Processes by pid, start time *and* boot, so that a pid that was given to somebody else is never signalled.
+
+Start times are ticks since the boot, as the kernel counts them: a clock that is set changes none of them, whereas
+seconds since the epoch (psutil's create_time) follow every step of the clock.
 
 What belongs to a job is found by descent, never by name: the supervisor and its guard are "child subreapers"
 (prctl(2)), so whatever a job starts stays below them, also when its parent has died or it made a session of its own.
@@ -11,13 +14,19 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import psutil
 
-# psutil reads start times from /proc in clock ticks (100 a second); two readings of one process agree to a tick.
+# For records of versions that wrote no ticks: two readings of one process agree to a tick (100 a second).
 _START_TOLERANCE_S = 0.02
+
+# Fields of /proc/PID/stat after the name in parentheses, which may hold blanks (proc(5): 3, 22 and 52).
+_STATE, _START_TICKS, _EXIT_CODE = 0, 19, 49
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG = 1
@@ -30,35 +39,64 @@ KILL_TIMEOUT_S = 5.0
 OnEnd = Callable[[int, int], None]
 
 
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on. Raises psutil.NoSuchProcess when there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise psutil.NoSuchProcess(pid) from error
+    return text.rpartition(")")[2].split()
+
+
+@cache
+def _boot() -> str:
+    """The kernel's name for its own run, which a restart of the host changes; "" where it does not tell."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProcessId:
-    """One process of this host. ``started`` is its start time in seconds since the epoch, as psutil gives it."""
+    """One process of this host. ``ticks``: its start, in clock ticks since the boot that ``boot`` names.
+
+    ``started`` is the same in seconds since the epoch, by the clock of that moment: for people, and the one thing that
+    records of earlier versions have.
+    """
 
     pid: int
     started: float
-
-    @classmethod
-    def of(cls, process: psutil.Process) -> ProcessId:
-        """Raises psutil.NoSuchProcess when it is gone."""
-        return cls(pid=process.pid, started=process.create_time())
+    ticks: int = 0
+    boot: str = ""
 
     @classmethod
     def of_pid(cls, pid: int) -> ProcessId:
         """Raises psutil.NoSuchProcess when it is gone."""
-        return cls.of(psutil.Process(pid))
+        started = psutil.Process(pid).create_time()
+        return cls(pid=pid, started=started, ticks=int(_stat(pid)[_START_TICKS]), boot=_boot())
 
     @classmethod
     def current(cls) -> ProcessId:
-        return cls.of(psutil.Process())
+        return cls.of_pid(os.getpid())
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ProcessId:
+        """Read a record's or an event's; keys of other versions are passed over. Raises KeyError without a pid."""
+        ticks, boot = int(raw.get("ticks", 0)), str(raw.get("boot", ""))
+        return cls(pid=raw["pid"], started=raw["started"], ticks=ticks, boot=boot)
 
     def find(self) -> psutil.Process | None:
         """The process, or None when it has ended (a zombie has ended) or its pid now belongs to another."""
         try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < _START_TOLERANCE_S
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            stat = _stat(self.pid)
+            return psutil.Process(self.pid) if stat[_STATE] not in "ZX" and self._began(stat) else None
         except psutil.NoSuchProcess:
             return None
+
+    def _began(self, stat: list[str]) -> bool:
+        if self.boot:
+            return int(stat[_START_TICKS]) == self.ticks and self.boot == _boot()
+        return abs(psutil.Process(self.pid).create_time() - self.started) < _START_TOLERANCE_S
 
     def is_alive(self) -> bool:
         return self.find() is not None
@@ -87,6 +125,14 @@ class ProcessId:
         os.close(handle)
         return None
 
+    def exit_code(self) -> int | None:
+        """How it ended, as Popen says it, while it is a zombie; None when it is none, or the kernel does not tell."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            stat = _stat(self.pid)
+            if stat[_STATE] == "Z" and self._began(stat):
+                return os.waitstatus_to_exitcode(int(stat[_EXIT_CODE])) or None
+        return None
+
 
 def die_with_parent(signum: int = signal.SIGKILL) -> None:
     """Have the kernel send ``signum`` to this process when its parent dies. Kept over exec, not over fork."""
@@ -100,12 +146,34 @@ def adopt_orphans() -> None:
 
 def descendants() -> list[ProcessId]:
     """Every living process below this one."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.status() != psutil.STATUS_ZOMBIE:
-                found.append(ProcessId.of(child))
-    return found
+    found = [_of(child.pid) for child in psutil.Process().children(recursive=True)]
+    return [process for process in found if process and process.is_alive()]
+
+
+def _of(pid: int) -> ProcessId | None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return ProcessId.of_pid(pid)
+    return None
+
+
+def children(pid: int) -> list[ProcessId]:
+    """Children of a process in order of birth, zombies too; none when it is gone. Costs one small file a thread."""
+    try:
+        texts = [file.read_text(encoding="ascii") for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []
+    found = [_of(int(word)) for text in texts for word in text.split()]
+    return sorted((process for process in found if process), key=lambda process: (process.ticks, process.pid))
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """What a process was started with; nothing of one that has ended."""
+    try:
+        raw = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return {}
+    pairs = (item.partition(b"=") for item in raw.split(b"\0"))
+    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs if name}
 
 
 def reap(note: OnEnd | None = None) -> None:
@@ -140,11 +208,8 @@ def tree(root: ProcessId) -> list[ProcessId]:
     leader = root.find()
     if leader is None:
         return []
-    found = [root]
-    for child in leader.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            found.append(ProcessId.of(child))
-    return found
+    found = (_of(child.pid) for child in leader.children(recursive=True))
+    return [root, *(process for process in found if process)]
 
 
 def stop(processes: Iterable[ProcessId], *, grace_s: float) -> list[ProcessId]:

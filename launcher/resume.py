@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launcher.errors import CheckpointError
 from launcher.jobs import JobPaths
 
 # mindformers 1.9.0, core/callback: PREFIX_rank_R-EPOCH_STEP.(safetensors|ckpt); STEP counts within the epoch.
@@ -23,6 +23,8 @@ def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
     is none, and the attempt begins at the beginning. Checkpoints after that moment, which only some ranks have, are
     moved into the attempt's folder.
     """
+    if _was_begun_only(paths):
+        take_back(paths)
     paths.attempt_folder.mkdir(parents=True, exist_ok=False)
     saved = _saved(paths, num_ranks)
     newest = _newest(saved)
@@ -38,6 +40,12 @@ def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
         folder.mkdir(parents=True)
         (folder / files[newest].name).symlink_to(files[newest])
     return newest
+
+
+def _was_begun_only(paths: JobPaths) -> bool:
+    """Whether the attempt's folder holds what we make and nothing that a rank or supervisor left: we were killed."""
+    folder = paths.attempt_folder
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"stale", "resume"}
 
 
 def take_back(paths: JobPaths) -> None:
@@ -70,27 +78,14 @@ def _newest(saved: Sequence[Mapping[Moment, Path]]) -> Moment | None:
 def saved_moments(folder: Path) -> Mapping[Moment, Path]:
     """Checkpoints in a rank's folder that are whole: a file that is still being written has another name or no end."""
     matches = ((path, _FILE.fullmatch(path.name)) for path in folder.glob("*"))
-    return {(int(m["epoch"]), int(m["step"])): path for path, m in matches if m and is_whole(path)}
+    return {(int(m["epoch"]), int(m["step"])): path for path, m in matches if m and _can_be_loaded(path)}
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a safetensors file has a header, and is as long as that says; others are believed when not empty."""
+def _can_be_loaded(path: Path) -> bool:
+    """Whether a checkpoint is whole and can be read here."""
+    from launcher.checkpoint.tensorfile import is_whole  # with numpy, which a supervisor needs for no first attempt
+
     try:
-        size = path.stat().st_size
-        if path.suffix != ".safetensors":
-            return size > 0
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            header = file.read(header_bytes) if 0 < header_bytes < size else b""
-    except OSError:
+        return is_whole(path)
+    except CheckpointError:
         return False
-    return size == 8 + header_bytes + _data_bytes(header)
-
-
-def _data_bytes(header: bytes) -> int:
-    """Where the last tensor ends; -1 for what is no header."""
-    try:
-        tensors = json.loads(header)
-        return max(int(tensor["data_offsets"][1]) for name, tensor in tensors.items() if name != "__metadata__")
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError):
-        return -1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -216,9 +218,33 @@ def _write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> 
 def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subprocess.Popen[bytes] | None]:
     """Start another attempt at a job that has ended without success, from its newest complete checkpoint.
 
-    Raises JobError when the job runs, has succeeded, or cannot be read; CheckpointError when it begins anew from a base
-    that is not its model's; HostError when the engine is missing or the disk is full.
+    Raises JobError when the job runs, has succeeded, or cannot be read, or another process is about to do the same;
+    CheckpointError when it begins anew from a base that is not its model's; HostError when the engine is missing or the
+    disk is full.
     """
+    with _alone(paths):
+        return _begin_again(paths, jobs.read_record(paths) or record)
+
+
+@contextmanager
+def _alone(paths: JobPaths) -> Iterator[None]:
+    """The lock on beginning an attempt, which the kernel gives back when its holder is gone."""
+    try:
+        handle = os.open(paths.resume_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise HostError(f"cannot write {paths.root}: {error.strerror}", hint="check its permissions; df -h") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise JobError(
+            f"another launcher resume of {paths.job_id} is at work", hint=f"launcher attach {paths.job_id}"
+        ) from None
+    finally:
+        os.close(handle)
+
+
+def _begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subprocess.Popen[bytes] | None]:
     if not record.is_final:
         raise JobError(f"job {record.job_id} is {record.state}", hint=f"launcher attach {record.job_id}")
     if record.state == jobs.SUCCEEDED:
@@ -254,7 +280,7 @@ def _begin_again_here(
         prepare_attempt(paths, record.cards)
     except FileExistsError as error:
         raise JobError(
-            f"{paths.attempt_folder} exists: another launcher resume is at work, or was killed",
+            f"{paths.attempt_folder} exists, and holds files of an attempt that job.json does not know",
             hint=f"launcher status {record.job_id}; if nothing runs, move that folder away",
         ) from error
     except OSError as error:

@@ -71,6 +71,14 @@ def _stop_in_slurm(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: f
     return ended or ask(record)
 
 
+def ask_in_slurm(paths: JobPaths, record: JobRecord, *, at_once: bool) -> None:
+    """Ask a job under Slurm to stop, without waiting for its end; ``at_once``: it was asked before."""
+    from launcher.where.slurm import request_stop
+
+    _write_flag(paths, save=False, grace_s=0.0 if at_once else None, at_once=at_once)
+    request_stop(paths, record)
+
+
 def _stop_before_it_runs(paths: JobPaths, record: JobRecord) -> JobRecord:
     """A job that nobody leads: whoever would begin it sees that it has an end, and leaves it."""
     manifest = paths.root / "kubernetes.yaml"
@@ -93,11 +101,11 @@ def _stop_from_afar(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: 
     )
 
 
-def _write_flag(paths: JobPaths, *, save: bool, grace_s: float | None) -> float:
+def _write_flag(paths: JobPaths, *, save: bool, grace_s: float | None, at_once: bool = False) -> float:
     """Returns the grace. In place: where folders are on NFS a new file of the same name is seen a minute later."""
     grace_s = _limits(paths).grace_s if grace_s is None else grace_s
     with paths.control.open("w", encoding="utf-8") as control:
-        control.write(json.dumps({"save": save, "grace_s": grace_s}) + "\n")
+        control.write(json.dumps({"save": save, "grace_s": grace_s, "at_once": at_once}) + "\n")
     return grace_s
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launcher.jobs import JobPaths
-from launcher.known_errors import EN, ZH, KnownError, recognise
+from launcher.known_errors import EN, NOT_BUILT, ZH, KnownError, recognise
 from launcher.launch import RankPlace
 from launcher.logs import tail
 from launcher.supervise.watch import SCHEDULER, Failure, Watch
@@ -92,10 +92,12 @@ def find_verdict(
     paths: JobPaths, places: Sequence[RankPlace], watch: Watch, failure: Failure, findings: Findings
 ) -> Verdict:
     """The verdict on ``failure``, from what ranks reported and what their logs end with."""
-    ending = _ending(paths, failure)
+    ending = _ending(paths, failure, watch.engine)
     how = _how(failure, watch, findings)
     known = recognise(_texts(failure, ending))
     lines = _shown(failure, ending, known)
+    if known and known.name == NOT_BUILT:  # MindSpore's scheduler says why in its log, and nobody else knows
+        known, lines = _asked_scheduler(paths, known, lines)
     if known is None and findings.disk_full:
         known = recognise(["No space left on device"])
     rank = watch.ranks[failure.rank_id] if failure.rank_id is not None else None
@@ -119,6 +121,16 @@ def find_verdict(
         signature=how[EN] if failure.kind == "exception" else "",
         text=text,
     )
+
+
+def _asked_scheduler(paths: JobPaths, known: KnownError, lines: list[str]) -> tuple[KnownError, list[str]]:
+    """The cause that the scheduler's log tells, with that line first; what was known when it tells none."""
+    said = tail(paths.log(SCHEDULER), _SCAN_LINES)
+    cause = recognise(["\n".join(said)])
+    if cause is None or cause.name == NOT_BUILT:
+        return known, lines
+    telling = next(line for line in said if cause.pattern.search(line))
+    return cause, [f"scheduler: {telling.rpartition('] ')[2]}", *lines]
 
 
 def _retry(failure: Failure, known: KnownError | None) -> bool:
@@ -200,15 +212,24 @@ def signal_name(code: int) -> str:
 # ------------------------------------------------------------------------------------------------ last words
 
 
-def _ending(paths: JobPaths, failure: Failure) -> list[str]:
-    """What was said last by that which failed: its traceback, its stack, or the end of its log."""
+def _ending(paths: JobPaths, failure: Failure, engine: str | None) -> list[str]:
+    """What was said last by that which failed: its traceback, its stack, or the end of its log.
+
+    Before a rank has a log, what it says is in its engine's.
+    """
     if failure.event is not None:
         return str(failure.event.get("traceback", "")).rstrip().splitlines()
     if failure.kind == "no_progress":
         return stack_of(paths, next(iter(failure.behind), 0))
     if failure.rank_id is not None:
-        return _from_fatal_error(tail(paths.rank_log(failure.rank_id), _SCAN_LINES))
+        own = tail(paths.rank_log(failure.rank_id), _SCAN_LINES)
+        return _from_fatal_error(own or _before_rules(tail(paths.log(engine), _SCAN_LINES) if engine else []))
     return tail(paths.log(failure.program), ENDING_LINES) if failure.program else []
+
+
+def _before_rules(lines: list[str]) -> list[str]:
+    """Without what Open MPI says itself, which it sets between lines of dashes."""
+    return list(itertools.takewhile(lambda line: not line.startswith("-" * 20), lines)) or lines
 
 
 def _from_fatal_error(lines: list[str]) -> list[str]:

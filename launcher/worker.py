@@ -19,7 +19,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
 from launcher.loading import Loads, watch_loads
 from launcher.log_writing import keep_small, stamp_lines, write_to
 from launcher.processes import ProcessId, die_with_parent
+from launcher.supervise.signals import Forwarding
 
 # Sent by the supervisor to a rank that makes no progress: write the stacks of all threads into the log.
 STACKS_SIGNAL = signal.SIGUSR2
@@ -87,8 +88,7 @@ def main(job_folder: str, train: Train | None = None) -> None:
         faulthandler.enable()
         faulthandler.register(STACKS_SIGNAL, all_threads=True)
         keep_small(log)
-        process = ProcessId.current()
-        events.write("begin", pid=process.pid, started=process.started)
+        events.write("begin", **asdict(ProcessId.current()))
         try:
             (train or train_rank)(paths, role.rank_id, events) if is_rank else schedule(paths)  # type: ignore[arg-type]
         except BaseException as error:
@@ -105,9 +105,7 @@ def report_exit(events: EventWriter) -> None:
     if child == 0:
         die_with_parent()
         return
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _frame: os.kill(child, signum))
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = Forwarding(child, {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}).wait()
     events.write("exit", code=code)
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -292,6 +290,24 @@ def _reported(evaluate: Callable[[], Any], params: Any, events: EventWriter, par
     return run
 
 
+def report_saves(params: Any, events: EventWriter) -> None:
+    """Have what writes checkpoints, which may take longer than any step, write an event before and after."""
+    for callback in params.list_callback:
+        for name in ("save_checkpoint", "save_checkpoint_network"):  # mindformers 1.9.0, CheckpointMonitor
+            if hasattr(callback, name):
+                setattr(callback, name, _reported_save(getattr(callback, name), events))
+
+
+def _reported_save(save: Callable[[Any], None], events: EventWriter) -> Callable[[Any], None]:
+    def run(params: Any) -> None:
+        step, began = int(params.cur_step_num), time.monotonic()
+        events.write("save", step=step)
+        save(params)
+        events.write("save", step=step, seconds=round(time.monotonic() - began, 3))
+
+    return run
+
+
 def eval_loss(result: Any) -> float | None:
     """The loss in what mindformers 1.9.0 returns, {"PerplexityMetric": {"loss": 1.2, "PPL": 3.3}}; None without one."""
     metrics = result.values() if isinstance(result, dict) else ()
@@ -340,6 +356,7 @@ def _progress_callback(
             if done_steps:
                 go_on_counting(run_context.original_args(), done_steps)
             report_evaluations(run_context.original_args(), events, parts)
+            report_saves(run_context.original_args(), events)
 
         def on_train_step_begin(self, run_context: Any) -> None:
             self._began = time.monotonic()

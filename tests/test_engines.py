@@ -10,7 +10,7 @@ import pytest
 
 from launcher.cluster import Cluster, Device, Host
 from launcher.engines import ENGINES
-from launcher.engines.base import EngineJob, find
+from launcher.engines.base import EngineJob, Told, find
 from launcher.errors import HostError
 from launcher.jobs import JobPaths
 from launcher.launch import Launch, Limits
@@ -108,3 +108,29 @@ def test_a_folder_on_path_that_cannot_be_looked_into_is_passed_over(monkeypatch:
     assert find("sh", "") == "/bin/sh"
     with pytest.raises(HostError, match="nor on PATH"):
         find("no-such-program", "install it")
+
+
+NON_ZERO = """
+mpirun detected that one or more processes exited with non-zero status, thus causing
+the job to be terminated. The first process to do so was:
+
+  Process name: [{name},3]
+  Exit code:    7
+"""
+SIGNALLED = "mpirun noticed that process rank 1 with PID 0 on node vm exited on signal 9 (Killed)."
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "told"),
+    [
+        ("mpirun", NON_ZERO.format(name="[16433,1]"), Told(rank_id=3, code=7)),
+        ("mpirun", NON_ZERO.format(name="prterun-node0-4711@1"), Told(rank_id=3, code=7)),
+        ("mpirun", SIGNALLED, Told(rank_id=1, code=-9)),
+        ("mpirun", "rank 1 of signal 9", None),
+        ("msrun", "Worker process 4711 exit with exception. Error code: -9.", Told(pid=4711, code=-9)),
+        ("msrun", "All workers successfully exit!", None),
+        ("direct", SIGNALLED, None),
+    ],
+)
+def test_what_an_engine_says_of_the_first_rank_that_failed_is_read(name: str, said: str, told: Told | None) -> None:
+    assert ENGINES[name].told(said) == told

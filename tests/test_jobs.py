@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from launcher import jobs
+from launcher.atomic import write_atomic
 from launcher.cli import show, watching
 from launcher.errors import JobError, JobFailed, SpecError
 from launcher.events import EventReader, EventWriter, Position, read_events, read_last_events, read_position
@@ -84,13 +85,71 @@ def test_no_jobs_at_all_says_how_to_make_one(tmp_path: Path, exists: bool) -> No
     assert caught.value.hint == "launcher submit --cards 2"
 
 
-def test_folders_that_are_no_jobs_are_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"state": 1}', "\x00", '{"job_id": "a"}'])
+def test_a_job_whose_record_is_damaged_is_listed_and_named(tmp_path: Path, text: str) -> None:
     store = store_with(tmp_path, "bcdfg-x")
-    for name, text in (("a", "{"), ("b", "[]"), ("c", '{"state": 1}'), ("d", "\x00")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "job.json").write_text(text)
+    (tmp_path / "zzzzz-y").mkdir()
+    (tmp_path / "zzzzz-y" / "job.json").write_text(text)
+    (tmp_path / "no job").mkdir()
 
-    assert [found.job_id for _, found in store.all()] == ["bcdfg-x"]
+    assert [(found.job_id, found.state) for _, found in store.all()] == [
+        ("bcdfg-x", jobs.SUCCEEDED),
+        ("zzzzz-y", jobs.UNREADABLE),
+    ]
+    assert "zzzzz-y  unreadable" in show.job_table(store)
+    with pytest.raises(JobError, match=r"zzzzz-y/job\.json cannot be read: ") as caught:
+        store.get("z")
+    assert caught.value.hint == (
+        f"what the job left is in {tmp_path}/zzzzz-y: launcher merge-ckpt {tmp_path}/zzzzz-y/checkpoint"
+    )
+
+
+def test_a_record_of_another_version_is_read(tmp_path: Path) -> None:
+    """One with keys that this version does not know, in the processes too, and one that has no processes."""
+    raw = json.loads(record("bcdfg-x").to_json())
+    raw["processes"]["rank_0"]["new"] = raw["supervisor"]["new"] = raw["new"] = 1
+
+    assert JobRecord.from_json(json.dumps(raw)) == record("bcdfg-x")
+    del raw["processes"]
+    assert JobRecord.from_json(json.dumps(raw)) == replace(record("bcdfg-x"), processes={})
+
+
+def test_a_step_of_the_clock_makes_no_job_lost(tmp_path: Path) -> None:
+    """Seconds since the epoch at which a process began follow the clock; ticks since the boot do not."""
+    own = ProcessId.current()
+    assert own.ticks > 0
+    assert own.boot
+    for stepped, state in (
+        (replace(own, started=own.started + 3600), jobs.RUNNING),
+        (replace(own, ticks=own.ticks + 1), jobs.LOST),
+        (replace(own, boot="of another boot"), jobs.LOST),
+        (ProcessId(pid=own.pid, started=own.started), jobs.RUNNING),  # of a version that wrote no ticks
+    ):
+        jobs.write_record(
+            JobPaths(root=tmp_path / "a"), replace(record("a", jobs.RUNNING), supervisor=stepped, guard=None)
+        )
+        assert JobStore(tmp_path).get("a")[1].state == state
+
+
+def test_the_table_keeps_step_and_loss_of_the_attempt_before(tmp_path: Path) -> None:
+    paths = JobPaths(root=tmp_path / "a")
+    write_steps(paths, 0, 3.0, 2.0)
+    jobs.write_record(paths, replace(record("a", jobs.RUNNING), attempt=3))
+
+    assert show.job_table(JobStore(tmp_path)).splitlines()[1].split()[-2:] == ["2", "2.0000"]
+
+
+def test_files_are_written_with_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "x", "a")
+        write_atomic(tmp_path / "x", "b")
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "x").read_text() == "b"
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_new_ids_differ_in_their_first_letters(tmp_path: Path) -> None:

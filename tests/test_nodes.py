@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hosted import HOST_LIMITS, Hosted
 from netlab import Lab, lab
-from supervised import marked, report, wait_until
+from supervised import TIMEOUT_S, marked, report, wait_until
 
 from launcher import jobs
 from launcher.events import read_events
@@ -94,6 +94,23 @@ def test_an_agent_that_stands_still_is_lost_and_ends_its_own_ranks(
     wait_until(lambda: not marked(no_survivors), "the end of what the agent had started")
 
 
+@pytest.mark.parametrize("node_rank", [0, 1])
+def test_an_agent_that_is_killed_is_no_request_to_stop(
+    hosts: Lab, tmp_path: Path, no_survivors: str, node_rank: int
+) -> None:
+    job = Hosted(root=tmp_path / "job", program=TRAIN, mark=no_survivors, hosts=hosts.hosts)
+    job.start()
+    job.wait_for_pids()
+    job.agents[node_rank].kill()
+    record = job.end()
+
+    assert record.state == jobs.FAILED
+    name = hosts.hosts[node_rank].name
+    assert report(record).startswith(f"host {name} (10.77.0.{node_rank + 1}) failed first: its agent was killed")
+    assert record.verdict is not None
+    assert record.verdict["retry"]
+
+
 def test_when_the_leader_is_lost_agents_end_everything_and_one_writes_the_verdict(
     hosts: Lab, tmp_path: Path, no_survivors: str
 ) -> None:
@@ -112,6 +129,20 @@ def test_when_the_leader_is_lost_agents_end_everything_and_one_writes_the_verdic
 
     assert (record.state, record.exit_code) == (jobs.FAILED, 7)
     assert "from which the job was led, failed first: it is lost" in report(record)
+
+
+def test_a_job_whose_folder_is_removed_ends_on_all_hosts(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
+    job = Hosted(root=tmp_path / "job", program=TRAIN, mark=no_survivors, hosts=hosts.hosts)
+    job.start()
+    job.wait_for_pids()
+    job.root.rename(tmp_path / "renamed")
+    assert job.guard is not None
+    job.guard.wait(timeout=TIMEOUT_S)
+    wait_until(lambda: not marked(no_survivors), "the end of all agents")
+
+    assert not job.root.exists()
+    for agent in job.agents:
+        agent.wait(timeout=30)
 
 
 def test_a_stop_reaches_all_hosts_and_saves_after_the_same_step(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
@@ -212,6 +243,26 @@ def test_ranks_that_make_no_progress_are_found_over_all_hosts(hosts: Lab, tmp_pa
     assert "not yet in step 4: rank 1" in report(record)
 
 
+@pytest.mark.parametrize("kind", ["eval", "save"])
+def test_an_evaluation_or_a_checkpoint_is_no_hang_on_several_hosts(
+    hosts: Lab, tmp_path: Path, no_survivors: str, kind: str
+) -> None:
+    program = f"""
+    ready(); step(1)
+    if rank == 1:
+        events.write("{kind}", step=1)
+        time.sleep(6)
+        events.write("{kind}", step=1, loss=1.0, seconds=6.0)
+    else:
+        time.sleep(6)
+    step(2)
+    """
+    limits = replace(HOST_LIMITS, hang_timeout_s=2.0)
+    job = Hosted(root=tmp_path / "job", program=program, mark=no_survivors, hosts=hosts.hosts, limits=limits)
+
+    assert job.start().end().state == jobs.SUCCEEDED
+
+
 def test_a_rank_that_does_not_start_is_found_over_all_hosts(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
     program = "if rank == 1:\n    time.sleep(600)\nready()\ntime.sleep(600)"
     limits = replace(HOST_LIMITS, start_timeout_s=4.0)
@@ -219,6 +270,28 @@ def test_a_rank_that_does_not_start_is_found_over_all_hosts(hosts: Lab, tmp_path
     record = job.start().end()
 
     assert report(record).startswith("host node2 (10.77.0.2) failed first: rank 1 did not start within 4 s")
+
+
+def test_a_failure_explains_why_another_rank_did_not_start(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
+    """The agent of the rank that died is stopped meanwhile: its report comes after the leader has judged."""
+    program = """
+    import psutil
+    if rank == 1:
+        rank_agents = [p for p in psutil.Process().parents() if "node" in p.cmdline()]
+        agent = rank_agents[0].pid
+        os.kill(agent, signal.SIGSTOP)
+        if os.fork() == 0:
+            time.sleep(4)
+            os.kill(agent, signal.SIGCONT)
+            os._exit(0)
+        raise ValueError("the cause")
+    time.sleep(600)
+    """
+    limits = replace(HOST_LIMITS, start_timeout_s=3.0, lost_s=9.0)
+    job = Hosted(root=tmp_path / "job", program=program, mark=no_survivors, hosts=hosts.hosts, limits=limits)
+    record = job.start().end()
+
+    assert "rank 1 failed first, before its first step: ValueError: the cause" in report(record)
 
 
 def test_one_msrun_a_host(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:

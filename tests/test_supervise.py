@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,33 @@ def test_a_rank_that_fails_before_the_others_have_begun_is_named(
 
     assert record.state in (jobs.FAILED, jobs.SUCCEEDED)
     assert "ImportError" in report(record)
+
+
+DIES_EARLY = """
+import os, signal
+me = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("RANK_ID"))
+if me in {victims!r} and os.environ.get("MS_ROLE") != "MS_SCHED":
+    print("words before the end", flush=True)
+    {how}
+"""
+
+
+@pytest.mark.parametrize(("how", "expected"), [("os._exit(1)", "exit code 1"), ("os.kill(os.getpid(), 9)", "SIGKILL")])
+@pytest.mark.parametrize(("ranks", "victims"), [(1, ("0",)), (3, ("1",)), (2, ("0", "1"))])
+def test_a_rank_that_dies_before_it_reports_anything_is_named(
+    tmp_path: Path, engine: str, no_survivors: str, ranks: int, victims: tuple[str, ...], how: str, expected: str
+) -> None:
+    """In its interpreter's own start, as with a broken installation: 20 ms after its engine has started it."""
+    (tmp_path / "sitecustomize.py").write_text(DIES_EARLY.format(victims=victims, how=how))
+    supervised = job(tmp_path, "time.sleep(600)", no_survivors, engine)
+    supervised.ranks = ranks
+    supervised.env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    supervised.limits = replace(LIMITS, start_timeout_s=TIMEOUT_S)
+    text = report(supervised.run())
+
+    assert text.splitlines()[0].startswith(tuple(f"rank {v} failed first, before its first step: " for v in victims))
+    assert expected in text.splitlines()[0]
+    assert "words before the end" in text
 
 
 def test_a_crash_after_done_is_a_success_with_a_warning(tmp_path: Path, engine: str, no_survivors: str) -> None:
@@ -218,6 +246,58 @@ def test_ranks_get_time_to_end_in_order(tmp_path: Path, engine: str, no_survivor
     assert {path.name for path in supervised.paths.work.glob("left_*")} == {"left_0", "left_1"}
 
 
+def test_a_signal_to_the_whole_process_group_is_one_request(tmp_path: Path, engine: str, no_survivors: str) -> None:
+    """As systemd sends it: to the guard, which passes it on, and to the supervisor."""
+    program = """
+    def save(signum, frame):
+        time.sleep(1.5)
+        (paths.work / f"saved_{rank}").touch()
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, save)
+    position.enter(1)
+    time.sleep(600)
+    """
+    supervised = job(tmp_path, program, no_survivors, engine)
+    supervised.limits = replace(LIMITS, grace_s=TIMEOUT_S)
+    supervised.start().wait_for_pids()
+    assert supervised.guard is not None
+    os.killpg(supervised.guard.pid, signal.SIGTERM)
+
+    assert supervised.end().state == jobs.CANCELLED
+    assert {path.name for path in supervised.paths.work.glob("saved_*")} == {"saved_0", "saved_1"}
+
+
+def test_asked_twice_through_the_guard_it_stops_at_once(tmp_path: Path, no_survivors: str) -> None:
+    supervised = job(tmp_path, "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WAIT, no_survivors)
+    supervised.limits = replace(LIMITS, grace_s=1000.0)
+    supervised.start().wait_for_pids()
+    assert supervised.guard is not None
+    supervised.guard.send_signal(signal.SIGINT)
+    supervised.wait_for(jobs.STOPPING)
+    supervised.guard.send_signal(signal.SIGINT)
+    record = supervised.end()
+
+    assert (record.state, record.exit_code) == (jobs.CANCELLED, 130)
+
+
+def test_a_signal_that_comes_after_the_childs_end_does_nothing() -> None:
+    script = """
+import os, signal
+from launcher.supervise.signals import Forwarding
+child = os.fork()
+if child == 0:
+    os._exit(3)
+code = Forwarding(child, {signal.SIGTERM: signal.SIGTERM}).wait()
+os.kill(os.getpid(), signal.SIGTERM)
+print("cleared up, child ended with", code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+    assert (done.stdout, done.stderr, done.returncode) == ("cleared up, child ended with 3\n", "", 0)
+
+
 def test_asked_twice_it_stops_at_once(tmp_path: Path, engine: str, no_survivors: str) -> None:
     program = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WAIT
     supervised = job(tmp_path, program, no_survivors, engine)
@@ -270,12 +350,13 @@ def test_a_hang_names_the_rank_that_has_not_entered_the_step(tmp_path: Path, eng
         assert "wait_for_the_other" in file.read_text()
 
 
-def test_an_evaluation_is_no_hang(tmp_path: Path, engine: str, no_survivors: str) -> None:
-    program = """
+@pytest.mark.parametrize("kind", ["eval", "save"])
+def test_an_evaluation_or_a_checkpoint_is_no_hang(tmp_path: Path, engine: str, no_survivors: str, kind: str) -> None:
+    program = f"""
     ready(); step(1)
-    events.write("eval", step=1)
+    events.write("{kind}", step=1)
     time.sleep(2.5)
-    events.write("eval", step=1, loss=1.0, seconds=2.5)
+    events.write("{kind}", step=1, loss=1.0, seconds=2.5)
     step(2)
     """
     supervised = job(tmp_path, program, no_survivors, engine)
@@ -316,6 +397,41 @@ def test_logs_and_events_that_vanish_end_nothing(tmp_path: Path, engine: str, no
     text = report(job(tmp_path, program, no_survivors, engine).run())
 
     assert text.startswith("rank 1 failed first, after step 2: ValueError: the end")
+
+
+def test_a_job_whose_folder_is_removed_ends(tmp_path: Path, engine: str, no_survivors: str) -> None:
+    supervised = job(tmp_path, WAIT, no_survivors, engine).start()
+    supervised.wait_for_pids()
+    shutil.rmtree(supervised.root)
+    assert supervised.guard is not None
+    supervised.guard.wait(timeout=TIMEOUT_S)
+
+    assert not supervised.root.exists()
+    assert not marked(no_survivors)
+
+
+def test_the_jobs_folder_keeps_its_mode(tmp_path: Path, no_survivors: str) -> None:
+    program = "paths.root.chmod(0o750)\n" + WAIT
+    supervised = job(tmp_path, program, no_survivors)
+    supervised.root.mkdir(mode=0o755)
+    supervised.start().wait_for_pids()
+    wait_until(lambda: supervised.root.stat().st_mode & 0o777 == 0o755, "the folder's mode")
+    supervised.stop()
+
+
+def test_a_port_that_was_taken_meanwhile_is_the_cause(tmp_path: Path, no_survivors: str) -> None:
+    """MindSpore's scheduler says it in its log alone; what it raises names three reasons."""
+    supervised = job(tmp_path, "time.sleep(600)", no_survivors)
+    supervised.env["SCHEDULER_PROGRAM"] = (
+        "print('[WARNING] DISTRIBUTED(1,7f,python):2026-11-24-22:53:04.177.475 [mindspore/ccsrc/cluster/rpc/tcp/"
+        "socket_operation.cc:454] Listen] Failed to call bind, url: 127.0.0.1:40965 Address already in use')\n"
+        "raise RuntimeError('Failed to initialize distributed job cluster because some processes in the cluster are "
+        "not successfully spawned.')"
+    )
+    text = report(supervised.run())
+
+    assert "scheduler: Failed to call bind, url: 127.0.0.1:40965 Address already in use" in text
+    assert "probable cause: the scheduler could not listen on its port" in text
 
 
 def test_a_rank_that_prints_much_is_no_burden(tmp_path: Path, engine: str, no_survivors: str) -> None:

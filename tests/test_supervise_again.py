@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -19,9 +20,10 @@ import pytest
 from supervised import LIMITS, Supervised, wait_until
 
 from launcher import jobs, locks, starting
+from launcher.checkpoint.tensorfile import is_whole
 from launcher.errors import HostError, JobError
 from launcher.jobs import JobPaths, next_attempt
-from launcher.resume import is_whole, prepare_attempt
+from launcher.resume import prepare_attempt
 from launcher.stopping import stop_job
 from launcher.supervise.cards import wait_until_free
 
@@ -154,15 +156,42 @@ def test_a_resume_that_a_full_disk_stopped_can_be_done_later(tmp_path: Path, no_
     assert supervised.end().state == jobs.SUCCEEDED
 
 
-def test_an_attempt_that_another_resume_began_is_left_alone(tmp_path: Path, no_survivors: str) -> None:
+def test_files_of_an_attempt_that_nobody_knows_are_left_alone(tmp_path: Path, no_survivors: str) -> None:
     supervised = Supervised(root=tmp_path / "job", program="raise ValueError('x')", mark=no_survivors, ranks=1)
     failed = supervised.run()
     other = supervised.root / "attempts" / "2" / "logs"
     other.mkdir(parents=True)
-    with pytest.raises(JobError, match="another launcher resume is at work"):
+    with pytest.raises(JobError, match=r"holds files of an attempt that job\.json does not know"):
         starting.begin_again(supervised.paths, failed)
 
     assert other.is_dir()
+
+
+def test_a_resume_that_was_killed_does_not_block_later_ones(tmp_path: Path, no_survivors: str) -> None:
+    """It has moved a checkpoint away already, which only rank 0 has."""
+    program = DIES_ONCE.format(how="raise ValueError('mine')")
+    supervised = Supervised(root=tmp_path / "job", program=program, mark=no_survivors)
+    failed = supervised.run()
+    write_safetensors(supervised.paths.checkpoints / "rank_0" / "x_rank_0-1_2.safetensors")
+    for rank in (0, 1):
+        write_safetensors(supervised.paths.checkpoints / f"rank_{rank}" / f"x_rank_{rank}-1_1.safetensors")
+    prepare_attempt(supervised.paths.of_attempt(2), 2)
+    _, supervised.guard = starting.begin_again(supervised.paths, failed)
+
+    assert supervised.end().state == jobs.SUCCEEDED
+    stale = supervised.root / "attempts" / "2" / "stale" / "rank_0"
+    assert [path.name for path in stale.iterdir()] == ["x_rank_0-1_2.safetensors"]
+
+
+def test_of_two_resumes_at_once_one_is_refused(tmp_path: Path, no_survivors: str) -> None:
+    supervised = Supervised(root=tmp_path / "job", program="raise ValueError('x')", mark=no_survivors, ranks=1)
+    failed = supervised.run()
+    with supervised.paths.resume_lock.open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(JobError, match="another launcher resume of job is at work"):
+            starting.begin_again(supervised.paths, failed)
+
+    assert supervised.record() == failed
 
 
 def test_how_a_killed_attempt_was_to_be_stopped_is_forgotten(tmp_path: Path, no_survivors: str) -> None:
@@ -251,6 +280,15 @@ def test_a_checkpoint_whose_header_is_damaged_is_not_whole(tmp_path: Path, damag
     file.write_bytes(len(header).to_bytes(8, "little") + header + b"x" * 16)
 
     assert is_whole(file) == (damage == b"data_offsets")
+
+
+def test_resume_and_merge_ckpt_call_the_same_files_whole(tmp_path: Path) -> None:
+    """A .ckpt that was cut, or that is no checkpoint at all, as much as a safetensors file."""
+    value = b"\x0a\x01w\x12\x11\x08\x01\x12\x07Float32\x1a\x04xxxx"
+    whole = b"\x0a" + bytes([len(value)]) + value
+    for name, data, expected in (("a", whole, True), ("b", whole[:-2], False), ("c", b"x", False), ("d", b"", False)):
+        (tmp_path / f"{name}.ckpt").write_bytes(data)
+        assert is_whole(tmp_path / f"{name}.ckpt") == expected
 
 
 @pytest.fixture

@@ -160,6 +160,28 @@ def test_ranks_that_were_told_to_end_by_their_engine_need_not_end_at_once(tmp_pa
     assert judge(watch, tmp_path).text[EN].startswith("mpirun failed first: exit code 1")
 
 
+def test_the_rank_that_mpirun_names_ended_before_those_that_it_then_ended(tmp_path: Path) -> None:
+    """Both were seen gone at once, and how is not known: alone that looks as if mpirun had been told to stop."""
+    watch = Watch(2, "mpirun")
+    for rank_id in (0, 1):
+        watch.rank_gone(rank_id, 4.0)
+    watch.program_gone("mpirun", 4.1, 1)
+    assert judge(watch, tmp_path).text[EN].startswith("mpirun failed first")
+    watch.rank_named(1, 5.0, 1)
+
+    assert judge(watch, tmp_path).text[EN].startswith("rank 1 failed first, before its first step: exit code 1")
+
+
+def test_an_engines_word_is_no_news_of_a_rank_that_told_itself(tmp_path: Path) -> None:
+    watch = Watch(2, "mpirun")
+    watch.note(error(0, "no luck", 4.0))
+    watch.note(event(1, "done"))
+    for rank_id in (0, 1):
+        watch.rank_named(rank_id, 5.0, 1)
+
+    assert watch.ranks[0].gone is watch.ranks[1].gone is None
+
+
 def test_a_rank_that_somebody_ended_is_not_its_engines_victim(tmp_path: Path) -> None:
     """mpirun itself then ends with the rank's code, and msrun with 1."""
     for engine, code in (("mpirun", 143), ("msrun", 1)):

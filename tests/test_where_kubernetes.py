@@ -22,7 +22,7 @@ from supervised import marked, wait_until
 from launcher import jobs
 from launcher.errors import LauncherError, SpecError
 from launcher.jobs import JobPaths
-from launcher.launch import Launch, NodePlace, RankPlace
+from launcher.launch import Launch, Limits, NodePlace, RankPlace
 from launcher.planning import imagined_hosts
 from launcher.where.kubernetes import KubernetesOptions, kubernetes_name, make_where, operators_table, render_manifest
 from launcher.where.manifest import check
@@ -63,7 +63,16 @@ def test_a_volcano_job_is_a_gang_with_cards_volumes_and_no_root() -> None:
     assert container["command"][-1] == "/shared/jobs/bcdfg-Llama.7b_lora"
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["nodeSelector"] == {"arch": "arm64"}
-    assert {"svc", "ssh", "env"} == set(job["spec"]["plugins"])
+    assert {"svc", "env"} == set(job["spec"]["plugins"])
+
+
+@pytest.mark.parametrize("restarts", [0, 3])
+def test_volcano_runs_a_job_once_more_than_it_is_to_be_started_again(restarts: int) -> None:
+    """Its controller fails the job once it has counted maxRetry, and its webhook makes 3 of 0."""
+    asked = replace(launch(), limits=Limits(max_restarts=restarts))
+    job = list(yaml.safe_load_all(render_manifest(asked, JobPaths(root=Path("/shared/jobs/x"))).text))[-1]
+
+    assert job["spec"]["maxRetry"] == restarts + 1
 
 
 def test_a_plain_job_is_indexed_and_needs_nothing_of_volcano() -> None:

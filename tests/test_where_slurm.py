@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hosted import HOST_LIMITS, Hosted
 from hypothesis import HealthCheck, given, settings
@@ -44,9 +46,10 @@ for n in range(first, int(os.environ.get("STEPS", "100000")) + 1):
     step(n, seconds=0.03)
     if n >= asked_to_stop_at(paths):
         break
-file = paths.checkpoints / f"rank_{rank}" / f"t_rank_{rank}-1_{n}.ckpt"
+file = paths.checkpoints / f"rank_{rank}" / f"t_rank_{rank}-1_{n}.safetensors"
 file.parent.mkdir(parents=True, exist_ok=True)
-file.write_text("x")
+header = b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+file.write_bytes(len(header).to_bytes(8, "little") + header + b"xxxx")
 """
 
 
@@ -271,6 +274,67 @@ def test_slurm_kills_a_node_and_the_job_is_told_from_what_is_left(
     assert report(record).startswith("host node2 (10.77.0.2) failed first")
 
 
+def test_srun_that_is_killed_is_the_cause_and_no_host(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
+    job = queued(slurm, tmp_path, no_survivors)
+    job.start()
+    job.wait_for_pids()
+    (srun,) = [p for p in marked(no_survivors) if p.name() == "srun" and "srun" not in (p.parent() or p).name()]
+    srun.kill()
+    record = job.end()
+
+    assert record.state == jobs.FAILED, job.supervisor_log()
+    assert report(record).startswith("srun, which holds the agents on all hosts, failed first: killed by SIGKILL")
+
+
+def test_the_leading_hosts_agent_that_is_killed_is_no_time_limit(
+    slurm: SlurmLab, tmp_path: Path, no_survivors: str
+) -> None:
+    job = queued(slurm, tmp_path, no_survivors)
+    job.start()
+    job.wait_for_pids()
+    agents = [p for p in marked(no_survivors) if "--attempt" in p.cmdline() and p.pid in job.on_host(0)]
+    next(p for p in agents if p.ppid() not in {q.pid for q in agents} and "srun" not in p.name()).kill()
+    record = job.end()
+
+    assert record.state == jobs.FAILED, job.supervisor_log()
+    assert report(record).startswith("host node1 (10.77.0.1) failed first: its agent was killed"), job.supervisor_log()
+
+
+def test_a_slurm_that_does_not_answer_has_lost_nothing(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
+    job = queued(slurm, tmp_path, no_survivors)
+    job.start()
+    job.wait_for(jobs.RUNNING)
+    controller = int((slurm.folder / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGSTOP)
+    try:
+        shown = job.launcher("status", job.root.name)
+    finally:
+        os.kill(controller, signal.SIGCONT)
+    assert f"state     running (Slurm job {job.number}: Slurm does not answer)" in shown
+    job.launcher("stop", job.root.name)
+    assert job.end().state == jobs.CANCELLED
+
+
+def test_ctrl_c_twice_stops_at_once(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
+    deaf = "for number in (signal.SIGTERM, signal.SIGHUP):\n    signal.signal(number, signal.SIG_IGN)\n"
+    job = queued(slurm, tmp_path, no_survivors, deaf + "ready()\nstep(1)\ntime.sleep(600)")
+    job.limits = replace(HOST_LIMITS, grace_s=600.0)
+    job.start()
+    job.wait_for_pids()
+    argv = (sys.executable, "-m", "launcher", "attach", job.root.name, "--jobs-dir", str(job.root.parent))
+    env = {**slurm.env, "LAUNCHER_TEST": no_survivors}
+    attached = subprocess.Popen(job.hosts[0].inside(*argv), env=env, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: "attach" in " ".join(psutil.Process(attached.pid).cmdline()[-5:]), "attach")
+    time.sleep(2.0)
+    attached.send_signal(signal.SIGINT)
+    wait_until(lambda: job.record().state == jobs.STOPPING, "the first request")
+    attached.send_signal(signal.SIGINT)
+    said = attached.communicate(timeout=60)[1]
+
+    assert attached.returncode == 143, said
+    assert job.end().state == jobs.CANCELLED
+
+
 def test_cards_that_slurm_grants_are_found(slurm: SlurmLab, tmp_path: Path) -> None:
     out = tmp_path / "out"
     number = slurm.run(
@@ -317,6 +381,11 @@ def cluster(hosts: int = 2, cards: int = 8) -> Cluster:
         SlurmOptions(sbatch=("qos=a b",)),
         SlurmOptions(sbatch=("wrap=ls",)),
         SlurmOptions(sbatch=("Q'=x",)),
+        SlurmOptions(sbatch=("arr=0-1",)),
+        SlurmOptions(sbatch=("a=0-1",)),
+        SlurmOptions(sbatch=("test-only",)),
+        SlurmOptions(time_limit="\u0662\u0660"),
+        SlurmOptions(gres="npu:\u0668"),
     ],
 )
 def test_values_that_sbatch_could_take_for_something_else_are_refused(options: SlurmOptions) -> None:

@@ -35,7 +35,6 @@ def whole_folder(target: Path, *, replace: bool) -> Iterator[Path]:
     try:
         handle = _make_scratch(target, scratch)
         yield scratch
-        scratch.chmod(0o777 & ~_umask())
         os.fsync(handle)
         _put(scratch, target, replace=replace)
         _sync_folder(target.parent)
@@ -121,7 +120,7 @@ def _make_scratch(target: Path, scratch: Path) -> int:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(target)
-        scratch.mkdir(mode=0o700)
+        scratch.mkdir()
         handle = os.open(scratch, os.O_RDONLY | os.O_CLOEXEC)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -181,12 +180,6 @@ def sync_file(path: Path) -> None:
 def _sync_folder(path: Path) -> None:
     with suppress(HostError):
         sync_file(path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def check_target(target: Path, needed: int) -> None:

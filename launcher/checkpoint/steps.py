@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.checkpoint.names import GLOBAL_STEP
 from launcher.checkpoint.shards import TRAINABLE, UNNUMBERED, Moment, Shards, moment_text, ranks_text
-from launcher.checkpoint.tensorfile import DamagedFile, TensorFile
+from launcher.checkpoint.tensorfile import DamagedFile, TensorFile, is_whole
 from launcher.errors import CheckpointError
 
 # Up to this many ranks are all asked for their step; of more as many, spread evenly, unless all are to be read.
@@ -94,16 +94,7 @@ def _incomplete(shards: Shards, oldest: Moment) -> tuple[Skipped, ...]:
 
 def damaged_ranks(shards: Shards, moment: Moment) -> list[int]:
     """The ranks whose file of ``moment`` is there and is not whole."""
-    return [rank for rank, files in enumerate(shards.files) if moment in files and not _is_whole(files[moment])]
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether ``path`` is as its format says; its tensors are not read."""
-    try:
-        with TensorFile(path):
-            return True
-    except DamagedFile:
-        return False
+    return [rank for rank, files in enumerate(shards.files) if moment in files and not is_whole(files[moment])]
 
 
 def list_steps(shards: Shards) -> list[Step]:

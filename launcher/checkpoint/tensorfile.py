@@ -176,6 +176,18 @@ class DamagedFile(CheckpointError):
     """A file whose bytes are not what its format says: half written, cut off, or of another kind."""
 
 
+def is_whole(path: Path) -> bool:
+    """Whether ``path`` is as its format says, which is what resume, merge-ckpt and --list call a whole checkpoint.
+
+    Its tensors are not read. Raises CheckpointError when it cannot be read.
+    """
+    try:
+        with TensorFile(path):
+            return True
+    except DamagedFile:
+        return False
+
+
 def damaged(path: Path, reason: str) -> DamagedFile:
     """The error for a file whose bytes are not what its format says."""
     return DamagedFile(

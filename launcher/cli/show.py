@@ -232,7 +232,7 @@ def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None =
     found = store.all() if chosen is None else chosen
     rows = [("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS")]
     for paths, record in found:
-        steps = progress_of(paths, jobs.loss_rank(paths, record.cards)).steps
+        steps = last_steps(paths, record)
         step, loss = (str(steps[-1]["step"]), _number(steps[-1]["loss"], ".4f")) if steps else ("-", "-")
         cards = f"{record.cards} {record.target}"
         rows.append((record.job_id, record.state, cards, _local(record.created), step, loss))
@@ -240,6 +240,13 @@ def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None =
         none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
         return f"{none} {store.root}. launcher submit --cards 2 starts one."
     return table(rows)
+
+
+def last_steps(paths: JobPaths, record: JobRecord) -> list[dict[str, Any]]:
+    """Steps of the rank whose loss counts, in the newest attempt that finished one."""
+    rank_id = jobs.loss_rank(paths, record.cards)
+    attempts = (progress_of(paths.of_attempt(number), rank_id).steps for number in range(record.attempt, 0, -1))
+    return next((steps for steps in attempts if steps), [])
 
 
 def _local(moment: str) -> str:

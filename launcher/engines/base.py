@@ -75,6 +75,15 @@ class Program:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Told:
+    """The first rank that failed, in an engine's own words: its number, or its process, and how that ended."""
+
+    code: int
+    rank_id: int | None = None
+    pid: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineJob:
     """What an engine has to know of a job on this host.
 
@@ -150,6 +159,9 @@ class Engine(Protocol):
 
     def programs(self, job: EngineJob) -> tuple[Program, ...]:
         """What to start, in this order."""
+
+    def told(self, said: str) -> Told | None:
+        """The rank that the engine's output ``said`` names as the first that failed; None when it names none."""
 
 
 def find(name: str, hint: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from launcher.engines.base import Command, EngineJob, Program
+from launcher.engines.base import Command, EngineJob, Program, Told
 
 
 class Direct:
@@ -21,6 +21,9 @@ class Direct:
     def programs(self, job: EngineJob) -> tuple[Program, ...]:
         ranks = (self._rank(job, local_rank) for local_rank in range(job.local_count))
         return (*job.scheduler(self.name), *ranks)
+
+    def told(self, said: str) -> Told | None:
+        return None
 
     def _rank(self, job: EngineJob, local_rank: int) -> Program:
         rank_id = job.first_rank + local_rank

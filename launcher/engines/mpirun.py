@@ -9,9 +9,18 @@ MindSpore's dynamic cluster (see ``launcher.worker``), whose scheduler runs besi
 from __future__ import annotations
 
 import os
+import re
 import sys
 
-from launcher.engines.base import Command, EngineJob, Program, find
+from launcher.engines.base import Command, EngineJob, Program, Told, find
+
+# Open MPI 4.1 (mpirun) and 5 (prterun): help-orterun.txt, non-zero-exit and jobid:proc-aborted-signal.
+_EXITED = re.compile(
+    r"first process to do so was:\s+Process name: \[.+[,@]\d+\]?,(?P<rank>\d+)\]\s+Exit code:\s+(?P<code>\d+)"
+)
+_SIGNALLED = re.compile(
+    r"noticed that process rank (?P<rank>\d+) with PID \d+ on node \S+ exited on\s+signal (?P<code>\d+)"
+)
 
 
 class Mpirun:
@@ -37,3 +46,9 @@ class Mpirun:
         )
         mpirun = Program(name=self.name, command=Command(argv=argv, env=env))
         return (*(job.scheduler(self.name) if dynamic else ()), mpirun)
+
+    def told(self, said: str) -> Told | None:
+        if match := _SIGNALLED.search(said):
+            return Told(rank_id=int(match["rank"]), code=-int(match["code"]))
+        match = _EXITED.search(said)
+        return Told(rank_id=int(match["rank"]), code=int(match["code"])) if match else None

@@ -8,7 +8,12 @@ from PATH, so our interpreter's folder goes first there.
 
 from __future__ import annotations
 
-from launcher.engines.base import CLUSTER_TIMEOUT_S, Command, EngineJob, Program, find
+import re
+
+from launcher.engines.base import CLUSTER_TIMEOUT_S, Command, EngineJob, Program, Told, find
+
+# mindspore 2.9.0, parallel/cluster/process_entity/_api.py, join_processes.
+_WORDS = re.compile(r"Worker process (?P<pid>\d+) exit with exception\. Error code: (?P<code>-?\d+)\.")
 
 
 class Msrun:
@@ -35,3 +40,7 @@ class Msrun:
             *job.worker_argv,
         )
         return (Program(name=self.name, command=Command(argv=argv, env=job.base_env(self.name))),)
+
+    def told(self, said: str) -> Told | None:
+        match = _WORDS.search(said)
+        return Told(pid=int(match["pid"]), code=int(match["code"])) if match else None

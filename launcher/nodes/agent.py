@@ -23,15 +23,16 @@ from launcher import jobs
 from launcher.atomic import write_atomic
 from launcher.errors import LauncherError
 from launcher.jobs import JobPaths, JobRecord
+from launcher.known_errors import EN, ZH
 from launcher.launch import Launch, read_launch
 from launcher.locks import wait_and_hold
 from launcher.nodes.attempt import NodeAttempt
 from launcher.nodes.link import END, ENDED, START, STOP, Link, beat_s
 from launcher.nodes.register import register
-from launcher.nodes.verdicts import leader_verdict, own_failure
+from launcher.nodes.verdicts import host_verdict, leader_verdict, own_failure
 from launcher.processes import adopt_orphans, die_with_parent, kill_descendants
 from launcher.supervise.attempt import Outcome
-from launcher.supervise.signals import STOP_SIGNALS, Asked, asked_to_stop
+from launcher.supervise.signals import STOP_SIGNALS, Asked, Forwarding, asked_to_stop
 
 # The watching process waits for this many times ``lost_s`` before it takes silence for a fault.
 _PATIENCE = 2.0
@@ -59,25 +60,25 @@ def run_agent(paths: JobPaths, options: AgentOptions) -> int:
         die_with_parent(signal.SIGHUP)
         os._exit(_agent(paths, launch, options, writing))
     os.close(writing)
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda signum, _frame: os.kill(child, signum))
-    return _watch(reading, child, launch.limits.lost_s)
+    # The kernel says with SIGHUP that we were killed, and nobody else does.
+    forwarding = Forwarding(child, {**{n: n for n in STOP_SIGNALS}, signal.SIGHUP: signal.SIGTERM})
+    if not _watch(reading, launch.limits.lost_s):
+        os.kill(child, signal.SIGKILL)
+    code = forwarding.wait()
+    kill_descendants()
+    return code if code >= 0 else 1
 
 
-def _watch(pulse: int, child: int, lost_s: float) -> int:
-    """Until the agent has ended, or is silent for too long."""
+def _watch(pulse: int, lost_s: float) -> bool:
+    """Until the agent has ended, or is silent for too long: then False."""
     deadline = time.monotonic() + max(60.0, lost_s * _PATIENCE)  # the first beat follows the look at this host
     while (left := deadline - time.monotonic()) > 0:
         if not select.select([pulse], [], [], left)[0]:
             continue
         if not os.read(pulse, 4096):
-            break
+            return True
         deadline = time.monotonic() + lost_s * _PATIENCE
-    else:
-        os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    kill_descendants()
-    return max(code, 0) if code >= 0 else 1
+    return False
 
 
 def _agent(paths: JobPaths, launch: Launch, options: AgentOptions, pulse: int) -> int:
@@ -138,7 +139,18 @@ class Agent:
 
             wait_until_free([rank.device_id for rank in own.ranks], give_up=self._stopped)
         stdin = 0 if self.options.watch_stdin else None
-        return NodeAttempt(self.paths, own, self.asked, self.link, stdin=stdin).run()
+        outcome = NodeAttempt(self.paths, own, self.asked, self.link, stdin=stdin).run()
+        return self._killed() if outcome.state == jobs.CANCELLED and self._is_orphan() else outcome
+
+    def _is_orphan(self) -> bool:
+        """Whether the process that watches this one was killed, while the job was to go on."""
+        return signal.SIGHUP in self.asked.signals and self.link.orders.order == START
+
+    def _killed(self) -> Outcome:
+        how = {EN: "its agent was killed; what it had started was stopped", ZH: "agent 被终止；其启动的进程已停止"}
+        place = self.launch.nodes[self.options.node_rank]
+        verdict = host_verdict(place, self.launch.ranks, how, kind="host_lost")
+        return Outcome(state=jobs.FAILED, verdict=verdict, failed_at=time.time())
 
     def _told_to_start(self) -> bool:
         while self.link.orders.order != START:
@@ -149,8 +161,7 @@ class Agent:
 
     def _stopped(self) -> bool:
         gone = self.options.watch_stdin and stdin_ended()
-        if self.asked.signals:
-            self.link.report.asked = self.asked.signals[0]
+        self.link.report.asked = self.asked.request_to_pass_on()
         return gone or self.link.leader_lost or self.link.orders.order in (STOP, END) or bool(self.asked.signals)
 
     @contextmanager
@@ -177,6 +188,8 @@ class Agent:
         return Outcome(state=jobs.FAILED, verdict=own_failure(place, message), failed_at=time.time())
 
     def _write_end(self, outcome: Outcome) -> None:
+        if self.paths.is_gone:  # it stays removed
+            return
         document = {
             "state": outcome.state,
             "verdict": outcome.verdict.to_dict() if outcome.verdict else None,

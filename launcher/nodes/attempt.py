@@ -54,8 +54,9 @@ class NodeAttempt(Attempt):
         super()._tick(timeout_s)
         if self.link.report.state == STARTING and self.watch.all_ready:
             self.link.report.state = RUNNING
-        if self.asked.signals and self.link.report.asked is None:
-            self.link.report.asked = self.asked.signals[0]
+        asked = self.asked.request_to_pass_on()
+        if asked and self.link.report.asked is None:
+            self.link.report.asked = asked
             self.link.poke()
         if time.monotonic() >= self._report_at:
             self._report_at = time.monotonic() + self._beat_s
@@ -66,19 +67,19 @@ class NodeAttempt(Attempt):
 
     def _note_ranks(self) -> None:
         report = self.link.report
-        report.step_s = self.watch.step_time_s()
+        report.step_s, report.busy = self.watch.step_time_s(), self.watch.busy
         report.ranks = {
             rank.rank_id: RankState(state=_state(rank), step=read_position(self.paths.rank_position(rank.rank_id)))
             for rank in self.watch.ranks.values()
         }
 
-    def _other(self, data: object) -> bool:
-        if isinstance(data, _LeaderLine):
-            self._cut = data.ended()
-            if self._cut:
-                self._selector.unregister(data.handle)
-            return True
-        return False
+    def _other(self, data: object) -> None:
+        if not isinstance(data, _LeaderLine):
+            super()._other(data)
+            return
+        self._cut = data.ended()
+        if self._cut:
+            self._selector.unregister(data.handle)
 
     # ------------------------------------------------------------------------------------------------ orders
 

@@ -26,12 +26,12 @@ from launcher.nodes.link import DONE, END, ENDED, SAVING, START, STOP, Orders, b
 from launcher.nodes.register import CLOCK_S, Registration, problems
 from launcher.nodes.rendezvous import cluster_of, settle_launch
 from launcher.nodes.slate import Slate, read_slate
-from launcher.nodes.verdicts import host_verdict, silent, span, with_others
+from launcher.nodes.verdicts import host_verdict, program_verdict, silent, span, with_others
 from launcher.processes import die_with_parent, kill_descendants, reap
-from launcher.supervise.attempt import Outcome
+from launcher.supervise.attempt import BUSY_FACTOR, Outcome, folder_gone
 from launcher.supervise.signals import Asked
 from launcher.supervise.watch import Watch
-from launcher.verdict import Verdict, stack_of
+from launcher.verdict import Verdict, describe_exit, stack_of
 from launcher.where import SCHEDULED
 from launcher.where.agents import AgentStart, agent_starts
 
@@ -122,7 +122,7 @@ class Lead:
         self._beat_at = self._polled_at = 0.0
         self._state = ""
         self._warnings: list[str] = []
-        self._progress = (0, time.monotonic())
+        self._progress = (0, False, time.monotonic())
 
     def run(self) -> Outcome:
         """The whole attempt. However it ends, nothing that can be reached is left."""
@@ -193,7 +193,7 @@ class Lead:
             self.paths.node_start(share.node_rank).write_text(share.to_json(), encoding="utf-8")
         self._order(replace(self._orders, order=START))
         self._began = time.monotonic()
-        self._progress = (0, self._began)
+        self._progress = (0, False, self._began)
         return None
 
     def _write_rank_table(self, found: list[Registration]) -> None:
@@ -292,8 +292,9 @@ class Lead:
                     self._nodes[node_rank].left_at = time.monotonic()
 
     def _patience_s(self, node: Node) -> float:
-        """How long a last report may be on its way; there is none to come where ssh says that it lost the host."""
-        return 0.2 if self._left_code(node) == SSH_FAILED else _LAST_REPORT_S
+        """How long a last report may be on its way; none comes where ssh lost the host, or srun was killed."""
+        code = self._left_code(node)
+        return 0.2 if code == SSH_FAILED or (code or 0) < 0 else _LAST_REPORT_S
 
     def _left_code(self, node: Node) -> int | None:
         """How what brought the agent to its host ended; None while it has not."""
@@ -302,6 +303,12 @@ class Lead:
     def _note_cut(self, node: Node) -> None:
         """What brought the agent to its host has ended, and the agent has not reported how."""
         code = self._left_code(node)
+        if node.start and len(node.start.node_ranks) > 1 and code is not None and code < 0:
+            node.lost, node.lost_at = (
+                program_verdict(node.start.name, describe_exit(code), describe_exit(code, ZH)),
+                0.0,
+            )
+            return
         limit_s = node.start.limit_s if node.start else 0.0
         if code == SSH_FAILED and node.here and limit_s and not self._still_connected(node):
             from launcher.nodes.verdicts import cut
@@ -329,7 +336,7 @@ class Lead:
     def _read_control(self) -> None:
         """``launcher stop`` on another host cannot signal us; it writes this file."""
         if not self.asked.count and self._control_text():
-            self.asked.signals.append(signal.SIGTERM)
+            self.asked.direct.append(signal.SIGTERM)
 
     def _for(self, seconds: float, until: Callable[[], object]) -> bool:
         deadline = time.monotonic() + seconds
@@ -345,7 +352,7 @@ class Lead:
         """The signal that asked us, or any of the agents, to stop; 0 for none."""
         asked = next((int(node.slate["asked"]) for node in self._nodes if node.slate.get("asked")), 0)
         if asked and not self.asked.count:
-            self.asked.signals.append(asked)
+            self.asked.direct.append(asked)
         return self.asked.signals[0] if self.asked.count else 0
 
     def _set_state(self, state: str) -> None:
@@ -362,7 +369,7 @@ class Lead:
                 return self._stop_as_asked()
             if all(node.state == DONE or node.end for node in self._nodes):
                 return self._finish()
-            failure = self._late() or self._hanging()
+            failure = self._folder_gone() or self._late() or self._hanging()
             if failure:
                 return failure
             if self._all_ready():
@@ -375,6 +382,10 @@ class Lead:
 
     def _all_ready(self) -> bool:
         return all(node.ready for node in self._nodes)
+
+    def _folder_gone(self) -> Outcome | None:
+        """Agents, which hear of us through that folder, end by themselves."""
+        return self._refuse(folder_gone(self.paths), []) if self.paths.is_gone else None
 
     def _late(self) -> Outcome | None:
         if self._state == jobs.RUNNING or time.monotonic() - self._began < self.limits.start_timeout_s:
@@ -393,10 +404,10 @@ class Lead:
         return self._host_fails(self._nodes[first.node_rank], how, "no_start")
 
     def _hanging(self) -> Outcome | None:
-        total = sum(node.steps for node in self._nodes)
-        if total != self._progress[0]:
-            self._progress = (total, time.monotonic())
-        waited = time.monotonic() - self._progress[1]
+        total, busy = sum(node.steps for node in self._nodes), any(node.slate.get("busy") for node in self._nodes)
+        if (total, busy) != self._progress[:2]:
+            self._progress = (total, busy, time.monotonic())
+        waited = time.monotonic() - self._progress[2]
         if total == 0 or waited < self._hang_timeout_s():
             return None
         ranks = self._ranks()
@@ -417,10 +428,11 @@ class Lead:
         return self._fail(verdict)
 
     def _hang_timeout_s(self) -> float:
-        if self.limits.hang_timeout_s is not None:
-            return self.limits.hang_timeout_s
-        times = [node.slate.get("step_s") or 0.0 for node in self._nodes]
-        return max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * max(times))
+        timeout_s = self.limits.hang_timeout_s
+        if timeout_s is None:
+            times = [node.slate.get("step_s") or 0.0 for node in self._nodes]
+            timeout_s = max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * max(times))
+        return timeout_s * (BUSY_FACTOR if self._progress[1] else 1)
 
     # ------------------------------------------------------------------------------------------------ ends
 
@@ -438,12 +450,16 @@ class Lead:
         return tail(self.paths.log(node.start.name), 6) if node.start and not node.here else []
 
     def _fail(self, verdict: Verdict | None = None) -> Outcome:
-        """Stop the others; then the earliest failure of all is the first, also one that was noticed late."""
+        """Stop the others; then the earliest failure of all is the first, also one that was noticed late.
+
+        ``verdict``: what was judged from silence; a failure that came before explains it.
+        """
+        judged_at = time.time()
         self._order(replace(self._orders, order=STOP, hurry=True))
         wait_s = max(self.limits.lost_s, _SLACK_S) + 2 * self._beat_s
         self._for(wait_s, self._all_gone)
-        node, found = self._first_failure()
-        if verdict is None and found is not None:
+        node, found, failed_at = self._first_failure()
+        if found is not None and (verdict is None or failed_at < judged_at):
             verdict = found
         if verdict is None:
             verdict = Verdict(
@@ -452,7 +468,7 @@ class Lead:
         others = [n.name for n in self._nodes if n is not node and n.end and n.end["state"] == jobs.CANCELLED]
         return Outcome(state=jobs.FAILED, verdict=with_others(verdict, others), warnings=tuple(self._warnings))
 
-    def _first_failure(self) -> tuple[Node | None, Verdict | None]:
+    def _first_failure(self) -> tuple[Node | None, Verdict | None, float]:
         failures: list[tuple[float, Node, Verdict]] = []
         for node in self._nodes:
             if node.lost:
@@ -461,9 +477,9 @@ class Lead:
                 failed_at = node.our_time(node.end["failed_at"] or time.time())
                 failures.append((failed_at, node, Verdict(**node.end["verdict"])))
         if not failures:
-            return None, None
-        _, node, verdict = min(failures, key=lambda failure: failure[0])
-        return node, verdict
+            return None, None, 0.0
+        failed_at, node, verdict = min(failures, key=lambda failure: failure[0])
+        return node, verdict, failed_at
 
     def _stop_as_asked(self) -> Outcome:
         """All hosts stop; after the same step, all having saved, if that is wanted."""
@@ -522,8 +538,12 @@ class Lead:
 
     @property
     def _hurried(self) -> bool:
-        """Asked twice. A scheduler signals every process of the job: ours, and the one that passes signals on to us."""
-        return self.asked.count > 1 and not self._scheduled
+        """Asked twice by a user: a scheduler's second signal is the time limit, of which it warned us."""
+        if not self._scheduled:
+            return self.asked.count > 1
+        with contextlib.suppress(ValueError, AttributeError):
+            return bool(json.loads(self._control_text() or "{}").get("at_once"))
+        return False
 
     def _all_gone(self) -> bool:
         return all(node.over or not node.here for node in self._nodes)

@@ -55,12 +55,14 @@ class RankState:
 class Report:
     """What the agent says: rewritten by its main thread, sent by another.
 
-    ``ahead_most_s``: how far this host's clock is ahead of the leader's at the most, as it has seen it.
+    ``busy``: a rank evaluates or writes a checkpoint. ``ahead_most_s``: how far this host's clock is ahead of the
+    leader's at the most, as it has seen it.
     """
 
     state: str = HERE
     ranks: dict[int, RankState] = field(default_factory=dict)
     step_s: float | None = None
+    busy: bool = False
     asked: int | None = None
     ahead_most_s: float | None = None
     note: str | None = None

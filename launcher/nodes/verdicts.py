@@ -48,6 +48,15 @@ def host_verdict(
     )
 
 
+def program_verdict(name: str, how: str, how_zh: str) -> Verdict:
+    """The verdict on the one program that holds the agents of all hosts."""
+    text = {
+        EN: f"{name}, which holds the agents on all hosts, failed first: {how}\n  next: launcher resume JOB",
+        ZH: f"{name}（运行所有主机的 agent）最先失败：{how_zh}\n  下一步：launcher resume JOB",
+    }
+    return Verdict(rank_id=None, reason=f"{name}: {how}", step=None, kind="exit", retry=True, text=text)
+
+
 def silent(seconds: float) -> dict[str, str]:
     return {
         EN: f"it is lost: no sign of life for {seconds:.0f} s",

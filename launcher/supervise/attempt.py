@@ -7,6 +7,7 @@ import os
 import selectors
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,12 +16,15 @@ from pathlib import Path
 
 from launcher import jobs
 from launcher.atomic import write_atomic
+from launcher.engines import ENGINES
 from launcher.engines.base import FOREIGN, Program
 from launcher.events import EventReader, read_position
 from launcher.jobs import JobPaths
 from launcher.launch import HANG_FACTOR, MIN_HANG_TIMEOUT_S, Launch
+from launcher.logs import tail
 from launcher.oom import OomWatch
 from launcher.processes import ProcessId, descendants, die_with_parent, kill_descendants, reap
+from launcher.supervise.early import EarlyRanks
 from launcher.supervise.signals import Asked, StopRequest
 from launcher.supervise.stacks import dump_stacks
 from launcher.supervise.watch import ENGINE_LEAVES_S, SCHEDULER, SCHEDULER_FOLLOWS_S, Failure, Watch
@@ -29,14 +33,23 @@ from launcher.verdict import Findings, Verdict, find_verdict, signal_name
 # Reports of ranks are read this often; ends of processes wake the supervisor at once.
 TICK_S = 0.1
 
+# While an engine starts its ranks they are looked for this often: one may live for some 20 ms only.
+EARLY_TICK_S = 0.01
+
+# mindformers 1.9.0, tools/utils.py, DIRECTORY_PERMISSION.
+MINDFORMERS_MODE = 0o750
+
+# What is read of an engine's own output.
+_ENGINE_LINES = 200
+
 # After the first failure others may come in that were earlier: the verdict waits this long for them.
 SETTLE_S = 0.2
 
 # How often slow checks are made: suspended ranks, hangs.
 SLOW_TICK_S = 1.0
 
-# An evaluation may take so many times as long as a step before it counts as a hang.
-EVALUATION_FACTOR = 10
+# An evaluation or a checkpoint may take so many times as long as a step before it counts as a hang.
+BUSY_FACTOR = 10
 
 _MIN_FREE_BYTES = 1 << 20
 
@@ -63,6 +76,12 @@ class _Child:
     popen: subprocess.Popen[bytes] = field(repr=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Watched:
+    who: int | str
+    process: ProcessId
+
+
 class Attempt:
     """Runs once. ``tell`` is called with STARTING, RUNNING and STOPPING, and with the ranks' processes."""
 
@@ -75,11 +94,14 @@ class Attempt:
         self._selector = selectors.DefaultSelector()
         self._readers = [EventReader(path=paths.scheduler_events)] if launch.node_rank == 0 else []
         self._readers += [EventReader(path=paths.rank_events(rank.rank_id)) for rank in launch.ranks]
-        self._watched: set[int | str] = set()
+        self._watched: dict[int | str, ProcessId] = {}
+        self._early: EarlyRanks | None = None
         self._state = ""
         self._oom = OomWatch()
         self._slow_at = 0.0
         self._stopped_since: dict[int, float] = {}
+        self._gone_before = False
+        self._mode = stat.S_IMODE(paths.root.stat().st_mode)
 
     def run(self) -> Outcome:
         """The whole attempt. However it ends, nothing that it started is left."""
@@ -90,6 +112,7 @@ class Attempt:
             return self._follow()
         finally:
             kill_descendants(self._note_end)
+            self._keep_mode()
             self._close()
 
     # ------------------------------------------------------------------------------------------------ starting
@@ -124,6 +147,9 @@ class Attempt:
         process = ProcessId.of_pid(popen.pid)
         self._children[popen.pid] = _Child(program=program, process=process, popen=popen)
         self._watch_process(program.name if program.rank_id is None else program.rank_id, process)
+        if program.name == self.watch.engine:
+            ranks, scheduler = list(self.watch.ranks), program.name == "msrun" and self.launch.node_rank == 0
+            self._early = EarlyRanks(program.name, process, ranks, scheduler=scheduler)
 
     def _program_log(self, name: str) -> Path:
         return self.paths.log(name)
@@ -135,17 +161,20 @@ class Attempt:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _watch_process(self, who: int | str, process: ProcessId) -> None:
-        """Be woken when the process of a rank (by number) or a program (by name) ends."""
-        if who in self._watched:
+        """Be woken when a process of a rank (by number) or of a program (by name) ends.
+
+        A rank that an engine starts has two: the one that the engine knows, and its child, which trains.
+        """
+        if self._watched.get(who) == process:
             return
-        self._watched.add(who)
+        self._watched[who] = process
         if isinstance(who, int):
             self.watch.ranks[who].process = process
         handle = process.open_pidfd()
         if handle is None:
-            self._gone(who)
+            self._gone(who, process.exit_code())
         else:
-            self._selector.register(handle, selectors.EVENT_READ, who)
+            self._selector.register(handle, selectors.EVENT_READ, _Watched(who=who, process=process))
 
     def _gone(self, who: int | str, code: int | None = None) -> None:
         if isinstance(who, int):
@@ -157,21 +186,40 @@ class Attempt:
 
     def _tick(self, timeout_s: float = TICK_S) -> None:
         """Wait for something to happen, at most ``timeout_s``, and take note of it."""
-        for key, _ in self._selector.select(timeout_s):
-            if key.data is None:
-                self.asked.drain()
-                continue
-            if self._other(key.data):
-                continue
-            self._selector.unregister(key.fd)
-            os.close(key.fd)
-            self._gone(key.data)
+        for key, _ in self._selector.select(min(timeout_s, EARLY_TICK_S) if self._early else timeout_s):
+            if isinstance(key.data, _Watched):
+                self._selector.unregister(key.fd)
+                os.close(key.fd)
+                self._gone(key.data.who, key.data.process.exit_code())
+            else:
+                self._other(key.data)
         reap(self._note_end)
         self._read_events()
+        self._look_for_ranks()
 
-    def _other(self, data: object) -> bool:
-        """Take note of a descriptor that is no process's; False when it is one."""
-        return False
+    def _other(self, data: object) -> None:
+        """Take note of a descriptor that is no process's."""
+        self.asked.drain()
+
+    def _look_for_ranks(self) -> None:
+        """Below the engine, until all are known."""
+        if self._early is None:
+            return
+        for who, process in self._early.look():
+            if isinstance(who, int) and not self.watch.ranks[who].begun:
+                self._watch_process(who, process)
+        if not self._early.missing or all(rank.begun for rank in self.watch.ranks.values()):
+            self._early = None
+
+    def _hear_engine(self) -> None:
+        """Take the engine's word for a rank that ended before we saw it, or together with others."""
+        engine = self.watch.engine
+        told = ENGINES[engine].told("\n".join(tail(self._program_log(engine), _ENGINE_LINES))) if engine else None
+        rank_id = told.rank_id if told else None
+        if told and self._early:
+            rank_id = self._early.rank_of(told)
+        if told and rank_id in self.watch.ranks:
+            self.watch.rank_named(rank_id, time.time(), told.code)
 
     def _note_end(self, pid: int, code: int) -> None:
         """A child has ended, or an orphan that we adopted: ranks of an engine that died before it could look."""
@@ -222,6 +270,8 @@ class Attempt:
             self._for(SCHEDULER_FOLLOWS_S, lambda: not (watch.in_doubt and watch.scheduler_was_spared))
         if not watch.scheduler_was_spared:
             self._for(ENGINE_LEAVES_S, lambda: not watch.in_doubt)
+        self._for(ENGINE_LEAVES_S, lambda: not watch.unexplained)
+        self._hear_engine()
         return watch.first_failure()
 
     # ------------------------------------------------------------------------------------------------ slow checks
@@ -230,7 +280,23 @@ class Attempt:
         if time.monotonic() < self._slow_at:
             return None
         self._slow_at = time.monotonic() + SLOW_TICK_S
-        return self._suspended() or self._late() or self._hanging()
+        if self._early:
+            self._hear_engine()
+        return self._folder_gone() or self._suspended() or self._late() or self._hanging()
+
+    def _folder_gone(self) -> Failure | None:
+        """The job's folder at two looks: nothing more can be saved, and no command would find the job."""
+        was_gone, self._gone_before = self._gone_before, self.paths.is_gone
+        if not self._gone_before:
+            self._keep_mode()
+            return None
+        return Failure(kind="foreign", time=time.time(), detail=folder_gone(self.paths)) if was_gone else None
+
+    def _keep_mode(self) -> None:
+        """MindFormers makes the job's folder 750, which hides the job from others that could see it before."""
+        with contextlib.suppress(OSError):
+            if stat.S_IMODE(self.paths.root.stat().st_mode) == MINDFORMERS_MODE:
+                self.paths.root.chmod(self._mode)
 
     def _suspended(self) -> Failure | None:
         """A rank that is suspended while another runs; all at once were suspended on purpose."""
@@ -254,11 +320,11 @@ class Attempt:
         return Failure(kind="no_start", time=time.time(), rank_id=first.rank_id, behind=behind, detail=detail)
 
     def hang_timeout_s(self) -> float:
-        """How long no step may be finished; an evaluation goes through many batches and is one event."""
+        """How long no step may be finished; an evaluation or a checkpoint may take much longer."""
         timeout_s = self.limits.hang_timeout_s
         if timeout_s is None:
             timeout_s = max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * (self.watch.step_time_s() or 0.0))
-        return timeout_s * (EVALUATION_FACTOR if self.watch.evaluating else 1)
+        return timeout_s * (BUSY_FACTOR if self.watch.busy else 1)
 
     def _hanging(self) -> Failure | None:
         last = self.watch.last_progress
@@ -327,12 +393,16 @@ class Attempt:
         return stop_at if self.watch.all_done else None
 
     def _close(self) -> None:
-        for handle in [key.fd for key in self._selector.get_map().values() if isinstance(key.data, (int, str))]:
+        for handle in [key.fd for key in self._selector.get_map().values() if isinstance(key.data, _Watched)]:
             self._selector.unregister(handle)
             os.close(handle)
         self._selector.close()
         for reader in self._readers:
             reader.close()
+
+
+def folder_gone(paths: JobPaths) -> str:
+    return f"the job's folder {paths.root} was removed or renamed: nothing more can be saved"
 
 
 def _disk_full(folder: Path) -> bool:

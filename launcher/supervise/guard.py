@@ -14,7 +14,7 @@ from launcher import jobs
 from launcher.errors import JobFailed
 from launcher.jobs import JobPaths, JobRecord
 from launcher.processes import ProcessId, adopt_orphans, die_with_parent, kill_descendants
-from launcher.supervise.signals import STOP_SIGNALS
+from launcher.supervise.signals import PASSED_ON, Forwarding
 from launcher.verdict import lost_verdict, signal_name
 
 
@@ -28,9 +28,7 @@ def guard(paths: JobPaths) -> int:
         from launcher.supervise.main import supervise
 
         return supervise(paths, guard_id)
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda signum, _frame: os.kill(child, signum))
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = Forwarding(child, PASSED_ON).wait()
     left = kill_descendants()
     record = _read(paths)
     if record and not record.is_final and not (record.state == jobs.PLANNED and not record.host):

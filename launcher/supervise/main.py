@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 import traceback
 from collections.abc import Iterator
@@ -33,7 +34,6 @@ _RESERVE_BYTES = 64 << 10
 def supervise(paths: JobPaths, guard: ProcessId) -> int:
     """Run the job at ``paths`` to its end, which job.json then holds. Returns the exit code it has there."""
     adopt_orphans()
-    os.umask(os.umask(0o022))
     record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
     record = replace(record, supervisor=ProcessId.current(), guard=guard)
     with asked_to_stop() as asked:
@@ -88,7 +88,7 @@ class Supervisor:
             with hold(names, holder=holder):
                 yield True
             return
-        stopped = lambda: self.asked.count > 0  # noqa: E731
+        stopped = lambda: self.asked.count > 0 or self.paths.is_gone  # noqa: E731
         with wait_and_hold(names, holder=holder, tell=self._say, give_up=stopped) as held:
             self._say(None)
             yield held
@@ -155,7 +155,7 @@ class Supervisor:
     def _conclude(self, outcome: Outcome) -> int:
         code = {jobs.SUCCEEDED: 0, jobs.FAILED: JobFailed.exit_code}.get(outcome.state)
         if code is None:
-            code = 128 + self.asked.signals[0]
+            code = 128 + next(iter(self.asked.signals), signal.SIGTERM)
         verdict = outcome.verdict.to_dict() if outcome.verdict else None
         note = None if outcome.saved_step is None else f"saved at step {outcome.saved_step}"
         record = replace(
@@ -174,8 +174,13 @@ class Supervisor:
         return code
 
     def _write(self, record: JobRecord) -> None:
-        """Into job.json. On a full disk the reserve is given up; without room for a record there is none."""
+        """Into job.json. On a full disk the reserve is given up; without room for a record there is none.
+
+        A folder that was removed stays removed.
+        """
         self.record = record
+        if self.paths.is_gone:
+            return
         for attempt in range(3):
             try:
                 jobs.write_record(self.paths, record)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -15,6 +15,32 @@ from launcher.jobs import JobPaths
 
 # USR1 is what schedulers are told to send before the time is up.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+# How the guard passes them on: who signals a whole process group reaches the supervisor twice, and has asked once.
+PASSED_ON: Mapping[int, int] = {number: signal.SIGRTMIN + 1 + index for index, number in enumerate(STOP_SIGNALS)}
+
+
+class Forwarding:
+    """Signals to this process go to its child until that has ended; later ones do nothing.
+
+    ``numbers``: what comes as which signal. The child's pid is signalled only while it cannot belong to another.
+    """
+
+    def __init__(self, child: int, numbers: Mapping[int, int]) -> None:
+        self._child, self._numbers, self._alive = child, numbers, True
+        for number in numbers:
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, signum: int, _frame: FrameType | None) -> None:
+        if self._alive:
+            os.kill(self._child, self._numbers[signum])
+
+    def wait(self) -> int:
+        """Wait for the child's end and return its exit code, -N for a signal."""
+        os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)
+        self._alive = False
+        return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +52,27 @@ class StopRequest:
 
 
 class Asked:
-    """Signals that asked this process to stop, in order, and a descriptor that is readable when there are new ones."""
+    """Signals that asked this process to stop, in order, and a descriptor that is readable when there are new ones.
+
+    ``passed_on`` came by way of the guard. Of two ways the one that brought more counts: one request may come by both.
+    """
 
     def __init__(self, wake_fd: int) -> None:
         self.wake_fd = wake_fd
-        self.signals: list[int] = []
+        self.direct: list[int] = []
+        self.passed_on: list[int] = []
+
+    @property
+    def signals(self) -> list[int]:
+        return max(self.direct, self.passed_on, key=len)
 
     @property
     def count(self) -> int:
         return len(self.signals)
+
+    def request_to_pass_on(self) -> int | None:
+        """The first signal that an agent tells its leader; SIGHUP says that its own parent was killed."""
+        return next((signum for signum in self.signals if signum != signal.SIGHUP), None)
 
     def drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -53,14 +91,20 @@ class Asked:
 
 @contextmanager
 def asked_to_stop() -> Iterator[Asked]:
-    """Inside, SIGINT, SIGTERM, SIGHUP and SIGUSR1 are noted and do nothing else."""
+    """Inside, SIGINT, SIGTERM, SIGHUP and SIGUSR1 are noted and do nothing else; so they are when the guard passes them
+    on."""
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     asked = Asked(reading)
 
     def note(signum: int, _frame: FrameType | None) -> None:
-        asked.signals.append(signum)
+        asked.direct.append(signum)
+
+    def note_passed_on(signum: int, _frame: FrameType | None) -> None:
+        asked.passed_on.append(STOP_SIGNALS[signum - PASSED_ON[STOP_SIGNALS[0]]])
 
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    for passed in PASSED_ON.values():
+        signal.signal(passed, note_passed_on)
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
         yield asked

@@ -38,7 +38,7 @@ class Rank:
     begun: bool = False
     ready: bool = False
     done: bool = False
-    evaluating: bool = False
+    busy: bool = False
     error: dict[str, Any] | None = None
     gone: float | None = None
     code: int | None = None
@@ -50,8 +50,8 @@ class Rank:
         return self.error is not None or (self.gone is not None and not self.done)
 
     def note_progress(self, event: Mapping[str, Any]) -> None:
-        """Take a finished step, or an evaluation that begins or ends."""
-        self.evaluating = event["event"] == "eval" and "loss" not in event
+        """Take a finished step, or an evaluation or a checkpoint that begins or ends."""
+        self.busy = event["event"] != "step" and "seconds" not in event
         if event["event"] == "step":
             self.last_step = event["step"]
             self.step_times.append(event["step_s"])
@@ -99,11 +99,11 @@ class Watch:
             return
         kind = event["event"]
         if kind == "begin":
-            rank.process = ProcessId(pid=event["pid"], started=event["started"])
+            rank.process = ProcessId.from_dict(event)
             rank.begun = True
         elif kind == "ready":
             rank.ready = True
-        elif kind in ("step", "eval"):
+        elif kind in ("step", "eval", "save"):
             rank.note_progress(event)
             self.last_progress = event["time"]
         elif kind == "error":
@@ -116,7 +116,7 @@ class Watch:
     def _note_scheduler(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "begin":
-            self.scheduler = ProcessId(pid=event["pid"], started=event["started"])
+            self.scheduler = ProcessId.from_dict(event)
         elif kind == "error":
             self.scheduler_error = event
         elif kind == "exit":
@@ -126,6 +126,13 @@ class Watch:
         rank = self.ranks[rank_id]
         rank.gone = when if rank.gone is None else min(rank.gone, when)
         rank.code = rank.code if code is None else code
+
+    def rank_named(self, rank_id: int, now: float, code: int) -> None:
+        """Take its engine's word that a rank ended before all others. What it reported itself says more."""
+        if self.ranks[rank_id].error is None and not self.ranks[rank_id].done:
+            seen = [rank.gone for rank in self.ranks.values() if rank.gone is not None]
+            seen += [when for name, (when, _) in self.programs_gone.items() if name == self.engine]
+            self.rank_gone(rank_id, min(seen, default=now) - 1e-6, code)
 
     def program_gone(self, name: str, when: float, code: int | None = None) -> None:
         known = self.programs_gone.get(name)
@@ -142,9 +149,9 @@ class Watch:
         return all(rank.done for rank in self.ranks.values())
 
     @property
-    def evaluating(self) -> bool:
-        """Some rank goes through the held-out rows, in which no step is finished."""
-        return any(rank.evaluating for rank in self.ranks.values())
+    def busy(self) -> bool:
+        """Some rank goes through the held-out rows or writes a checkpoint, in which no step is finished."""
+        return any(rank.busy for rank in self.ranks.values())
 
     @property
     def all_gone(self) -> bool:
@@ -163,6 +170,12 @@ class Watch:
         """All ranks were ended by one hand, perhaps the engine's, which has not left yet."""
         engine_lives = self.engine is not None and self.engine not in self.programs_gone
         return engine_lives and len(self.ranks) > 1 and self._ended_by_one_hand()
+
+    @property
+    def unexplained(self) -> bool:
+        """A rank that never reported is gone; how, its engine says when it leaves itself."""
+        engine_lives = self.engine is not None and self.engine not in self.programs_gone
+        return engine_lives and any(r.gone is not None and r.code is None and not r.begun for r in self.ranks.values())
 
     @property
     def scheduler_was_spared(self) -> bool:

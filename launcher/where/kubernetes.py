@@ -38,7 +38,7 @@ _WORD = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _VOLUME = re.compile(rf"(?P<claim>{_SUBDOMAIN}):(?P<path>/[^:\n]*)")
 _PAIR = re.compile(rf"(?P<key>({_SUBDOMAIN}/)?{_WORD})=(?P<value>({_WORD})?)")
 # Amounts as Kubernetes writes them, without zero: "16Gi", "500m", "1.5".
-_AMOUNT = re.compile(r"(?=.*[1-9])\d{1,15}(\.\d{1,3})?(m|k|[KMGTP]i?)?")
+_AMOUNT = re.compile(r"(?=.*[1-9])[0-9]{1,15}(\.[0-9]{1,3})?(m|k|[KMGTP]i?)?")
 # The largest user id that Kubernetes takes (core/v1 SecurityContext).
 _MOST_ID = 2**31 - 1
 _DNS = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -166,7 +166,8 @@ def _context(launch: Launch, paths: JobPaths, options: KubernetesOptions) -> dic
         "namespace": options.namespace,
         "queue": options.queue,
         "nodes": len(launch.nodes),
-        "retries": launch.limits.max_restarts,
+        # Volcano fails a job when it has counted maxRetry, the first run included, and reads 0 as 3.
+        "most_runs": launch.limits.max_restarts + 1,
         "again_code": REQUEUED,
         "end_codes": (JobFailed.exit_code, 143),
         "labels": {**labels, **({"ring-controller.atlas": _RING[kind]} if kind in _RING else {})},

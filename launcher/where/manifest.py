@@ -145,7 +145,7 @@ class VolcanoSpec(_Part):
     schedulerName: Annotated[str, Field(max_length=63)]  # noqa: N815
     queue: DnsName
     minAvailable: Count  # noqa: N815
-    maxRetry: Count  # noqa: N815
+    maxRetry: Annotated[int, Field(ge=1)]  # noqa: N815
     plugins: dict[str, list[str]]
     policies: list[Policy]
     tasks: Annotated[list[Task], Field(min_length=1)]

@@ -35,15 +35,16 @@ from launcher.where.granted import node_names
 SCRIPT = "slurm.sbatch"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+-]{0,127}")
-_LIMIT = re.compile(r"\d+(?:-\d+)?(?::\d+){0,2}")
-_GRES = re.compile(r"[A-Za-z0-9_]+(?::[A-Za-z0-9_.-]+)?:(\d+)")
+_LIMIT = re.compile(r"[0-9]+(?:-[0-9]+)?(?::[0-9]+){0,2}")
+_GRES = re.compile(r"[A-Za-z0-9_]+(?::[A-Za-z0-9_.-]+)?:([0-9]+)")
 _KEY = re.compile(r"[a-z][a-z-]{0,40}")
 _VALUE = re.compile(r"[A-Za-z0-9_.,:;@%+=/\[\]&|*!()<>-]{0,256}")
 
-# What the launcher decides itself.
+# What the launcher decides itself, and what makes sbatch do something else than submit.
 _OWN = (
-    "job-name", "nodes", "ntasks", "ntasks-per-node", "output", "error", "open-mode", "signal", "requeue", "no-requeue",
-    "wrap", "array", "chdir", "parsable", "partition", "account", "time", "gres", "exclusive", "export", "input",
+    "job-name", "nodes", "ntasks", "ntasks-per-node", "tasks-per-node", "output", "error", "open-mode", "signal",
+    "requeue", "no-requeue", "wrap", "array", "chdir", "parsable", "partition", "account", "time", "gres", "exclusive",
+    "export", "input", "wait", "test-only", "help", "usage", "version",
 )  # fmt: skip
 
 # Slurm may send the signal before the time limit so much sooner than it was told (sbatch(1), --signal).
@@ -53,6 +54,11 @@ EARLY_S = 60
 _OVER = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT")
 )
+
+
+# What ``state_of`` says when Slurm says nothing, and the words of squeue for a job that it does not know.
+NO_ANSWER = "NO ANSWER"
+_NO_SUCH_JOB = "Invalid job id"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +127,14 @@ def _bad_extra(pairs: Sequence[str]) -> list[str]:
         key, _, value = pair.partition("=")
         if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
             problems.append(f"--sbatch {pair!r}: write KEY=VALUE without blanks and quotes")
-        elif key in _OWN:
-            problems.append(f"--sbatch {pair}: the launcher sets --{key} itself")
+        elif meant := _own_option(key):
+            problems.append(f"--sbatch {pair}: the launcher sets --{meant} itself")
     return problems
+
+
+def _own_option(key: str) -> str | None:
+    """Which of _OWN sbatch may take ``key`` for: it understands the beginning of a name too."""
+    return key if key in _OWN else next((name for name in _OWN if name.startswith(key)), None)
 
 
 # ------------------------------------------------------------------------------------------------ the script
@@ -291,13 +302,13 @@ def requeue() -> bool:
 
 
 def state_of(number: str) -> str | None:
-    """Slurm's word for the job's state; None when it knows no such job, or does not answer."""
-    shown = run_program("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", number).stdout.split()
+    """Slurm's word for the job's state; None when it knows no such job, NO_ANSWER when it cannot be asked."""
+    asked = run_program("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", number)
+    shown = asked.stdout.split()
     if shown:
         return shown[0]
-    match = re.search(r"JobState=(\S+)", run_program("scontrol", "show", "job", number).stdout)
-    if match:
-        return match[1]
+    if asked.fault and _NO_SUCH_JOB not in asked.stderr:
+        return NO_ANSWER
     told = run_program("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", number)
     words = told.stdout.split()
     return words[0] if words else None
@@ -317,6 +328,8 @@ def ask(record: JobRecord) -> JobRecord:
     if state in ("PENDING", "CONFIGURING"):
         _, saved, step = (record.note or "").partition("; saved at ")
         return replace(record, note=f"Slurm job {number}: {state.lower()} ({reason_of(number)}){saved}{step}")
+    if state == NO_ANSWER:
+        return replace(record, note=f"Slurm job {number}: Slurm does not answer")
     if state is None or state in _OVER:
         text = f"Slurm job {number} is {'gone' if state is None else state}, and the job left no end of its own"
         nodes = f"scontrol show job {number}; sacct -j {number}"
@@ -325,28 +338,43 @@ def ask(record: JobRecord) -> JobRecord:
     return record
 
 
-def stop(paths: JobPaths, record: JobRecord, *, wait_s: float) -> None:
-    """Stop a job that waits or runs. A running one is asked first, and cancelled when it has not ended in ``wait_s``.
+def request_stop(paths: JobPaths, record: JobRecord) -> bool:
+    """Have a job that waits cancelled, and ask one that runs to stop: then True, and its leader writes the end.
 
-    Raises JobError when Slurm does not know it.
+    Where Slurm does not answer, what is written in the job's folder asks the leader. Raises JobError when Slurm does
+    not know the job.
     """
     number = record.where.get("id")
     state = state_of(number) if number else None
     if number is None or state is None:
         raise JobError(f"Slurm knows no job {number}", hint=f"launcher status {record.job_id}")
-    if state != "RUNNING":
-        run_program("scancel", number)
-        current = jobs.read_record(paths) or record
-        if not current.is_final:
-            note = "before it ran" if current.started is None else "before it ran again"
-            ended = replace(current, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note=note)
-            jobs.write_record(paths, ended)
+    if state == "RUNNING":
+        run_program("scancel", "--batch", "--signal=TERM", number)
+    if state in ("RUNNING", "COMPLETING", NO_ANSWER):
+        return True
+    run_program("scancel", number)
+    current = jobs.read_record(paths) or record
+    if not current.is_final:
+        note = "before it ran" if current.started is None else "before it ran again"
+        ended = replace(current, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note=note)
+        jobs.write_record(paths, ended)
+    return False
+
+
+def stop(paths: JobPaths, record: JobRecord, *, wait_s: float) -> None:
+    """Stop a job that waits or runs. A running one is asked first, and cancelled when it has not ended in ``wait_s``.
+
+    Raises JobError when Slurm does not know it, or does not answer and nobody else ends it.
+    """
+    if not request_stop(paths, record):
         return
-    run_program("scancel", "--batch", "--signal=TERM", number)
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
         current = jobs.read_record(paths) or record
         if current.is_final:
             return
         time.sleep(0.2)
-    run_program("scancel", number)
+    if run_program("scancel", record.where["id"]).fault:
+        raise JobError(
+            f"job {record.job_id} has not ended, and Slurm does not answer", hint=f"scancel {record.where['id']}"
+        )

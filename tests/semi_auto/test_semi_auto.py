@@ -229,7 +229,16 @@ def test_what_cpu_has_no_kernel_for_compiles_and_its_strategies_cut_and_merge(
     The launcher's own split lays every weight as the strategies do: such shards are what a run of this kind loads.
     """
     shop = semi_auto.shop
-    job = semi_auto.submit(name, "--engine", "direct", *options, cards=cards, code=7, **parallel)
+    job = semi_auto.submit(
+        name,
+        "--engine",
+        "direct",
+        *options,
+        cards=cards,
+        code=7,
+        env={"LAUNCHER_TEST_STRATEGIES": str(cards)},
+        **parallel,
+    )
     assert len(list(job.paths.strategies.iterdir())) == cards
     whole = make_whole(shop.folder / f"{name}_whole", job)
     cut_by_mindspore(shop.folder / f"{name}_whole", job, shop.folder / f"{name}_cut")

@@ -3,7 +3,8 @@
 Modules of the launcher are changed right after they were loaded: the plan's refusal of collectives that MindSpore's
 CPU backend lacks is lifted, and ranks make the emulator's groups once their context is built. LAUNCHER_TEST_DIE names
 an attempt, an event and a step, "1:step:6": rank 1 is killed when it has reported that. LAUNCHER_TEST_SLOW_S is how
-long every rank waits after each step.
+long every rank waits after each step. A rank that fails says so when all ranks have written their strategy files: the
+others would be ended before.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +37,13 @@ def _make_groups(module: ModuleType) -> None:
     module.prepare_training = prepared  # type: ignore[attr-defined]
 
 
+def _wait_for_strategies(folder: Path, count: int) -> None:
+    until = time.monotonic() + 120
+    while len(list(folder.glob("*.ckpt"))) < count and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(1 if count else 0)  # the last of them is being written
+
+
 def _die_or_wait_after_an_event(module: ModuleType) -> None:
     attempt, event, step = os.environ.get("LAUNCHER_TEST_DIE", "::").split(":")
     dies = attempt == os.environ.get("LAUNCHER_ATTEMPT") and os.environ.get("RANK_ID") == "1"
@@ -42,6 +51,8 @@ def _die_or_wait_after_an_event(module: ModuleType) -> None:
     write = module.EventWriter.write
 
     def written(self: Any, name: str, **fields: Any) -> None:
+        if name == "error":
+            _wait_for_strategies(Path(sys.argv[1]) / "strategy", int(os.environ.get("LAUNCHER_TEST_STRATEGIES", "0")))
         write(self, name, **fields)
         if dies and name == event and str(fields.get("step", "")) == step:
             os.kill(os.getpid(), signal.SIGKILL)

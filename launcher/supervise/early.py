@@ -1,0 +1,80 @@
+"""Ranks below an engine before they report: found by what the engine put into their environment.
+
+msrun and mpirun start ranks themselves. One that ends before its first event is known to nobody but them: msrun then
+waits on for its scheduler, and mpirun ends the other ranks, which look as if they had failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from launcher.engines.base import Told
+from launcher.processes import ProcessId, children, environment_of
+from launcher.supervise.watch import SCHEDULER
+
+# The variable that names a rank in its process, by engine.
+_RANK = {"msrun": "RANK_ID", "mpirun": "OMPI_COMM_WORLD_RANK"}
+
+Who = int | str
+
+
+class EarlyRanks:
+    """Ranks ``ranks`` (and msrun's scheduler, where ``scheduler``) below the engine, each told once."""
+
+    def __init__(self, engine: str, process: ProcessId, ranks: Collection[int], *, scheduler: bool) -> None:
+        self._variable, self._process = _RANK[engine], process
+        self._own = environment_of(process.pid)
+        self._expected: list[Who] = [*([SCHEDULER] if scheduler else []), *ranks]
+        self._known: dict[int, Who] = {}
+
+    @property
+    def missing(self) -> list[Who]:
+        """Whom nothing is known of yet, in the order in which the engine starts them."""
+        known = set(self._known.values())
+        return [who for who in self._expected if who not in known]
+
+    def look(self) -> Iterator[tuple[Who, ProcessId]]:
+        """Processes that were not there, or not recognisable, at the last look."""
+        unknown: list[ProcessId] = []
+        for process in self._below(self._process):
+            who = self._who(process)
+            if who is None:
+                unknown.append(process)
+            else:
+                yield self._note(who, process)
+        yield from self._by_elimination(unknown)
+
+    def _below(self, parent: ProcessId) -> Iterator[ProcessId]:
+        """Unknown processes; a rank's own children are not looked at."""
+        for process in children(parent.pid):
+            if process.pid in self._known:
+                continue
+            yield process
+            if process.pid not in self._known:
+                yield from self._below(process)
+
+    def _who(self, process: ProcessId) -> Who | None:
+        environment = environment_of(process.pid)
+        if environment == self._own:  # forked, and not yet another program
+            return None
+        if environment.get("MS_ROLE") == "MS_SCHED":
+            return SCHEDULER
+        text = environment.get(self._variable, "")
+        return int(text) if text.isdecimal() and int(text) in self._expected else None
+
+    def _note(self, who: Who, process: ProcessId) -> tuple[Who, ProcessId]:
+        self._known[process.pid] = who
+        return who, process
+
+    def _by_elimination(self, unknown: list[ProcessId]) -> Iterator[tuple[Who, ProcessId]]:
+        """Dead processes have no environment any more; when all that are missing are dead, their order says it."""
+        missing = self.missing
+        if unknown and len(unknown) == len(missing) and not any(process.is_alive() for process in unknown):
+            yield from map(self._note, missing, unknown)
+
+    def rank_of(self, told: Told) -> int | None:
+        """The rank that an engine's words mean; None when that process was seen, and so is watched."""
+        if told.rank_id is not None:
+            return told.rank_id
+        ranks = [who for who in self.missing if isinstance(who, int)]
+        return ranks[0] if ranks and told.pid not in self._known else None
