@@ -26,6 +26,8 @@ MOST_RANKS = 65536  # HCCL's own limit (rank_count of version 2.0)
 _RANGE = re.compile(r"\[([^\[\]]*)\]")
 _SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
+# What can only be meant as an address: numbers with dots, or anything with colons.
+_ADDRESS_LIKE = re.compile(r"[0-9.]+|.*:.*")
 
 
 class _Section(BaseModel):
@@ -250,7 +252,7 @@ class _Builder:
 
     def _names(self, at: tuple[int | str, ...], key: str, text: str) -> list[str]:
         found = self._expand((*at, key), (text,))
-        bad = next((name for name in found if not _HOST_NAME.fullmatch(name)), None)
+        bad = next((name for name in found if not _is_host(name)), None)
         if bad is not None:
             self._add((*at, key), f"{bad!r} is no host name and no address")
         return found
@@ -351,6 +353,13 @@ class _Builder:
             columns.append([_net_level(level, address) for address in addresses])
         for row in zip(*columns, strict=False):
             yield _joined(row)
+
+
+def _is_host(name: str) -> bool:
+    """Whether ``name`` is an IPv4 or IPv6 address, or a name: 10.0.0.256 is neither."""
+    if _ADDRESS_LIKE.fullmatch(name):
+        return packed_ip(name) is not None
+    return _HOST_NAME.fullmatch(name) is not None
 
 
 def _net_level(level: LevelSpec, address: str) -> NetLevel:

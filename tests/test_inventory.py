@@ -162,3 +162,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"kind: \xe9")
     with pytest.raises(SpecError, match="cannot read the inventory"):
         load_inventory(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize("address", ["10.0.0.[250-260]", "10.0.0.256", "1.2.3", "fe80::xyz"])
+def test_numbers_that_are_no_address_are_no_host_name_either(tmp_path: Path, address: str) -> None:
+    file = tmp_path / "hosts.yaml"
+    file.write_text(f"kind: A2\nhosts:\n  - {{address: '{address}'}}\n")
+    with pytest.raises(SpecError) as caught:
+        load_inventory(file)
+
+    assert "is no host name and no address" in str(caught.value)

@@ -210,6 +210,22 @@ def test_one_fault_in_a_1_2_table(path: list[Any], value: Any, expected: list[st
     assert verdict(changed(pods_table(), path, value)) == expected
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("device_port", "0", "E_PORT"),
+        ("host_port", 16666, "E_NOT_STRING"),
+        ("backup_device_port", "x", "E_PORT"),
+        ("backup_device_ip", "no", "E_BAD_IP"),
+    ],
+)
+def test_ports_and_backups_are_checked_where_there_is_no_device_ip(key: str, value: Any, expected: str) -> None:
+    document = changed(table(), [*_DEVICE, "device_ip"], ...)
+    document = changed(document, [*_DEVICE, key], value)
+
+    assert verdict(document) == sorted(["E_NO_IP", expected])
+
+
 def test_inside_one_super_pod_addresses_may_be_left_out() -> None:
     document = pods_table()
     document["super_pod_list"] = [
@@ -233,28 +249,76 @@ _ADDRESS = [*_LEVEL, "rank_addr_list", 0]
         (["rank_count"], 3, ["E_RANK_COUNT"]),
         (["rank_count"], ..., ["E_MISSING"]),
         (["rank_list"], [], ["E_MISSING", "E_RANK_COUNT"]),
-        (["status"], "initializing", ["E_STATUS"]),
+        (["status"], "initializing", []),  # HCCL's parser of 2.0 does not read it
+        (["detour"], True, ["E_DETOUR"]),
+        (["detour"], "true", []),
         ([*_RANK, "rank_id"], "1", ["E_NOT_INT", "E_RANKS"]),
         ([*_RANK, "rank_id"], True, ["E_NOT_INT", "E_RANKS"]),
         ([*_RANK, "rank_id"], -1, ["E_RANKS"]),
         ([*_RANK, "local_id"], 65, ["E_LOCAL_ID"]),
         ([*_RANK, "device_id"], ..., ["E_MISSING"]),
-        ([*_RANK, "device_id"], 65, ["E_DEVICE_ID"]),
+        ([*_RANK, "local_id"], 64, ["E_MISSING"]),  # a backup, and nothing says for which
+        ([*_RANK, "device_id"], 513, ["E_DEVICE_ID"]),
         ([*_RANK, "device_port"], 0, ["E_PORT"]),
+        ([*_RANK, "control_plane"], {"addr_type": "IPV4", "addr": "10.0.0.1", "listen_port": 0}, ["E_PORT"]),
+        ([*_RANK, "control_plane"], {"addr_type": "IPV4", "addr": "10.0.0.1", "listen_port": 8000}, []),
+        ([*_RANK, "control_plane"], [], ["E_TYPE"]),
         ([*_LEVEL, "net_layer"], 8, ["E_NET_LAYER"]),
         ([*_LEVEL, "net_layer"], "0", ["E_NET_LAYER"]),
         ([*_LEVEL, "net_type"], ["CLOS"], ["E_NET_TYPE"]),
+        ([*_LEVEL, "net_type"], "MESH", ["E_NET_TYPE"]),
+        ([*_LEVEL, "net_type"], ..., []),
+        ([*_LEVEL, "net_type"], "1DMESH", []),
+        ([*_LEVEL, "net_attr"], 1, ["E_NOT_STRING"]),
         ([*_LEVEL, "net_instance_id"], "x" * 1025, ["E_SERVER_ID"]),
-        ([*_LEVEL, "rank_addr_list"], [], ["E_MISSING"]),
+        ([*_LEVEL, "net_instance_id"], "", ["E_SERVER_ID"]),
+        ([*_LEVEL, "rank_addr_list"], [], ["E_ADDR"]),  # the other rank of the instance has one
         ([*_LEVEL, "rank_addr_list"], [{"addr_type": "IPV4", "addr": f"1.1.1.{i}"} for i in range(25)], ["E_ADDR"]),
         ([*_ADDRESS, "addr_type"], "MAC", ["E_ADDR"]),
         ([*_ADDRESS, "addr"], "::1", ["E_ADDR"]),
         ([*_ADDRESS, "ports"], [1], ["E_ADDR"]),
+        ([*_ADDRESS, "ports"], ..., ["E_ADDR"]),
+        ([*_ADDRESS, "ports"], [], ["E_ADDR"]),
+        ([*_ADDRESS, "ports"], [""], ["E_ADDR"]),
+        ([*_ADDRESS, "ports"], ["x" * 33], ["E_ADDR"]),
+        ([*_ADDRESS, "plane_id"], "x" * 1025, ["E_ADDR"]),
+        ([*_ADDRESS, "plane_id"], 0, ["E_NOT_STRING"]),
+        ([*_ADDRESS, "backup_addr"], "10.0.0.9", ["E_ADDR"]),
+        ([*_ADDRESS, "backup_addr"], ["::1"], ["E_ADDR"]),
+        ([*_ADDRESS, "backup_addr"], ["10.0.0.9"], []),
     ],
 )
 def test_one_fault_in_a_2_0_table(path: list[Any], value: Any, expected: list[str]) -> None:
     assert verdict(v2_table()) == []
     assert verdict(changed(v2_table(), path, value)) == expected
+
+
+def test_a_backup_device_stands_in_for_one_that_is_not_listed() -> None:
+    def backup(rank: int, local_id: int) -> dict[str, Any]:
+        document = changed(v2_table(), ["rank_list", rank, "local_id"], 64)
+        return changed(document, ["rank_list", rank, "replaced_local_id"], local_id)
+
+    assert verdict(backup(1, 7)) == []
+    assert verdict(backup(1, 0)) == ["E_LOCAL_ID"]  # rank 0 is that device
+    assert verdict(backup(1, 64)) == ["E_LOCAL_ID"]
+    both = changed(backup(1, 7), ["rank_list", 0, "local_id"], 64)
+    assert verdict(changed(both, ["rank_list", 0, "replaced_local_id"], 6)) == ["E_LOCAL_ID"]
+
+
+def test_a_port_has_one_address() -> None:
+    document = v2_table()
+    for rank in document["rank_list"]:
+        addresses = rank["level_list"][0]["rank_addr_list"]
+        addresses.append({**addresses[0], "addr": f"10.9.9.{rank['rank_id']}"})
+
+    assert verdict(document) == ["E_ADDR"]
+
+
+def test_fifty_thousand_doubled_keys_are_counted() -> None:
+    """Each is looked at once: comparing each with all others takes many minutes."""
+    doubled = ",".join(f'"k{number}":1,"k{number}":2' for number in range(50_000))
+
+    assert check_text('{"version":"1.0",' + doubled + "}").counts["N_DUP_KEY"] == 50_000
 
 
 def test_levels_go_upwards_and_are_few() -> None:

@@ -284,6 +284,35 @@ def test_merging_2_0_tables(tmp_path: Path) -> None:
     assert check_text(checked_text(merged, "t.json")[0]).verdict == []
 
 
+def test_keys_that_no_version_knows_are_merged_too(tmp_path: Path) -> None:
+    def part(host: int, **top: Any) -> Path:
+        return write(tmp_path / f"{host}.json", {**document(cluster(1, 2, first=host)), **top})
+
+    one, two = part(0, made_by="us", site={"row": 4}), part(1, site={"row": 4}, cluster="east")
+    merged = json.loads(checked_text(merge_files([one, two]), "t.json")[0])
+    assert {key: merged[key] for key in ("made_by", "site", "cluster")} == {
+        "made_by": "us", "site": {"row": 4}, "cluster": "east",
+    }  # fmt: skip
+    with pytest.raises(SpecError, match="site is"):
+        merge_files([one, part(2, site={"row": 5})])
+
+
+def test_keys_of_a_super_pod_are_merged_too(tmp_path: Path) -> None:
+    table = document(cluster(1, 2, kind="A3", pod="pod0"))
+    table["super_pod_list"][0]["rack"] = "r7"
+    merged = json.loads(checked_text(merge_files([write(tmp_path / "one.json", table)]), "t.json", kind="A3")[0])
+
+    assert merged["super_pod_list"][0]["rack"] == "r7"
+
+
+def test_a_host_s_name_is_no_pod_ip() -> None:
+    """msrun's workers register by address; a name in the table would never be found, and the table be ignored."""
+    made = cluster(2, 2)
+    named = replace(made, hosts=(replace(made.hosts[0], address="node-a"), made.hosts[1]))
+
+    assert [server.get("pod_ip") for server in document(named)["server_list"]] == [None, made.hosts[1].address]
+
+
 def test_what_does_not_merge(tmp_path: Path) -> None:
     one = write(tmp_path / "1.json", document(cluster(1, 2)))
     copy = write(tmp_path / "copy.json", document(cluster(1, 2)))

@@ -13,6 +13,7 @@ from launcher.rank_table.values import check_ranks, decimal, objects, packed_ip,
 
 _LONGEST_ID = 64
 _LARGEST_DEVICE_ID = 15
+_USUAL = frozenset(("device_id", "device_ip", "rank_id"))
 _PORTS = ("device_port", "host_port", "backup_device_port", "device_vnic_port")
 
 
@@ -87,7 +88,7 @@ def _row(report: Report, path: str, server: int, device: dict[str, Any]) -> Row:
     rank_id = _number(report, device, "rank_id", path, "E_RANKS", None)
     sdid = _number(report, device, "super_device_id", path, "E_SDID", SDID_MAX, required=False)
     ips = _ips(report, device, path)
-    if len(device) > 3:
+    if not _USUAL.issuperset(device):
         _optional(report, device, path)
     return Row(path, device, server, device_id, rank_id, ips, sdid)
 

@@ -8,6 +8,7 @@ from typing import Any
 from launcher.errors import SpecError
 from launcher.rank_table.legacy import convert_legacy
 from launcher.rank_table.lint import is_legacy, load_table
+from launcher.rank_table.problems import show_value
 from launcher.rank_table.table import Table, TablePod, TableServer
 from launcher.rank_table.values import natural, packed_ip
 from launcher.rank_table.view import pods_by_server
@@ -67,7 +68,8 @@ def _merge_v1(version: str, paths: list[Path], documents: list[dict[str, Any]], 
         numbered = tuple({**device, "rank_id": str(rank_id + index)} for index, device in enumerate(devices))
         found.append(TableServer(fields=_kept_fields(server, single=len(servers) == 1), devices=numbered))
         rank_id += len(devices)
-    return Table(version=version, servers=tuple(found), pods=_merged_pods(servers, pods))
+    merged = _merged_pods(servers, pods, _pod_fields(paths, documents))
+    return Table(version=version, servers=tuple(found), pods=merged, fields=_top_fields(paths, documents))
 
 
 def _old_rank(device: dict[str, Any]) -> int:
@@ -88,12 +90,47 @@ def _kept_fields(server: dict[str, Any], *, single: bool) -> dict[str, Any]:
     return fields
 
 
-def _merged_pods(servers: list[dict[str, Any]], pods: dict[str, str]) -> tuple[TablePod, ...]:
+# What a template writes itself.
+_WRITTEN = {"status", "version", "server_count", "server_list", "super_pod_list", "rank_count", "rank_list"}
+
+
+def _top_fields(paths: list[Path], documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Keys at the top of the parts that are not made anew. Raises SpecError when parts say different things."""
+    found: dict[str, Any] = {}
+    for path, document in zip(paths, documents, strict=True):
+        _add_fields(found, {key: value for key, value in document.items() if key not in _WRITTEN}, f"{path}: $")
+    return found
+
+
+def _pod_fields(paths: list[Path], documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By super_pod_id, the pod's keys beside its servers. Raises SpecError as _top_fields does."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, document in zip(paths, documents, strict=True):
+        for pod in document.get("super_pod_list", ()):
+            own = {key: value for key, value in pod.items() if key not in ("super_pod_id", "server_list")}
+            _add_fields(found.setdefault(pod["super_pod_id"], {}), own, f"{path}: super pod {pod['super_pod_id']}")
+    return found
+
+
+def _add_fields(found: dict[str, Any], more: dict[str, Any], where: str) -> None:
+    for key, value in more.items():
+        if found.setdefault(key, value) != value:
+            raise SpecError(
+                f"{where}.{key} is {show_value(value)}, and {show_value(found[key])} in a table before",
+                hint="make them equal; one table has one",
+            )
+
+
+def _merged_pods(
+    servers: list[dict[str, Any]], pods: dict[str, str], fields: dict[str, dict[str, Any]]
+) -> tuple[TablePod, ...]:
     members: dict[str, list[str]] = {}
     for server in servers:
         if server["server_id"] in pods:
             members.setdefault(pods[server["server_id"]], []).append(server["server_id"])
-    return tuple(TablePod(super_pod_id=pod, server_ids=tuple(ids)) for pod, ids in members.items())
+    return tuple(
+        TablePod(super_pod_id=pod, server_ids=tuple(ids), fields=fields.get(pod, {})) for pod, ids in members.items()
+    )
 
 
 def _identities_v1(document: dict[str, Any]) -> list[str]:
@@ -124,7 +161,8 @@ def _refuse_twice(paths: list[Path], identities: list[list[str]]) -> None:
 def _merge_v2(paths: list[Path], documents: list[dict[str, Any]]) -> Table:
     _refuse_twice(paths, [[_identity_v2(rank) for rank in document["rank_list"]] for document in documents])
     ranks = [rank for document in documents for rank in sorted(document["rank_list"], key=lambda rank: rank["rank_id"])]
-    return Table(version="2.0", ranks=tuple({**rank, "rank_id": index} for index, rank in enumerate(ranks)))
+    numbered = tuple({**rank, "rank_id": index} for index, rank in enumerate(ranks))
+    return Table(version="2.0", ranks=numbered, fields=_top_fields(paths, documents))
 
 
 def _identity_v2(rank: dict[str, Any]) -> str:

@@ -145,20 +145,25 @@ RULES: dict[str, Rule] = {
         cann=_BAD_VALUE,
         fix="correct rank_count",
     ),
-    "E_LOCAL_ID": Rule(rule="local_id is 0 to 64", cann=_BAD_VALUE, fix="write the id of the topology file"),
+    "E_LOCAL_ID": Rule(
+        rule="local_id is 0 to 64; 64 is a backup, one at most, whose replaced_local_id is that of a device not listed",
+        cann=_BAD_VALUE,
+        fix="write the id of the topology file",
+    ),
+    "E_DETOUR": Rule(rule='detour is "true" or "false"', cann=_BAD_VALUE, fix="write it as a string, or leave it out"),
     "E_NET_LAYER": Rule(
         rule="a level has net_layer 0 to 7, ascending in level_list, at most 8 levels",
         cann=_BAD_VALUE,
         fix="write net_layer as an integer; number the levels upwards",
     ),
     "E_NET_TYPE": Rule(
-        rule="net_type is TOPO_FILE_DESC or CLOS",
+        rule="net_type, if there is one, is TOPO_FILE_DESC, CLOS or a mesh or server that HCCL knows",
         cann=_BAD_VALUE,
         fix="TOPO_FILE_DESC for layer 0, CLOS above",
     ),
     "E_ADDR": Rule(
-        rule="a rank address has addr_type EID, IPV4 or IPV6, an address of that kind, at most 16 ports; "
-        "at most 24 in a level",
+        rule="a rank address has addr_type EID, IPV4 or IPV6, an address of that kind, and 1 to 16 ports of its own; "
+        "a level has at most 24, as many as every level of the same instance",
         cann=_BAD_VALUE,
         fix="write the address that `hccn_tool -g -dev_info -i N` prints",
     ),
@@ -232,6 +237,9 @@ RULES: dict[str, Rule] = {
         rule="910 and 300I Duo want device_ip even in one server",
         cann=f"{_BAD_KEY} on these two; A2 and A3 take it",
         fix="add device_ip if this is a 910 or 300I Duo",
+    ),
+    "N_STATUS": Rule(
+        rule="status belongs to versions 1.0 and 1.2", cann="none: version 2.0 does not read it", fix="leave it out"
     ),
     "N_SERVER_COUNT": Rule(
         rule="the guide asks for server_count", cann="none: the parser warns", fix="add server_count"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,8 +74,8 @@ def _loads(text: str, report: Report) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) != len(items):
-            names = [key for key, _ in items]
-            doubled.update((name, None) for name in found if names.count(name) > 1)
+            counts = Counter(key for key, _ in items)
+            doubled.update((name, None) for name, count in counts.items() if count > 1)
         return found
 
     value = json.loads(text, parse_constant=_no_constant, object_pairs_hook=pairs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -30,20 +30,25 @@ class TableServer:
 
 @dataclass(frozen=True, kw_only=True)
 class TablePod:
-    """One entry of super_pod_list."""
+    """One entry of super_pod_list. ``fields``: its other keys."""
 
     super_pod_id: str
     server_ids: tuple[str, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A whole table. Versions 1.0 and 1.2 have ``servers`` (1.2 also ``pods``), 2.0 has ``ranks``."""
+    """A whole table. Versions 1.0 and 1.2 have ``servers`` (1.2 also ``pods``), 2.0 has ``ranks``.
+
+    ``fields``: keys at the top that no version knows, or that say nothing of the ranks.
+    """
 
     version: str
     servers: tuple[TableServer, ...] = ()
     pods: tuple[TablePod, ...] = ()
     ranks: tuple[dict[str, Any], ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_ranks(self) -> int:
@@ -117,8 +122,9 @@ def _server_fields(cluster: Cluster, host: Host, *, pod_ip: bool) -> dict[str, s
     fields = {"server_id": _server_id(host)}
     if cluster.kind == "A3" and packed_ip(host.address):
         fields["host_ip"] = host.address
-    if pod_ip:
-        # With one host msrun's workers register as 127.0.0.1 whatever the host's own address is.
+    # With one host msrun's workers register as 127.0.0.1 whatever the host's own address is; with several by address,
+    # so that a name would never be found.
+    if pod_ip and (len(cluster.hosts) == 1 or packed_ip(host.address)):
         fields["pod_ip"] = host.address if len(cluster.hosts) > 1 else "127.0.0.1"
     return fields
 

@@ -39,7 +39,9 @@ def string(report: Report, holder: dict[str, Any], key: str, path: str, *, requi
     return None
 
 
-def objects(report: Report, holder: dict[str, Any], key: str, path: str) -> list[tuple[str, dict[str, Any]]]:
+def objects(
+    report: Report, holder: dict[str, Any], key: str, path: str, *, may_be_empty: bool = False
+) -> list[tuple[str, dict[str, Any]]]:
     """The objects of the list at ``key``, each with its path; what is no object is noted and left out."""
     value = holder.get(key, ...)
     here = f"{path}.{key}"
@@ -49,7 +51,7 @@ def objects(report: Report, holder: dict[str, Any], key: str, path: str) -> list
     if not isinstance(value, list):
         report.add("E_TYPE", here, value, "a list is expected")
         return []
-    if not value:
+    if not value and not may_be_empty:
         report.add("E_MISSING", here, value, f"{key} is empty")
     found = []
     for index, item in enumerate(value):
