@@ -18,7 +18,7 @@ from launcher.data.cache import in_cache
 from launcher.data.info import DatasetInfo, read_info
 from launcher.data.preprocess import PreprocessOptions, preprocess
 from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
-from launcher.jobs import JobPaths
+from launcher.jobs import JobPaths, is_job_folder
 from launcher.plan import Inputs
 from launcher.spec import ModelSpec, RunSpec
 
@@ -99,6 +99,11 @@ def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedB
     ``model`` is the model section of a spec. Raises CheckpointError.
     """
     absolute = Path(_existing(checkpoint, "checkpoint", "launcher merge-ckpt JOB makes one", CheckpointError))
+    if is_job_folder(absolute):
+        raise CheckpointError(
+            f"checkpoint {absolute} is a job's folder, and not a base",
+            hint=f"launcher merge-ckpt {absolute.name}; then --checkpoint {JobPaths(root=absolute).merged}",
+        )
     if not holds_shards(absolute):
         return check_file(_whole_file(absolute), model), None
     shards = read_sharded(absolute)

@@ -301,7 +301,7 @@ def base_checkpoint(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobP
         return Base()
     semi_auto, ranks = spec.parallel.mode == "semi_auto", range(cluster.num_devices)
     files = _files_by_rank(inputs, cluster)
-    file_format = files[0].rpartition(".")[2]
+    file_format = "ckpt" if files[0].endswith(".ckpt") else "safetensors"
     in_rank_folders = inputs.shards is not None or (len(ranks) > 1 and not semi_auto and file_format == "safetensors")
     places = [f"base/rank_{rank}" for rank in ranks] if in_rank_folders else ["base"]
     return Base(

@@ -69,6 +69,15 @@ def test_a_merged_folder_and_a_folder_of_shards_are_checked_as_a_file_is(tmp_pat
         assert "num_layers: the weights have 3, the model 2" in refusal(folder, num_layers=2).message
 
 
+def test_a_job_is_no_base_until_it_is_merged(tmp_path: Path) -> None:
+    (tmp_path / "bcdfg-x" / "checkpoint" / "rank_0").mkdir(parents=True)
+    (tmp_path / "bcdfg-x" / "job.json").write_text("{}")
+    error = refusal(tmp_path / "bcdfg-x")
+
+    assert "is a job's folder" in error.message
+    assert error.hint == f"launcher merge-ckpt bcdfg-x; then --checkpoint {tmp_path / 'bcdfg-x' / 'merged'}"
+
+
 @pytest.mark.parametrize(
     ("base_has", "spec_says", "expected", "hint"),
     [

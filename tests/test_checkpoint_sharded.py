@@ -50,7 +50,8 @@ def test_shards_fit_the_run_that_cuts_alike_and_no_other(whole: Path, name: str)
         if other != name:
             with pytest.raises(CheckpointError, match="not cut as this run cuts the model") as caught:
                 check_fits(base, plan)
-            assert "launcher merge-ckpt" in (caught.value.hint or "")
+            assert f"--mp 2 --pp {plan.pipeline_stage}" in (caught.value.hint or "")
+            assert ("--cut-vocabulary" in (caught.value.hint or "")) == plan.cut_vocabulary
 
 
 def test_shards_that_say_nothing_of_their_cuts_are_refused(whole: Path) -> None:

@@ -56,12 +56,24 @@ def read_sharded(folder: Path) -> ShardedBase:
 
 def check_fits(base: ShardedBase, plan: SplitPlan) -> None:
     """Raise CheckpointError when ranks that split the model by ``plan`` need other slices than they would find."""
-    if len(base.files) != plan.num_ranks:
-        raise _other_split(base, f"it has shards of {len(base.files)} rank(s), the run has {plan.num_ranks}")
-    if len(base.stages) != plan.pipeline_stage:
-        raise _other_split(
-            base, f"it is cut for {len(base.stages)} pipeline stage(s), the run has {plan.pipeline_stage}"
+    why = _other_counts(base, plan) or _other_slices(base, plan)
+    if why:
+        raise CheckpointError(
+            f"the shards of {base.folder} are not cut as this run cuts the model: {why}",
+            hint=f"launcher merge-ckpt {base.folder} -o whole; then --checkpoint whole, "
+            f"or launcher split-ckpt whole {_options(plan)} -o shards; then --checkpoint shards",
         )
+
+
+def _other_counts(base: ShardedBase, plan: SplitPlan) -> str | None:
+    if len(base.files) != plan.num_ranks:
+        return f"it has shards of {len(base.files)} rank(s), the run has {plan.num_ranks}"
+    if len(base.stages) != plan.pipeline_stage:
+        return f"it is cut for {len(base.stages)} pipeline stage(s), the run has {plan.pipeline_stage}"
+    return None
+
+
+def _other_slices(base: ShardedBase, plan: SplitPlan) -> str | None:
     layers = names.num_layers(base.tensors)
     for stage, layouts in base.stages.items():
         for name, layout in layouts.items():
@@ -69,10 +81,11 @@ def check_fits(base: ShardedBase, plan: SplitPlan) -> None:
             if tensor is None:
                 continue  # a layout of something that was not saved
             if stage not in stage_of(name, layers, plan):
-                raise _other_split(base, f"{name} is in its stage {stage}, and not in that of the run")
+                return f"{name} is in its stage {stage}, and not in that of the run"
             wanted = layout_of(name, tensor.shape, plan, nbytes=tensor.nbytes)
             if not _same_slices(layout, wanted, tensor.shape):
-                raise _other_split(base, f"{name} is cut otherwise")
+                return f"{name} is cut otherwise"
+    return None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -86,8 +99,8 @@ def _same_slices(one: Layout, other: Layout, shape: Shape) -> bool:
         return False
 
 
-def _other_split(base: ShardedBase, why: str) -> CheckpointError:
-    return CheckpointError(
-        f"the shards of {base.folder} are not cut as this run cuts the model: {why}",
-        hint=f"launcher merge-ckpt {base.folder} -o whole; then --checkpoint whole",
-    )
+def _options(plan: SplitPlan) -> str:
+    """What split-ckpt is given for ``plan``."""
+    text = f"--dp {plan.data_parallel} --mp {plan.model_parallel} --pp {plan.pipeline_stage}"
+    text += " --optimizer-parallel" if plan.optimizer_shards != 1 else ""
+    return text + (" --cut-vocabulary" if plan.cut_vocabulary else "")
