@@ -22,7 +22,7 @@ from launcher.checkpoint.tensorfile import TensorFile
 from launcher.doctor import needs_of_spec
 from launcher.doctor.job import check_base
 from launcher.errors import CheckpointError
-from launcher.jobs import FAILED
+from launcher.jobs import FAILED, write_record
 from launcher.planning import imagined_cluster, sketch
 from launcher.presets import PRESETS
 from launcher.spec import ModelSpec, RunSpec, load_spec, parse_sets
@@ -257,7 +257,8 @@ def test_resume_from_the_beginning_checks_the_base_again(tmp_path: Path, base: P
     drafted = submission.draft("tiny_cpu", cards=1, checkpoint=str(base), port=None, jobs_dir=tmp_path / "jobs")
     assert drafted.plan.launch is not None
     record = replace(starting.write_job(drafted.plan, drafted.plan.launch), state=FAILED)
-    before = sorted(drafted.plan.paths.root.rglob("*"))
+    write_record(drafted.plan.paths, record)
+    before = {*drafted.plan.paths.root.rglob("*"), drafted.plan.paths.resume_lock}
     save_file(weights(num_layers=2), base)
     with pytest.raises(CheckpointError, match="num_layers: the weights have 2, the model 3"):
         starting.begin_again(drafted.plan.paths, record)
@@ -265,4 +266,4 @@ def test_resume_from_the_beginning_checks_the_base_again(tmp_path: Path, base: P
     with pytest.raises(CheckpointError, match="does not exist"):
         starting.begin_again(drafted.plan.paths, record)
 
-    assert sorted(drafted.plan.paths.root.rglob("*")) == before
+    assert set(drafted.plan.paths.root.rglob("*")) == before
