@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from launcher.checkpoint import names
 from launcher.errors import CheckpointError
 
 _SHOWN = 3
@@ -39,6 +38,8 @@ class Loads:
         """
         if not self._source:
             return
+        from launcher.checkpoint import names  # with numpy, which a scheduler does without
+
         wanted = (name for name in self._left if names.is_weight(name) or (self._resumed and "." in name))
         left = [name for name in wanted if name not in self._loaded]
         if not self._calls:
