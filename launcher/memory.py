@@ -10,8 +10,13 @@ Left out: workspaces of single operators and fragmentation; that is what the mar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+from launcher.checkpoint import names
+from launcher.checkpoint.layout import optimizer_cuts, slice_shape
+from launcher.checkpoint.split import SplitPlan, layout_of
 from launcher.spec import LoraSpec, ModelSpec, RunSpec
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -91,19 +96,49 @@ def lora_count(model: ModelSpec, lora: LoraSpec | None) -> int:
     return model.num_layers * lora.r * sum(sum(sizes[name]) for name in lora.targets)
 
 
-# Projections whose outputs are split between model-parallel ranks; the others' inputs are.
-_SPLIT_BY_OUTPUT = ("wq", "wk", "wv", "w1", "w3")
+def split_plan(spec: RunSpec) -> SplitPlan:
+    """How a settled ``spec`` lays the model over its ranks."""
+    parallel = spec.parallel
+    parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
+    # A pipeline cuts the vocabulary whether asked or not, where it divides (templates/rank.yaml.j2, vocab_emb_dp).
+    divides = spec.model.vocab_size % parts == 0
+    return SplitPlan(
+        data_parallel=parallel.data_parallel or 1,
+        model_parallel=parts,
+        pipeline_stage=stages,
+        optimizer_shards=-1 if parallel.shards_optimizer else 1,
+        cut_vocabulary=divides and bool(parallel.vocab_split or stages > 1),
+    )
 
 
-def _rank_lora(model: ModelSpec, lora: LoraSpec, parts: int) -> int:
-    """LoRA weights of one layer on one rank: of A and B the one beside the split axis is split, the other whole
-    (mindformers 1.9.0, pet/tuners/lora_adapter.py)."""
-    total = 0
-    for name in lora.targets:
-        outputs, inputs = layer_sizes(model)[name]
-        split = (outputs // parts + inputs) if name in _SPLIT_BY_OUTPUT else (outputs + inputs // parts)
-        total += lora.r * split
-    return total
+_IN_LAYER = {"wq": "attention.wq", "wk": "attention.wk", "wv": "attention.wv", "wo": "attention.wo",
+             "w1": "feed_forward.w1", "w2": "feed_forward.w2", "w3": "feed_forward.w3"}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Numbers of some weights on one rank. ``whole``: as the rank computes with them, after tensor parallel.
+
+    ``kept``: what it keeps of them when optimizer parallel cuts them. ``cut``: the part of ``whole`` that is so cut.
+    """
+
+    whole: int = 0
+    kept: int = 0
+    cut: int = 0
+
+    def __add__(self, other: Held) -> Held:
+        return Held(whole=self.whole + other.whole, kept=self.kept + other.kept, cut=self.cut + other.cut)
+
+    def times(self, count: int) -> Held:
+        """``count`` such weights."""
+        return Held(whole=count * self.whole, kept=count * self.kept, cut=count * self.cut)
+
+
+def _held(name: str, shape: tuple[int, ...], plan: SplitPlan, bytes_: int) -> Held:
+    layout = layout_of(name, shape, plan, nbytes=math.prod(shape) * bytes_)
+    whole = math.prod(slice_shape(replace(layout, opt_step=0), shape, 0))
+    cuts = optimizer_cuts(layout)
+    return Held(whole=whole, kept=whole // cuts, cut=whole if cuts > 1 else 0)
 
 
 # --------------------------------------------------------------------------------------------------- one rank
@@ -142,28 +177,57 @@ class _Stage:
     def tokens(self) -> int:
         return self.spec.data.batch_size * self.spec.model.seq_length
 
+    @cached_property
+    def plan(self) -> SplitPlan:
+        """The launcher's own split: what is estimated is what is written and merged."""
+        return split_plan(self.spec)
+
     @property
-    def base_weights(self) -> int:
+    def level(self) -> str:
+        """What data-parallel ranks share: off, states, gradients or weights."""
+        return self.spec.parallel.optimizer_shard or "off"
+
+    @cached_property
+    def layer(self) -> Held:
+        """One layer's own weights."""
         model = self.spec.model
-        projections = sum(outputs * inputs for outputs, inputs in layer_sizes(model).values()) // self.parts
-        table = model.vocab_size * model.hidden_size // self.table_parts
-        tables = table * (int(self.first) + int(self.last and not (self.first and model.tie_word_embeddings)))
-        return self.layers * (projections + 2 * model.hidden_size) + tables + int(self.last) * model.hidden_size
+        norms = self._held("model.layers.0.attention_norm.weight", (model.hidden_size,)).times(2)
+        shapes = layer_sizes(model).items()
+        return sum((self._held(f"model.layers.0.{_IN_LAYER[name]}.weight", shape) for name, shape in shapes), norms)
+
+    @cached_property
+    def tables(self) -> Held:
+        """Embedding, output layer and last norm, as far as this stage has them."""
+        model = self.spec.model
+        shape, found = (model.vocab_size, model.hidden_size), Held()
+        if self.first or (self.last and model.tie_word_embeddings):
+            found += self._held(names.EMBEDDING, shape)
+        if self.last:
+            found += self._held(names.NORM, (model.hidden_size,))
+            found += Held() if model.tie_word_embeddings else self._held(names.HEAD, shape)
+        return found
+
+    @cached_property
+    def base(self) -> Held:
+        return self.layer.times(self.layers) + self.tables
+
+    @cached_property
+    def lora(self) -> Held:
+        """Adapters: of A and B the one beside the axis that tensor parallel cuts is cut, the other whole."""
+        lora, found = self.spec.lora, Held()
+        for name in lora.targets if lora else ():
+            outputs, inputs = layer_sizes(self.spec.model)[name]
+            stem, rank = f"model.layers.0.{_IN_LAYER[name]}", lora.r if lora else 0
+            found += self._held(stem + names.LORA_A, (rank, inputs))
+            found += self._held(stem + names.LORA_B, (outputs, rank))
+        return found.times(self.layers)
 
     @property
-    def lora_weights(self) -> int:
-        lora = self.spec.lora
-        return self.layers * _rank_lora(self.spec.model, lora, self.parts) if lora else 0
+    def trained(self) -> Held:
+        return self.lora if self.spec.lora else self.base
 
-    @property
-    def trained(self) -> int:
-        return self.lora_weights if self.spec.lora else self.base_weights
-
-    @property
-    def shards(self) -> int:
-        """Ranks that share optimizer states."""
-        parallel = self.spec.parallel
-        return (parallel.data_parallel or 1) if parallel.optimizer_shard else 1
+    def _held(self, name: str, shape: tuple[int, ...]) -> Held:
+        return _held(name, shape, self.plan, self.param_bytes)
 
 
 def _layer_activations(stage: _Stage) -> int:
@@ -216,10 +280,44 @@ def _at_work(stage: _Stage) -> int:
     """The larger of one layer's backward pass and the loss: they are not at work at the same time."""
     model, bytes_ = stage.spec.model, stage.compute_bytes
     gradients = stage.tokens * bytes_ * (2 * model.hidden_size + 2 * model.intermediate_size // stage.parts)
-    cast = sum(outputs * inputs for outputs, inputs in layer_sizes(model).values()) // stage.parts * bytes_
     one_layer = gradients + (_layer_activations(stage) if stage.spec.runtime.recompute else 0)
-    one_layer += cast if stage.param_bytes != bytes_ else 0
+    one_layer += stage.layer.whole * bytes_ if _copied_by_layer(stage) else 0
     return max(one_layer, _loss(stage))
+
+
+def _copied_by_layer(stage: _Stage) -> bool:
+    """Whether a layer's weights are gathered or cast when it is its turn, and let go of after it."""
+    casts = stage.param_bytes != stage.compute_bytes and stage.spec.runtime.recompute
+    return stage.level == "weights" or (stage.level == "off" and bool(casts))
+
+
+def _copies(stage: _Stage) -> tuple[int, str]:
+    """Bytes of the copies of weights that stay from their forward to their backward pass, and what they are.
+
+    Frozen weights are cut as trained ones are (mindspore, opt_param_mgr.cc, SplitParam, does not ask). Up to
+    optimizer_level level2 the AllGather in front of a layer is marked as not to be computed again, so that its result
+    stays; level3 marks it as to be (operator_info.cc, AddCommOpFusionType). A cast of float32 weights goes before it.
+    """
+    bytes_ = min(stage.compute_bytes, stage.param_bytes)
+    if stage.level in ("states", "gradients"):
+        cut = stage.base.cut + stage.lora.cut
+        return cut * bytes_, f"{cut:,} x {bytes_} bytes, gathered from the data-parallel ranks"
+    if stage.level == "off" and stage.param_bytes != bytes_ and not stage.spec.runtime.recompute:
+        return stage.base.whole * bytes_, f"{stage.base.whole:,} x {bytes_} bytes, cast for computing"
+    return 0, "none stays"
+
+
+def _gradients(stage: _Stage) -> tuple[int, str]:
+    """Numbers of the gradients of trained weights, and the ones that accumulate.
+
+    Each gradient of a weight that optimizer parallel cuts is reduced and scattered as soon as it is there; what
+    accumulates is whole below level2 (mindspore, parameter_manager.cc, SetClonedTensorShapeForOptimizer).
+    """
+    spec, trained = stage.spec, stage.trained
+    if max(spec.training.gradient_accumulation, spec.parallel.pipeline_stage or 1) == 1:
+        return trained.kept, f"{trained.kept:,}"
+    summed = trained.whole if stage.level == "states" else trained.kept
+    return trained.kept + summed, f"({trained.kept:,} + {summed:,} accumulated)"
 
 
 def _loss(stage: _Stage) -> int:
@@ -257,9 +355,9 @@ def estimate(spec: RunSpec, *, target: str, pool_gib: float | None) -> Memory:
 
 def _terms(stage: _Stage, target: str) -> tuple[Term, ...]:
     spec, params = stage.spec, stage.param_bytes
-    base = stage.base_weights // (1 if spec.lora else stage.shards)
-    accumulated = max(spec.training.gradient_accumulation, spec.parallel.pipeline_stage or 1) > 1
-    gradients = stage.trained * params * (2 if accumulated else 1) // stage.shards
+    base, lora, trained = stage.base.kept, stage.lora.kept, stage.trained.kept
+    copies, copied = _copies(stage)
+    gradients, counted = _gradients(stage)
     groups, buffers = _communication(spec) if target == "Ascend" else (0, 0)
     kept_how = f"{stage.in_flight} x {stage.layers} layers x t x c x h / mp" if spec.runtime.recompute else (
         f"{stage.in_flight} x {stage.layers} layers x all that a layer keeps"
@@ -267,17 +365,12 @@ def _terms(stage: _Stage, target: str) -> tuple[Term, ...]:
     per_token = f"V x (2c + {4 * _LOSS_FLOAT32_COPIES})"
     return (
         Term(name="base weights", size=base * params, formula=f"{base:,} x {params} bytes"),
-        Term(name="LoRA weights", size=stage.lora_weights * params, formula=f"{stage.lora_weights:,} x {params} bytes"),
-        Term(name="gradients", size=gradients, formula=f"{stage.trained:,} trained x {params} bytes"
-             + (" x 2 (accumulated)" if accumulated else "") + _shared(stage)),
-        Term(name="optimizer states", size=stage.trained * ADAM_BYTES // stage.shards,
-             formula=f"{stage.trained:,} trained x {ADAM_BYTES} bytes" + _shared(stage)),
+        Term(name="LoRA weights", size=lora * params, formula=f"{lora:,} x {params} bytes"),
+        Term(name="weight copies", size=copies, formula=copied),
+        Term(name="gradients", size=gradients * params, formula=f"{counted} x {params} bytes"),
+        Term(name="optimizer states", size=trained * ADAM_BYTES, formula=f"{trained:,} x {ADAM_BYTES} bytes"),
         Term(name="activations kept", size=_kept(stage), formula=kept_how),
         Term(name="at work", size=_at_work(stage),
              formula=f"larger of one layer's backward pass and the loss, t x {per_token}"),
         Term(name="communication", size=buffers, formula=f"{groups} group(s) x 2 x {spec.hccl.buffer_mib} MiB"),
     )  # fmt: skip
-
-
-def _shared(stage: _Stage) -> str:
-    return f" / {stage.shards} ranks" if stage.shards > 1 else ""

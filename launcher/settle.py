@@ -50,8 +50,7 @@ def settle(spec: RunSpec, cluster: Cluster) -> Settled:
         spec = _with(spec, "training", optimizer=spec.training.optimizer.model_copy(update={"type": "AdamW"}))
     spec = _settle_plain(spec, cluster)
     limit = pool_gib(spec, cluster)
-    degrees, chosen = choose_degrees(spec, cluster, limit)
-    spec = with_degrees(spec, degrees)
+    spec, degrees, chosen = choose_split(spec, cluster, limit)
     check_loading(spec, cluster)
     need = memory.estimate(spec, target=cluster.target, pool_gib=limit)
     if chosen:
@@ -157,7 +156,7 @@ def _check_cpu(spec: RunSpec) -> None:
         f"parallel.mode {parallel.mode}": parallel.mode == "semi_auto",
         f"model_parallel {parallel.model_parallel}": (parallel.model_parallel or 1) > 1,
         f"pipeline_stage {parallel.pipeline_stage}": (parallel.pipeline_stage or 1) > 1,
-        "optimizer_shard": parallel.optimizer_shard,
+        f"optimizer_shard {parallel.optimizer_shard}": parallel.shards_optimizer,
         "sequence_parallel": parallel.sequence_parallel,
         "vocab_split": parallel.vocab_split,
         f"training.gradient_accumulation {spec.training.gradient_accumulation}": (
@@ -201,7 +200,7 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
          f"micro_batches {parallel.micro_batches} is below pipeline_stage {stages}"),
         (parallel.micro_batches and parallel.micro_batches > 1 and stages == 1,
          "micro_batches has no effect without a pipeline; use training.gradient_accumulation"),
-        (parallel.mode == "data" and parallel.optimizer_shard, "optimizer_shard needs parallel.mode semi_auto"),
+        (parallel.mode == "data" and parallel.shards_optimizer, "optimizer_shard needs parallel.mode semi_auto"),
         (parallel.sequence_parallel and parts == 1, "sequence_parallel has no effect with model_parallel 1"),
         (parallel.vocab_split and parts == 1 and stages == 1, "vocab_split has no effect with model_parallel 1"),
     )  # fmt: skip
@@ -211,8 +210,8 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
 # --------------------------------------------------------------------------------------------------- degrees
 
 
-def choose_degrees(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[Degrees, bool]:
-    """Degrees whose product is the number of devices, and whether there was a choice.
+def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[RunSpec, Degrees, bool]:
+    """``spec`` with degrees whose product is the number of devices, these, and whether there was a choice.
 
     Left out, they are the split into the fewest parts whose memory fits the cards with a tenth to spare. Raises
     SpecError when given ones do not multiply to the cards or do not suit the model, or when nothing fits.
@@ -220,18 +219,31 @@ def choose_degrees(spec: RunSpec, cluster: Cluster, limit: float | None) -> tupl
     parallel, num_ranks = spec.parallel, cluster.num_devices
     given = (parallel.model_parallel, parallel.pipeline_stage)
     if cluster.target == "CPU" or parallel.mode == "data" or None not in given:
-        return _given_degrees(spec, num_ranks), False
+        degrees = _given_degrees(spec, num_ranks)
+        return with_degrees(spec, degrees), degrees, False
     options = [degrees for degrees in _options(spec, cluster) if not split_problems(spec.model, parallel, degrees)]
     if not options:
         _given_degrees(spec, num_ranks)
         raise SpecError(f"no split of {num_ranks} cards suits this model", hint="name the degrees in parallel")
-    needs = [memory.estimate(with_degrees(spec, option), target="Ascend", pool_gib=limit) for option in options]
+    tried = [(made, degrees) for degrees in options for made in _shared_out(spec, degrees)]
+    needs = [memory.estimate(made, target="Ascend", pool_gib=limit) for made, _ in tried]
     for wanted in (("fits", "unknown"), ("tight",)):
-        for option, need in zip(options, needs, strict=True):
+        for (made, degrees), need in zip(tried, needs, strict=True):
             if need.verdict in wanted:
-                return option, True
-    least = min(range(len(options)), key=lambda index: needs[index].pool)
-    raise _too_large(with_degrees(spec, options[least]), options[least], needs[least], cluster)
+                return made, degrees, True
+    least = min(range(len(tried)), key=lambda index: needs[index].pool)
+    raise _too_large(*tried[least], needs[least], cluster)
+
+
+def _shared_out(spec: RunSpec, degrees: Degrees) -> Iterator[RunSpec]:
+    """``spec`` split so; and, where it leaves that open, with its optimizer states shared out too.
+
+    As MindFormers' recipes for full-parameter finetuning have it. With LoRA there are few states, and frozen weights
+    would be gathered whole at every step.
+    """
+    yield with_degrees(spec, degrees)
+    if spec.parallel.optimizer_shard is None and spec.lora is None and degrees.data_parallel > 1:
+        yield with_degrees(_with(spec, "parallel", optimizer_shard="states"), degrees)
 
 
 def _too_large(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) -> SpecError:
@@ -239,7 +251,7 @@ def _too_large(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) 
     smaller = f"--set {changes[0].keys.replace(' ', ' --set ')} makes it fit; or take more cards" if changes else ""
     return SpecError(
         f"{spec.name} does not fit {cluster.num_devices} card(s) of {need.pool_gib:g} GiB: "
-        f"{name_degrees(degrees)} needs the least, {need.pool / GIB:.1f} GiB a card",
+        f"{_name_split(degrees, spec)} needs the least, {need.pool / GIB:.1f} GiB a card",
         hint=smaller or "take more cards; --set parallel.mode=data shows what takes the memory",
     )
 
@@ -287,7 +299,7 @@ def _as_given(degrees: Degrees, parallel: ParallelSpec) -> bool:
 def with_degrees(spec: RunSpec, degrees: Degrees) -> RunSpec:
     """``spec`` with these degrees, and the mode and micro batches that they ask for."""
     parallel = spec.parallel
-    needs_split = degrees.split > 1 or parallel.optimizer_shard or spec.training.gradient_accumulation > 1
+    needs_split = degrees.split > 1 or parallel.shards_optimizer or spec.training.gradient_accumulation > 1
     micro = parallel.micro_batches or (2 * degrees.pipeline_stage if degrees.pipeline_stage > 1 else 1)
     divides = degrees.model_parallel > 1 and spec.model.vocab_size % degrees.model_parallel == 0
     return _with(
@@ -298,6 +310,7 @@ def with_degrees(spec: RunSpec, degrees: Degrees) -> RunSpec:
         model_parallel=degrees.model_parallel,
         pipeline_stage=degrees.pipeline_stage,
         micro_batches=micro,
+        optimizer_shard=parallel.optimizer_shard or "off",
         vocab_split=divides if parallel.vocab_split is None else parallel.vocab_split,
     )
 
@@ -309,9 +322,14 @@ def name_degrees(degrees: Degrees) -> str:
     )
 
 
+def _name_split(degrees: Degrees, spec: RunSpec) -> str:
+    level = spec.parallel.optimizer_shard
+    return name_degrees(degrees) + (f", optimizer_shard {level}" if spec.parallel.shards_optimizer else "")
+
+
 def _chosen_note(degrees: Degrees, spec: RunSpec, need: Memory) -> str:
     room = f", {need.pool / GIB:.1f} of {need.pool_gib:g} GiB a card" if need.pool_gib else ""
-    return f"split: {name_degrees(degrees)} ({spec.parallel.mode}{room} by estimate)"
+    return f"split: {_name_split(degrees, spec)} ({spec.parallel.mode}{room} by estimate)"
 
 
 # --------------------------------------------------------------------------------------------------- smaller
@@ -342,6 +360,7 @@ def _changes(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator[tupl
         for key in ("recompute", "flash_attention"):
             if not getattr(spec.runtime, key):
                 yield f"runtime.{key}=true", _with(spec, "runtime", **{key: True})
+        yield from _higher_levels(spec, degrees)
         yield from _wider_splits(spec, degrees, cluster)
     batch = spec.data.batch_size // 2
     while batch:
@@ -351,6 +370,19 @@ def _changes(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator[tupl
     while length >= 128:
         yield f"model.seq_length={length}", _with(spec, "model", seq_length=length)
         length //= 2
+
+
+_LEVELS = ("off", "states", "gradients", "weights")
+
+
+def _higher_levels(spec: RunSpec, degrees: Degrees) -> Iterator[tuple[str, RunSpec]]:
+    higher = _LEVELS[_LEVELS.index(spec.parallel.optimizer_shard or "off") + 1 :] if degrees.data_parallel > 1 else ()
+    for level in higher:
+        keys = "parallel.mode=semi_auto " if spec.parallel.mode != "semi_auto" else ""
+        yield (
+            f"{keys}parallel.optimizer_shard={level}",
+            _with(spec, "parallel", mode="semi_auto", optimizer_shard=level),
+        )
 
 
 def _wider_splits(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator[tuple[str, RunSpec]]:

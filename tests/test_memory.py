@@ -96,6 +96,7 @@ def test_every_term_of_a_model_small_enough_to_count_by_hand() -> None:
     assert sizes(spec) == {
         "base weights": (2 * 656 + 256 + 8) * 2,
         "LoRA weights": 128 * 2,
+        "weight copies": 0,
         "gradients": 128 * 2,
         "optimizer states": 128 * 8,
         "activations kept": 2 * 12 * 2 * 8,  # layers x tokens x bytes x hidden
@@ -147,10 +148,62 @@ def test_a_pipeline_keeps_a_batch_for_each_stage_on_its_first_one() -> None:
     assert found["gradients"] == 64 * 2 * 2  # one copy more to accumulate in
 
 
-def test_optimizer_shards_divide_the_states() -> None:
-    shared = {"data_parallel": 4, "model_parallel": 1, "pipeline_stage": 1, "optimizer_shard": True}
+def llama_7b(*, lora: bool, dp: int, level: str, recompute: bool = True, accumulate: int = 1) -> dict[str, int]:
+    """What LLaMA-7B takes a card: full-parameter finetuning in float32 or LoRA in float16, computing in float16."""
+    values: dict[str, Any] = {
+        "name": "x", "model": {"preset": "llama_7b", **PRESETS["llama_7b"].model}, "data": {"train": "x"},
+        "lora": {} if lora else None, "training": {"gradient_accumulation": accumulate},
+        "precision": {"params": "float16" if lora else "float32", "compute": "float16"},
+        "runtime": {"recompute": recompute, "flash_attention": True},
+        "parallel": {"mode": "semi_auto", "data_parallel": dp, "optimizer_shard": level},
+    }  # fmt: skip
+    return sizes(RunSpec.model_validate(values))
 
-    assert sizes(run_spec(parallel=shared))["optimizer states"] == 128 * 8 // 4
+
+TABLE, NORMS, LAYERS = 32000 * 4096, 65 * 4096, 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+# MindFormers keeps embedding and norms out of the optimizer's cut (parallel_optimizer=False).
+EIGHTH = (LAYERS + TABLE) // 8 + TABLE + NORMS
+
+
+@pytest.mark.parametrize(
+    ("level", "copies", "gradients", "accumulated"),
+    [
+        ("off", 0, LAYERS + 2 * TABLE + NORMS, LAYERS + 2 * TABLE + NORMS),
+        ("states", (LAYERS + TABLE) * 2, EIGHTH, LAYERS + 2 * TABLE + NORMS),
+        ("gradients", (LAYERS + TABLE) * 2, EIGHTH, EIGHTH),
+        ("weights", 0, EIGHTH, EIGHTH),
+    ],
+)
+def test_each_level_of_the_optimizer_s_shard_divides_what_mindspore_does(
+    level: str, copies: int, gradients: int, accumulated: int
+) -> None:
+    found = llama_7b(lora=False, dp=8, level=level)
+    kept = LAYERS + 2 * TABLE + NORMS if level == "off" else EIGHTH
+
+    assert (found["base weights"], found["optimizer states"]) == (kept * 4, kept * 8)
+    assert (found["weight copies"], found["gradients"]) == (copies, gradients * 4)
+    summed = llama_7b(lora=False, dp=8, level=level, accumulate=2)["gradients"]
+    assert summed == (gradients + accumulated) * 4
+
+
+def test_frozen_weights_are_cut_too_and_gathered_for_every_step() -> None:
+    whole, states, weights = (llama_7b(lora=True, dp=8, level=level) for level in ("off", "states", "weights"))
+
+    assert (whole["base weights"], states["base weights"]) == ((LAYERS + 2 * TABLE + NORMS) * 2, EIGHTH * 2)
+    assert states["weight copies"] > (LAYERS + TABLE) * 2  # more than it saves
+    assert weights["weight copies"] == 0
+    assert sum(weights.values()) < sum(whole.values()) < sum(states.values())
+
+
+def test_float32_weights_are_cast_once_and_kept_unless_they_are_computed_again() -> None:
+    assert llama_7b(lora=False, dp=1, level="off", recompute=False)["weight copies"] == (
+        (LAYERS + 2 * TABLE + NORMS) * 2
+    )
+
+
+@pytest.mark.parametrize(("given", "level"), [(True, "states"), (False, "off"), ("weights", "weights")])
+def test_true_and_false_of_older_specs_mean_what_they_rendered(given: bool | str, level: str) -> None:
+    assert run_spec(parallel={"optimizer_shard": given}).parallel.optimizer_shard == level
 
 
 def test_cpu_has_no_communication_buffers() -> None:

@@ -66,6 +66,26 @@ def test_the_split_is_the_one_into_the_fewest_parts_that_fits(
     assert (degrees.data_parallel, degrees.model_parallel, degrees.pipeline_stage) == expected
 
 
+@pytest.mark.parametrize(
+    ("preset", "kind", "cards", "expected"),
+    [
+        # MindFormers' own run_llama_7b.yaml: data_parallel 8 with enable_parallel_optimizer.
+        ("llama_7b", "A2", 8, (8, 1, 1, "states")),
+        ("llama3_2_1b", "A2", 8, (8, 1, 1, "off")),
+        ("llama_30b", "910", 256, (64, 4, 1, "states")),
+    ],
+)
+def test_states_are_shared_out_where_all_weights_are_trained_and_do_not_fit(
+    preset: str, kind: str, cards: int, expected: tuple[int, int, int, str]
+) -> None:
+    settled = settle(spec(preset, lora=None), imagined_cluster(cards, kind))
+    degrees, level = settled.degrees, settled.spec.parallel.optimizer_shard
+
+    assert (degrees.data_parallel, degrees.model_parallel, degrees.pipeline_stage, level) == expected
+    assert (f"optimizer_shard {level}" in settled.notes[0]) is (level != "off")
+    assert settled.spec.parallel.mode == ("data" if level == "off" else "semi_auto")
+
+
 def test_ranks_that_share_a_layer_stay_on_one_host() -> None:
     hosts = tuple(
         Host(
