@@ -151,8 +151,8 @@ print("BUILT" + json.dumps([built, shared]))
 
 def sharded_yaml(folder: Path, level: str) -> Path:
     """A rank's YAML with ``level`` of optimizer_shard."""
-    spec, options = changed(load_spec("llama_7b_lora"), "parallel", **SHARDED), {"target": "Ascend", "cards": 8}
-    made = plan(changed(spec, "parallel", optimizer_shard=level), **options)
+    spec = changed(load_spec("llama_7b_lora"), "parallel", **{**SHARDED, "optimizer_shard": level})
+    made = plan(spec, "Ascend", 8)
     path = folder / f"{level}.yaml"
     path.write_text(next(file.text for file in made.files if file.path == "ranks/rank_1.yaml"))
     return path
