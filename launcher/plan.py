@@ -22,12 +22,15 @@ from launcher.launch import Launch
 from launcher.memory import Memory, split_plan
 from launcher.passthrough import with_passed_through
 from launcher.rank_table import render_rank_table
+from launcher.rank_table.make import checked_text
+from launcher.rank_table.table import table_of
 from launcher.render import RenderedFile, environment, render
 from launcher.settle import Degrees as Degrees
 from launcher.settle import settle
 from launcher.spec import RunSpec
 
 CHECKPOINT_PREFIX = "launcher"
+RANK_TABLE = "rank_table.json"
 
 # mindformers 1.9.0, core/context: context.parallel_mode numbers.
 _PARALLEL_MODE = {"data": 0, "semi_auto": 1}
@@ -190,7 +193,7 @@ def make_plan(
     check_shards(spec, inputs)
     steps = count_steps(spec, inputs.rows)
     env = environment()
-    files = [render_rank_table(env, cluster)]
+    files = [rank_table_file(env, cluster)]
     files += rank_files(env, spec, cluster, inputs, paths)
     files.append(RenderedFile(path="spec.json", text=json.dumps(spec.model_dump(mode="json"), indent=2) + "\n"))
     return LaunchPlan(
@@ -207,6 +210,17 @@ def make_plan(
         notes=settled.notes,
         memory=settled.memory,
     )
+
+
+def rank_table_file(env: jinja2.Environment, cluster: Cluster) -> RenderedFile:
+    """The rank table of ``cluster``. Raises SpecError with every reason for which HCCL would refuse it.
+
+    On CPU nothing but msrun reads it.
+    """
+    if cluster.target == "CPU":
+        return render_rank_table(env, cluster)
+    text, _ = checked_text(table_of(cluster), RANK_TABLE, kind=cluster.kind)
+    return RenderedFile(path=RANK_TABLE, text=text)
 
 
 def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[str, str]:

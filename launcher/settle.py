@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -221,10 +222,9 @@ def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[
     if cluster.target == "CPU" or parallel.mode == "data" or None not in given:
         degrees = _given_degrees(spec, num_ranks)
         return with_degrees(spec, degrees), degrees, False
-    options = [degrees for degrees in _options(spec, cluster) if not split_problems(spec.model, parallel, degrees)]
+    options = [degrees for degrees in _options(spec, cluster) if not _obstacles(spec, degrees, cluster)]
     if not options:
-        _given_degrees(spec, num_ranks)
-        raise SpecError(f"no split of {num_ranks} cards suits this model", hint="name the degrees in parallel")
+        raise _no_split(spec, cluster)
     tried = [(made, degrees) for degrees in options for made in _shared_out(spec, degrees)]
     needs = [memory.estimate(made, target="Ascend", pool_gib=limit) for made, _ in tried]
     for wanted in (("fits", "unknown"), ("tight",)):
@@ -276,18 +276,42 @@ def _given_degrees(spec: RunSpec, num_ranks: int) -> Degrees:
     return degrees
 
 
-def _options(spec: RunSpec, cluster: Cluster) -> Iterator[Degrees]:
-    """Splits of all devices, fewest parts first, and of those the one that shares layers before a pipeline.
+def _no_split(spec: RunSpec, cluster: Cluster) -> SpecError:
+    """Why each split of all cards that the given degrees leave cannot be, the most frequent reasons first."""
+    num_ranks = cluster.num_devices
+    reasons = Counter(reason for degrees in _options(spec, cluster) for reason in _obstacles(spec, degrees, cluster))
+    if not reasons:  # the given degrees do not divide the cards
+        _given_degrees(spec, num_ranks)
+    shown = [reason for reason, _ in reasons.most_common(_SHOWN_REASONS)]
+    more = len(reasons) - len(shown)
+    return SpecError(
+        f"no split of {num_ranks} cards on {len(cluster.hosts)} host(s) suits this model",
+        problems=shown + ([f"and {more} more"] if more else []),
+        hint="leave degrees out, or name all of them: model_parallel and pipeline_stage",
+    )
 
-    Ranks that share a layer talk at every layer, so they stay on one host.
-    """
-    parallel, num_ranks = spec.parallel, cluster.num_devices
+
+_SHOWN_REASONS = 10
+
+
+def _obstacles(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> list[str]:
+    """Why ``degrees`` are not picked. Ranks that share a layer talk at every layer, so they stay on one host."""
     per_host = min(len(host.devices) for host in cluster.hosts)
+    found = split_problems(spec.model, spec.parallel, degrees)
+    if per_host % degrees.model_parallel:
+        found.append(
+            f"model_parallel {degrees.model_parallel} ranks share a layer, and the smallest host has {per_host} card(s)"
+        )
+    return found
+
+
+def _options(spec: RunSpec, cluster: Cluster) -> Iterator[Degrees]:
+    """Splits of all devices, fewest parts first, and of those the one that shares layers before a pipeline."""
+    parallel, num_ranks = spec.parallel, cluster.num_devices
     for split in (number for number in range(1, num_ranks + 1) if num_ranks % number == 0):
         for stages in (number for number in range(1, split + 1) if split % number == 0):
-            parts = split // stages
-            degrees = Degrees(data_parallel=num_ranks // split, model_parallel=parts, pipeline_stage=stages)
-            if _as_given(degrees, parallel) and per_host % parts == 0:
+            degrees = Degrees(data_parallel=num_ranks // split, model_parallel=split // stages, pipeline_stage=stages)
+            if _as_given(degrees, parallel):
                 yield degrees
 
 
@@ -388,7 +412,7 @@ def _higher_levels(spec: RunSpec, degrees: Degrees) -> Iterator[tuple[str, RunSp
 def _wider_splits(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator[tuple[str, RunSpec]]:
     free = spec.model_copy(update={"parallel": ParallelSpec()})
     for option in _options(free, cluster):
-        if option.split > degrees.split and not split_problems(spec.model, ParallelSpec(), option):
+        if option.split > degrees.split and not _obstacles(free, option, cluster):
             keys = f"parallel.mode=semi_auto parallel.model_parallel={option.model_parallel}"
             keys += f" parallel.pipeline_stage={option.pipeline_stage}" if option.pipeline_stage > 1 else ""
             keys += f" parallel.data_parallel={option.data_parallel}"

@@ -51,7 +51,8 @@ def plan(
     from launcher.submission import overrides
 
     cluster = planning.cluster_for(cards, kind, inventory)
-    sketch = planning.sketch(spec, cluster, overrides(sets, checkpoint), jobs_dir)
+    made_up = kind is not None and inventory is None
+    sketch = planning.sketch(spec, cluster, overrides(sets, checkpoint), jobs_dir, made_up=made_up)
     click.echo(json.dumps(sketch.to_dict(), ensure_ascii=False, indent=1) if form == "json" else text(sketch))
     if sim:
         click.echo(simulation.run(sketch.plan).describe(), err=form == "json")
