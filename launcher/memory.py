@@ -4,8 +4,11 @@
 sequence length, ``t`` = batch_size x s the tokens a rank works on, ``V`` the vocabulary, ``L`` the layers of a rank,
 ``mp`` the model_parallel degree, ``c`` the bytes of the compute dtype. What is kept for the backward pass follows
 Korthikanti et al., "Reducing Activation Recomputation", arXiv:2205.05198, section 4, redone for LLaMA's layer
-(RMSNorm in float32, rotary, SwiGLU, no attention dropout) and for frozen weights, whose inputs need not be kept.
-Left out: workspaces of single operators and fragmentation; that is what the margin of 10 % is for.
+(RMSNorm, rotary, SwiGLU, no attention dropout) and for frozen weights, whose inputs need not be kept.
+
+A step has two peaks, and the larger counts: when its backward pass begins, activations are all there and gradients are
+not; when it ends, it is the other way round. Left out: workspaces of single operators and fragmentation.
+tests/test_memory_published.py holds the estimate against published figures; ``LEAST`` and ``MOST`` are its error.
 """
 
 from __future__ import annotations
@@ -20,14 +23,48 @@ from launcher.checkpoint.split import SplitPlan, layout_of
 from launcher.spec import LoraSpec, ModelSpec, RunSpec
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Two moments in float32 (mindformers 1.9.0, core/optim/adamw.py, clone_state).
-ADAM_BYTES = 8
-# FlashAttentionScore returns the maximum and the sum of each row, eight float32 each (CANN, aclnnFlashAttentionScore).
-_FLASH_ROW_BYTES = 2 * 8 * 4
-# Softmax in float32, its logarithm, the one-hot label and the gradient (mindformers 1.9.0, core/loss/loss.py).
-_LOSS_FLOAT32_COPIES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framework:
+    """What a framework keeps beside the numbers of the model. The defaults are MindFormers 1.9.0's on Ascend.
+
+    adam_bytes: both moments of a weight. update_bytes: copies of each trained weight while it is updated.
+    sums_in_place: whether gradients that accumulate are the ones that the optimizer reads.
+    logit_bytes, logit_copies: a logit at the loss's peak, in bytes and in copies of the compute dtype.
+    norm_bytes: a number of a norm's input; None: in the compute dtype. mask_bytes: a number's dropout mask.
+    row_bytes: a row and head of attention. swiglu: copies of the feed-forward layer's width.
+    """
+
+    # core/optim/adamw.py, clone_state: float32, one weight after the other.
+    adam_bytes: int = 8
+    update_bytes: int = 0
+    # wrapper.py: accu_grads are scaled into new tensors for the optimizer.
+    sums_in_place: bool = False
+    # core/loss/loss.py: softmax in float32, its logarithm, the one-hot label and the gradient.
+    logit_bytes: int = 16
+    logit_copies: int = 2
+    # llama_layer.py, LlamaRMSNorm: its cast to float32 is computed again (cast.recompute()).
+    norm_bytes: int | None = None
+    # DropoutDoMask takes a bit a number (CANN).
+    mask_bytes: float = 1 / 8
+    # FlashAttentionScore returns the maximum and the sum of each row, eight float32 each (CANN).
+    row_bytes: int = 2 * 8 * 4
+    # llama_layer.py, LlamaFeedForward: silu's input and output, and what it is multiplied by.
+    swiglu: int = 3
+    # Adapters of wq, wk and wv that are one layer drop out their input once.
+    fused_qkv: bool = False
+    # Whether outputs of norms and of silu x w3 are computed again (a compiler that fuses them).
+    recomputes_pointwise: bool = False
+    # Whether grouped keys and values are repeated for each query head.
+    repeats_kv: bool = False
+
+
+MINDFORMERS = Framework()
+ADAM_BYTES = MINDFORMERS.adam_bytes
 GIB = 1 << 30
-MARGIN = 0.9
+# What was used, against the estimate, for four of five published figures (tests/test_memory_published.py).
+LEAST, MOST = 0.9, 1.25
 
 # HBM of a card, and what MindSpore may take of it; the rest is CANN's and HCCL's (MindFormers' own configurations
 # ask for 58 or 59 of 64, and 30 or 31 of 32). 910B4 has 32: set runtime.max_device_memory_gib. 950: 84 to 128 seen.
@@ -37,11 +74,15 @@ POOL_GIB = {"910": 30.0, "A2": 58.0, "A3": 58.0, "950": 76.0, "310P": 21.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One part of a rank's memory: its size in bytes, how it is computed, and for what."""
+    """One part of a rank's memory: its size in bytes, how it is computed, and for what.
+
+    ``counts``: whether it is there at the peak; what is not there then is shown all the same.
+    """
 
     name: str
     size: int
     formula: str
+    counts: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +95,24 @@ class Memory:
     @property
     def pool(self) -> int:
         """Bytes that come out of MindSpore's pool: all but the communication buffers."""
-        return sum(term.size for term in self.terms if term.name != "communication")
+        return sum(term.size for term in self.terms if term.counts and term.name != "communication")
 
     @property
     def total(self) -> int:
-        return sum(term.size for term in self.terms)
+        return sum(term.size for term in self.terms if term.counts)
 
     @property
     def verdict(self) -> str:
-        """ "fits", "tight" (less than 10 % left), "does not fit", or "unknown"."""
+        """ "fits", "does not fit", "tight" where the estimate's error decides, or "unknown"."""
         if self.pool_gib is None:
             return "unknown"
         share = self.pool / (self.pool_gib * GIB)
-        return "fits" if share <= MARGIN else "tight" if share <= 1 else "does not fit"
+        return "fits" if share * MOST <= 1 else "does not fit" if share * LEAST > 1 else "tight"
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """GiB of the pool between which four of five runs end, by the estimate's error."""
+        return self.pool * LEAST / GIB, self.pool * MOST / GIB
 
 
 # --------------------------------------------------------------------------------------------------- parameters
@@ -153,6 +199,7 @@ class _Stage:
     first: bool
     last: bool
     in_flight: int
+    framework: Framework
 
     @property
     def parts(self) -> int:
@@ -231,35 +278,67 @@ class _Stage:
 
 
 def _layer_activations(stage: _Stage) -> int:
-    """Bytes that one layer keeps for its backward pass when nothing is recomputed."""
-    model, bytes_ = stage.spec.model, stage.compute_bytes
-    hidden, parts = model.hidden_size, stage.parts
-    norm_copy = 4 if stage.spec.precision.layernorm == "float32" and bytes_ != 4 else 0
-    norms = 2 * hidden * (2 * bytes_ + norm_copy)
-    norms //= parts if stage.spec.parallel.sequence_parallel else 1
-    split = bytes_ * (hidden + 2 * model.kv_width) + _attention_bytes(stage) + bytes_ * hidden
-    split += bytes_ * 3 * model.intermediate_size + _kept_inputs(stage)
-    return stage.tokens * (norms + split // parts)
+    """Bytes that one layer keeps for its backward pass when nothing is recomputed.
+
+    Inputs of both norms; inputs of trained projections; queries, keys, values, attention's output and its rows; and
+    in the feed-forward layer silu's input and output, and what it is multiplied by.
+    """
+    model, c, made = stage.spec.model, stage.compute_bytes, stage.framework
+    widths, inputs = _Widths(model, made), _kept_inputs(stage)
+    whole = 2 * model.hidden_size * (made.norm_bytes or c) + inputs.whole
+    whole /= stage.parts if stage.spec.parallel.sequence_parallel else 1
+    swiglu = 2 if made.recomputes_pointwise else made.swiglu
+    split = c * (2 * model.hidden_size + 2 * widths.kv + swiglu * model.intermediate_size) + inputs.split
+    return int(stage.tokens * (whole + (split + _attention_bytes(stage)) / stage.parts))
+
+
+class _Widths:
+    """Widths that depend on the framework too."""
+
+    def __init__(self, model: ModelSpec, made: Framework) -> None:
+        self.kv = model.hidden_size if made.repeats_kv else model.kv_width
 
 
 def _attention_bytes(stage: _Stage) -> int:
-    """A token's share of what attention keeps: two numbers a row, or all weights before and after the cast."""
+    """A token's share of what attention keeps: numbers a row, or all weights before and after the cast."""
     model, spec = stage.spec.model, stage.spec
     if spec.runtime.flash_attention:
-        return model.num_heads * _FLASH_ROW_BYTES
+        return model.num_heads * stage.framework.row_bytes
     repeated = 2 * stage.compute_bytes * model.hidden_size if model.kv_heads != model.num_heads else 0
     softmax = BYTES[spec.precision.softmax]
     return repeated + model.num_heads * model.seq_length * (2 * softmax + stage.compute_bytes)
 
 
-def _kept_inputs(stage: _Stage) -> int:
-    """Inputs of trained projections: w2's own when all weights are trained, the dropped-out one of each adapter."""
-    model, lora = stage.spec.model, stage.spec.lora
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """Bytes a token of the inputs of trained projections: ``whole`` on every model-parallel rank, or ``split``."""
+
+    whole: float
+    split: float
+
+
+# Projections that read the same tensor: the first norm's output, attention's, the second norm's, silu x w3.
+_READERS = (("wq", "wk", "wv"), ("wo",), ("w1", "w3"), ("w2",))
+
+
+def _kept_inputs(stage: _Stage) -> _Inputs:
+    """Inputs of trained projections: one for all that read it, or with dropout one for each adapter, and its mask."""
+    kept = [_reader_inputs(stage, readers) for readers in _READERS]
+    return _Inputs(whole=kept[0] + kept[2], split=kept[1] + kept[3])
+
+
+def _reader_inputs(stage: _Stage, readers: tuple[str, ...]) -> float:
+    model, lora, c, made = stage.spec.model, stage.spec.lora, stage.compute_bytes, stage.framework
+    width = layer_sizes(model)[readers[0]][1]
+    trained = [name for name in readers if lora is None or name in lora.targets]
     if lora is None:
-        return stage.compute_bytes * model.intermediate_size
-    inputs = sum(layer_sizes(model)[name][1] for name in lora.targets)
-    dropped = inputs * (stage.compute_bytes + 1) if lora.dropout else inputs * stage.compute_bytes
-    return dropped + stage.compute_bytes * lora.r * len(lora.targets)
+        return 0 if made.recomputes_pointwise and readers != ("wo",) else c * width
+    low = c * lora.r * len(trained)
+    if not lora.dropout:
+        kept = trained and not (made.recomputes_pointwise and readers != ("wo",))
+        return c * width * bool(kept) + low
+    adapters = min(len(trained), 1) if made.fused_qkv and "wq" in readers else len(trained)
+    return adapters * width * (c + made.mask_bytes) + low
 
 
 def _kept(stage: _Stage) -> int:
@@ -276,13 +355,12 @@ def _kept(stage: _Stage) -> int:
     )
 
 
-def _at_work(stage: _Stage) -> int:
-    """The larger of one layer's backward pass and the loss: they are not at work at the same time."""
-    model, bytes_ = stage.spec.model, stage.compute_bytes
-    gradients = stage.tokens * bytes_ * (2 * model.hidden_size + 2 * model.intermediate_size // stage.parts)
-    one_layer = gradients + (_layer_activations(stage) if stage.spec.runtime.recompute else 0)
-    one_layer += stage.layer.whole * bytes_ if _copied_by_layer(stage) else 0
-    return max(one_layer, _loss(stage))
+def _one_layer(stage: _Stage) -> int:
+    """One layer's backward pass: gradients of its activations, and what is recomputed, gathered or cast for it."""
+    model, c = stage.spec.model, stage.compute_bytes
+    found = stage.tokens * c * (2 * model.hidden_size + 2 * model.intermediate_size // stage.parts)
+    found += _layer_activations(stage) if stage.spec.runtime.recompute else 0
+    return found + (stage.layer.whole * c if _copied_by_layer(stage) else 0)
 
 
 def _copied_by_layer(stage: _Stage) -> bool:
@@ -307,22 +385,23 @@ def _copies(stage: _Stage) -> tuple[int, str]:
     return 0, "none stays"
 
 
-def _gradients(stage: _Stage) -> tuple[int, str]:
-    """Numbers of the gradients of trained weights, and the ones that accumulate.
+def _accumulated(stage: _Stage) -> tuple[int, str]:
+    """Numbers of the gradients that are summed up over batches, which are there all the time.
 
     Each gradient of a weight that optimizer parallel cuts is reduced and scattered as soon as it is there; what
     accumulates is whole below level2 (mindspore, parameter_manager.cc, SetClonedTensorShapeForOptimizer).
     """
     spec, trained = stage.spec, stage.trained
     if max(spec.training.gradient_accumulation, spec.parallel.pipeline_stage or 1) == 1:
-        return trained.kept, f"{trained.kept:,}"
+        return 0, ""
     summed = trained.whole if stage.level == "states" else trained.kept
-    return trained.kept + summed, f"({trained.kept:,} + {summed:,} accumulated)"
+    return summed, f"{summed:,}"
 
 
 def _loss(stage: _Stage) -> int:
-    per_token = stage.spec.model.vocab_size // stage.table_parts * (2 * stage.compute_bytes + 4 * _LOSS_FLOAT32_COPIES)
-    return stage.tokens * per_token if stage.last else 0
+    made = stage.framework
+    logit = made.logit_copies * stage.compute_bytes + made.logit_bytes
+    return stage.tokens * (stage.spec.model.vocab_size // stage.table_parts) * logit if stage.last else 0
 
 
 def _communication(spec: RunSpec) -> tuple[int, int]:
@@ -334,43 +413,62 @@ def _communication(spec: RunSpec) -> tuple[int, int]:
     return groups, groups * 2 * spec.hccl.buffer_mib << 20
 
 
-def _stages(spec: RunSpec) -> list[_Stage]:
+def _stages(spec: RunSpec, framework: Framework) -> list[_Stage]:
     """The first and the last stage: no other holds more."""
     pipeline = spec.parallel.pipeline_stage or 1
     layers = -(-spec.model.num_layers // pipeline)
     micro = spec.parallel.micro_batches or pipeline
     if pipeline == 1:
-        return [_Stage(spec=spec, layers=layers, first=True, last=True, in_flight=1)]
+        return [_Stage(spec=spec, framework=framework, layers=layers, first=True, last=True, in_flight=1)]
     return [
-        _Stage(spec=spec, layers=layers, first=True, last=False, in_flight=min(pipeline, micro)),
-        _Stage(spec=spec, layers=layers, first=False, last=True, in_flight=1),
+        _Stage(spec=spec, framework=framework, layers=layers, first=True, last=False, in_flight=min(pipeline, micro)),
+        _Stage(spec=spec, framework=framework, layers=layers, first=False, last=True, in_flight=1),
     ]
 
 
-def estimate(spec: RunSpec, *, target: str, pool_gib: float | None) -> Memory:
+def estimate(spec: RunSpec, *, target: str, pool_gib: float | None, framework: Framework = MINDFORMERS) -> Memory:
     """Memory of the fullest rank of a settled ``spec``. ``target`` is "Ascend" or "CPU" (no HCCL buffers)."""
-    terms = max((_terms(stage, target) for stage in _stages(spec)), key=lambda found: sum(term.size for term in found))
-    return Memory(terms=terms, pool_gib=pool_gib)
+    found = [Memory(terms=_terms(stage, target), pool_gib=pool_gib) for stage in _stages(spec, framework)]
+    return max(found, key=lambda memory: memory.total)
 
 
 def _terms(stage: _Stage, target: str) -> tuple[Term, ...]:
-    spec, params = stage.spec, stage.param_bytes
+    """What is always there; then what is there when the backward pass begins, or when it ends."""
+    params, adam = stage.param_bytes, stage.framework.adam_bytes
     base, lora, trained = stage.base.kept, stage.lora.kept, stage.trained.kept
-    copies, copied = _copies(stage)
-    gradients, counted = _gradients(stage)
-    groups, buffers = _communication(spec) if target == "Ascend" else (0, 0)
-    kept_how = f"{stage.in_flight} x {stage.layers} layers x t x c x h / mp" if spec.runtime.recompute else (
-        f"{stage.in_flight} x {stage.layers} layers x all that a layer keeps"
-    )  # fmt: skip
-    per_token = f"V x (2c + {4 * _LOSS_FLOAT32_COPIES})"
+    (summed, counted), groups = _accumulated(stage), _communication(stage.spec) if target == "Ascend" else (0, 0)
     return (
         Term(name="base weights", size=base * params, formula=f"{base:,} x {params} bytes"),
         Term(name="LoRA weights", size=lora * params, formula=f"{lora:,} x {params} bytes"),
-        Term(name="weight copies", size=copies, formula=copied),
-        Term(name="gradients", size=gradients * params, formula=f"{counted} x {params} bytes"),
-        Term(name="optimizer states", size=trained * ADAM_BYTES, formula=f"{trained:,} x {ADAM_BYTES} bytes"),
-        Term(name="activations kept", size=_kept(stage), formula=kept_how),
-        Term(name="at work", size=_at_work(stage),
-             formula=f"larger of one layer's backward pass and the loss, t x {per_token}"),
-        Term(name="communication", size=buffers, formula=f"{groups} group(s) x 2 x {spec.hccl.buffer_mib} MiB"),
+        Term(name="optimizer states", size=trained * adam, formula=f"{trained:,} x {adam} bytes"),
+        *((Term(name="accumulated", size=summed * params, formula=f"{counted} gradients x {params} bytes"),)
+          if summed else ()),
+        *_peak(stage),
+        Term(name="communication", size=groups[1],
+             formula=f"{groups[0]} group(s) x 2 x {stage.spec.hccl.buffer_mib} MiB"),
     )  # fmt: skip
+
+
+def _peak(stage: _Stage) -> tuple[Term, ...]:
+    """The terms of both peaks of a step; those of the larger count."""
+    (copies, copied), trained, params = _copies(stage), stage.trained.kept, stage.param_bytes
+    layers, layer = f"{stage.in_flight} x {stage.layers} layers", _one_layer(stage)
+    kept = f"{layers} x t x c x h / mp" if stage.spec.runtime.recompute else f"{layers} x all that a layer keeps"
+    begins = (
+        Term(name="weight copies", size=copies, formula=copied),
+        Term(name="activations kept", size=_kept(stage), formula=kept),
+        Term(name="at work", size=max(layer, _loss(stage)),
+             formula=f"larger of one layer's backward pass and the loss, t x V x ({_logit(stage)})"),
+    )  # fmt: skip
+    fresh = 0 if stage.framework.sums_in_place and _accumulated(stage)[0] else trained
+    ends = (
+        Term(name="gradients", size=fresh * params, formula=f"{fresh:,} x {params} bytes"),
+        Term(name="one layer", size=max(layer, trained * stage.framework.update_bytes),
+             formula="the last backward pass, or the update"),
+    )  # fmt: skip
+    late = sum(term.size for term in ends) > sum(term.size for term in begins)
+    return tuple(replace(term, counts=(term in ends) is late) for term in (*begins, *ends))
+
+
+def _logit(stage: _Stage) -> str:
+    return f"{stage.framework.logit_copies}c + {stage.framework.logit_bytes}"

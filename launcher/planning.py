@@ -56,6 +56,7 @@ def _memory_dict(need: Memory) -> dict[str, Any]:
     return {
         "terms": [dataclasses.asdict(term) for term in need.terms],
         "pool_bytes": need.pool,
+        "pool_gib_band": list(need.band),
         "total_bytes": need.total,
         "pool_limit_gib": need.pool_gib,
         "verdict": need.verdict,

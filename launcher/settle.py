@@ -57,7 +57,11 @@ def settle(spec: RunSpec, cluster: Cluster) -> Settled:
     if chosen:
         notes.append(_chosen_note(degrees, spec, need))
     if need.verdict in ("does not fit", "tight") and not chosen:
-        notes.append(f"memory: {need.pool / GIB:.1f} GiB a card by estimate, of {need.pool_gib:g}: {need.verdict}")
+        least, most = need.band
+        notes.append(
+            f"memory: {need.pool / GIB:.1f} GiB a card by estimate ({least:.1f} to {most:.1f} by its error), "
+            f"of {need.pool_gib:g}: {need.verdict}"
+        )
     return Settled(spec=spec, degrees=degrees, notes=tuple(notes), memory=need)
 
 
@@ -214,7 +218,7 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
 def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[RunSpec, Degrees, bool]:
     """``spec`` with degrees whose product is the number of devices, these, and whether there was a choice.
 
-    Left out, they are the split into the fewest parts whose memory fits the cards with a tenth to spare. Raises
+    Left out, they are the split into the fewest parts that fits the cards, the estimate's error included. Raises
     SpecError when given ones do not multiply to the cards or do not suit the model, or when nothing fits.
     """
     parallel, num_ranks = spec.parallel, cluster.num_devices
