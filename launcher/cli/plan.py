@@ -148,8 +148,8 @@ def _memory(sketch: Sketch) -> list[str]:
         what = "MindSpore's pool" if sketch.plan.cluster.target == "Ascend" else "a rank's part of this host's memory"
         least, most = need.band
         lines.append(
-            f"  {need.verdict}: {need.pool / GIB:.1f} of {need.pool_gib:.4g} GiB ({what}); "
-            f"four of five such estimates are right within {least:.1f} to {most:.1f}"
+            f"  {need.verdict}: {need.pool / GIB:.1f} GiB, {least:.1f} to {most:.1f} by the estimate's error, "
+            f"of {need.pool_gib:.4g} ({what})"
         )
     if sketch.changes:
         lines.append("any one of these makes it fit")
