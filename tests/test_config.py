@@ -139,7 +139,7 @@ def test_a_plan_that_does_not_fit_says_what_would(here: Path) -> None:
     )  # fmt: skip
 
     assert "does not fit: " in text
-    assert "any one of these makes it fit\n  --set data.batch_size=8  (" in text
+    assert "any one of these makes it fit\n  --set data.batch_size=4  (" in text
 
 
 def test_more_cards_than_there_are_can_still_be_planned_for(here: Path) -> None:
