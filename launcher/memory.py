@@ -33,7 +33,7 @@ class Framework:
     sums_in_place: whether gradients that accumulate are the ones that the optimizer reads.
     logit_bytes, logit_copies: a logit at the loss's peak, in bytes and in copies of the compute dtype.
     norm_bytes: a number of a norm's input; None: in the compute dtype. mask_bytes: a number's dropout mask.
-    row_bytes: a row and head of attention. swiglu: copies of the feed-forward layer's width.
+    row_bytes: a row and head of attention.
     """
 
     # core/optim/adamw.py, clone_state: float32, one weight after the other.
@@ -50,8 +50,6 @@ class Framework:
     mask_bytes: float = 1 / 8
     # FlashAttentionScore returns the maximum and the sum of each row, eight float32 each (CANN).
     row_bytes: int = 2 * 8 * 4
-    # llama_layer.py, LlamaFeedForward: silu's input and output, and what it is multiplied by.
-    swiglu: int = 3
     # Adapters of wq, wk and wv that are one layer drop out their input once.
     fused_qkv: bool = False
     # Whether outputs of norms and of silu x w3 are computed again (a compiler that fuses them).
@@ -284,19 +282,12 @@ def _layer_activations(stage: _Stage) -> int:
     in the feed-forward layer silu's input and output, and what it is multiplied by.
     """
     model, c, made = stage.spec.model, stage.compute_bytes, stage.framework
-    widths, inputs = _Widths(model, made), _kept_inputs(stage)
+    inputs, kv_width = _kept_inputs(stage), model.hidden_size if made.repeats_kv else model.kv_width
     whole = 2 * model.hidden_size * (made.norm_bytes or c) + inputs.whole
     whole /= stage.parts if stage.spec.parallel.sequence_parallel else 1
-    swiglu = 2 if made.recomputes_pointwise else made.swiglu
-    split = c * (2 * model.hidden_size + 2 * widths.kv + swiglu * model.intermediate_size) + inputs.split
+    swiglu = 2 if made.recomputes_pointwise else 3
+    split = c * (2 * model.hidden_size + 2 * kv_width + swiglu * model.intermediate_size) + inputs.split
     return int(stage.tokens * (whole + (split + _attention_bytes(stage)) / stage.parts))
-
-
-class _Widths:
-    """Widths that depend on the framework too."""
-
-    def __init__(self, model: ModelSpec, made: Framework) -> None:
-        self.kv = model.hidden_size if made.repeats_kv else model.kv_width
 
 
 def _attention_bytes(stage: _Stage) -> int:
@@ -342,17 +333,12 @@ def _reader_inputs(stage: _Stage, readers: tuple[str, ...]) -> float:
 
 
 def _kept(stage: _Stage) -> int:
+    """Bytes that all layers keep until their backward pass."""
     if not stage.spec.runtime.recompute:
         return stage.in_flight * stage.layers * _layer_activations(stage)
     # recompute_slice_activation splits a layer's input between the ranks that share the layer.
-    return (
-        stage.in_flight
-        * stage.layers
-        * stage.tokens
-        * stage.compute_bytes
-        * stage.spec.model.hidden_size
-        // (stage.parts)
-    )
+    layer = stage.tokens * stage.compute_bytes * stage.spec.model.hidden_size // stage.parts
+    return stage.in_flight * stage.layers * layer
 
 
 def _one_layer(stage: _Stage) -> int:

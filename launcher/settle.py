@@ -56,7 +56,7 @@ def settle(spec: RunSpec, cluster: Cluster) -> Settled:
     need = memory.estimate(spec, target=cluster.target, pool_gib=limit)
     if chosen:
         notes.append(_chosen_note(degrees, spec, need))
-    if need.verdict in ("does not fit", "tight") and not chosen:
+    if need.verdict in ("does not fit", "tight"):
         least, most = need.band
         notes.append(
             f"memory: {need.pool / GIB:.1f} GiB a card by estimate ({least:.1f} to {most:.1f} by its error), "
@@ -218,8 +218,9 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
 def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[RunSpec, Degrees, bool]:
     """``spec`` with degrees whose product is the number of devices, these, and whether there was a choice.
 
-    Left out, they are the split into the fewest parts that fits the cards, the estimate's error included. Raises
-    SpecError when given ones do not multiply to the cards or do not suit the model, or when nothing fits.
+    Left out, they are the split into the fewest parts that fits the cards, the estimate's error included; where that
+    error decides, the one that needs the least. Raises SpecError when given ones do not multiply to the cards or do
+    not suit the model, or when nothing fits.
     """
     parallel, num_ranks = spec.parallel, cluster.num_devices
     given = (parallel.model_parallel, parallel.pipeline_stage)
@@ -231,11 +232,12 @@ def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[
         raise _no_split(spec, cluster)
     tried = [(made, degrees) for degrees in options for made in _shared_out(spec, degrees)]
     needs = [memory.estimate(made, target="Ascend", pool_gib=limit) for made, _ in tried]
-    for wanted in (("fits", "unknown"), ("tight",)):
-        for (made, degrees), need in zip(tried, needs, strict=True):
-            if need.verdict in wanted:
-                return made, degrees, True
+    for (made, degrees), need in zip(tried, needs, strict=True):
+        if need.verdict in ("fits", "unknown"):
+            return made, degrees, True
     least = min(range(len(tried)), key=lambda index: needs[index].pool)
+    if needs[least].verdict == "tight":
+        return *tried[least], True
     raise _too_large(*tried[least], needs[least], cluster)
 
 
