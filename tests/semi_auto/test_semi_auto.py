@@ -210,7 +210,6 @@ def test_a_merged_model_answers_and_is_exported(semi_auto: SemiAuto) -> None:
     [
         ("dp_mp", 4, {"data_parallel": 2, "model_parallel": 2}, ()),
         ("optimizer", 4, {"data_parallel": 2, "model_parallel": 2, "optimizer_shard": "states"}, ()),
-        ("optimizer_weights", 4, {"data_parallel": 2, "model_parallel": 2, "optimizer_shard": "weights"}, ()),
         ("sequence", 2, {"model_parallel": 2, "sequence_parallel": True}, ()),
         ("vocabulary", 2, {"model_parallel": 2, "vocab_split": True}, ("--set", "model.vocab_size=1022")),
         ("pipeline", 4, {"model_parallel": 2, "pipeline_stage": 2, "micro_batches": 2}, ()),
