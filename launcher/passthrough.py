@@ -16,12 +16,24 @@ def with_passed_through(text: str, extra: Mapping[str, Any]) -> str:
         return text
     values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
     clashes = [".".join(keys) for keys in _clashes(values, extra)]
+    if _names(extra, "parallel", "parallel_optimizer_config", "gradient_accumulation_shard"):
+        # MindSpore refuses it beside optimizer_level, which the text sets.
+        clashes.append("parallel.parallel_optimizer_config")
     if clashes:
         raise SpecError(
             f"mindformers: the launcher sets {', '.join(clashes)} itself",
             hint="use the launcher's own key for it: launcher config show SPEC prints them all",
         )
     return yaml.safe_dump(_merged(values, extra), allow_unicode=True, sort_keys=False)
+
+
+def _names(values: Any, *keys: str) -> bool:
+    """Whether ``values`` has something under ``keys``."""
+    for key in keys:
+        if not isinstance(values, Mapping) or key not in values:
+            return False
+        values = values[key]
+    return True
 
 
 def _clashes(values: Any, extra: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -13,24 +13,30 @@ from typing import Any
 import jinja2
 
 from launcher.checkpoint.sharded import ShardedBase, check_fits
-from launcher.checkpoint.split import SplitPlan
+from launcher.checkpoint.split import THRESHOLD_KIB
 from launcher.cluster import Cluster, Rank
 from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths, first_of_last_stage
 from launcher.launch import Launch
-from launcher.memory import Memory
+from launcher.memory import Memory, split_plan
 from launcher.passthrough import with_passed_through
 from launcher.rank_table import render_rank_table
+from launcher.rank_table.make import checked_text
+from launcher.rank_table.table import table_of
 from launcher.render import RenderedFile, environment, render
 from launcher.settle import Degrees as Degrees
 from launcher.settle import settle
 from launcher.spec import RunSpec
 
 CHECKPOINT_PREFIX = "launcher"
+RANK_TABLE = "rank_table.json"
 
 # mindformers 1.9.0, core/context: context.parallel_mode numbers.
 _PARALLEL_MODE = {"data": 0, "semi_auto": 1}
+# mindspore 2.9.0, context.py, parallel_optimizer_config. gradient_accumulation_shard may not stand beside it: even
+# False is refused with level1 and level3.
+_OPTIMIZER_LEVEL = {"states": "level1", "gradients": "level2", "weights": "level3"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +196,7 @@ def make_plan(
     check_shards(spec, inputs)
     steps = count_steps(spec, inputs.rows)
     env = environment()
-    files = [render_rank_table(env, cluster)]
+    files = [rank_table_file(env, cluster)]
     files += rank_files(env, spec, cluster, inputs, paths)
     files.append(RenderedFile(path="spec.json", text=json.dumps(spec.model_dump(mode="json"), indent=2) + "\n"))
     return LaunchPlan(
@@ -215,6 +221,17 @@ def _rounding_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
     rounded = [dtype for dtype in inputs.base_dtypes if dtype != params and (params != "float32" or dtype == "float64")]
     if rounded:
         yield f"base: its {', '.join(rounded)} weights are rounded to {params} (precision.params)"
+
+
+def rank_table_file(env: jinja2.Environment, cluster: Cluster) -> RenderedFile:
+    """The rank table of ``cluster``. Raises SpecError with every reason for which HCCL would refuse it.
+
+    On CPU nothing but msrun reads it.
+    """
+    if cluster.target == "CPU":
+        return render_rank_table(env, cluster)
+    text, _ = checked_text(table_of(cluster), RANK_TABLE, kind=cluster.kind)
+    return RenderedFile(path=RANK_TABLE, text=text)
 
 
 def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[str, str]:
@@ -271,6 +288,8 @@ def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPath
         "total_steps": _schedule_steps(spec, inputs.rows),
         "backend": backend_values(cluster, spec),
         "semi_auto": spec.parallel.mode == "semi_auto",
+        "optimizer_level": _OPTIMIZER_LEVEL.get(spec.parallel.optimizer_shard or "off"),
+        "optimizer_threshold": THRESHOLD_KIB,
         "mode_number": _PARALLEL_MODE[spec.parallel.mode or "data"],
     }
 
@@ -322,18 +341,6 @@ def check_shards(spec: RunSpec, inputs: Inputs) -> None:
     """Raise CheckpointError when the base is in shards that are not those of a settled ``spec``'s ranks."""
     if inputs.shards is not None:
         check_fits(inputs.shards, split_plan(spec))
-
-
-def split_plan(spec: RunSpec) -> SplitPlan:
-    """How a settled ``spec`` lays the model over its ranks."""
-    parallel = spec.parallel
-    return SplitPlan(
-        data_parallel=parallel.data_parallel or 1,
-        model_parallel=parallel.model_parallel or 1,
-        pipeline_stage=parallel.pipeline_stage or 1,
-        optimizer_shards=-1 if parallel.optimizer_shard else 1,
-        cut_vocabulary=bool(parallel.vocab_split),
-    )
 
 
 def _schedule_steps(spec: RunSpec, rows: int | None) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher import inputs as input_files
 from launcher import starting
-from launcher.cluster import KINDS, Cluster, Device, Host
+from launcher.cluster import KINDS, Cluster, Device, Host, NetAddress, NetLevel
 from launcher.discover import local_cluster
 from launcher.engines import ENGINES
 from launcher.engines.base import Command
@@ -56,6 +56,7 @@ def _memory_dict(need: Memory) -> dict[str, Any]:
     return {
         "terms": [dataclasses.asdict(term) for term in need.terms],
         "pool_bytes": need.pool,
+        "pool_gib_band": list(need.band),
         "total_bytes": need.total,
         "pool_limit_gib": need.pool_gib,
         "verdict": need.verdict,
@@ -66,8 +67,13 @@ def _change_dict(change: Change) -> dict[str, Any]:
     return {"set": change.keys.split(), "pool_bytes": change.memory.pool}
 
 
-def sketch(spec_name: str, cluster: Cluster, overrides: Sequence[Override], jobs_dir: Path) -> Sketch:
-    """The plan of ``spec_name`` on ``cluster``. Raises SpecError for what can never run."""
+def sketch(
+    spec_name: str, cluster: Cluster, overrides: Sequence[Override], jobs_dir: Path, *, made_up: bool = False
+) -> Sketch:
+    """The plan of ``spec_name`` on ``cluster``. Raises SpecError for what can never run.
+
+    ``made_up``: that these cards are not there must be said.
+    """
     source = load_source(spec_name, overrides)
     spec = parse_spec(source)
     found, missing = find_inputs(spec)
@@ -79,9 +85,12 @@ def sketch(spec_name: str, cluster: Cluster, overrides: Sequence[Override], jobs
     plan = make_plan(spec=spec, spec_name=spec_name, cluster=cluster, inputs=found, paths=paths, command=command)
     return Sketch(
         plan=plan,
-        notes=(*source.changes, *plan.notes, *missing),
+        notes=(*source.changes, *plan.notes, *missing, *(_MADE_UP if made_up else ())),
         changes=tuple(_changes(plan)),
     )
+
+
+_MADE_UP = ("the hosts are made up, and so are their addresses in the files; --inventory plans for real ones",)
 
 
 def _changes(plan: LaunchPlan) -> list[Change]:
@@ -174,7 +183,8 @@ def imagined_cluster(cards: int, kind: str) -> Cluster:
         raise SpecError(f"--cards {cards} is no number of cards", hint="pass --cards 8")
     per_server = KINDS[kind].per_server
     counts = [min(per_server, cards - first) for first in range(0, cards, per_server)]
-    return Cluster(target="Ascend", kind=kind, hosts=tuple(_host(number, count) for number, count in enumerate(counts)))
+    hosts = tuple(_host(number, count, kind) for number, count in enumerate(counts))
+    return Cluster(target="Ascend", kind=kind, hosts=hosts)
 
 
 def imagined_hosts(nodes: int, cards: int | None, kind: str) -> Cluster:
@@ -189,17 +199,31 @@ def imagined_hosts(nodes: int, cards: int | None, kind: str) -> Cluster:
             f"{cards} cards on {nodes} host(s): each must have the same number, 1 to {most}",
             hint=f"--nodes {nodes} --cards {nodes * min(max(per_host, 1), most)}",
         )
-    hosts = tuple(_host(number, per_host) for number in range(nodes))
+    hosts = tuple(_host(number, per_host, kind) for number in range(nodes))
     return Cluster(target="Ascend" if kind in KINDS else "CPU", kind=kind if kind in KINDS else None, hosts=hosts)
 
 
-def _host(number: int, count: int) -> Host:
+def _host(number: int, count: int, kind: str) -> Host:
     high, low = divmod(number, 250)
     devices = (
-        Device(device_id=index, device_ip=f"10.{100 + high}.{low + 1}.{index + 1}", logic_id=index)
+        Device(
+            device_id=index, device_ip=f"10.{100 + high}.{low + 1}.{index + 1}", logic_id=index,
+            levels=_levels(number, index) if kind == "950" else (),
+        )
         for index in range(count)
-    )
+    )  # fmt: skip
     return Host(name=f"node{number}", address=f"10.0.{high}.{low + 1}", devices=tuple(devices))
+
+
+def _levels(host: int, device: int) -> tuple[NetLevel, ...]:
+    """Made-up addresses of a 950 device: in its box, and between boxes."""
+    eid = f"{host:016x}{device:016x}"
+    inside = NetAddress(kind="EID", address=f"0{eid[1:]}", ports=("0/1",))
+    between = NetAddress(kind="EID", address=f"1{eid[1:]}", ports=("1/1",))
+    return (
+        NetLevel(net_layer=0, net_instance_id=f"node{host}", net_type="TOPO_FILE_DESC", addresses=(inside,)),
+        NetLevel(net_layer=1, net_instance_id="pod0", net_type="CLOS", addresses=(between,)),
+    )
 
 
 # --------------------------------------------------------------------------------------------------- groups, nodes

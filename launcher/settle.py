@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -49,15 +50,18 @@ def settle(spec: RunSpec, cluster: Cluster) -> Settled:
         notes.append("optimizer FP32StateAdamWeightDecay: no bias correction, so its first steps are not AdamW's")
     spec = _settle_plain(spec, cluster)
     limit = pool_gib(spec, cluster)
-    degrees, chosen = choose_degrees(spec, cluster, limit)
-    spec = with_degrees(spec, degrees)
+    spec, degrees, chosen = choose_split(spec, cluster, limit)
     check_loading(spec, cluster)
     _check_recompute(spec.runtime, degrees)
     need = memory.estimate(spec, target=cluster.target, pool_gib=limit)
     if chosen:
         notes.append(_chosen_note(degrees, spec, need))
-    if need.verdict in ("does not fit", "tight") and not chosen:
-        notes.append(f"memory: {need.pool / GIB:.1f} GiB a card by estimate, of {need.pool_gib:g}: {need.verdict}")
+    if need.verdict in ("does not fit", "tight"):
+        least, most = need.band
+        notes.append(
+            f"memory: {need.pool / GIB:.1f} GiB a card by estimate ({least:.1f} to {most:.1f} by its error), "
+            f"of {need.pool_gib:g}: {need.verdict}"
+        )
     return Settled(spec=spec, degrees=degrees, notes=tuple(notes), memory=need)
 
 
@@ -157,7 +161,7 @@ def _check_cpu(spec: RunSpec) -> None:
         f"parallel.mode {parallel.mode}": parallel.mode == "semi_auto",
         f"model_parallel {parallel.model_parallel}": (parallel.model_parallel or 1) > 1,
         f"pipeline_stage {parallel.pipeline_stage}": (parallel.pipeline_stage or 1) > 1,
-        "optimizer_shard": parallel.optimizer_shard,
+        f"optimizer_shard {parallel.optimizer_shard}": parallel.shards_optimizer,
         "sequence_parallel": parallel.sequence_parallel,
         "vocab_split": parallel.vocab_split,
     }
@@ -207,7 +211,7 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
          f"micro_batches {parallel.micro_batches} is below pipeline_stage {stages}"),
         (parallel.micro_batches and parallel.micro_batches > 1 and stages == 1,
          "micro_batches has no effect without a pipeline; use training.gradient_accumulation"),
-        (parallel.mode == "data" and parallel.optimizer_shard, "optimizer_shard needs parallel.mode semi_auto"),
+        (parallel.mode == "data" and parallel.shards_optimizer, "optimizer_shard needs parallel.mode semi_auto"),
         (parallel.sequence_parallel and parts == 1, "sequence_parallel has no effect with model_parallel 1"),
         (parallel.vocab_split and parts == 1 and stages == 1, "vocab_split has no effect with model_parallel 1"),
     )  # fmt: skip
@@ -237,27 +241,41 @@ def _stage_rules(model: ModelSpec, parallel: ParallelSpec, stages: int) -> Itera
 # --------------------------------------------------------------------------------------------------- degrees
 
 
-def choose_degrees(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[Degrees, bool]:
-    """Degrees whose product is the number of devices, and whether there was a choice.
+def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[RunSpec, Degrees, bool]:
+    """``spec`` with degrees whose product is the number of devices, these, and whether there was a choice.
 
-    Left out, they are the split into the fewest parts whose memory fits the cards with a tenth to spare. Raises
-    SpecError when given ones do not multiply to the cards or do not suit the model, or when nothing fits.
+    Left out, they are the split into the fewest parts that fits the cards, the estimate's error included; where that
+    error decides, the one that needs the least. Raises SpecError when given ones do not multiply to the cards or do
+    not suit the model, or when nothing fits.
     """
     parallel, num_ranks = spec.parallel, cluster.num_devices
     given = (parallel.model_parallel, parallel.pipeline_stage)
     if cluster.target == "CPU" or parallel.mode == "data" or None not in given:
-        return _given_degrees(spec, num_ranks), False
-    options = [degrees for degrees in _options(spec, cluster) if not split_problems(spec.model, parallel, degrees)]
+        degrees = _given_degrees(spec, num_ranks)
+        return with_degrees(spec, degrees), degrees, False
+    options = [degrees for degrees in _options(spec, cluster) if not _obstacles(spec, degrees, cluster)]
     if not options:
-        _given_degrees(spec, num_ranks)
-        raise SpecError(f"no split of {num_ranks} cards suits this model", hint="name the degrees in parallel")
-    needs = [memory.estimate(with_degrees(spec, option), target="Ascend", pool_gib=limit) for option in options]
-    for wanted in (("fits", "unknown"), ("tight",)):
-        for option, need in zip(options, needs, strict=True):
-            if need.verdict in wanted:
-                return option, True
-    least = min(range(len(options)), key=lambda index: needs[index].pool)
-    raise _too_large(with_degrees(spec, options[least]), options[least], needs[least], cluster)
+        raise _no_split(spec, cluster)
+    tried = [(made, degrees) for degrees in options for made in _shared_out(spec, degrees)]
+    needs = [memory.estimate(made, target="Ascend", pool_gib=limit) for made, _ in tried]
+    for (made, degrees), need in zip(tried, needs, strict=True):
+        if need.verdict in ("fits", "unknown"):
+            return made, degrees, True
+    least = min(range(len(tried)), key=lambda index: needs[index].pool)
+    if needs[least].verdict == "tight":
+        return *tried[least], True
+    raise _too_large(*tried[least], needs[least], cluster)
+
+
+def _shared_out(spec: RunSpec, degrees: Degrees) -> Iterator[RunSpec]:
+    """``spec`` split so; and, where it leaves that open, with its optimizer states shared out too.
+
+    As MindFormers' recipes for full-parameter finetuning have it. With LoRA there are few states, and frozen weights
+    would be gathered whole at every step.
+    """
+    yield with_degrees(spec, degrees)
+    if spec.parallel.optimizer_shard is None and spec.lora is None and degrees.data_parallel > 1:
+        yield with_degrees(_with(spec, "parallel", optimizer_shard="states"), degrees)
 
 
 def _too_large(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) -> SpecError:
@@ -265,7 +283,7 @@ def _too_large(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) 
     smaller = f"--set {changes[0].keys.replace(' ', ' --set ')} makes it fit; or take more cards" if changes else ""
     return SpecError(
         f"{spec.name} does not fit {cluster.num_devices} card(s) of {need.pool_gib:g} GiB: "
-        f"{name_degrees(degrees)} needs the least, {need.pool / GIB:.1f} GiB a card",
+        f"{_name_split(degrees, spec)} needs the least, {need.pool / GIB:.1f} GiB a card",
         hint=smaller or "take more cards; --set parallel.mode=data shows what takes the memory",
     )
 
@@ -290,18 +308,42 @@ def _given_degrees(spec: RunSpec, num_ranks: int) -> Degrees:
     return degrees
 
 
-def _options(spec: RunSpec, cluster: Cluster) -> Iterator[Degrees]:
-    """Splits of all devices, fewest parts first, and of those the one that shares layers before a pipeline.
+def _no_split(spec: RunSpec, cluster: Cluster) -> SpecError:
+    """Why each split of all cards that the given degrees leave cannot be, the most frequent reasons first."""
+    num_ranks = cluster.num_devices
+    reasons = Counter(reason for degrees in _options(spec, cluster) for reason in _obstacles(spec, degrees, cluster))
+    if not reasons:  # the given degrees do not divide the cards
+        _given_degrees(spec, num_ranks)
+    shown = [reason for reason, _ in reasons.most_common(_SHOWN_REASONS)]
+    more = len(reasons) - len(shown)
+    return SpecError(
+        f"no split of {num_ranks} cards on {len(cluster.hosts)} host(s) suits this model",
+        problems=shown + ([f"and {more} more"] if more else []),
+        hint="leave degrees out, or name all of them: model_parallel and pipeline_stage",
+    )
 
-    Ranks that share a layer talk at every layer, so they stay on one host.
-    """
-    parallel, num_ranks = spec.parallel, cluster.num_devices
+
+_SHOWN_REASONS = 10
+
+
+def _obstacles(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> list[str]:
+    """Why ``degrees`` are not picked. Ranks that share a layer talk at every layer, so they stay on one host."""
     per_host = min(len(host.devices) for host in cluster.hosts)
+    found = split_problems(spec.model, spec.parallel, degrees)
+    if per_host % degrees.model_parallel:
+        found.append(
+            f"model_parallel {degrees.model_parallel} ranks share a layer, and the smallest host has {per_host} card(s)"
+        )
+    return found
+
+
+def _options(spec: RunSpec, cluster: Cluster) -> Iterator[Degrees]:
+    """Splits of all devices, fewest parts first, and of those the one that shares layers before a pipeline."""
+    parallel, num_ranks = spec.parallel, cluster.num_devices
     for split in (number for number in range(1, num_ranks + 1) if num_ranks % number == 0):
         for stages in (number for number in range(1, split + 1) if split % number == 0):
-            parts = split // stages
-            degrees = Degrees(data_parallel=num_ranks // split, model_parallel=parts, pipeline_stage=stages)
-            if _as_given(degrees, parallel) and per_host % parts == 0:
+            degrees = Degrees(data_parallel=num_ranks // split, model_parallel=split // stages, pipeline_stage=stages)
+            if _as_given(degrees, parallel):
                 yield degrees
 
 
@@ -313,7 +355,7 @@ def _as_given(degrees: Degrees, parallel: ParallelSpec) -> bool:
 def with_degrees(spec: RunSpec, degrees: Degrees) -> RunSpec:
     """``spec`` with these degrees, and the mode and micro batches that they ask for."""
     parallel = spec.parallel
-    needs_split = degrees.split > 1 or parallel.optimizer_shard or spec.training.gradient_accumulation > 1
+    needs_split = degrees.split > 1 or parallel.shards_optimizer or spec.training.gradient_accumulation > 1
     micro = parallel.micro_batches or (2 * degrees.pipeline_stage if degrees.pipeline_stage > 1 else 1)
     divides = degrees.model_parallel > 1 and spec.model.vocab_size % degrees.model_parallel == 0
     return _with(
@@ -324,6 +366,7 @@ def with_degrees(spec: RunSpec, degrees: Degrees) -> RunSpec:
         model_parallel=degrees.model_parallel,
         pipeline_stage=degrees.pipeline_stage,
         micro_batches=micro,
+        optimizer_shard=parallel.optimizer_shard or "off",
         vocab_split=divides if parallel.vocab_split is None else parallel.vocab_split,
     )
 
@@ -335,9 +378,14 @@ def name_degrees(degrees: Degrees) -> str:
     )
 
 
+def _name_split(degrees: Degrees, spec: RunSpec) -> str:
+    level = spec.parallel.optimizer_shard
+    return name_degrees(degrees) + (f", optimizer_shard {level}" if spec.parallel.shards_optimizer else "")
+
+
 def _chosen_note(degrees: Degrees, spec: RunSpec, need: Memory) -> str:
     room = f", {need.pool / GIB:.1f} of {need.pool_gib:g} GiB a card" if need.pool_gib else ""
-    return f"split: {name_degrees(degrees)} ({spec.parallel.mode}{room} by estimate)"
+    return f"split: {_name_split(degrees, spec)} ({spec.parallel.mode}{room} by estimate)"
 
 
 # --------------------------------------------------------------------------------------------------- smaller
@@ -368,6 +416,7 @@ def _changes(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator[tupl
         for key in ("recompute", "flash_attention"):
             if not getattr(spec.runtime, key):
                 yield f"runtime.{key}=true", _with(spec, "runtime", **{key: True})
+        yield from _higher_levels(spec, degrees)
         yield from _wider_splits(spec, degrees, cluster)
     batch = spec.data.batch_size // 2
     while batch:
@@ -379,10 +428,23 @@ def _changes(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator[tupl
         length //= 2
 
 
+_LEVELS = ("off", "states", "gradients", "weights")
+
+
+def _higher_levels(spec: RunSpec, degrees: Degrees) -> Iterator[tuple[str, RunSpec]]:
+    higher = _LEVELS[_LEVELS.index(spec.parallel.optimizer_shard or "off") + 1 :] if degrees.data_parallel > 1 else ()
+    for level in higher:
+        keys = "parallel.mode=semi_auto " if spec.parallel.mode != "semi_auto" else ""
+        yield (
+            f"{keys}parallel.optimizer_shard={level}",
+            _with(spec, "parallel", mode="semi_auto", optimizer_shard=level),
+        )
+
+
 def _wider_splits(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator[tuple[str, RunSpec]]:
     free = spec.model_copy(update={"parallel": ParallelSpec()})
     for option in _options(free, cluster):
-        if option.split > degrees.split and not split_problems(spec.model, ParallelSpec(), option):
+        if option.split > degrees.split and not _obstacles(free, option, cluster):
             keys = f"parallel.mode=semi_auto parallel.model_parallel={option.model_parallel}"
             keys += f" parallel.pipeline_stage={option.pipeline_stage}" if option.pipeline_stage > 1 else ""
             keys += f" parallel.data_parallel={option.data_parallel}"

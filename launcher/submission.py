@@ -64,7 +64,7 @@ def draft(
     )
     command = starting.main_command(launch, paths)
     plan = make_plan(spec=spec, spec_name=name, cluster=cluster, inputs=found, paths=paths, command=command)
-    notes = [*_notes(spec_name, name, cluster, spec, pending), *map(_sentence, (*source.changes, *plan.notes))]
+    notes = [*_notes(spec_name, name, cluster, spec), *map(_sentence, (*source.changes, *plan.notes))]
     return Draft(plan=replace(plan, launch=launch), pending=pending, notes=tuple(notes))
 
 
@@ -82,14 +82,12 @@ def _sentence(note: str) -> str:
     return f"{note[:1].upper()}{note[1:]}."
 
 
-def _notes(asked: str | None, name: str, cluster: Cluster, spec: RunSpec, pending: inputs.Pending | None) -> list[str]:
+def _notes(asked: str | None, name: str, cluster: Cluster, spec: RunSpec) -> list[str]:
     notes = []
     if asked is None and cluster.target == "CPU" and len(cluster.hosts) == 1:
         notes.append(f"No Ascend card found: running {name} on this machine's CPU.")
     elif asked is None:
         notes.append(f"No SPEC given: running {name}.")
-    if pending:
-        notes.append(f"Data: {pending.describe()}")
     if spec.lora and spec.model.checkpoint is None:
         notes.append("No base checkpoint: LoRA adapts random weights. It shows the path; answers will make no sense.")
     return notes

@@ -113,8 +113,11 @@ def test_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
         "ranks/rank_1.yaml",
         "msrun",
         "--join=True",
+        f"data: making 1024 sample rows in {tmp_path / 'c'}",
+        f"folder {tmp_path / 'jobs'}\n",
     ):
         assert part in result.stdout
+    assert "Data: making" not in result.stdout + result.stderr  # nothing is being made
     assert list(tmp_path.iterdir()) == []
 
 

@@ -179,7 +179,7 @@ def test_a_plan_that_does_not_fit_says_what_would(here: Path) -> None:
     )  # fmt: skip
 
     assert "does not fit: " in text
-    assert "any one of these makes it fit\n  --set data.batch_size=8  (" in text
+    assert "any one of these makes it fit\n  --set data.batch_size=4  (" in text
 
 
 def test_more_cards_than_there_are_can_still_be_planned_for(here: Path) -> None:
@@ -437,6 +437,32 @@ def test_a_fixed_loss_scale_and_the_optimizer_are_kept(here: Path) -> None:
         "type": "FP32StateAdamWeightDecay", "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.0,
     }  # fmt: skip
     assert any("no bias correction" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("config", "level", "said"),
+    [
+        ({}, "states", ""),
+        ({"gradient_accumulation_shard": False, "parallel_optimizer_threshold": 64}, "states", ""),
+        ({"gradient_accumulation_shard": True}, "gradients", ""),
+        ({"optimizer_level": "level3", "parallel_optimizer_threshold": 128}, "weights", "threshold 128: 64 stands in"),
+        ({"optimizer_weight_shard_size": 4}, "states", "optimizer_weight_shard_size 4: -1 stands in"),
+    ],
+)
+def test_the_level_of_a_mindformers_yaml_s_optimizer_parallel_is_kept(
+    here: Path, config: dict[str, Any], level: str, said: str
+) -> None:
+    parallel = {"parallel_mode": 1, "enable_parallel_optimizer": True, "parallel_optimizer_config": config}
+    source = load_source(write(recipe(parallel=parallel)))
+
+    assert parse_spec(source).parallel.optimizer_shard == level
+    assert said in "; ".join(source.changes)
+
+
+def test_what_mindspore_refuses_beside_the_level_does_not_pass_through() -> None:
+    extra = {"parallel": {"parallel_optimizer_config": {"gradient_accumulation_shard": False}}}
+    with pytest.raises(SpecError, match=r"the launcher sets parallel\.parallel_optimizer_config itself"):
+        with_passed_through("parallel: {parallel_mode: 1}", extra)
 
 
 def test_a_yaml_without_data_says_how_to_give_some(here: Path) -> None:

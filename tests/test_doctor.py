@@ -25,7 +25,7 @@ from launcher.doctor import Finding, JobNeeds, NeededFile, cheap_checks, needs_o
 from launcher.doctor.cards import check_addresses, check_bfloat16, links_finding
 from launcher.doctor.findings import failed, passed, warned
 from launcher.doctor.hosts import Skew, check_clocks, check_inventory, clocks_finding, ssh_skew
-from launcher.doctor.job import check_degrees, check_files, checkpoint_bytes
+from launcher.doctor.job import check_degrees, check_files, check_rank_table, checkpoint_bytes
 from launcher.doctor.software import check_packages, check_programs, check_python, check_triple
 from launcher.doctor.system import (
     check_disk,
@@ -231,6 +231,7 @@ def test_hccn_conf_matters_with_several_hosts(host: FakeHost) -> None:
     found = doctor(host, "-i", "inv.yaml", **unset, PATH=f"{fake_ssh(host.root)}{os.pathsep}{host.variables()['PATH']}")
     assert (found["hccn"]["status"], found["hccn"]["fix"]) == ("fail", "sudo hccn_tool -i 1 -ip -s address A netmask M")
     assert found["inventory"]["status"] == "pass"
+    assert "E_NO_IP $.server_list[0].device[0].device_ip, 4 places" in found["rank-table"]["what"]
 
 
 def test_an_inventory_with_errors_is_a_finding(host: FakeHost) -> None:
@@ -587,6 +588,25 @@ def test_hosts_that_are_not_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "Permission denied" in ssh_skew("node1").fault
     script.write_text("#!/bin/sh\necho welcome\n")
     assert ssh_skew("node1").fault == "it did not tell its time"
+
+
+def three(host: Host) -> tuple[Device, ...]:
+    return tuple(Device(device_id=index, device_ip=f"10.1.{host.name[-1]}.{index}") for index in range(1, 4))
+
+
+def test_the_rank_table_of_an_inventory_is_held_to_its_kind() -> None:
+    without = two_hosts()
+    hosts = tuple(
+        replace(
+            host, devices=tuple(Device(device_id=index, device_ip=f"10.1.{number}.{index}") for index in range(1, 4))
+        )
+        for number, host in enumerate(without.hosts)
+    )
+    good = replace(without, hosts=hosts)
+    found = [check_rank_table(cluster) for cluster in (good, without, replace(good, kind="910"))]
+
+    assert [finding.status for finding in found] == ["pass", "fail", "fail"]
+    assert ("E_NO_IP" in found[1].what, "E_910_GROUP" in found[2].what) == (True, True)
 
 
 def test_inventory_findings() -> None:

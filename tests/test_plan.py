@@ -75,7 +75,7 @@ def changed(spec: RunSpec, section: str, **changes: Any) -> RunSpec:
 
 SEMI_AUTO = {"mode": "semi_auto", "model_parallel": 4, "pipeline_stage": 1}
 PIPELINE = {"mode": "semi_auto", "model_parallel": 4, "pipeline_stage": 2, "micro_batches": 4}
-SHARDED = {"mode": "semi_auto", "model_parallel": 2, "pipeline_stage": 1, "optimizer_shard": True,
+SHARDED = {"mode": "semi_auto", "model_parallel": 2, "pipeline_stage": 1, "optimizer_shard": "states",
            "sequence_parallel": True, "vocab_split": True}  # fmt: skip
 LLAMA_7B, WHOLE = "/models/llama_7b.ckpt", "/models/base/model.safetensors"
 
@@ -106,7 +106,21 @@ LOAD = """
 import json, sys
 import mindspore as ms
 from mindformers import LlamaConfig, MindFormerConfig
+from mindformers.core.context.parallel import ParallelOperator
+from mindformers.core.context.validators import validate_parallel_mode
 from mindformers.core.parallel_config import build_parallel_config
+from mindspore.parallel._auto_parallel_context import auto_parallel_context
+
+
+def level(config):
+    # What MindSpore's context holds once MindFormers has set it: on, gradients too, weights too, threshold.
+    ms.reset_auto_parallel_context()
+    validate_parallel_mode(config)
+    ParallelOperator._set_ms_auto_parallel_context(**dict(config.parallel))
+    held, handle = auto_parallel_context(), auto_parallel_context()._context_handle
+    return [held.get_enable_parallel_optimizer(), held.get_grad_accumulation_shard(), handle.get_zero3(),
+            held.get_parallel_optimizer_threshold()]
+
 
 built = {}
 for path in sys.argv[1:]:
@@ -117,11 +131,11 @@ for path in sys.argv[1:]:
     built[path] = {
         "hidden_size": llama.hidden_size, "compute": str(llama.compute_dtype), "eps": llama.rms_norm_eps,
         "degrees": [parallel.data_parallel, parallel.model_parallel, parallel.pipeline_stage],
-        "micro": parallel.micro_batch_num, "mode": config.parallel.parallel_mode,
+        "micro": parallel.micro_batch_num,
         "full_batch": config.parallel.full_batch, "transform": config.auto_trans_ckpt,
         "learning_rate": config.lr_schedule.learning_rate, "flash": llama.use_flash_attention,
         "lora": config.model.model_config.pet_config.lora_rank, "shard": config.parallel.enable_parallel_optimizer,
-        "recompute": config.recompute_config.recompute,
+        "recompute": config.recompute_config.recompute, "level": level(config), "mode": config.parallel.parallel_mode,
     }
 import os
 from mindformers.utils.file_utils import is_publicly_accessible_path
@@ -135,11 +149,21 @@ print("BUILT" + json.dumps([built, shared]))
 """
 
 
+def sharded_yaml(folder: Path, level: str) -> Path:
+    """A rank's YAML with ``level`` of optimizer_shard."""
+    spec = changed(load_spec("llama_7b_lora"), "parallel", **{**SHARDED, "optimizer_shard": level})
+    made = plan(spec, "Ascend", 8)
+    path = folder / f"{level}.yaml"
+    path.write_text(next(file.text for file in made.files if file.path == "ranks/rank_1.yaml"))
+    return path
+
+
 @pytest.mark.mindspore
 def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) -> None:
     files = {name: str(GOLDEN / name / "ranks" / "rank_1.yaml") for name in GOLDEN_PLANS}
+    levels = {name: str(sharded_yaml(tmp_path, name)) for name in ("states", "gradients", "weights")}
     result = subprocess.run(
-        [sys.executable, "-c", LOAD, *files.values()],
+        [sys.executable, "-c", LOAD, *files.values(), *levels.values()],
         cwd=tmp_path,  # MindFormers writes its logs below the working folder
         capture_output=True,
         text=True,
@@ -151,6 +175,10 @@ def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) ->
     built, shared = json.loads(line.removeprefix("BUILT"))
     found = {name: built[path] for name, path in files.items()}
 
+    assert {name: built[path]["level"] for name, path in levels.items()} == {
+        "states": [True, False, False, 64], "gradients": [True, True, False, 64], "weights": [True, False, True, 64]
+    }  # fmt: skip
+    assert found["semi_auto_dp2_mp4"]["level"] == [False, False, False, -1]
     assert {name: values["degrees"] for name, values in found.items()} == {
         "cpu_x2": [2, 1, 1],
         "ascend_x8": [8, 1, 1],
@@ -159,7 +187,8 @@ def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) ->
         "optimizer_shard_dp4_mp2": [4, 2, 1],
         "hosts_2x8": [16, 1, 1],
     }
-    assert [values["mode"] for values in found.values()] == [0, 0, 1, 1, 1, 0]
+    split, copied = "semi_auto_parallel", "data_parallel"
+    assert [values["mode"] for values in found.values()] == [copied, copied, split, split, split, copied]
     assert [values["full_batch"] for values in found.values()] == [False, False, True, True, True, False]
     assert [values["transform"] for values in found.values()] == [False, False, False, True, False, False]
     assert shared == [False, True, True]  # two hosts, two hosts that say so, one host of 16 cards
@@ -301,7 +330,7 @@ def test_degrees_left_out_take_what_the_cards_leave() -> None:
         ({"mode": "semi_auto", "model_parallel": 3, "pipeline_stage": 1}, 6, "num_heads 32 is not a multiple of"),
         ({"mode": "data", "model_parallel": 2}, 4, "parallel.mode data does not split the model"),
         ({"mode": "semi_auto", "model_parallel": 1, "pipeline_stage": 3}, 3, "num_layers 32 is not a multiple of"),
-        ({"mode": "data", "optimizer_shard": True}, 2, "optimizer_shard needs parallel.mode semi_auto"),
+        ({"mode": "data", "optimizer_shard": "states"}, 2, "optimizer_shard needs parallel.mode semi_auto"),
         ({"mode": "semi_auto", "model_parallel": 1, "pipeline_stage": 1, "sequence_parallel": True}, 2, "no effect"),
         ({"model_parallel": 1, "pipeline_stage": 4, "micro_batches": 2}, 4, "micro_batches 2 is below pipeline_stage"),
         ({"mode": "data", "micro_batches": 2}, 2, "micro_batches has no effect without a pipeline"),

@@ -12,6 +12,7 @@ from launcher.cluster import KINDS, Cluster, Device, Host
 from launcher.errors import SpecError
 from launcher.planning import cluster_for, find_inputs, groups, imagined_cluster, sketch
 from launcher.presets import PRESETS
+from launcher.rank_table import check_text
 from launcher.settle import Degrees, Settled, settle, smallest_changes
 from launcher.spec import RunSpec, parse_sets
 
@@ -64,6 +65,26 @@ def test_the_split_is_the_one_into_the_fewest_parts_that_fits(
     degrees = settle(spec(preset), imagined_cluster(cards, kind)).degrees
 
     assert (degrees.data_parallel, degrees.model_parallel, degrees.pipeline_stage) == expected
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "cards", "expected"),
+    [
+        # MindFormers' own run_llama_7b.yaml: data_parallel 8 with enable_parallel_optimizer.
+        ("llama_7b", "A2", 8, (8, 1, 1, "states")),
+        ("llama3_2_1b", "A2", 8, (8, 1, 1, "off")),
+        ("llama_30b", "910", 256, (64, 4, 1, "states")),
+    ],
+)
+def test_states_are_shared_out_where_all_weights_are_trained_and_do_not_fit(
+    preset: str, kind: str, cards: int, expected: tuple[int, int, int, str]
+) -> None:
+    settled = settle(spec(preset, lora=None), imagined_cluster(cards, kind))
+    degrees, level = settled.degrees, settled.spec.parallel.optimizer_shard
+
+    assert (degrees.data_parallel, degrees.model_parallel, degrees.pipeline_stage, level) == expected
+    assert (f"optimizer_shard {level}" in settled.notes[0]) is (level != "off")
+    assert settled.spec.parallel.mode == ("data" if level == "off" else "semi_auto")
 
 
 def test_ranks_that_share_a_layer_stay_on_one_host() -> None:
@@ -155,6 +176,57 @@ def test_an_inventory_gives_the_cluster(tmp_path: Path) -> None:
 
     assert [len(host.devices) for host in whole.hosts] == [8, 8]
     assert [len(host.devices) for host in cluster_for(12, None, inventory).hosts] == [8, 4]
+
+
+NO_ADDRESSES = "kind: A2\nhosts:\n  - {name: 'n[1-2]', address: '10.0.0.[1-2]', devices: 0-7}\n"
+
+
+@pytest.mark.parametrize(
+    ("cards", "kind", "inventory", "reason"),
+    [
+        (3, "910", None, "E_910_GROUP"),
+        (12, "910", None, "E_UNEVEN"),
+        (20, "910", None, "E_UNEVEN"),
+        (None, None, NO_ADDRESSES, "E_NO_IP"),
+    ],
+)
+def test_a_rank_table_that_hccl_refuses_is_no_plan(
+    tmp_path: Path, cards: int | None, kind: str | None, inventory: str | None, reason: str
+) -> None:
+    file = tmp_path / "hosts.yaml"
+    file.write_text(inventory or "")
+    cluster = cluster_for(cards, kind, file if inventory else None)
+    with pytest.raises(SpecError, match="HCCL would refuse this rank table on") as caught:
+        sketch("llama_7b_lora", cluster, parse_sets([]), tmp_path / "jobs")
+
+    assert reason in caught.value.problems[0]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(("kind", "cards"), [("910", 16), ("A2", 12), ("A3", 40), ("950", 20), ("310P", 4)])
+def test_cards_that_are_not_here_are_planned_with_a_table_for_their_kind(kind: str, cards: int, tmp_path: Path) -> None:
+    made = sketch("llama_7b_lora", cluster_for(cards, kind, None), parse_sets([]), tmp_path, made_up=True)
+    (table,) = (file.text for file in made.plan.files if file.path == "rank_table.json")
+
+    assert check_text(table).for_kind(kind).of_level("E") == []
+    assert made.notes[-1].startswith("the hosts are made up")
+
+
+def split_refusal(cards: int, **parallel: int) -> str:
+    with pytest.raises(SpecError, match=rf"no split of {cards} cards on 2 host\(s\) suits this model") as caught:
+        settle(spec("llama_7b", parallel=parallel), imagined_cluster(cards, "A2"))
+    assert caught.value.hint
+    return str(caught.value)
+
+
+def test_no_split_names_what_is_in_its_way() -> None:
+    reason = split_refusal(16, model_parallel=16)
+    assert "model_parallel 16 ranks share a layer, and the smallest host has 8 card(s)" in reason
+
+    reason = split_refusal(9, data_parallel=1)
+    assert "num_heads 32 is not a multiple of model_parallel 9" in reason
+    assert "num_layers 32 is not a multiple of pipeline_stage" in reason
+    assert "the smallest host has 1 card(s)" in reason
 
 
 def test_inputs_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ _CUT_AXIS = {
 }
 
 
-# parallel_optimizer_threshold of MindSpore's default and of templates/rank.yaml.j2.
+# parallel_optimizer_threshold: MindSpore's default, and what rank YAMLs are rendered with.
 THRESHOLD_KIB = 64
 
 

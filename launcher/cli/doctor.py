@@ -6,11 +6,14 @@ import json
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from launcher.doctor import Finding, JobNeeds, all_checks, needs_of_spec, worst
 from launcher.errors import SpecError
+
+if TYPE_CHECKING:
+    from launcher.doctor import Finding, JobNeeds
 
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
@@ -40,6 +43,8 @@ def doctor(
     launcher doctor
     launcher doctor llama_7b_lora --cards 8
     """
+    from launcher.doctor import all_checks, worst
+
     needs = _needs(spec, cards=cards, inventory=inventory, port=port, jobs_dir=jobs_dir)
     if style == "json":
         findings = list(all_checks(needs))
@@ -56,6 +61,8 @@ def doctor(
 def _needs(
     spec: str | None, *, cards: int | None, inventory: Path | None, port: int | None, jobs_dir: Path
 ) -> JobNeeds:
+    from launcher.doctor import JobNeeds, needs_of_spec
+
     needs = JobNeeds(cards=cards, folder=jobs_dir, scheduler_port=port)
     if spec is not None:
         from launcher.spec import load_spec
@@ -79,6 +86,8 @@ def _print(finding: Finding) -> None:
 
 
 def _summary(findings: list[Finding]) -> str:
+    from launcher.doctor import worst
+
     counts = Counter(finding.status for finding in findings)
     end = {
         "pass": "this host is ready",

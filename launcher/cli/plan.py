@@ -51,7 +51,8 @@ def plan(
     from launcher.submission import overrides
 
     cluster = planning.cluster_for(cards, kind, inventory)
-    sketch = planning.sketch(spec, cluster, overrides(sets, checkpoint), jobs_dir)
+    made_up = kind is not None and inventory is None
+    sketch = planning.sketch(spec, cluster, overrides(sets, checkpoint), jobs_dir, made_up=made_up)
     click.echo(json.dumps(sketch.to_dict(), ensure_ascii=False, indent=1) if form == "json" else text(sketch))
     if sim:
         click.echo(simulation.run(sketch.plan).describe(), err=form == "json")
@@ -140,12 +141,15 @@ def _memory(sketch: Sketch) -> list[str]:
         return []
     lines = ["memory of the fullest rank, by estimate"]
     for term in need.terms:
-        lines.append(f"  {term.name:<17}{term.size / GIB:>9.3f} GiB  {term.formula}")
+        absent = "" if term.counts else " (not at the peak: not counted)"
+        lines.append(f"  {term.name:<17}{term.size / GIB:>9.3f} GiB  {term.formula}{absent}")
     lines.append(f"  {'total':<17}{need.total / GIB:>9.3f} GiB")
     if need.pool_gib is not None:
         what = "MindSpore's pool" if sketch.plan.cluster.target == "Ascend" else "a rank's part of this host's memory"
+        least, most = need.band
         lines.append(
-            f"  {need.verdict}: {need.pool / GIB:.1f} of {need.pool_gib:.4g} GiB ({what}; 10 % should stay free)"
+            f"  {need.verdict}: {need.pool / GIB:.1f} GiB, {least:.1f} to {most:.1f} by the estimate's error, "
+            f"of {need.pool_gib:.4g} ({what})"
         )
     if sketch.changes:
         lines.append("any one of these makes it fit")

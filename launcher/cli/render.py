@@ -68,6 +68,8 @@ def kubernetes(spec: str, cards: int | None, apply_it: bool, context: str | None
     )
     for note in draft.notes:
         click.echo(note, err=True)
+    if draft.pending:
+        click.echo(f"Data: {'would be ' if dry_run else ''}{draft.pending.describe()}", err=True)
     if draft.pending and not dry_run:
         draft.pending.make()
         draft = submission.draft(

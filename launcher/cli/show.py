@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,9 +27,12 @@ from launcher.plan import LaunchPlan
 from launcher.render import RenderedFile
 from launcher.verdict import user_language, verdict_text
 
+if TYPE_CHECKING:
+    from launcher.inputs import Pending
 
-def plan(plan: LaunchPlan) -> str:
-    """The whole plan for people: what would be written, then what would be run."""
+
+def plan(plan: LaunchPlan, pending: Pending | None = None) -> str:
+    """The whole plan for people: what would be made and written, then what would be run."""
     degrees, files = plan.degrees, (*plan.files, *_batch_script(plan))
     split = " x ".join(f"{name} {degree}" for name, degree in dataclasses.asdict(degrees).items())
     lines = [
@@ -38,6 +41,9 @@ def plan(plan: LaunchPlan) -> str:
         f"data     {plan.inputs.dataset} ({_known(plan.inputs.rows)} rows)",
         f"ranks    {plan.cluster.num_devices} on {plan.cluster.target}: {split}",
         f"steps    {_known(plan.steps)}, {plan.global_batch} rows each",
+        "would make",
+        *([f"  data: {pending.describe()}"] if pending else []),
+        *(f"  folder {folder}" for folder in _new_folders(plan.paths.root)),
         "would write",
         *(f"  {plan.paths.root / file.path}  ({len(file.text.encode())} bytes)" for file in files),
         *(f"  {plan.paths.root / link.path} -> {link.target}" for link in plan.links),
@@ -47,6 +53,11 @@ def plan(plan: LaunchPlan) -> str:
     for file in files:
         lines += ["", f"--- {file.path}", file.text.rstrip()]
     return "\n".join(lines)
+
+
+def _new_folders(folder: Path) -> list[Path]:
+    """``folder`` and those above it that are not there yet."""
+    return [place for place in (*reversed(folder.parents), folder) if not place.exists()]
 
 
 def _batch_script(plan: LaunchPlan) -> list[RenderedFile]:

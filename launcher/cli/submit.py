@@ -72,12 +72,13 @@ def submit(
     for note in draft.notes:
         click.echo(note, err=detach)
     if dry_run:
-        click.echo(show.plan(draft.plan))
+        click.echo(show.plan(draft.plan, draft.pending))
         return
     if not no_preflight:
         for note in submission.preflight(draft.plan, port=port):
             click.echo(note, err=True)
     if draft.pending:
+        click.echo(f"Data: {draft.pending.describe()}", err=detach)
         draft.pending.make()
         draft = make_draft()  # the number of rows, and so of steps, is known now
     _detach(draft) if detach else _follow(draft)

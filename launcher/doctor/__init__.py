@@ -6,15 +6,18 @@ hccn_tool and the other hosts.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
 from launcher.cluster import Cluster
+from launcher.discover import local_cluster
 from launcher.discover.host import host_root, look_around
 from launcher.discover.software import read_software
 from launcher.doctor import cards, holders, hosts, job, software, system
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, Status, worst
 from launcher.doctor.job import needs_of_spec
+from launcher.errors import HostError
 
 __all__ = [
     "Finding",
@@ -51,6 +54,7 @@ def all_checks(needs: JobNeeds) -> Iterator[Finding]:
     count = len(report.usable) or _cpu_cards(needs)
     total = needs.hosts.num_devices if needs.hosts else count
     yield from _job_checks(needs, total)
+    yield from _rank_table(needs, ascend=ascend)
     yield from _system_checks(needs, cards=needs.cards or count, ascend=ascend)
     if needs.hosts is not None:
         yield hosts.check_clocks(needs.hosts)
@@ -63,6 +67,16 @@ def _software_checks(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:
     if ascend:
         yield from software.check_triple(read_software(host_root()), mindspore)
     yield from software.check_programs(needs)
+
+
+def _rank_table(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:
+    """Of the inventory's hosts, or of this host's cards; another check tells when it has fewer than are asked for."""
+    cluster = needs.hosts
+    if cluster is None and ascend:
+        with contextlib.suppress(HostError):
+            cluster = local_cluster(needs.cards)
+    if cluster is not None and cluster.target == "Ascend":
+        yield job.check_rank_table(cluster)
 
 
 def _job_checks(needs: JobNeeds, available: int) -> Iterator[Finding]:

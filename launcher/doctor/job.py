@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher.cluster import Cluster
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, failed, passed
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, SpecError
 from launcher.memory import ADAM_BYTES, BYTES, lora_count, parameter_count
+from launcher.rank_table.make import checked_text
+from launcher.rank_table.table import table_of
 from launcher.spec import RunSpec
 
 
@@ -52,6 +55,20 @@ def check_degrees(needs: JobNeeds, available: int) -> Iterator[Finding]:
     else:
         fix = f"pass --cards {product}, or set parallel.data_parallel: {max(1, cards // needs.split)}"
         yield failed("degrees", f"data x model x pipeline: {text}, but there are {cards} cards", fix)
+
+
+def check_rank_table(cluster: Cluster) -> Finding:
+    """HCCL would take the rank table that a job on ``cluster`` is given."""
+    try:
+        table = table_of(cluster)
+        checked_text(table, "rank_table.json", kind=cluster.kind)
+    except SpecError as error:
+        problems = error.problems or (f"{error.message}; {error.hint}",)
+        more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+        return failed(
+            "rank-table", problems[0] + more, "launcher rank-table make, with -i INVENTORY, shows every problem"
+        )
+    return passed("rank-table", f"version {table.version}, {cluster.num_devices} ranks on {len(cluster.hosts)} host(s)")
 
 
 def needs_of_spec(

@@ -21,7 +21,8 @@ def checked_text(table: Table, name: str, *, kind: str | None = None) -> tuple[s
     refused = {problem.code: problem for problem in reversed(report.of_level("E"))}
     if refused:
         problems = [_refusal(problem, report.counts[problem.code]) for problem in reversed(refused.values())]
-        raise SpecError("nothing is written: HCCL would refuse this table", problems=problems)
+        of_kind = f" on {kind} cards" if kind else ""
+        raise SpecError(f"nothing is written: HCCL would refuse this rank table{of_kind}", problems=problems)
     return text, report
 
 

@@ -156,6 +156,9 @@ _PASSED = tuple(
 _KNOWN = frozenset((*_MAPPED, *_ONLY, *_OWNED, *_LEFT_OUT, *_PASSED))
 
 
+_SHARD_LEVELS = {"level1": "states", "level2": "gradients", "level3": "weights"}
+
+
 def is_foreign(source: SpecSource) -> bool:
     """Whether ``source`` is a MindFormers YAML and not a run spec."""
     model = source.values.get("model")
@@ -331,12 +334,27 @@ class _Translation:
             parallel.pop("vocab_split", None)
         elif given["model_parallel"] != 1:
             parallel["vocab_split"] = not self._get("parallel_config.vocab_emb_dp", True)
-        if given["model_parallel"] == 1 and parallel.pop("sequence_parallel", False):
+        self._without_effect(parallel, given["model_parallel"])
+        if parallel.get("optimizer_shard"):
+            self._optimizer_shard(parallel)
+        elif given == {"model_parallel": 1, "pipeline_stage": 1}:
+            self._plain_data_parallel(parallel)
+
+    def _without_effect(self, parallel: dict[str, Any], model_parallel: int) -> None:
+        if model_parallel == 1 and parallel.pop("sequence_parallel", False):
             self._changes.append("parallel_config.use_seq_parallel: left out, it has no effect with model_parallel 1")
         if not any(_as_list(parallel.get("layer_offset", 0))):
             parallel.pop("layer_offset", None)  # 0 and [0, 0] say that all stages have as many
-        if given == {"model_parallel": 1, "pipeline_stage": 1} and not parallel.get("optimizer_shard"):
-            self._plain_data_parallel(parallel)
+
+    def _optimizer_shard(self, parallel: dict[str, Any]) -> None:
+        """Its level: optimizer_level, or gradient_accumulation_shard of older files."""
+        config = self._get("parallel.parallel_optimizer_config", {})
+        config = config if isinstance(config, dict) else {}
+        level = config.get("optimizer_level", "level2" if config.get("gradient_accumulation_shard") else "level1")
+        parallel["optimizer_shard"] = _SHARD_LEVELS.get(level, level)
+        for key, kept in (("parallel_optimizer_threshold", 64), ("optimizer_weight_shard_size", -1)):
+            if config.get(key, kept) != kept:
+                self._changes.append(f"parallel_optimizer_config.{key} {config[key]}: {kept} stands in")
 
     def _plain_data_parallel(self, parallel: dict[str, Any]) -> None:
         if self._values["training"].get("gradient_accumulation", 1) == 1 and parallel["mode"] == "semi_auto":

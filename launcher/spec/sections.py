@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MOST = 2**31 - 1  # MindSpore holds shapes, steps and seeds in int32 in places
 
@@ -360,6 +360,15 @@ def _pattern_problem(lora: LoraSpec) -> str:
     return ""
 
 
+def _shard_level(given: Any) -> Any:
+    """The level that true and false stand for: off is false in YAML, and true has always rendered level 1."""
+    return {True: "states", False: "off"}[given] if isinstance(given, bool) else given
+
+
+_Levels = Literal["off", "states", "gradients", "weights"]
+OptimizerShard = Annotated[_Levels, BeforeValidator(_shard_level, json_schema_input_type=_Levels | bool)]
+
+
 class ParallelSpec(Section):
     """How the job is split over ranks. What is left out is chosen, so that the product is the number of cards."""
 
@@ -375,12 +384,17 @@ class ParallelSpec(Section):
     """Batches in flight through a pipeline, at least pipeline_stage; left out, twice that."""
     layer_offset: tuple[int, ...] | None = None
     """Layers that each pipeline stage has more than an equal share, or fewer; left out, all have as many."""
-    optimizer_shard: bool = False
-    """Whether data-parallel ranks share optimizer states and weights (MindSpore's optimizer parallel)."""
+    optimizer_shard: OptimizerShard | None = None
+    """What data-parallel ranks share out between them (MindSpore's optimizer parallel); left out, it is chosen."""
     sequence_parallel: bool = False
     """Whether norms and residuals are split along the sequence between the ranks that share a layer."""
     vocab_split: bool | None = None
     """Whether ranks that share a layer share embedding and output layer too; left out, where the vocabulary divides."""
+
+    @property
+    def shards_optimizer(self) -> bool:
+        """Whether optimizer parallel is on."""
+        return self.optimizer_shard not in (None, "off")
 
 
 class PrecisionSpec(Section):
