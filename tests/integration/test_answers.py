@@ -278,11 +278,17 @@ def test_infer_prints_in_order_continues_a_file_and_leaves_nothing_behind(
     text = shop.launcher(*common, env=env)
     assert text.stdout == "".join(f"> {answer['prompt']}\n{answer['text']}\n" for answer in answers)
     assert "mindformers" not in text.stdout + text.stderr
-    (tmp_path / "out.jsonl").write_text(f"{lines[3]}\n{lines[1]}\n{lines[0][:20]}", encoding="utf-8")
+    shop.launcher(*common, "--output", "out.jsonl", env=env)
+    output = tmp_path / "out.jsonl"
+    kept = output.read_text(encoding="utf-8").splitlines()
+    output.write_text(f"{kept[3]}\n{kept[1]}\n{kept[0][:20]}", encoding="utf-8")
     resumed = shop.launcher(*common, "--output", "out.jsonl", env=env)
     assert "out.jsonl: 5 answers, 3 of them new" in resumed.stderr
-    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [answer | {"seconds": 0} for answer in written] == [answer | {"seconds": 0} for answer in answers]
+    written = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    same = {"seconds": 0, "made_with": 0}
+    assert [answer | same for answer in written] == [answer | same for answer in answers]
+    refused = shop.launcher(*common, "--output", "out.jsonl", "--temperature", "0.5", env=env, code=3)
+    assert "was made in another way: temperature 0.0, now 0.5" in refused.stderr
     again = shop.launcher(*common, "--output", "out.jsonl", env=env)
     assert "5 answers, 0 of them new" in again.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"q.jsonl", "out.jsonl"}
