@@ -254,6 +254,17 @@ def test_templates_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         get_template("unlearnt").prompt("a")
     with pytest.raises(DataError, match="nonsense"):
         get_template("unknown").segments(TURNS)
+    for name, source, expected in (
+        ("sum", "{{ 1 + messages[0].content }}", "sum cannot render this conversation: TypeError: unsupported"),
+        ("zero", "{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("endless", "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "RecursionError"),
+    ):
+        (folder / f"{name}.jinja").write_text(source)
+        with pytest.raises(DataError, match=expected):
+            get_template(name).segments(TURNS)
+    (folder / "bytes.jinja").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"cannot read .*bytes\.jinja"):
+        get_template("bytes")
     with pytest.raises(DataError, match="no chat template") as error:
         get_template("vicunia")
     assert "vicuna" in error.value.hint

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,17 +26,19 @@ from launcher.checkpoint.huggingface import generation_config, generation_sectio
 from launcher.cli.inference import generation_spec
 from launcher.data.messages import Message
 from launcher.data.tokenizer import load_tokenizer, train_tokenizer
-from launcher.errors import CheckpointError, DataError, HostError, JobError, LauncherError, SpecError
+from launcher.errors import CheckpointError, DataError, HostError, JobCancelled, JobError, LauncherError, SpecError
 from launcher.inference.asking import Asking
+from launcher.inference.chatting import Chat, read_line
 from launcher.inference.decoding import LENGTH, STOP, Row
 from launcher.inference.evaluation import cross_entropy, final_number, folded
 from launcher.inference.network import network_config, sixteen_bits
 from launcher.inference.prompts import collect, parse_messages
+from launcher.inference.provenance import made_with
 from launcher.inference.sampling import GenerationSpec, Sampler
 from launcher.inference.session import Answer, Question, Session
 from launcher.inference.sources import Given, find_model
 from launcher.inference.transcript import Transcript
-from launcher.inference.writing import InOrder, OutputFile
+from launcher.inference.writing import InOrder, OutputFile, locked, to_json
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +201,10 @@ def test_stdin_is_read_as_text_or_json_lines(monkeypatch: pytest.MonkeyPatch) ->
         ('{"messages": [{"role": "robot", "content": "x"}]}', "a message needs a role"),
         ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "only text can be understood"),
         ('{"messages": [3]}', "a message must be an object"),
+        ('{"messages": [{"role": ["user"], "content": "x"}]}', "a message needs a role"),
+        ('{"messages": [{"role": "user", "content": "x\\ud800"}]}', "not valid Unicode at character 2"),
+        ('{"prompt": "\\udfff"}', "line 1: the text is not valid Unicode"),
+        ('{"prompt": "a", "id": "\\ud800"}', "not valid Unicode"),
         ('{"messages": 3}', "messages must be a list"),
         ('{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}', "two questions have the id 'x'"),
         ("\n".join(["nonsense"] * 9), "and 4 more"),
@@ -223,6 +235,25 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         collect([], None)
 
 
+@pytest.mark.parametrize("option", ["--prompt", "--system", "--stop"])
+def test_options_that_are_no_text_are_refused(option: str) -> None:
+    done = launcher("infer", "none", "--prompt", "x", option, os.fsdecode(b"a\xff"))
+    assert done.returncode == 2
+    assert f"'{option}': not valid UTF-8 at character 2" in done.stderr
+
+
+def test_lines_of_a_chat_that_are_no_text_cost_no_others(model_folder: Path) -> None:
+    """As a pipe brings them: the first and the last are read, the one between them is not."""
+    session = Session(find_model(str(model_folder), model_folder))
+    lines = io.TextIOWrapper(io.BytesIO(b"/system a\n/system b\xff\n/system\n"), encoding="utf-8")
+    out = io.StringIO()
+    Chat(session=session, spec=GenerationSpec(), read=lambda: read_line(lines), out=out).run()
+
+    said = out.getvalue().splitlines()
+    assert said[1].startswith("error: this line is not valid Unicode")
+    assert (said[0], said[-1]) == ("(set; the conversation starts anew)", "a")
+
+
 # ------------------------------------------------------------------------------------------------ answers
 
 
@@ -244,35 +275,55 @@ def test_answers_are_given_on_in_order(order: list[int]) -> None:
     assert found == [str(place) for place in range(6)]
 
 
+MADE = {"model": "m", "weights": "w", "template": "plain", "prompt": "p", "temperature": 0.0}
+
+
+def made(*names: str, **changes: Any) -> dict[str, dict[str, Any]]:
+    return {name: {**MADE, **changes} for name in names}
+
+
+def opened(path: Path, *, on_wait: Callable[[], None] = lambda: None) -> AbstractContextManager[OutputFile]:
+    return locked(path, on_wait=on_wait, interrupted=bool)
+
+
 def test_an_output_file_is_continued_and_sorted(tmp_path: Path) -> None:
     path = tmp_path / "new" / "out.jsonl"
-    OutputFile(path).add([answer("c"), answer("x")])
-    with path.open("a") as file:
-        file.write('{"id": "b", "prom')  # a killed run
-    again = OutputFile(path)
-    asked = questions("a", "b", "c")
-
-    assert [question.id for question in again.open_questions(asked)] == ["a", "b"]
-    again.mend()
-    again.add([answer("b"), answer("a")])
-    again.sort(asked)
-    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["x", "a", "b", "c"]
+    with opened(path) as file:
+        file.add([answer("c"), answer("x")], made("c", "x"))
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    with path.open("a") as half:
+        half.write('{"id": "b", "prom')  # a killed run
+    with opened(link) as file:
+        assert [*file.lines] == ["c", "x"]
+        file.check(made("a", "b", "c"))
+        file.add([answer("b"), answer("a")], made("a", "b"))
+        file.sort(["a", "b", "c"])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["x", "a", "b", "c"]
+    assert all(line["made_with"] == MADE for line in lines)
+    assert link.is_symlink()
+    path.write_bytes(path.read_bytes()[:-1])  # an editor that leaves the last line without an end
+    with opened(path) as file:
+        file.add([answer("d")], made("d"))
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["x", "a", "b", "c", "d"]
     stamp = path.stat().st_mtime_ns
-    OutputFile(path).sort(asked)
+    with opened(path) as file:
+        file.sort(["c", "d"])
     assert path.stat().st_mtime_ns == stamp
 
 
 def test_an_output_file_that_cannot_be_written_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    file = OutputFile(tmp_path / "file" / "out.jsonl")
-    with pytest.raises(HostError, match="cannot write"):
-        file.check_writable()
-    with pytest.raises(HostError, match="cannot write"):
-        file.add([answer("a")])
-    with pytest.raises(DataError, match="cannot read"):
-        OutputFile(tmp_path / ("a" * 300))
-    OutputFile(tmp_path / "new.jsonl").check_writable()
+    for name in ("file/out.jsonl", "a" * 300):
+        with pytest.raises(HostError, match="cannot write"), opened(tmp_path / name):
+            pass
+    with opened(tmp_path / "new.jsonl"):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with opened(tmp_path / "file"):  # is empty, but the user's
+        pass
+    assert (tmp_path / "file").exists()
 
 
 def test_an_output_that_cannot_be_written_costs_no_answers(model_folder: Path, tmp_path: Path) -> None:
@@ -285,6 +336,83 @@ def test_an_output_that_cannot_be_written_costs_no_answers(model_folder: Path, t
     assert "_decoder" not in vars(session)
 
 
+def test_many_writers_of_one_file_wait_for_each_other_and_lose_nothing(tmp_path: Path) -> None:
+    """Each sorts, which puts a new file in the place of the one that the others wait for."""
+    path, waited = tmp_path / "out.jsonl", []
+
+    def write(number: int) -> None:
+        names = [f"{number}-{part}" for part in "zyx"]
+        with opened(path, on_wait=lambda: waited.append(number)) as file:
+            for name in names:
+                file.add([answer(name)], made(name))
+                time.sleep(0.02)
+            file.sort(sorted(names))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = [json.loads(line)["id"] for line in path.read_text().splitlines()]
+    assert sorted(found) == sorted(f"{number}-{part}" for number in range(6) for part in "zyx")
+    assert waited
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_ctrl_c_ends_the_wait_for_another_writer(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with opened(path), pytest.raises(JobCancelled), locked(path, on_wait=lambda: None, interrupted=lambda: True):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"weights": "v", "model": "n"}, "weights of m, now other ones of n"),
+        ({"temperature": 0.7, "seed": 1}, r"temperature 0\.0, now 0\.7; seed None, now 1"),
+        ({"template": "vicuna"}, "template 'plain', now 'vicuna'"),
+        ({"prompt": "q"}, "another prompt: the question, its system text or earlier turns"),
+    ],
+)
+def test_answers_that_were_made_in_another_way_are_not_continued(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    path = tmp_path / "out.jsonl"
+    with opened(path) as file:
+        file.add([answer("a")], made("a"))
+    with pytest.raises(DataError, match=f"id 'a' that was made in another way: {expected}"), opened(path) as file:
+        file.check(made("a", "b", **changes))
+    with opened(path) as file:
+        file.check(made("a", "b", model="another/path/to/m"))
+        file.check(made("b", prompt="q"))
+
+
+def test_how_an_answer_is_made_is_told_from_all_that_it_follows_from(copy: Path, tmp_path: Path) -> None:
+    asked = questions("a")[0]
+    session = Session(find_model(str(copy), tmp_path))
+
+    def of(question: Question = asked, session: Session = session, **sampling: Any) -> dict[str, Any]:
+        return made_with(session, GenerationSpec(**sampling), session.prepare([question]))["a"]
+
+    first = of()
+    assert first == of(seed=3)  # nothing is drawn
+    assert of(temperature=0.5) != of(temperature=0.5, seed=3)
+    assert {first["prompt"]}.isdisjoint(
+        of(Question(id="a", messages=turns))["prompt"]
+        for turns in (
+            (Message("system", "s"), *asked.messages),
+            (Message("user", "x"), Message("assistant", "y"), *asked.messages),
+        )
+    )
+    assert of(Question(id="a", text="p"))["template"] is None
+    moved = Path(shutil.copytree(copy, tmp_path / "moved"))
+    assert of(session=Session(find_model(str(moved), tmp_path)))["weights"] == first["weights"]
+    weights = load_file(moved / "model.safetensors")
+    weights["model.layers.1.attention.wq.weight"][3, 3] += 1
+    save_file(weights, moved / "model.safetensors")
+    assert of(session=Session(find_model(str(moved), tmp_path)))["weights"] != first["weights"]
+
+
 @pytest.mark.parametrize("option", ["--temperature", "--top-p", "--repetition-penalty"])
 def test_nan_is_no_number(option: str) -> None:
     done = launcher("infer", "none", "--prompt", "x", option, "nan")
@@ -292,15 +420,23 @@ def test_nan_is_no_number(option: str) -> None:
     assert "nan is no number" in done.stderr
 
 
-def test_an_output_file_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ["mine\n", "mine", "3\n", '{"id": 3}\n', '{"id": "a", "x": 1}\n{"id": "a", "x": 2}\n', "\0\0"]
+)
+def test_an_output_file_of_something_else_stays_as_it_is(tmp_path: Path, content: str) -> None:
     path = tmp_path / "out.jsonl"
-    path.write_text("mine\n")
+    path.write_text(content)
 
-    with pytest.raises(DataError, match="holds no answers"):
-        OutputFile(path)
-    path.write_text(json.dumps({"id": "a", "prompt": "other"}) + "\n")
-    with pytest.raises(DataError, match="'a' to another prompt"):
-        OutputFile(path).open_questions(questions("a"))
+    with pytest.raises(DataError, match="holds no answers"), opened(path):
+        pass
+    assert path.read_text() == content
+
+
+def test_answers_that_do_not_say_how_they_were_made_are_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(to_json(answer("a")) + "\n")
+    with pytest.raises(DataError, match="does not say how"), opened(path) as file:
+        file.check(made("a"))
 
 
 # ------------------------------------------------------------------------------------------------ sources

@@ -1,15 +1,25 @@
-"""What a request may say, and who may ask. No MindSpore; the server itself is in integration/test_serve.py."""
+"""What a request may say, who may ask, and how long a connection lasts. No MindSpore; the server itself is in
+integration/test_serve.py."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
 
 from launcher.errors import SpecError
 from launcher.inference.sampling import GenerationSpec
 from launcher.serving import protocol
+from launcher.serving.connections import Connection, Patience
 from launcher.serving.protocol import RequestError, parse_completion
 from launcher.serving.server import check_address, is_loopback
 
@@ -78,3 +88,96 @@ def test_other_machines_need_a_token() -> None:
         check_address(host, "a-token-of-some-length")
     with pytest.raises(SpecError, match="shorter than 16"):
         check_address("127.0.0.1", "short")
+
+
+# ------------------------------------------------------------------------------------------------ connections
+
+
+@contextlib.contextmanager
+def listening(patience: Patience, pieces: int = 1) -> Iterator[int]:
+    """The port of a server that gives so many MiB to "/now", and to nothing else any."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            if scope["path"] == "/now":
+                await send({"type": "http.response.start", "status": 200})
+                for number in range(pieces):
+                    more = number < pieces - 1
+                    await send({"type": "http.response.body", "body": b"x" * (1 << 20), "more_body": more})
+                return
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    http: Any = partial(Connection, patience)
+    options: dict[str, Any] = {"log_config": None, "log_level": "critical", "lifespan": "off", "ws": "none"}
+    server = uvicorn.Server(uvicorn.Config(app, http=http, timeout_graceful_shutdown=1, **options))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def connect(port: int, sent: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(sent)
+    return connection
+
+
+def ask(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server has ended it; nothing else must have come."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_a_request_must_arrive_in_time_however_often_a_drop_of_it_comes() -> None:
+    with listening(Patience(most=9, request_s=0.5, answer_s=60)) as port:
+        drop, silent, half, asking = (
+            connect(port, sent)
+            for sent in (b"G", b"", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n1", ask("/"))
+        )
+        until = time.monotonic() + 10
+        while not (is_closed(drop) and is_closed(silent) and is_closed(half)):
+            assert time.monotonic() < until
+            with contextlib.suppress(OSError):
+                drop.send(b"E")
+            time.sleep(0.1)
+        assert not is_closed(asking)
+        for connection in (drop, silent, half, asking):
+            connection.close()
+
+
+@pytest.mark.parametrize(("pieces", "request_s", "answer_s"), [(64, 60, 0.5), (32, 0.2, 0.5)])
+def test_an_answer_must_be_taken_in_time(pieces: int, request_s: float, answer_s: float) -> None:
+    """No socket's buffer holds it, and the client reads nothing."""
+    patience = Patience(most=9, request_s=request_s, answer_s=answer_s)
+    with listening(patience, pieces) as port, connect(port, ask("/now")) as client:
+        time.sleep(2.0)
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while part := client.recv(1 << 20):
+                received += len(part)
+        assert 0 < received < pieces << 20
+
+
+def test_one_connection_too_many_ends_the_one_that_waited_longest_without_a_request() -> None:
+    with listening(Patience(most=3, request_s=60, answer_s=60)) as port:
+        asking, oldest = connect(port, ask("/")), connect(port, b"G")
+        time.sleep(0.1)
+        younger = connect(port, b"G")
+        with connect(port, ask("/now")) as client:
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+            assert (is_closed(oldest), is_closed(younger), is_closed(asking)) == (True, False, False)
+        for connection in (asking, oldest, younger):
+            connection.close()

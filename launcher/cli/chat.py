@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from launcher.cli.inference import find, generation_spec, model_options, sampling_options
+from launcher.cli.options import Text
 
 
 @click.command()
 @model_options
-@click.option("--system", help="Text of the system's turn.")
+@click.option("--system", type=Text(), help="Text of the system's turn.")
 @sampling_options
 def chat(reference: str, **options: Any) -> None:
     """Talk with MODEL: what was said before is part of each question, the oldest left out when the context is full.

@@ -10,14 +10,15 @@ from typing import Any
 import click
 
 from launcher.cli.inference import find, generation_spec, model_options, sampling_options
+from launcher.cli.options import Text
 
 
 @click.command()
 @model_options
-@click.option("--prompt", "prompts", multiple=True, help="A question; give several for one batch.")
+@click.option("--prompt", "prompts", multiple=True, type=Text(), help="A question; give several for one batch.")
 @click.option("--file", "file", metavar="FILE", help="Questions: .jsonl with ids, else one a line; - is stdin.")
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without the template of training.")
-@click.option("--system", help="Text of the system's turn.")
+@click.option("--system", type=Text(), help="Text of the system's turn.")
 @click.option("--batch-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True, metavar="N")
 @sampling_options
 @click.option("--format", "layout", type=click.Choice(["text", "jsonl"]), default="text", show_default=True)
@@ -57,7 +58,8 @@ def _infer(
     session.interrupted = interrupted
     asking = Asking(session=session, spec=generation_spec(options, session.model), as_json=options["layout"] == "jsonl")
     if options["output"]:
-        left, total = asking.into_file(questions, options["output"])
+        waits = f"{options['output']}: another infer writes it; waiting for its end"
+        left, total = asking.into_file(questions, options["output"], on_wait=lambda: click.echo(waits, err=True))
         click.echo(f"{options['output']}: {total} answers, {left} of them new", err=True)
     else:
         asking.to_stdout(questions, stream=sys.stdout.isatty())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.options import Decorated, NumberRange, jobs_dir_option
+from launcher.cli.options import Decorated, NumberRange, Text, jobs_dir_option
 
 if TYPE_CHECKING:
     from launcher.inference.sampling import GenerationSpec
@@ -44,7 +44,7 @@ _SAMPLING = (
         help="Above 1, what was said becomes less likely.",
     ),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Same seed, same text."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends an answer; give several."),
+    click.option("--stop", multiple=True, type=Text(), help="Text that ends an answer; give several."),
 )
 
 

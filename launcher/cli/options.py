@@ -27,6 +27,18 @@ class NumberRange(click.FloatRange):
         return number
 
 
+class Text(click.types.StringParamType):
+    """Text that a tokenizer takes: the shell also passes on bytes that are no UTF-8."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            self.fail(f"not valid UTF-8 at character {error.start + 1}.", param, ctx)
+        return text
+
+
 class Seconds(NumberRange):
     """A number of seconds in a range."""
 

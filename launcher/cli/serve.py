@@ -36,8 +36,9 @@ def serve(reference: str, **options: Any) -> None:
 
     from launcher.inference.session import Session
     from launcher.quiet import quiet
+    from launcher.serving.http import Limits, Service
     from launcher.serving.queue import TaskQueue
-    from launcher.serving.server import Limits, Service, check_address
+    from launcher.serving.server import check_address
     from launcher.serving.server import serve as run
 
     token = _token(options["token_file"])

@@ -165,8 +165,9 @@ class ChatTemplate:
             return self._template.render(
                 messages=turns, system=system, bos=token(_BOS), eos=token(_EOS), token=token, _learn=learn
             )
-        except jinja2.TemplateError as error:
-            raise DataError(f"template {self.name} cannot render this conversation: {error}") from error
+        except Exception as error:  # a user's template may divide by zero, add a text to a number, never end ...
+            what = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+            raise DataError(f"template {self.name} cannot render this conversation: {what}") from error
 
 
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
@@ -190,7 +191,11 @@ def get_template(name: str = DEFAULT) -> ChatTemplate:
     path = resources.find("templates", f"chat/{name}.jinja")
     if path is None:
         raise DataError(f"no chat template {name!r}", hint=f"there are {', '.join(template_names())}")
-    return _load(name, path, path.read_text("utf-8"))
+    try:
+        source = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}", hint="a template is UTF-8 text") from error
+    return _load(name, path, source)
 
 
 def template_names() -> list[str]:

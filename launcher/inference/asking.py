@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launcher.errors import JobCancelled
 from launcher.inference.decoding import CANCELLED
+from launcher.inference.provenance import made_with
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Answer, Prepared, Question, Session
-from launcher.inference.writing import InOrder, OutputFile, to_json, to_text
+from launcher.inference.writing import InOrder, OutputFile, locked, to_json, to_text
 from launcher.quiet import quiet
 
 
@@ -47,28 +49,30 @@ class Asking:
             for place, answer in self.session.answers(prepared, self.spec):
                 ordered.put(place, answer)
 
-    def into_file(self, questions: Sequence[Question], path: Path) -> tuple[int, int]:
+    def into_file(
+        self, questions: Sequence[Question], path: Path, *, on_wait: Callable[[], None] = lambda: None
+    ) -> tuple[int, int]:
         """Answer what ``path`` has no answer to yet; returns how many that were, and how many are there now.
 
-        Raises DataError for what does not fit, and when the file holds something else; HostError when it cannot be
-        written.
+        ``on_wait``: called once when another process writes the file, before its end is waited for.
+        Raises DataError for what does not fit, and when the file holds something else or what was answered in another
+        way; HostError when it cannot be written.
         """
-        file = OutputFile(path)
-        open_questions = file.open_questions(questions)
-        prepared = self.session.prepare(open_questions)
-        if prepared:
-            file.check_writable()
-        file.mend()
-        if prepared:
-            self._add(file, prepared)
-        file.sort(questions)
-        return len(open_questions), len(questions)
+        prepared = self.session.prepare(questions)
+        made = made_with(self.session, self.spec, prepared)
+        with locked(path, on_wait=on_wait, interrupted=self.session.interrupted) as file:
+            file.check(made)
+            still_open = [item for item in prepared if item.question.id not in file.lines]
+            if still_open:
+                self._add(file, still_open, made)
+            file.sort([*made])
+        return len(still_open), len(questions)
 
-    def _add(self, file: OutputFile, prepared: Sequence[Prepared]) -> None:
+    def _add(self, file: OutputFile, prepared: Sequence[Prepared], made: Mapping[str, Mapping[str, Any]]) -> None:
         try:
             with quiet():
                 for answers in self.session.batches(prepared, self.spec):
-                    file.add([answer for _, answer in answers])
+                    file.add([answer for _, answer in answers], made)
         except JobCancelled as stopped:
             stopped.hint = f"the same command goes on where it stopped; {file.path} has {len(file)} answers"
             raise

@@ -55,19 +55,24 @@ class Chat:
 
     def run(self) -> None:
         """Until the end of input or /exit."""
-        while (line := self._line()) is not None:
-            if line in ("/exit", "/quit"):
-                return
+        while True:
             try:
+                line = self._line()
+                if line is None or line in ("/exit", "/quit"):
+                    return
                 self._handle(line)
             except LauncherError as error:
                 self._say(f"error: {error.message}" + (f"\n  hint: {error.hint}" if error.hint else ""))
 
     def _line(self) -> str | None:
+        """The next line that is not blank, None at the end. Raises DataError when it is not text."""
         while True:
             try:
                 with let_through():
                     line = self.read()
+                (line or "").encode()
+            except UnicodeError as error:
+                raise DataError("this line is not valid Unicode, and was not asked", hint="type UTF-8") from error
             except KeyboardInterrupt:
                 self._say("\n(Ctrl-D or /exit leaves)")
                 continue
@@ -159,11 +164,18 @@ class Chat:
         self.out.flush()
 
 
-def read_line() -> str | None:
-    """The next line of stdin, with line editing and history on a terminal; None at its end."""
-    if sys.stdin.isatty():
-        import readline  # noqa: F401 - input() edits lines from here on
+def read_line(lines: TextIO | None = None) -> str | None:
+    """The next line of stdin, with line editing and history on a terminal; None at its end.
+
+    Raises UnicodeDecodeError for a line that is not text, which costs no other line.
+    """
+    lines = lines or sys.stdin
+    if not lines.isatty():
+        raw = lines.buffer.readline()
+        return raw.decode(lines.encoding) if raw else None
+    import readline  # noqa: F401 - input() edits lines from here on
+
     try:
-        return input("> " if sys.stdin.isatty() else "")
+        return input("> ")
     except EOFError:
         return None

@@ -90,12 +90,14 @@ def parse_record(record: Any) -> dict[str, Any]:
         raise ValueError("it is no object")
     name = {"id": record["id"]} if isinstance(record.get("id"), (str, int)) else {}
     if isinstance(record.get("prompt"), str):
+        _check_text(record["prompt"], str(record.get("id")))
         if not record["prompt"].strip():
             raise ValueError("the prompt is empty")
         return {**name, "prompt": record["prompt"]}
     turns = record.get("messages", record.get("conversations"))
     if turns is None:
         raise ValueError('it has neither "prompt" nor "messages"')
+    _check_text(str(record.get("id")))
     return {**name, "turns": parse_messages(turns)}
 
 
@@ -122,9 +124,19 @@ def _message(turn: Any) -> Message:
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
     if isinstance(content, list):  # OpenAI's content parts
         content = "".join(_part(part) for part in content)
-    if role not in ROLES or not isinstance(content, str):
+    if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
         raise ValueError(f"a message needs a role ({', '.join(sorted(ROLES))}) and a text as content")
+    _check_text(content)
     return Message(ROLES[role], content)
+
+
+def _check_text(*texts: str) -> None:
+    """Raises ValueError when one holds half of a surrogate pair, which JSON can say and no tokenizer takes."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the text is not valid Unicode at character {error.start + 1}") from error
 
 
 def _part(part: Any) -> str:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import DataError, HostError
-from launcher.inference.session import Answer, Question
+from launcher.errors import DataError, HostError, JobCancelled
+from launcher.inference.provenance import differences
+from launcher.inference.session import Answer
 from launcher.render import write_atomic
+
+_MADE_WITH = "made_with"
+_BEGIN = b'{"id": '  # of every line
+_POLL_S = 0.2
 
 
 def to_text(answer: Answer, *, alone: bool) -> str:
@@ -41,88 +49,165 @@ class InOrder:
 
 
 class OutputFile:
-    """JSON lines that a later call continues: answers are added as they come, and sorted when all are there."""
+    """JSON lines that a later call continues: answers are added as they come, and sorted when all are there.
 
-    def __init__(self, path: Path) -> None:
-        """Raises DataError when the file is there and holds something else."""
+    Get one with ``locked``: nobody else writes to it meanwhile. ``lines``: the records that are there, by id.
+    """
+
+    def __init__(self, path: Path, handle: int) -> None:
+        """Raises DataError when the file holds something else."""
         self.path = path
-        self._lines = dict(_existing(path))
+        self._handle = handle
+        self.lines = self._read()
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self.lines)
 
-    def open_questions(self, questions: Sequence[Question]) -> list[Question]:
-        """The questions that have no answer yet. Raises DataError when an id answers another question there."""
-        for question in questions:
-            known = self._lines.get(question.id)
-            if known is not None and known.get("prompt") != question.shown:
+    def check(self, made: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raises DataError unless all that is there was made as ``made`` says of the questions, by id."""
+        (now, *_) = made.values()
+        for name, line in self.lines.items():
+            if not isinstance(line.get(_MADE_WITH), dict):
+                what = ["it does not say how; only files that --output made do"]
+            else:
+                what = differences(line[_MADE_WITH], made.get(name, now), same_question=name in made)
+            if what:
                 raise DataError(
-                    f"{self.path} holds an answer of id {question.id!r} to another prompt",
-                    hint="give another --output, or ids of their own to the questions",
+                    f"{self.path} has an answer of id {name!r} that was made in another way: {'; '.join(what)}",
+                    hint="give another --output; or ask as before, with ids of their own for other questions",
                 )
-        return [question for question in questions if question.id not in self._lines]
 
-    def check_writable(self) -> None:
-        """Raises HostError when no answer could be added: better now than when the first ones are there."""
-        was_there = self.path.exists()
-        self._append(b"")
-        if not was_there:
-            self.path.unlink(missing_ok=True)
-
-    def add(self, answers: Sequence[Answer]) -> None:
+    def add(self, answers: Sequence[Answer], made: Mapping[str, Mapping[str, Any]]) -> None:
         """Write ``answers`` behind what is there, and to the disk. Raises HostError when that fails."""
-        self._append("".join(f"{to_json(answer)}\n" for answer in answers).encode())
-        self._lines |= {answer.id: asdict(answer) for answer in answers}
+        new = {answer.id: {**asdict(answer), _MADE_WITH: made[answer.id]} for answer in answers}
+        with _writing(self.path), open(self._handle, "ab", closefd=False) as out:
+            out.write(_to_lines(new.values()))
+            out.flush()
+            os.fsync(self._handle)
+        self.lines |= new
 
-    def _append(self, content: bytes) -> None:
-        with self._writing():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as out:
-                out.write(content)
-                out.flush()
-                os.fsync(out.fileno())
+    def sort(self, ids: Sequence[str]) -> None:
+        """Bring the answers into the order of ``ids``; others stay in front. Nothing can be added afterwards."""
+        others = {name: line for name, line in self.lines.items() if name not in set(ids)}
+        ordered = others | {name: self.lines[name] for name in ids}
+        if [*self.lines] != [*ordered]:
+            with _writing(self.path):
+                write_atomic(self.path, _to_lines(ordered.values()))
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _read(self) -> dict[str, dict[str, Any]]:
+        with open(self._handle, "rb", closefd=False) as file:
+            raw = file.read()
+        whole, tail = raw[: raw.rfind(b"\n") + 1], raw[raw.rfind(b"\n") + 1 :]
         try:
-            yield
-        except OSError as error:
-            raise HostError(
-                f"cannot write {self.path}: {error.strerror}",
-                hint="make that possible, or give another --output; what it has answered is not asked again",
+            lines = _parse(whole)
+            if tail:
+                lines = self._mended(lines, tail, len(whole))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{self.path} exists and holds no answers of launcher infer ({error})", hint="give another --output"
             ) from error
+        return lines
 
-    def mend(self) -> None:
-        """Cut off half a line that a killed run left, so that what is added stands on lines of its own."""
-        if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
-            self._rewrite(self._lines)
-
-    def sort(self, questions: Sequence[Question]) -> None:
-        """Bring the answers into the order of ``questions``; those of other questions stay in front."""
-        asked = {question.id for question in questions}
-        others = {name: line for name, line in self._lines.items() if name not in asked}
-        ordered = {question.id: self._lines[question.id] for question in questions}
-        if [*self._lines] != [*others, *ordered]:
-            self._rewrite(others | ordered)
-
-    def _rewrite(self, lines: Mapping[str, dict[str, Any]]) -> None:
-        content = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines.values())
-        with self._writing():
-            write_atomic(self.path, content)
-        self._lines = dict(lines)
+    def _mended(self, lines: dict[str, dict[str, Any]], tail: bytes, place: int) -> dict[str, dict[str, Any]]:
+        """Cut off half a line that a killed run left, or end a whole one, so that what is added stands on its own."""
+        try:
+            found = _parse(tail)
+        except ValueError:
+            if tail[: len(_BEGIN)] != _BEGIN[: len(tail)]:
+                raise
+            found = {}
+        with _writing(self.path):
+            if found:
+                os.write(self._handle, b"\n")
+            else:
+                os.ftruncate(self._handle, place)
+        return lines | found
 
 
-def _existing(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+@contextmanager
+def locked(path: Path, *, on_wait: Callable[[], None], interrupted: Callable[[], bool]) -> Iterator[OutputFile]:
+    """The file at ``path``, which is made when it is not there, and removed again when nothing came into it.
+
+    While another process has it, ``on_wait`` is called once and then waited. Raises HostError when it cannot be
+    written, DataError when it holds something else, JobCancelled when ``interrupted``.
+    """
+    path = Path(os.path.realpath(path))  # a symbolic link stays one
+    with _writing(path):
+        handle, is_new = _open_locked(path, on_wait, interrupted)
     try:
-        if not path.exists():
-            return
-        raw = path.read_bytes()
-        for line in raw[: raw.rfind(b"\n") + 1].splitlines():
-            record = json.loads(line)
-            yield record["id"], record
+        yield OutputFile(path, handle)
+    finally:
+        if is_new and os.fstat(handle).st_size == 0:
+            path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _open_locked(path: Path, on_wait: Callable[[], None], interrupted: Callable[[], bool]) -> tuple[int, bool]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waits = False
+    while True:
+        handle, is_new = _open(path)
+        is_ours = _try_lock(handle)
+        if is_ours and _is_at(handle, path):
+            return handle, is_new
+        os.close(handle)
+        if not is_ours and not waits:
+            waits = True
+            on_wait()
+        if interrupted():
+            raise JobCancelled("stopped while it waited for its turn to write", signum=signal.SIGINT)
+        time.sleep(_POLL_S)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """A handle, and whether the file was made."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
+    except FileExistsError:
+        return os.open(path, flags), False
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether ``path`` still is this file: who had it before may have put a sorted one in its place."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", hint="give another --output") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} exists and holds no answers of launcher infer ({error})", hint="give another --output"
+        raise HostError(
+            f"cannot write {path}: {error.strerror}",
+            hint="make that possible, or give another --output; what it has answered is not asked again",
         ) from error
+
+
+def _to_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """JSON lines in UTF-8. What a path has beside that becomes an escape, which JSON reads as it was."""
+    text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _parse(raw: bytes) -> dict[str, dict[str, Any]]:
+    """Records by id. Raises ValueError when a line is none, or an id comes twice."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in raw.splitlines():
+        record = json.loads(line)
+        if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+            raise ValueError("a line has no id")
+        if found.setdefault(record["id"], record) != record:
+            raise ValueError(f"two answers have the id {record['id']!r}")
+    return found

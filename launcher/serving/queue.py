@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from launcher.errors import LauncherError
@@ -17,14 +16,18 @@ from launcher.serving.protocol import Completion, RequestError
 _POLL_S = 0.2
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Task:
-    """One request from its arrival to its answer. ``pieces``: texts as they come, then None."""
+    """One request from its arrival to its answer.
+
+    deliver: given each text as it comes, then None; called in the thread of the model. deadline: of time.monotonic.
+    left: set when nobody waits for the answer any more.
+    """
 
     completion: Completion
     prepared: Prepared
     deadline: float
-    pieces: queue.SimpleQueue[str | None] = field(default_factory=queue.SimpleQueue)
+    deliver: Callable[[str | None], None]
     left: threading.Event = field(default_factory=threading.Event)
     timed_out: bool = False
     error: str | None = None
@@ -36,17 +39,10 @@ class Task:
             self.timed_out = True
         return self.timed_out or self.left.is_set()
 
-    def texts(self) -> Iterator[str | None]:
-        """The answer piece by piece; None now and then while there is nothing new."""
-        while True:
-            try:
-                piece = self.pieces.get(timeout=_POLL_S)
-            except queue.Empty:
-                yield None
-                continue
-            if piece is None:
-                return
-            yield piece
+    def fail(self, message: str) -> None:
+        """End without an answer."""
+        self.error = message
+        self.deliver(None)
 
 
 class TaskQueue:
@@ -54,60 +50,60 @@ class TaskQueue:
 
     def __init__(self, session: Session, *, most_waiting: int) -> None:
         self._session = session
-        self._waiting: queue.Queue[Task] = queue.Queue(maxsize=most_waiting)
-        self._running: list[Task] = []
+        self._most_waiting = most_waiting
+        self._waiting: list[Task] = []
+        self._changed = threading.Condition()
         self.stopping = threading.Event()
 
     def put(self, task: Task) -> None:
         """Raises RequestError when too many wait already, or the server is about to end."""
-        if self.stopping.is_set():
-            raise RequestError(503, "the server is shutting down")
-        try:
-            self._waiting.put_nowait(task)
-        except queue.Full:
-            raise RequestError(429, "too many requests are waiting; try again later", code="queue_full") from None
+        with self._changed:
+            if self.stopping.is_set():
+                raise RequestError(503, "the server is shutting down")
+            self._drop_cancelled()
+            if len(self._waiting) >= self._most_waiting:
+                raise RequestError(429, "too many requests are waiting; try again later", code="queue_full")
+            self._waiting.append(task)
+            self._changed.notify()
 
     def run(self) -> None:
         """Answer tasks until ``stopping`` is set; those that run or wait then end as they are."""
         while not self.stopping.is_set():
-            tasks = self._next()
-            if tasks:
+            if tasks := self._next():
                 self._answer(tasks)
-        while not self._waiting.empty():
-            self._fail([self._waiting.get_nowait()], "the server is shutting down")
+        with self._changed:
+            for task in self._waiting:
+                task.fail("the server is shutting down")
 
     def _next(self) -> list[Task]:
         """The next batch: what waits, up to the batch size; at least a moment is waited for one."""
-        try:
-            tasks = [self._waiting.get(timeout=_POLL_S)]
-        except queue.Empty:
-            return []
-        while len(tasks) < self._session.batch_size:
-            try:
-                tasks.append(self._waiting.get_nowait())
-            except queue.Empty:
-                break
-        gone = [task for task in tasks if task.cancelled()]
-        self._fail(gone, "it waited too long")
-        return [task for task in tasks if task not in gone]
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._waiting), timeout=_POLL_S)
+            self._drop_cancelled()
+            size = self._session.batch_size
+            tasks, self._waiting = self._waiting[:size], self._waiting[size:]
+        return tasks
+
+    def _drop_cancelled(self) -> None:
+        """Give the places of clients that left to others."""
+        gone = [task for task in self._waiting if task.cancelled()]
+        self._waiting = [task for task in self._waiting if task not in gone]
+        for task in gone:
+            task.fail("it waited too long")
 
     def _answer(self, tasks: list[Task]) -> None:
         for task in tasks:
             task.row = self._session.row(task.prepared, task.completion.spec, self._cancelled(task))
-            task.row.on_text = task.pieces.put
+            task.row.on_text = task.deliver
         try:
             with quiet():
                 self._session.run([task.row for task in tasks if task.row])
         except LauncherError as error:
-            self._fail(tasks, error.message)
+            for task in tasks:
+                task.fail(error.message)
         else:
             for task in tasks:
-                task.pieces.put(None)
+                task.deliver(None)
 
     def _cancelled(self, task: Task) -> Callable[[], bool]:
         return lambda: self.stopping.is_set() or task.cancelled()
-
-    def _fail(self, tasks: list[Task], message: str) -> None:
-        for task in tasks:
-            task.error = message
-            task.pieces.put(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -19,12 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inference_tools import child, make_model
+from inference_tools import MODEL, child, make_model
+from safetensors.numpy import load_file, save_file
 
 pytestmark = pytest.mark.mindspore
 
 TOKEN = "0123456789abcdef-token"
 START_S = 120.0
+AUTHORIZATION = f"Authorization: Bearer {TOKEN}"
+POST = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost"
+JSON = "Content-Type: application/json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,8 @@ class Server:
     def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         raw = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
-        connection.request(method, path, raw, {"Authorization": f"Bearer {TOKEN}", **(headers or {})})
+        sent = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json", **(headers or {})}
+        connection.request(method, path, raw, {name: value for name, value in sent.items() if value})
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
@@ -48,6 +54,36 @@ class Server:
     def complete(self, **values: Any) -> tuple[int, Any]:
         messages = [{"role": "user", "content": "苹果"}]
         return self.ask("POST", "/v1/chat/completions", {"model": self.name, "messages": messages, **values})
+
+    def send(self, head: str, body: str = "") -> socket.socket:
+        """A connection on which these bytes, and a token, were sent."""
+        connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        connection.sendall(f"{head}\r\n{AUTHORIZATION}\r\n\r\n{body}".encode())
+        return connection
+
+    def post(self, **values: Any) -> socket.socket:
+        """The same with a question."""
+        asked = {"model": self.name, "messages": [{"role": "user", "content": "苹果"}], **values}
+        body = json.dumps(asked)
+        return self.send(f"{POST}\r\n{JSON}\r\nContent-Length: {len(body)}", body)
+
+    def logs(self, pattern: str, times: int = 1) -> list[str]:
+        """Wait until ``pattern`` stands so often in the log."""
+        until = time.monotonic() + 60
+        while len(found := re.findall(pattern, self.log.read_text())) < times:
+            assert time.monotonic() < until, self.log.read_text()
+            time.sleep(0.05)
+        return found
+
+
+def everything(connection: socket.socket) -> str:
+    """All that comes until the server closes the connection, or a moment passes."""
+    connection.settimeout(1.0)
+    received = b""
+    with connection, contextlib.suppress(TimeoutError):
+        while part := connection.recv(65536):
+            received += part
+    return received.decode()
 
 
 def start(folder: Path, log: Path, *options: str, token: str | None = TOKEN) -> Server:
@@ -70,6 +106,9 @@ def start(folder: Path, log: Path, *options: str, token: str | None = TOKEN) -> 
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("serve")
     folder = make_model(root / "model", seq_length=2048)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][MODEL.eos_token_id] = 0  # no answer ends by itself
+    save_file(weights, folder / "model.safetensors")
     options = ("--max-body", "20000", "--max-tokens", "1500", "--max-waiting", "2", "--batch-size", "2")
     found = start(folder, root / "log", *options)
     yield found
@@ -81,9 +120,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_models_and_health(server: Server) -> None:
     status, found = server.ask("GET", "/v1/models")
 
-    assert (status, [model["id"] for model in found["data"]]) == (200, [server.name])
-    assert server.ask("GET", f"/v1/models/{server.name}")[1]["object"] == "model"
-    assert server.ask("GET", "/health") == (200, {"status": "ok"})
+    assert (status, [model["id"] for model in found["data"]]) == (200, ["model"])
+    assert server.ask("GET", "/v1/models/model")[1]["object"] == "model"
+    assert server.ask("GET", "/v1/models/other")[1]["error"]["code"] == "model_not_found"
+    assert server.ask("GET", "/health", headers={"Authorization": ""}) == (200, {"status": "ok"})
     assert server.ask("GET", "/nonsense")[0] == 404
     assert server.ask("POST", "/v1/nonsense", {})[0] == 404
 
@@ -110,10 +150,98 @@ def test_limits(server: Server) -> None:
     assert server.complete(model="other")[1]["error"]["code"] == "model_not_found"
     long = [{"role": "user", "content": "苹果" * 1500}]
     assert server.complete(messages=long)[1]["error"]["code"] == "context_length_exceeded"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
-        raw.sendall(head.encode())
-        assert b"411" in raw.recv(1000)
+    assert " 411 " in everything(server.send(f"{POST}\r\n{JSON}"))
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": ["user"], "content": "a"}],
+        [{"role": {"user": 1}, "content": "a"}],
+        [{"role": "user", "content": "a \ud800"}],
+        [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}],
+    ],
+)
+def test_messages_that_are_none_are_the_clients_mistake(server: Server, messages: Any) -> None:
+    status, found = server.complete(messages=messages)
+    assert (status, found["error"]["param"]) == (400, "messages")
+
+
+BODY = json.dumps({"model": "model", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1})
+HIDDEN = "GET /v1/hidden HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "status"),
+    [
+        (f"{POST}\r\n{JSON}\r\nContent-Length: {len(BODY)}", BODY, 200),
+        (f"{POST}\r\n{JSON}\r\nTransfer-Encoding: chunked", f"{len(BODY):x}\r\n{BODY}\r\n0\r\n\r\n", 200),
+        (f"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(HIDDEN)}", HIDDEN, 200),
+        (f"{POST}\r\n{JSON}\r\nContent-Length: 5\r\nTransfer-Encoding: chunked", f"0\r\n\r\n{HIDDEN}", 400),
+        (f"{POST}\r\n{JSON}\r\nContent-Length: 3\r\nContent-Length: {len(BODY)}", BODY, 400),
+        (f"{POST}\r\n{JSON}\r\nContent-Length: 3, {len(BODY)}", BODY, 400),
+        (f"{POST}\r\n{JSON}\r\nContent-Length: {'9' * 5000}", "", 400),
+        (f"{POST}\r\n{JSON}\r\nContent-Length: -1", "", 400),
+        (f"{POST}\r\n{JSON}\r\nContent-Length: ٣", "abc", 400),
+        (f"{POST}\r\nHost: evil.example\r\n{JSON}\r\nContent-Length: {len(BODY)}", BODY, 400),
+        (f"{POST}\r\n{JSON}\r\nAuthorization: x\r\nContent-Length: {len(BODY)}", BODY, 400),
+        (f"{POST}\r\n{JSON}\r\nTransfer-Encoding: chunked", f"7530\r\n{'x' * 30000}\r\n0\r\n\r\n", 413),
+    ],
+)
+def test_what_two_readers_may_read_differently_is_refused_and_no_body_is_a_request(
+    server: Server, head: str, body: str, status: int
+) -> None:
+    answers = everything(server.send(head, body))
+
+    assert re.findall(r"HTTP/1\.1 (\d+) ", answers) == [str(status)]
+    assert "hidden" not in server.log.read_text()
+    assert server.ask("GET", "/health")[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_what_a_page_of_another_site_can_send_is_not_read(server: Server, kind: str) -> None:
+    """A browser sends these anywhere without asking; JSON only after a question that gets no consent."""
+    headers = {"Content-Type": kind, "Origin": "https://evil.example"}
+    assert server.ask("POST", "/v1/chat/completions", BODY.encode(), headers)[0] == 415
+    asked = everything(server.send("OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: localhost"))
+    assert " 405 " in asked
+    assert "access-control" not in asked.lower()
+
+
+def test_slow_connections_lock_nobody_out(server: Server) -> None:
+    """More than there may be: half of them in the middle of their head, half in the middle of a body."""
+    slow = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(300)]
+    try:
+        for number, connection in enumerate(slow):
+            length = f"\r\n{JSON}\r\n{AUTHORIZATION}\r\nContent-Length: 100\r\n\r\n{{" if number % 2 else ""
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(f"{POST}{length}".encode())
+        assert server.complete(max_tokens=1)[0] == 200
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_the_answer_of_a_client_that_left_is_not_computed_and_its_place_is_free(server: Server) -> None:
+    """One runs, two wait, one is too many; then all leave."""
+    running = server.post(max_tokens=1500, stream=True)
+    assert b"200 OK" in running.recv(1000)
+    waiting = [server.post(max_tokens=1500) for _ in range(2)]
+    time.sleep(0.5)
+    assert server.complete(max_tokens=1)[0] == 429
+    for connection in waiting:
+        connection.close()
+    server.logs(r"499 .* 5\+0 tokens \(the client left\)", times=2)
+    late = server.post(max_tokens=1)
+    running.close()
+    assert "HTTP/1.1 200 OK" in everything(late)
+    (streamed,) = server.logs(r" 200 .* 5\+(\d+) tokens \(the client left\)")
+    whole = server.post(max_tokens=1500)
+    time.sleep(0.5)
+    whole.close()
+    count = server.logs(r"499 .* 5\+(\d+) tokens \(the client left\)", times=3)[-1]
+    assert server.complete(max_tokens=1)[0] == 200
+    assert max(int(streamed), int(count)) < 1400
 
 
 def test_one_request_too_many_is_told_to_come_again(server: Server) -> None:
@@ -121,7 +249,7 @@ def test_one_request_too_many_is_told_to_come_again(server: Server) -> None:
     codes: list[int] = []
 
     def ask() -> None:
-        codes.append(server.complete(max_tokens=1400, temperature=1.0)[0])
+        codes.append(server.complete(max_tokens=200, temperature=1.0)[0])
 
     threads = [threading.Thread(target=ask) for _ in range(9)]
     for thread in threads:
@@ -139,6 +267,7 @@ import json, sys
 from openai import OpenAI, AuthenticationError, BadRequestError, NotFoundError
 client = OpenAI(base_url=sys.argv[1], api_key=sys.argv[2], max_retries=0)
 name = client.models.list().data[0].id
+assert client.models.retrieve(name).id == name
 ask = {"model": name, "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "苹果"}]}
 whole = client.chat.completions.create(**ask, max_tokens=8)
 pieces, usage, ends = [], None, []
@@ -172,7 +301,8 @@ def test_a_term_ends_a_streaming_server_cleanly(server: Server) -> None:
     """The last test of this server: a stream is cut short, with an event that says so."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     body = {"model": server.name, "messages": [{"role": "user", "content": "梨"}], "stream": True, "max_tokens": 1500}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), {"Authorization": f"Bearer {TOKEN}"})
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body).encode(), headers)
     answer = connection.getresponse()
     first = answer.readline()
     server.process.send_signal(signal.SIGTERM)
@@ -193,6 +323,7 @@ def test_without_a_token_only_this_machine_is_answered_and_time_runs_out(server:
     local = start(folder, tmp_path / "log", "--timeout", "0.3", token=None)
     try:
         assert local.ask("GET", "/v1/models", headers={"Host": "evil.example:80"})[0] == 403
+        assert local.ask("GET", "/health", headers={"Host": "evil.example"})[0] == 403
         assert local.ask("GET", "/v1/models", headers={"Host": f"localhost:{local.port}"})[0] == 200
         status, found = local.complete(max_tokens=1000)
         assert (status, found["error"]["code"]) == (504, "timeout")
