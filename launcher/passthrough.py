@@ -16,8 +16,9 @@ def with_passed_through(text: str, extra: Mapping[str, Any]) -> str:
         return text
     values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
     clashes = [".".join(keys) for keys in _clashes(values, extra)]
-    if _names(extra, "parallel", "parallel_optimizer_config", "gradient_accumulation_shard"):
-        # MindSpore refuses it beside optimizer_level, which the text sets.
+    # MindSpore refuses the one beside optimizer_level, which the text sets; no estimate or split follows the other.
+    owned = ("gradient_accumulation_shard", "optimizer_weight_shard_size")
+    if any(_names(extra, "parallel", "parallel_optimizer_config", key) for key in owned):
         clashes.append("parallel.parallel_optimizer_config")
     if clashes:
         raise SpecError(

@@ -459,8 +459,9 @@ def test_the_level_of_a_mindformers_yaml_s_optimizer_parallel_is_kept(
     assert said in "; ".join(source.changes)
 
 
-def test_what_mindspore_refuses_beside_the_level_does_not_pass_through() -> None:
-    extra = {"parallel": {"parallel_optimizer_config": {"gradient_accumulation_shard": False}}}
+@pytest.mark.parametrize("key", ["gradient_accumulation_shard", "optimizer_weight_shard_size"])
+def test_what_the_level_decides_does_not_pass_through(key: str) -> None:
+    extra = {"parallel": {"parallel_optimizer_config": {key: 1}}}
     with pytest.raises(SpecError, match=r"the launcher sets parallel\.parallel_optimizer_config itself"):
         with_passed_through("parallel: {parallel_mode: 1}", extra)
 

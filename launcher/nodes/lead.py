@@ -204,7 +204,7 @@ class Lead:
         from launcher.render import environment
 
         file = self._operators_table() or render_rank_table(environment(), cluster_of(self.launch, found))
-        report = check_text(file.text, file.path)
+        report = check_text(file.text, file.path).for_kind(found[0].kind)
         errors = [f"{problem.code} {problem.path} {problem.detail}" for problem in report.of_level("E")]
         if errors:
             raise LauncherError("the rank table of the cards that were found is wrong", hint="; ".join(errors[:5]))
