@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,35 +53,48 @@ class PendingRows:
             raise DataError(error.message, hint=f"mend it, or make the rows by hand: {by_hand} --help") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class PendingAll:
+    """Several that are not there yet."""
+
+    parts: tuple[Pending, ...]
+
+    def describe(self) -> str:
+        return "; ".join(part.describe() for part in self.parts)
+
+    def make(self) -> None:
+        for part in self.parts:
+            part.make()
+
+
 def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
-    """Absolute paths of everything ``spec`` reads, checked, and the sample data that must be made first, if any.
+    """Absolute paths of everything ``spec`` reads, checked, and the data that must be made first, if any.
 
     Raises DataError, CheckpointError or SpecError; nothing is written.
     """
-    found, pending = _training(spec)
-    if spec.evaluation is None:
-        return found, pending
-    return replace(found, evaluation=_held_out(spec, spec.evaluation.data)), pending
-
-
-def _held_out(spec: RunSpec, path: str) -> str:
-    """The rows of evaluation. They are one token shorter than those of training: in evaluation mindformers 1.9.0 feeds
-    the model whole rows (models/llama/llama.py), where in training the last token is only a label."""
-    dataset = _existing(path, "dataset", "launcher data preprocess makes one", DataError)
-    info = _rows(spec, dataset)
-    length = spec.model.seq_length - 1
-    if info.seq_length not in (None, length):
-        raise SpecError(
-            f"evaluation.data {path} has rows made for seq_length {info.seq_length}; evaluation needs {length}, "
-            "one less than model.seq_length",
-            hint=f"launcher data preprocess --seq-length {length} makes them",
-        )
-    return dataset
-
-
-def _training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
     found, pending = _rows_of_training(spec)
+    if spec.evaluation:
+        held_out, more = _held_out(spec, spec.evaluation.data)
+        notes = (*found.notes, *held_out.notes)
+        found = replace(found, evaluation=held_out.dataset, evaluation_rows=held_out.rows, notes=notes)
+        parts = tuple(part for part in (pending, more) if part)
+        pending = PendingAll(parts=parts) if len(parts) > 1 else next(iter(parts), None)
     return with_base(found, spec.model), pending
+
+
+def _held_out(spec: RunSpec, path: str) -> tuple[Inputs, Pending | None]:
+    """The rows of evaluation: made as those of training are."""
+    if len(spec.data.input_columns) > 2:
+        raise SpecError(
+            f"data.input_columns has {len(spec.data.input_columns)} columns; evaluation reads input_ids and labels",
+            hint="leave evaluation out, or set data.input_columns: [input_ids, labels]",
+        )
+    if spec.data.sample and _is_raw(Path(path)):
+        raise SpecError(
+            f"evaluation.data {path} is raw, and data.sample makes its own tokenizer",
+            hint="launcher data preprocess makes rows of it, with the tokenizer that launcher submit says",
+        )
+    return _dataset(spec, "evaluation.data", path)
 
 
 def with_base(found: Inputs, model: ModelSpec) -> Inputs:
@@ -137,22 +150,30 @@ def _rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
             tokenizer=str(sample.tokenizer),
             checkpoint=None,
         )
-        return found, None if sample.exists() else sample
-    dataset = _existing(str(spec.data.train), "dataset", "launcher data preprocess makes one", DataError)
+        if not sample.exists():
+            return found, sample
+        info = read_info(sample.dataset)
+        return replace(found, notes=tuple(_losses("data.sample", info)) if info else ()), None
+    return _dataset(spec, "data.train", str(spec.data.train))
+
+
+def _dataset(spec: RunSpec, key: str, path: str) -> tuple[Inputs, Pending | None]:
+    """The rows that ``key`` of the spec names: a .mindrecord, or raw records, which are tokenized first."""
+    dataset = _existing(path, "dataset", "launcher data preprocess makes one", DataError)
     if _is_raw(Path(dataset)):
-        return _raw(spec, Path(dataset))
-    return _ready(spec, dataset), None
+        return _raw(spec, key, Path(dataset))
+    return _ready(spec, key, dataset), None
 
 
 def _is_raw(dataset: Path) -> bool:
     return Path(dataset.name.removesuffix(".gz")).suffix in RAW_SUFFIXES
 
 
-def _raw(spec: RunSpec, dataset: Path) -> tuple[Inputs, Pending | None]:
+def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None]:
     """Rows of a raw dataset: in a cache, by what they follow from; tokenized once."""
     if not spec.model.tokenizer:
         raise SpecError(
-            f"data.train {dataset} is raw, and model.tokenizer is not given",
+            f"{key} {dataset} is raw, and model.tokenizer is not given",
             hint="set model.tokenizer: tokenizer.model; launcher data tokenizer trains one",
         )
     tokenizer = _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
@@ -161,24 +182,42 @@ def _raw(spec: RunSpec, dataset: Path) -> tuple[Inputs, Pending | None]:
         PreprocessOptions(
             source=dataset,
             tokenizer=Path(tokenizer),
-            target=Path("train.mindrecord"),
+            target=Path("train.mindrecord" if key == "data.train" else "evaluation.mindrecord"),
             seq_length=spec.model.seq_length,
             template=spec.data.template,
         ),
         sample_set.cache_root() / "datasets",
     )
     info = read_info(options.target)
-    found = Inputs(dataset=str(options.target), rows=info.rows if info else None, tokenizer=tokenizer, checkpoint=None)
-    return found, None if info else PendingRows(options=options)
+    found = Inputs(dataset=str(options.target), rows=None, tokenizer=tokenizer, checkpoint=None)
+    if info is None:
+        return found, PendingRows(options=options)
+    return replace(found, rows=info.rows, notes=tuple(_losses(key, info))), None
 
 
-def _ready(spec: RunSpec, dataset: str) -> Inputs:
+def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
+    """What of the records is not in the rows, where that is known."""
+    cut, unlearnt, lost = (info.counts.get(name, 0) for name in ("truncated", "unlearnt", "lost_tokens"))
+    if cut or unlearnt:
+        records, total = info.counts["conversations"], info.counts["learnt_tokens"] + lost
+        left_out = f", {unlearnt:,} of them left out as nothing of their answer fits" if unlearnt else ""
+        yield (
+            f"{key}: {cut:,} of {records:,} conversations are longer than seq_length {info.seq_length} and cut"
+            f"{left_out}; {lost:,} of {total:,} tokens in the loss are lost ({lost / max(total, 1):.1%})"
+        )
+    if info.counts.get("dropped"):
+        yield f"{key}: {info.counts['dropped']:,} conversations longer than seq_length {info.seq_length} were left out"
+
+
+def _ready(spec: RunSpec, key: str, dataset: str) -> Inputs:
     info = _rows(spec, dataset)
     tokenizer = _find_tokenizer(spec, info)
-    _check_fit(spec, info, dataset)
+    _check_fit(spec, key, info, dataset)
     if tokenizer:
         _check_vocabulary(spec.model, tokenizer)
-    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None)
+    return Inputs(
+        dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None, notes=tuple(_losses(key, info))
+    )
 
 
 def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
@@ -224,11 +263,12 @@ def _check_columns(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
         )
 
 
-def _check_fit(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
-    if info.seq_length not in (None, spec.model.seq_length):
+def _check_fit(spec: RunSpec, key: str, info: DatasetInfo, dataset: str) -> None:
+    length = spec.model.seq_length
+    if info.seq_length not in (None, length):
         raise SpecError(
-            f"model.seq_length is {spec.model.seq_length}, but the rows of {dataset} were made for {info.seq_length}",
-            hint=f"set model.seq_length: {info.seq_length}, or preprocess with --seq-length {spec.model.seq_length}",
+            f"model.seq_length is {length}, but the rows of {key} {dataset} were made for {info.seq_length}",
+            hint=_other_length(spec, key, info.seq_length, Path(dataset)),
         )
     if info.tokenizer and info.tokenizer.vocab_size > spec.model.vocab_size:
         pieces = info.tokenizer.vocab_size
@@ -241,6 +281,15 @@ def _check_fit(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
             f"data.template is {spec.data.template}, but {dataset} was made with {info.template}",
             hint=f"set data.template: {info.template}; answers are asked for with the template of training",
         )
+
+
+def _other_length(spec: RunSpec, key: str, length: int | None, dataset: Path) -> str:
+    """What to do about rows of another length: what is to be typed names an output of its own."""
+    options = f"--seq-length {spec.model.seq_length} --template {spec.data.template}"
+    again = f"launcher data preprocess RECORDS {options} -o {dataset.stem}-{spec.model.seq_length}.mindrecord"
+    if key != "data.train":
+        return f"evaluation takes rows of training's length: {again}"
+    return f"set model.seq_length: {length}, or make others: {again}"
 
 
 def _check_vocabulary(model: ModelSpec, tokenizer: str) -> None:

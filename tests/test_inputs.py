@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launcher import inputs
+from launcher.cluster import Cluster, Device, Host
+from launcher.data.info import read_info
 from launcher.data.sample_set import SampleSet
+from launcher.engines.base import Command
 from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
+from launcher.jobs import JobPaths
 from launcher.network import free_port, scheduler_port
+from launcher.plan import make_plan
 from launcher.spec import DataSpec, EvaluationSpec, ModelSpec, RunSpec, load_spec
 
 
@@ -162,15 +169,64 @@ def test_raw_json_is_pending_until_it_is_tokenized(rows: Path, tmp_path: Path, m
     assert (after.rows, after.dataset) == (200, before.dataset)
 
 
-def test_held_out_rows_are_one_token_shorter_than_those_of_training(rows: Path) -> None:
-    """MindFormers feeds whole rows to a model that it evaluates."""
+def test_held_out_rows_are_as_long_as_those_of_training(rows: Path) -> None:
+    """Rows one token shorter, which earlier versions wanted, are refused; what to type never names their file."""
     file = str(rows / "train.mindrecord")
     evaluation = {"evaluation": EvaluationSpec(data=file)}
     training = spec_with({"seq_length": 64, "vocab_size": 600}, {"train": file, "template": "plain"})
+    found, pending = inputs.resolve(training.model_copy(update=evaluation))
     with pytest.raises(SpecError) as caught:
-        inputs.resolve(training.model_copy(update=evaluation))
-    sample = spec_with({"seq_length": 65}).model_copy(update=evaluation)
+        inputs.resolve(spec_with({"seq_length": 65, "vocab_size": 600}).model_copy(update=evaluation))
 
-    assert "rows made for seq_length 64; evaluation needs 63, one less than model.seq_length" in str(caught.value)
-    assert caught.value.hint == "launcher data preprocess --seq-length 63 makes them"
-    assert inputs.resolve(sample)[0].evaluation == file
+    assert (found.evaluation, found.evaluation_rows, pending) == (file, 200, None)
+    assert f"the rows of evaluation.data {file} were made for 64" in str(caught.value)
+    assert str(caught.value.hint).endswith("--seq-length 65 --template plain -o train-65.mindrecord")
+
+
+def test_raw_held_out_records_are_tokenized_as_those_of_training(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path))
+    raw = str(rows / "math.jsonl")
+    model = {"seq_length": 64, "vocab_size": 600, "tokenizer": str(rows / "tokenizer.model")}
+    spec = spec_with(model, {"train": raw, "template": "plain"}).model_copy(
+        update={"evaluation": EvaluationSpec(data=raw)}
+    )
+    before, pending = inputs.resolve(spec)
+    assert pending is not None
+    assert pending.describe().count("tokenizing") == 2
+    pending.make()
+    after, pending = inputs.resolve(spec)
+
+    assert pending is None
+    assert (after.evaluation, after.evaluation_rows) == (before.evaluation, 200)
+    made = [read_info(Path(str(path))) for path in (after.dataset, after.evaluation)]
+    assert len({info.fingerprint for info in made if info}) == 1
+    with pytest.raises(SpecError, match=r"data\.sample makes its own tokenizer"):
+        inputs.resolve(spec_with(model).model_copy(update={"evaluation": spec.evaluation}))
+
+
+@pytest.mark.parametrize(("rows_of", "note"), [(200, []), (203, ["3 of 203 rows are left out"]), (3, None)])
+def test_held_out_rows_that_fill_no_batch_are_said(
+    rows: Path, tmp_path: Path, rows_of: int, note: list[str] | None
+) -> None:
+    file = str(rows / "train.mindrecord")
+    spec = spec_with({"seq_length": 64, "vocab_size": 600}, {"train": file, "template": "plain", "batch_size": 4})
+    spec = spec.model_copy(update={"evaluation": EvaluationSpec(data=file)})
+    found = dataclasses.replace(inputs.resolve(spec)[0], evaluation_rows=rows_of)
+    make = partial(
+        make_plan,
+        spec=spec,
+        spec_name="x",
+        cluster=Cluster(target="CPU", hosts=(Host(name="h", address="127.0.0.1", devices=(Device(device_id=0),)),)),
+        inputs=found,
+        paths=JobPaths(root=tmp_path / "id-x"),
+        command=Command(argv=("x",), env={}),
+    )
+    if note is None:
+        with pytest.raises(SpecError, match="has 3 rows, and a batch of all ranks 4"):
+            make()
+        return
+    assert [text for text in make().notes if "left out" in text] == [
+        f"evaluation: {n}, as a batch of all ranks has 4" for n in note
+    ]

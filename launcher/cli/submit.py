@@ -79,7 +79,9 @@ def submit(
             click.echo(note, err=True)
     if draft.pending:
         draft.pending.make()
-        draft = make_draft()  # the number of rows, and so of steps, is known now
+        told, draft = draft.notes, make_draft()  # the number of rows, and so of steps, is known now
+        for note in draft.more_than(told):
+            click.echo(note, err=detach)
     _detach(draft) if detach else _follow(draft)
 
 

@@ -44,7 +44,7 @@ from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import DataError, JobCancelled
 from launcher.render import write_atomic
 
-_FORMAT = 2
+_FORMAT = 3
 _JOURNAL_EVERY_S = 5.0
 
 
@@ -456,6 +456,7 @@ _COUNTED = (
     "split",
     "dropped",
     "unlearnt",
+    "lost_tokens",
     "duplicates",
 )
 
