@@ -13,14 +13,17 @@ from typing import Any
 METRIC = "LauncherHeldOutLoss"
 
 
-def prepare(trainer: Any) -> None:
-    """Register the metric, and have ``trainer``, MindFormers' own, evaluate the network as described. Call first."""
+def prepare(trainer: Any, data_parallel: int) -> None:
+    """Register the metric, and have ``trainer``, MindFormers' own, evaluate the network as described. Call first.
+
+    ``data_parallel``: the parts that a semi_auto model cuts a batch into.
+    """
     _register_metric()
     wrap = trainer.wrap_eval_network_with_tool_cells
-    trainer.wrap_eval_network_with_tool_cells = lambda network: wrap(_shifted(network))
+    trainer.wrap_eval_network_with_tool_cells = lambda network: wrap(_shifted(network, data_parallel))
 
 
-def _shifted(network: Any) -> Any:
+def _shifted(network: Any, data_parallel: int) -> Any:
     from mindspore import get_auto_parallel_context, nn, ops
 
     class Shifted(nn.Cell):  # type: ignore[misc]
@@ -31,7 +34,7 @@ def _shifted(network: Any) -> Any:
             self.network = network
             self.slice = ops.StridedSlice()
             if get_auto_parallel_context("parallel_mode") == "semi_auto_parallel":
-                self.slice.shard(((network.config.parallel_config.data_parallel, 1),))
+                self.slice.shard(((data_parallel, 1),))
 
         def construct(self, input_ids: Any, labels: Any = None) -> tuple[Any, Any, Any]:
             rows, length = input_ids.shape

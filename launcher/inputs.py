@@ -202,11 +202,11 @@ def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
         records, total = info.counts["conversations"], info.counts["learnt_tokens"] + lost
         left_out = f", {unlearnt:,} of them left out as nothing of their answer fits" if unlearnt else ""
         yield (
-            f"{key}: {cut:,} of {records:,} conversations are longer than seq_length {info.seq_length} and cut"
+            f"{cut:,} of {records:,} conversations of {key} are longer than seq_length {info.seq_length} and cut"
             f"{left_out}; {lost:,} of {total:,} tokens in the loss are lost ({lost / max(total, 1):.1%})"
         )
     if info.counts.get("dropped"):
-        yield f"{key}: {info.counts['dropped']:,} conversations longer than seq_length {info.seq_length} were left out"
+        yield f"{info.counts['dropped']:,} conversations of {key} longer than seq_length {info.seq_length} are left out"
 
 
 def _ready(spec: RunSpec, key: str, dataset: str) -> Inputs:

@@ -236,7 +236,8 @@ def _evaluation_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
             hint="set a smaller evaluation.batch_size, or hold out more rows",
         )
     if left:
-        yield f"evaluation: {left} of {inputs.evaluation_rows} rows are left out, as a batch of all ranks has {batch}"
+        rows = inputs.evaluation_rows
+        yield f"{left} of {rows} rows of evaluation.data are left out: a batch of all ranks has {batch}"
 
 
 def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[str, str]:

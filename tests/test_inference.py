@@ -244,6 +244,23 @@ def test_answers_are_given_on_in_order(order: list[int]) -> None:
     assert found == [str(place) for place in range(6)]
 
 
+def test_a_json_file_is_asked_record_by_record(tmp_path: Path) -> None:
+    file = tmp_path / "q.json"
+    file.write_text(
+        json.dumps([{"id": "x", "prompt": "a"}, {"messages": [{"role": "user", "content": "b"}]}], indent=1)
+    )
+    asked = collect([], str(file))
+    assert [(question.id, question.shown) for question in asked] == [("x", "a"), ("2", "b")]
+    file.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    assert [question.shown for question in collect([], str(file))] == ["a", "b"]
+    file.write_text('[{"prompt": "a"}, {"question": "b"}]')
+    with pytest.raises(DataError, match=r"record 2: it has neither"):
+        collect([], str(file))
+    file.write_text('[{"prompt": "a"},\n')
+    with pytest.raises(DataError, match="line 1"):
+        collect([], str(file))
+
+
 def test_an_output_file_is_continued_and_sorted(tmp_path: Path) -> None:
     path = tmp_path / "new" / "out.jsonl"
     OutputFile(path).add([answer("c"), answer("x")])
@@ -450,6 +467,20 @@ def test_an_adapter_of_another_model_or_without_its_scale_is_refused(model_folde
         find_model(str(model_folder), tmp_path, Given(adapter=str(tmp_path)))
     with pytest.raises(LauncherError):
         find_model(str(model_folder), tmp_path, Given(adapter="nojob"))
+
+
+def test_an_adapter_that_is_in_the_weights_already_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    """Merged from the job that trained it, by the records of both merges; a merge without folding is no such base."""
+    merged, apart = tmp_path / "merged", tmp_path / "apart"
+    shutil.copytree(model_folder, merged)
+    apart.mkdir()
+    (apart / "merge.json").write_text('{"step": 8, "source": "abcde-lora"}')
+    (merged / "merge.json").write_text('{"step": 8, "source": "abcde-lora", "folded": 8}')
+    with pytest.raises(CheckpointError, match="have the adapter of abcde-lora in them: it would be applied twice"):
+        find_model(str(merged), tmp_path, Given(adapter=str(apart)))
+    (merged / "merge.json").write_text('{"step": 8, "source": "abcde-lora", "folded": 0}')
+    with pytest.raises(CheckpointError, match="holds no adapter"):
+        find_model(str(merged), tmp_path, Given(adapter=str(apart)))
 
 
 def test_an_adapter_is_folded_as_it_says(model_folder: Path, tmp_path: Path) -> None:

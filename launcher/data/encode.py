@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from launcher.data.convert import conversations, rejected
 from launcher.data.formats import RecordError, to_text
+from launcher.data.messages import Message
 from launcher.data.mindrecord import Ints, PackedRows, pack_rows
 from launcher.data.pool import ordered_map
 from launcher.data.records import Chunk, Reject, Source, paragraphs, parse
@@ -154,6 +155,13 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
+def said(messages: Sequence[Message]) -> str:
+    """All that makes two conversations the same, as one text."""
+    return "\0".join(
+        [f"{role}\0{content}" if in_loss else f"-{role}\0{content}" for role, content, in_loss in messages]
+    )
+
+
 class _Digests:
     """A chunk to one number a record, the same for records of the same content."""
 
@@ -162,7 +170,7 @@ class _Digests:
 
     def __call__(self, chunk: Chunk, /) -> npt.NDArray[np.uint64]:
         found, _, _ = self._encoder.read(chunk)
-        texts = [content if isinstance(content, str) else "\0".join(map("\0".join, content)) for _, content in found]
+        texts = [content if isinstance(content, str) else said(content) for _, content in found]
         return np.array([digest(text) for text in texts], dtype=np.uint64)
 
 

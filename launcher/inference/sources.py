@@ -53,6 +53,7 @@ class Model:
     """A model that can be asked, nothing of it loaded yet.
 
     ends: ids that end an answer beside the tokenizer's own. generation: how it answers by default.
+    folded: the job whose adapters are in the weights, where they are folded in memory.
     notes: what the user should know of how it was found.
     template: None when it is not known, which is no matter for raw prompts.
     """
@@ -68,6 +69,7 @@ class Model:
     ends: tuple[int, ...] = ()
     generation: GenerationSection = field(default_factory=GenerationSection)
     notes: tuple[str, ...] = ()
+    folded: str | None = None
 
     @property
     def context(self) -> int:
@@ -176,6 +178,7 @@ def job_step(paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool
         open=tensors,
         tokenizer=source.tokenizer,
         notes=(f"{record.job_id} is not merged: folded in memory from step {step}",) if folded else (),
+        folded=record.job_id if folded else None,
         **described,
     )
 
