@@ -16,7 +16,9 @@ from launcher.checkpoint.sharded import ShardedBase, holds_shards, read_sharded
 from launcher.data import sample_set
 from launcher.data.cache import in_cache
 from launcher.data.info import DatasetInfo, read_info
+from launcher.data.outputs import file_sha256
 from launcher.data.preprocess import PreprocessOptions, preprocess
+from launcher.data.tokenizer import Tokenizer, TokenizerInfo, find_tokenizer
 from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
 from launcher.jobs import JobPaths
 from launcher.plan import Inputs
@@ -72,7 +74,7 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
 
     Raises DataError, CheckpointError or SpecError; nothing is written.
     """
-    found, pending = _rows_of_training(spec)
+    found, pending = rows_of_training(spec)
     if spec.evaluation:
         held_out, more = _held_out(spec, spec.evaluation.data)
         notes = (*found.notes, *held_out.notes)
@@ -135,7 +137,8 @@ def check_base_again(paths: JobPaths) -> None:
         find_base(model, base)
 
 
-def _rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
+def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
+    """The training rows of ``spec``, without a base, and what must be made first. Raises DataError or SpecError."""
     if spec.data.sample:
         sample = sample_set.SampleSet(
             size=spec.data.sample.size,
@@ -171,13 +174,13 @@ def _is_raw(dataset: Path) -> bool:
 
 def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None]:
     """Rows of a raw dataset: in a cache, by what they follow from; tokenized once."""
-    if not spec.model.tokenizer:
+    tokenizer = _tokenizer_of_spec(spec) or _tokenizer_of_base(spec)
+    if tokenizer is None:
         raise SpecError(
             f"{key} {dataset} is raw, and model.tokenizer is not given",
             hint="set model.tokenizer: tokenizer.model; launcher data tokenizer trains one",
         )
-    tokenizer = _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
-    _check_vocabulary(spec.model, tokenizer)
+    made_with = _checked_tokenizer(spec.model, tokenizer)
     options = in_cache(
         PreprocessOptions(
             source=dataset,
@@ -189,10 +192,11 @@ def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None
         sample_set.cache_root() / "datasets",
     )
     info = read_info(options.target)
-    found = Inputs(dataset=str(options.target), rows=None, tokenizer=tokenizer, checkpoint=None)
+    notes = (*_choice_of_tokenizer(spec, tokenizer), *_other_tokenizers(spec, key, made_with))
+    found = Inputs(dataset=str(options.target), rows=None, tokenizer=tokenizer, checkpoint=None, notes=notes)
     if info is None:
         return found, PendingRows(options=options)
-    return replace(found, rows=info.rows, notes=tuple(_losses(key, info))), None
+    return replace(found, rows=info.rows, notes=(*notes, *_losses(key, info))), None
 
 
 def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
@@ -214,10 +218,9 @@ def _ready(spec: RunSpec, key: str, dataset: str) -> Inputs:
     tokenizer = _find_tokenizer(spec, info)
     _check_fit(spec, key, info, dataset)
     if tokenizer:
-        _check_vocabulary(spec.model, tokenizer)
-    return Inputs(
-        dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None, notes=tuple(_losses(key, info))
-    )
+        _checked_tokenizer(spec.model, tokenizer)
+    notes = (*_other_tokenizers(spec, key, info.tokenizer), *_losses(key, info))
+    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None, notes=notes)
 
 
 def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
@@ -247,11 +250,52 @@ def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> st
 
 def _find_tokenizer(spec: RunSpec, info: DatasetInfo) -> str | None:
     """The spec's tokenizer, else the one that the dataset says it was made with, if it is still there."""
-    if spec.model.tokenizer:
-        return _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
+    if named := _tokenizer_of_spec(spec):
+        return named
     if info.tokenizer and Path(info.tokenizer.path).is_file():
         return info.tokenizer.path
     return None
+
+
+def _tokenizer_of_spec(spec: RunSpec) -> str | None:
+    """The file that model.tokenizer means."""
+    if not spec.model.tokenizer:
+        return None
+    named = _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
+    return str(find_tokenizer(Path(named)).path or named)
+
+
+def _tokenizer_of_base(spec: RunSpec) -> str | None:
+    """The tokenizer beside the base's weights."""
+    folder = _base_folder(spec)
+    found = find_tokenizer(folder).path if folder else None
+    return str(found) if found and found.is_file() else None
+
+
+def _base_folder(spec: RunSpec) -> Path | None:
+    base = Path(os.path.abspath(spec.model.checkpoint)) if spec.model.checkpoint else None  # noqa: PTH100 - as above
+    if base is None or base.is_dir():
+        return base
+    return base.parent if base.is_file() else None
+
+
+def _choice_of_tokenizer(spec: RunSpec, tokenizer: str) -> Iterator[str]:
+    if not spec.model.tokenizer:
+        yield f"model.tokenizer is not given: the base's {tokenizer} is taken"
+    if note := find_tokenizer(Path(spec.model.tokenizer or tokenizer)).note:
+        yield note
+
+
+def _other_tokenizers(spec: RunSpec, key: str, made_with: TokenizerInfo | None) -> Iterator[str]:
+    """A note for each tokenizer of the run that is not the one of the rows, by its bytes; ids may mean other pieces."""
+    if made_with is None:
+        return
+    for what, place in (("model.tokenizer", _tokenizer_of_spec(spec)), ("the base's", _tokenizer_of_base(spec))):
+        other = Path(place) if place else None
+        if other is None or not other.is_file() or other.suffix != Path(made_with.path).suffix:
+            continue  # one tokenizer in two formats has two hashes
+        if file_sha256(other) != made_with.sha256:
+            yield f"{key} was tokenized with {made_with.path}, which is not {what} {other}: ids may mean other pieces"
 
 
 def _check_columns(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
@@ -292,15 +336,43 @@ def _other_length(spec: RunSpec, key: str, length: int | None, dataset: Path) ->
     return f"set model.seq_length: {length}, or make others: {again}"
 
 
-def _check_vocabulary(model: ModelSpec, tokenizer: str) -> None:
+def _checked_tokenizer(model: ModelSpec, tokenizer: str) -> TokenizerInfo:
+    """What ``tokenizer`` is. Raises SpecError when the spec's vocabulary or special tokens are not its."""
     from launcher.data.tokenizer import load_tokenizer
 
-    pieces = load_tokenizer(Path(tokenizer)).info.vocab_size
-    if pieces > model.vocab_size:
+    found = load_tokenizer(Path(tokenizer))
+    if found.info.vocab_size > model.vocab_size:
         raise SpecError(
-            f"model.vocab_size is {model.vocab_size}, but {tokenizer} has {pieces} pieces",
-            hint=f"set model.vocab_size: {pieces}, or use the tokenizer of the base model",
+            f"model.vocab_size is {model.vocab_size}, but {tokenizer} has {found.info.vocab_size} pieces",
+            hint=f"set model.vocab_size: {found.info.vocab_size}, or use the tokenizer of the base model",
         )
+    check_special_ids(model, found)
+    return found.info
+
+
+def check_tokenizer(spec: RunSpec) -> None:
+    """Hold the spec's vocabulary and special tokens against its tokenizer, where that is there. Raises SpecError."""
+    if spec.model.tokenizer and Path(spec.model.tokenizer).exists() and (file := _tokenizer_of_spec(spec)):
+        _checked_tokenizer(spec.model, file)
+
+
+def check_special_ids(model: ModelSpec, tokenizer: Tokenizer, *, hint: str | None = None) -> None:
+    """Raise SpecError when an id in ``model`` means something else to ``tokenizer``."""
+    from launcher.data.tokenizer import special_conflicts
+
+    ids = {"bos": model.bos_token_id, "eos": model.eos_token_id, "pad": model.pad_token_id}
+    own = special_conflicts(tokenizer, **ids)
+    if own:
+        wrong = (f"model.{key} {_named(getattr(model, key), tokenizer)}" for key in own)
+        raise SpecError(
+            f"{', '.join(wrong)}; {tokenizer.info.path} has another token for it",
+            hint=hint or "set " + ", ".join(f"model.{key}: {number}" for key, number in own.items()),
+        )
+
+
+def _named(number: int, tokenizer: Tokenizer) -> str:
+    known = number < tokenizer.info.vocab_size
+    return f"is {number} ({tokenizer.piece(number)!r})" if known else f"is {number} (no piece)"
 
 
 def _whole_file(absolute: Path) -> Path:

@@ -126,7 +126,8 @@ def test_files_that_are_not_json(tmp_path: Path, data: bytes, message: str) -> N
         (b'{"instruction": "a", "output": "b", "history": [["q", ""]]}', "an answer is empty"),
         (b'{"instruction": "a", "output": "b", "system": ["s"]}', "system is an array"),
         (
-            b'{"system": "t", "conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "a"}]}',
+            b'{"system":"t","conversations":[{"from":"system","value":"s"},{"from":"user","value":"a"},'
+            b'{"from":"gpt","value":"b"}]}'.replace(b"\n", b""),
             "a system beside the turns and another one",
         ),
         (

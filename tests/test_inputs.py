@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_tools import launcher
 
 from launcher import inputs
 from launcher.cluster import Cluster, Device, Host
@@ -204,6 +205,61 @@ def test_raw_held_out_records_are_tokenized_as_those_of_training(
     assert len({info.fingerprint for info in made if info}) == 1
     with pytest.raises(SpecError, match=r"data\.sample makes its own tokenizer"):
         inputs.resolve(spec_with(model).model_copy(update={"evaluation": spec.evaluation}))
+
+
+def test_what_is_cut_is_said_before_and_after_the_rows_are_made(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path))
+    model = {"seq_length": 24, "vocab_size": 600, "tokenizer": str(rows / "tokenizer.model")}
+    spec = spec_with(model, {"train": str(rows / "math.jsonl"), "template": "plain"})
+    _, pending = inputs.resolve(spec)
+    assert pending is not None
+    pending.make()
+    found, _ = inputs.resolve(spec)
+    whole = read_info(rows / "train.mindrecord")
+    cut = read_info(Path(found.dataset))
+
+    assert whole
+    assert cut
+    total = whole.counts["learnt_tokens"] + whole.counts["lost_tokens"]
+    lost = total - cut.counts["learnt_tokens"]
+    assert cut.counts["lost_tokens"] == lost > whole.counts["lost_tokens"]
+    (note,) = found.notes
+    assert f"{cut.counts['truncated']} of 200 conversations of data.train are longer than seq_length 24 and cut" in note
+    assert f"{lost:,} of {total:,} tokens in the loss are lost" in note
+
+
+def test_the_tokenizer_of_the_base_is_taken_and_held_against_the_rows(rows: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "tokenizer.model").write_bytes((rows / "tokenizer.model").read_bytes())
+    spec = spec_with(
+        {"seq_length": 64, "vocab_size": 600, "checkpoint": str(base)},
+        {"train": str(rows / "math.jsonl"), "template": "plain"},
+    )
+    found, _ = inputs.rows_of_training(spec)
+    ready = spec.model_copy(update={"data": DataSpec(train=str(rows / "train.mindrecord"), template="plain")})
+
+    assert found.tokenizer == str(base / "tokenizer.model")
+    assert f"model.tokenizer is not given: the base's {base / 'tokenizer.model'} is taken" in found.notes
+    before = inputs.rows_of_training(ready)[0].notes
+    launcher("data", "tokenizer", str(rows / "math.jsonl"), "--vocab-size", "590", "-o", "other", cwd=tmp_path)
+    (base / "tokenizer.model").write_bytes((tmp_path / "other").read_bytes())
+    (note,) = [note for note in inputs.rows_of_training(ready)[0].notes if note not in before]
+    assert f"which is not the base's {base / 'tokenizer.model'}" in note
+
+
+def test_special_tokens_of_another_tokenizer_are_refused_before_anything_starts(rows: Path, tmp_path: Path) -> None:
+    model = {"seq_length": 64, "vocab_size": 600, "tokenizer": str(rows / "tokenizer.model"), "eos_token_id": 1}
+    with pytest.raises(SpecError, match=r"model\.eos_token_id is 1 \('<s>'\)") as caught:
+        inputs.resolve(spec_with(model, {"train": str(rows / "math.jsonl"), "template": "plain"}))
+    assert caught.value.hint == "set model.eos_token_id: 2"
+    said = launcher(
+        "config", "check", "tiny_cpu", *("--set", f"model.tokenizer={rows / 'tokenizer.model'}"),
+        *("--set", "model.pad_token_id=300"), cwd=tmp_path, code=2,
+    )  # fmt: skip
+    assert "model.pad_token_id is 300" in said
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
         new = [_control_id(segment.text, tokenizer)] if segment.control else tokenizer.encode(segment.text, start=start)
         ids += new
         learnt += (b"\1" if segment.learnt else b"\0") * len(new)
-        start = segment.control
+        start = segment.control and tokenizer.starts_after_control
     return Encoded(ids, bytes(learnt))
 
 
