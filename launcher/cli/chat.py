@@ -40,9 +40,8 @@ def _chat(reference: str, interrupted: Callable[[], bool], options: dict[str, An
         session.load()
     if interrupted():
         return
-    click.echo(
-        f"{session.model.name}, {session.model.context} tokens of context, template {template.name}. /help lists commands."
-    )
+    model = session.model
+    click.echo(f"{model.name}, {model.context} tokens of context, template {template.name}. /help lists commands.")
     conversation = Conversation(system=options["system"])
     Chat(
         session=session,

@@ -411,7 +411,7 @@ def test_one_answer_is_streamed_to_a_terminal_and_ctrl_c_ends_it(long: Path, tmp
 def test_chat_in_a_terminal(long: Path, tmp_path: Path, cache: str) -> None:
     terminal = terminal_of(tmp_path, cache, "chat", str(long))
     try:
-        terminal.expect(r"4000 tokens of context. /help lists commands.")
+        terminal.expect(r"4000 tokens of context, template \w+. /help lists commands.")
         terminal.enter("/help")
         terminal.expect("Ctrl-C stops an answer")
         terminal.enter("苹果")
