@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,9 @@ from launcher.checkpoint.sharded import ShardedBase, holds_shards, read_sharded
 from launcher.data import sample_set
 from launcher.data.cache import in_cache
 from launcher.data.info import DatasetInfo, read_info
+from launcher.data.outputs import file_sha256
 from launcher.data.preprocess import PreprocessOptions, preprocess
+from launcher.data.tokenizer import Tokenizer, TokenizerInfo, find_tokenizer
 from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
 from launcher.jobs import JobPaths, is_job_folder
 from launcher.plan import Inputs
@@ -53,35 +55,48 @@ class PendingRows:
             raise DataError(error.message, hint=f"mend it, or make the rows by hand: {by_hand} --help") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class PendingAll:
+    """Several that are not there yet."""
+
+    parts: tuple[Pending, ...]
+
+    def describe(self) -> str:
+        return "; ".join(part.describe() for part in self.parts)
+
+    def make(self) -> None:
+        for part in self.parts:
+            part.make()
+
+
 def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
-    """Absolute paths of everything ``spec`` reads, checked, and the sample data that must be made first, if any.
+    """Absolute paths of everything ``spec`` reads, checked, and the data that must be made first, if any.
 
     Raises DataError, CheckpointError or SpecError; nothing is written.
     """
-    found, pending = _training(spec)
-    if spec.evaluation is None:
-        return found, pending
-    return replace(found, evaluation=_held_out(spec, spec.evaluation.data)), pending
-
-
-def _held_out(spec: RunSpec, path: str) -> str:
-    """The rows of evaluation. They are one token shorter than those of training: in evaluation mindformers 1.9.0 feeds
-    the model whole rows (models/llama/llama.py), where in training the last token is only a label."""
-    dataset = _existing(path, "dataset", "launcher data preprocess makes one", DataError)
-    info = _rows(spec, dataset)
-    length = spec.model.seq_length - 1
-    if info.seq_length not in (None, length):
-        raise SpecError(
-            f"evaluation.data {path} has rows made for seq_length {info.seq_length}; evaluation needs {length}, "
-            "one less than model.seq_length",
-            hint=f"launcher data preprocess --seq-length {length} makes them",
-        )
-    return dataset
-
-
-def _training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
-    found, pending = _rows_of_training(spec)
+    found, pending = rows_of_training(spec)
+    if spec.evaluation:
+        held_out, more = _held_out(spec, spec.evaluation.data)
+        notes = (*found.notes, *held_out.notes)
+        found = replace(found, evaluation=held_out.dataset, evaluation_rows=held_out.rows, notes=notes)
+        parts = tuple(part for part in (pending, more) if part)
+        pending = PendingAll(parts=parts) if len(parts) > 1 else next(iter(parts), None)
     return with_base(found, spec.model), pending
+
+
+def _held_out(spec: RunSpec, path: str) -> tuple[Inputs, Pending | None]:
+    """The rows of evaluation: made as those of training are."""
+    if len(spec.data.input_columns) > 2:
+        raise SpecError(
+            f"data.input_columns has {len(spec.data.input_columns)} columns; evaluation reads input_ids and labels",
+            hint="leave evaluation out, or set data.input_columns: [input_ids, labels]",
+        )
+    if spec.data.sample and _is_raw(Path(path)):
+        raise SpecError(
+            f"evaluation.data {path} is raw, and data.sample makes its own tokenizer",
+            hint="launcher data preprocess makes rows of it, with the tokenizer that launcher submit says",
+        )
+    return _dataset(spec, "evaluation.data", path)
 
 
 def with_base(found: Inputs, model: ModelSpec) -> Inputs:
@@ -127,7 +142,8 @@ def check_base_again(paths: JobPaths) -> None:
         find_base(model, base)
 
 
-def _rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
+def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
+    """The training rows of ``spec``, without a base, and what must be made first. Raises DataError or SpecError."""
     if spec.data.sample:
         sample = sample_set.SampleSet(
             size=spec.data.sample.size,
@@ -142,48 +158,74 @@ def _rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
             tokenizer=str(sample.tokenizer),
             checkpoint=None,
         )
-        return found, None if sample.exists() else sample
-    dataset = _existing(str(spec.data.train), "dataset", "launcher data preprocess makes one", DataError)
+        if not sample.exists():
+            return found, sample
+        info = read_info(sample.dataset)
+        return replace(found, notes=tuple(_losses("data.sample", info)) if info else ()), None
+    return _dataset(spec, "data.train", str(spec.data.train))
+
+
+def _dataset(spec: RunSpec, key: str, path: str) -> tuple[Inputs, Pending | None]:
+    """The rows that ``key`` of the spec names: a .mindrecord, or raw records, which are tokenized first."""
+    dataset = _existing(path, "dataset", "launcher data preprocess makes one", DataError)
     if _is_raw(Path(dataset)):
-        return _raw(spec, Path(dataset))
-    return _ready(spec, dataset), None
+        return _raw(spec, key, Path(dataset))
+    return _ready(spec, key, dataset), None
 
 
 def _is_raw(dataset: Path) -> bool:
     return Path(dataset.name.removesuffix(".gz")).suffix in RAW_SUFFIXES
 
 
-def _raw(spec: RunSpec, dataset: Path) -> tuple[Inputs, Pending | None]:
+def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None]:
     """Rows of a raw dataset: in a cache, by what they follow from; tokenized once."""
-    if not spec.model.tokenizer:
+    tokenizer = _tokenizer_of_spec(spec) or _tokenizer_of_base(spec)
+    if tokenizer is None:
         raise SpecError(
-            f"data.train {dataset} is raw, and model.tokenizer is not given",
+            f"{key} {dataset} is raw, and model.tokenizer is not given",
             hint="set model.tokenizer: tokenizer.model; launcher data tokenizer trains one",
         )
-    tokenizer = _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
-    _check_vocabulary(spec.model, tokenizer)
+    made_with = _checked_tokenizer(spec.model, tokenizer)
     options = in_cache(
         PreprocessOptions(
             source=dataset,
             tokenizer=Path(tokenizer),
-            target=Path("train.mindrecord"),
+            target=Path("train.mindrecord" if key == "data.train" else "evaluation.mindrecord"),
             seq_length=spec.model.seq_length,
             template=spec.data.template,
         ),
         sample_set.cache_root() / "datasets",
     )
     info = read_info(options.target)
-    found = Inputs(dataset=str(options.target), rows=info.rows if info else None, tokenizer=tokenizer, checkpoint=None)
-    return found, None if info else PendingRows(options=options)
+    notes = (*_choice_of_tokenizer(spec, tokenizer), *_other_tokenizers(spec, key, made_with))
+    found = Inputs(dataset=str(options.target), rows=None, tokenizer=tokenizer, checkpoint=None, notes=notes)
+    if info is None:
+        return found, PendingRows(options=options)
+    return replace(found, rows=info.rows, notes=(*notes, *_losses(key, info))), None
 
 
-def _ready(spec: RunSpec, dataset: str) -> Inputs:
+def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
+    """What of the records is not in the rows, where that is known."""
+    cut, unlearnt, lost = (info.counts.get(name, 0) for name in ("truncated", "unlearnt", "lost_tokens"))
+    if cut or unlearnt:
+        records, total = info.counts["conversations"], info.counts["learnt_tokens"] + lost
+        left_out = f", {unlearnt:,} of them left out as nothing of their answer fits" if unlearnt else ""
+        yield (
+            f"{cut:,} of {records:,} conversations of {key} are longer than seq_length {info.seq_length} and cut"
+            f"{left_out}; {lost:,} of {total:,} tokens in the loss are lost ({lost / max(total, 1):.1%})"
+        )
+    if info.counts.get("dropped"):
+        yield f"{info.counts['dropped']:,} conversations of {key} longer than seq_length {info.seq_length} are left out"
+
+
+def _ready(spec: RunSpec, key: str, dataset: str) -> Inputs:
     info = _rows(spec, dataset)
     tokenizer = _find_tokenizer(spec, info)
-    _check_fit(spec, info, dataset)
+    _check_fit(spec, key, info, dataset)
     if tokenizer:
-        _check_vocabulary(spec.model, tokenizer)
-    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None)
+        _checked_tokenizer(spec.model, tokenizer)
+    notes = (*_other_tokenizers(spec, key, info.tokenizer), *_losses(key, info))
+    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None, notes=notes)
 
 
 def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
@@ -213,11 +255,52 @@ def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> st
 
 def _find_tokenizer(spec: RunSpec, info: DatasetInfo) -> str | None:
     """The spec's tokenizer, else the one that the dataset says it was made with, if it is still there."""
-    if spec.model.tokenizer:
-        return _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
+    if named := _tokenizer_of_spec(spec):
+        return named
     if info.tokenizer and Path(info.tokenizer.path).is_file():
         return info.tokenizer.path
     return None
+
+
+def _tokenizer_of_spec(spec: RunSpec) -> str | None:
+    """The file that model.tokenizer means."""
+    if not spec.model.tokenizer:
+        return None
+    named = _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
+    return str(find_tokenizer(Path(named)).path or named)
+
+
+def _tokenizer_of_base(spec: RunSpec) -> str | None:
+    """The tokenizer beside the base's weights."""
+    folder = _base_folder(spec)
+    found = find_tokenizer(folder).path if folder else None
+    return str(found) if found and found.is_file() else None
+
+
+def _base_folder(spec: RunSpec) -> Path | None:
+    base = Path(os.path.abspath(spec.model.checkpoint)) if spec.model.checkpoint else None  # noqa: PTH100 - as above
+    if base is None or base.is_dir():
+        return base
+    return base.parent if base.is_file() else None
+
+
+def _choice_of_tokenizer(spec: RunSpec, tokenizer: str) -> Iterator[str]:
+    if not spec.model.tokenizer:
+        yield f"model.tokenizer is not given: the base's {tokenizer} is taken"
+    if note := find_tokenizer(Path(spec.model.tokenizer or tokenizer)).note:
+        yield note
+
+
+def _other_tokenizers(spec: RunSpec, key: str, made_with: TokenizerInfo | None) -> Iterator[str]:
+    """A note for each tokenizer of the run that is not the one of the rows, by its bytes; ids may mean other pieces."""
+    if made_with is None:
+        return
+    for what, place in (("model.tokenizer", _tokenizer_of_spec(spec)), ("the base's", _tokenizer_of_base(spec))):
+        other = Path(place) if place else None
+        if other is None or not other.is_file() or other.suffix != Path(made_with.path).suffix:
+            continue  # one tokenizer in two formats has two hashes
+        if file_sha256(other) != made_with.sha256:
+            yield f"{key} was tokenized with {made_with.path}, which is not {what} {other}: ids may mean other pieces"
 
 
 def _check_columns(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
@@ -229,11 +312,12 @@ def _check_columns(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
         )
 
 
-def _check_fit(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
-    if info.seq_length not in (None, spec.model.seq_length):
+def _check_fit(spec: RunSpec, key: str, info: DatasetInfo, dataset: str) -> None:
+    length = spec.model.seq_length
+    if info.seq_length not in (None, length):
         raise SpecError(
-            f"model.seq_length is {spec.model.seq_length}, but the rows of {dataset} were made for {info.seq_length}",
-            hint=f"set model.seq_length: {info.seq_length}, or preprocess with --seq-length {spec.model.seq_length}",
+            f"model.seq_length is {length}, but the rows of {key} {dataset} were made for {info.seq_length}",
+            hint=_other_length(spec, key, info.seq_length, Path(dataset)),
         )
     if info.tokenizer and info.tokenizer.vocab_size > spec.model.vocab_size:
         pieces = info.tokenizer.vocab_size
@@ -248,15 +332,52 @@ def _check_fit(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
         )
 
 
-def _check_vocabulary(model: ModelSpec, tokenizer: str) -> None:
+def _other_length(spec: RunSpec, key: str, length: int | None, dataset: Path) -> str:
+    """What to do about rows of another length: what is to be typed names an output of its own."""
+    options = f"--seq-length {spec.model.seq_length} --template {spec.data.template}"
+    again = f"launcher data preprocess RECORDS {options} -o {dataset.stem}-{spec.model.seq_length}.mindrecord"
+    if key != "data.train":
+        return f"evaluation takes rows of training's length: {again}"
+    return f"set model.seq_length: {length}, or make others: {again}"
+
+
+def _checked_tokenizer(model: ModelSpec, tokenizer: str) -> TokenizerInfo:
+    """What ``tokenizer`` is. Raises SpecError when the spec's vocabulary or special tokens are not its."""
     from launcher.data.tokenizer import load_tokenizer
 
-    pieces = load_tokenizer(Path(tokenizer)).info.vocab_size
-    if pieces > model.vocab_size:
+    found = load_tokenizer(Path(tokenizer))
+    if found.info.vocab_size > model.vocab_size:
         raise SpecError(
-            f"model.vocab_size is {model.vocab_size}, but {tokenizer} has {pieces} pieces",
-            hint=f"set model.vocab_size: {pieces}, or use the tokenizer of the base model",
+            f"model.vocab_size is {model.vocab_size}, but {tokenizer} has {found.info.vocab_size} pieces",
+            hint=f"set model.vocab_size: {found.info.vocab_size}, or use the tokenizer of the base model",
         )
+    check_special_ids(model, found)
+    return found.info
+
+
+def check_tokenizer(spec: RunSpec) -> None:
+    """Hold the spec's vocabulary and special tokens against its tokenizer, where that is there. Raises SpecError."""
+    if spec.model.tokenizer and Path(spec.model.tokenizer).exists() and (file := _tokenizer_of_spec(spec)):
+        _checked_tokenizer(spec.model, file)
+
+
+def check_special_ids(model: ModelSpec, tokenizer: Tokenizer, *, hint: str | None = None) -> None:
+    """Raise SpecError when an id in ``model`` means something else to ``tokenizer``."""
+    from launcher.data.tokenizer import special_conflicts
+
+    ids = {"bos": model.bos_token_id, "eos": model.eos_token_id, "pad": model.pad_token_id}
+    own = special_conflicts(tokenizer, **ids)
+    if own:
+        wrong = (f"model.{key} {_named(getattr(model, key), tokenizer)}" for key in own)
+        raise SpecError(
+            f"{', '.join(wrong)}; {tokenizer.info.path} has another token for it",
+            hint=hint or "set " + ", ".join(f"model.{key}: {number}" for key, number in own.items()),
+        )
+
+
+def _named(number: int, tokenizer: Tokenizer) -> str:
+    known = number < tokenizer.info.vocab_size
+    return f"is {number} ({tokenizer.piece(number)!r})" if known else f"is {number} (no piece)"
 
 
 def _whole_file(absolute: Path) -> Path:

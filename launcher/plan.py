@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from launcher import held_out
 from launcher.checkpoint.sharded import ShardedBase, check_fits
 from launcher.checkpoint.split import THRESHOLD_KIB
 from launcher.cluster import Cluster, Rank
@@ -52,6 +53,7 @@ class Inputs:
     tokenizer: str | None
     checkpoint: str | None
     evaluation: str | None = None
+    evaluation_rows: int | None = None
     shards: ShardedBase | None = None
     base_dtypes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -210,7 +212,7 @@ def make_plan(
         files=tuple(files),
         links=base_checkpoint(spec, cluster, inputs, paths).links,
         command=command,
-        notes=(*settled.notes, *inputs.notes, *_rounding_notes(spec, inputs)),
+        notes=(*settled.notes, *inputs.notes, *_rounding_notes(spec, inputs), *_evaluation_notes(spec, inputs)),
         memory=settled.memory,
     )
 
@@ -232,6 +234,27 @@ def rank_table_file(env: jinja2.Environment, cluster: Cluster) -> RenderedFile:
         return render_rank_table(env, cluster)
     text, _ = checked_text(table_of(cluster), RANK_TABLE, kind=cluster.kind)
     return RenderedFile(path=RANK_TABLE, text=text)
+
+
+def _evaluation_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
+    """Held-out rows that fill no batch are not read. Raises SpecError when none does.
+
+    mindformers 1.9.0 takes batches apart by what training sums over (trainer/base_trainer.py, create_eval_dataset).
+    """
+    if spec.evaluation is None or inputs.evaluation_rows is None:
+        return
+    ranks = int(spec.parallel.data_parallel or 1)
+    asked = spec.evaluation.batch_size or spec.data.batch_size
+    batch = ranks * max(asked // spec.training.gradient_accumulation, 1)
+    left = inputs.evaluation_rows % batch
+    if left == inputs.evaluation_rows:
+        raise SpecError(
+            f"evaluation.data has {left} rows, and a batch of all ranks {batch}",
+            hint="set a smaller evaluation.batch_size, or hold out more rows",
+        )
+    if left:
+        rows = inputs.evaluation_rows
+        yield f"{left} of {rows} rows of evaluation.data are left out: a batch of all ranks has {batch}"
 
 
 def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[str, str]:
@@ -285,6 +308,7 @@ def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPath
         "strategy_file": str(paths.strategies / "ckpt_strategy.ckpt"),
         "dataset": inputs.dataset,
         "evaluation": inputs.evaluation,
+        "held_out_metric": held_out.METRIC,
         "total_steps": _schedule_steps(spec, inputs.rows),
         "backend": backend_values(cluster, spec),
         "semi_auto": spec.parallel.mode == "semi_auto",

@@ -30,6 +30,10 @@ class Draft:
     pending: inputs.Pending | None
     notes: tuple[str, ...]
 
+    def more_than(self, told: Sequence[str]) -> list[str]:
+        """The notes that were not ``told`` before something was made."""
+        return [note for note in self.notes if note not in told]
+
 
 def draft(
     spec_name: str | None,

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import old_optimizer
+from launcher import held_out, old_optimizer
 from launcher.events import EventWriter, Position
 from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
 from launcher.loading import Loads, watch_loads
@@ -167,6 +167,8 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
     progress = _progress_callback(events, paths, rank_id, done_steps, last_step, loads)
     trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[progress])
     start_adapters_from_seed(trainer.trainer, config.seed)
+    if config.do_eval:
+        held_out.prepare(trainer.trainer, config.parallel_config.data_parallel)
     keep_strategies(paths, rank_id, resumed=resume_from is not None)
     trainer.finetune(finetune_checkpoint=config.load_checkpoint or False, resume_training=resume_from or False)
 
@@ -315,15 +317,21 @@ def eval_loss(result: Any) -> float | None:
 
 
 def check_rows(config: Any) -> None:
-    """Raises ValueError when the dataset's first row is not one token longer than the model's seq_length.
+    """Raises ValueError when a dataset's first row is not one token longer than the model's seq_length.
 
     MindFormers finds out while it compiles, in words about broadcasting. Datasets that the launcher made are checked
     before a process is spawned; this is for the others.
     """
+    _check_first_row(config.train_dataset, config)
+    if config.do_eval:
+        _check_first_row(config.eval_dataset, config)
+
+
+def _check_first_row(section: Any, config: Any) -> None:
     from mindspore.dataset import MindDataset
 
-    (dataset,) = config.train_dataset.data_loader.dataset_files
-    (column, *_) = config.train_dataset.input_columns
+    (dataset,) = section.data_loader.dataset_files
+    (column, *_) = section.input_columns
     rows = MindDataset([dataset], columns_list=[column], shuffle=False, num_samples=1)
     row = next(rows.create_dict_iterator(num_epochs=1, output_numpy=True))
     seq_length = config.model.model_config.seq_length

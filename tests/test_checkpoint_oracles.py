@@ -331,7 +331,7 @@ def test_transformers_makes_the_prompts_of_training(tmp_path: Path, kind: str, t
     run_merge(folder, tmp_path / "hf", Options(layout="hf"), model=info, tokenizer=tokenizer)
     found = torch("prompts", folder=tmp_path / "hf", chats=_CHATS)
     encode, trained = get_template(template).encode_prompt, load_tokenizer(tokenizer)
-    assert found == [encode(trained, [Message(**turn) for turn in chat]) for chat in _CHATS]
+    assert found == [encode(trained, [Message(turn["role"], turn["content"]) for turn in chat]) for chat in _CHATS]
 
 
 _HF_CONFIG: dict[str, Any] = {

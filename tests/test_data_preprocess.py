@@ -273,7 +273,7 @@ def _big(folder: Path, tmp_path: Path) -> Path:
     return source
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path, signum: int) -> None:
     source = _big(folder, tmp_path)
     target = tmp_path / "a.mindrecord"
@@ -352,6 +352,63 @@ def _alive(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize("command", ["convert", "tokenizer"])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_is_stopped_leaves_nothing_and_says_so(
+    folder: Path, tmp_path: Path, command: str, signum: signal.Signals
+) -> None:
+    """The input is a pipe that never ends: wherever the signal comes, the command is at work."""
+    pipe = tmp_path / "records.jsonl"
+    os.mkfifo(pipe)
+    argv = [sys.executable, "-m", "launcher", "data", command, str(pipe), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    with pipe.open("wb") as out:
+        out.write((folder / "math.jsonl").read_bytes() * 20)
+        out.flush()
+        process.send_signal(signum)
+        _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 128 + signum
+    assert f"{signum.name}: {tmp_path / 'out'} is not written" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
+
+
+def test_a_bad_record_is_not_blamed_on_the_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": 1}\n')
+    said = launcher("data", "tokenizer", "bad.jsonl", cwd=tmp_path, code=3)
+    assert "bad.jsonl:2:" in said
+    assert "vocab" not in said
+
+
+def test_lines_that_end_as_on_windows_are_the_same_text(folder: Path, tmp_path: Path) -> None:
+    text = "\n\n".join(problem.question for problem in problems(60, 9)) + "\n"
+    for name, content in (("unix", text), ("windows", text.replace("\n", "\r\n"))):
+        (tmp_path / f"{name}.txt").write_bytes(content.encode())
+        wanted = options(folder, tmp_path / f"{name}.mindrecord", source=tmp_path / f"{name}.txt", kind="text")
+        preprocess(wanted, force=False)
+    one, other = rows(tmp_path / "unix.mindrecord"), rows(tmp_path / "windows.mindrecord")
+    assert [row["input_ids"].tolist() for row in one] == [row["input_ids"].tolist() for row in other]
+
+
+def test_records_on_both_sides_of_the_split_are_said(folder: Path, tmp_path: Path) -> None:
+    lines = (folder / "math.jsonl").read_text("utf-8").splitlines()
+    (tmp_path / "twice.jsonl").write_text("\n".join(lines * 2) + "\n", "utf-8")
+    common = ("--tokenizer", str(folder / "tokenizer.model"), "--seq-length", "100", "--template", "plain")
+    target = tmp_path / "t.mindrecord"
+    wanted = options(folder, target, source=tmp_path / "twice.jsonl", eval_fraction=0.3)
+    preprocess(wanted, force=False)
+    held_out = read_info(eval_path(target))
+    assert held_out is not None
+    training = {row["input_ids"].tobytes() for row in rows(target)}
+    assert held_out.counts["in_training"] == sum(row["input_ids"].tobytes() in training for row in rows(held_out.path))
+    assert held_out.counts["in_training"] > 50
+    argv = [sys.executable, "-m", "launcher", "data", "preprocess", "twice.jsonl", *common, "--eval-fraction", "0.3"]
+    done = subprocess.run(
+        argv, cwd=tmp_path, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert "held-out records are in the training rows too" in done.stderr
 
 
 def test_hostile_input(folder: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -119,6 +119,17 @@ def test_files_that_are_not_json(tmp_path: Path, data: bytes, message: str) -> N
         (b'{"conversations": [{"from": "human", "value": null}]}', "value is null"),
         (b'{"messages": [{"role": "tool", "content": "a"}]}', "role is 'tool'"),
         (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "parts that are not text"),
+        (b'{"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}', "tool_calls: calls of tools"),
+        (b'{"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}', "tools: calls of tools"),
+        (b'{"messages": [{"role": "user", "content": "a", "weight": 0.5}]}', "weight is 0.5; known are 0 and 1"),
+        (b'{"instruction": "a", "output": "b", "history": [["q"]]}', "history is no list of pairs"),
+        (b'{"instruction": "a", "output": "b", "history": [["q", ""]]}', "an answer is empty"),
+        (b'{"instruction": "a", "output": "b", "system": ["s"]}', "system is an array"),
+        (
+            b'{"system":"t","conversations":[{"from":"system","value":"s"},{"from":"user","value":"a"},'
+            b'{"from":"gpt","value":"b"}]}'.replace(b"\n", b""),
+            "a system beside the turns and another one",
+        ),
         (
             b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}',
             "answer is empty",
@@ -186,14 +197,35 @@ def test_rejects_of_an_older_run_do_not_stay(tmp_path: Path) -> None:
             "openai",
             [("user", "a"), ("assistant", "b")],
         ),
+        (
+            {"system": "s", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            "sharegpt",
+            [("system", "s"), ("user", "a"), ("assistant", "b")],
+        ),
+        (
+            {"system": "s", "instruction": "Add.", "input": "", "output": "3", "history": [["q", "a"], ["r", "b"]]},
+            "alpaca",
+            [
+                ("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b"),
+                ("user", "Add."), ("assistant", "3"),
+            ],
+        ),
     ],
-)
+)  # fmt: skip
 def test_formats(value: Any, kind: str, expected: list[tuple[str, str]]) -> None:
     found, conversation = to_conversation(value, 7)
     assert found == kind
-    assert [tuple(message) for message in conversation.messages] == expected
+    assert [(message.role, message.content) for message in conversation.messages] == expected
     assert conversation.id == ("bellemath7" if kind == "belle" else f"{kind}7")
     assert to_conversation({**value, "id": "x"}, 7)[1].id == "x"
+
+
+def test_an_answer_of_no_weight_is_kept_as_one(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]
+    more = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 1}]
+    conversation = to_conversation({"messages": turns + more}, 7)[1]
+    assert [message.in_loss for message in conversation.messages] == [True, False, True, True]
+    assert to_conversation(json.loads(json.dumps(conversation.record())), 7)[1].messages == conversation.messages
 
 
 def test_what_convert_writes_converts_to_itself(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,6 +168,36 @@ def test_masks_are_exact(
         decoded.append(tokenizer.decode(own))
         expected = answer.strip() if name == "llama3" else answer
         assert decoded[-1].strip() == _as_tokenized(expected, tokenizer).strip()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_an_answer_out_of_the_loss_is_the_same_tokens(name: str, tokenizer: Tokenizer) -> None:
+    template = get_template(name)
+    first, last = Message("assistant", "first 1"), Message("assistant", "second 2")
+    turns = [Message("user", "a"), first, Message("user", "b"), last]
+    all_in = template.encode(tokenizer, turns)
+    turns[1] = first._replace(in_loss=False)
+    one_out = template.encode(tokenizer, turns)
+    ends = _learnt_stretches(all_in.learnt)
+    assert one_out.ids == all_in.ids
+    assert len(ends) == 2
+    assert _learnt_stretches(one_out.learnt) == ends[1:]
+
+
+def _learnt_stretches(learnt: bytes) -> list[tuple[int, int]]:
+    return [match.span() for match in re.finditer(rb"\x01+", learnt)]
+
+
+def test_a_template_that_marks_answers_together_cannot_leave_one_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "templates" / "chat").mkdir(parents=True)
+    source = "{% generation %}{% for message in messages %}{{ message.content }}{% endfor %}{% endgeneration %}"
+    (tmp_path / "templates" / "chat" / "joint.jinja").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    turns = [Message("user", "a"), Message("assistant", "b", False), Message("user", "c"), Message("assistant", "d")]
+    with pytest.raises(DataError, match="has not one"):
+        get_template("joint").segments(turns)
 
 
 def _after_last_but_one(ids: list[int], tokenizer: Tokenizer) -> int:

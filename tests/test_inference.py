@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoint_sets import launcher
+from data_tools import make_hugging_face
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference_tools import CONTEXT, MODEL, VOCAB, make_model
@@ -286,6 +287,23 @@ def opened(path: Path, *, on_wait: Callable[[], None] = lambda: None) -> Abstrac
     return locked(path, on_wait=on_wait, interrupted=bool)
 
 
+def test_a_json_file_is_asked_record_by_record(tmp_path: Path) -> None:
+    file = tmp_path / "q.json"
+    file.write_text(
+        json.dumps([{"id": "x", "prompt": "a"}, {"messages": [{"role": "user", "content": "b"}]}], indent=1)
+    )
+    asked = collect([], str(file))
+    assert [(question.id, question.shown) for question in asked] == [("x", "a"), ("2", "b")]
+    file.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    assert [question.shown for question in collect([], str(file))] == ["a", "b"]
+    file.write_text('[{"prompt": "a"}, {"question": "b"}]')
+    with pytest.raises(DataError, match=r"record 2: it has neither"):
+        collect([], str(file))
+    file.write_text('[{"prompt": "a"},\n')
+    with pytest.raises(DataError, match="line 1"):
+        collect([], str(file))
+
+
 def test_an_output_file_is_continued_and_sorted(tmp_path: Path) -> None:
     path = tmp_path / "new" / "out.jsonl"
     with opened(path) as file:
@@ -538,6 +556,34 @@ def test_a_description_that_is_none_is_refused(copy: Path, text: str, expected: 
         find_model(str(copy), copy)
 
 
+def test_a_folder_with_a_chat_template_of_its_own_is_not_asked_in_another_unsaid(copy: Path) -> None:
+    """What its config.json leaves out comes from its tokenizer, and a GGUF file is passed over."""
+    (copy / "launcher_model.json").unlink()
+    config = {
+        "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": VOCAB, "max_position_embeddings": 256,
+    }  # fmt: skip
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    session = Session(find_model(str(copy), copy))
+    with pytest.raises(SpecError, match=r"has a chat template of its own in \S+chat_template\.jinja"):
+        session.encode(Question(id="1", messages=(Message("user", "a"),)))
+    said = find_model(str(copy), copy, Given(template="plain"))
+    assert said.notes == (f"prompts are in template plain, not in the chat template of {copy / 'chat_template.jinja'}",)
+    (copy / "chat_template.jinja").unlink()
+    (copy / "tokenizer_config.json").write_text('{"chat_template": "{{ messages[0].content }}"}')
+    with pytest.raises(SpecError, match=r"of its own in \S+tokenizer_config\.json"):
+        session.encode(Question(id="1", messages=(Message("user", "a"),)))
+    (copy / "tokenizer.model").write_bytes(b"GGUF")
+    make_hugging_face(copy / "tokenizer.json", "bytes")
+    (copy / "tokenizer_config.json").write_text('{"bos_token": null, "eos_token": "<|im_end|>"}')
+    model = find_model(str(copy), copy)
+    assert model.tokenizer == copy / "tokenizer.json"
+    assert model.notes == (f"{copy / 'tokenizer.model'} is a GGUF file: {copy / 'tokenizer.json'} is taken",)
+    eos = load_tokenizer(copy / "tokenizer.json").eos_id
+    assert (model.spec.bos_token_id, model.spec.eos_token_id, model.spec.pad_token_id) == (eos, eos, 0)
+
+
 def test_references_that_mean_nothing(tmp_path: Path) -> None:
     for reference in ("./none", "none.safetensors", "nojob"):
         with pytest.raises(JobError):
@@ -549,15 +595,15 @@ def test_a_transformers_config_is_understood(copy: Path) -> None:
     config = {
         "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": VOCAB, "max_position_embeddings": 131072,
-        "rope_theta": 5e5, "eos_token_id": [7, 8], "bos_token_id": 6, "torch_dtype": "bfloat16",
+        "rope_theta": 5e5, "eos_token_id": [2, 8], "bos_token_id": 1, "torch_dtype": "bfloat16",
         "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                          "original_max_position_embeddings": 8192},
     }  # fmt: skip
     (copy / "config.json").write_text(json.dumps(config))
     model = find_model(str(copy), copy)
 
-    assert (model.context, model.spec.max_position_embedding, model.spec.bos_token_id) == (4096, 131072, 6)
-    assert {7, 8} <= Session(model).ends
+    assert (model.context, model.spec.max_position_embedding, model.spec.bos_token_id) == (4096, 131072, 1)
+    assert {2, 8} <= Session(model).ends
     assert model.spec.rope_scaling is not None
     assert find_model(str(copy), copy, Given(context=8192)).context == 8192
     with pytest.raises(DataError, match="--context 200000"):
@@ -586,6 +632,20 @@ def test_an_adapter_of_another_model_or_without_its_scale_is_refused(model_folde
         find_model(str(model_folder), tmp_path, Given(adapter=str(tmp_path)))
     with pytest.raises(LauncherError):
         find_model(str(model_folder), tmp_path, Given(adapter="nojob"))
+
+
+def test_an_adapter_that_is_in_the_weights_already_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    """Merged from the job that trained it, by the records of both merges; a merge without folding is no such base."""
+    merged, apart = tmp_path / "merged", tmp_path / "apart"
+    shutil.copytree(model_folder, merged)
+    apart.mkdir()
+    (apart / "merge.json").write_text('{"step": 8, "source": "abcde-lora"}')
+    (merged / "merge.json").write_text('{"step": 8, "source": "abcde-lora", "folded": 8}')
+    with pytest.raises(CheckpointError, match="have the adapter of abcde-lora in them: it would be applied twice"):
+        find_model(str(merged), tmp_path, Given(adapter=str(apart)))
+    (merged / "merge.json").write_text('{"step": 8, "source": "abcde-lora", "folded": 0}')
+    with pytest.raises(CheckpointError, match="holds no adapter"):
+        find_model(str(merged), tmp_path, Given(adapter=str(apart)))
 
 
 def test_an_adapter_is_folded_as_it_says(model_folder: Path, tmp_path: Path) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_tools import launcher
 
 from launcher import inputs
+from launcher.cluster import Cluster, Device, Host
+from launcher.data.info import read_info
 from launcher.data.sample_set import SampleSet
+from launcher.engines.base import Command
 from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
+from launcher.jobs import JobPaths
 from launcher.network import free_port, scheduler_port
+from launcher.plan import make_plan
 from launcher.spec import DataSpec, EvaluationSpec, ModelSpec, RunSpec, load_spec
 
 
@@ -162,15 +170,120 @@ def test_raw_json_is_pending_until_it_is_tokenized(rows: Path, tmp_path: Path, m
     assert (after.rows, after.dataset) == (200, before.dataset)
 
 
-def test_held_out_rows_are_one_token_shorter_than_those_of_training(rows: Path) -> None:
-    """MindFormers feeds whole rows to a model that it evaluates."""
+def test_held_out_rows_are_as_long_as_those_of_training(rows: Path) -> None:
+    """Rows one token shorter, which earlier versions wanted, are refused; what to type never names their file."""
     file = str(rows / "train.mindrecord")
     evaluation = {"evaluation": EvaluationSpec(data=file)}
     training = spec_with({"seq_length": 64, "vocab_size": 600}, {"train": file, "template": "plain"})
+    found, pending = inputs.resolve(training.model_copy(update=evaluation))
     with pytest.raises(SpecError) as caught:
-        inputs.resolve(training.model_copy(update=evaluation))
-    sample = spec_with({"seq_length": 65}).model_copy(update=evaluation)
+        inputs.resolve(spec_with({"seq_length": 65, "vocab_size": 600}).model_copy(update=evaluation))
 
-    assert "rows made for seq_length 64; evaluation needs 63, one less than model.seq_length" in str(caught.value)
-    assert caught.value.hint == "launcher data preprocess --seq-length 63 makes them"
-    assert inputs.resolve(sample)[0].evaluation == file
+    assert (found.evaluation, found.evaluation_rows, pending) == (file, 200, None)
+    assert f"the rows of evaluation.data {file} were made for 64" in str(caught.value)
+    assert str(caught.value.hint).endswith("--seq-length 65 --template plain -o train-65.mindrecord")
+
+
+def test_raw_held_out_records_are_tokenized_as_those_of_training(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path))
+    raw = str(rows / "math.jsonl")
+    model = {"seq_length": 64, "vocab_size": 600, "tokenizer": str(rows / "tokenizer.model")}
+    spec = spec_with(model, {"train": raw, "template": "plain"}).model_copy(
+        update={"evaluation": EvaluationSpec(data=raw)}
+    )
+    before, pending = inputs.resolve(spec)
+    assert pending is not None
+    assert pending.describe().count("tokenizing") == 2
+    pending.make()
+    after, pending = inputs.resolve(spec)
+
+    assert pending is None
+    assert (after.evaluation, after.evaluation_rows) == (before.evaluation, 200)
+    made = [read_info(Path(str(path))) for path in (after.dataset, after.evaluation)]
+    assert len({info.fingerprint for info in made if info}) == 1
+    with pytest.raises(SpecError, match=r"data\.sample makes its own tokenizer"):
+        inputs.resolve(spec_with(model).model_copy(update={"evaluation": spec.evaluation}))
+
+
+def test_what_is_cut_is_said_before_and_after_the_rows_are_made(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path))
+    model = {"seq_length": 24, "vocab_size": 600, "tokenizer": str(rows / "tokenizer.model")}
+    spec = spec_with(model, {"train": str(rows / "math.jsonl"), "template": "plain"})
+    _, pending = inputs.resolve(spec)
+    assert pending is not None
+    pending.make()
+    found, _ = inputs.resolve(spec)
+    whole = read_info(rows / "train.mindrecord")
+    cut = read_info(Path(found.dataset))
+
+    assert whole
+    assert cut
+    total = whole.counts["learnt_tokens"] + whole.counts["lost_tokens"]
+    lost = total - cut.counts["learnt_tokens"]
+    assert cut.counts["lost_tokens"] == lost > whole.counts["lost_tokens"]
+    (note,) = found.notes
+    assert f"{cut.counts['truncated']} of 200 conversations of data.train are longer than seq_length 24 and cut" in note
+    assert f"{lost:,} of {total:,} tokens in the loss are lost" in note
+
+
+def test_the_tokenizer_of_the_base_is_taken_and_held_against_the_rows(rows: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "tokenizer.model").write_bytes((rows / "tokenizer.model").read_bytes())
+    spec = spec_with(
+        {"seq_length": 64, "vocab_size": 600, "checkpoint": str(base)},
+        {"train": str(rows / "math.jsonl"), "template": "plain"},
+    )
+    found, _ = inputs.rows_of_training(spec)
+    ready = spec.model_copy(update={"data": DataSpec(train=str(rows / "train.mindrecord"), template="plain")})
+
+    assert found.tokenizer == str(base / "tokenizer.model")
+    assert f"model.tokenizer is not given: the base's {base / 'tokenizer.model'} is taken" in found.notes
+    before = inputs.rows_of_training(ready)[0].notes
+    launcher("data", "tokenizer", str(rows / "math.jsonl"), "--vocab-size", "590", "-o", "other", cwd=tmp_path)
+    (base / "tokenizer.model").write_bytes((tmp_path / "other").read_bytes())
+    (note,) = [note for note in inputs.rows_of_training(ready)[0].notes if note not in before]
+    assert f"which is not the base's {base / 'tokenizer.model'}" in note
+
+
+def test_special_tokens_of_another_tokenizer_are_refused_before_anything_starts(rows: Path, tmp_path: Path) -> None:
+    model = {"seq_length": 64, "vocab_size": 600, "tokenizer": str(rows / "tokenizer.model"), "eos_token_id": 1}
+    with pytest.raises(SpecError, match=r"model\.eos_token_id is 1 \('<s>'\)") as caught:
+        inputs.resolve(spec_with(model, {"train": str(rows / "math.jsonl"), "template": "plain"}))
+    assert caught.value.hint == "set model.eos_token_id: 2"
+    said = launcher(
+        "config", "check", "tiny_cpu", *("--set", f"model.tokenizer={rows / 'tokenizer.model'}"),
+        *("--set", "model.pad_token_id=300"), cwd=tmp_path, code=2,
+    )  # fmt: skip
+    assert "model.pad_token_id is 300" in said
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "note"),
+    [(200, []), (203, ["3 of 203 rows of evaluation.data are left out: a batch of all ranks has 4"]), (3, None)],
+)
+def test_held_out_rows_that_fill_no_batch_are_said(
+    rows: Path, tmp_path: Path, rows_of: int, note: list[str] | None
+) -> None:
+    file = str(rows / "train.mindrecord")
+    spec = spec_with({"seq_length": 64, "vocab_size": 600}, {"train": file, "template": "plain", "batch_size": 4})
+    spec = spec.model_copy(update={"evaluation": EvaluationSpec(data=file)})
+    found = dataclasses.replace(inputs.resolve(spec)[0], evaluation_rows=rows_of)
+    make = partial(
+        make_plan,
+        spec=spec,
+        spec_name="x",
+        cluster=Cluster(target="CPU", hosts=(Host(name="h", address="127.0.0.1", devices=(Device(device_id=0),)),)),
+        inputs=found,
+        paths=JobPaths(root=tmp_path / "id-x"),
+        command=Command(argv=("x",), env={}),
+    )
+    if note is None:
+        with pytest.raises(SpecError, match="has 3 rows, and a batch of all ranks 4"):
+            make()
+        return
+    assert [text for text in make().notes if "left out" in text] == note

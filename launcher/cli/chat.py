@@ -35,13 +35,14 @@ def _chat(reference: str, interrupted: Callable[[], bool], options: dict[str, An
     from launcher.quiet import quiet
 
     session = Session(find(reference, options), batch_size=1, device_id=options["device_id"])
-    _ = session.template
+    template = session.template
     session.interrupted = interrupted
     with quiet():
         session.load()
     if interrupted():
         return
-    click.echo(f"{session.model.name}, {session.model.context} tokens of context. /help lists commands.")
+    model = session.model
+    click.echo(f"{model.name}, {model.context} tokens of context, template {template.name}. /help lists commands.")
     conversation = Conversation(system=options["system"])
     Chat(
         session=session,

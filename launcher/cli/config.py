@@ -96,14 +96,17 @@ def check(specs: tuple[str, ...], sets: tuple[str, ...]) -> None:
     \b
     launcher config check mine.yaml llama_7b_lora
     """
-    from launcher.errors import SpecError
+    from launcher.errors import DataError, SpecError
+    from launcher.inputs import check_tokenizer
     from launcher.spec import load_spec, parse_sets
 
     overrides, failed = parse_sets(sets), []
     for name in specs:
         try:
-            click.echo(f"{name}: good ({load_spec(name, overrides).name})")
-        except SpecError as error:
+            spec = load_spec(name, overrides)
+            check_tokenizer(spec)
+            click.echo(f"{name}: good ({spec.name})")
+        except (SpecError, DataError) as error:
             failed.append(name)
             click.echo(error.message, err=True)
             if error.hint:

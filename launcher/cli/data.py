@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from launcher.cli.interruption import interruptible
 from launcher.data import outputs
 from launcher.data.templates import DEFAULT
 
@@ -67,7 +68,7 @@ def sample(size: int, seed: int, output: Path, force: bool) -> None:
     """
     from launcher.data.sample import sample_lines
 
-    with outputs.scratch(output) as folder:
+    with interruptible(str(output)), outputs.scratch(output) as folder:
         built = folder / output.name
         with built.open("w", encoding="utf-8") as out:
             out.writelines(sample_lines(size, seed))
@@ -101,7 +102,7 @@ def convert(source: Path, output: Path, layout: str | None, max_rejects: int, pr
     from launcher.data.pool import useful_processes
 
     lines = layout == "jsonl" if layout else output.suffix == ".jsonl"
-    with _progress("conversations") as progress:
+    with interruptible(str(output)), _progress("conversations") as progress:
         done = converter.convert(
             source,
             output,
@@ -130,7 +131,7 @@ def tokenizer(source: Path, vocab_size: int, special: tuple[str, ...], output: P
     """
     from launcher.data.tokenizer import train_tokenizer
 
-    with outputs.scratch(output) as folder:
+    with interruptible(str(output)), outputs.scratch(output) as folder:
         built = folder / output.name
         train_tokenizer(_texts(source), built, vocab_size=vocab_size, special=special)
         changed = outputs.put(built, output, force=force)
@@ -249,6 +250,10 @@ def _details(info: DatasetInfo) -> None:
     held_out = read_info(eval_path(info.path)) if info.stats["options"]["eval_fraction"] else None
     if held_out:
         click.echo(f"  held out: {held_out.path}: {_many(held_out.rows, 'row')}")
+        shared = held_out.counts.get("in_training", 0)
+        if shared:
+            what = f"{shared:,} of {held_out.counts['conversations']:,} held-out records are in the training rows too"
+            click.echo(f"warning: {what}: the loss on them says little. --dedup leaves them out", err=True)
     lengths = info.stats["lengths"]
     median, most, longest = lengths["median"], lengths["p99"], lengths["max"]
     click.echo(f"  length in tokens: median {median:,}, 99 % up to {most:,}, longest {longest:,}")

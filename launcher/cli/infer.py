@@ -16,7 +16,9 @@ from launcher.cli.options import Text
 @click.command()
 @model_options
 @click.option("--prompt", "prompts", multiple=True, type=Text(), help="A question; give several for one batch.")
-@click.option("--file", "file", metavar="FILE", help="Questions: .jsonl with ids, else one a line; - is stdin.")
+@click.option(
+    "--file", "file", metavar="FILE", help="Questions: .jsonl or .json with ids, else one a line; - is stdin."
+)
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without the template of training.")
 @click.option("--system", type=Text(), help="Text of the system's turn.")
 @click.option("--batch-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True, metavar="N")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +64,26 @@ def kubernetes(spec: str, cards: int | None, apply_it: bool, context: str | None
     draft_more = {name: more.pop(name) for name in ("checkpoint", "sets")}
     where = _where(more, cards)
     run = {name: more[name] for name in more if name not in _OWN}
-    draft = submission.draft(
-        spec, cards=cards, port=None, jobs_dir=jobs_dir, options=make_options(**run), where=where, **draft_more
+    make_draft = partial(
+        submission.draft,
+        spec,
+        cards=cards,
+        port=None,
+        jobs_dir=jobs_dir,
+        options=make_options(**run),
+        where=where,
+        **draft_more,
     )
+    draft = make_draft()
     for note in draft.notes:
         click.echo(note, err=True)
     if draft.pending:
         click.echo(f"Data: {'would be ' if dry_run else ''}{draft.pending.describe()}", err=True)
     if draft.pending and not dry_run:
         draft.pending.make()
-        draft = submission.draft(
-            spec, cards=cards, port=None, jobs_dir=jobs_dir, options=make_options(**run), where=where, **draft_more
-        )
+        told, draft = draft.notes, make_draft()
+        for note in draft.more_than(told):
+            click.echo(note, err=True)
     launch = draft.plan.launch
     assert launch is not None  # noqa: S101 - a draft always has one
     k8s.check_paths(k8s.options_of(launch), draft.plan.paths, draft.plan.inputs)

@@ -80,7 +80,9 @@ def submit(
     if draft.pending:
         click.echo(f"Data: {draft.pending.describe()}", err=detach)
         draft.pending.make()
-        draft = make_draft()  # the number of rows, and so of steps, is known now
+        told, draft = draft.notes, make_draft()  # the number of rows, and so of steps, is known now
+        for note in draft.more_than(told):
+            click.echo(note, err=detach)
     _detach(draft) if detach else _follow(draft)
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from launcher.data.convert import conversations, rejected
 from launcher.data.formats import RecordError, to_text
+from launcher.data.messages import Message
 from launcher.data.mindrecord import Ints, PackedRows, pack_rows
 from launcher.data.pool import ordered_map
 from launcher.data.records import Chunk, Reject, Source, paragraphs, parse
@@ -22,6 +23,7 @@ from launcher.data.templates import ChatTemplate, Encoded, encode
 from launcher.data.tokenizer import Tokenizer
 
 Kept = npt.NDArray[np.bool_]
+Digests = npt.NDArray[np.uint64]
 
 # Rows of 2 x 2,049 numbers packed at once take about 10 MB.
 _NUMBERS_AT_ONCE = 1 << 20
@@ -100,11 +102,14 @@ class Encoder:
     def _split(self, samples: list[_Sample]) -> list[list[_Sample]]:
         if not self.eval_fraction:
             return [samples]
-        limit = int(self.eval_fraction * 2**64)
-        held_out = [digest(sample.id) < limit for sample in samples]
+        held_out = [self.holds_out(sample.id) for sample in samples]
         return [
             [sample for sample, out in zip(samples, held_out, strict=True) if out is half] for half in (False, True)
         ]
+
+    def holds_out(self, name: str) -> bool:
+        """Whether the record ``name`` goes to the validation split."""
+        return digest(name) < int(self.eval_fraction * 2**64)
 
     def _half(self, samples: list[_Sample]) -> Half:
         encoded = [sample.encoded for sample in samples]
@@ -154,21 +159,38 @@ def digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
+def said(messages: Sequence[Message]) -> str:
+    """All that makes two conversations the same, as one text."""
+    return "\0".join(
+        [f"{role}\0{content}" if in_loss else f"-{role}\0{content}" for role, content, in_loss in messages]
+    )
+
+
 class _Digests:
-    """A chunk to one number a record, the same for records of the same content."""
+    """A chunk to one number a record, the same for records of the same content; and which are held out."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
-    def __call__(self, chunk: Chunk, /) -> npt.NDArray[np.uint64]:
+    def __call__(self, chunk: Chunk, /) -> tuple[Digests, Kept]:
         found, _, _ = self._encoder.read(chunk)
-        texts = [content if isinstance(content, str) else "\0".join(map("\0".join, content)) for _, content in found]
-        return np.array([digest(text) for text in texts], dtype=np.uint64)
+        texts = [content if isinstance(content, str) else said(content) for _, content in found]
+        held_out = np.array([self._encoder.holds_out(name) for name, _ in found], dtype=bool)
+        return np.array([digest(text) for text in texts], dtype=np.uint64), held_out
+
+
+def count_shared(encoder: Encoder, source: Source, *, processes: int) -> int:
+    """How many held-out records of ``source`` have the content of one that is not. Takes 9 bytes a record."""
+    parts = list(ordered_map(lambda: _Digests(encoder), source.chunks(), processes=processes))
+    numbers: Digests = np.concatenate([*(part[0] for part in parts), np.zeros(0, dtype=np.uint64)])
+    held_out: Kept = np.concatenate([*(part[1] for part in parts), np.zeros(0, dtype=bool)])
+    return int(np.isin(numbers[held_out], numbers[~held_out]).sum())
 
 
 def duplicates(encoder: Encoder, source: Source, *, processes: int) -> Iterator[Kept]:
     """For every chunk of ``source`` which of its records come for the first time. Takes 16 bytes a record."""
-    chunks = list(ordered_map(lambda: _Digests(encoder), source.chunks(), processes=processes))
+    parts = ordered_map(lambda: _Digests(encoder), source.chunks(), processes=processes)
+    chunks = [numbers for numbers, _ in parts]
     lengths = [len(chunk) for chunk in chunks]
     numbers: npt.NDArray[np.uint64] = np.concatenate([*chunks, np.zeros(0, dtype=np.uint64)])
     first = np.zeros(len(numbers), dtype=bool)

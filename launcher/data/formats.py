@@ -1,15 +1,17 @@
 """Records of the datasets in use, to conversations.
 
 belle      BELLE School Math: {"instruction": "题目：...", "input": "", "output": "..."}
-alpaca     Stanford Alpaca: {"instruction": ..., "input": ..., "output": ...}
-sharegpt   ShareGPT and FastChat: {"id": ..., "conversations": [{"from": "human", "value": ...}, ...]}
-openai     OpenAI: {"messages": [{"role": "user", "content": ...}, ...]}
+alpaca     Stanford Alpaca: {"instruction": ..., "input": ..., "output": ...}; "system", "history": [[q, a], ...]
+sharegpt   ShareGPT and FastChat: {"id": ..., "conversations": [{"from": "human", "value": ...}, ...]}; "system"
+openai     OpenAI: {"messages": [{"role": "user", "content": ...}, ...]}; "weight": 0 at answers that are not learnt
 
-Every record is looked at by itself, so that a file may mix them.
+Every record is looked at by itself, so that a file may mix them. What belongs to a conversation and cannot be kept,
+such as calls of tools, makes a record a bad one: it would be learnt as something else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from launcher.data.messages import ROLES, Conversation, Message
@@ -22,6 +24,7 @@ TITLES = {
     "text": "text",
 }
 _BELLE_START = "题目："
+_TOOLS = ("tools", "functions", "tool_calls", "function_call")
 
 
 class RecordError(Exception):
@@ -35,8 +38,9 @@ def to_conversation(value: Any, number: int) -> tuple[str, Conversation]:
     """
     if not isinstance(value, dict):
         raise RecordError(f"a JSON object is expected, this is {_type_name(value)}")
+    _refuse_tools(value)
     if "conversations" in value:
-        kind, messages = "sharegpt", _turns(value["conversations"], "from", "value")
+        kind, messages = "sharegpt", _with_system(value, _turns(value["conversations"], "from", "value"))
     elif "messages" in value:
         kind, messages = "openai", _turns(value["messages"], "role", "content")
     elif "instruction" in value and "output" in value:
@@ -71,7 +75,39 @@ def _instruction(value: dict[str, Any]) -> tuple[str, tuple[Message, ...]]:
     if given and not given.isspace():
         # As FastChat's fastchat/data/convert_alpaca.py joins them.
         question = f"{question}\nInput:\n{given}"
-    return kind, (Message("user", question), Message("assistant", answer))
+    messages: tuple[Message, ...] = (Message("user", question), Message("assistant", answer))
+    if value.get("history") or value.get("system"):
+        messages = _with_system(value, (*_history(value.get("history") or []), *messages))
+        _check(messages)
+    return kind, messages
+
+
+def _history(pairs: Any) -> Iterator[Message]:
+    """The turns before the question, as LLaMA-Factory writes them: pairs of question and answer."""
+    for pair in pairs if isinstance(pairs, list) else [pairs]:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise RecordError("history is no list of pairs of question and answer")
+        yield from (Message("user", pair[0]), Message("assistant", pair[1]))
+
+
+def _with_system(value: dict[str, Any], messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """``messages`` with the "system" that stands beside them."""
+    system = value.get("system")
+    if system is None or system == "":
+        return messages
+    if not isinstance(system, str):
+        raise RecordError(f"system is {_type_name(system)}, not a string")
+    if messages[0].role != "system":
+        return (Message("system", system), *messages)
+    if messages[0].content != system:
+        raise RecordError("there is a system beside the turns and another one among them")
+    return messages
+
+
+def _refuse_tools(value: dict[str, Any]) -> None:
+    found = [key for key in _TOOLS if value.get(key)]
+    if found:
+        raise RecordError(f"{found[0]}: calls of tools cannot be kept in a template")
 
 
 def _turns(turns: Any, role_key: str, text_key: str) -> tuple[Message, ...]:
@@ -88,12 +124,16 @@ def _turn(turn: Any, role_key: str, text_key: str) -> Message:
     role = turn.get(role_key)
     if not isinstance(role, str) or role not in ROLES:
         raise RecordError(f"{role_key} is {_short(role)}; known are {', '.join(ROLES)}")
+    _refuse_tools(turn)
+    weight = turn.get("weight")
+    if weight not in (None, 0, 1):
+        raise RecordError(f"weight is {_short(weight)}; known are 0 and 1")
     content = turn.get(text_key)
     if isinstance(content, list):
         content = _joined_parts(content)
     if not isinstance(content, str):
         raise RecordError(f"{text_key} is {_type_name(content)}, not a string")
-    return Message(ROLES[role], content)
+    return Message(ROLES[role], content, weight is None or weight == 1)
 
 
 def _joined_parts(parts: list[Any]) -> str:
@@ -105,7 +145,7 @@ def _joined_parts(parts: list[Any]) -> str:
 
 def _check(messages: tuple[Message, ...]) -> None:
     turns = messages[1:] if messages[0].role == "system" else messages
-    for place, (role, content) in enumerate(turns):
+    for place, (role, content, _) in enumerate(turns):
         expected = "assistant" if place % 2 else "user"
         if role != expected:
             raise RecordError(f"turn {place + 1} is the {role}'s, but it is the {expected}'s turn")

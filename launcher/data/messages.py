@@ -17,10 +17,11 @@ ROLES = {
 
 # Named tuples, because millions are made and a frozen dataclass takes four times as long to make.
 class Message(NamedTuple):
-    """One turn. ``role`` is "system", "user" or "assistant"."""
+    """One turn. ``role`` is "system", "user" or "assistant". ``in_loss``: whether an answer is learnt, or only read."""
 
     role: str
     content: str
+    in_loss: bool = True
 
 
 class Conversation(NamedTuple):
@@ -30,8 +31,16 @@ class Conversation(NamedTuple):
     messages: tuple[Message, ...]
 
     def record(self) -> dict[str, Any]:
-        """The conversation as the reference recipe writes it: id, conversations of from and value."""
-        turns = [{"from": _NAMES[role], "value": content} for role, content in self.messages]
+        """The conversation as the reference recipe writes it: id, conversations of from and value.
+
+        An answer that is not learnt has OpenAI's weight beside them.
+        """
+        turns = [
+            {"from": _NAMES[role], "value": content}
+            if in_loss
+            else {"from": _NAMES[role], "value": content, "weight": 0}
+            for role, content, in_loss in self.messages
+        ]
         return {"id": self.id, "conversations": turns}
 
 

@@ -65,6 +65,7 @@ def _start(make: Callable[[], Any], parent: int) -> None:
     # Ctrl-C goes to the whole group; the parent decides what happens then. And no process outlives the
     # parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -30,7 +30,7 @@ import numpy as np
 from launcher import __version__
 from launcher.data import outputs
 from launcher.data.convert import Progress
-from launcher.data.encode import Batch, Encoder, Half, Kept, duplicates
+from launcher.data.encode import Batch, Encoder, Half, Kept, count_shared, duplicates
 from launcher.data.info import DatasetInfo, read_info, read_stats, stats_path
 from launcher.data.messages import Message
 from launcher.data.mindrecord import COLUMNS, Page, ShardState, ShardWriter
@@ -44,7 +44,7 @@ from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import DataError, JobCancelled
 from launcher.render import write_atomic
 
-_FORMAT = 2
+_FORMAT = 3
 _JOURNAL_EVERY_S = 5.0
 
 
@@ -142,6 +142,7 @@ def _key(options: PreprocessOptions, encoder: Encoder) -> list[str]:
     return [
         str(_FORMAT),
         encoder.tokenizer.info.sha256,
+        encoder.tokenizer.info.beside,
         template,
         options.kind,
         options.overflow,
@@ -209,7 +210,7 @@ def _workplace(target: Path) -> Iterator[Path]:
 
 
 class _Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM came and was held back until now."""
+    """SIGINT, SIGTERM or SIGHUP came and was held back until now."""
 
     def __init__(self, signum: int) -> None:
         super().__init__()
@@ -218,7 +219,7 @@ class _Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def _held_back() -> Iterator[Callable[[], None]]:
-    """SIGINT and SIGTERM do nothing until the function it gives is called, which raises _Interrupted then.
+    """SIGINT, SIGTERM and SIGHUP do nothing until the function it gives is called, which raises _Interrupted then.
 
     Half of a batch written, or half of the files in place, would be worse than a second of patience. Masking
     signals is not enough: the kernel would give them to one of the threads of the pool.
@@ -232,7 +233,7 @@ def _held_back() -> Iterator[Callable[[], None]]:
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(signum, lambda number, _: came.append(number)) for signum in signals]
     try:
         yield check
@@ -340,6 +341,7 @@ class _Run:
             chunks = self._chunks(processes)
             with _held_back() as check:
                 self._work(chunks, processes, check)
+                self._count_shared(processes)
                 self._publish()
         finally:
             self._rejects.close()
@@ -367,6 +369,12 @@ class _Run:
         first_reading = Source(self._options.source, text=self._source.is_text)
         kept = duplicates(self._encoder, first_reading, processes=processes)
         return zip(self._source.chunks(), kept, strict=True)
+
+    def _count_shared(self, processes: int) -> None:
+        """Note how many held-out records are in training too; duplicates that are left out are in neither."""
+        if self._options.eval_fraction and not self._options.dedup:
+            again = Source(self._options.source, text=self._source.is_text)
+            self._outputs[1].tally.counts["in_training"] = count_shared(self._encoder, again, processes=processes)
 
     def _add(self, batch: Batch) -> None:
         self._done += 1
@@ -456,6 +464,7 @@ _COUNTED = (
     "split",
     "dropped",
     "unlearnt",
+    "lost_tokens",
     "duplicates",
 )
 

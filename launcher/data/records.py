@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +79,8 @@ class Source:
         try:
             with self.path.open("rb", buffering=0) as raw:
                 stream = io.BufferedReader(_Watched(raw, self), _BLOCK_BYTES)
-                yield from self._chunks(_plain(stream))
+                plain = _plain(stream)
+                yield from self._chunks(_UnixLines(plain) if self.is_text else plain)
                 while stream.read(_BLOCK_BYTES):  # what follows the end of an array counts for the digest too
                     pass
         except (OSError, EOFError, zlib.error) as error:
@@ -90,7 +91,7 @@ class Source:
         self._digest.update(block)
         self.position += len(block)
 
-    def _chunks(self, stream: BinaryIO) -> Iterator[Chunk]:
+    def _chunks(self, stream: Readable) -> Iterator[Chunk]:
         start = _start(stream)
         if not start.strip():
             raise DataError(f"{self.path} is empty")
@@ -103,6 +104,25 @@ class Source:
             yield from _array(self.path, start, stream)
         else:
             yield from _cut(self.path, start, stream, "lines", b"\n")
+
+
+class Readable(Protocol):
+    """What chunks are cut from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _UnixLines:
+    """A text whose lines end with line feeds alone, however they end in the file."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        block = self._stream.read(size)
+        while block.endswith(b"\r") and (more := self._stream.read(1)):
+            block += more
+        return block.replace(b"\r\n", b"\n")
 
 
 class _Watched(io.RawIOBase):
@@ -137,7 +157,7 @@ def _plain(stream: Any) -> BinaryIO:
     return plain
 
 
-def _start(stream: BinaryIO) -> bytes:
+def _start(stream: Readable) -> bytes:
     """The first block that holds more than white space."""
     start = b""
     while block := stream.read(_BLOCK_BYTES):
@@ -147,7 +167,7 @@ def _start(stream: BinaryIO) -> bytes:
     return start
 
 
-def _cut(path: Path, data: bytes, stream: BinaryIO, kind: Kind, separator: bytes) -> Iterator[Chunk]:
+def _cut(path: Path, data: bytes, stream: Readable, kind: Kind, separator: bytes) -> Iterator[Chunk]:
     """Chunks that end with ``separator``, or with the file."""
     line = 1
     record = 0
@@ -164,7 +184,7 @@ def _cut(path: Path, data: bytes, stream: BinaryIO, kind: Kind, separator: bytes
         data = _carried(path, data[end:] + block, line)
 
 
-def _array(path: Path, data: bytes, stream: BinaryIO) -> Iterator[Chunk]:
+def _array(path: Path, data: bytes, stream: Readable) -> Iterator[Chunk]:
     """Chunks of the elements of an array, without the commas between chunks."""
     opening = data.index(b"[") + 1
     line = 1 + data.count(b"\n", 0, opening)

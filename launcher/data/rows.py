@@ -38,7 +38,7 @@ class Rows:
     From there to seq_length + 1 all is padding, which is left to ``pack_rows``.
     ``ids`` are all tokens of the samples and ``lengths`` how many each has, before anything was cut.
     ``counts``: conversations, rows, tokens, learnt_tokens, padding (tokens), truncated, dropped, split, and
-    unlearnt, the samples of which no row learns anything.
+    unlearnt, the samples of which no row learns anything, and lost_tokens, which would be learnt were they in a row.
     """
 
     values: Ints
@@ -65,6 +65,8 @@ def fit(samples: Sequence[Encoded], *, seq_length: int, overflow: Overflow) -> R
     if len(kept) < len(pieces):
         values = values[learning]
     _count(counts, values, kept, seq_length + 1)
+    # The first token of a sample is never predicted.
+    counts["lost_tokens"] = sum(sample.learnt.count(1, 1) for sample in samples) - counts["learnt_tokens"]
     return Rows(values=values, ids=ids, lengths=lengths, counts=counts)
 
 

@@ -142,11 +142,11 @@ class ChatTemplate:
         return [segment for stretch in self._pattern(messages) if (segment := stretch.filled(messages)).text]
 
     def _pattern(self, messages: Sequence[Message]) -> list[_Stretch]:
-        roles = tuple([message.role for message in messages])
+        roles = tuple([message.role if message.in_loss else f"-{message.role}" for message in messages])
         pattern = self._patterns.get(roles)
         if pattern is None:
             mark = _NONCHARACTERS[0]
-            names = [Message(role, f"{mark}{_SAID}{place}{mark}") for place, role in enumerate(roles)]
+            names = [message._replace(content=f"{mark}{_SAID}{n}{mark}") for n, message in enumerate(messages)]
             pattern = list(_stretches(self._render(names, mark), mark))
             if len(self._patterns) >= _MOST_PATTERNS:
                 self._patterns.clear()
@@ -157,17 +157,32 @@ class ChatTemplate:
         def token(name: str) -> str:
             return f"{mark}{_CONTROL}{name}{mark}"
 
+        # Answer by answer: a template has one generation block for each.
+        in_loss = [message.in_loss for message in messages if message.role == "assistant"]
+        blocks: list[bool] = []
+
         def learn(caller: Callable[[], str]) -> str:
-            return f"{mark}{_LEARN}{mark}{caller()}{mark}{_REST}{mark}"
+            blocks.append(len(blocks) >= len(in_loss) or in_loss[len(blocks)])
+            if blocks[-1]:
+                return f"{mark}{_LEARN}{mark}{caller()}{mark}{_REST}{mark}"
+            # Nothing learnt before and after it: tokenized by itself, as when it is learnt and when it is a prompt.
+            apart = f"{mark}{_LEARN}{mark}{mark}{_REST}{mark}"
+            return f"{apart}{caller()}{apart}"
 
         system, turns = _without_system(messages)
         try:
-            return self._template.render(
+            text = self._template.render(
                 messages=turns, system=system, bos=token(_BOS), eos=token(_EOS), token=token, _learn=learn
             )
         except Exception as error:  # a user's template may divide by zero, add a text to a number, never end ...
             what = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
             raise DataError(f"template {self.name} cannot render this conversation: {what}") from error
+        if not all(in_loss) and len(blocks) != len(in_loss):
+            raise DataError(
+                f"template {self.name} has not one {{% generation %}} an answer, and a weight of 0 leaves one out",
+                hint="give each answer its own, or leave the weights out",
+            )
+        return text
 
 
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
@@ -179,7 +194,7 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
         new = [_control_id(segment.text, tokenizer)] if segment.control else tokenizer.encode(segment.text, start=start)
         ids += new
         learnt += (b"\1" if segment.learnt else b"\0") * len(new)
-        start = segment.control
+        start = segment.control and tokenizer.starts_after_control
     return Encoded(ids, bytes(learnt))
 
 

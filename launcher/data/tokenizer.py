@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,13 +24,21 @@ from launcher.errors import DataError
 _WITHOUT_PREFIX = b"\x1a\x02\x18\x00"
 
 
+# Files beside a tokenizer.json that say more of it.
+_CONFIG, _MAP, _GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerInfo:
-    """Which tokenizer it was: ``path`` absolute, ``sha256`` of the file, ``vocab_size`` in pieces."""
+    """Which tokenizer it was: ``path`` absolute, ``sha256`` of the file, ``vocab_size`` in pieces.
+
+    ``beside``: a hash of the files beside a tokenizer.json that change its ids; empty where there is none.
+    """
 
     path: str
     sha256: str
     vocab_size: int
+    beside: str = ""
 
 
 class Tokenizer(Protocol):
@@ -48,8 +56,21 @@ class Tokenizer(Protocol):
     @property
     def unk_id(self) -> int | None: ...
 
+    @property
+    def pad_id(self) -> int | None: ...
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Control tokens that end a text or an answer, eos among them."""
+        ...
+
+    @property
+    def starts_after_control(self) -> bool:
+        """Whether a text after a control token is encoded as one at the very start is."""
+        ...
+
     def encode(self, text: str, *, start: bool) -> list[int]:
-        """Ids of ``text``, none a control token. ``start``: nothing or a control token stands before it."""
+        """Ids of ``text``, none a control token. ``start``: nothing stands before it, or what counts as nothing."""
         ...
 
     def token_id(self, token: str) -> int | None:
@@ -73,20 +94,91 @@ class Tokenizer(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """Where a tokenizer is, and a note where another file was passed over; ``path`` None when there is none."""
+
+    path: Path | None
+    note: str = ""
+
+
+def find_tokenizer(place: Path) -> Found:
+    """The tokenizer that ``place``, a file or a folder, means; nothing is loaded.
+
+    In a folder tokenizer.model goes before tokenizer.json, unless its bytes are no SentencePiece model.
+    """
+    if not place.is_dir():
+        return Found(path=place)
+    model, fast = place / "tokenizer.model", place / "tokenizer.json"
+    wrong = _not_sentencepiece(model) if model.is_file() else ""
+    if model.is_file() and not (wrong and fast.is_file()):
+        return Found(path=model)
+    if not fast.is_file():
+        return Found(path=None)
+    return Found(path=fast, note=f"{model} is {wrong}: {fast} is taken" if wrong else "")
+
+
+def _not_sentencepiece(path: Path) -> str:
+    """What ``path`` is if it is no SentencePiece model, by its first bytes; else empty."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(b"GGUF"):
+        return "a GGUF file"
+    # A model is a protobuf message that begins with field 1, its pieces.
+    if head.startswith(b"\n"):
+        return ""
+    return "tiktoken's list of tokens" if re.match(rb"[A-Za-z0-9+/=]+ \d+\n", head) else "no SentencePiece model"
+
+
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in the file ``path``; in a folder, ``tokenizer.model`` or else ``tokenizer.json``.
+    """The tokenizer in the file ``path``, or the one that ``find_tokenizer`` finds in a folder.
 
     Raises DataError when there is none, or when the file is not what its name says.
     """
-    file = path
-    if path.is_dir():
-        found = [path / name for name in ("tokenizer.model", "tokenizer.json") if (path / name).is_file()]
-        file = found[0] if found else path / "tokenizer.model"
-    if not file.is_file():
+    file = find_tokenizer(path).path
+    if file is None or not file.is_file():
         raise DataError(
-            f"no tokenizer at {file}", hint="train one: launcher data tokenizer FILE --output tokenizer.model"
+            f"no tokenizer at {file or path / 'tokenizer.model'}",
+            hint="train one: launcher data tokenizer FILE --output tokenizer.model",
         )
     return HuggingFaceTokenizer(file) if file.suffix == ".json" else SentencePieceTokenizer(file)
+
+
+def special_conflicts(tokenizer: Tokenizer, *, bos: int, eos: int, pad: int) -> dict[str, int]:
+    """The special tokens for which a model has an id that means something else to its ``tokenizer``.
+
+    Returns the tokenizer's own id by name. A pad that is text would hide that text from the model (mindformers 1.9.0
+    masks it, models/llama/llama.py); a bos or an eos must be the tokenizer's, or a control token where it names none.
+    """
+    found = {}
+    stand_in = tokenizer.eos_id if tokenizer.eos_id is not None else 0
+    begins = frozenset([] if tokenizer.bos_id is None else [tokenizer.bos_id])
+    if _means_other(tokenizer, bos, begins):
+        found["bos_token_id"] = next(iter(begins), stand_in)
+    if _means_other(tokenizer, eos, tokenizer.end_ids):
+        found["eos_token_id"] = stand_in
+    if _is_text(tokenizer, pad):
+        found["pad_token_id"] = stand_in_pad(tokenizer)
+    return found
+
+
+def stand_in_pad(tokenizer: Tokenizer) -> int:
+    """The tokenizer's pad; else unk; else its last control token that neither begins nor ends a text; else eos."""
+    if tokenizer.pad_id is not None:
+        return tokenizer.pad_id
+    if tokenizer.unk_id is not None and not _is_text(tokenizer, tokenizer.unk_id):
+        return tokenizer.unk_id
+    used = {tokenizer.bos_id, *tokenizer.end_ids}
+    rest = (token for token in range(tokenizer.info.vocab_size - 1, -1, -1) if token not in used)
+    return next((token for token in rest if tokenizer.is_control(token)), tokenizer.eos_id or 0)
+
+
+def _is_text(tokenizer: Tokenizer, token: int) -> bool:
+    return token < tokenizer.info.vocab_size and not tokenizer.is_control(token)
+
+
+def _means_other(tokenizer: Tokenizer, token: int, own: frozenset[int]) -> bool:
+    return token not in own if own else _is_text(tokenizer, token)
 
 
 class SentencePieceTokenizer:
@@ -106,6 +198,9 @@ class SentencePieceTokenizer:
         self.bos_id = _present(self._processor.bos_id())
         self.eos_id = _present(self._processor.eos_id())
         self.unk_id = _present(self._processor.unk_id())
+        self.pad_id = _present(self._processor.pad_id())
+        self.end_ids = frozenset([] if self.eos_id is None else [self.eos_id])
+        self.starts_after_control = True
 
     def encode(self, text: str, *, start: bool) -> list[int]:
         if start:
@@ -142,34 +237,47 @@ _EOS_NAMES = ("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[EOS]")
 
 
 class HuggingFaceTokenizer:
-    """A ``tokenizer.json``; bos and eos are those of the ``tokenizer_config.json`` beside it, if any."""
+    """A ``tokenizer.json``; its special tokens are those that the files beside it name, if any."""
 
     def __init__(self, path: Path) -> None:
         raw = path.read_bytes()
-        self._tokenizer = _from_json(raw, path)
-        self._continuing = _from_json(_without_prefix(raw), path)
-        self._has_prefix = _ids(self._tokenizer, "a") != _ids(self._continuing, "a")
+        described = _as_transformers(_mapping(raw), _beside(path, _CONFIG))
+        self._tokenizer = _from_json(json.dumps(described).encode() if described else raw, path)
+        self._continuing = _from_json(json.dumps(_prefix_off(described)).encode() if described else raw, path)
+        # Some normalizers drop a space at the beginning; the one before an answer comes back with the prefix.
+        self._keeps_space = _ids(self._continuing, " a") != _ids(self._continuing, "a")
+        self.starts_after_control = not _first_alone(described)
         self.info = TokenizerInfo(
             path=str(path.resolve()),
             sha256=hashlib.sha256(raw).hexdigest(),
             vocab_size=self._tokenizer.get_vocab_size(with_added_tokens=True),
+            beside=_hash_beside(path),
         )
-        config = _config_beside(path)
-        self.bos_id = self._named(config.get("bos_token"), _BOS_NAMES)
-        self.eos_id = self._named(config.get("eos_token"), _EOS_NAMES)
-        self.unk_id = self._named(config.get("unk_token"), ("<unk>", "[UNK]"))
         added = self._tokenizer.get_added_tokens_decoder()
         self._control = frozenset(token_id for token_id, token in added.items() if token.special)
+        config = {**_beside(path, _MAP), **_beside(path, _CONFIG)}
+        self.bos_id = self._named(config, "bos_token", _BOS_NAMES)
+        self.eos_id = self._named(config, "eos_token", _EOS_NAMES)
+        self.unk_id = self._named(config, "unk_token", ("<unk>", "[UNK]"))
+        self.pad_id = self._named(config, "pad_token", ("<pad>", "[PAD]"))
+        known = [
+            self.eos_id,
+            *map(self.token_id, _EOS_NAMES),
+            *_as_list(_beside(path, _GENERATION).get("eos_token_id")),
+        ]
+        self.end_ids = frozenset(token for token in known if isinstance(token, int))
 
-    def _named(self, configured: Any, names: Sequence[str]) -> int | None:
+    def _named(self, config: Mapping[str, Any], key: str, usual: Sequence[str]) -> int | None:
+        """The id of what ``config`` calls ``key``; of a usual name where it has no such key. Null means: none."""
+        configured = config.get(key)
         name = configured.get("content") if isinstance(configured, dict) else configured
-        found = (self.token_id(name) for name in ([name] if isinstance(name, str) else names))
+        found = (self.token_id(name) for name in ([name] if key in config else usual) if isinstance(name, str))
         return next((token for token in found if token is not None), None)
 
     def encode(self, text: str, *, start: bool) -> list[int]:
         if start:
             return _ids(self._tokenizer, text)
-        if self._has_prefix and text.startswith(" "):
+        if not self._keeps_space and text.startswith(" "):
             return _ids(self._tokenizer, text[1:])
         return _ids(self._continuing, text)
 
@@ -210,12 +318,36 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def _without_prefix(raw: bytes) -> bytes:
-    """The same tokenizer without the "▁" or space that it puts before a text."""
+def _mapping(raw: bytes) -> dict[str, Any]:
     try:
-        return json.dumps(_prefix_off(json.loads(raw))).encode()
+        found = json.loads(raw)
     except ValueError:
-        return raw
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _as_transformers(described: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json with the change that transformers makes to it by its tokenizer_config.json.
+
+    transformers 4.57, tokenization_utils_fast.py: add_prefix_space, False where it is not said, goes before what the
+    outermost pre-tokenizer says.
+    """
+    outermost = described.get("pre_tokenizer")
+    if config and isinstance(outermost, dict) and "add_prefix_space" in outermost:
+        wanted = bool(config.get("add_prefix_space", False))
+        return {**described, "pre_tokenizer": {**outermost, "add_prefix_space": wanted}}
+    return described
+
+
+def _first_alone(part: Any) -> bool:
+    """Whether a Metaspace puts its "▁" before the first text alone, and not before one that follows a control token."""
+    if isinstance(part, list):
+        return any(map(_first_alone, part))
+    if not isinstance(part, dict):
+        return False
+    if part.get("type") == "Metaspace":
+        return part.get("prepend_scheme") == "first"
+    return _first_alone(part.get("pre_tokenizer") or part.get("pretokenizers"))
 
 
 def _prefix_off(part: Any) -> Any:
@@ -233,12 +365,20 @@ def _prefix_off(part: Any) -> Any:
     return {**changed, **off.get(str(part.get("type")), {})}
 
 
-def _config_beside(path: Path) -> dict[str, Any]:
+def _beside(path: Path, name: str) -> dict[str, Any]:
     try:
-        config = json.loads(path.with_name("tokenizer_config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        return _mapping(path.with_name(name).read_bytes())
+    except OSError:
         return {}
-    return config if isinstance(config, dict) else {}
+
+
+def _hash_beside(path: Path) -> str:
+    files = [file for name in (_CONFIG, _MAP) if (file := path.with_name(name)).is_file()]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else ""
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _processor(model: bytes, path: Path) -> Any:
@@ -247,7 +387,13 @@ def _processor(model: bytes, path: Path) -> Any:
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except (RuntimeError, OSError) as error:
-        raise DataError(f"{path} is not a SentencePiece model", hint="a LLaMA's is called tokenizer.model") from error
+        what = _not_sentencepiece(path) or "no SentencePiece model"
+        raise DataError(f"{path} is {what}, not a SentencePiece model", hint=_other_than(path)) from error
+
+
+def _other_than(path: Path) -> str:
+    fast = path.with_name("tokenizer.json")
+    return f"give {fast}" if fast.is_file() else "a LLaMA's is called tokenizer.model"
 
 
 def _present(token_id: int) -> int | None:
@@ -264,10 +410,11 @@ def train_tokenizer(texts: Iterable[str], target: Path, *, vocab_size: int, spec
     """
     import sentencepiece
 
+    stopped: list[BaseException] = []
     with target.open("wb") as out:
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(texts),
+                sentence_iterator=_noting(texts, stopped),
                 model_writer=out,
                 vocab_size=vocab_size,
                 model_type="bpe",
@@ -287,7 +434,18 @@ def train_tokenizer(texts: Iterable[str], target: Path, *, vocab_size: int, spec
                 minloglevel=3,
             )
         except (RuntimeError, OSError) as error:
+            if stopped:
+                raise stopped[0] from error
             raise DataError(f"cannot train {vocab_size} pieces: {_reason(error)}", hint=_vocab_hint(error)) from error
+
+
+def _noting(texts: Iterable[str], stopped: list[BaseException]) -> Iterator[str]:
+    """``texts``; what ends them early is noted, as SentencePiece makes a RuntimeError of it."""
+    try:
+        yield from texts
+    except BaseException as error:
+        stopped.append(error)
+        raise
 
 
 def _reason(error: Exception) -> str:

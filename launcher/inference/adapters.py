@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.checkpoint import names
 from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.huggingface import peft_name
 from launcher.checkpoint.lora import read_single_scale
+from launcher.checkpoint.record import read_record
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
@@ -30,12 +31,34 @@ def with_adapter(model: Model, reference: str, jobs_dir: Path) -> Model:
     """``model`` with the adapter that ``reference`` means, kept apart from the weights.
 
     A job, a folder (peft's adapter_model.safetensors, or what ``merge-ckpt --no-fold`` wrote), or a file beside its
-    adapter_config.json. Raises CheckpointError when there is no adapter, JobError when there is no such job.
+    adapter_config.json. Raises CheckpointError when there is no adapter, or it is in the weights of ``model`` already;
+    JobError when there is no such job.
     """
     path = Path(reference)
     if path.is_file() or (path.is_dir() and not is_job_folder(path)):
+        _check_not_folded(model, _record(path).get("source"))
         return _of_file(model, path)
     return _of_job(model, reference, jobs_dir)
+
+
+def _check_not_folded(model: Model, source: str | None) -> None:
+    """Raise CheckpointError when ``model`` is, or was merged from, the job that trained the adapter."""
+    record = _record(model.where)
+    merged = record.get("source") if record.get("folded") else None
+    if source is None or source not in (merged, model.folded):
+        return
+    raise CheckpointError(
+        f"the weights of {model.name} have the adapter of {source} in them: it would be applied twice",
+        hint="leave --adapter out, or name the base that the job was trained on",
+    )
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The record of the merge that made the weights or adapters at ``path``; empty where there is none beside them."""
+    try:
+        return read_record(path if path.is_dir() else path.parent)
+    except CheckpointError:
+        return {}
 
 
 def _of_job(model: Model, reference: str, jobs_dir: Path) -> Model:
@@ -45,6 +68,7 @@ def _of_job(model: Model, reference: str, jobs_dir: Path) -> Model:
     path = Path(reference)
     store = JobStore(path.absolute().parent if path.is_dir() else jobs_dir)
     paths, record = store.get(path.absolute().name if path.is_dir() else reference)
+    _check_not_folded(model, record.job_id)
     adapted = job_step(paths, record, folded=False, adapters=True)
 
     def tensors(stack: ExitStack) -> Tensors:

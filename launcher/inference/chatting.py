@@ -112,7 +112,7 @@ class Chat:
         if not name:
             raise DataError("/save needs a file name", hint="/save talk.json")
         path = Path(name)
-        turns = [{"role": role, "content": content} for role, content in self.conversation.messages()]
+        turns = [{"role": turn.role, "content": turn.content} for turn in self.conversation.messages()]
         try:
             with path.open("x", encoding="utf-8") as file:
                 json.dump({"messages": turns}, file, ensure_ascii=False, indent=2)

@@ -20,8 +20,9 @@ def collect(
 ) -> list[Question]:
     """All questions: those given one by one, then those of ``file`` ("-" is stdin).
 
-    A .jsonl file has an object a line: "prompt", or "messages" of role and content, and an "id" if it likes; any other
-    has one question a line, blank lines left out. Without an id, a question's id is its number.
+    A .jsonl file has an object a line, a .json file an array of them: "prompt", or "messages" of role and content, and
+    an "id" if it likes; any other has one question a line, blank lines left out. Without an id, a question's id is its
+    number.
     Raises SpecError when there is none or one is empty, DataError when the file cannot be read or is not as it should.
     """
     if any(not prompt.strip() for prompt in prompts):
@@ -64,18 +65,30 @@ def _read(file: str) -> list[dict[str, Any]]:
         text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {name}: {error}", hint="give a UTF-8 text file, one question a line") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    is_json = file.endswith(".jsonl") or (file == "-" and bool(lines) and lines[0][1].startswith("{"))
+    whole = _whole(text) if file.endswith(".json") else None
+    if whole is not None:
+        return list(_parse(name, [(f"record {number}", json.dumps(one)) for number, one in enumerate(whole, 1)]))
+    lines = [(f"line {number}", line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    is_json = file.endswith((".jsonl", ".json")) or (file == "-" and bool(lines) and lines[0][1].startswith("{"))
     return list(_parse(name, lines)) if is_json else [{"prompt": line} for _, line in lines]
 
 
-def _parse(name: str, lines: Iterable[tuple[int, str]]) -> Iterator[dict[str, Any]]:
+def _whole(text: str) -> list[Any] | None:
+    """The records of one JSON value, an array or a single object; None for lines of JSON."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else [found]
+
+
+def _parse(name: str, lines: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     problems = []
-    for number, line in lines:
+    for place, line in lines:
         try:
             yield parse_record(json.loads(line))
         except (ValueError, RecursionError) as error:
-            problems.append(f"line {number}: {error}")
+            problems.append(f"{place}: {error}")
     if problems:
         more = [f"and {len(problems) - _SHOWN_PROBLEMS} more"] if len(problems) > _SHOWN_PROBLEMS else []
         raise DataError(

@@ -16,8 +16,9 @@ from launcher.discover import ascend_device_ids
 from launcher.errors import DataError, HostError, JobCancelled, SpecError
 from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
 from launcher.inference.sampling import GenerationSpec
-from launcher.inference.sources import Model
+from launcher.inference.sources import Model, own_chat_template
 from launcher.inference.transcript import Transcript
+from launcher.inputs import check_special_ids
 
 DEFAULT_BATCH = 8
 
@@ -137,8 +138,12 @@ class Session:
     def template(self) -> ChatTemplate:
         """Raises SpecError when it is not known."""
         if self.model.template is None:
+            where = self.model.where
+            own = own_chat_template(where if where.is_dir() else where.parent)
             raise SpecError(
-                f"{self.model.name} does not say which prompt template it was trained with",
+                f"{self.model.name} has a chat template of its own in {own}, which launcher does not render"
+                if own
+                else f"{self.model.name} does not say which prompt template it was trained with",
                 hint=f"give --template NAME ({', '.join(template_names())}), or --raw",
             )
         return self.model.template
@@ -277,6 +282,7 @@ def _tokenizer(model: Model) -> Tokenizer:
             f"{model.tokenizer} has {tokenizer.info.vocab_size} pieces, {model.name} knows {model.spec.vocab_size}",
             hint="give the tokenizer that the model was trained with: --tokenizer FILE",
         )
+    check_special_ids(model.spec, tokenizer, hint="give the tokenizer of the model: --tokenizer FILE")
     return tokenizer
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from launcher.checkpoint.shards import find_shards
 from launcher.checkpoint.steps import choose_step
 from launcher.checkpoint.tensors import Output
 from launcher.data.templates import ChatTemplate, get_template
+from launcher.data.tokenizer import find_tokenizer, load_tokenizer, stand_in_pad
 from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
 from launcher.inference.weights import OpenTensors, Tensors, check
@@ -34,7 +35,7 @@ from launcher.jobs import JobPaths, JobRecord, JobStore, is_job_folder
 from launcher.spec import GenerationSection, ModelSpec
 
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
-_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Model:
     """A model that can be asked, nothing of it loaded yet.
 
     ends: ids that end an answer beside the tokenizer's own. generation: how it answers by default.
+    folded: the job whose adapters are in the weights, where they are folded in memory.
     notes: what the user should know of how it was found.
     template: None when it is not known, which is no matter for raw prompts.
     """
@@ -68,6 +70,7 @@ class Model:
     ends: tuple[int, ...] = ()
     generation: GenerationSection = field(default_factory=GenerationSection)
     notes: tuple[str, ...] = ()
+    folded: str | None = None
 
     @property
     def context(self) -> int:
@@ -118,8 +121,11 @@ def _with_given(model: Model, given: Given) -> Model:
         model = replace(model, tokenizer=given.tokenizer)
     if given.template:
         model = replace(model, template=get_template(given.template))
+    longest = model.spec.max_position_embedding or model.spec.seq_length
+    if not given.context and longest > model.spec.seq_length:
+        said = f"prompt and answer have {model.spec.seq_length} tokens together; --context gives up to {longest}"
+        model = replace(model, notes=(*model.notes, said))
     if given.context:
-        longest = model.spec.max_position_embedding or model.spec.seq_length
         if given.context > longest:
             raise DataError(f"--context {given.context}: {model.name} is made for {longest} tokens", hint="give less")
         model = replace(model, spec=_changed(model.spec, seq_length=given.context, max_position_embedding=longest))
@@ -137,7 +143,7 @@ def _job(paths: JobPaths, record: JobRecord, given: Given) -> Model:
     """The job's merged model, or its newest complete step folded in memory."""
     if _beside(paths.merged, (WEIGHTS, CKPT_WEIGHTS)) and (paths.merged / MODEL_CONFIG).is_file():
         model = _path(paths.merged, given)
-        return replace(model, name=record.job_id, notes=_newer_step(paths, record))
+        return replace(model, name=record.job_id, notes=(*model.notes, *_newer_step(paths, record)))
     return job_step(paths, record, folded=True)
 
 
@@ -176,6 +182,7 @@ def job_step(paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool
         open=tensors,
         tokenizer=source.tokenizer,
         notes=(f"{record.job_id} is not merged: folded in memory from step {step}",) if folded else (),
+        folded=record.job_id if folded else None,
         **described,
     )
 
@@ -198,10 +205,41 @@ def _path(path: Path, given: Given) -> Model:
             f"{folder} has no {MODEL_CONFIG} nor {CONFIG}: how the model is built is not known",
             hint="give one that describes it: --config FILE",
         )
-    described = _description(_read_json(config), config)
+    read = _read_json(config)
+    described = _description(read, config)
+    found = find_tokenizer(given.tokenizer or folder)
+    if "model" not in read and found.path is not None:
+        described["spec"] = _with_ids_of(found.path, described["spec"], read)
+    notes = tuple(filter(None, (found.note, *_template_notes(folder, described["template"], given))))
     sharded = path.is_dir() and any(path.glob("rank_*"))
     tensors = _shards(path, described["spec"]) if sharded else _whole(path, config)
-    return Model(name=str(path), where=path, open=tensors, tokenizer=_beside(folder, _TOKENIZERS), **described)
+    return Model(name=str(path), where=path, open=tensors, tokenizer=found.path, notes=notes, **described)
+
+
+def _with_ids_of(tokenizer: Path, spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
+    """``spec`` with the special tokens that a config.json leaves out as the tokenizer has them."""
+    missing = [key for key in _SPECIAL_IDS if config.get(key) is None]
+    if not missing or not tokenizer.is_file():
+        return spec
+    loaded = load_tokenizer(tokenizer)
+    own = {"bos_token_id": loaded.bos_id, "eos_token_id": loaded.eos_id, "pad_token_id": stand_in_pad(loaded)}
+    own["bos_token_id"] = loaded.eos_id if loaded.bos_id is None else loaded.bos_id
+    return _changed(spec, **{key: own[key] for key in missing if own[key] is not None})
+
+
+def _template_notes(folder: Path, template: ChatTemplate | None, given: Given) -> Iterator[str]:
+    """Which template is used in place of the folder's own, which this launcher does not render."""
+    own = own_chat_template(folder)
+    if template is None and given.template and own:
+        yield f"prompts are in template {given.template}, not in the chat template of {own}"
+
+
+def own_chat_template(folder: Path) -> Path | None:
+    """The file of ``folder`` that holds the model's own chat template, as transformers looks for it."""
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if file.is_file():
+        return file
+    return config if config.is_file() and _read_json(config).get("chat_template") else None
 
 
 def _shards(folder: Path, spec: ModelSpec) -> OpenTensors:

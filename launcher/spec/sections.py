@@ -184,7 +184,7 @@ class EvaluationSpec(Section):
     """Loss on held-out rows while training goes on (MindFormers: do_eval)."""
 
     data: Text
-    """A .mindrecord file; its rows are one token shorter than those of training (preprocess with seq_length - 1)."""
+    """Held-out rows, made as those of training: a .mindrecord file, or raw .json or .jsonl conversations."""
     every_steps: PositiveInt = 100
     """Steps between two evaluations."""
     batch_size: PositiveInt | None = None

@@ -27,7 +27,9 @@ from safetensors.numpy import load_file, save_file
 from shop import Trained, Workshop
 
 from launcher.checkpoint.convert import convert
+from launcher.errors import CheckpointError
 from launcher.inference.evaluation import validation_split
+from launcher.inference.sources import Given, find_model
 
 pytestmark = pytest.mark.mindspore
 
@@ -300,6 +302,14 @@ def test_infer_prints_in_order_continues_a_file_and_leaves_nothing_behind(
     assert {path.name for path in tmp_path.iterdir()} == {"q.jsonl", "out.jsonl"}
 
 
+def test_a_job_is_no_adapter_of_what_was_merged_from_it(trained: Trained) -> None:
+    job, jobs_dir = trained.lora.record.job_id, trained.workshop.folder / "jobs"
+    for reference in (job, str(trained.lora.paths.merged), str(trained.lora.paths.merged / "model.safetensors")):
+        with pytest.raises(CheckpointError, match=f"have the adapter of {job} in them"):
+            find_model(reference, jobs_dir, Given(adapter=job))
+    assert find_model(str(trained.base.paths.merged), jobs_dir, Given(adapter=job)).name.endswith(job)
+
+
 def test_eval_compares_base_adapter_and_merged(trained: Trained, cache: str) -> None:
     shop = trained.workshop
     options = ("--tokenizer", "tokenizer.model", "--seq-length", "64", "--template", "plain", "--eval-fraction", "0.2")
@@ -413,7 +423,7 @@ def test_one_answer_is_streamed_to_a_terminal_and_ctrl_c_ends_it(long: Path, tmp
 def test_chat_in_a_terminal(long: Path, tmp_path: Path, cache: str) -> None:
     terminal = terminal_of(tmp_path, cache, "chat", str(long))
     try:
-        terminal.expect(r"4000 tokens of context. /help lists commands.")
+        terminal.expect(r"4000 tokens of context, template \w+. /help lists commands.")
         terminal.enter("/help")
         terminal.expect("Ctrl-C stops an answer")
         terminal.enter("苹果")

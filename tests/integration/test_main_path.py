@@ -52,6 +52,17 @@ def test_evaluations_are_reported_with_their_step(trained: Trained) -> None:
     assert 0 < events[3]["loss"] < events[1]["loss"] < 10
 
 
+def test_the_evaluation_is_the_cross_entropy_of_all_tokens_in_the_loss(trained: Trained) -> None:
+    """Of both ranks' rows, by another computation: the logits of the merged model, in float64."""
+    events = read_events(trained.lora.paths.rank_events(0)), read_events(trained.lora.paths.rank_events(1))
+    found = [[event["loss"] for event in ranks if event["event"] == "eval" and "loss" in event] for ranks in events]
+    options = ("--data", "held_out.mindrecord", "--questions", "0", "--format", "json")
+    scored = json.loads(trained.workshop.launcher("eval", str(trained.lora.paths.merged), *options).stdout)
+
+    assert found[0] == found[1]
+    assert found[0][-1] == pytest.approx(scored["models"][0]["loss"], abs=1e-5)
+
+
 def test_weights_are_bit_identical_after_the_last_step(trained: Trained) -> None:
     for job in (trained.base, trained.lora):
         one, other = newest(job, 0), newest(job, 1)

@@ -23,6 +23,7 @@ from split_shop import ALPHA, MODEL, RANK, STEPS, SemiAuto, losses
 from launcher import jobs
 from launcher.checkpoint.sharded import check_fits, read_sharded
 from launcher.checkpoint.split import SplitPlan
+from launcher.events import read_events
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.semi_auto]
 
@@ -50,7 +51,7 @@ def semi_auto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SemiAuto]:
 
 @pytest.fixture(scope="session")
 def one_rank(semi_auto: SemiAuto) -> Job:
-    """LoRA from the base on one rank, which holds the whole model, with evaluation: what every split must equal."""
+    """LoRA from the base on one rank, which holds the whole model: what every split must equal."""
     spec = semi_auto.write_spec("one_rank", {"mode": "data"})
     return semi_auto.shop.submit(spec, "--cards", "1", "--engine", "direct", "--checkpoint", "whole")
 
@@ -121,6 +122,22 @@ def test_a_split_model_trains_as_on_one_rank_and_merges(
     said = semi_auto.shop.launcher("merge-ckpt", job.record.job_id, "--verify", "full").stdout
     assert "8 folded" in said
     check_merged(job, job.paths.merged / "model.safetensors")
+
+
+def test_a_split_model_is_evaluated_as_on_one_rank(semi_auto: SemiAuto, one_rank: Job) -> None:
+    rows = json.loads(one_rank.paths.plan.read_text())["dataset"]
+    sets = ("--set", f"evaluation.data={rows}", "--set", "evaluation.every_steps=4")
+    options = (*sets, "--engine", "direct", "--checkpoint", "whole")
+    spec = semi_auto.write_spec("whole_evaluated", {"mode": "data"})
+    jobs_of = semi_auto.shop.submit(spec, "--cards", "1", *options), semi_auto.submit("evaluated", *options)
+    whole, split = ({event["step"]: event.get("loss") for event in evaluations(job)} for job in jobs_of)
+
+    assert list(whole) == [4, 8]
+    assert split == pytest.approx(whole, abs=TOLERANCE)
+
+
+def evaluations(job: Job) -> list[dict[str, Any]]:
+    return [event for event in read_events(job.paths.rank_events(0)) if event["event"] == "eval"]
 
 
 def test_without_a_base_the_start_follows_from_the_seed_and_not_from_the_split(semi_auto: SemiAuto) -> None:
