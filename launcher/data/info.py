@@ -11,7 +11,6 @@ from typing import Any
 from launcher.data.mindrecord import header_columns, header_rows, read_header
 from launcher.data.tokenizer import TokenizerInfo
 
-
 # What another version of launcher wrote beside these is left unread.
 _TOKENIZER = frozenset(part.name for part in fields(TokenizerInfo))
 
