@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from launcher.data.mindrecord import header_columns, header_rows, read_header
 from launcher.data.tokenizer import TokenizerInfo
+
+# What another version of launcher wrote beside these is left unread.
+_TOKENIZER = frozenset(part.name for part in fields(TokenizerInfo))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,7 @@ def _known(stats: dict[str, Any]) -> dict[str, Any]:
     known = {key: stats.get(key) for key in ("seq_length", "template", "fingerprint")}
     return {
         **known,
-        "tokenizer": TokenizerInfo(**stats["tokenizer"]),
+        "tokenizer": TokenizerInfo(**{key: value for key, value in stats["tokenizer"].items() if key in _TOKENIZER}),
         "counts": stats["counts"],
         "stats": stats,
     }

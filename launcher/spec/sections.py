@@ -181,7 +181,7 @@ class DataSpec(Section):
 
 
 class EvaluationSpec(Section):
-    """Loss on held-out rows while training goes on (MindFormers: do_eval)."""
+    """Loss on held-out rows while training goes on, the mean over their tokens in the loss on all ranks."""
 
     data: Text
     """Held-out rows, made as those of training: a .mindrecord file, or raw .json or .jsonl conversations."""
