@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ from launcher.inference.asking import Asking
 from launcher.inference.chatting import Chat, read_line
 from launcher.inference.decoding import LENGTH, STOP, Row
 from launcher.inference.evaluation import cross_entropy, final_number, folded
+from launcher.inference.interrupts import let_through
 from launcher.inference.network import network_config, sixteen_bits
 from launcher.inference.prompts import collect, parse_messages
 from launcher.inference.provenance import made_with
@@ -729,3 +731,11 @@ def test_cross_entropy_by_hand() -> None:
     logits = np.log(np.array([[1, 1, 2], [1, 7, 2]], np.float32))
 
     assert np.allclose(cross_entropy(logits, np.array([2, 0])), [np.log(2), np.log(10)])
+
+
+def test_letting_ctrl_c_through_leaves_the_mask_of_signals_as_it_was() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with let_through():
+        pass
+
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

@@ -29,11 +29,11 @@ def held_back() -> Iterator[Callable[[], bool]]:
 def let_through() -> Iterator[None]:
     """Inside ``held_back``, where MindSpore does not run: Ctrl-C raises KeyboardInterrupt."""
     _restore_handler()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _restore_handler() -> None:
