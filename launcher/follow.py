@@ -168,7 +168,11 @@ def raise_for_end(record: JobRecord) -> None:
         verdict = record.verdict or {"text": "its supervisor is gone and left no verdict", "retry": True}
         rank_id = verdict.get("rank_id")
         option = "" if rank_id is None else f" --rank {rank_id}"
-        again = f"; launcher resume {record.job_id} goes on from its newest checkpoint" if verdict.get("retry") else ""
+        again = (
+            f"; launcher resume {record.job_id} goes on from its newest checkpoint, or from the beginning"
+            if verdict.get("retry")
+            else ""
+        )
         raise JobFailed(
             f"job {record.job_id} {record.state}: {verdict_text(verdict, user_language(), record.job_id)}",
             hint=f"launcher logs {record.job_id}{option}{again}",

@@ -25,6 +25,7 @@ from launcher.plan import Inputs
 from launcher.spec import ModelSpec, RunSpec
 
 RAW_SUFFIXES = (".json", ".jsonl")
+_MERGED = "launcher merge-ckpt JOB makes one, jobs/JOB/merged"
 WEIGHTS_SUFFIXES = (".safetensors", ".ckpt")
 
 
@@ -52,7 +53,8 @@ class PendingRows:
             preprocess(self.options, force=True)
         except DataError as error:
             by_hand = f"launcher data preprocess {self.options.source} --tokenizer {self.options.tokenizer}"
-            raise DataError(error.message, hint=f"mend it, or make the rows by hand: {by_hand} --help") from error
+            own = f"{error.hint}; or " if error.hint else "mend it, or "
+            raise DataError(error.message, hint=f"{own}make the rows by hand: {by_hand} --help") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedB
 
     ``model`` is the model section of a spec. Raises CheckpointError.
     """
-    absolute = Path(_existing(checkpoint, "checkpoint", "launcher merge-ckpt JOB makes one", CheckpointError))
+    absolute = Path(_existing(checkpoint, "checkpoint", _MERGED, CheckpointError))
     if is_job_folder(absolute):
         raise CheckpointError(
             f"checkpoint {absolute} is a job's folder, and not a base",

@@ -294,11 +294,7 @@ def _given_degrees(spec: RunSpec, num_ranks: int) -> Degrees:
     data_parallel = parallel.data_parallel or max(1, num_ranks // (parts * stages))
     product = data_parallel * parts * stages
     if product != num_ranks:
-        raise SpecError(
-            f"data_parallel {data_parallel} x model_parallel {parts} x pipeline_stage {stages} = {product}, "
-            f"but --cards is {num_ranks}",
-            hint=f"pass --cards {product}, or leave parallel.data_parallel out",
-        )
+        raise _other_product(parallel, data_parallel, product, num_ranks)
     degrees = Degrees(data_parallel=data_parallel, model_parallel=parts, pipeline_stage=stages)
     problems = split_problems(spec.model, parallel, degrees)
     if problems:
@@ -306,6 +302,20 @@ def _given_degrees(spec: RunSpec, num_ranks: int) -> Degrees:
             f"{name_degrees(degrees)}: {'; '.join(problems)}", hint="leave parallel out to have a split picked"
         )
     return degrees
+
+
+def _other_product(parallel: ParallelSpec, data_parallel: int, product: int, num_ranks: int) -> SpecError:
+    parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
+    if parallel.data_parallel is None and num_ranks > parts * stages:
+        return SpecError(
+            f"model_parallel {parts} x pipeline_stage {stages} = {parts * stages} does not divide --cards {num_ranks}",
+            hint="set degrees whose product divides the cards, or leave parallel out to have a split picked",
+        )
+    return SpecError(
+        f"data_parallel {data_parallel} x model_parallel {parts} x pipeline_stage {stages} = {product}, "
+        f"but --cards is {num_ranks}",
+        hint=f"pass --cards {product}, or leave parallel.data_parallel out",
+    )
 
 
 def _no_split(spec: RunSpec, cluster: Cluster) -> SpecError:

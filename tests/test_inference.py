@@ -739,3 +739,17 @@ def test_letting_ctrl_c_through_leaves_the_mask_of_signals_as_it_was() -> None:
         pass
 
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_a_question_s_own_system_is_used_and_its_own_sampling_refused(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"prompt": "a", "system": "one"}\n{"prompt": "b"}\n')
+    first, second = collect([], str(file), system="all")
+    assert first.messages is not None
+    assert second.messages is not None
+    assert [first.messages[0].content, second.messages[0].content] == ["one", "all"]
+    with pytest.raises(DataError, match="which --raw leaves out"):
+        collect([], str(file), raw=True)
+    file.write_text('{"prompt": "a", "temperature": 0.9, "max_tokens": 3}\n')
+    with pytest.raises(DataError, match="temperature, max_tokens: the same for all questions"):
+        collect([], str(file))

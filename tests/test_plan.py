@@ -204,6 +204,12 @@ def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) ->
         assert values["lora"] == 16
 
 
+def test_degrees_that_do_not_divide_the_cards_are_blamed_and_nothing_else() -> None:
+    spec = changed(load_spec("llama_7b_lora"), "parallel", mode="semi_auto", model_parallel=3, pipeline_stage=1)
+    with pytest.raises(SpecError, match="model_parallel 3 x pipeline_stage 1 = 3 does not divide --cards 8"):
+        settle(spec, cluster("Ascend", 8))
+
+
 def test_a_whole_base_is_laid_out_as_mindformers_looks_for_it() -> None:
     cut = golden_plan("semi_auto_dp2_mp4")
     whole = golden_plan("pipeline_dp1_mp4_pp2")
@@ -326,7 +332,7 @@ def test_degrees_left_out_take_what_the_cards_leave() -> None:
     ("parallel", "cards", "expected"),
     [
         ({"data_parallel": 3}, 2, "= 3, but --cards is 2"),
-        ({"mode": "semi_auto", "model_parallel": 4}, 6, "= 4, but --cards is 6"),
+        ({"mode": "semi_auto", "model_parallel": 4}, 6, "= 4 does not divide --cards 6"),
         ({"mode": "semi_auto", "model_parallel": 3, "pipeline_stage": 1}, 6, "num_heads 32 is not a multiple of"),
         ({"mode": "data", "model_parallel": 2}, 4, "parallel.mode data does not split the model"),
         ({"mode": "semi_auto", "model_parallel": 1, "pipeline_stage": 3}, 3, "num_layers 32 is not a multiple of"),

@@ -110,7 +110,7 @@ def test_data_has_exactly_one_source() -> None:
     both = GOOD.replace("train: a.mindrecord", "train: a.mindrecord, sample: {size: 4}")
 
     for text in (both, GOOD.replace("train: a.mindrecord", "")):
-        assert problems(text) == ("run.yaml:2: give one of data.train (a .mindrecord file) and data.sample",)
+        assert problems(text) == ("run.yaml:2: give one of data.train and data.sample, and null for the other",)
 
 
 def test_scalars_are_read_as_yaml_1_2() -> None:

@@ -211,9 +211,11 @@ def _hint_of_sizes(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> st
     sets = " ".join(f"--set model.{key}={_text(has)}" for key, (has, _) in differ.items())
     if not differ:
         return "give a whole base: launcher merge-ckpt and launcher convert-ckpt make one"
+    other_model = "hidden_size" in differ
     if same:
-        return f"it has the shapes of model.preset {' and '.join(same)}: --set model.preset={same[0]}"
-    if "hidden_size" in differ:
+        what = f"--set model.preset={same[0]}" if other_model else sets
+        return f"give the base of this model; this one has the shapes of model.preset {' and '.join(same)}: {what}"
+    if other_model:
         return "describe the base in the spec's model section; launcher convert-ckpt prints it for what it converts"
     return f"give the base of this model, or: {sets}"
 

@@ -117,6 +117,10 @@ def _weight_paths(source: Path) -> list[Path]:
     found = [path for name in (WEIGHTS, CKPT_WEIGHTS) if (path := source / name).is_file()]
     if found:
         return found[:1]
+    if (source / "job.json").is_file():
+        raise CheckpointError(
+            f"{source} is a job's folder", hint=f"launcher merge-ckpt {source.name} makes a model of it"
+        )
     apart = next(source.glob("base.*"), None)
     if apart is not None:
         raise CheckpointError(

@@ -131,9 +131,12 @@ def _rank_folders(folder: Path) -> tuple[Path, str, dict[int, Path]]:
         found = {int(match[1]): path for path in _folders(root) if (match := _RANK.fullmatch(path.name))}
         if found:
             return root, TRAINABLE if root.name == TRAINABLE else FULL, found
+    is_job = (folder / "job.json").is_file()
     raise CheckpointError(
         f"{folder} holds no checkpoint: there is no rank_<R> folder in it, nor in its checkpoint/",
-        hint="give a job, or a folder that holds rank_0, rank_1, ...",
+        hint=f"the job has saved no step yet: launcher status {folder.name}"
+        if is_job
+        else "give a job, or a folder that holds rank_0, rank_1, ...",
     )
 
 

@@ -143,7 +143,7 @@ def _memory(sketch: Sketch) -> list[str]:
     for term in need.terms:
         absent = "" if term.counts else " (not at the peak: not counted)"
         lines.append(f"  {term.name:<17}{term.size / GIB:>9.3f} GiB  {term.formula}{absent}")
-    lines.append(f"  {'total':<17}{need.total / GIB:>9.3f} GiB")
+    lines.append(f"  {'total':<17}{need.total / GIB:>9.3f} GiB  of what counts; communication lies outside the pool")
     if need.pool_gib is not None:
         what = "MindSpore's pool" if sketch.plan.cluster.target == "Ascend" else "a rank's part of this host's memory"
         least, most = need.band

@@ -13,6 +13,8 @@ from launcher.errors import DataError, SpecError
 from launcher.inference.session import Question
 
 _SHOWN_PROBLEMS = 5
+# Keys that other tools take with each question; here they are of the whole call, and never ignored.
+_PER_CALL = ("temperature", "top_p", "top_k", "max_tokens", "max_new_tokens", "seed", "stop", "repetition_penalty")
 
 
 def collect(
@@ -20,9 +22,9 @@ def collect(
 ) -> list[Question]:
     """All questions: those given one by one, then those of ``file`` ("-" is stdin).
 
-    A .jsonl file has an object a line, a .json file an array of them: "prompt", or "messages" of role and content, and
-    an "id" if it likes; any other has one question a line, blank lines left out. Without an id, a question's id is its
-    number.
+    A .jsonl file has an object a line, a .json file an array of them: "prompt" (with "system" if it likes), or
+    "messages" of role and content, and an "id" if it likes; any other has one question a line, blank lines left out.
+    Without an id, a question's id is its number.
     Raises SpecError when there is none or one is empty, DataError when the file cannot be read or is not as it should.
     """
     if any(not prompt.strip() for prompt in prompts):
@@ -42,6 +44,9 @@ def collect(
 def _question(record: dict[str, Any], number: str, system: str | None, raw: bool) -> Question:
     name = str(record.get("id", number))
     turns: Any = record["prompt"] if "prompt" in record else record["turns"]
+    system = record.get("system", system)
+    if raw and system:
+        raise DataError(f"question {name} has a system text, which --raw leaves out", hint="leave one of them out")
     if raw:
         return Question(id=name, text=turns if isinstance(turns, str) else turns[-1].content)
     return Question(id=name, messages=as_messages(turns, system))
@@ -101,17 +106,30 @@ def parse_record(record: Any) -> dict[str, Any]:
     """``record`` with "prompt" or "turns". Raises ValueError when it asks nothing."""
     if not isinstance(record, dict):
         raise ValueError("it is no object")
+    asked_for = [key for key in _PER_CALL if key in record]
+    if asked_for:
+        raise ValueError(f"{', '.join(asked_for)}: the same for all questions, by the command's options")
     name = {"id": record["id"]} if isinstance(record.get("id"), (str, int)) else {}
     if isinstance(record.get("prompt"), str):
         _check_text(record["prompt"], str(record.get("id")))
         if not record["prompt"].strip():
             raise ValueError("the prompt is empty")
-        return {**name, "prompt": record["prompt"]}
+        return {**name, **_system(record), "prompt": record["prompt"]}
     turns = record.get("messages", record.get("conversations"))
     if turns is None:
         raise ValueError('it has neither "prompt" nor "messages"')
     _check_text(str(record.get("id")))
     return {**name, "turns": parse_messages(turns)}
+
+
+def _system(record: dict[str, Any]) -> dict[str, str]:
+    system = record.get("system")
+    if system is None:
+        return {}
+    if not isinstance(system, str):
+        raise ValueError("system must be a text")
+    _check_text(system)
+    return {"system": system}
 
 
 def parse_messages(turns: Any) -> tuple[Message, ...]:

@@ -176,7 +176,7 @@ class DataSpec(Section):
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
         if (self.train is None) == (self.sample is None):
-            raise ValueError("give one of data.train (a .mindrecord file) and data.sample")
+            raise ValueError("give one of data.train and data.sample, and null for the other")
         return self
 
 
