@@ -486,8 +486,8 @@ def test_old_turns_are_left_out_in_pairs(folder: Path) -> None:
     assert length <= CONTEXT - 16
     assert left_out > 0
     assert left_out % 2 == 0
-    assert turns[0] == ["system", "短"]
-    assert turns[1] == ["user", f"{left_out // 2} 苹果和梨"]
+    assert turns[0][:2] == ["system", "短"]
+    assert turns[1][:2] == ["user", f"{left_out // 2} 苹果和梨"]
     assert len(turns) == 1 + 20 - left_out
     assert f"error: 1 prompt longer than the context of {CONTEXT} tokens allows" in said
     assert "error: /save needs a file name" in said
