@@ -17,11 +17,11 @@ import pytest
 from launcher.checkpoint import ckpt
 from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.checkpoint.merge import Merged, Options, Source, merge, plan_merge
-from launcher.checkpoint.names import GLOBAL_STEP, adapters_of, expected_shapes
 from launcher.checkpoint.safetensors_format import header_bytes
 from launcher.checkpoint.split import SplitPlan, split
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.jobs import JobPaths, JobRecord, now, write_record
+from launcher.models.names import GLOBAL_STEP, adapters_of, expected_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL: dict[str, Any] = {

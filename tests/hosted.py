@@ -15,7 +15,7 @@ from typing import Any
 from netlab import NetHost
 from supervised import LIMITS, Supervised, marked
 
-from launcher.launch import Launch, NodePlace, RankPlace
+from launcher.plan.launch import Launch, NodePlace, RankPlace
 
 HOST_LIMITS = replace(LIMITS, lost_s=3.0, register_s=30.0)
 

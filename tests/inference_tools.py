@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from launcher.checkpoint.names import shapes_of
 from launcher.data.sample import sample_lines
 from launcher.data.tokenizer import train_tokenizer
-from launcher.spec import ModelSpec
+from launcher.models.names import shapes_of
+from launcher.runspec.sections import ModelSpec
 
 VOCAB = 700
 CONTEXT = 96

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from launcher.jobs import JobPaths, JobRecord, JobStore
-from launcher.spec import load_spec
+from launcher.runspec.checking import load_spec
 
 SEQ_LENGTH = 64
 VOCAB = 640

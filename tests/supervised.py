@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from launcher import jobs, supervise
-from launcher.events import read_position
+from launcher.common.ports import free_port
+from launcher.common.processes import ProcessId
+from launcher.control.stop import stop_job
 from launcher.jobs import JobPaths, JobRecord
-from launcher.launch import Launch, Limits, RankPlace, write_launch
-from launcher.network import free_port
-from launcher.processes import ProcessId
-from launcher.stopping import stop_job
+from launcher.jobs.events import read_position
+from launcher.plan.launch import Launch, Limits, RankPlace, write_launch
 
 PROGRAMS = Path(__file__).parent / "programs"
 

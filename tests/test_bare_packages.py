@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import sys
-from launcher.bare_packages import package_folder, put_bare
+from launcher.upstream.bare_packages import package_folder, put_bare
 folder = package_folder("big", {version!r})
 if folder:
     put_bare("big", folder)

@@ -12,20 +12,23 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from launcher import inputs, starting, submission
 from launcher.checkpoint import convert_model
 from launcher.checkpoint.base import check_tensors
 from launcher.checkpoint.dtypes import Array
-from launcher.checkpoint.names import EMBEDDING, HEAD, adapters_of, shapes_of
 from launcher.checkpoint.split import SplitPlan, split
 from launcher.checkpoint.tensorfile import TensorFile
+from launcher.control import prepare, start
+from launcher.control.preview import imagined_cluster, sketch
 from launcher.doctor import needs_of_spec
 from launcher.doctor.job import check_base
 from launcher.errors import CheckpointError
 from launcher.jobs import FAILED, write_record
-from launcher.planning import imagined_cluster, sketch
-from launcher.presets import PRESETS
-from launcher.spec import ModelSpec, RunSpec, load_spec, parse_sets
+from launcher.models.names import EMBEDDING, HEAD, adapters_of, shapes_of
+from launcher.plan import inputs
+from launcher.runspec.checking import load_spec
+from launcher.runspec.layers import parse_sets
+from launcher.runspec.presets import PRESETS
+from launcher.runspec.sections import ModelSpec, RunSpec
 
 WQ = "model.layers.0.attention.wq.weight"
 
@@ -254,16 +257,16 @@ def test_a_70b_is_checked_by_names_alone() -> None:
 def test_resume_from_the_beginning_checks_the_base_again(tmp_path: Path, base: Path) -> None:
     """Nothing is started, and the job can be resumed once the base is put back."""
     save_file(weights(), base)
-    drafted = submission.draft("tiny_cpu", cards=1, checkpoint=str(base), port=None, jobs_dir=tmp_path / "jobs")
+    drafted = prepare.draft("tiny_cpu", cards=1, checkpoint=str(base), port=None, jobs_dir=tmp_path / "jobs")
     assert drafted.plan.launch is not None
-    record = replace(starting.write_job(drafted.plan, drafted.plan.launch), state=FAILED)
+    record = replace(start.write_job(drafted.plan, drafted.plan.launch), state=FAILED)
     write_record(drafted.plan.paths, record)
     before = {*drafted.plan.paths.root.rglob("*"), drafted.plan.paths.resume_lock}
     save_file(weights(num_layers=2), base)
     with pytest.raises(CheckpointError, match="num_layers: the weights have 2, the model 3"):
-        starting.begin_again(drafted.plan.paths, record)
+        start.begin_again(drafted.plan.paths, record)
     base.unlink()
     with pytest.raises(CheckpointError, match="does not exist"):
-        starting.begin_again(drafted.plan.paths, record)
+        start.begin_again(drafted.plan.paths, record)
 
     assert set(drafted.plan.paths.root.rglob("*")) == before

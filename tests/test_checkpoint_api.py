@@ -10,9 +10,9 @@ import pytest
 from checkpoint_sets import ALPHA, MODEL, RANK, folded, llama, write, write_shards
 
 from launcher.checkpoint import convert_model, list_steps, merge_shards, open_step, read_file, split_checkpoint
-from launcher.checkpoint.names import GLOBAL_STEP, is_adapter, is_weight
 from launcher.checkpoint.split import SplitPlan
 from launcher.errors import CheckpointError
+from launcher.models.names import GLOBAL_STEP, is_adapter, is_weight
 
 WQ = "model.layers.0.attention.wq.weight"
 

@@ -24,7 +24,6 @@ from launcher.checkpoint.folder import whole_folder
 from launcher.checkpoint.gather import OpenShards, gather
 from launcher.checkpoint.huggingface import hf_name
 from launcher.checkpoint.merge import Options, Source, plan_merge
-from launcher.checkpoint.names import GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
 from launcher.checkpoint.shards import UNNUMBERED, find_shards
 from launcher.checkpoint.split import SplitPlan, split
 from launcher.checkpoint.steps import choose_step
@@ -32,6 +31,7 @@ from launcher.checkpoint.strategy import Layout, write_strategy
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.verify import verify_files
 from launcher.errors import CheckpointError, HostError
+from launcher.models.names import GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
 
 _TWO = SplitPlan(model_parallel=2)
 WQ = "model.layers.0.attention.wq.weight"

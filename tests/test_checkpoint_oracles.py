@@ -26,14 +26,14 @@ from launcher.checkpoint.convert import convert, open_model, run_section
 from launcher.checkpoint.dtypes import Array
 from launcher.checkpoint.huggingface import hf_name
 from launcher.checkpoint.merge import Options
-from launcher.checkpoint.names import HEAD, is_weight
 from launcher.checkpoint.split import SplitPlan
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.data.messages import Message
 from launcher.data.templates import get_template
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import CheckpointError
-from launcher.spec import ModelSpec
+from launcher.models.names import HEAD, is_weight
+from launcher.runspec.sections import ModelSpec
 
 INFO = {"model": MODEL, "template": "vicuna", "precision": {"params": "float32", "compute": "float32"}}
 IDS = [1, 5, 9, 30, 2, 17, 8, 33]

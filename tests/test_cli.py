@@ -155,9 +155,9 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 def test_ctrl_c_before_there_is_a_job_ends_as_for_any_program(tmp_path: Path) -> None:
     script = """
 import os, signal
-from launcher import submission
+from launcher.control import prepare
 from launcher.cli import main
-submission.draft = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)
+prepare.draft = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)
 main(["submit", "--cards", "2"])
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)

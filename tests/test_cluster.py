@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.cluster import KINDS, Cluster, Device, Host
+from launcher.cluster.model import KINDS, Cluster, Device, Host
 
 
 def test_ranks_count_over_the_job_and_local_ranks_on_the_host() -> None:

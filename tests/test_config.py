@@ -15,13 +15,14 @@ import pytest
 import yaml
 
 from launcher.cli.app import main
+from launcher.control.preview import imagined_cluster, sketch
+from launcher.control.simulation import run as simulate
 from launcher.errors import HostError, SpecError
 from launcher.jobs import JobPaths
-from launcher.passthrough import with_passed_through
-from launcher.planning import imagined_cluster, sketch
-from launcher.simulation import run as simulate
-from launcher.spec import load_source, parse_sets, parse_spec
-from launcher.spec.schema import BEGIN, END, reference, schema_text, with_reference
+from launcher.runspec.checking import load_source, parse_spec
+from launcher.runspec.layers import parse_sets
+from launcher.runspec.passthrough import with_passed_through
+from launcher.runspec.schema import BEGIN, END, reference, schema_text, with_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 

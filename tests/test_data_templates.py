@@ -13,14 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.data.messages import Message
-from launcher.data.templates import (
-    ChatTemplate,
-    Segment,
-    encode,
-    get_template,
-    prints_verbatim,
-    template_names,
-)
+from launcher.data.templates import ChatTemplate, Segment, encode, get_template, prints_verbatim, template_names
 from launcher.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from launcher.errors import DataError
 

@@ -13,10 +13,9 @@ from data_tools import make_hugging_face, make_sentencepiece
 
 from launcher.data.preprocess import PreprocessOptions, fingerprint
 from launcher.data.templates import get_template
-from launcher.data.tokenizer import find_tokenizer, load_tokenizer, special_conflicts, stand_in_pad
+from launcher.data.tokenizer import check_special_ids, find_tokenizer, load_tokenizer, special_conflicts, stand_in_pad
 from launcher.errors import DataError, SpecError
-from launcher.inputs import check_special_ids
-from launcher.spec import load_spec
+from launcher.runspec.checking import load_spec
 
 PARTS = (
     " ", "  ", "    ", "\n", "\n\n", "\t", "return", "def f(x):", "小明有", "5个苹果", "，", "a", "1 + 2", "▁", "é",

@@ -12,15 +12,15 @@ from fake_host import FakeHost, corpus, info_310p, info_950, info_a3, info_hbm, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.cluster import KINDS
-from launcher.discover import ascend_device_ids, local_cluster, look_around
-from launcher.discover.hccn import parse_hccn_conf, read_hccn_conf
-from launcher.discover.kinds import kind_of
-from launcher.discover.npu_smi import Chip, known_fault, parse_fields, parse_info, parse_list, parse_mapping
-from launcher.discover.pci import pci_kind
-from launcher.discover.programs import run_program
-from launcher.discover.software import read_software
-from launcher.discover.visible import container_visible, runtime_visible
+from launcher.cluster.discover import ascend_device_ids, local_cluster, look_around
+from launcher.cluster.discover.hccn import parse_hccn_conf, read_hccn_conf
+from launcher.cluster.discover.kinds import kind_of
+from launcher.cluster.discover.npu_smi import Chip, known_fault, parse_fields, parse_info, parse_list, parse_mapping
+from launcher.cluster.discover.pci import pci_kind
+from launcher.cluster.discover.programs import run_program
+from launcher.cluster.discover.software import read_software
+from launcher.cluster.discover.visible import container_visible, runtime_visible
+from launcher.cluster.model import KINDS
 from launcher.errors import HostError
 
 

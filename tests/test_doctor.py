@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from fake_host import CHECKOUT, FakeHost, corpus, info_310p, info_950, info_a3, info_hbm, mapping_a3, run_launcher
 
-from launcher.cluster import Cluster, Device, Host
-from launcher.discover.hccn import HccnConf, Port
-from launcher.discover.software import Software
+from launcher.cluster.discover.hccn import HccnConf, Port
+from launcher.cluster.discover.software import Software
+from launcher.cluster.model import Cluster, Device, Host
 from launcher.doctor import Finding, JobNeeds, NeededFile, cheap_checks, needs_of_spec, worst
 from launcher.doctor.cards import check_addresses, check_bfloat16, links_finding
 from launcher.doctor.findings import failed, passed, warned
@@ -37,9 +37,10 @@ from launcher.doctor.system import (
     resolve,
     size,
 )
-from launcher.memory import parameter_count
-from launcher.spec import ModelSpec, load_spec
-from launcher.versions import MATRIX, for_cann, for_mindspore, release_key, same_release
+from launcher.plan.memory import parameter_count
+from launcher.runspec.checking import load_spec
+from launcher.runspec.sections import ModelSpec
+from launcher.upstream.versions import MATRIX, for_cann, for_mindspore, release_key, same_release
 
 
 @pytest.fixture

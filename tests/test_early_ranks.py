@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 from supervised import wait_until
 
+from launcher.common.processes import ProcessId, children
 from launcher.engines.base import Told
-from launcher.processes import ProcessId, children
 from launcher.supervise.early import EarlyRanks
 from launcher.supervise.watch import SCHEDULER
 

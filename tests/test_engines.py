@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cluster import Cluster, Device, Host
+from launcher.cluster.model import Cluster, Device, Host
+from launcher.control.start import Options, make_launch
 from launcher.engines import ENGINES
 from launcher.engines.base import EngineJob, Told, find
 from launcher.errors import HostError
 from launcher.jobs import JobPaths
-from launcher.launch import Launch, Limits
-from launcher.starting import Options, make_launch
+from launcher.plan.launch import Launch, Limits
 
 PATHS = JobPaths(root=Path("/jobs/bcdfg-x"))
 

@@ -25,7 +25,7 @@ from inference_tools import CONTEXT, MODEL, VOCAB, make_model
 from safetensors.numpy import load_file, save_file
 
 from launcher.checkpoint.huggingface import generation_config, generation_section
-from launcher.cli.inference import generation_spec
+from launcher.cli.options.model import generation_spec
 from launcher.data.messages import Message
 from launcher.data.tokenizer import load_tokenizer, train_tokenizer
 from launcher.errors import CheckpointError, DataError, HostError, JobCancelled, JobError, LauncherError, SpecError

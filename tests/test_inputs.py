@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from data_tools import launcher
 
-from launcher import inputs
-from launcher.cluster import Cluster, Device, Host
+from launcher.cluster.model import Cluster, Device, Host
+from launcher.common.ports import free_port, scheduler_port
 from launcher.data.info import read_info
 from launcher.data.sample_set import SampleSet
 from launcher.engines.base import Command
 from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
 from launcher.jobs import JobPaths
-from launcher.network import free_port, scheduler_port
-from launcher.plan import make_plan
-from launcher.spec import DataSpec, EvaluationSpec, ModelSpec, RunSpec, load_spec
+from launcher.plan import inputs
+from launcher.plan.launch_plan import make_plan
+from launcher.runspec.checking import load_spec
+from launcher.runspec.sections import DataSpec, EvaluationSpec, ModelSpec, RunSpec
 
 
 def spec_with(model: dict[str, Any] | None = None, data: dict[str, Any] | None = None) -> RunSpec:

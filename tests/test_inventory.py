@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.cluster.inventory import MOST_RANKS, expand, load_inventory, numbers, parse_inventory
 from launcher.errors import SpecError
-from launcher.inventory import MOST_RANKS, expand, load_inventory, numbers, parse_inventory
 
 TWO = """
 kind: A2

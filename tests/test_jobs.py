@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from launcher import jobs
-from launcher.atomic import write_atomic
-from launcher.cli import show, watching
+from launcher.cli.output import live, show
+from launcher.common.atomic import write_atomic
+from launcher.common.processes import ProcessId, stop, tree
+from launcher.control.follow import raise_for_end
 from launcher.errors import JobError, JobFailed, SpecError
-from launcher.events import EventReader, EventWriter, Position, read_events, read_last_events, read_position
-from launcher.follow import raise_for_end
 from launcher.jobs import JobPaths, JobRecord, JobStore, loss_rank
-from launcher.logs import tail
-from launcher.processes import ProcessId, stop, tree
+from launcher.jobs.events import EventReader, EventWriter, Position, read_events, read_last_events, read_position
+from launcher.jobs.logs import tail
 
 
 def record(job_id: str, state: str = jobs.SUCCEEDED, created: str = "2026-01-01T00:00:00+00:00") -> JobRecord:
@@ -324,7 +324,7 @@ def test_the_live_page_shows_rates_and_time_left(tmp_path: Path) -> None:
     write_steps(paths, 0, 3.0, 2.0)
     paths.plan.write_text('{"steps": 10}')
     paths.spec.write_text('{"data": {"batch_size": 4}, "model": {"seq_length": 100}}')
-    lines = watching.page(paths, record("bcdfg-x", jobs.RUNNING)).splitlines()
+    lines = live.page(paths, record("bcdfg-x", jobs.RUNNING)).splitlines()
 
     assert lines[1] == "step 2/10, 0:04 left"
     assert lines[4].split() == ["0", "step", "2", "2.0000", "0.500", "800", "-"]

@@ -13,7 +13,7 @@ import pytest
 
 from launcher.errors import JobError, SpecError
 from launcher.jobs import JobPaths
-from launcher.logs import (
+from launcher.jobs.logs import (
     Source,
     Wanted,
     follow_logs,
@@ -118,7 +118,7 @@ def test_a_log_is_rotated_without_losing_a_line(tmp_path: Path) -> None:
     script = """
 import sys, time
 from pathlib import Path
-from launcher.log_writing import rotate, write_to
+from launcher.jobs.log_writing import rotate, write_to
 log = Path(sys.argv[1])
 write_to(log)
 for number in range(3000):
@@ -137,7 +137,7 @@ for number in range(3000):
 PRINTS = """
 import logging, sys
 from pathlib import Path
-from launcher.log_writing import stamp_lines, write_to
+from launcher.jobs.log_writing import stamp_lines, write_to
 write_to(Path(sys.argv[1]))
 stamp_lines()
 print("one")
@@ -215,7 +215,7 @@ def test_the_command_follows_to_the_end(tmp_path: Path) -> None:
     from test_jobs import record
 
     from launcher import jobs
-    from launcher.processes import ProcessId
+    from launcher.common.processes import ProcessId
 
     paths = make_logs(tmp_path)
     running = record("job", jobs.RUNNING)

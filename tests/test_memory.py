@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from launcher.memory import GIB, estimate, lora_count, parameter_count
-from launcher.presets import PRESETS
-from launcher.spec import LoraSpec, ModelSpec, RunSpec
+from launcher.plan.memory import GIB, estimate, lora_count, parameter_count
+from launcher.runspec.presets import PRESETS
+from launcher.runspec.sections import LoraSpec, ModelSpec, RunSpec
 
-# Published sizes: model cards and papers, as named in launcher/presets.py.
+# Published sizes: model cards and papers, as named in launcher/runspec/presets.py.
 PUBLISHED_BILLIONS = {
     "llama_7b": 6.7, "llama_13b": 13.0, "llama_30b": 32.5, "llama_65b": 65.2, "llama2_7b": 6.7, "llama2_13b": 13.0,
     "llama2_70b": 69.0, "llama3_8b": 8.0, "llama3_70b": 70.6, "llama3_2_1b": 1.24,

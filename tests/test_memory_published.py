@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from launcher.memory import GIB, LEAST, MOST, Framework, Memory, estimate
-from launcher.spec import RunSpec
+from launcher.plan.memory import GIB, LEAST, MOST, Framework, Memory, estimate
+from launcher.runspec.sections import RunSpec
 
 
 def model(

@@ -36,12 +36,12 @@ from launcher.checkpoint.folder import only_writer, real_path
 from launcher.checkpoint.huggingface import hf_name
 from launcher.checkpoint.lora import read_lora, read_single_scale
 from launcher.checkpoint.merge import PEFT, Merged, Options, Source, merge, plan_merge
-from launcher.checkpoint.names import EMBEDDING, GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
 from launcher.checkpoint.safetensors_format import header_bytes
 from launcher.checkpoint.split import SplitPlan, layout_of
 from launcher.checkpoint.strategy import read_strategy
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.errors import CheckpointError
+from launcher.models.names import EMBEDDING, GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
 
 WQ, W1 = "model.layers.0.attention.wq.weight", "model.layers.1.feed_forward.w1.weight"
 LORA_A = adapters_of(WQ)[0]
@@ -475,7 +475,7 @@ def test_a_link_as_output_is_followed_and_stays(tmp_path: Path, *, is_there: boo
 
 _WITH_PEAK = """
 import atexit, sys
-from launcher.peak_memory import peak_so_far
+from launcher.common.peak_memory import peak_so_far
 atexit.register(lambda: print("peak", peak_so_far()))
 from launcher.cli.app import main
 main()

@@ -15,12 +15,12 @@ import pytest
 from checkpoint_sets import MODEL, folded, launcher, llama, read, write, write_job, write_ranks, write_shards
 
 from launcher.checkpoint.folder import check_target, size_text
-from launcher.checkpoint.names import GLOBAL_STEP
 from launcher.checkpoint.split import SplitPlan
 from launcher.data.templates import get_template
 from launcher.errors import HostError
 from launcher.inference.sources import find_model
-from launcher.spec import ModelSpec
+from launcher.models.names import GLOBAL_STEP
+from launcher.runspec.sections import ModelSpec
 
 HF_CONFIG = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 HF_CONFIG |= {"num_key_value_heads": 2, "intermediate_size": 48, "vocab_size": 40}

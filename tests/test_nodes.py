@@ -15,12 +15,12 @@ from netlab import Lab, lab
 from supervised import TIMEOUT_S, marked, report, wait_until
 
 from launcher import jobs
-from launcher.events import read_events
+from launcher.jobs.events import read_events
 
 TRAIN = "ready()\nfor n in range(1, 100000):\n    step(n, seconds=0.05)\n"
 
 SAVES_WHEN_ASKED = """
-from launcher.worker import asked_to_stop_at
+from launcher.worker.main import asked_to_stop_at
 ready()
 for n in range(1, 100000):
     step(n, seconds=0.02)
@@ -179,7 +179,8 @@ def test_clocks_that_differ_do_not_hide_who_failed_first(hosts: Lab, tmp_path: P
         raise ValueError('the cause')
     while True:
         time.sleep(0.2)
-        if any(e["event"] == "error" for e in __import__("launcher.events").events.read_events(paths.rank_events(1))):
+        from launcher.jobs.events import read_events
+        if any(e["event"] == "error" for e in read_events(paths.rank_events(1))):
             time.sleep(0.3)  # on a busy machine the clocks' difference is known less exactly
             raise RuntimeError('a victim')
     """

@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.cluster import Cluster, Device, Host
+from launcher.cluster.model import Cluster, Device, Host
+from launcher.common.rendering import to_number
 from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
-from launcher.plan import Inputs, LaunchPlan, count_steps, make_plan, run_environment
-from launcher.render import to_number
-from launcher.settle import Degrees, check_target, settle, with_degrees
-from launcher.spec import ParallelSpec, PrecisionSpec, RunSpec, load_spec, parse_spec, parse_text
+from launcher.plan.degrees import Degrees, check_target, settle, with_degrees
+from launcher.plan.launch_plan import Inputs, LaunchPlan, count_steps, make_plan, run_environment
+from launcher.runspec.checking import load_spec, parse_spec
+from launcher.runspec.reading import parse_text
+from launcher.runspec.sections import ParallelSpec, PrecisionSpec, RunSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from launcher.cluster import KINDS, Cluster, Device, Host
+from launcher.cluster.model import KINDS, Cluster, Device, Host
+from launcher.cluster.rank_table import check_text
+from launcher.control.preview import cluster_for, find_inputs, groups, imagined_cluster, sketch
 from launcher.errors import SpecError
-from launcher.planning import cluster_for, find_inputs, groups, imagined_cluster, sketch
-from launcher.presets import PRESETS
-from launcher.rank_table import check_text
-from launcher.settle import Degrees, Settled, settle, smallest_changes
-from launcher.spec import RunSpec, parse_sets
+from launcher.plan.degrees import Degrees, Settled, settle, smallest_changes
+from launcher.runspec.layers import parse_sets
+from launcher.runspec.presets import PRESETS
+from launcher.runspec.sections import RunSpec
 
 CARDS = (1, 2, 4, 8, 16, 64)
 

@@ -13,12 +13,12 @@ from fake_host import CHECKOUT, corpus, run_launcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.cluster import Cluster, Device, Host
-from launcher.rank_table import RULES, Report, check_file, check_text, render_rank_table
-from launcher.rank_table.lint import lint
-from launcher.rank_table.problems import KEPT_PER_CODE, show_value
-from launcher.rank_table.sdid import sdid, sdid_fits
-from launcher.render import environment
+from launcher.cluster.model import Cluster, Device, Host
+from launcher.cluster.rank_table import RULES, Report, check_file, check_text, render_rank_table
+from launcher.cluster.rank_table.lint import lint
+from launcher.cluster.rank_table.problems import KEPT_PER_CODE, show_value
+from launcher.cluster.sdid import sdid, sdid_fits
+from launcher.common.rendering import environment
 
 
 def table(hosts: int = 2, per_host: int = 2, **changes: Any) -> dict[str, Any]:
@@ -432,7 +432,7 @@ _JSON = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=4) | st.di
 @given(st.binary(max_size=400))
 @settings(max_examples=200)
 def test_no_bytes_upset_the_linter(data: bytes) -> None:
-    from launcher.rank_table.reading import parse_document
+    from launcher.cluster.rank_table.reading import parse_document
 
     report = Report(name="t")
     document = parse_document(data, report)

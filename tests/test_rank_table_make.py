@@ -15,19 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.cli.rank_table import rank_table
-from launcher.cluster import Cluster, Device, Host, NetAddress, NetLevel
-from launcher.discover import look_around
+from launcher.cluster.discover import look_around
+from launcher.cluster.inventory import load_inventory, parse_inventory
+from launcher.cluster.model import Cluster, Device, Host, NetAddress, NetLevel
+from launcher.cluster.rank_table import Report, check_file, check_text, render_rank_table, table_of, version_for
+from launcher.cluster.rank_table.against_host import compare_with_host
+from launcher.cluster.rank_table.legacy import convert_legacy
+from launcher.cluster.rank_table.make import checked_text, write_table
+from launcher.cluster.rank_table.merge import merge_files
+from launcher.cluster.rank_table.select import select
+from launcher.cluster.rank_table.view import entries
+from launcher.cluster.sdid import sdid
+from launcher.common.rendering import environment
 from launcher.errors import SpecError
-from launcher.inventory import load_inventory, parse_inventory
-from launcher.rank_table import Report, check_file, check_text, render_rank_table, table_of, version_for
-from launcher.rank_table.against_host import compare_with_host
-from launcher.rank_table.legacy import convert_legacy
-from launcher.rank_table.make import checked_text, write_table
-from launcher.rank_table.merge import merge_files
-from launcher.rank_table.sdid import sdid
-from launcher.rank_table.select import select
-from launcher.rank_table.view import entries
-from launcher.render import environment
 
 SAMPLES = ("1x8", "2x8", "4x16_a3")
 

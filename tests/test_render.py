@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import resources
+from launcher.common import resources
+from launcher.common.rendering import environment, render, to_json, write_atomic
 from launcher.errors import LauncherError
-from launcher.render import environment, render, to_json, write_atomic
 
 
 @pytest.fixture

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from netlab import lab
 
 from launcher import jobs
-from launcher.cluster import Device
+from launcher.cluster.model import Device
+from launcher.cluster.rank_table import check_text, render_rank_table
+from launcher.common.ports import free_port, is_free
+from launcher.common.rendering import environment
 from launcher.engines.base import tuning
 from launcher.errors import HostError
 from launcher.jobs import JobPaths
-from launcher.launch import Launch, NodePlace, RankPlace
-from launcher.network import free_port, is_free
-from launcher.nodes.register import Registration, problems
-from launcher.nodes.rendezvous import cluster_of, host_env, settle_launch
-from launcher.nodes.slate import Slate, read_slate
-from launcher.rank_table import check_text, render_rank_table
-from launcher.render import environment
+from launcher.plan.launch import Launch, NodePlace, RankPlace
+from launcher.schedulers.registration import Registration, problems
+from launcher.supervise.multinode.rendezvous import cluster_of, host_env, settle_launch
+from launcher.supervise.multinode.slate import Slate, read_slate
 
 
 def host(number: int, cards: int = 2, **more: object) -> Registration:
@@ -190,7 +190,8 @@ def test_a_slate_is_never_read_half(tmp_path: Path) -> None:
     """A process writes documents of two lengths in turn; every reading is one of them, or nothing."""
     path = tmp_path / "s"
     code = (
-        "import sys; from pathlib import Path; from launcher.nodes.slate import Slate; s = Slate(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from launcher.supervise.multinode.slate import Slate\n"
+        "s = Slate(Path(sys.argv[1]))\n"
         "for n in range(20000): s.write({'n': n, 'x': 'y' * (n % 2 * 900)})"
     )
     writer = subprocess.Popen([sys.executable, "-c", code, str(path)])

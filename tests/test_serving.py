@@ -18,10 +18,10 @@ from starlette.types import Receive, Scope, Send
 
 from launcher.errors import SpecError
 from launcher.inference.sampling import GenerationSpec
-from launcher.serving import protocol
-from launcher.serving.connections import Connection, Patience
-from launcher.serving.protocol import RequestError, parse_completion
-from launcher.serving.server import check_address, is_loopback
+from launcher.inference.server import protocol
+from launcher.inference.server.connections import Connection, Patience
+from launcher.inference.server.protocol import RequestError, parse_completion
+from launcher.inference.server.server import check_address, is_loopback
 
 DEFAULTS = GenerationSpec(max_new_tokens=64, temperature=0.3, top_k=5, stop=("##",))
 HELLO = [{"role": "user", "content": "hello"}]

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher import resources
+from launcher.common import resources
 from launcher.errors import SpecError
-from launcher.spec import RunSpec, find_spec, load_spec, parse_spec, parse_text
+from launcher.runspec.checking import load_spec, parse_spec
+from launcher.runspec.reading import find_spec, parse_text
+from launcher.runspec.sections import RunSpec
 
 MODEL = """
 model: {hidden_size: 8, num_layers: 1, num_heads: 2, intermediate_size: 16, vocab_size: 32, seq_length: 16}

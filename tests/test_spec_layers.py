@@ -12,17 +12,19 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.cluster import Cluster, Device, Host
+from launcher.cluster.model import Cluster, Device, Host
+from launcher.common.rendering import environment
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
-from launcher.plan import Inputs, rank_files
-from launcher.presets import PRESETS
-from launcher.render import environment
-from launcher.settle import settle
-from launcher.spec import Override, RunSpec, load_source, load_spec, parse_sets, parse_spec, parse_text
-from launcher.spec.layers import apply, environment_overrides, fill_preset
-from launcher.spec.schema import json_schema
-from launcher.spec.showing import origin, show
+from launcher.plan.degrees import settle
+from launcher.plan.launch_plan import Inputs, rank_files
+from launcher.runspec.checking import load_source, load_spec, parse_spec
+from launcher.runspec.layers import Override, apply, environment_overrides, fill_preset, parse_sets
+from launcher.runspec.presets import PRESETS
+from launcher.runspec.reading import parse_text
+from launcher.runspec.schema import json_schema
+from launcher.runspec.sections import RunSpec
+from launcher.runspec.showing import origin, show
 
 SPEC = """\
 name: x

@@ -16,7 +16,7 @@ import pytest
 from supervised import LIMITS, TIMEOUT_S, Supervised, marked, report, wait_until
 
 from launcher import jobs
-from launcher.events import read_events
+from launcher.jobs.events import read_events
 
 ENGINES = ("direct", "msrun", "mpirun")
 
@@ -283,7 +283,7 @@ def test_asked_twice_through_the_guard_it_stops_at_once(tmp_path: Path, no_survi
 def test_a_signal_that_comes_after_the_childs_end_does_nothing() -> None:
     script = """
 import os, signal
-from launcher.supervise.signals import Forwarding
+from launcher.common.signals import Forwarding
 child = os.fork()
 if child == 0:
     os._exit(3)
@@ -478,7 +478,7 @@ def test_the_supervisor_is_small(tmp_path: Path, no_survivors: str) -> None:
 def test_the_supervisor_imports_nothing_heavy(tmp_path: Path) -> None:
     script = """
 import sys
-import launcher.supervise.main, launcher.worker
+import launcher.supervise.main, launcher.worker.main
 heavy = {"mindspore", "mindformers", "numpy", "pydantic", "jinja2", "rich", "click", "yaml"} & set(sys.modules)
 assert not heavy, heavy
 """

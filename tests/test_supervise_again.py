@@ -19,17 +19,19 @@ from typing import Any
 import pytest
 from supervised import LIMITS, Supervised, wait_until
 
-from launcher import jobs, locks, starting
+from launcher import jobs
 from launcher.checkpoint.tensorfile import is_whole
+from launcher.cluster import locks
+from launcher.control import start
+from launcher.control.stop import stop_job
 from launcher.errors import HostError, JobError
 from launcher.jobs import JobPaths, next_attempt
-from launcher.resume import prepare_attempt
-from launcher.stopping import stop_job
+from launcher.plan.resume import prepare_attempt
 from launcher.supervise.cards import wait_until_free
 
 # Steps until it is told to stop, as the worker's callback does.
 STEPPING = """
-from launcher.worker import asked_to_stop_at
+from launcher.worker.main import asked_to_stop_at
 ready()
 number = 1
 while True:
@@ -118,14 +120,14 @@ def test_resume_keeps_the_old_attempt_and_begins_a_new_one(tmp_path: Path, no_su
     supervised = Supervised(root=tmp_path / "job", program=program, mark=no_survivors)
     failed = supervised.run()
     old = {path: path.read_bytes() for path in (supervised.root / "attempts" / "1").rglob("*") if path.is_file()}
-    paths, supervised.guard = starting.begin_again(supervised.paths, failed)
+    paths, supervised.guard = start.begin_again(supervised.paths, failed)
     record = supervised.end()
 
     assert (record.state, record.attempt, paths.attempt) == (jobs.SUCCEEDED, 2, 2)
     assert record.earlier[0]["reason"] == "ValueError: mine"
     assert {path: path.read_bytes() for path in old} == old
     with pytest.raises(JobError, match="has succeeded"):
-        starting.begin_again(supervised.paths, record)
+        start.begin_again(supervised.paths, record)
 
 
 @contextmanager
@@ -148,10 +150,10 @@ def test_a_resume_that_a_full_disk_stopped_can_be_done_later(tmp_path: Path, no_
         write_safetensors(supervised.paths.checkpoints / f"rank_{rank}" / f"x_rank_{rank}-1_1.safetensors")
     before = sorted(supervised.paths.checkpoints.rglob("*"))
     with full_disk(), pytest.raises(HostError, match="cannot write"):
-        starting.begin_again(supervised.paths, failed)
+        start.begin_again(supervised.paths, failed)
     assert sorted(supervised.paths.checkpoints.rglob("*")) == before
     assert supervised.record() == failed
-    _, supervised.guard = starting.begin_again(supervised.paths, failed)
+    _, supervised.guard = start.begin_again(supervised.paths, failed)
 
     assert supervised.end().state == jobs.SUCCEEDED
 
@@ -162,7 +164,7 @@ def test_files_of_an_attempt_that_nobody_knows_are_left_alone(tmp_path: Path, no
     other = supervised.root / "attempts" / "2" / "logs"
     other.mkdir(parents=True)
     with pytest.raises(JobError, match=r"holds files of an attempt that job\.json does not know"):
-        starting.begin_again(supervised.paths, failed)
+        start.begin_again(supervised.paths, failed)
 
     assert other.is_dir()
 
@@ -176,7 +178,7 @@ def test_a_resume_that_was_killed_does_not_block_later_ones(tmp_path: Path, no_s
     for rank in (0, 1):
         write_safetensors(supervised.paths.checkpoints / f"rank_{rank}" / f"x_rank_{rank}-1_1.safetensors")
     prepare_attempt(supervised.paths.of_attempt(2), 2)
-    _, supervised.guard = starting.begin_again(supervised.paths, failed)
+    _, supervised.guard = start.begin_again(supervised.paths, failed)
 
     assert supervised.end().state == jobs.SUCCEEDED
     stale = supervised.root / "attempts" / "2" / "stale" / "rank_0"
@@ -189,7 +191,7 @@ def test_of_two_resumes_at_once_one_is_refused(tmp_path: Path, no_survivors: str
     with supervised.paths.resume_lock.open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(JobError, match="another launcher resume of job is at work"):
-            starting.begin_again(supervised.paths, failed)
+            start.begin_again(supervised.paths, failed)
 
     assert supervised.record() == failed
 
@@ -198,7 +200,7 @@ def test_how_a_killed_attempt_was_to_be_stopped_is_forgotten(tmp_path: Path, no_
     supervised = Supervised(root=tmp_path / "job", program="raise ValueError('x')", mark=no_survivors, ranks=1)
     failed = supervised.run()
     supervised.paths.control.write_text('{"save": true, "grace_s": 0.0}')
-    _, supervised.guard = starting.begin_again(supervised.paths, failed)
+    _, supervised.guard = start.begin_again(supervised.paths, failed)
 
     assert not supervised.paths.control.exists()
     supervised.end()
@@ -359,6 +361,6 @@ def test_a_folder_that_a_new_job_would_have_stays_when_there_is_one(tmp_path: Pa
     (supervised.root / "of another job").touch()
     plan: Any = SimpleNamespace(paths=JobPaths(root=supervised.root))
     with pytest.raises(JobError, match="job exists"):
-        starting.begin(plan, supervised.launch())
+        start.begin(plan, supervised.launch())
 
     assert [path.name for path in supervised.root.iterdir()] == ["of another job"]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher import oom
 from launcher.jobs import JobPaths
-from launcher.known_errors import EN, KNOWN_ERRORS, ZH, recognise
-from launcher.launch import RankPlace
+from launcher.jobs.verdict import EN, ZH, Verdict, user_language, verdict_text
+from launcher.plan.launch import RankPlace
+from launcher.supervise import oom
+from launcher.supervise.known_errors import KNOWN_ERRORS, recognise
+from launcher.supervise.verdict import Findings, describe_exit, find_verdict, lost_verdict
 from launcher.supervise.watch import Failure, Watch
-from launcher.verdict import Findings, Verdict, describe_exit, find_verdict, lost_verdict, user_language, verdict_text
 
 PLACES = tuple(RankPlace(rank_id=n, local_rank=n, host="node0", device_id=n + 4) for n in range(3))
 

@@ -24,7 +24,7 @@ from sshlab import SshLab, ssh_lab, wait_for_ssh
 from supervised import long, marked, report, wait_until
 
 from launcher import jobs
-from launcher.where.hosts import forwarded, remote, ssh_argv
+from launcher.schedulers.hosts import forwarded, remote, ssh_argv
 
 TRAIN = "ready()\nfor n in range(1, 100000):\n    step(n, seconds=0.05)\n"
 

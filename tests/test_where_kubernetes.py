@@ -20,12 +20,18 @@ from netlab import Lab, lab
 from supervised import marked, wait_until
 
 from launcher import jobs
+from launcher.control.preview import imagined_hosts
 from launcher.errors import LauncherError, SpecError
 from launcher.jobs import JobPaths
-from launcher.launch import Launch, Limits, NodePlace, RankPlace
-from launcher.planning import imagined_hosts
-from launcher.where.kubernetes import KubernetesOptions, kubernetes_name, make_where, operators_table, render_manifest
-from launcher.where.manifest import check
+from launcher.plan.launch import Launch, Limits, NodePlace, RankPlace
+from launcher.schedulers.kubernetes import (
+    KubernetesOptions,
+    kubernetes_name,
+    make_where,
+    operators_table,
+    render_manifest,
+)
+from launcher.schedulers.manifest import check
 
 OPTIONS = KubernetesOptions(image="registry.example/llm:1", volumes=("data:/shared",), node_selector=("arch=arm64",))
 

@@ -24,19 +24,19 @@ from slurmlab import SlurmLab, slurm_lab
 from supervised import long, marked, report, wait_until
 
 from launcher import jobs
-from launcher.cli import following, show
-from launcher.cluster import Cluster, Device, Host
+from launcher.cli.output import following, show
+from launcher.cluster.model import Cluster, Device, Host
+from launcher.common.processes import ProcessId
+from launcher.control.follow import raise_for_end
 from launcher.errors import JobCancelled, JobFailed, SpecError
-from launcher.events import read_events
-from launcher.follow import raise_for_end
 from launcher.jobs import JobPaths, JobRecord
-from launcher.launch import Launch, Limits, NodePlace, RankPlace, write_launch
-from launcher.processes import ProcessId
-from launcher.where.granted import granted, indices_of, node_names
-from launcher.where.slurm import SlurmOptions, limit_s, make_where, render_script
+from launcher.jobs.events import read_events
+from launcher.plan.launch import Launch, Limits, NodePlace, RankPlace, write_launch
+from launcher.schedulers.granted import granted, indices_of, node_names
+from launcher.schedulers.slurm import SlurmOptions, limit_s, make_where, render_script
 
 TRAIN = """
-from launcher.worker import asked_to_stop_at
+from launcher.worker.main import asked_to_stop_at
 from pathlib import Path
 ready()
 first = 1
@@ -86,7 +86,7 @@ class Queued(Hosted):
         self.prepare(host="")
         self.command(
             "import sys; from pathlib import Path; from launcher import jobs; from launcher.jobs import JobPaths\n"
-            "from launcher.launch import read_launch; from launcher.where.slurm import submit\n"
+            "from launcher.plan.launch import read_launch; from launcher.schedulers.slurm import submit\n"
             "p = JobPaths(root=Path(sys.argv[1])); submit(read_launch(p), p, jobs.read_record(p))"
         )
         return self

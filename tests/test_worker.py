@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from launcher.errors import CheckpointError
-from launcher.known_errors import recognise
-from launcher.loading import Loads
-from launcher.worker import LossCheck, loss_parts, step_fields
+from launcher.supervise.known_errors import recognise
+from launcher.worker.loading import Loads
+from launcher.worker.main import LossCheck, loss_parts, step_fields
 
 
 def test_a_loss_that_stays_no_number_ends_the_run() -> None:
@@ -96,7 +96,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindformers.core import build_optim
 from mindformers.tools import MindFormerConfig
-from launcher import old_optimizer
+from launcher.upstream import old_optimizer
 old_optimizer.register()
 old_optimizer.register()  # a second time does nothing
 start = np.linspace(-1, 1, 12).reshape(3, 4)

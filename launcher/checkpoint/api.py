@@ -77,7 +77,7 @@ def open_step(
 ) -> Iterator[OpenStep]:
     """The tensors of a step, the newest complete one unless ``step`` says another: a number, or (epoch, step in it).
 
-    source: a folder, or what ``launcher.merging.job_source`` makes of a job. fold: W + alpha / r * B A in place of W
+    source: a folder, or what ``checkpoint.of_job.job_source`` makes of a job. fold: W + alpha / r * B A in place of W
     (out, in), lora_a (r, in) and lora_b (out, r); else the three stand apart. optimizer: its state and counters too.
     Raises CheckpointError when the step is not complete or the shards are not what their strategy says.
     """
@@ -104,7 +104,7 @@ def merge_shards(
     Raises CheckpointError when shards are incomplete, disagree or are damaged, or another merge is in ``output`` and
     not ``force``; HostError when the disk is full.
     """
-    from launcher.merging import read_model
+    from launcher.checkpoint.of_job import read_model
 
     known = _source(source, read_model(Path(model)) if model else None)
     options = merge.Options(step=step, layout=layout, dtype=dtype, verify_full=verify_full)

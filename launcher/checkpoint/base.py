@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoint import huggingface, names
+from launcher.checkpoint import huggingface
 from launcher.checkpoint.dtypes import FLOATS
 from launcher.checkpoint.folder import MODEL_CONFIG
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.errors import CheckpointError
-from launcher.presets import PRESETS
+from launcher.models import names
+from launcher.runspec.presets import PRESETS
 
 Shape = tuple[int, ...]
 # Name -> shape and dtype of a whole tensor.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoint import huggingface, names
+from launcher.checkpoint import huggingface
 from launcher.checkpoint.base import listed, problems_of
 from launcher.checkpoint.compare import identify
 from launcher.checkpoint.dtypes import FLOATS
@@ -32,6 +32,7 @@ from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, TensorFile
 from launcher.checkpoint.tensors import Output, Whole
 from launcher.checkpoint.verify import Verified, verify_files
 from launcher.errors import CheckpointError
+from launcher.models import names
 
 RECORD = "convert.json"
 # How many tokens a row trains on in the run spec that is suggested, where the model could take more.
@@ -180,7 +181,7 @@ def _fit_for_a_run_spec(model: dict[str, Any]) -> dict[str, Any]:
     """``model`` itself when a run spec takes it, so that it can be trained and asked. Raises ValueError otherwise."""
     from pydantic import ValidationError
 
-    from launcher.spec import ModelSpec
+    from launcher.runspec.sections import ModelSpec
 
     try:
         ModelSpec.model_validate(model)

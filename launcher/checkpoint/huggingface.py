@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoint import names
 from launcher.checkpoint.folder import TOKENIZER_JSON, tokenizer_files
 from launcher.checkpoint.stream import PlannedFile, planned
 from launcher.checkpoint.tensorfile import SAFETENSORS
 from launcher.checkpoint.tensors import Output
 from launcher.errors import CheckpointError
+from launcher.models import names
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 _OUTER_BACK = {theirs: ours for ours, theirs in names.OUTER_NAMES.items()}
@@ -266,7 +266,7 @@ def _chat_template(name: str | None, *, by_name: bool) -> str | None:
 
     by_name: the tokenizer finds control tokens by their names in a text, as that of a tokenizer.json does.
     """
-    from launcher import resources
+    from launcher.common import resources
 
     path = resources.find("templates", f"chat/{name}.jinja") if name else None
     text = path.read_text(encoding="utf-8") if path else ""

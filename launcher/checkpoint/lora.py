@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from launcher.checkpoint import names
 from launcher.errors import CheckpointError
+from launcher.models import names
 
 # Keys of peft that change what the adapters mean, or add weights that no LoRA of MindFormers has.
 _NOT_PLAIN = (

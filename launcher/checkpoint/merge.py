@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.atomic import write_atomic
-from launcher.checkpoint import huggingface, names
+from launcher.checkpoint import huggingface
 from launcher.checkpoint.compare import (
     Identity,
     check_crc,
@@ -45,9 +44,11 @@ from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, pl
 from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, DamagedFile, TensorFile
 from launcher.checkpoint.tensors import Fold, Output, Whole
 from launcher.checkpoint.verify import Verified, verify_files, verifying_bytes
+from launcher.common.atomic import write_atomic
+from launcher.common.peak_memory import peak_so_far
 from launcher.errors import CheckpointError, SpecError
-from launcher.installed import installed
-from launcher.peak_memory import peak_so_far
+from launcher.models import names
+from launcher.upstream.installed import installed
 
 MINDSPORE, HF, PEFT = "mindspore", "hf", "peft"
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoint import names
 from launcher.checkpoint.dtypes import FLOATS
 from launcher.checkpoint.tensors import Whole
 from launcher.checkpoint.verify import check_architecture
 from launcher.errors import CheckpointError
+from launcher.models import names
 
 _Shapes = Mapping[str, tuple[int, ...]]
 _MOMENTS = ("adam_m.", "adam_v.")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.checkpoint import names
 from launcher.checkpoint.gather import OpenShards, gather, read_stages
 from launcher.checkpoint.layout import LayoutError, Shape, boxes
 from launcher.checkpoint.shards import FULL, find_shards
@@ -15,6 +14,7 @@ from launcher.checkpoint.split import SplitPlan, layout_of, stage_of
 from launcher.checkpoint.strategy import Layout, Stages
 from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
+from launcher.models import names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.checkpoint import names
 from launcher.checkpoint.folder import check_target, only_new, sync_file, whole_folder
 from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, optimizer_cuts, slice_shape
@@ -17,6 +16,7 @@ from launcher.checkpoint.stream import plan_file, write_file
 from launcher.checkpoint.tensorfile import SAFETENSORS, Entry, TensorFile
 from launcher.checkpoint.tensors import Output, Piece, Whole
 from launcher.errors import CheckpointError
+from launcher.models import names
 
 # Axis that tensor parallel cuts, by MindFormers' layer names (mindformers 1.9.0, models/llama, shard() methods).
 # The embedding and the head stay whole unless cut_vocabulary asks (MindFormers: vocab_emb_dp False).

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.checkpoint.names import GLOBAL_STEP
 from launcher.checkpoint.shards import TRAINABLE, UNNUMBERED, Moment, Shards, moment_text, ranks_text
 from launcher.checkpoint.tensorfile import DamagedFile, TensorFile, is_whole
 from launcher.errors import CheckpointError
+from launcher.models.names import GLOBAL_STEP
 
 # Up to this many ranks are all asked for their step; of more as many, spread evenly, unless all are to be read.
 _MAX_ASKED = 128

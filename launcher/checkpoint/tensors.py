@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from launcher.checkpoint import names
 from launcher.checkpoint.dtypes import FLOATS, Array, item_size, numpy_dtype
 from launcher.checkpoint.layout import Box
 from launcher.checkpoint.tensorfile import Entry, TensorFile, byte_view
+from launcher.models import names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

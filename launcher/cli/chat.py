@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from launcher.cli.inference import find, generation_spec, model_options, sampling_options
-from launcher.cli.options import Text
+from launcher.cli.options.common import Text
+from launcher.cli.options.model import find, generation_spec, model_options, sampling_options
 
 
 @click.command()
@@ -32,7 +32,7 @@ def chat(reference: str, **options: Any) -> None:
 def _chat(reference: str, interrupted: Callable[[], bool], options: dict[str, Any]) -> None:
     from launcher.inference.chatting import Chat, Conversation, read_line
     from launcher.inference.session import Session
-    from launcher.quiet import quiet
+    from launcher.upstream.quiet import quiet
 
     session = Session(find(reference, options), batch_size=1, device_id=options["device_id"])
     template = session.template

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from launcher.cli.options import set_option
+from launcher.cli.options.common import set_option
 
 _FILE = click.Path(path_type=Path)
 _check_option = click.option("--check", type=_FILE, metavar="FILE", help="Fail when FILE is not up to date.")
@@ -33,7 +33,7 @@ def new(name: str, preset: str, force: bool) -> None:
     \b
     launcher config new mine --preset llama2_7b
     """
-    from launcher import configs
+    from launcher.control import configs
 
     path = configs.write_new(name, preset, force=force)
     click.echo(f"Wrote {path}: fill in data.train, model.checkpoint and model.tokenizer.")
@@ -47,8 +47,8 @@ def list_configs() -> None:
     \b
     launcher config list
     """
-    from launcher import configs
-    from launcher.cli.drawing import print_table
+    from launcher.cli.output.tables import print_table
+    from launcher.control import configs
 
     print_table(("NAME", "MODEL", "TRAINS", "FILE"), configs.table())
 
@@ -60,8 +60,8 @@ def presets() -> None:
     \b
     launcher config presets
     """
-    from launcher import configs
-    from launcher.cli.drawing import print_table
+    from launcher.cli.output.tables import print_table
+    from launcher.control import configs
 
     print_table(
         ("PRESET", "PARAMETERS", "LAYERS", "HIDDEN", "HEADS", "VOCABULARY", "CONTEXT", "SOURCE"), configs.models()
@@ -78,8 +78,9 @@ def show(spec: str, origin: bool, sets: tuple[str, ...]) -> None:
     \b
     launcher config show llama_7b_lora --origin --set lora.r=8
     """
-    from launcher.spec import load_source, parse_sets, parse_spec
-    from launcher.spec.showing import show as text_of
+    from launcher.runspec.checking import load_source, parse_spec
+    from launcher.runspec.layers import parse_sets
+    from launcher.runspec.showing import show as text_of
 
     source = load_source(spec, parse_sets(sets))
     click.echo(text_of(parse_spec(source), source, origins=origin))
@@ -97,8 +98,9 @@ def check(specs: tuple[str, ...], sets: tuple[str, ...]) -> None:
     launcher config check mine.yaml llama_7b_lora
     """
     from launcher.errors import DataError, SpecError
-    from launcher.inputs import check_tokenizer
-    from launcher.spec import load_spec, parse_sets
+    from launcher.plan.inputs import check_tokenizer
+    from launcher.runspec.checking import load_spec
+    from launcher.runspec.layers import parse_sets
 
     overrides, failed = parse_sets(sets), []
     for name in specs:
@@ -123,8 +125,8 @@ def schema(check: Path | None) -> None:
     \b
     launcher config schema > configs/run.schema.json
     """
-    from launcher import configs
-    from launcher.spec.schema import schema_text
+    from launcher.control import configs
+    from launcher.runspec.schema import schema_text
 
     if check:
         configs.check_text(schema_text(), check, "launcher config schema")
@@ -141,8 +143,8 @@ def reference(check: Path | None, update: Path | None) -> None:
     \b
     launcher config reference --update README.md
     """
-    from launcher import configs
-    from launcher.spec.schema import reference as text
+    from launcher.control import configs
+    from launcher.runspec.schema import reference as text
 
     if update:
         configs.update_reference(update)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options import Seconds, job_argument, jobs_dir_option, lang_option
+from launcher.cli.options.common import Seconds, job_argument, jobs_dir_option, lang_option
 
 if TYPE_CHECKING:
     from launcher.jobs import JobPaths, JobRecord
@@ -26,7 +26,7 @@ def attach(job: str, jobs_dir: Path) -> None:
     \b
     launcher attach last
     """
-    from launcher.follow import noted_signals
+    from launcher.control.follow import noted_signals
     from launcher.jobs import JobStore
 
     with noted_signals() as signals:
@@ -36,8 +36,8 @@ def attach(job: str, jobs_dir: Path) -> None:
 def _follow(
     paths: JobPaths, record: JobRecord, signals: list[int], guard: subprocess.Popen[bytes] | None = None
 ) -> None:
-    from launcher.cli import show
-    from launcher.cli.following import follow_to_end
+    from launcher.cli.output import show
+    from launcher.cli.output.following import follow_to_end
     from launcher.jobs import loss_rank, planned_steps
 
     with show.Progress(planned_steps(paths), loss_rank(paths, record.cards)) as progress:
@@ -57,9 +57,9 @@ def stop(job: str, save: bool, grace_s: float | None, jobs_dir: Path) -> None:
     \b
     launcher stop last --save
     """
-    from launcher.cli import show
+    from launcher.cli.output import show
+    from launcher.control.stop import stop_job
     from launcher.jobs import JobStore
-    from launcher.stopping import stop_job
 
     record = stop_job(*JobStore(jobs_dir).get(job), save=save, grace_s=grace_s)
     click.echo(show.stopped(record, save=save))
@@ -78,7 +78,7 @@ def resume(job: str, detach: bool, jobs_dir: Path) -> None:
     \b
     launcher resume last
     """
-    from launcher.follow import noted_signals
+    from launcher.control.follow import noted_signals
     from launcher.jobs import JobStore
 
     paths, record = JobStore(jobs_dir).get(job)
@@ -87,9 +87,9 @@ def resume(job: str, detach: bool, jobs_dir: Path) -> None:
 
 
 def _resume(paths: JobPaths, record: JobRecord, signals: list[int], *, detach: bool) -> None:
-    from launcher import starting
+    from launcher.control import start
 
-    paths, guard = starting.begin_again(paths, record)
+    paths, guard = start.begin_again(paths, record)
     if record.where.get("kind") == "kubernetes":
         click.echo("Its pods will go on from the newest step that is complete on all ranks.", err=detach)
         click.echo(f"Next: kubectl replace --force -f {paths.root / 'kubernetes.yaml'}", err=detach)
@@ -114,7 +114,7 @@ def _from_where(paths: JobPaths, *, queued: bool) -> str:
 
 
 def _moment(paths: JobPaths) -> str:
-    from launcher.resume import saved_moments
+    from launcher.plan.resume import saved_moments
 
     ((epoch, step),) = saved_moments(paths.resume / "rank_0")
     return f"epoch {epoch}, step {step} of it"

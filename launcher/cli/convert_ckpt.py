@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from launcher.cli.interruption import interruptible
 from launcher.cli.merge_ckpt import DEFAULT_SHARD_SIZE, parse_size, progress
+from launcher.cli.output.interruption import interruptible
 from launcher.errors import SpecError
 
 _PATH = click.Path(path_type=Path)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from launcher.cli.interruption import interruptible
+from launcher.cli.output.interruption import interruptible
 from launcher.data import outputs
 from launcher.data.templates import DEFAULT
 

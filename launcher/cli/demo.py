@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from launcher.cli.options import jobs_dir_option
+from launcher.cli.options.common import jobs_dir_option
 
 
 @click.command()
@@ -24,6 +24,6 @@ def demo(folder: Path, jobs_dir: Path) -> None:
     \b
     launcher demo
     """
-    from launcher.demo import Demo, next_folder
+    from launcher.control.demo import Demo, next_folder
 
     Demo(folder=next_folder(folder), jobs_dir=jobs_dir, echo=click.echo).run()

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from launcher.cli.drawing import print_table
-from launcher.cluster import KINDS
-from launcher.discover import Card, HostReport, cpu_device_count, look_around
+from launcher.cli.output.tables import print_table
+from launcher.cluster.discover import Card, HostReport, cpu_device_count, look_around
+from launcher.cluster.model import KINDS
 
 
 @click.command()

@@ -65,12 +65,12 @@ def _needs(
 
     needs = JobNeeds(cards=cards, folder=jobs_dir, scheduler_port=port)
     if spec is not None:
-        from launcher.spec import load_spec
+        from launcher.runspec.checking import load_spec
 
         needs = needs_of_spec(load_spec(spec), cards=cards, folder=jobs_dir, port=port)
     if inventory is None:
         return needs
-    from launcher.inventory import load_inventory
+    from launcher.cluster.inventory import load_inventory
 
     try:
         return replace(needs, hosts=load_inventory(inventory))

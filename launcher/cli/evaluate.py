@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.inference import given, model_choices
+from launcher.cli.options.model import given, model_choices
 
 if TYPE_CHECKING:
     from launcher.inference.evaluation import HeldOut, Score
@@ -47,11 +47,11 @@ def evaluate(references: tuple[str, ...], **options: Any) -> None:
 
 
 def _evaluate(references: tuple[str, ...], interrupted: Callable[[], bool], options: dict[str, Any]) -> None:
+    from launcher.common.rendering import write_atomic
     from launcher.data.info import read_info
     from launcher.errors import DataError
     from launcher.inference import evaluation
-    from launcher.quiet import quiet
-    from launcher.render import write_atomic
+    from launcher.upstream.quiet import quiet
 
     if options["data"] and not read_info(options["data"]):
         raise DataError(f"{options['data']} does not exist or is no dataset", hint="launcher data preprocess makes one")
@@ -91,7 +91,7 @@ def _evaluate(references: tuple[str, ...], interrupted: Callable[[], bool], opti
 
 
 def _print(rows: HeldOut, scores: Sequence[Score], difference: dict[str, Any] | None) -> None:
-    from launcher.cli.drawing import print_table
+    from launcher.cli.output.tables import print_table
 
     tokens, asked = len(scores[0].losses), len(scores[0].right)
     click.echo(f"{rows.path}: {len(rows.ids)} rows, {tokens} learnt tokens, {asked} questions with a number")

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from launcher.cli.inference import find, generation_spec, model_options, sampling_options
-from launcher.cli.options import Text
+from launcher.cli.options.common import Text
+from launcher.cli.options.model import find, generation_spec, model_options, sampling_options
 
 
 @click.command()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options import job_argument, jobs_dir_option, lang_option
+from launcher.cli.options.common import job_argument, jobs_dir_option, lang_option
 
 if TYPE_CHECKING:
-    from launcher.logs import Source
+    from launcher.jobs.logs import Source
 
 
 _FORMAT = click.option(
@@ -31,7 +31,7 @@ def list_jobs(state: str | None, name: str | None, form: str, jobs_dir: Path) ->
     launcher jobs --state running,failed
     launcher jobs --format json
     """
-    from launcher.cli import show
+    from launcher.cli.output import show
     from launcher.jobs import JobStore, select_jobs
 
     store = JobStore(jobs_dir)
@@ -51,18 +51,18 @@ def status(job: str, watch: bool, form: str, jobs_dir: Path) -> None:
     \b
     launcher status last --watch
     """
-    from launcher.cli import show
+    from launcher.cli.output import show
     from launcher.jobs import JobStore
 
     store = JobStore(jobs_dir)
     paths, record = store.get(job)
     if watch:
-        from launcher.cli.watching import watch_job
+        from launcher.cli.output.live import watch_job
 
         with suppress(KeyboardInterrupt):
             watch_job(store, record.job_id)
         return
-    from launcher.follow import ask_scheduler
+    from launcher.control.follow import ask_scheduler
 
     record = ask_scheduler(record)
     click.echo(show.jobs_json([(paths, record)]) if form == "json" else show.status(paths, record))
@@ -95,7 +95,7 @@ def logs(
     """
     from launcher.errors import JobError
     from launcher.jobs import JobStore, read_record
-    from launcher.logs import Wanted, follow_logs, parse_ranks, parse_since, print_logs
+    from launcher.jobs.logs import Wanted, follow_logs, parse_ranks, parse_since, print_logs
 
     paths, record = JobStore(jobs_dir).get(job)
     if attempt and attempt > record.attempt:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.interruption import interruptible
-from launcher.cli.options import job_argument, jobs_dir_option
+from launcher.cli.options.common import job_argument, jobs_dir_option
+from launcher.cli.output.interruption import interruptible
 from launcher.errors import SpecError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
         return
     from launcher.checkpoint.folder import check_target
     from launcher.checkpoint.merge import merge, plan_merge
-    from launcher.merging import default_output
+    from launcher.checkpoint.of_job import default_output
 
     options = _options(given)
     target = given["output"] or default_output(source, options)
@@ -120,7 +120,7 @@ def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
 
 def _source(reference: str, jobs_dir: Path, given: dict[str, Any]) -> Source:
     """The job or folder that is meant; what the options say of it comes before what it knows itself."""
-    from launcher.merging import read_model
+    from launcher.checkpoint.of_job import read_model
 
     source = _found(reference, jobs_dir)
     said = {key: given[key] for key in ("strategy", "tokenizer", "base") if given[key]}
@@ -138,7 +138,7 @@ def _found(reference: str, jobs_dir: Path) -> Source:
         from launcher.checkpoint.merge import Source
 
         return Source(name=str(folder.absolute()), folder=folder)
-    from launcher.merging import job_source
+    from launcher.checkpoint.of_job import job_source
 
     store = JobStore(folder.absolute().parent if is_job else jobs_dir)
     return job_source(*store.get(folder.absolute().name if is_job else reference))

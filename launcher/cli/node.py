@@ -36,7 +36,7 @@ def node(
     """
     from launcher.errors import JobError
     from launcher.jobs import JobPaths
-    from launcher.nodes.agent import AgentOptions, run_agent
+    from launcher.supervise.multinode.agent import AgentOptions, run_agent
 
     paths = JobPaths(root=job.absolute())
     needed = job if target else paths.launch
@@ -46,16 +46,16 @@ def node(
             hint="mount it at the same place on all hosts, or pass --jobs-dir",
         )
     if target:
-        from launcher.nodes.register import register
+        from launcher.schedulers.registration import register
 
         click.echo(json.dumps(register(target).to_dict()))
         return
     if lead:
-        from launcher.nodes.leading import lead as lead_job
+        from launcher.supervise.multinode.leading import lead as lead_job
 
         raise SystemExit(lead_job(paths))
     if first_leads and _own_rank(node_rank) == 0:
-        from launcher.nodes.leading import lead_and_be_an_agent
+        from launcher.supervise.multinode.leading import lead_and_be_an_agent
 
         raise SystemExit(lead_and_be_an_agent(paths))
     options = AgentOptions(node_rank=_own_rank(node_rank), attempt=attempt, watch_stdin=watch_stdin)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options import jobs_dir_option, set_option
+from launcher.cli.options.common import jobs_dir_option, set_option
 from launcher.engines.base import Command
 
 if TYPE_CHECKING:
-    from launcher.planning import Sketch
+    from launcher.control.preview import Sketch
 
 
 @click.command()
@@ -47,12 +47,12 @@ def plan(
     \b
     launcher plan llama_7b_lora --cards 8 --kind A2
     """
-    from launcher import planning, simulation
-    from launcher.submission import overrides
+    from launcher.control import preview, simulation
+    from launcher.control.prepare import overrides
 
-    cluster = planning.cluster_for(cards, kind, inventory)
+    cluster = preview.cluster_for(cards, kind, inventory)
     made_up = kind is not None and inventory is None
-    sketch = planning.sketch(spec, cluster, overrides(sets, checkpoint), jobs_dir, made_up=made_up)
+    sketch = preview.sketch(spec, cluster, overrides(sets, checkpoint), jobs_dir, made_up=made_up)
     click.echo(json.dumps(sketch.to_dict(), ensure_ascii=False, indent=1) if form == "json" else text(sketch))
     if sim:
         click.echo(simulation.run(sketch.plan).describe(), err=form == "json")
@@ -65,8 +65,8 @@ def text(sketch: Sketch) -> str:
 
 
 def _head(sketch: Sketch) -> list[str]:
-    from launcher.memory import lora_count, parameter_count
-    from launcher.settle import name_degrees
+    from launcher.plan.degrees import name_degrees
+    from launcher.plan.memory import lora_count, parameter_count
 
     plan = sketch.plan
     spec, model = plan.spec, plan.spec.model
@@ -97,7 +97,7 @@ _SHOWN_GROUPS = 4
 
 
 def _nodes(sketch: Sketch) -> list[str]:
-    from launcher.planning import groups, node_commands
+    from launcher.control.preview import groups, node_commands
 
     plan = sketch.plan
     lines = ["ranks, hosts, devices"]
@@ -134,7 +134,7 @@ def _span(ranks: tuple[int, ...]) -> str:
 
 
 def _memory(sketch: Sketch) -> list[str]:
-    from launcher.memory import GIB
+    from launcher.plan.memory import GIB
 
     need = sketch.plan.memory
     if need is None:

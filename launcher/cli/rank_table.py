@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from launcher.cli.drawing import print_table
-from launcher.cluster import KINDS, Cluster
+from launcher.cli.output.tables import print_table
+from launcher.cluster.model import KINDS, Cluster
+from launcher.cluster.rank_table.lint import load_table
+from launcher.cluster.rank_table.problems import Problem, Report
+from launcher.cluster.rank_table.table import Table, table_of
+from launcher.cluster.rank_table.values import spans
 from launcher.errors import HostError, SpecError
-from launcher.rank_table.lint import load_table
-from launcher.rank_table.problems import Problem, Report
-from launcher.rank_table.table import Table, table_of
-from launcher.rank_table.values import spans
 
 _FILE = click.Path(path_type=Path)
 _FEW_RANKS = 64
@@ -62,7 +62,7 @@ def make(
     launcher rank-table make -i rank_tables/2x8.yaml
     launcher rank-table make --devices 4-7 -o four.json
     """
-    from launcher.rank_table.select import select
+    from launcher.cluster.rank_table.select import select
 
     if inventory is not None and address is not None:
         raise SpecError("--address is for this host, and --inventory names the hosts", hint="leave one of them out")
@@ -89,16 +89,16 @@ _ORDER_TEXT = {
 
 def _cluster(inventory: Path | None, address: str | None) -> Cluster:
     if inventory is not None:
-        from launcher.inventory import load_inventory
+        from launcher.cluster.inventory import load_inventory
 
         return load_inventory(inventory)
-    from launcher.discover import host_cluster, look_around
+    from launcher.cluster.discover import host_cluster, look_around
 
     return host_cluster(look_around(), address=address or _own_address())
 
 
 def _own_address() -> str:
-    from launcher.discover.address import own_address
+    from launcher.cluster.discover.address import own_address
 
     found = own_address()
     if found is None:
@@ -107,7 +107,7 @@ def _own_address() -> str:
 
 
 def _finish(table: Table, target: Path, *, force: bool, kind: str | None, order: str) -> None:
-    from launcher.rank_table.make import checked_text, write_table
+    from launcher.cluster.rank_table.make import checked_text, write_table
 
     to_screen = str(target) == "-"
     text, report = checked_text(table, "rank_table.json" if to_screen else target.name, kind=kind)
@@ -154,8 +154,8 @@ def check(ctx: click.Context, files: tuple[Path, ...], style: str, kind: str | N
 def _reports(files: tuple[Path, ...], *, against_host: bool) -> list[Report]:
     host = None
     if against_host:
-        from launcher.discover import look_around
-        from launcher.rank_table.against_host import compare_with_host
+        from launcher.cluster.discover import look_around
+        from launcher.cluster.rank_table.against_host import compare_with_host
 
         host = look_around()
     reports = []
@@ -238,7 +238,7 @@ def show(file: Path, by: str | None, style: str) -> None:
     \b
     launcher rank-table show rank_tables/2x8.json
     """
-    from launcher.rank_table.view import BREAKING, Entry, entries
+    from launcher.cluster.rank_table.view import BREAKING, Entry, entries
 
     document, report = load_table(file)
     if document is None or BREAKING & set(report.counts):
@@ -304,7 +304,7 @@ def merge(files: tuple[Path, ...], order: str, output: Path | None, force: bool)
     \b
     launcher rank-table merge node0.json node1.json -o both.json
     """
-    from launcher.rank_table.merge import merge_files
+    from launcher.cluster.rank_table.merge import merge_files
 
     _finish(
         merge_files(list(files), order=order), _required(output, "merged.json"), force=force, kind=None,
@@ -321,8 +321,8 @@ def convert(file: Path, output: Path | None, force: bool) -> None:
     \b
     launcher rank-table convert old.json -o new.json
     """
-    from launcher.rank_table.legacy import convert_legacy
-    from launcher.rank_table.lint import is_legacy
+    from launcher.cluster.rank_table.legacy import convert_legacy
+    from launcher.cluster.rank_table.lint import is_legacy
 
     document, report = load_table(file)
     if document is None or not isinstance(document, dict) or not is_legacy(document):

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from launcher.cli.options import jobs_dir_option, set_option
-from launcher.cli.run_options import make_options, run_options
-from launcher.cli.where_options import counted_cluster
+from launcher.cli.options.common import jobs_dir_option, set_option
+from launcher.cli.options.run import make_options, run_options
+from launcher.cli.options.scheduler import counted_cluster
 
 
 @click.group()
@@ -57,15 +57,15 @@ def kubernetes(spec: str, cards: int | None, apply_it: bool, context: str | None
     launcher render kubernetes llama_7b_lora --nodes 2 --kind A2 --image registry/llm:1 \\
         --volume data:/shared --jobs-dir /shared/jobs --apply
     """
-    from launcher import submission
-    from launcher.where import kubernetes as k8s
+    from launcher.control import prepare
+    from launcher.schedulers import kubernetes as k8s
 
     jobs_dir: Path = more.pop("jobs_dir")
     draft_more = {name: more.pop(name) for name in ("checkpoint", "sets")}
     where = _where(more, cards)
     run = {name: more[name] for name in more if name not in _OWN}
     make_draft = partial(
-        submission.draft,
+        prepare.draft,
         spec,
         cards=cards,
         port=None,
@@ -109,7 +109,7 @@ _OWN = (
 
 def _where(options: dict[str, Any], cards: int | None) -> Any:
     from launcher.errors import SpecError
-    from launcher.where.kubernetes import KubernetesOptions, make_where
+    from launcher.schedulers.kubernetes import KubernetesOptions, make_where
 
     mine = f"{os.getuid()}:{os.getgid()}" if os.getuid() and os.getgid() else "1000:1000"
     user, separator, group = (options["user"] or mine).partition(":")
@@ -125,11 +125,12 @@ def _where(options: dict[str, Any], cards: int | None) -> Any:
 
 
 def _write(plan: Any, file: Any) -> None:
-    from launcher import jobs, starting
-    from launcher.atomic import write_atomic
-    from launcher.where.kubernetes import kubernetes_name
+    from launcher import jobs
+    from launcher.common.atomic import write_atomic
+    from launcher.control import start
+    from launcher.schedulers.kubernetes import kubernetes_name
 
-    record = starting.write_job(plan, plan.launch, host="")
+    record = start.write_job(plan, plan.launch, host="")
     number = kubernetes_name(plan.paths.job_id)
     note = "waits for Kubernetes"
     jobs.write_record(plan.paths, replace(record, where={"kind": "kubernetes", "id": number}, note=note))

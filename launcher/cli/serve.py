@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from launcher.cli.inference import find, generation_spec, model_options, sampling_options
-from launcher.cli.options import Seconds
+from launcher.cli.options.common import Seconds
+from launcher.cli.options.model import find, generation_spec, model_options, sampling_options
 
 
 @click.command()
@@ -34,12 +34,12 @@ def serve(reference: str, **options: Any) -> None:
     """
     import time
 
+    from launcher.inference.server.http import Limits, Service
+    from launcher.inference.server.queue import TaskQueue
+    from launcher.inference.server.server import check_address
+    from launcher.inference.server.server import serve as run
     from launcher.inference.session import Session
-    from launcher.quiet import quiet
-    from launcher.serving.http import Limits, Service
-    from launcher.serving.queue import TaskQueue
-    from launcher.serving.server import check_address
-    from launcher.serving.server import serve as run
+    from launcher.upstream.quiet import quiet
 
     token = _token(options["token_file"])
     check_address(options["host"], token)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from launcher.cli.interruption import interruptible
+from launcher.cli.output.interruption import interruptible
 from launcher.errors import SpecError
 
 _PATH = click.Path(path_type=Path)

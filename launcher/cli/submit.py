@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.options import jobs_dir_option, lang_option, set_option
-from launcher.cli.run_options import make_options, run_options
-from launcher.cli.where_options import make_where, split_options, where_options
+from launcher.cli.options.common import jobs_dir_option, lang_option, set_option
+from launcher.cli.options.run import make_options, run_options
+from launcher.cli.options.scheduler import make_where, split_options, where_options
 
 if TYPE_CHECKING:
-    from launcher.submission import Draft
+    from launcher.control.prepare import Draft
 
 
 @click.command()
@@ -52,13 +52,13 @@ def submit(
     launcher submit llama_7b_lora --where hosts --inventory rank_tables/2x8.yaml
     launcher submit llama_7b_lora --where slurm --nodes 2 --cards 16 --kind A2 --gres npu:8 --time 1-00:00
     """
-    from launcher import submission
-    from launcher.cli import show
+    from launcher.cli.output import show
+    from launcher.control import prepare
 
     place, run = split_options(more)
     where = make_where(place, cards, grace_s=run["grace_s"])
     make_draft = partial(
-        submission.draft,
+        prepare.draft,
         spec,
         cards=cards,
         checkpoint=checkpoint,
@@ -75,7 +75,7 @@ def submit(
         click.echo(show.plan(draft.plan, draft.pending))
         return
     if not no_preflight:
-        for note in submission.preflight(draft.plan, port=port):
+        for note in prepare.preflight(draft.plan, port=port):
             click.echo(note, err=True)
     if draft.pending:
         click.echo(f"Data: {draft.pending.describe()}", err=detach)
@@ -87,23 +87,23 @@ def submit(
 
 
 def _detach(draft: Draft) -> None:
-    from launcher import submission
+    from launcher.control import prepare
 
-    guard = submission.begin(draft)
+    guard = prepare.begin(draft)
     if guard:
         guard.returncode = 0  # nobody waits for it
     click.echo(draft.plan.paths.job_id)
 
 
 def _follow(draft: Draft) -> None:
-    from launcher import submission
-    from launcher.cli import show
-    from launcher.cli.following import follow_to_end
-    from launcher.follow import noted_signals
+    from launcher.cli.output import show
+    from launcher.cli.output.following import follow_to_end
+    from launcher.control import prepare
+    from launcher.control.follow import noted_signals
 
     plan = draft.plan
     with noted_signals() as signals, show.Progress(plan.steps, plan.loss_rank) as progress:
         progress.begin(plan.paths.job_id, plan.cluster.num_devices, plan.cluster.target)
-        guard = submission.begin(draft)
+        guard = prepare.begin(draft)
         record = follow_to_end(plan.paths, progress, signals, guard)
     click.echo(show.finished(plan.paths, record, progress))

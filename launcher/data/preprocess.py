@@ -28,6 +28,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from launcher import __version__
+from launcher.common.rendering import write_atomic
 from launcher.data import outputs
 from launcher.data.convert import Progress
 from launcher.data.encode import Batch, Encoder, Half, Kept, count_shared, duplicates
@@ -42,7 +43,6 @@ from launcher.data.tally import Tally
 from launcher.data.templates import get_template
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import DataError, JobCancelled
-from launcher.render import write_atomic
 
 _FORMAT = 3
 _JOURNAL_EVERY_S = 5.0

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher import __version__
+from launcher.common.rendering import write_atomic
 from launcher.data.info import stats_path
-from launcher.render import write_atomic
 
 
 def cache_root() -> Path:

@@ -27,7 +27,7 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from launcher import resources
+from launcher.common import resources
 from launcher.data.messages import Message, as_messages
 from launcher.data.tokenizer import Tokenizer
 from launcher.errors import DataError

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from launcher.errors import DataError
+from launcher.errors import DataError, SpecError
+from launcher.runspec.sections import ModelSpec
 
 # A model is a protobuf message, and bytes appended to one are merged into it: this is field 3,
 # normalizer_spec, with its field 3, add_dummy_prefix, false (sentencepiece_model.proto of SentencePiece 0.2).
@@ -455,3 +456,20 @@ def _reason(error: Exception) -> str:
 
 def _vocab_hint(error: Exception) -> str:
     return "pass a smaller --vocab-size, or more text" if "too high" in str(error) else "pass a larger --vocab-size"
+
+
+def check_special_ids(model: ModelSpec, tokenizer: Tokenizer, *, hint: str | None = None) -> None:
+    """Raise SpecError when an id in ``model`` means something else to ``tokenizer``."""
+    ids = {"bos": model.bos_token_id, "eos": model.eos_token_id, "pad": model.pad_token_id}
+    own = special_conflicts(tokenizer, **ids)
+    if own:
+        wrong = (f"model.{key} {_named(getattr(model, key), tokenizer)}" for key in own)
+        raise SpecError(
+            f"{', '.join(wrong)}; {tokenizer.info.path} has another token for it",
+            hint=hint or "set " + ", ".join(f"model.{key}: {number}" for key, number in own.items()),
+        )
+
+
+def _named(number: int, tokenizer: Tokenizer) -> str:
+    known = number < tokenizer.info.vocab_size
+    return f"is {number} ({tokenizer.piece(number)!r})" if known else f"is {number} (no piece)"

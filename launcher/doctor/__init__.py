@@ -10,10 +10,10 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-from launcher.cluster import Cluster
-from launcher.discover import local_cluster
-from launcher.discover.host import host_root, look_around
-from launcher.discover.software import read_software
+from launcher.cluster.discover import local_cluster
+from launcher.cluster.discover.host import host_root, look_around
+from launcher.cluster.discover.software import read_software
+from launcher.cluster.model import Cluster
 from launcher.doctor import cards, holders, hosts, job, software, system
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, Status, worst
 from launcher.doctor.job import needs_of_spec
@@ -100,6 +100,6 @@ def _system_checks(needs: JobNeeds, *, cards: int, ascend: bool) -> Iterator[Fin
 
 
 def _cpu_cards(needs: JobNeeds) -> int:
-    from launcher.discover import cpu_device_count
+    from launcher.cluster.discover import cpu_device_count
 
     return needs.cards or cpu_device_count()

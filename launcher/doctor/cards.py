@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from launcher.cluster import KINDS
-from launcher.discover import cpu_device_count
-from launcher.discover.hccn import HccnConf, Port, read_link
-from launcher.discover.host import Card, HostReport
-from launcher.discover.visible import Visible
+from launcher.cluster.discover import cpu_device_count
+from launcher.cluster.discover.hccn import HccnConf, Port, read_link
+from launcher.cluster.discover.host import Card, HostReport
+from launcher.cluster.discover.visible import Visible
+from launcher.cluster.model import KINDS
+from launcher.cluster.rank_table.values import spans
 from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
-from launcher.rank_table.values import spans
 
 _DOCTOR_CARDS = "launcher devices"
 

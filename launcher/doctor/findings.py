@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from launcher.cluster import Cluster
-from launcher.spec import ModelSpec
+from launcher.cluster.model import Cluster
+from launcher.runspec.sections import ModelSpec
 
 Status = Literal["pass", "warn", "fail"]
 

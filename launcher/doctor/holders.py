@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.discover.software import read_text
+from launcher.cluster.discover.software import read_text
 from launcher.doctor.findings import Finding, passed, warned
 
 

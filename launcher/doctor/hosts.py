@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from launcher.cluster import Cluster
-from launcher.discover.programs import run_program
+from launcher.cluster.discover.programs import run_program
+from launcher.cluster.model import Cluster
+from launcher.cluster.rank_table.against_host import own_names
 from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
-from launcher.rank_table.against_host import own_names
 
 # The first failing rank is found by the time of its messages: clocks must agree better than ranks fail apart.
 _SKEW_S = 1.0

@@ -6,13 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.cluster import Cluster
+from launcher.cluster.model import Cluster
+from launcher.cluster.rank_table.make import checked_text
+from launcher.cluster.rank_table.table import table_of
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, failed, passed
 from launcher.errors import CheckpointError, SpecError
-from launcher.memory import ADAM_BYTES, BYTES, lora_count, parameter_count
-from launcher.rank_table.make import checked_text
-from launcher.rank_table.table import table_of
-from launcher.spec import RunSpec
+from launcher.plan.memory import ADAM_BYTES, BYTES, lora_count, parameter_count
+from launcher.runspec.sections import RunSpec
 
 
 def check_files(needs: JobNeeds) -> Iterator[Finding]:
@@ -29,7 +29,7 @@ def check_files(needs: JobNeeds) -> Iterator[Finding]:
 
 def check_base(needs: JobNeeds) -> Iterator[Finding]:
     """The base checkpoint, where it is there, has the names, shapes and dtypes of the model. Headers alone are read."""
-    from launcher.inputs import find_base  # numpy comes with it, and help needs none
+    from launcher.plan.inputs import find_base  # numpy comes with it, and help needs none
 
     model = needs.model
     if model is None or model.checkpoint is None or not Path(model.checkpoint).exists():
@@ -112,7 +112,7 @@ def checkpoint_bytes(spec: RunSpec) -> int:
     weights = parameter_count(spec.model)
     added = lora_count(spec.model, spec.lora)
     trained = added if spec.lora else weights
-    # Left open, the format follows from the cards: 16 bits under LoRA (launcher.settle).
+    # Left open, the format follows from the cards: 16 bits under LoRA (launcher.plan.degrees).
     param_bytes = BYTES[spec.precision.params or ("float16" if spec.lora else "float32")]
     one = (weights + added) * param_bytes + trained * ADAM_BYTES
     return one * (spec.checkpoint.keep + 1)

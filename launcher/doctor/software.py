@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from launcher.discover.software import Software
+from launcher.cluster.discover.software import Software
 from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
-from launcher.versions import (
+from launcher.upstream.versions import (
     MATRIX,
     PYTHON_BELOW,
     PYTHON_FROM,
@@ -78,7 +78,9 @@ def _cann(software: Software, mindspore: str | None) -> Finding:
     wanted = for_mindspore(mindspore) if mindspore else None
     if wanted is None:
         return warned(
-            "cann", f"CANN {software.cann}; what mindspore {mindspore} wants is not known", "see launcher/versions.py"
+            "cann",
+            f"CANN {software.cann}; what mindspore {mindspore} wants is not known",
+            "see launcher/upstream/versions.py",
         )
     if same_release(software.cann, wanted.cann):
         return passed("cann", f"CANN {software.cann}, which mindspore {mindspore} was built for")

@@ -9,9 +9,9 @@ import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from launcher.discover.software import read_text
+from launcher.cluster.discover.software import read_text
+from launcher.common.ports import is_free
 from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
-from launcher.network import is_free
 
 # HCCL listens on this many ports from HCCL_IF_BASE_PORT (HCCL user guide, hccl_env).
 _HCCL_PORTS = 32

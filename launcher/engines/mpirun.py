@@ -3,7 +3,7 @@
 On Ascend, MindSpore finds its ranks through MPI itself and moves data by HCCL; no scheduler, and RANK_TABLE_FILE must
 be unset (tutorials, parallel/mpirun.md). On CPU there is no device collective under MPI ("Failed to initialize
 communication library on device side"): there mpirun only spawns, and the worker maps what Open MPI says of a rank to
-MindSpore's dynamic cluster (see ``launcher.worker``), whose scheduler runs beside it.
+MindSpore's dynamic cluster (see ``launcher.worker.main``), whose scheduler runs beside it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.checkpoint import names
 from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.huggingface import peft_name
 from launcher.checkpoint.lora import read_single_scale
@@ -19,6 +18,7 @@ from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
 from launcher.inference.weights import Tensors, expected_shapes
 from launcher.jobs import is_job_folder
+from launcher.models import names
 
 if TYPE_CHECKING:
     from launcher.inference.sources import Model

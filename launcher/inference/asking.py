@@ -14,7 +14,7 @@ from launcher.inference.provenance import made_with
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Answer, Prepared, Question, Session
 from launcher.inference.writing import InOrder, OutputFile, locked, to_json, to_text
-from launcher.quiet import quiet
+from launcher.upstream.quiet import quiet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from launcher.errors import DataError, LauncherError
 from launcher.inference.interrupts import let_through
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Prepared, Question, Session
-from launcher.quiet import quiet
+from launcher.upstream.quiet import quiet
 
 HELP = """\
 /reset          forget the conversation

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.data.sample_set import cache_root
-from launcher.installed import installed
+from launcher.upstream.installed import installed
 
 _GRAPH_SOURCE = Path(__file__).with_name("cached.py")
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from launcher.checkpoint import names
 from launcher.checkpoint.tensors import Fold
 from launcher.data.info import read_info
 from launcher.data.mindrecord import read_row
@@ -30,6 +29,7 @@ from launcher.inference.sources import Given, Model, as_job, find_model, job_ste
 from launcher.inference.transcript import Transcript
 from launcher.inference.weights import Tensors
 from launcher.jobs import JobPaths
+from launcher.models import names
 
 BASE, ADAPTED, MERGED, OTHER = "base", "base + adapter", "merged", "model"
 

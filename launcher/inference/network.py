@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from launcher.bare_packages import package_folder, put_bare
-from launcher.checkpoint import names
 from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.errors import HostError, LauncherError
 from launcher.inference.compiled import graph_program
 from launcher.inference.sources import Model
 from launcher.inference.weights import Tensors, read, whole_array
-from launcher.spec import ModelSpec
+from launcher.models import names
+from launcher.runspec.sections import ModelSpec
+from launcher.upstream.bare_packages import package_folder, put_bare
 
 # Their __init__ import trainers, datasets (Hugging Face's), metrics (nltk, scipy): half of the time that importing
 # mindformers takes. LLaMA's modules use none of it. Tried with mindformers 1.9.0.
@@ -31,7 +31,7 @@ _BLOCK = 16
 
 def target() -> str:
     """What this host computes on: "Ascend" or "CPU"."""
-    from launcher.discover import ascend_device_ids
+    from launcher.cluster.discover import ascend_device_ids
 
     return "Ascend" if ascend_device_ids() else "CPU"
 
@@ -73,7 +73,7 @@ def build(model: Model, *, batch_size: int, device_id: int | None = None, increm
             _add_lora(network, tensors)
         _fill(network, tensors, config["param_init_type"])
     if device == "CPU":
-        from launcher.cpu_backend import prepare_generation
+        from launcher.upstream.cpu import prepare_generation
 
         prepare_generation(network)
     lora = {"layers": sorted(tensors.adapters), "scale": tensors.scale, "r": tensors.rank} if tensors.adapters else None
@@ -125,8 +125,8 @@ def _set_context(mindformers: Any, device: str, device_id: int | None) -> None:
 
 def has_bfloat16() -> bool:
     """Whether the cards of this host compute in bfloat16; taken for granted where their kind is not known."""
-    from launcher.cluster import KINDS
-    from launcher.discover import local_cluster
+    from launcher.cluster.discover import local_cluster
+    from launcher.cluster.model import KINDS
 
     kind = local_cluster().kind
     return kind is None or KINDS[kind].bfloat16

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from launcher.cluster.discover import ascend_device_ids
 from launcher.data.messages import Message
 from launcher.data.templates import ChatTemplate, template_names
-from launcher.data.tokenizer import Tokenizer, load_tokenizer
-from launcher.discover import ascend_device_ids
+from launcher.data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from launcher.errors import DataError, HostError, JobCancelled, SpecError
 from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.sources import Model, own_chat_template
 from launcher.inference.transcript import Transcript
-from launcher.inputs import check_special_ids
 
 DEFAULT_BATCH = 8
 

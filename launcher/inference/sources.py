@@ -17,7 +17,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from launcher.checkpoint import names
 from launcher.checkpoint.convert import open_model
 from launcher.checkpoint.folder import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS
 from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config, generation_section
@@ -32,7 +31,8 @@ from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
 from launcher.inference.weights import OpenTensors, Tensors, check
 from launcher.jobs import JobPaths, JobRecord, JobStore, is_job_folder
-from launcher.spec import GenerationSection, ModelSpec
+from launcher.models import names
+from launcher.runspec.sections import GenerationSection, ModelSpec
 
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -166,7 +166,7 @@ def job_step(paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool
 
     Raises CheckpointError when no step is complete, JobError when the job is running.
     """
-    from launcher.merging import job_source
+    from launcher.checkpoint.of_job import job_source
 
     source = job_source(paths, record)
     with ExitStack() as stack:

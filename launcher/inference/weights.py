@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from launcher.checkpoint import names
 from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.checkpoint.tensors import Output, Whole
 from launcher.errors import CheckpointError
-from launcher.spec import ModelSpec
+from launcher.models import names
+from launcher.runspec.sections import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)

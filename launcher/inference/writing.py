@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.common.rendering import write_atomic
 from launcher.errors import DataError, HostError, JobCancelled
 from launcher.inference.provenance import differences
 from launcher.inference.session import Answer
-from launcher.render import write_atomic
 
 _MADE_WITH = "made_with"
 _BEGIN = b'{"id": '  # of every line

@@ -15,20 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher import jobs
-from launcher.atomic import write_atomic
+from launcher.common.atomic import write_atomic
+from launcher.common.processes import ProcessId, descendants, die_with_parent, kill_descendants, reap
 from launcher.engines import ENGINES
 from launcher.engines.base import FOREIGN, Program
-from launcher.events import EventReader, read_position
 from launcher.jobs import JobPaths
-from launcher.launch import HANG_FACTOR, MIN_HANG_TIMEOUT_S, Launch
-from launcher.logs import tail
-from launcher.oom import OomWatch
-from launcher.processes import ProcessId, descendants, die_with_parent, kill_descendants, reap
+from launcher.jobs.events import EventReader, read_position
+from launcher.jobs.logs import tail
+from launcher.jobs.verdict import Verdict
+from launcher.plan.launch import HANG_FACTOR, MIN_HANG_TIMEOUT_S, Launch
 from launcher.supervise.early import EarlyRanks
+from launcher.supervise.oom import OomWatch
 from launcher.supervise.signals import Asked, StopRequest
 from launcher.supervise.stacks import dump_stacks
+from launcher.supervise.verdict import Findings, find_verdict, signal_name
 from launcher.supervise.watch import ENGINE_LEAVES_S, SCHEDULER, SCHEDULER_FOLLOWS_S, Failure, Watch
-from launcher.verdict import Findings, Verdict, find_verdict, signal_name
 
 # Reports of ranks are read this often; ends of processes wake the supervisor at once.
 TICK_S = 0.1

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from launcher.common.processes import ProcessId, children, environment_of
 from launcher.engines.base import Told
-from launcher.processes import ProcessId, children, environment_of
 from launcher.supervise.watch import SCHEDULER
 
 # The variable that names a rank in its process, by engine.

@@ -11,11 +11,12 @@ import signal
 from dataclasses import replace
 
 from launcher import jobs
+from launcher.common.processes import ProcessId, adopt_orphans, die_with_parent, kill_descendants
+from launcher.common.signals import Forwarding
 from launcher.errors import JobFailed
 from launcher.jobs import JobPaths, JobRecord
-from launcher.processes import ProcessId, adopt_orphans, die_with_parent, kill_descendants
-from launcher.supervise.signals import PASSED_ON, Forwarding
-from launcher.verdict import lost_verdict, signal_name
+from launcher.supervise.signals import PASSED_ON
+from launcher.supervise.verdict import lost_verdict, signal_name
 
 
 def guard(paths: JobPaths) -> int:

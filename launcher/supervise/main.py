@@ -13,20 +13,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from launcher import jobs
+from launcher.cluster.locks import hold, wait_and_hold
+from launcher.common.processes import ProcessId, adopt_orphans
 from launcher.errors import JobFailed, LauncherError
-from launcher.jobs import JobPaths, JobRecord
-from launcher.launch import Launch, read_launch
-from launcher.locks import hold, wait_and_hold
-from launcher.processes import ProcessId, adopt_orphans
-from launcher.resume import prepare_attempt
+from launcher.jobs import REQUEUED, JobPaths, JobRecord
+from launcher.jobs.verdict import Verdict
+from launcher.plan.launch import Launch, read_launch
+from launcher.plan.resume import prepare_attempt
 from launcher.supervise.attempt import Attempt, Outcome
 from launcher.supervise.cards import wait_until_free
 from launcher.supervise.signals import Asked, asked_to_stop
+from launcher.supervise.verdict import Findings, find_verdict
 from launcher.supervise.watch import Failure, Watch
-from launcher.verdict import Findings, Verdict, find_verdict
 
 if TYPE_CHECKING:
-    from launcher.nodes.lead import Lead
+    from launcher.supervise.multinode.lead import Lead
 
 _RESERVE_BYTES = 64 << 10
 
@@ -38,10 +39,6 @@ def supervise(paths: JobPaths, guard: ProcessId) -> int:
     record = replace(record, supervisor=ProcessId.current(), guard=guard)
     with asked_to_stop() as asked:
         return Supervisor(paths.of_attempt(record.attempt), read_launch(paths), record, asked).run()
-
-
-# The exit code of a supervisor whose job goes on later (sysexits.h, EX_TEMPFAIL).
-REQUEUED = 75
 
 
 class Supervisor:
@@ -69,7 +66,7 @@ class Supervisor:
     def _put_off(self, outcome: Outcome) -> bool:
         """Leave the job to its scheduler, which runs it again. What is to be known must be written before it is told:
         it ends this process."""
-        from launcher.where.slurm import requeue
+        from launcher.schedulers.slurm import requeue
 
         saved = "" if outcome.saved_step is None else f"; saved at step {outcome.saved_step}"
         before = self.record
@@ -114,7 +111,7 @@ class Supervisor:
         """On this host, or led from here on several."""
         if not self.launch.nodes:
             return Attempt(self.paths, self.launch, self.asked, self._tell)
-        from launcher.nodes.lead import Lead
+        from launcher.supervise.multinode.lead import Lead
 
         return Lead(self.paths, self.launch, self.asked, self._tell)
 

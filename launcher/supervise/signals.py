@@ -21,28 +21,6 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PASSED_ON: Mapping[int, int] = {number: signal.SIGRTMIN + 1 + index for index, number in enumerate(STOP_SIGNALS)}
 
 
-class Forwarding:
-    """Signals to this process go to its child until that has ended; later ones do nothing.
-
-    ``numbers``: what comes as which signal. The child's pid is signalled only while it cannot belong to another.
-    """
-
-    def __init__(self, child: int, numbers: Mapping[int, int]) -> None:
-        self._child, self._numbers, self._alive = child, numbers, True
-        for number in numbers:
-            signal.signal(number, self._pass_on)
-
-    def _pass_on(self, signum: int, _frame: FrameType | None) -> None:
-        if self._alive:
-            os.kill(self._child, self._numbers[signum])
-
-    def wait(self) -> int:
-        """Wait for the child's end and return its exit code, -N for a signal."""
-        os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)
-        self._alive = False
-        return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
-
-
 @dataclass(frozen=True, kw_only=True)
 class StopRequest:
     """``save``: a checkpoint first. ``grace_s``: from TERM to KILL."""

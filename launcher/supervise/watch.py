@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.processes import ProcessId
+from launcher.common.processes import ProcessId
 
 SCHEDULER = "scheduler"
 

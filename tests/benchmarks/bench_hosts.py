@@ -28,9 +28,9 @@ import psutil  # noqa: E402
 
 from launcher import jobs  # noqa: E402
 from launcher.jobs import JobPaths  # noqa: E402
-from launcher.launch import Launch, Limits, NodePlace, RankPlace  # noqa: E402
-from launcher.nodes.lead import Lead  # noqa: E402
-from launcher.nodes.slate import Slate, read_slate  # noqa: E402
+from launcher.plan.launch import Launch, Limits, NodePlace, RankPlace  # noqa: E402
+from launcher.supervise.multinode.lead import Lead  # noqa: E402
+from launcher.supervise.multinode.slate import Slate, read_slate  # noqa: E402
 from launcher.supervise.signals import asked_to_stop  # noqa: E402
 
 RANKS_A_HOST = 8

@@ -35,7 +35,7 @@ from pathlib import Path
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Session
 from launcher.inference.sources import find_model
-from launcher.quiet import quiet
+from launcher.upstream.quiet import quiet
 sys.path.insert(0, {benchmarks!r})
 from reference_infer import PROMPTS
 session = Session(find_model(sys.argv[1], Path("jobs")), batch_size=8)
@@ -120,9 +120,9 @@ def make_model(folder: Path) -> Path:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from launcher.checkpoint.names import shapes_of
     from launcher.data.sample import sample_lines
     from launcher.data.tokenizer import train_tokenizer
+    from launcher.models.names import shapes_of
 
     folder.mkdir(parents=True)
     random = np.random.default_rng(1)

@@ -14,8 +14,8 @@ import subprocess
 import sys
 from typing import Any
 
-from launcher.memory import estimate
-from launcher.spec import RunSpec
+from launcher.plan.memory import estimate
+from launcher.runspec.sections import RunSpec
 
 BASE = {"batch_size": 4, "seq_length": 256, "vocab_size": 2000, "num_layers": 4}
 CHANGES = ({"batch_size": 8}, {"num_layers": 8}, {"seq_length": 512}, {"vocab_size": 16000})

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.checkpoint.names import GLOBAL_STEP, adapters_of, expected_shapes
 from launcher.checkpoint.safetensors_format import header_bytes
 from launcher.checkpoint.split import SplitPlan, split
 from launcher.checkpoint.tensorfile import TensorFile
+from launcher.models.names import GLOBAL_STEP, adapters_of, expected_shapes
 
 _RANK, _ALPHA = 16, 32
 _HIDDEN, _INTERMEDIATE, _VOCAB = 4096, 11008, 32000

@@ -22,12 +22,12 @@ PEER_MOST = 512
 
 def one(ranks: int, peer: bool) -> None:
     """Plan ``ranks`` ranks in this process and print what it took."""
-    from launcher import plan
-    from launcher.planning import imagined_cluster, sketch
-    from launcher.spec import parse_sets
+    from launcher.control.preview import imagined_cluster, sketch
+    from launcher.plan import launch_plan
+    from launcher.runspec.layers import parse_sets
 
     if peer:
-        plan._COMMENT = re.compile(r"(?!)")  # no two texts are the same any more
+        launch_plan._COMMENT = re.compile(r"(?!)")  # no two texts are the same any more
     began = time.monotonic()
     made = sketch(
         "llama_7b_lora", imagined_cluster(ranks, "A2"), parse_sets(["parallel.model_parallel=8"]), Path("jobs")

@@ -22,10 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from launcher.cluster import Cluster, Device, Host
-from launcher.rank_table import Report, check_file, table_of
-from launcher.rank_table.make import checked_text, write_table
-from launcher.rank_table.sdid import sdid
+from launcher.cluster.model import Cluster, Device, Host
+from launcher.cluster.rank_table import Report, check_file, table_of
+from launcher.cluster.rank_table.make import checked_text, write_table
+from launcher.cluster.sdid import sdid
 
 REPEATS = 5
 SHAPES = ((1, 8), (8, 8), (64, 8), (512, 8), (1024, 8), (512, 16), (4096, 8), (8192, 8))

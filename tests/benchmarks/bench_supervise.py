@@ -26,8 +26,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPAT
 from faults import RealJob  # noqa: E402
 from supervised import marked  # noqa: E402
 
-from launcher.events import read_events  # noqa: E402
 from launcher.jobs import JobPaths  # noqa: E402
+from launcher.jobs.events import read_events  # noqa: E402
 
 FAULTS = {"whole": "none", "SIGKILL": "SIGKILL", "exception": "exception", "before_init": "death_in_import"}
 PEER_LIMIT_S = 60.0
@@ -35,8 +35,8 @@ PEER_LIMIT_S = 60.0
 
 def submit(root: str, engine: str, fault: str, mark: str) -> None:
     """What the child process of one of our runs does: start the job, follow it, print its end."""
-    from launcher.follow import follow, noted_signals
-    from launcher.verdict import verdict_text
+    from launcher.control.follow import follow, noted_signals
+    from launcher.jobs.verdict import verdict_text
 
     job = RealJob(root=Path(root), program="", mark=mark, engine=engine, env={"FAULT": fault, "FAULT_RANK": "1"})
     job.start()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
-from launcher.events import EventWriter  # noqa: E402
+from launcher.jobs.events import EventWriter  # noqa: E402
 from launcher.supervise.attempt import TICK_S, Attempt  # noqa: E402
 from launcher.supervise.signals import asked_to_stop  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 One script with its paths at the top: import mindformers, build the context, the configuration, the network and the
 tokenizer, load the merged checkpoint whole, pad the three prompts to one length, generate, decode. For CPU, the same
-changes as in launcher.cpu_backend. Run by bench_infer: FOLDER TOKENS [pipeline].
+changes as in launcher.upstream.cpu. Run by bench_infer: FOLDER TOKENS [pipeline].
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ from launcher.inference import cached
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Prepared, Question, Session
 from launcher.inference.sources import find_model
-from launcher.quiet import quiet
+from launcher.upstream.quiet import quiet
 
 folder, new_tokens, prompts = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 session = Session(find_model(folder, Path("jobs")), batch_size=8)
@@ -208,7 +208,7 @@ import numpy as np
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Session
 from launcher.inference.sources import Given, find_model
-from launcher.quiet import quiet
+from launcher.upstream.quiet import quiet
 
 jobs, questions, sources = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 found = {}

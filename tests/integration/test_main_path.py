@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from shop import SEQ_LENGTH, TIMEOUT_S, VOCAB, Job, Trained, Workshop
 
-from launcher import jobs, submission
-from launcher.events import read_events
+from launcher import jobs
+from launcher.control import prepare
+from launcher.jobs.events import read_events
 
 pytestmark = pytest.mark.mindspore
 
@@ -104,9 +105,9 @@ def test_a_base_that_changes_after_it_was_checked_fails_the_run(
     base, lost = tmp_path / "base.safetensors", "model.layers.1.attention.wv.weight"
     save_file(tensors, base)
     spec = shop.write_spec("changed", lora=True, steps=2)
-    drafted = submission.draft(spec, cards=2, checkpoint=str(base), port=None, jobs_dir=Path("jobs"))
+    drafted = prepare.draft(spec, cards=2, checkpoint=str(base), port=None, jobs_dir=Path("jobs"))
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, base)
-    guard = submission.begin(drafted)
+    guard = prepare.begin(drafted)
     assert guard is not None
     guard.wait(TIMEOUT_S)
     job = shop.job(drafted.plan.paths.job_id)

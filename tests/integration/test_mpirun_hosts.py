@@ -13,8 +13,8 @@ from supervised import long, marked, wait_until
 
 from launcher.engines import ENGINES
 from launcher.engines.base import EngineJob
-from launcher.events import read_events
 from launcher.jobs import JobPaths
+from launcher.jobs.events import read_events
 
 TRAIN = Path(__file__).parent / "faults" / "train.py"
 

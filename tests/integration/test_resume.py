@@ -8,7 +8,7 @@ import pytest
 from shop import Job, Workshop
 
 from launcher import jobs
-from launcher.events import read_events
+from launcher.jobs.events import read_events
 
 pytestmark = pytest.mark.mindspore
 
@@ -76,7 +76,7 @@ def test_a_run_that_died_after_its_last_checkpoint_has_nothing_left_to_train(wor
 DIE_BEFORE_DONE = """
 import os
 if os.environ.get("LAUNCHER_TEST_DIE_BEFORE_DONE") and os.environ.get("LAUNCHER_ATTEMPT") == "1":
-    from launcher.events import EventWriter
+    from launcher.jobs.events import EventWriter
     original = EventWriter.write
     def write(self, event, **fields):
         if event == "done" and self._rank_id == 1:
@@ -89,7 +89,7 @@ if os.environ.get("LAUNCHER_TEST_DIE_BEFORE_DONE") and os.environ.get("LAUNCHER_
 HOOK = """
 import os
 if os.environ.get("LAUNCHER_TEST_DIE_AFTER") and os.environ.get("LAUNCHER_ATTEMPT") == "1":
-    from launcher.events import EventWriter
+    from launcher.jobs.events import EventWriter
     original = EventWriter.write
     def write(self, event, **fields):
         original(self, event, **fields)

@@ -14,8 +14,8 @@ from shop import Workshop
 from slurmlab import SlurmLab, slurm_lab
 
 from launcher import jobs
-from launcher.events import read_events, read_position
 from launcher.jobs import JobPaths, JobRecord, read_record
+from launcher.jobs.events import read_events, read_position
 
 pytestmark = pytest.mark.mindspore
 
@@ -48,7 +48,7 @@ def wait(paths: JobPaths, slurm: SlurmLab, what: str, states: tuple[str, ...] = 
 SLOW_FIRST_ATTEMPT = """
 import os, time
 if os.environ.get("LAUNCHER_ATTEMPT") == "1":
-    from launcher.events import Position
+    from launcher.jobs.events import Position
     original = Position.enter
     def enter(self, step):
         original(self, step)

@@ -12,9 +12,9 @@ import sys
 import time
 from typing import Any
 
-from launcher import worker
-from launcher.events import EventWriter, Position
 from launcher.jobs import JobPaths
+from launcher.jobs.events import EventWriter, Position
+from launcher.worker import main
 
 
 def train(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
@@ -40,5 +40,5 @@ def schedule(paths: JobPaths) -> None:
 
 
 if __name__ == "__main__":
-    worker.schedule = schedule
-    worker.main(sys.argv[1], train)
+    main.schedule = schedule
+    main.main(sys.argv[1], train)

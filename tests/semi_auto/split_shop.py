@@ -12,7 +12,7 @@ import yaml
 from emulator import Emulator
 from shop import Job, Workshop
 
-from launcher.events import read_events
+from launcher.jobs.events import read_events
 
 # A vocabulary that 2 and 4 do not divide: the CPU backend has no AllReduce of a maximum, which a split head needs.
 MODEL = {

@@ -23,7 +23,7 @@ from split_shop import ALPHA, MODEL, RANK, STEPS, SemiAuto, losses
 from launcher import jobs
 from launcher.checkpoint.sharded import check_fits, read_sharded
 from launcher.checkpoint.split import SplitPlan
-from launcher.events import read_events
+from launcher.jobs.events import read_events
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.semi_auto]
 

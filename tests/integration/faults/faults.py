@@ -19,10 +19,10 @@ from supervised import LIMITS, Supervised, marked, wait_until
 
 from launcher import jobs
 from launcher.engines import ENGINES
-from launcher.events import read_events
 from launcher.jobs import JobRecord
-from launcher.launch import Launch
-from launcher.resume import saved_moments
+from launcher.jobs.events import read_events
+from launcher.plan.launch import Launch
+from launcher.plan.resume import saved_moments
 
 MOUNT, UMOUNT = (shutil.which(name) or name for name in ("mount", "umount"))
 

@@ -27,9 +27,9 @@ from sshlab import SshLab, ssh_lab, wait_for_ssh  # noqa: E402
 from supervised import LIMITS, marked, wait_until  # noqa: E402
 
 from launcher import jobs  # noqa: E402
-from launcher.events import read_position  # noqa: E402
 from launcher.jobs import JobRecord  # noqa: E402
-from launcher.launch import Launch  # noqa: E402
+from launcher.jobs.events import read_position  # noqa: E402
+from launcher.plan.launch import Launch  # noqa: E402
 
 TRAIN = HERE / "train.py"
 

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher import worker
-from launcher.events import EventWriter, Position
 from launcher.jobs import JobPaths
+from launcher.jobs.events import EventWriter, Position
+from launcher.worker import main
 
 STEPS = 8
 FAULT_STEP = 4
@@ -146,6 +146,6 @@ IN_STEP: dict[str, Callable[[JobPaths], None]] = {
 if __name__ == "__main__":
     if strikes("never_starts"):
         time.sleep(600)
-    worker.main(sys.argv[1], train)
+    main.main(sys.argv[1], train)
     if strikes("crash_after_done"):
         os.kill(os.getpid(), signal.SIGSEGV)

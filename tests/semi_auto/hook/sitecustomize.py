@@ -63,9 +63,9 @@ def _die_or_wait_after_an_event(module: ModuleType) -> None:
 
 
 CHANGES: dict[str, Callable[[ModuleType], None]] = {
-    "launcher.settle": _lift_refusal,
-    "launcher.cpu_backend": _make_groups,
-    "launcher.events": _die_or_wait_after_an_event,
+    "launcher.plan.degrees": _lift_refusal,
+    "launcher.upstream.cpu": _make_groups,
+    "launcher.jobs.events": _die_or_wait_after_an_event,
 }
 
 

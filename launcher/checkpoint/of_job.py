@@ -1,0 +1,86 @@
+"""What ``merge-ckpt`` merges: a job, or a folder of shards that some other run left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.checkpoint.lora import LoraConfig
+from launcher.checkpoint.merge import MINDSPORE, Options, Source
+from launcher.errors import CheckpointError, JobError
+from launcher.models.names import check_model
+
+if TYPE_CHECKING:
+    from launcher.jobs import JobPaths, JobRecord
+
+_BY_FOLDER = "merge its checkpoints alone: launcher merge-ckpt JOB_FOLDER/checkpoint --config config.json"
+
+
+def job_source(paths: JobPaths, record: JobRecord) -> Source:
+    """The shards of the job at ``paths``, with the scale, model, tokenizer and base of its spec and plan.
+
+    Raises JobError when the job has not ended or its files are gone.
+    """
+    if not record.is_final:
+        raise JobError(f"job {record.job_id} is {record.state}", hint=f"launcher attach {record.job_id}")
+    spec, plan = _read(paths.spec), _read(paths.plan)
+    try:
+        lora = spec.get("lora")
+        return Source(
+            name=record.job_id,
+            folder=paths.root,
+            num_ranks=record.cards,
+            lora=LoraConfig(alpha=lora["alpha"], rank=lora["r"]) if lora else None,
+            model={
+                "model": check_model(spec["model"]),
+                "template": spec["data"]["template"],
+                "precision": spec["precision"],
+                "generation": spec.get("generation") or {},
+            },
+            tokenizer=Path(plan["tokenizer"]) if plan["tokenizer"] else None,
+            base=Path(plan["checkpoint"]) if plan["checkpoint"] else None,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise JobError(
+            f"{paths.root}: spec.json or plan.json is not what submit wrote: {error!r}", hint=_BY_FOLDER
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JobError(f"{path} is missing or damaged: {error}", hint=_BY_FOLDER) from error
+    return found
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """How a model is built, as launcher_model.json has it, from such a file or a Hugging Face config.json.
+
+    The latter does not say which template the model was trained with: it is None.
+
+    Raises CheckpointError when ``path`` is neither.
+    """
+    from launcher.checkpoint.huggingface import asked_model_of_config
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if "model" in found:
+            kept = {key: found[key] for key in ("template", "precision")}
+            return {"model": check_model(found["model"]), **kept, "generation": found.get("generation") or {}}
+        return {
+            "model": asked_model_of_config(found),
+            "template": None,
+            "precision": {"params": "float32", "compute": "float32"},
+        }
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} does not say how a model is built: {error}", hint="give a config.json or a launcher_model.json"
+        ) from error
+
+
+def default_output(source: Source, options: Options) -> Path:
+    """Where a merge goes unless --output says so: merged/ in the source's folder, or merged-hf/, merged-peft/."""
+    suffix = "" if options.layout == MINDSPORE else f"-{options.layout}"
+    return source.folder / f"merged{suffix}"

@@ -1,0 +1,1 @@
+"""What commands print: tables, a job's progress, a live page."""

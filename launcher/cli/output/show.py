@@ -1,0 +1,377 @@
+"""What commands print about plans and jobs: plain text, the same on a terminal and in a pipe, but for the bar."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher import jobs
+from launcher.common.rendering import RenderedFile
+from launcher.engines.base import Command
+from launcher.jobs import JobPaths, JobRecord, JobStore
+from launcher.jobs.events import read_last_events
+from launcher.jobs.verdict import user_language, verdict_text
+from launcher.plan.launch import Launch
+from launcher.plan.launch_plan import LaunchPlan
+
+if TYPE_CHECKING:
+    from launcher.plan.inputs import Pending
+
+
+def plan(plan: LaunchPlan, pending: Pending | None = None) -> str:
+    """The whole plan for people: what would be made and written, then what would be run."""
+    degrees, files = plan.degrees, (*plan.files, *_batch_script(plan))
+    split = " x ".join(f"{name} {degree}" for name, degree in dataclasses.asdict(degrees).items())
+    lines = [
+        f"job      {plan.paths.root}",
+        f"model    {plan.spec.name}: {'LoRA' if plan.spec.lora else 'all weights'}, base {plan.inputs.checkpoint}",
+        f"data     {plan.inputs.dataset} ({_known(plan.inputs.rows)} rows)",
+        f"ranks    {plan.cluster.num_devices} on {plan.cluster.target}: {split}",
+        f"steps    {_known(plan.steps)}, {plan.global_batch} rows each",
+        "would make",
+        *([f"  data: {pending.describe()}"] if pending else []),
+        *(f"  folder {folder}" for folder in _new_folders(plan.paths.root)),
+        "would write",
+        *(f"  {plan.paths.root / file.path}  ({len(file.text.encode())} bytes)" for file in files),
+        *(f"  {plan.paths.root / link.path} -> {link.target}" for link in plan.links),
+        "would run",
+        *_commands(plan),
+    ]
+    for file in files:
+        lines += ["", f"--- {file.path}", file.text.rstrip()]
+    return "\n".join(lines)
+
+
+def _new_folders(folder: Path) -> list[Path]:
+    """``folder`` and those above it that are not there yet."""
+    return [place for place in (*reversed(folder.parents), folder) if not place.exists()]
+
+
+def _batch_script(plan: LaunchPlan) -> list[RenderedFile]:
+    """What Slurm would be given."""
+    if not plan.launch or plan.launch.where.get("kind") != "slurm":
+        return []
+    from launcher.schedulers.slurm import render_script
+
+    return [render_script(plan.launch, plan.paths, plan.spec.name)]
+
+
+def _commands(plan: LaunchPlan) -> list[str]:
+    if plan.launch and plan.launch.nodes:
+        return _node_commands(plan, plan.launch)
+    programs = plan.launch.programs(plan.paths) if plan.launch else ()
+    return [f"  {program.command}" for program in programs] or [f"  {plan.command}"]
+
+
+_SHOWN_NODES = 4
+
+
+def _node_commands(plan: LaunchPlan, launch: Launch) -> list[str]:
+    """How agents come to their hosts, and what they start there; addresses and cards may still be found out."""
+    from launcher.schedulers.agents import agent_starts
+
+    starts = agent_starts(launch, plan.paths)
+    lines = [f"  sbatch --parsable {file.path}, and in it" for file in _batch_script(plan)]
+    lines += [f"  {Command(argv=start.command.argv)}" for start in starts[:_SHOWN_NODES]]
+    lines += [f"  ... and {len(starts) - _SHOWN_NODES} more"] if len(starts) > _SHOWN_NODES else []
+    for node in launch.nodes[:_SHOWN_NODES]:
+        lines.append(f"  on {node.name}:")
+        lines += [f"    {program.command}" for program in launch.for_node(node.node_rank).programs(plan.paths)]
+    more = len(launch.nodes) - _SHOWN_NODES
+    return [*lines, f"  ... and {more} more host(s)"] if more > 0 else lines
+
+
+def _known(number: int | None) -> str:
+    return "unknown" if number is None else str(number)
+
+
+def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
+    """The end of a good run: loss, place, and what to type next."""
+    first, last = progress.first_loss, progress.last_loss
+    loss = "" if first is None or last is None else f" Loss {first:.4f} -> {last:.4f}."
+    lines = [f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}"]
+    lines += [f"warning: {warning}" for warning in record.warnings]
+    return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", f"Next: launcher merge-ckpt {record.job_id}"])
+
+
+def stopped(record: JobRecord, *, save: bool) -> str:
+    """The end of a job that was asked to stop, and what to type next. ``save``: a checkpoint was wanted."""
+    note = f"; {record.note}" if record.note else ""
+    if save and not note and record.state == jobs.CANCELLED:
+        note = "; nothing was saved, as its ranks did not finish a step together within the grace"
+    following = "merge-ckpt" if record.state == jobs.SUCCEEDED else "resume"
+    return f"Job {record.job_id} {record.state}{note}. Next: launcher {following} {record.job_id}"
+
+
+def _seconds_between(begin: str | None, end: str | None) -> float:
+    if not begin or not end:
+        return 0.0
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds()
+
+
+class Progress:
+    """A bar with step, loss, learning rate and time left, fed by the events of one rank; lines where there is no
+    terminal. ``loss_rank``: the rank whose loss is the run's."""
+
+    def __init__(self, steps: int | None, loss_rank: int = 0) -> None:
+        self._steps, self._loss_rank = steps, loss_rank
+        self._times: deque[float] = deque(maxlen=50)
+        self._compiled = False
+        self._bar: Any = None
+        self._next_line = 0.0
+        self.first_loss: float | None = None
+        self.last_loss: float | None = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def begin(self, job_id: str, cards: int, target: str) -> None:
+        """Say that the job begins, then show the bar."""
+        click.echo(f"Job {job_id}: {cards} rank(s) on {target}, {_known(self._steps)} steps.")
+        if sys.stderr.isatty():
+            self._bar = _make_bar()
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=self._steps, detail="")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the bar as it is; what follows is printed below it."""
+        if self._bar:
+            self._bar.stop()
+
+    def note_state(self, record: JobRecord) -> None:
+        """Say what the job waits for, that it is being stopped, or that another attempt began."""
+        if record.state == jobs.STOPPING:
+            self._say("stopping; Ctrl-C again stops at once")
+        elif record.state == jobs.PLANNED and record.note:
+            self._say(record.note)
+        elif record.state == jobs.STARTING and record.earlier:
+            reason = record.earlier[-1]["reason"] or "stopped"
+            self._say(f"attempt {record.attempt}; attempt {record.attempt - 1} ended: {reason}")
+
+    def _say(self, line: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        self._bar.console.print(line, highlight=False, markup=False) if self._bar else click.echo(line, err=True)
+
+    def note(self, event: dict[str, Any]) -> None:
+        """Take an event of any rank; only one rank's are shown."""
+        if event.get("rank_id") != self._loss_rank:
+            return
+        if event["event"] == "step":
+            self._note_step(event)
+        elif event["event"] == "eval" and "loss" in event:
+            self._note_evaluation(event)
+        elif event["event"] == "ready" and event.get("from_step"):
+            self._note_resumed(event["from_step"])
+        elif self._bar and event["event"] in ("ready", "done"):
+            self._bar.update(self._task, description={"ready": "compiling", "done": "saved"}[event["event"]])
+
+    def _note_resumed(self, step: int) -> None:
+        left = "nothing is left to train" if step == self._steps else "going on from its checkpoint"
+        self._say(f"step {step}/{_known(self._steps)}  {left}")
+
+    def _note_step(self, event: dict[str, Any]) -> None:
+        loss, step = event["loss"], event["step"]
+        if isinstance(loss, float):
+            self.first_loss = loss if self.first_loss is None else self.first_loss
+            self.last_loss = loss
+        if self._compiled:
+            self._times.append(event["step_s"])
+        self._compiled = True
+        detail = f"loss {_number(loss, '.4f')}  lr {_number(event['lr'], '.2e')}  {self._left(step)}"
+        if self._bar:
+            self._bar.update(self._task, description="training", completed=step, detail=detail)
+        elif time.monotonic() >= self._next_line or step == self._steps:
+            click.echo(f"step {step}/{_known(self._steps)}  {detail}", err=True)
+            self._next_line = time.monotonic() + 5.0
+
+    def _note_evaluation(self, event: dict[str, Any]) -> None:
+        self._say(f"step {event['step']}  held-out loss {_number(event['loss'], '.4f')}  ({event['seconds']:.1f} s)")
+
+    def _left(self, step: int) -> str:
+        """Time left by the median step; the first step compiles and says nothing about the others."""
+        if self._steps is None or not self._times:
+            return ""
+        seconds = statistics.median(self._times) * (self._steps - step)
+        return f"{duration(seconds)} left"
+
+
+def _make_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=Console(stderr=True),
+    )
+
+
+def _number(value: Any, form: str) -> str:
+    return format(value, form) if isinstance(value, (int, float)) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None = None) -> str:
+    """One line a job."""
+    found = store.all() if chosen is None else chosen
+    rows = [("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS")]
+    for paths, record in found:
+        steps = last_steps(paths, record)
+        step, loss = (str(steps[-1]["step"]), _number(steps[-1]["loss"], ".4f")) if steps else ("-", "-")
+        cards = f"{record.cards} {record.target}"
+        rows.append((record.job_id, record.state, cards, _local(record.created), step, loss))
+    if not found:
+        none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
+        return f"{none} {store.root}. launcher submit --cards 2 starts one."
+    return table(rows)
+
+
+def last_steps(paths: JobPaths, record: JobRecord) -> list[dict[str, Any]]:
+    """Steps of the rank whose loss counts, in the newest attempt that finished one."""
+    rank_id = jobs.loss_rank(paths, record.cards)
+    attempts = (progress_of(paths.of_attempt(number), rank_id).steps for number in range(record.attempt, 0, -1))
+    return next((steps for steps in attempts if steps), [])
+
+
+def _local(moment: str) -> str:
+    """A time of a record, on the clock of this user, as logs have it."""
+    with contextlib.suppress(ValueError):
+        moment = datetime.fromisoformat(moment).astimezone().isoformat()
+    return moment[:19].replace("T", " ")
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns, two blanks between them."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def jobs_json(chosen: list[tuple[JobPaths, JobRecord]]) -> str:
+    """Every job's record with its folder and each rank's last event, as one JSON array."""
+    values = []
+    for paths, record in chosen:
+        ranks = [rank_json(progress_of(paths, rank_id)) for rank_id in range(record.cards)]
+        values.append({**dataclasses.asdict(record), "folder": str(paths.root), "ranks": ranks})
+    return json.dumps(values, ensure_ascii=False, indent=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankProgress:
+    """What one rank has reported in an attempt. ``steps`` holds its step events, or the last thousand of them."""
+
+    rank_id: int
+    state: str
+    steps: list[dict[str, Any]]
+
+    @property
+    def step_s(self) -> float | None:
+        """Median step time of the last steps; the first one compiles."""
+        times = [step["step_s"] for step in self.steps[1:][-20:]] or [step["step_s"] for step in self.steps]
+        return statistics.median(times) if times else None
+
+
+def progress_of(paths: JobPaths, rank_id: int) -> RankProgress:
+    events = [event for event in read_last_events(paths.rank_events(rank_id)) if event["event"] != "exit"]
+    steps = [event for event in events if event["event"] == "step"]
+    return RankProgress(rank_id=rank_id, state=events[-1]["event"] if events else "not started", steps=steps)
+
+
+def rank_json(progress: RankProgress) -> dict[str, Any]:
+    last = progress.steps[-1] if progress.steps else None
+    return {"rank_id": progress.rank_id, "state": progress.state, "step_s": progress.step_s, "last_step": last}
+
+
+# A rank whose steps take this many times the median of all is named.
+STRAGGLER_FACTOR = 2.0
+
+
+def stragglers(ranks: Sequence[RankProgress]) -> list[RankProgress]:
+    """Ranks that are slow against the others."""
+    times = [rank.step_s for rank in ranks if rank.step_s]
+    if len(times) < 2:
+        return []
+    usual = statistics.median_low(times)
+    return [rank for rank in ranks if rank.step_s and rank.step_s > STRAGGLER_FACTOR * usual]
+
+
+def status(paths: JobPaths, record: JobRecord) -> str:
+    """State, progress of every rank, and the verdict of a failed job."""
+    ranks = [progress_of(paths, rank_id) for rank_id in range(record.cards)]
+    attempt = f", attempt {record.attempt}" if record.attempt > 1 else ""
+    lines = [
+        f"job       {record.job_id}",
+        f"state     {record.state}{attempt}{f' ({record.note})' if record.note else ''}",
+        f"ranks     {record.cards} on {record.target}{_on_hosts(paths, record)}, engine {record.engine}",
+        *([f"{record.where['kind']:<9} job {record.where.get('id', '-')}"] if record.where else []),
+        f"created   {record.created}",
+        *([f"ended     {record.ended}"] if record.ended else []),
+        f"versions  {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
+        f"folder    {paths.root}",
+        *(_rank_line(rank) for rank in ranks),
+        *(f"slow      rank {rank.rank_id}: {rank.step_s:.2f} s a step" for rank in stragglers(ranks)),
+        *(f"warning   {warning}" for warning in record.warnings),
+    ]
+    for entry in record.earlier:
+        lines.append(f"attempt {entry['attempt']} ended: {entry.get('reason') or 'stopped'}")
+    if record.state == jobs.LOST and not record.verdict:
+        lines.append("The process that watched this job is gone; the job did not end in order.")
+    if record.verdict:
+        lines += ["", verdict_text(record.verdict, user_language(), record.job_id)]
+    return "\n".join(lines)
+
+
+def _on_hosts(paths: JobPaths, record: JobRecord) -> str:
+    """Its host, or its hosts as this attempt found them."""
+    nodes = _nodes_in(paths.start)
+    if not nodes and (planned := len(_nodes_in(paths.launch))):  # record.host is only where they are led from
+        return f", {planned} host{'s' * (planned > 1)}"
+    if len(nodes) < 2:
+        host = nodes[0] if nodes else record.host
+        return f", host {host}" if host else ""
+    shown = ", ".join(nodes[:_SHOWN_NODES]) + (f" and {len(nodes) - _SHOWN_NODES} more" * (len(nodes) > _SHOWN_NODES))
+    return f", {len(nodes)} hosts ({shown})"
+
+
+def _nodes_in(file: Path) -> list[str]:
+    try:
+        return [node["name"] for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def _rank_line(rank: RankProgress) -> str:
+    if not rank.steps:
+        return f"rank {rank.rank_id:<4} {rank.state}"
+    last = rank.steps[-1]
+    loss, memory = _number(last["loss"], ".4f"), last.get("memory_mib")
+    speed = f"{rank.step_s or 0:.2f} s a step" + (f"  {memory} MiB" if memory else "")
+    return f"rank {rank.rank_id:<4} {rank.state:<6} step {last['step']}  loss {loss}  {speed}"

@@ -1,0 +1,86 @@
+"""Addresses of the cards' network ports: /etc/hccn.conf and hccn_tool."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.cluster.addresses import packed_ip
+from launcher.cluster.discover.programs import run_program
+
+_KEY = re.compile(r"(address|IPv6address)_(\d{1,2})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HccnConf:
+    """``addresses`` by physical id; ``fault`` says why there are none, ``bad_lines`` which lines make no sense."""
+
+    addresses: dict[int, str] = field(default_factory=dict)
+    fault: str = ""
+    bad_lines: tuple[str, ...] = ()
+
+
+def read_hccn_conf(path: Path = Path("/etc/hccn.conf")) -> HccnConf:
+    """The addresses in hccn.conf. The driver's installer makes it empty, for root alone (mode 640)."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return HccnConf(fault=f"{path} is not there")
+    except OSError as error:
+        return HccnConf(fault=f"{path} cannot be read: {error.strerror}")
+    return parse_hccn_conf(text, name=str(path))
+
+
+def parse_hccn_conf(text: str, *, name: str = "hccn.conf") -> HccnConf:
+    """``key_<physical id>=value`` lines; IPv4 wins over IPv6, unknown keys are ignored, a second "=" is an error."""
+    found: dict[str, dict[int, str]] = {"address": {}, "IPv6address": {}}
+    bad = []
+    for number, line in enumerate(text.splitlines(), 1):
+        key, equals, value = line.strip().partition("=")
+        match = _KEY.fullmatch(key.strip())
+        if match and equals and packed_ip(value.strip()):
+            found[match[1]][int(match[2])] = value.strip()
+        elif match:
+            bad.append(f"{name}:{number}: {line.strip()[:80]}")
+    addresses = {**found["IPv6address"], **found["address"]}
+    fault = "" if addresses else f"{name} holds no address"
+    return HccnConf(addresses=dict(sorted(addresses.items())), fault=fault, bad_lines=tuple(bad))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """One card's network port: ``address`` (None: none set), ``link`` "UP", "DOWN" or "", ``fault`` why not known."""
+
+    device_id: int
+    address: str | None = None
+    link: str = ""
+    fault: str = ""
+
+
+def read_address(device_id: int, *, timeout_s: float | None = None) -> Port:
+    """Ask hccn_tool for the address of a physical id. No address set is no fault."""
+    result = run_program("hccn_tool", "-i", str(device_id), "-ip", "-g", timeout_s=timeout_s)
+    address = _after(result.stdout, "ipaddr")
+    if address and packed_ip(address):
+        return Port(device_id=device_id, address=address)
+    if "no ip was preset" in result.stderr + result.stdout:
+        return Port(device_id=device_id)
+    return Port(device_id=device_id, fault=result.fault or "hccn_tool printed no address")
+
+
+def read_link(device_id: int, *, timeout_s: float | None = None) -> Port:
+    """Ask hccn_tool whether the link of a physical id is up."""
+    result = run_program("hccn_tool", "-i", str(device_id), "-link", "-g", timeout_s=timeout_s)
+    state = _after(result.stdout, "link status")
+    if state in ("UP", "DOWN"):
+        return Port(device_id=device_id, link=state)
+    return Port(device_id=device_id, fault=result.fault or "hccn_tool printed no link status")
+
+
+def _after(text: str, key: str) -> str:
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name.strip() == key:
+            return value.strip()
+    return ""

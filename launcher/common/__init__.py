@@ -1,0 +1,1 @@
+"""What any program could use: whole writes, processes, ports, signals, templates."""

@@ -1,0 +1,85 @@
+"""Templates to text, and text to disk: strict templates, checked results, writes that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from launcher.common import resources
+from launcher.common.atomic import write_atomic as write_atomic
+from launcher.errors import LauncherError
+
+# Control characters, line separators, the byte order mark, and two that are no characters.
+_NOT_YAML = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedFile:
+    """A file that a plan will write: ``path`` relative to the job's folder, and its whole text."""
+
+    path: str
+    text: str
+
+
+def to_json(value: Any) -> str:
+    """``value`` as JSON on one line, which is YAML too. Non-ASCII stays as it is: PyYAML misreads surrogates.
+
+    JSON allows some characters in a string that YAML takes for a line's end or does not take at all.
+    """
+    return _NOT_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
+
+
+def to_number(value: float) -> str:
+    """``value`` as a number that YAML 1.1 readers (PyYAML, so MindFormers) take for one: 1.0e-05, never 1e-05."""
+    text = repr(float(value))
+    mantissa, exponent_sign, exponent = text.partition("e")
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}{exponent_sign}{exponent}"
+
+
+def environment() -> jinja2.Environment:
+    """The Jinja2 environment of all templates: a name that is missing is an error, never an empty string."""
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([str(folder) for folder in resources.search_path("templates")]),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - JSON, YAML and host files; every string goes through the json filter
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    env.filters["json"] = to_json
+    env.filters["number"] = to_number
+    env.filters["shell"] = shlex.quote
+    return env
+
+
+def render(env: jinja2.Environment, template: str, path: str, **context: Any) -> RenderedFile:
+    """Render ``template`` to a file at ``path`` and read the text back before anybody else does.
+
+    Raises LauncherError when the template is missing, is wrong, or gives text that is not the YAML or JSON its
+    name promises: a template in the user's working folder may be anything.
+    """
+    try:
+        text = env.get_template(template).render(**context)
+        _read_back(path, text)
+    except (jinja2.TemplateError, yaml.YAMLError, ValueError) as error:
+        where = getattr(error, "lineno", None)
+        place = f"{template}:{where}" if where else template
+        raise LauncherError(
+            f"template {place} does not give a valid {Path(path).name}: {error}",
+            hint=f"templates are looked for in {', '.join(map(str, resources.search_path('templates')))}",
+        ) from error
+    return RenderedFile(path=path, text=text)
+
+
+def _read_back(path: str, text: str) -> None:
+    if path.endswith(".json"):
+        json.loads(text)
+    elif path.endswith((".yaml", ".yml")):
+        yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders

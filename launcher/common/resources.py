@@ -1,0 +1,36 @@
+"""Where templates and configs lie: the user's working folder wins, then the checkout, then the wheel.
+
+The wheel carries both folders below ``launcher/_data`` (see pyproject.toml). An editable install and a checkout
+have them beside the package instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def search_path(kind: str) -> list[Path]:
+    """Existing folders that may hold files of ``kind`` ("templates" or "configs"), the winning one first."""
+    candidates = (Path.cwd() / kind, _PACKAGE.parent / kind, _PACKAGE / "_data" / kind)
+    return list(dict.fromkeys(folder for folder in candidates if folder.is_dir()))
+
+
+def find(kind: str, name: str) -> Path | None:
+    """The file ``name`` of ``kind``, or None. ``name`` may lie in a subfolder but never above."""
+    if ".." in Path(name).parts or Path(name).is_absolute():
+        return None
+    return next((folder / name for folder in search_path(kind) if (folder / name).is_file()), None)
+
+
+def names(kind: str, suffix: str) -> list[str]:
+    """Names of all files of ``kind`` that end in ``suffix``, without it, sorted."""
+    return sorted(set(_stems(kind, suffix)))
+
+
+def _stems(kind: str, suffix: str) -> Iterator[str]:
+    for folder in search_path(kind):
+        for path in folder.glob(f"*{suffix}"):
+            yield path.name.removesuffix(suffix)

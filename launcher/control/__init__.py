@@ -1,0 +1,1 @@
+"""Verbs on a job: prepare, submit, follow, stop, resume."""

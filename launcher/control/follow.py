@@ -1,0 +1,179 @@
+"""Following a job from a terminal: its events, its end, and what Ctrl-C means there.
+
+Ctrl-C (SIGINT) and SIGTERM are passed on: the job is stopped, at once when repeated. SIGHUP, a terminal that is closed,
+ends the following and not the job.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+from launcher import jobs
+from launcher.errors import JobCancelled, JobError, JobFailed
+from launcher.jobs import JobPaths, JobRecord
+from launcher.jobs.events import EventReader
+from launcher.jobs.verdict import user_language, verdict_text
+
+POLL_S = 0.1
+_SCHEDULER_POLL_S = 3.0
+
+OnEvent = Callable[[dict[str, Any]], None]
+OnState = Callable[[JobRecord], None]
+
+
+class Detached(Exception):
+    """The terminal is gone; the job runs on."""
+
+
+def follow(paths: JobPaths, on_event: OnEvent, on_state: OnState, signals: list[int]) -> JobRecord:
+    """Call ``on_event`` with every event of every rank of the newest attempt and ``on_state`` with each new state.
+
+    ``signals`` is what ``noted_signals`` gave. Returns the final record. Raises Detached on SIGHUP, and JobError when
+    the job's record is gone.
+    """
+    follower = _Follower(paths, on_event, on_state)
+    while True:
+        record = follower.look()
+        follower.pass_on(signals, record)
+        if record.is_final:
+            return record
+        follower.wait(record)
+
+
+class _Follower:
+    def __init__(self, paths: JobPaths, on_event: OnEvent, on_state: OnState) -> None:
+        self._paths, self._on_event, self._on_state = paths, on_event, on_state
+        self._seen: tuple[int, str, str | None] | None = None
+        self._attempt = 0
+        self._readers: list[EventReader] = []
+        self._asked_at = -_SCHEDULER_POLL_S
+        self._told: JobRecord | None = None
+        self._stops = 0
+
+    def look(self) -> JobRecord:
+        """Read the record, then events: what is written before an end is seen before it."""
+        record = jobs.read_record(self._paths)
+        if record is not None:
+            record = self._ask_scheduler(record)
+        if record is None:
+            raise JobError(f"{self._paths.record} is gone or damaged", hint="launcher jobs")
+        if record.attempt != self._attempt:
+            self._attempt = record.attempt
+            paths = self._paths.of_attempt(record.attempt)
+            self._readers = [EventReader(path=paths.rank_events(rank_id)) for rank_id in range(record.cards)]
+        for reader in self._readers:
+            for event in reader.new():
+                self._on_event(event)
+        if self._seen != (record.attempt, record.state, record.note):
+            self._seen = (record.attempt, record.state, record.note)
+            self._on_state(record)
+        return record
+
+    def _ask_scheduler(self, record: JobRecord) -> JobRecord:
+        """What Slurm knows of a job that it has, asked every few seconds: why it waits, or that it is gone."""
+        if record.is_final or record.where.get("kind") != "slurm":
+            return record
+        if time.monotonic() > self._asked_at + _SCHEDULER_POLL_S:
+            self._asked_at = time.monotonic()
+            self._told = ask_scheduler(record)
+        told = self._told
+        if told and told.state == jobs.LOST and record.state != told.state:
+            again = jobs.read_record(self._paths)  # its end may have been written meanwhile
+            return told if again == record else again or told
+        return replace(record, note=told.note) if told and record.state == jobs.PLANNED else record
+
+    def pass_on(self, signals: list[int], record: JobRecord) -> None:
+        """To the supervisor, once there is one that can take it; under Slurm to where it can be reached."""
+        if signal.SIGHUP in signals:
+            raise Detached
+        if record.where.get("kind") == "slurm":
+            self._pass_on_in_slurm(signals, record)
+        elif record.guard is not None and record.supervisor is not None:
+            while signals:
+                record.supervisor.send(signals.pop(0))
+
+    def _pass_on_in_slurm(self, signals: list[int], record: JobRecord) -> None:
+        from launcher.control.stop import ask_in_slurm
+
+        while signals and not record.is_final:
+            signals.pop(0)
+            ask_in_slurm(self._paths, record, at_once=self._stops > 0)
+            self._stops += 1
+
+    def wait(self, record: JobRecord) -> None:
+        """A while, or until the supervisor has ended."""
+        handle = record.supervisor.open_pidfd() if record.supervisor else None
+        if handle is None:
+            time.sleep(POLL_S)
+            return
+        try:
+            select.select([handle], [], [], POLL_S)
+        finally:
+            os.close(handle)
+
+
+def ask_scheduler(record: JobRecord) -> JobRecord:
+    """``record`` with what the scheduler that has the job knows beyond it."""
+    if record.where.get("kind") != "slurm":
+        return record
+    from launcher.schedulers.slurm import ask
+
+    return ask(record)
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """SIGINT, SIGTERM and SIGHUP that came inside, for ``follow`` to pass on. To be begun before the job is, so that
+    none falls between. nohup has SIGHUP ignored: so it stays."""
+    received: list[int] = []
+
+    def note(signum: int, _frame: FrameType | None) -> None:
+        received.append(signum)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sender(signum: int) -> str:
+    """Slurm is told to send SIGUSR1, and nobody else sends it."""
+    name = signal.Signals(signum).name
+    return f"{name}, which Slurm sends before its time limit" if signum == signal.SIGUSR1 else name
+
+
+def raise_for_end(record: JobRecord) -> None:
+    """Raises JobFailed with the verdict, or JobCancelled, when the job did not end well."""
+    if record.state == jobs.CANCELLED:
+        signum = (record.exit_code or 130) - 128
+        saved = f"; {record.note}" if record.note else ""
+        raise JobCancelled(
+            f"job {record.job_id} stopped by {_sender(signum)}{saved}; nothing of it is running",
+            signum=signum,
+            hint=f"launcher resume {record.job_id}",
+        )
+    if record.state in (jobs.FAILED, jobs.LOST):
+        verdict = record.verdict or {"text": "its supervisor is gone and left no verdict", "retry": True}
+        rank_id = verdict.get("rank_id")
+        option = "" if rank_id is None else f" --rank {rank_id}"
+        again = (
+            f"; launcher resume {record.job_id} goes on from its newest checkpoint, or from the beginning"
+            if verdict.get("retry")
+            else ""
+        )
+        raise JobFailed(
+            f"job {record.job_id} {record.state}: {verdict_text(verdict, user_language(), record.job_id)}",
+            hint=f"launcher logs {record.job_id}{option}{again}",
+        )

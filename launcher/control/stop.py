@@ -1,0 +1,123 @@
+"""Stopping a job from another process than the one that supervises it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from dataclasses import replace
+
+from launcher import jobs
+from launcher.common.atomic import write_atomic
+from launcher.errors import JobError
+from launcher.jobs import JobPaths, JobRecord
+from launcher.plan.launch import Limits, read_launch
+
+# What a stop may take beyond the grace: killing, and writing the end.
+_SLACK_S = 15.0
+
+_POLL_S = 0.05
+
+
+def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:
+    """Ask the supervisor to stop, wait until it has, and return the final record.
+
+    ``save`` asks for a checkpoint after a step that all ranks finish; the grace bounds the wait for it too. Raises
+    JobError when the job has ended, is another host's, or does not end in time.
+    """
+    if record.is_final:
+        raise JobError(f"job {record.job_id} is not running: {record.state}", hint=f"launcher status {record.job_id}")
+    if record.where.get("kind") == "slurm":
+        return _stop_in_slurm(paths, record, save=save, grace_s=grace_s)
+    if record.state == jobs.PLANNED and not record.host:
+        return _stop_before_it_runs(paths, record)
+    if record.host != socket.gethostname() and _has_hosts(paths):
+        return _stop_from_afar(paths, record, save=save, grace_s=grace_s)
+    if record.supervisor is None or not record.supervisor.is_alive():
+        raise JobError(
+            f"job {record.job_id} is supervised on {record.host}",
+            hint=f"on {record.host}: launcher stop {paths.job_id}",
+        )
+    grace_s = _limits(paths).grace_s if grace_s is None else grace_s
+    write_atomic(paths.control, json.dumps({"save": save, "grace_s": grace_s}) + "\n")
+    record.supervisor.send(signal.SIGTERM)
+    ended = _wait(paths, grace_s * (2 if save else 1) + _SLACK_S)
+    if ended:
+        return ended
+    raise JobError(
+        f"job {record.job_id} has not ended {grace_s + _SLACK_S:.0f} s after it was asked to",
+        hint=f"kill -9 {record.supervisor.pid} (its guard then clears up)",
+    )
+
+
+def _wait(paths: JobPaths, seconds: float) -> JobRecord | None:
+    """The final record, once everything of the job is gone; None when that takes longer."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        current = jobs.read_record(paths)
+        if current and current.is_final and not (current.guard and current.guard.is_alive()):
+            return current
+        time.sleep(_POLL_S)
+    return None
+
+
+def _stop_in_slurm(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:
+    from launcher.schedulers.slurm import ask, stop
+
+    grace_s = _write_flag(paths, save=save, grace_s=grace_s)
+    stop(paths, record, wait_s=grace_s * (2 if save else 1) + _SLACK_S)
+    ended = _wait(paths, _SLACK_S)
+    return ended or ask(record)
+
+
+def ask_in_slurm(paths: JobPaths, record: JobRecord, *, at_once: bool) -> None:
+    """Ask a job under Slurm to stop, without waiting for its end; ``at_once``: it was asked before."""
+    from launcher.schedulers.slurm import request_stop
+
+    _write_flag(paths, save=False, grace_s=0.0 if at_once else None, at_once=at_once)
+    request_stop(paths, record)
+
+
+def _stop_before_it_runs(paths: JobPaths, record: JobRecord) -> JobRecord:
+    """A job that nobody leads: whoever would begin it sees that it has an end, and leaves it."""
+    manifest = paths.root / "kubernetes.yaml"
+    note = (
+        f"it did not run; kubectl delete -f {manifest} takes its pods away" if manifest.exists() else "it did not run"
+    )
+    ended = replace(record, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note=note)
+    jobs.write_record(paths, ended)
+    return ended
+
+
+def _stop_from_afar(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:
+    """By the flag alone, which the leader reads every second."""
+    grace_s = _write_flag(paths, save=save, grace_s=grace_s)
+    ended = _wait(paths, grace_s * (2 if save else 1) + _SLACK_S)
+    if ended:
+        return ended
+    raise JobError(
+        f"job {record.job_id} is led on {record.host} and has not ended", hint=f"on {record.host}: launcher stop JOB"
+    )
+
+
+def _write_flag(paths: JobPaths, *, save: bool, grace_s: float | None, at_once: bool = False) -> float:
+    """Returns the grace. In place: where folders are on NFS a new file of the same name is seen a minute later."""
+    grace_s = _limits(paths).grace_s if grace_s is None else grace_s
+    with paths.control.open("w", encoding="utf-8") as control:
+        control.write(json.dumps({"save": save, "grace_s": grace_s, "at_once": at_once}) + "\n")
+    return grace_s
+
+
+def _has_hosts(paths: JobPaths) -> bool:
+    try:
+        return bool(read_launch(paths).nodes)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _limits(paths: JobPaths) -> Limits:
+    try:
+        return read_launch(paths).limits
+    except (OSError, ValueError, TypeError, KeyError):
+        return Limits()

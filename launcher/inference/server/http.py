@@ -1,0 +1,351 @@
+"""HTTP: who may ask, how much, and what goes back."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from launcher.errors import LauncherError
+from launcher.inference.decoding import CANCELLED
+from launcher.inference.sampling import GenerationSpec
+from launcher.inference.server import protocol
+from launcher.inference.server.protocol import RequestError
+from launcher.inference.server.queue import Task, TaskQueue
+from launcher.inference.session import Question, Session
+
+_LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d*)?", re.IGNORECASE)
+# Of these a second one is an attempt to be understood differently by a proxy; h11 looks after Host and lengths.
+_SINGLE_HEADERS = ("authorization", "content-type")
+_CLIENT_LEFT = 499  # nginx's number for a client that did not wait; nobody is there to read it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one client may ask of the server. ``timeout_s``: from the arrival of a request to the end of its answer."""
+
+    body_bytes: int = 1 << 20
+    most_tokens: int = 1024
+    most_waiting: int = 32
+    connections: int = 256
+    timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What all connections share. ``token``: None only on a loopback address."""
+
+    session: Session
+    queue: TaskQueue
+    limits: Limits
+    defaults: GenerationSpec
+    token: str | None
+    created: int
+
+    @property
+    def name(self) -> str:
+        """The job's id, or the base name of a folder or file: clients put it into a URL."""
+        parts = self.session.model.name.split(" + ")  # a model and its adapter
+        return "+".join(Path(part).resolve().name for part in parts)
+
+    def task(self, raw: bytes, deliver: Callable[[str | None], None]) -> Task:
+        """The request in ``raw``, waiting for its answer. Raises RequestError."""
+        completion = protocol.parse_completion(raw, defaults=self.defaults, most_tokens=self.limits.most_tokens)
+        if completion.model != self.name:
+            raise _no_model(completion.model, self.name)
+        try:
+            (prepared,) = self.session.prepare([Question(id=completion.id, messages=completion.messages)])
+        except LauncherError as error:
+            raise RequestError(400, error.message, param="messages", code="context_length_exceeded") from error
+        deadline = time.monotonic() + self.limits.timeout_s
+        task = Task(completion=completion, prepared=prepared, deadline=deadline, deliver=deliver)
+        self.queue.put(task)
+        return task
+
+
+def application(service: Service, log: Callable[[str], None]) -> Starlette:
+    """The ASGI application. ``log`` is given one line a request; prompts are not in it."""
+    endpoints = _Endpoints(service)
+    app = Starlette(
+        routes=[
+            Route("/health", endpoints.health),
+            Route("/v1/models", endpoints.models),
+            Route("/v1/models/{name:path}", endpoints.model),
+            Route("/v1/chat/completions", endpoints.complete, methods=["POST"]),
+        ],
+        middleware=[Middleware(_Gate, token=service.token, log=log)],
+        exception_handlers={HTTPException: _unknown},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _unknown(request: Request, error: Exception) -> Response:
+    """No such path, or not by this method."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    known = f"there is no {request.method} for" if status == 405 else "there is no"
+    return _refusal(RequestError(status, f"{known} {request.url.path[:200]}"))
+
+
+def _no_model(asked: str, name: str) -> RequestError:
+    return RequestError(404, f"there is no model {asked[:200]!r}, only {name!r}", param="model", code="model_not_found")
+
+
+# ------------------------------------------------------------------------------------------------ who may ask
+
+
+class _Gate:
+    """Around every request: may this caller ask, what is said when it fails, and a line in the log."""
+
+    def __init__(self, app: ASGIApp, token: str | None, log: Callable[[str], None]) -> None:
+        self._app = app
+        self._token = token
+        self._log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began, seen, request = time.monotonic(), _Seen(send), Request(scope)
+        try:
+            _check_framing(request)
+            self._check_caller(request)
+            await self._app(scope, receive, seen.send)
+        except RequestError as error:
+            await self._refuse(request, error, receive, seen)
+        except ClientDisconnect:
+            await self._refuse(request, RequestError(_CLIENT_LEFT, "the client left"), receive, seen)
+        except Exception as error:
+            self._log(f"error: {type(error).__name__}: {error}")
+            await self._refuse(request, RequestError(500, "the server failed; its log says more"), receive, seen)
+        finally:
+            host, note = scope["client"][0] if scope["client"] else "-", scope.get("state", {}).get("note", "")
+            seconds = time.monotonic() - began
+            self._log(f"{host} {request.method} {scope['path'][:200]!r} {seen.status} {seconds:.2f} s{note}")
+
+    async def _refuse(self, request: Request, error: RequestError, receive: Receive, seen: _Seen) -> None:
+        _note(request, error.message)
+        if not seen.status:
+            await _refusal(error)(request.scope, receive, seen.send)
+
+    def _check_caller(self, request: Request) -> None:
+        """A token where there is one. Without one, only names of this machine: a page in the user's browser must not
+        reach the server by a name of its own that points here."""
+        if request.url.path == "/health" and self._token is not None:
+            return
+        if self._token is not None:
+            given = request.headers.get("authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), self._token.encode()):
+                raise RequestError(401, "the token is missing or wrong", code="invalid_api_key")
+        elif not _LOCAL_HOST.fullmatch(request.headers.get("host", "")):
+            raise RequestError(403, "this server answers to localhost only")
+
+
+class _Seen:
+    """``send`` that remembers the status of the answer; 0 while there is none."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        self.status = message.get("status", self.status)
+        await self._send(message)
+
+
+class _AmbiguousRequest(RequestError):
+    """A request that others may read differently: what follows it on this connection is not read."""
+
+
+def _check_framing(request: Request) -> None:
+    """Raises RequestError for what a proxy in front of us might take for two requests, or one of another caller."""
+    if "content-length" in request.headers and "transfer-encoding" in request.headers:
+        raise _AmbiguousRequest(400, "both Content-Length and Transfer-Encoding say where the body ends")
+    for name in _SINGLE_HEADERS:
+        if len(request.headers.getlist(name)) > 1:
+            raise _AmbiguousRequest(400, f"there are several {name} headers")
+
+
+def _note(request: Request, text: str) -> None:
+    request.scope.setdefault("state", {})["note"] = f" {text}"
+
+
+# ------------------------------------------------------------------------------------------------ answers
+
+
+class _Endpoints:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def health(self, _: Request) -> Response:
+        return _json({"status": "ok"})
+
+    async def models(self, _: Request) -> Response:
+        return _json(protocol.models(self._service.name, self._service.created))
+
+    async def model(self, request: Request) -> Response:
+        asked = request.path_params["name"]
+        if asked != self._service.name:
+            raise _no_model(asked, self._service.name)
+        return _json(protocol.model(self._service.name, self._service.created))
+
+    async def complete(self, request: Request) -> Response:
+        _check_type(request)
+        answer = _Answering(request, self._service, await _body(request, self._service.limits.body_bytes))
+        await answer.begin()
+        return await (_streamed if answer.task.completion.stream else _whole)(answer)
+
+
+def _check_type(request: Request) -> None:
+    """A page of another site can make a browser post text, a form or bytes of no type here, and JSON only after it
+    asked, which is answered with no: so JSON alone is read."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RequestError(415, "send the header Content-Type: application/json")
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The body, of a length that was said or in chunks. What is too long is refused unread."""
+    length = request.headers.get("content-length")
+    if length is None and "transfer-encoding" not in request.headers:
+        raise RequestError(411, "say the length of the body: Content-Length")
+    raw = bytearray()
+    if int(length or 0) <= most:
+        async for part in request.stream():
+            raw += part
+            if len(raw) > most:
+                break
+    if max(int(length or 0), len(raw)) > most:
+        raise RequestError(413, f"the body is larger than {most} bytes")
+    return bytes(raw)
+
+
+class _Answering:
+    """An answer on its way from the thread of the model to one client."""
+
+    def __init__(self, request: Request, service: Service, body: bytes) -> None:
+        self._request = request
+        self._service = service
+        self._body = body
+        self._loop = asyncio.get_running_loop()
+        self._texts: asyncio.Queue[str | None] = asyncio.Queue()
+        self._complete = False  # or as complete as the model makes it
+
+    async def begin(self) -> None:
+        """Put the request into the queue; in a thread, as long prompts take a while. Raises RequestError."""
+        self.task = await asyncio.to_thread(self._service.task, self._body, self._deliver)
+
+    def _deliver(self, text: str | None) -> None:
+        self._loop.call_soon_threadsafe(self._texts.put_nowait, text)
+
+    async def texts(self) -> AsyncIterator[str]:
+        """The answer piece by piece. Ends early when the client leaves or time is over; the model then stops too."""
+        watcher = asyncio.create_task(self._watch())
+        try:
+            while text := await self._next():
+                yield text
+            self._complete = not self.task.left.is_set()
+        finally:
+            watcher.cancel()
+            self.task.left.set()
+            _note(self._request, self._tokens() + ("" if self._complete else " (the client left)"))
+
+    async def _next(self) -> str | None:
+        try:
+            return await asyncio.wait_for(self._texts.get(), max(0.0, self.task.deadline - time.monotonic()))
+        except asyncio.TimeoutError:
+            self.task.timed_out = True
+            return None
+
+    async def _watch(self) -> None:
+        """Wait until the client is gone: nothing else comes after a whole request."""
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.task.left.set()
+        self._texts.put_nowait(None)
+
+    def failure(self) -> RequestError | None:
+        """Why there is no whole answer; None when there is."""
+        if not self._complete:
+            return RequestError(_CLIENT_LEFT, f"{self._tokens()} (the client left)")
+        if self.task.timed_out:
+            return RequestError(504, f"no answer within {self._service.limits.timeout_s:g} s", code="timeout")
+        if self.task.error is not None or self.task.row is None or self.task.row.finish == CANCELLED:
+            return RequestError(503, self.task.error or "the server is shutting down")
+        return None
+
+    def raise_failure(self) -> None:
+        failure = self.failure()
+        if failure is not None:
+            raise failure
+
+    @property
+    def finish(self) -> str:
+        return str(self.task.row.finish if self.task.row else CANCELLED)
+
+    def usage(self) -> dict[str, int]:
+        """Token counts so far."""
+        return protocol.usage(len(self.task.prepared.ids), len(self.task.row.new_tokens) if self.task.row else 0)
+
+    def _tokens(self) -> str:
+        usage = self.usage()
+        return f"{usage['prompt_tokens']}+{usage['completion_tokens']} tokens"
+
+
+async def _whole(answer: _Answering) -> Response:
+    text = "".join([piece async for piece in answer.texts()])
+    answer.raise_failure()
+    return _json(protocol.answered(answer.task.completion, text, answer.finish, answer.usage()))
+
+
+async def _streamed(answer: _Answering) -> Response:
+    """Server-sent events. What fails before the first token is an error of its own; later, an event."""
+    texts = answer.texts()
+    first = await anext(texts, "")
+    if not first:
+        answer.raise_failure()
+    headers = {"Cache-Control": "no-store"}
+    return StreamingResponse(_events(answer, first, texts), media_type="text/event-stream", headers=headers)
+
+
+async def _events(answer: _Answering, first: str, texts: AsyncIterator[str]) -> AsyncIterator[bytes]:
+    completion = answer.task.completion
+    yield _event(protocol.chunk(completion, {"role": "assistant", "content": first}))
+    async for text in texts:
+        yield _event(protocol.chunk(completion, {"content": text}))
+    if failure := answer.failure():
+        yield _event(failure.to_dict())
+        return
+    yield _event(protocol.chunk(completion, {}, answer.finish))
+    if completion.include_usage:
+        yield _event(protocol.usage_chunk(completion, answer.usage()))
+    yield b"data: [DONE]\n\n"
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+
+
+def _json(value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    body = json.dumps(value, ensure_ascii=False).encode()
+    return Response(body, status, headers, media_type="application/json")
+
+
+def _refusal(error: RequestError) -> Response:
+    headers = {"Connection": "close"} if isinstance(error, _AmbiguousRequest) else {}
+    if error.status in (429, 503):
+        headers["Retry-After"] = "5"
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return _json(error.to_dict(), error.status, headers)

@@ -1,0 +1,182 @@
+"""What job.json holds. It has one writer, the process that supervises the job."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timezone
+from typing import Any
+
+from launcher.common.atomic import write_atomic
+from launcher.common.processes import ProcessId
+from launcher.jobs.paths import JobPaths
+
+PLANNED = "planned"  # the folder is written; the supervisor has not started, or waits for cards
+STARTING = "starting"  # processes run, ranks are finding each other
+RUNNING = "running"
+STOPPING = "stopping"
+SUCCEEDED = "succeeded"
+FAILED = "failed"
+CANCELLED = "cancelled"
+LOST = "lost"  # the supervisor is gone without having written an end
+UNREADABLE = "unreadable"  # there is a job.json, and nothing can be made of it
+STATES = (PLANNED, STARTING, RUNNING, STOPPING, SUCCEEDED, FAILED, CANCELLED, LOST, UNREADABLE)
+FINAL_STATES = frozenset({SUCCEEDED, FAILED, CANCELLED, LOST, UNREADABLE})
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """What job.json holds. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one.
+
+    ``host``: where its leader is; "" while only a scheduler knows. ``where``: which scheduler, and its number.
+    """
+
+    job_id: str
+    name: str
+    state: str
+    created: str
+    host: str
+    cards: int
+    target: str
+    argv: tuple[str, ...]
+    versions: dict[str, str]
+    engine: str = "msrun"
+    attempt: int = 1
+    started: str | None = None
+    ended: str | None = None
+    supervisor: ProcessId | None = None
+    guard: ProcessId | None = None
+    processes: dict[str, ProcessId] = field(default_factory=dict)
+    exit_code: int | None = None
+    verdict: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    note: str | None = None
+    where: dict[str, str] = field(default_factory=dict)
+    earlier: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL_STATES
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> JobRecord:
+        """Keys of other versions are passed over. Raises ValueError, TypeError or KeyError for no job record."""
+        raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError("it holds no JSON object")
+        raw = known_keys(cls, raw)
+        for key in ("argv", "warnings", "earlier"):
+            raw[key] = tuple(raw.get(key, ()))
+        for key in ("supervisor", "guard"):
+            raw[key] = ProcessId.from_dict(raw[key]) if raw.get(key) else None
+        raw["processes"] = {name: ProcessId.from_dict(process) for name, process in raw.get("processes", {}).items()}
+        record = cls(**raw)
+        if record.state not in STATES or not isinstance(record.cards, int) or not isinstance(record.attempt, int):
+            raise ValueError(f"state {record.state!r}, cards {record.cards!r}, attempt {record.attempt!r}")
+        return record
+
+
+def known_keys(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``raw`` what the dataclass ``kind`` has a field for: two versions may share a jobs folder."""
+    names = {item.name for item in fields(kind)}
+    return {key: value for key, value in raw.items() if key in names}
+
+
+def next_attempt(record: JobRecord, *, restarted: bool = True) -> JobRecord:
+    """The record of the attempt after the one that ``record`` is of, which goes into ``earlier``."""
+    verdict = record.verdict or {}
+    entry = {
+        "attempt": record.attempt,
+        "started": record.started,
+        "ended": record.ended or now(),
+        "reason": verdict.get("reason"),
+        "rank_id": verdict.get("rank_id"),
+        "signature": verdict.get("signature"),
+        "restarted": restarted,
+    }
+    return replace(
+        record, state=PLANNED, attempt=record.attempt + 1, started=now(), ended=None, exit_code=None, verdict=None,
+        warnings=(), note=None, processes={}, earlier=(*record.earlier, entry),
+    )  # fmt: skip
+
+
+def now() -> str:
+    """This moment, UTC, to the millisecond."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def write_record(paths: JobPaths, record: JobRecord) -> None:
+    write_atomic(paths.record, record.to_json())
+
+
+def read_record(paths: JobPaths) -> JobRecord | None:
+    """The job's record, its state checked against the process table; None when it cannot be read."""
+    try:
+        record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return settle(record)
+
+
+def unreadable_record(paths: JobPaths) -> JobRecord | None:
+    """What can be said of a job whose job.json nobody understands; None when the file is gone."""
+    try:
+        created = datetime.fromtimestamp(paths.record.stat().st_mtime, timezone.utc).isoformat(timespec="milliseconds")
+        JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
+        return read_record(paths)  # it was rewritten meanwhile
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return JobRecord(
+            job_id=paths.job_id, name=paths.job_id, state=UNREADABLE, created=created, host="", cards=0, target="-",
+            argv=(), versions={}, note=f"{type(error).__name__}: {error}",
+        )  # fmt: skip
+
+
+def settle(record: JobRecord) -> JobRecord:
+    """``record``, but "lost" when it says a supervisor is at work and that process is gone from this host.
+
+    While the supervisor's guard lives the record is believed: the guard is clearing up and writes the end.
+    """
+    if record.is_final or record.host != socket.gethostname():
+        return record
+    if any(process and process.is_alive() for process in (record.supervisor, record.guard)):
+        return record
+    return replace(record, state=LOST)
+
+
+def planned_steps(paths: JobPaths) -> int | None:
+    """How many steps the job's plan counts; None when that is not known."""
+    try:
+        steps = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return steps if isinstance(steps, int) else None
+
+
+def loss_rank(paths: JobPaths, cards: int) -> int:
+    """The rank whose loss is the run's: rank 0, or in a pipeline the first of the last stage."""
+    try:
+        stages = json.loads(paths.spec.read_text(encoding="utf-8"))["parallel"]["pipeline_stage"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return first_of_last_stage(cards, stages) if isinstance(stages, int) and stages > 0 else 0
+
+
+def first_of_last_stage(cards: int, pipeline_stage: int) -> int:
+    """MindSpore numbers ranks stage by stage."""
+    return cards // pipeline_stage * (pipeline_stage - 1)
+
+
+def step_to_stop_at(paths: JobPaths, unbegun_step: int) -> int:
+    """The step that a job which is asked to stop ends after: ``unbegun_step``, or its last when that comes before."""
+    return min(unbegun_step, planned_steps(paths) or unbegun_step)
+
+
+# The exit code of a supervisor whose job goes on later (sysexits.h, EX_TEMPFAIL).
+REQUEUED = 75

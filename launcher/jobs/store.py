@@ -1,0 +1,82 @@
+"""The folder that holds one folder a job: new ones, a list, and the one that a reference means."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from launcher.errors import JobError, SpecError
+from launcher.jobs.paths import JobPaths
+from launcher.jobs.record import STATES, UNREADABLE, JobRecord, read_record, unreadable_record
+
+# No vowels and no digits that look like letters: ids are typed and read aloud, and spell nothing.
+_ID_ALPHABET = "bcdfghjkmnpqrstvwxz"
+
+
+_ID_LENGTH = 5
+
+
+class JobStore:
+    """The folder that holds one folder a job."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def new_paths(self, name: str) -> JobPaths:
+        """Paths for a job to come; nothing is made. The random part comes first, so a short prefix names a job."""
+        while True:
+            token = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+            paths = JobPaths(root=self.root.absolute() / f"{token}-{name}")
+            if not any(self.root.glob(f"{token}-*")):
+                return paths
+
+    def all(self) -> list[tuple[JobPaths, JobRecord]]:
+        """Every job, oldest first, its state checked against the process table; UNREADABLE where nothing is known."""
+        found = []
+        for record_file in self.root.glob("*/job.json"):
+            paths = JobPaths(root=record_file.parent.absolute())
+            record = read_record(paths) or unreadable_record(paths)
+            if record:
+                found.append((paths.of_attempt(record.attempt), record))
+        return sorted(found, key=lambda item: (item[1].created, item[1].job_id))
+
+    def get(self, reference: str) -> tuple[JobPaths, JobRecord]:
+        """The job that ``reference`` means: an id, a unique prefix of one, or "last".
+
+        Raises JobError when there is none, when a prefix fits several, or when its job.json cannot be read.
+        """
+        paths, record = self._find(reference)
+        if record.state == UNREADABLE:
+            raise JobError(
+                f"{paths.record} cannot be read: {record.note}",
+                hint=f"what the job left is in {paths.root}: launcher merge-ckpt {paths.checkpoints}",
+            )
+        return paths, record
+
+    def _find(self, reference: str) -> tuple[JobPaths, JobRecord]:
+        jobs = self.all()
+        if reference == "last" and jobs:
+            return jobs[-1]
+        exact = [job for job in jobs if job[1].job_id == reference]
+        fits = exact or [job for job in jobs if reference and job[1].job_id.startswith(reference)]
+        if len(fits) == 1:
+            return fits[0]
+        raise self._not_one(reference, [record.job_id for _, record in fits])
+
+    def _not_one(self, reference: str, fits: list[str]) -> JobError:
+        if fits:
+            return JobError(f"{reference!r} fits {len(fits)} jobs: {', '.join(fits)}", hint="type a letter more")
+        if not (self.root.is_dir() and self.all()):
+            return JobError(f"no job {reference!r}: there are no jobs in {self.root}", hint="launcher submit --cards 2")
+        return JobError(f"no job {reference!r} in {self.root}", hint="launcher jobs lists them")
+
+
+def select_jobs(
+    jobs: list[tuple[JobPaths, JobRecord]], *, states: str | None, name: str | None
+) -> list[tuple[JobPaths, JobRecord]]:
+    """Jobs in one of ``states`` ("running,failed") whose id contains ``name``. Raises SpecError for no state."""
+    wanted = [state.strip() for state in (states or "").split(",") if state.strip()]
+    unknown = [state for state in wanted if state not in STATES]
+    if unknown:
+        raise SpecError(f"--state {states}: there is no state {unknown[0]!r}", hint=f"states: {', '.join(STATES)}")
+    return [job for job in jobs if (not wanted or job[1].state in wanted) and (name or "") in job[1].job_id]

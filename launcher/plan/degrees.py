@@ -1,0 +1,463 @@
+"""What the spec leaves open, decided for a model and its cards; what cannot be, refused before anything is spawned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from launcher.cluster.model import KINDS, Cluster
+from launcher.errors import SpecError
+from launcher.plan import memory
+from launcher.plan.memory import GIB, Memory
+from launcher.runspec.sections import ModelSpec, ParallelSpec, PrecisionSpec, RunSpec, RuntimeSpec
+
+DEFAULT_WARMUP_RATIO = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Degrees:
+    """How many ways the job is split; the product is the number of ranks."""
+
+    data_parallel: int
+    model_parallel: int
+    pipeline_stage: int
+
+    @property
+    def split(self) -> int:
+        """Ranks that hold one model between them."""
+        return self.model_parallel * self.pipeline_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """``spec`` without anything open, what was decided (``notes``), and the memory of its fullest rank."""
+
+    spec: RunSpec
+    degrees: Degrees
+    notes: tuple[str, ...]
+    memory: Memory
+
+
+def settle(spec: RunSpec, cluster: Cluster) -> Settled:
+    """Decide what ``spec`` leaves open. Raises SpecError for what model, cards and settings cannot do together."""
+    check_target(spec, cluster)
+    notes = []
+    if spec.training.optimizer.type == "FP32StateAdamWeightDecay":
+        notes.append("optimizer FP32StateAdamWeightDecay: no bias correction, so its first steps are not AdamW's")
+    spec = _settle_plain(spec, cluster)
+    limit = pool_gib(spec, cluster)
+    spec, degrees, chosen = choose_split(spec, cluster, limit)
+    check_loading(spec, cluster)
+    _check_recompute(spec.runtime, degrees)
+    need = memory.estimate(spec, target=cluster.target, pool_gib=limit)
+    if chosen:
+        notes.append(_chosen_note(degrees, spec, need))
+    if need.verdict in ("does not fit", "tight"):
+        least, most = need.band
+        notes.append(
+            f"memory: {need.pool / GIB:.1f} GiB a card by estimate ({least:.1f} to {most:.1f} by its error), "
+            f"of {need.pool_gib:g}: {need.verdict}"
+        )
+    return Settled(spec=spec, degrees=degrees, notes=tuple(notes), memory=need)
+
+
+def _with(spec: RunSpec, section: str, **changes: Any) -> RunSpec:
+    return spec.model_copy(update={section: getattr(spec, section).model_copy(update=changes)})
+
+
+# --------------------------------------------------------------------------------------------------- plain values
+
+
+def _settle_plain(spec: RunSpec, cluster: Cluster) -> RunSpec:
+    """Precision, runtime and schedule: what follows from the cards alone."""
+    ascend = cluster.target == "Ascend"
+    schedule = spec.training.lr_schedule
+    if schedule.warmup_ratio is None and schedule.warmup_steps is None:
+        spec = _with(spec, "training", lr_schedule=schedule.model_copy(update={"warmup_ratio": DEFAULT_WARMUP_RATIO}))
+    if spec.data.workers is None:
+        spec = _with(spec, "data", workers=8 if ascend else 1)
+    spec = spec.model_copy(update={"precision": _precision(spec, cluster), "runtime": _runtime(spec.runtime, ascend)})
+    if ascend and spec.runtime.max_device_memory_gib is None:
+        spec = _with(spec, "runtime", max_device_memory_gib=_default_pool(spec, cluster))
+    return spec
+
+
+def _precision(spec: RunSpec, cluster: Cluster) -> PrecisionSpec:
+    given = spec.precision
+    if cluster.target == "CPU":
+        compute: Any = given.compute or "float32"
+        params: Any = given.params or "float32"
+    else:
+        compute = given.compute or _card_dtype(cluster)
+        params = given.params or (compute if spec.lora else "float32")
+    loss_scale = given.loss_scale
+    if loss_scale is None:
+        # float16 gradients underflow without it; bfloat16 has the exponents of float32.
+        loss_scale = "dynamic" if compute == "float16" else 1.0
+    return given.model_copy(update={"compute": compute, "params": params, "loss_scale": loss_scale})
+
+
+def _card_dtype(cluster: Cluster) -> str:
+    """bfloat16 where the card has it; float16 where it has not or the kind is not known."""
+    return "bfloat16" if cluster.kind and KINDS[cluster.kind].bfloat16 else "float16"
+
+
+def _runtime(given: RuntimeSpec, ascend: bool) -> RuntimeSpec:
+    keys = ("recompute", "flash_attention", "sink_mode")
+    return given.model_copy(update={key: ascend for key in keys if getattr(given, key) is None})
+
+
+def _default_pool(spec: RunSpec, cluster: Cluster) -> float:
+    if cluster.kind:
+        return memory.POOL_GIB[cluster.kind]
+    return memory.POOL_GIB["A2"] if spec.precision.compute == "bfloat16" else memory.POOL_GIB["910"]
+
+
+def pool_gib(spec: RunSpec, cluster: Cluster) -> float | None:
+    """GiB that a rank may use: the card's pool, or on CPU the host's memory shared out among its ranks."""
+    if cluster.target == "CPU":
+        return psutil.virtual_memory().total / GIB / max(len(host.devices) for host in cluster.hosts)
+    return spec.runtime.max_device_memory_gib
+
+
+# --------------------------------------------------------------------------------------------------- refusals
+
+
+def check_target(spec: RunSpec, cluster: Cluster) -> None:
+    """Raises SpecError when ``spec`` asks for what the cards, or MindSpore's CPU backend, cannot do."""
+    if cluster.target == "CPU":
+        _check_cpu(spec)
+        return
+    lacks = cluster.kind is not None and not KINDS[cluster.kind].bfloat16
+    if lacks and "bfloat16" in (spec.precision.params, spec.precision.compute):
+        raise SpecError(
+            f"precision bfloat16: {cluster.kind} cards have no bfloat16",
+            hint="set precision: {params: float16, compute: float16}, or leave precision out",
+        )
+
+
+def check_loading(spec: RunSpec, cluster: Cluster) -> None:
+    """Raise SpecError when MindFormers would not load the base of a settled ``spec``.
+
+    In semi_auto it compiles the graph before it loads, which it does with data sinking alone (mindformers 1.9.0,
+    checkpoint/utils.py, compile_model); a whole .ckpt is loaded before.
+    """
+    checkpoint, ascend = spec.model.checkpoint, cluster.target == "Ascend"
+    split = spec.parallel.mode == "semi_auto" and cluster.num_devices > 1
+    if ascend and split and checkpoint and not checkpoint.endswith(".ckpt") and not spec.runtime.sink_mode:
+        raise SpecError(
+            "runtime.sink_mode false: in semi_auto mode MindFormers loads a base with sink_mode true only",
+            hint="leave runtime.sink_mode out",
+        )
+
+
+def _check_cpu(spec: RunSpec) -> None:
+    parallel, runtime = spec.parallel, spec.runtime
+    collectives = {
+        f"parallel.mode {parallel.mode}": parallel.mode == "semi_auto",
+        f"model_parallel {parallel.model_parallel}": (parallel.model_parallel or 1) > 1,
+        f"pipeline_stage {parallel.pipeline_stage}": (parallel.pipeline_stage or 1) > 1,
+        f"optimizer_shard {parallel.optimizer_shard}": parallel.shards_optimizer,
+        "sequence_parallel": parallel.sequence_parallel,
+        "vocab_split": parallel.vocab_split,
+    }
+    asked = [name for name, is_asked in collectives.items() if is_asked]
+    if asked:
+        raise SpecError(
+            "the CPU backend trains data-parallel only: MindSpore has no CPU kernels for the collectives of "
+            f"{', '.join(asked)}",
+            hint="set parallel: {mode: data}; or run on Ascend cards",
+        )
+    repeats = spec.training.gradient_accumulation
+    if repeats > 1:
+        raise SpecError(
+            f"training.gradient_accumulation {repeats}: MindFormers accumulates in parallel.mode semi_auto alone, "
+            "which the CPU backend does not have",
+            hint=f"set training.gradient_accumulation: 1 and data.batch_size: {repeats * spec.data.batch_size}, "
+            "whose steps see as many rows; or run on Ascend cards",
+        )
+    if {spec.precision.params, spec.precision.compute} - {None, "float32"}:
+        raise SpecError(
+            f"the CPU backend trains in float32, not params {spec.precision.params or 'float32'}, "
+            f"compute {spec.precision.compute or 'float32'}",
+            hint="leave precision out; or run on Ascend cards",
+        )
+    kernels = [key for key in ("flash_attention", "sink_mode", "recompute") if getattr(runtime, key)]
+    if kernels:
+        raise SpecError(
+            f"runtime.{kernels[0]}: there is none on the CPU backend",
+            hint=f"leave runtime.{kernels[0]} out; or run on Ascend cards",
+        )
+
+
+def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -> list[str]:
+    """Why MindFormers could not split ``model`` this way; empty when it can."""
+    parts, stages = degrees.model_parallel, degrees.pipeline_stage
+    rules = (
+        (model.num_heads % parts, f"num_heads {model.num_heads} is not a multiple of model_parallel {parts}"),
+        (model.kv_heads % parts, f"n_kv_heads {model.kv_heads} is not a multiple of model_parallel {parts}"),
+        (model.intermediate_size % parts, f"intermediate_size {model.intermediate_size} is not a multiple of {parts}"),
+        (model.num_layers % stages, f"num_layers {model.num_layers} is not a multiple of pipeline_stage {stages}"),
+        *_stage_rules(model, parallel, stages),
+        (stages > 1 and model.tie_word_embeddings, "tied embeddings would lie on two pipeline stages"),
+        (parallel.vocab_split and model.vocab_size % parts, f"vocab_size {model.vocab_size} does not split in {parts}"),
+        (parallel.sequence_parallel and model.seq_length % parts, f"seq_length {model.seq_length} % {parts} is not 0"),
+        (parallel.mode == "data" and degrees.split > 1, "parallel.mode data does not split the model; use semi_auto"),
+        (parallel.micro_batches and stages > parallel.micro_batches > 0 and stages > 1,
+         f"micro_batches {parallel.micro_batches} is below pipeline_stage {stages}"),
+        (parallel.micro_batches and parallel.micro_batches > 1 and stages == 1,
+         "micro_batches has no effect without a pipeline; use training.gradient_accumulation"),
+        (parallel.mode == "data" and parallel.shards_optimizer, "optimizer_shard needs parallel.mode semi_auto"),
+        (parallel.sequence_parallel and parts == 1, "sequence_parallel has no effect with model_parallel 1"),
+        (parallel.vocab_split and parts == 1 and stages == 1, "vocab_split has no effect with model_parallel 1"),
+    )  # fmt: skip
+    return [problem for is_broken, problem in rules if is_broken]
+
+
+def _check_recompute(runtime: RuntimeSpec, degrees: Degrees) -> None:
+    """Raises SpecError for more numbers than stages (mindformers 1.9.0, tools/check_rules.py)."""
+    if isinstance(runtime.recompute, tuple) and len(runtime.recompute) > degrees.pipeline_stage:
+        raise SpecError(
+            f"runtime.recompute {list(runtime.recompute)}: one number for each of {degrees.pipeline_stage} stage(s)",
+            hint="set runtime.recompute: true to recompute all layers",
+        )
+
+
+def _stage_rules(model: ModelSpec, parallel: ParallelSpec, stages: int) -> Iterator[tuple[bool, str]]:
+    """mindformers 1.9.0, models/utils.py, LayerSetting: one offset a stage, and all layers are in some stage."""
+    offset = parallel.layer_offset
+    if offset is None:
+        return
+    share = model.num_layers // stages
+    yield len(offset) != stages, f"layer_offset {list(offset)} is not one number for each of {stages} stage(s)"
+    yield sum(offset) != 0, f"layer_offset {list(offset)} adds up to {sum(offset)}, not 0"
+    yield share + min(offset, default=0) < 1, f"layer_offset {list(offset)} leaves a stage of {share} without a layer"
+
+
+# --------------------------------------------------------------------------------------------------- degrees
+
+
+def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[RunSpec, Degrees, bool]:
+    """``spec`` with degrees whose product is the number of devices, these, and whether there was a choice.
+
+    Left out, they are the split into the fewest parts that fits the cards, the estimate's error included; where that
+    error decides, the one that needs the least. Raises SpecError when given ones do not multiply to the cards or do
+    not suit the model, or when nothing fits.
+    """
+    parallel, num_ranks = spec.parallel, cluster.num_devices
+    given = (parallel.model_parallel, parallel.pipeline_stage)
+    if cluster.target == "CPU" or parallel.mode == "data" or None not in given:
+        degrees = _given_degrees(spec, num_ranks)
+        return with_degrees(spec, degrees), degrees, False
+    options = [degrees for degrees in _options(spec, cluster) if not _obstacles(spec, degrees, cluster)]
+    if not options:
+        raise _no_split(spec, cluster)
+    tried = [(made, degrees) for degrees in options for made in _shared_out(spec, degrees)]
+    needs = [memory.estimate(made, target="Ascend", pool_gib=limit) for made, _ in tried]
+    for (made, degrees), need in zip(tried, needs, strict=True):
+        if need.verdict in ("fits", "unknown"):
+            return made, degrees, True
+    least = min(range(len(tried)), key=lambda index: needs[index].pool)
+    if needs[least].verdict == "tight":
+        return *tried[least], True
+    raise _too_large(*tried[least], needs[least], cluster)
+
+
+def _shared_out(spec: RunSpec, degrees: Degrees) -> Iterator[RunSpec]:
+    """``spec`` split so; and, where it leaves that open, with its optimizer states shared out too.
+
+    As MindFormers' recipes for full-parameter finetuning have it. With LoRA there are few states, and frozen weights
+    would be gathered whole at every step.
+    """
+    yield with_degrees(spec, degrees)
+    if spec.parallel.optimizer_shard is None and spec.lora is None and degrees.data_parallel > 1:
+        yield with_degrees(_with(spec, "parallel", optimizer_shard="states"), degrees)
+
+
+def _too_large(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) -> SpecError:
+    changes = smallest_changes(spec, degrees, need, cluster)
+    smaller = f"--set {changes[0].keys.replace(' ', ' --set ')} makes it fit; or take more cards" if changes else ""
+    return SpecError(
+        f"{spec.name} does not fit {cluster.num_devices} card(s) of {need.pool_gib:g} GiB: "
+        f"{_name_split(degrees, spec)} needs the least, {need.pool / GIB:.1f} GiB a card",
+        hint=smaller or "take more cards; --set parallel.mode=data shows what takes the memory",
+    )
+
+
+def _given_degrees(spec: RunSpec, num_ranks: int) -> Degrees:
+    parallel = spec.parallel
+    parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
+    data_parallel = parallel.data_parallel or max(1, num_ranks // (parts * stages))
+    product = data_parallel * parts * stages
+    if product != num_ranks:
+        raise _other_product(parallel, data_parallel, product, num_ranks)
+    degrees = Degrees(data_parallel=data_parallel, model_parallel=parts, pipeline_stage=stages)
+    problems = split_problems(spec.model, parallel, degrees)
+    if problems:
+        raise SpecError(
+            f"{name_degrees(degrees)}: {'; '.join(problems)}", hint="leave parallel out to have a split picked"
+        )
+    return degrees
+
+
+def _other_product(parallel: ParallelSpec, data_parallel: int, product: int, num_ranks: int) -> SpecError:
+    parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
+    if parallel.data_parallel is None and num_ranks > parts * stages:
+        return SpecError(
+            f"model_parallel {parts} x pipeline_stage {stages} = {parts * stages} does not divide --cards {num_ranks}",
+            hint="set degrees whose product divides the cards, or leave parallel out to have a split picked",
+        )
+    return SpecError(
+        f"data_parallel {data_parallel} x model_parallel {parts} x pipeline_stage {stages} = {product}, "
+        f"but --cards is {num_ranks}",
+        hint=f"pass --cards {product}, or leave parallel.data_parallel out",
+    )
+
+
+def _no_split(spec: RunSpec, cluster: Cluster) -> SpecError:
+    """Why each split of all cards that the given degrees leave cannot be, the most frequent reasons first."""
+    num_ranks = cluster.num_devices
+    reasons = Counter(reason for degrees in _options(spec, cluster) for reason in _obstacles(spec, degrees, cluster))
+    if not reasons:  # the given degrees do not divide the cards
+        _given_degrees(spec, num_ranks)
+    shown = [reason for reason, _ in reasons.most_common(_SHOWN_REASONS)]
+    more = len(reasons) - len(shown)
+    return SpecError(
+        f"no split of {num_ranks} cards on {len(cluster.hosts)} host(s) suits this model",
+        problems=shown + ([f"and {more} more"] if more else []),
+        hint="leave degrees out, or name all of them: model_parallel and pipeline_stage",
+    )
+
+
+_SHOWN_REASONS = 10
+
+
+def _obstacles(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> list[str]:
+    """Why ``degrees`` are not picked. Ranks that share a layer talk at every layer, so they stay on one host."""
+    per_host = min(len(host.devices) for host in cluster.hosts)
+    found = split_problems(spec.model, spec.parallel, degrees)
+    if per_host % degrees.model_parallel:
+        found.append(
+            f"model_parallel {degrees.model_parallel} ranks share a layer, and the smallest host has {per_host} card(s)"
+        )
+    return found
+
+
+def _options(spec: RunSpec, cluster: Cluster) -> Iterator[Degrees]:
+    """Splits of all devices, fewest parts first, and of those the one that shares layers before a pipeline."""
+    parallel, num_ranks = spec.parallel, cluster.num_devices
+    for split in (number for number in range(1, num_ranks + 1) if num_ranks % number == 0):
+        for stages in (number for number in range(1, split + 1) if split % number == 0):
+            degrees = Degrees(data_parallel=num_ranks // split, model_parallel=split // stages, pipeline_stage=stages)
+            if _as_given(degrees, parallel):
+                yield degrees
+
+
+def _as_given(degrees: Degrees, parallel: ParallelSpec) -> bool:
+    keys = ("data_parallel", "model_parallel", "pipeline_stage")
+    return all(getattr(parallel, key) in (None, getattr(degrees, key)) for key in keys)
+
+
+def with_degrees(spec: RunSpec, degrees: Degrees) -> RunSpec:
+    """``spec`` with these degrees, and the mode and micro batches that they ask for."""
+    parallel = spec.parallel
+    needs_split = degrees.split > 1 or parallel.shards_optimizer or spec.training.gradient_accumulation > 1
+    micro = parallel.micro_batches or (2 * degrees.pipeline_stage if degrees.pipeline_stage > 1 else 1)
+    divides = degrees.model_parallel > 1 and spec.model.vocab_size % degrees.model_parallel == 0
+    return _with(
+        spec,
+        "parallel",
+        mode=parallel.mode or ("semi_auto" if needs_split else "data"),
+        data_parallel=degrees.data_parallel,
+        model_parallel=degrees.model_parallel,
+        pipeline_stage=degrees.pipeline_stage,
+        micro_batches=micro,
+        optimizer_shard=parallel.optimizer_shard or "off",
+        vocab_split=divides if parallel.vocab_split is None else parallel.vocab_split,
+    )
+
+
+def name_degrees(degrees: Degrees) -> str:
+    return (
+        f"data_parallel {degrees.data_parallel} x model_parallel {degrees.model_parallel} "
+        f"x pipeline_stage {degrees.pipeline_stage}"
+    )
+
+
+def _name_split(degrees: Degrees, spec: RunSpec) -> str:
+    level = spec.parallel.optimizer_shard
+    return name_degrees(degrees) + (f", optimizer_shard {level}" if spec.parallel.shards_optimizer else "")
+
+
+def _chosen_note(degrees: Degrees, spec: RunSpec, need: Memory) -> str:
+    room = f", {need.pool / GIB:.1f} of {need.pool_gib:g} GiB a card" if need.pool_gib else ""
+    return f"split: {_name_split(degrees, spec)} ({spec.parallel.mode}{room} by estimate)"
+
+
+# --------------------------------------------------------------------------------------------------- smaller
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A change to the spec, as one would type it, and the memory it leads to."""
+
+    keys: str
+    memory: Memory
+
+
+def smallest_changes(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) -> list[Change]:
+    """Single changes that make a settled ``spec`` fit that does not, those that change no result first."""
+    if need.verdict in ("fits", "unknown"):
+        return []
+    found = []
+    for keys, changed in _changes(spec, degrees, cluster):
+        smaller = memory.estimate(changed, target=cluster.target, pool_gib=need.pool_gib)
+        if smaller.verdict == "fits":
+            found.append(Change(keys=keys, memory=smaller))
+    return found
+
+
+def _changes(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator[tuple[str, RunSpec]]:
+    if cluster.target == "Ascend":
+        for key in ("recompute", "flash_attention"):
+            if not getattr(spec.runtime, key):
+                yield f"runtime.{key}=true", _with(spec, "runtime", **{key: True})
+        yield from _higher_levels(spec, degrees)
+        yield from _wider_splits(spec, degrees, cluster)
+    batch = spec.data.batch_size // 2
+    while batch:
+        yield f"data.batch_size={batch}", _with(spec, "data", batch_size=batch)
+        batch //= 2
+    length = spec.model.seq_length // 2
+    while length >= 128:
+        yield f"model.seq_length={length}", _with(spec, "model", seq_length=length)
+        length //= 2
+
+
+_LEVELS = ("off", "states", "gradients", "weights")
+
+
+def _higher_levels(spec: RunSpec, degrees: Degrees) -> Iterator[tuple[str, RunSpec]]:
+    higher = _LEVELS[_LEVELS.index(spec.parallel.optimizer_shard or "off") + 1 :] if degrees.data_parallel > 1 else ()
+    for level in higher:
+        keys = "parallel.mode=semi_auto " if spec.parallel.mode != "semi_auto" else ""
+        yield (
+            f"{keys}parallel.optimizer_shard={level}",
+            _with(spec, "parallel", mode="semi_auto", optimizer_shard=level),
+        )
+
+
+def _wider_splits(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator[tuple[str, RunSpec]]:
+    free = spec.model_copy(update={"parallel": ParallelSpec()})
+    for option in _options(free, cluster):
+        if option.split > degrees.split and not _obstacles(free, option, cluster):
+            keys = f"parallel.mode=semi_auto parallel.model_parallel={option.model_parallel}"
+            keys += f" parallel.pipeline_stage={option.pipeline_stage}" if option.pipeline_stage > 1 else ""
+            keys += f" parallel.data_parallel={option.data_parallel}"
+            update = {"mode": "semi_auto", "micro_batches": None, "vocab_split": None}
+            cleared = spec.parallel.model_copy(update=update)
+            yield keys, with_degrees(spec.model_copy(update={"parallel": cleared}), option)

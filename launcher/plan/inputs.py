@@ -1,0 +1,387 @@
+"""The files a run reads: found and checked before anything is spawned, sample data made when the spec asks for it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from launcher.checkpoint.base import Base, check_file, check_tensors
+from launcher.checkpoint.folder import CKPT_WEIGHTS, WEIGHTS
+from launcher.checkpoint.huggingface import CONFIG
+from launcher.checkpoint.sharded import ShardedBase, holds_shards, read_sharded
+from launcher.data import sample_set
+from launcher.data.cache import in_cache
+from launcher.data.info import DatasetInfo, read_info
+from launcher.data.outputs import file_sha256
+from launcher.data.preprocess import PreprocessOptions, preprocess
+from launcher.data.tokenizer import TokenizerInfo, check_special_ids, find_tokenizer
+from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
+from launcher.jobs import JobPaths, is_job_folder
+from launcher.plan.launch_plan import Inputs
+from launcher.runspec.sections import ModelSpec, RunSpec
+
+RAW_SUFFIXES = (".json", ".jsonl")
+_MERGED = "launcher merge-ckpt JOB makes one, jobs/JOB/merged"
+WEIGHTS_SUFFIXES = (".safetensors", ".ckpt")
+
+
+class Pending(Protocol):
+    """Data that is not there yet and can be made."""
+
+    def describe(self) -> str:
+        """What will be made, and where."""
+
+    def make(self) -> None:
+        """Make it, whole or not at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingRows:
+    """Rows of a raw dataset that nobody has tokenized yet."""
+
+    options: PreprocessOptions
+
+    def describe(self) -> str:
+        return f"tokenizing {self.options.source} to {self.options.target}"
+
+    def make(self) -> None:
+        try:
+            preprocess(self.options, force=True)
+        except DataError as error:
+            by_hand = f"launcher data preprocess {self.options.source} --tokenizer {self.options.tokenizer}"
+            own = f"{error.hint}; or " if error.hint else "mend it, or "
+            raise DataError(error.message, hint=f"{own}make the rows by hand: {by_hand} --help") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingAll:
+    """Several that are not there yet."""
+
+    parts: tuple[Pending, ...]
+
+    def describe(self) -> str:
+        return "; ".join(part.describe() for part in self.parts)
+
+    def make(self) -> None:
+        for part in self.parts:
+            part.make()
+
+
+def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
+    """Absolute paths of everything ``spec`` reads, checked, and the data that must be made first, if any.
+
+    Raises DataError, CheckpointError or SpecError; nothing is written.
+    """
+    found, pending = rows_of_training(spec)
+    if spec.evaluation:
+        held_out, more = _held_out(spec, spec.evaluation.data)
+        notes = (*found.notes, *held_out.notes)
+        found = replace(found, evaluation=held_out.dataset, evaluation_rows=held_out.rows, notes=notes)
+        parts = tuple(part for part in (pending, more) if part)
+        pending = PendingAll(parts=parts) if len(parts) > 1 else next(iter(parts), None)
+    return with_base(found, spec.model), pending
+
+
+def _held_out(spec: RunSpec, path: str) -> tuple[Inputs, Pending | None]:
+    """The rows of evaluation: made as those of training are."""
+    if len(spec.data.input_columns) > 2:
+        raise SpecError(
+            f"data.input_columns has {len(spec.data.input_columns)} columns; evaluation reads input_ids and labels",
+            hint="leave evaluation out, or set data.input_columns: [input_ids, labels]",
+        )
+    if spec.data.sample and _is_raw(Path(path)):
+        raise SpecError(
+            f"evaluation.data {path} is raw, and data.sample makes its own tokenizer",
+            hint="launcher data preprocess makes rows of it, with the tokenizer that launcher submit says",
+        )
+    return _dataset(spec, "evaluation.data", path)
+
+
+def with_base(found: Inputs, model: ModelSpec) -> Inputs:
+    """``found`` with the base checkpoint of ``model``, which is held against it. Raises CheckpointError."""
+    if model.checkpoint is None:
+        return found
+    base, shards = find_base(model.model_dump(mode="json"), model.checkpoint)
+    notes = (*found.notes, *base.notes)
+    return replace(found, checkpoint=str(base.path), base_dtypes=base.dtypes, notes=notes, shards=shards)
+
+
+def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedBase | None]:
+    """The weights that ``checkpoint`` means, with the names, shapes and dtypes of ``model``; and how they are cut.
+
+    ``model`` is the model section of a spec. Raises CheckpointError.
+    """
+    absolute = Path(_existing(checkpoint, "checkpoint", _MERGED, CheckpointError))
+    if is_job_folder(absolute):
+        raise CheckpointError(
+            f"checkpoint {absolute} is a job's folder, and not a base",
+            hint=f"launcher merge-ckpt {absolute.name}; then --checkpoint {JobPaths(root=absolute).merged}",
+        )
+    if not holds_shards(absolute):
+        return check_file(_whole_file(absolute), model), None
+    shards = read_sharded(absolute)
+    whole = {name: (tensor.shape, tensor.dtype) for name, tensor in shards.tensors.items()}
+    return check_tensors(whole, model, absolute), shards
+
+
+def check_base_again(paths: JobPaths) -> None:
+    """Hold the base of a job that was planned before against its model once more: it may have changed since.
+
+    Raises CheckpointError, and JobError when the job's own files cannot be read.
+    """
+    if not paths.plan.is_file():
+        return
+    try:
+        base = json.loads(paths.plan.read_text(encoding="utf-8"))["checkpoint"]
+        model = json.loads(paths.spec.read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise JobError(f"cannot read what {paths.job_id} trains: {error}", hint="launcher submit it anew") from error
+    if base is not None:
+        find_base(model, base)
+
+
+def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
+    """The training rows of ``spec``, without a base, and what must be made first. Raises DataError or SpecError."""
+    if spec.data.sample:
+        sample = sample_set.SampleSet(
+            size=spec.data.sample.size,
+            seed=spec.data.sample.seed,
+            template=spec.data.template,
+            vocab_size=spec.model.vocab_size,
+            seq_length=spec.model.seq_length,
+        )
+        found = Inputs(
+            dataset=str(sample.dataset),
+            rows=sample.rows,
+            tokenizer=str(sample.tokenizer),
+            checkpoint=None,
+        )
+        if not sample.exists():
+            return found, sample
+        info = read_info(sample.dataset)
+        return replace(found, notes=tuple(_losses("data.sample", info)) if info else ()), None
+    return _dataset(spec, "data.train", str(spec.data.train))
+
+
+def _dataset(spec: RunSpec, key: str, path: str) -> tuple[Inputs, Pending | None]:
+    """The rows that ``key`` of the spec names: a .mindrecord, or raw records, which are tokenized first."""
+    dataset = _existing(path, "dataset", "launcher data preprocess makes one", DataError)
+    if _is_raw(Path(dataset)):
+        return _raw(spec, key, Path(dataset))
+    return _ready(spec, key, dataset), None
+
+
+def _is_raw(dataset: Path) -> bool:
+    return Path(dataset.name.removesuffix(".gz")).suffix in RAW_SUFFIXES
+
+
+def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None]:
+    """Rows of a raw dataset: in a cache, by what they follow from; tokenized once."""
+    tokenizer = _tokenizer_of_spec(spec) or _tokenizer_of_base(spec)
+    if tokenizer is None:
+        raise SpecError(
+            f"{key} {dataset} is raw, and model.tokenizer is not given",
+            hint="set model.tokenizer: tokenizer.model; launcher data tokenizer trains one",
+        )
+    made_with = _checked_tokenizer(spec.model, tokenizer)
+    options = in_cache(
+        PreprocessOptions(
+            source=dataset,
+            tokenizer=Path(tokenizer),
+            target=Path("train.mindrecord" if key == "data.train" else "evaluation.mindrecord"),
+            seq_length=spec.model.seq_length,
+            template=spec.data.template,
+        ),
+        sample_set.cache_root() / "datasets",
+    )
+    info = read_info(options.target)
+    notes = (*_choice_of_tokenizer(spec, tokenizer), *_other_tokenizers(spec, key, made_with))
+    found = Inputs(dataset=str(options.target), rows=None, tokenizer=tokenizer, checkpoint=None, notes=notes)
+    if info is None:
+        return found, PendingRows(options=options)
+    return replace(found, rows=info.rows, notes=(*notes, *_losses(key, info))), None
+
+
+def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
+    """What of the records is not in the rows, where that is known."""
+    cut, unlearnt, lost = (info.counts.get(name, 0) for name in ("truncated", "unlearnt", "lost_tokens"))
+    if cut or unlearnt:
+        records, total = info.counts["conversations"], info.counts["learnt_tokens"] + lost
+        left_out = f", {unlearnt:,} of them left out as nothing of their answer fits" if unlearnt else ""
+        yield (
+            f"{cut:,} of {records:,} conversations of {key} are longer than seq_length {info.seq_length} and cut"
+            f"{left_out}; {lost:,} of {total:,} tokens in the loss are lost ({lost / max(total, 1):.1%})"
+        )
+    if info.counts.get("dropped"):
+        yield f"{info.counts['dropped']:,} conversations of {key} longer than seq_length {info.seq_length} are left out"
+
+
+def _ready(spec: RunSpec, key: str, dataset: str) -> Inputs:
+    info = _rows(spec, dataset)
+    tokenizer = _find_tokenizer(spec, info)
+    _check_fit(spec, key, info, dataset)
+    if tokenizer:
+        _checked_tokenizer(spec.model, tokenizer)
+    notes = (*_other_tokenizers(spec, key, info.tokenizer), *_losses(key, info))
+    return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None, notes=notes)
+
+
+def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
+    """What the MindRecord file says of itself."""
+    if Path(dataset).suffix != ".mindrecord":
+        raise DataError(
+            f"dataset {dataset} is neither a .mindrecord file nor raw ({', '.join(RAW_SUFFIXES)}, each also .gz)",
+            hint="launcher data preprocess makes a .mindrecord",
+        )
+    if not Path(f"{dataset}.db").is_file():
+        raise DataError(f"dataset {dataset} lacks its index {dataset}.db", hint="copy both files, they belong together")
+    info = read_info(Path(dataset))
+    if info is None:
+        raise DataError(f"dataset {dataset} is not a MindRecord file", hint="launcher data preprocess makes one")
+    _check_columns(spec, info, dataset)
+    return info
+
+
+def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> str:
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links and lose the user's name
+    if not absolute.exists():
+        raise error(f"{what} {path} does not exist (looked for {absolute})", hint=hint)
+    if not os.access(absolute, os.R_OK):
+        raise error(f"{what} {absolute} is not readable", hint=f"chmod u+r {absolute}")
+    return str(absolute)
+
+
+def _find_tokenizer(spec: RunSpec, info: DatasetInfo) -> str | None:
+    """The spec's tokenizer, else the one that the dataset says it was made with, if it is still there."""
+    if named := _tokenizer_of_spec(spec):
+        return named
+    if info.tokenizer and Path(info.tokenizer.path).is_file():
+        return info.tokenizer.path
+    return None
+
+
+def _tokenizer_of_spec(spec: RunSpec) -> str | None:
+    """The file that model.tokenizer means."""
+    if not spec.model.tokenizer:
+        return None
+    named = _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
+    return str(find_tokenizer(Path(named)).path or named)
+
+
+def _tokenizer_of_base(spec: RunSpec) -> str | None:
+    """The tokenizer beside the base's weights."""
+    folder = _base_folder(spec)
+    found = find_tokenizer(folder).path if folder else None
+    return str(found) if found and found.is_file() else None
+
+
+def _base_folder(spec: RunSpec) -> Path | None:
+    base = Path(os.path.abspath(spec.model.checkpoint)) if spec.model.checkpoint else None  # noqa: PTH100 - as above
+    if base is None or base.is_dir():
+        return base
+    return base.parent if base.is_file() else None
+
+
+def _choice_of_tokenizer(spec: RunSpec, tokenizer: str) -> Iterator[str]:
+    if not spec.model.tokenizer:
+        yield f"model.tokenizer is not given: the base's {tokenizer} is taken"
+    if note := find_tokenizer(Path(spec.model.tokenizer or tokenizer)).note:
+        yield note
+
+
+def _other_tokenizers(spec: RunSpec, key: str, made_with: TokenizerInfo | None) -> Iterator[str]:
+    """A note for each tokenizer of the run that is not the one of the rows, by its bytes; ids may mean other pieces."""
+    if made_with is None:
+        return
+    for what, place in (("model.tokenizer", _tokenizer_of_spec(spec)), ("the base's", _tokenizer_of_base(spec))):
+        other = Path(place) if place else None
+        if other is None or not other.is_file() or other.suffix != Path(made_with.path).suffix:
+            continue  # one tokenizer in two formats has two hashes
+        if file_sha256(other) != made_with.sha256:
+            yield f"{key} was tokenized with {made_with.path}, which is not {what} {other}: ids may mean other pieces"
+
+
+def _check_columns(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:
+    missing = [column for column in spec.data.input_columns if column not in info.columns]
+    if missing:
+        raise SpecError(
+            f"data.input_columns names {', '.join(missing)}, but {dataset} has {', '.join(info.columns)}",
+            hint=f"set data.input_columns: [{', '.join(info.columns)}]",
+        )
+
+
+def _check_fit(spec: RunSpec, key: str, info: DatasetInfo, dataset: str) -> None:
+    length = spec.model.seq_length
+    if info.seq_length not in (None, length):
+        raise SpecError(
+            f"model.seq_length is {length}, but the rows of {key} {dataset} were made for {info.seq_length}",
+            hint=_other_length(spec, key, info.seq_length, Path(dataset)),
+        )
+    if info.tokenizer and info.tokenizer.vocab_size > spec.model.vocab_size:
+        pieces = info.tokenizer.vocab_size
+        raise SpecError(
+            f"model.vocab_size is {spec.model.vocab_size}, but {dataset} was made with {pieces} pieces",
+            hint=f"set model.vocab_size: {pieces}",
+        )
+    if info.template not in (None, spec.data.template):
+        raise SpecError(
+            f"data.template is {spec.data.template}, but {dataset} was made with {info.template}",
+            hint=f"set data.template: {info.template}; answers are asked for with the template of training",
+        )
+
+
+def _other_length(spec: RunSpec, key: str, length: int | None, dataset: Path) -> str:
+    """What to do about rows of another length: what is to be typed names an output of its own."""
+    options = f"--seq-length {spec.model.seq_length} --template {spec.data.template}"
+    again = f"launcher data preprocess RECORDS {options} -o {dataset.stem}-{spec.model.seq_length}.mindrecord"
+    if key != "data.train":
+        return f"evaluation takes rows of training's length: {again}"
+    return f"set model.seq_length: {length}, or make others: {again}"
+
+
+def _checked_tokenizer(model: ModelSpec, tokenizer: str) -> TokenizerInfo:
+    """What ``tokenizer`` is. Raises SpecError when the spec's vocabulary or special tokens are not its."""
+    from launcher.data.tokenizer import load_tokenizer
+
+    found = load_tokenizer(Path(tokenizer))
+    if found.info.vocab_size > model.vocab_size:
+        raise SpecError(
+            f"model.vocab_size is {model.vocab_size}, but {tokenizer} has {found.info.vocab_size} pieces",
+            hint=f"set model.vocab_size: {found.info.vocab_size}, or use the tokenizer of the base model",
+        )
+    check_special_ids(model, found)
+    return found.info
+
+
+def check_tokenizer(spec: RunSpec) -> None:
+    """Hold the spec's vocabulary and special tokens against its tokenizer, where that is there. Raises SpecError."""
+    if spec.model.tokenizer and Path(spec.model.tokenizer).exists() and (file := _tokenizer_of_spec(spec)):
+        _checked_tokenizer(spec.model, file)
+
+
+def _whole_file(absolute: Path) -> Path:
+    """The file that ``absolute`` means: itself, or what merge-ckpt and convert-ckpt call the weights in a folder."""
+    if absolute.is_dir():
+        return _weights_in(absolute)
+    if absolute.suffix not in WEIGHTS_SUFFIXES:
+        raise CheckpointError(
+            f"checkpoint {absolute} is neither .safetensors nor .ckpt",
+            hint="launcher convert-ckpt converts others",
+        )
+    return absolute
+
+
+def _weights_in(folder: Path) -> Path:
+    merged = next((path for name in (WEIGHTS, CKPT_WEIGHTS) if (path := folder / name).is_file()), None)
+    if merged is None and (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"checkpoint folder {folder} is Hugging Face's",
+            hint=f"launcher convert-ckpt {folder} -o base; then --checkpoint base",
+        )
+    if merged is None:
+        raise CheckpointError(f"checkpoint folder {folder} has no {WEIGHTS}", hint="name the weights file")
+    return merged

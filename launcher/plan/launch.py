@@ -1,0 +1,171 @@
+"""What the supervisor is told, in launch.json: engine, hardware, and limits. Plain data, read without pydantic."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from launcher.common.atomic import write_atomic
+from launcher.common.ports import free_port, is_free
+from launcher.engines import ENGINES
+from launcher.engines.base import WORKER, EngineJob, Program
+from launcher.jobs import JobPaths, known_keys
+
+MIN_HANG_TIMEOUT_S = 600.0
+HANG_FACTOR = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long to wait for what, and how often to try.
+
+    ``grace_s``: from TERM to KILL. ``start_timeout_s``: until all ranks are ready. ``hang_timeout_s``: without a step;
+    None means HANG_FACTOR times the step time seen, at least MIN_HANG_TIMEOUT_S. ``leave_s``: for a rank that has said
+    that it is done to end. ``stopped_s``: how long a rank may be suspended (SIGSTOP) while another runs.
+    ``max_restarts``: after faults of the machine or of communication. With several hosts, ``lost_s``: a host that has
+    shown no sign of life for so long is lost; ``register_s``: until all hosts have reported.
+    """
+
+    grace_s: float = 30.0
+    start_timeout_s: float = 600.0
+    hang_timeout_s: float | None = None
+    leave_s: float = 1.0
+    stopped_s: float = 10.0
+    max_restarts: int = 0
+    lost_s: float = 8.0
+    register_s: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankPlace:
+    """Where a rank runs, in the words of the plan."""
+
+    rank_id: int
+    local_rank: int
+    host: str
+    device_id: int
+    node_rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodePlace:
+    """One host of a job on several. ``env``: variables that differ from host to host.
+
+    ``address`` is "" and ``visible`` empty where only the host itself will tell.
+    """
+
+    node_rank: int
+    name: str
+    address: str
+    visible: tuple[int, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    locks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """All that one start of a job's processes needs. ``locks``: names of cards that no other job may have meanwhile.
+
+    ``nodes``: the hosts, when there is one agent a host; empty where the supervisor starts the ranks itself. ``where``
+    says how agents come to their hosts (``launcher.schedulers``). What one agent carries out has ``ranks`` of its host
+    alone, its ``node_rank``, and in ``world`` the number of ranks of the whole job.
+    """
+
+    engine: str
+    target: str
+    address: str
+    port: int
+    program: str
+    rank_table: str
+    ranks: tuple[RankPlace, ...]
+    visible: tuple[int, ...] = ()
+    worker: tuple[str, ...] = WORKER
+    env: Mapping[str, str] = field(default_factory=dict)
+    locks: tuple[str, ...] = ()
+    wait_for_locks: bool = False
+    limits: Limits = Limits()
+    nodes: tuple[NodePlace, ...] = ()
+    where: Mapping[str, Any] = field(default_factory=dict)
+    node_rank: int = 0
+    world: int | None = None
+
+    def for_node(self, node_rank: int) -> Launch:
+        """What the agent of one host carries out."""
+        return self._share(self.nodes[node_rank], ranks_by_node(self.ranks)[node_rank])
+
+    def for_nodes(self) -> Iterator[Launch]:
+        """What each agent carries out, host by host; there may be ten thousand."""
+        ranks = ranks_by_node(self.ranks)
+        return (self._share(node, ranks[node.node_rank]) for node in self.nodes)
+
+    def _share(self, node: NodePlace, ranks: Sequence[RankPlace]) -> Launch:
+        return replace(
+            self, nodes=(), world=len(self.ranks), node_rank=node.node_rank, visible=node.visible, locks=node.locks,
+            ranks=tuple(ranks), env={**node.env, **self.env},
+        )  # fmt: skip
+
+    def programs(self, paths: JobPaths) -> tuple[Program, ...]:
+        """What the engine starts for the attempt that ``paths`` is of."""
+        job = EngineJob(
+            paths=paths,
+            num_ranks=len(self.ranks) if self.world is None else self.world,
+            node_rank=self.node_rank,
+            first_rank=self.ranks[0].rank_id,
+            local_ranks=len(self.ranks),
+            target=self.target,
+            address=self.address,
+            port=self.port,
+            rank_table=self.rank_table,
+            visible=self.visible,
+            program=self.program,
+            worker=self.worker,
+            env=self.env,
+        )
+        return ENGINES[self.engine].programs(job)
+
+    @property
+    def nests_ranks(self) -> bool:
+        return ENGINES[self.engine].nests_ranks
+
+    def with_free_port(self) -> Launch:
+        """The same with a port that is free now; where there are several hosts, the first one finds it itself."""
+        if self.nodes:
+            return self
+        return self if is_free(self.port, self.address) else replace(self, port=free_port(self.address))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Launch:
+        """Keys of other versions are passed over. Raises ValueError, TypeError or KeyError for no launch."""
+        raw = known_keys(cls, json.loads(text))
+        raw["ranks"] = tuple(RankPlace(**known_keys(RankPlace, rank)) for rank in raw["ranks"])
+        raw["limits"] = Limits(**known_keys(Limits, raw["limits"]))
+        raw["nodes"] = tuple(_node_place(node) for node in raw.get("nodes", ()))
+        for key in ("visible", "worker", "locks"):
+            raw[key] = tuple(raw[key])
+        return cls(**raw)
+
+
+def ranks_by_node(ranks: Iterable[RankPlace]) -> dict[int, list[RankPlace]]:
+    """Ranks of each host, in order."""
+    found: dict[int, list[RankPlace]] = {}
+    for rank in ranks:
+        found.setdefault(rank.node_rank, []).append(rank)
+    return found
+
+
+def _node_place(raw: Mapping[str, Any]) -> NodePlace:
+    return NodePlace(**{**known_keys(NodePlace, raw), "visible": tuple(raw["visible"]), "locks": tuple(raw["locks"])})
+
+
+def write_launch(paths: JobPaths, launch: Launch) -> None:
+    write_atomic(paths.launch, launch.to_json())
+
+
+def read_launch(paths: JobPaths) -> Launch:
+    """Raises OSError, ValueError, TypeError or KeyError when the job has none that can be read."""
+    return Launch.from_json(paths.launch.read_text(encoding="utf-8"))

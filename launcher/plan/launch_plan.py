@@ -1,0 +1,401 @@
+"""The plan: every file, argv and environment variable of a run, decided without touching anything."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+
+from launcher.checkpoint.sharded import ShardedBase, check_fits
+from launcher.checkpoint.split import THRESHOLD_KIB
+from launcher.cluster.model import Cluster, Rank
+from launcher.cluster.rank_table import render_rank_table
+from launcher.cluster.rank_table.make import checked_text
+from launcher.cluster.rank_table.table import table_of
+from launcher.common.rendering import RenderedFile, environment, render
+from launcher.engines.base import Command
+from launcher.errors import SpecError
+from launcher.jobs import JobPaths, first_of_last_stage
+from launcher.plan.degrees import Degrees as Degrees
+from launcher.plan.degrees import settle
+from launcher.plan.launch import Launch
+from launcher.plan.memory import Memory, split_plan
+from launcher.runspec.passthrough import with_passed_through
+from launcher.runspec.sections import RunSpec
+from launcher.upstream import held_out
+
+CHECKPOINT_PREFIX = "launcher"
+RANK_TABLE = "rank_table.json"
+
+# mindformers 1.9.0, core/context: context.parallel_mode numbers.
+_PARALLEL_MODE = {"data": 0, "semi_auto": 1}
+# mindspore 2.9.0, context.py, parallel_optimizer_config. gradient_accumulation_shard may not stand beside it: even
+# False is refused with level1 and level3.
+_OPTIMIZER_LEVEL = {"states": "level1", "gradients": "level2", "weights": "level3"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Files a run reads, all checked: absolute paths, and the number of rows in ``dataset`` (None if unknown).
+
+    ``checkpoint``: the base, a file; or a folder of shards, and then ``shards`` is what was read of it.
+    base_dtypes: those of its weights. notes: what the user should know of the files.
+    """
+
+    dataset: str
+    rows: int | None
+    tokenizer: str | None
+    checkpoint: str | None
+    evaluation: str | None = None
+    evaluation_rows: int | None = None
+    shards: ShardedBase | None = None
+    base_dtypes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A symbolic link that the plan will make: ``path`` relative to the job's folder, ``target`` absolute."""
+
+    path: str
+    target: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchPlan:
+    """All decisions of one run. ``submit`` writes ``files`` and runs ``command``; ``--dry-run`` prints this."""
+
+    paths: JobPaths
+    spec: RunSpec
+    spec_name: str
+    cluster: Cluster
+    degrees: Degrees
+    inputs: Inputs
+    steps: int | None
+    files: tuple[RenderedFile, ...]
+    links: tuple[Link, ...]
+    command: Command
+    notes: tuple[str, ...] = ()
+    memory: Memory | None = None
+    launch: Launch | None = None
+
+    @property
+    def global_batch(self) -> int:
+        """Rows that one optimizer step sees, over all ranks."""
+        return global_batch(self.spec)
+
+    @property
+    def loss_rank(self) -> int:
+        """The rank whose loss is the run's."""
+        return first_of_last_stage(self.cluster.num_devices, self.degrees.pipeline_stage)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What plan.json holds."""
+        return {
+            "job_id": self.paths.job_id,
+            "spec": self.spec_name,
+            "target": self.cluster.target,
+            "ranks": [_rank_dict(rank) for rank in self.cluster.ranks()],
+            "data_parallel": self.degrees.data_parallel,
+            "model_parallel": self.degrees.model_parallel,
+            "pipeline_stage": self.degrees.pipeline_stage,
+            "global_batch": self.global_batch,
+            "steps": self.steps,
+            "dataset": self.inputs.dataset,
+            "rows": self.inputs.rows,
+            "tokenizer": self.inputs.tokenizer,
+            "checkpoint": self.inputs.checkpoint,
+            "files": [file.path for file in self.files],
+            "links": {link.path: link.target for link in self.links},
+            "argv": list(self.command.argv),
+            "env": dict(self.command.env),
+        }
+
+
+def _rank_dict(rank: Rank) -> dict[str, Any]:
+    return {
+        "rank_id": rank.rank_id,
+        "node_rank": rank.node_rank,
+        "local_rank": rank.local_rank,
+        "host": rank.host.name,
+        "device_id": rank.device.device_id,
+    }
+
+
+def count_steps(spec: RunSpec, rows: int | None) -> int | None:
+    """Optimizer steps of a settled ``spec``, None when the rows are not known.
+
+    In data-parallel mode each rank reads ceil(rows / data_parallel) rows, as mindspore's sharding sampler deals them;
+    in semi_auto mode every rank reads the whole global batch. Raises SpecError when there is not one whole batch.
+    """
+    if rows is None:
+        return None
+    semi_auto = spec.parallel.mode == "semi_auto"
+    rows_per_rank = rows if semi_auto else math.ceil(rows / (spec.parallel.data_parallel or 1))
+    rows_per_step = global_batch(spec) if semi_auto else spec.data.batch_size
+    batches = rows_per_rank / rows_per_step
+    # A pipeline and accumulation cut a batch into equal parts: a short one at the end is left out.
+    whole = spec.data.drop_remainder or semi_auto
+    per_epoch = math.floor(batches) if whole else math.ceil(batches)
+    if per_epoch < 1:
+        raise _too_few_rows(rows, rows_per_rank, rows_per_step, semi_auto=semi_auto)
+    total = per_epoch * spec.training.epochs
+    return min(total, spec.training.steps or total)
+
+
+def _too_few_rows(rows: int, rows_per_rank: int, rows_per_step: int, *, semi_auto: bool) -> SpecError:
+    if semi_auto:
+        return SpecError(
+            f"{rows} rows are not one global batch of {rows_per_step}",
+            hint="set a smaller data.batch_size or parallel.micro_batches, or add data",
+        )
+    return SpecError(
+        f"{rows} rows are {rows_per_rank} a rank: not one batch of data.batch_size {rows_per_step}",
+        hint=f"set data.batch_size to at most {rows_per_rank}, or add data",
+    )
+
+
+def global_batch(spec: RunSpec) -> int:
+    """Rows that one optimizer step of a settled ``spec`` sees, over all ranks.
+
+    mindformers 1.9.0, trainer/base_trainer.py: batch_size x data_parallel x micro_batch_num in a pipeline, x
+    gradient_accumulation_steps without one.
+    """
+    parallel = spec.parallel
+    repeats = max(parallel.micro_batches or 1, spec.training.gradient_accumulation)
+    return spec.data.batch_size * (parallel.data_parallel or 1) * repeats
+
+
+def backend_values(cluster: Cluster, spec: RunSpec) -> dict[str, Any]:
+    """Settings that depend on what the ranks run on. Ascend: what is fast there. CPU: what has kernels there."""
+    ascend = cluster.target == "Ascend"
+    if ascend:
+        train_cell = "MFTrainOneStepCell"
+    else:
+        from launcher.upstream.cpu import TRAIN_CELL as train_cell  # noqa: N811 - a value here, not a constant
+
+    return {
+        "device_target": cluster.target,
+        "train_cell": train_cell,
+        "fused_rms_norm": ascend,  # "Unsupported op [RmsNorm] on CPU"
+        "rope_slice": not ascend,  # the default rotary path needs a broadcasting BatchMatMul, which CPU lacks
+        "max_device_memory": f"{spec.runtime.max_device_memory_gib:g}GB" if ascend else None,
+    }
+
+
+def make_plan(
+    *, spec: RunSpec, spec_name: str, cluster: Cluster, inputs: Inputs, paths: JobPaths, command: Command
+) -> LaunchPlan:
+    """Decide everything, touch nothing. Raises SpecError when spec, cluster and inputs do not fit together."""
+    settled = settle(spec, cluster)
+    spec = settled.spec
+    check_shards(spec, inputs)
+    steps = count_steps(spec, inputs.rows)
+    env = environment()
+    files = [rank_table_file(env, cluster)]
+    files += rank_files(env, spec, cluster, inputs, paths)
+    files.append(RenderedFile(path="spec.json", text=json.dumps(spec.model_dump(mode="json"), indent=2) + "\n"))
+    return LaunchPlan(
+        paths=paths,
+        spec=spec,
+        spec_name=spec_name,
+        cluster=cluster,
+        degrees=settled.degrees,
+        inputs=inputs,
+        steps=steps,
+        files=tuple(files),
+        links=base_checkpoint(spec, cluster, inputs, paths).links,
+        command=command,
+        notes=(*settled.notes, *inputs.notes, *_rounding_notes(spec, inputs), *_evaluation_notes(spec, inputs)),
+        memory=settled.memory,
+    )
+
+
+def _rounding_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
+    """MindSpore casts a base to precision.params without a word; only float32 holds the 16-bit kinds exactly."""
+    params = spec.precision.params or "float32"
+    rounded = [dtype for dtype in inputs.base_dtypes if dtype != params and (params != "float32" or dtype == "float64")]
+    if rounded:
+        yield f"base: its {', '.join(rounded)} weights are rounded to {params} (precision.params)"
+
+
+def rank_table_file(env: jinja2.Environment, cluster: Cluster) -> RenderedFile:
+    """The rank table of ``cluster``. Raises SpecError with every reason for which HCCL would refuse it.
+
+    On CPU nothing but msrun reads it.
+    """
+    if cluster.target == "CPU":
+        return render_rank_table(env, cluster)
+    text, _ = checked_text(table_of(cluster), RANK_TABLE, kind=cluster.kind)
+    return RenderedFile(path=RANK_TABLE, text=text)
+
+
+def _evaluation_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
+    """Held-out rows that fill no batch are not read. Raises SpecError when none does.
+
+    mindformers 1.9.0 takes batches apart by what training sums over (trainer/base_trainer.py, create_eval_dataset).
+    """
+    if spec.evaluation is None or inputs.evaluation_rows is None:
+        return
+    ranks = int(spec.parallel.data_parallel or 1)
+    asked = spec.evaluation.batch_size or spec.data.batch_size
+    batch = ranks * max(asked // spec.training.gradient_accumulation, 1)
+    left = inputs.evaluation_rows % batch
+    if left == inputs.evaluation_rows:
+        raise SpecError(
+            f"evaluation.data has {left} rows, and a batch of all ranks {batch}",
+            hint="set a smaller evaluation.batch_size, or hold out more rows",
+        )
+    if left:
+        rows = inputs.evaluation_rows
+        yield f"{left} of {rows} rows of evaluation.data are left out: a batch of all ranks has {batch}"
+
+
+def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[str, str]:
+    """Variables the run asks for: the spec's ``env``, HCCL's, and where the ranks are, the same on every rank.
+
+    ``env`` wins over ``hccl``, and the user's shell over our defaults.
+    """
+    if cluster.target == "CPU":
+        return dict(spec.env)
+    return {**_places(cluster, paths), **_hccl(spec), **spec.env}
+
+
+def _places(cluster: Cluster, paths: JobPaths) -> dict[str, str]:
+    """What MindFormers asks of the environment before it lets more ranks than a host has share files.
+
+    It takes a host to have 8 cards, and of a shared folder believes in nfs, dpc and sshfs alone (mindformers 1.9.0,
+    utils/file_utils.py). The job's folder is shared wherever there are several hosts: their agents meet in it.
+    """
+    found = {"DEVICE_NUM_PER_NODE": str(max(len(host.devices) for host in cluster.hosts))}
+    if len(cluster.hosts) > 1:
+        found["SHARED_PATHS"] = ",".join(filter(None, (os.environ.get("SHARED_PATHS"), str(paths.root))))
+    return found
+
+
+def _hccl(spec: RunSpec) -> dict[str, str]:
+    names = {
+        "connect_timeout_s": "HCCL_CONNECT_TIMEOUT",
+        "exec_timeout_s": "HCCL_EXEC_TIMEOUT",
+        "buffer_mib": "HCCL_BUFFSIZE",
+    }
+    return {
+        name: str(getattr(spec.hccl, key))
+        for key, name in names.items()
+        if key in spec.hccl.model_fields_set or name not in os.environ
+    }
+
+
+# --------------------------------------------------------------------------------------------------- rank files
+
+
+def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> dict[str, Any]:
+    """What templates/rank.yaml.j2 is given, but for the rank itself."""
+    base = base_checkpoint(spec, cluster, inputs, paths)
+    return {
+        "spec": spec,
+        "num_ranks": cluster.num_devices,
+        "output_dir": str(paths.root),
+        "base": base,
+        "save_format": "safetensors",
+        "checkpoint_prefix": CHECKPOINT_PREFIX,
+        "strategy_file": str(paths.strategies / "ckpt_strategy.ckpt"),
+        "dataset": inputs.dataset,
+        "evaluation": inputs.evaluation,
+        "held_out_metric": held_out.METRIC,
+        "total_steps": _schedule_steps(spec, inputs.rows),
+        "backend": backend_values(cluster, spec),
+        "semi_auto": spec.parallel.mode == "semi_auto",
+        "optimizer_level": _OPTIMIZER_LEVEL.get(spec.parallel.optimizer_shard or "off"),
+        "optimizer_threshold": THRESHOLD_KIB,
+        "mode_number": _PARALLEL_MODE[spec.parallel.mode or "data"],
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """How ranks get the base checkpoint. ``transform``: MindFormers cuts a whole one into each rank's part.
+
+    ``links``: what the job's ``base`` folder holds, which is all that ``argument`` names.
+    """
+
+    argument: str = ""
+    file_format: str = "safetensors"
+    transform: bool = False
+    links: tuple[Link, ...] = ()
+
+
+def base_checkpoint(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> Base:
+    """What ``load_checkpoint`` of the rank YAMLs says, and the folder of links that it names.
+
+    Always a folder with nothing else in it: mindformers 1.9.0 (utils/load_checkpoint_utils.py, trainer/utils.py) takes
+    a single file of several ranks for an error, guesses from names like rank_0 in a path that a file is a shard, and
+    reads every file beside it. In it lie a rank's own file in rank_R, or one whole file. Data-parallel ranks load whole
+    safetensors from rank folders alone; semi-auto ranks have MindFormers cut it (auto_trans_ckpt), which reads no more
+    than each needs. A whole .ckpt is loaded by every rank before its graph is compiled, and cut there.
+    """
+    if inputs.checkpoint is None:
+        return Base()
+    semi_auto, ranks = spec.parallel.mode == "semi_auto", range(cluster.num_devices)
+    files = _files_by_rank(inputs, cluster)
+    file_format = "ckpt" if files[0].endswith(".ckpt") else "safetensors"
+    in_rank_folders = inputs.shards is not None or (len(ranks) > 1 and not semi_auto and file_format == "safetensors")
+    places = [f"base/rank_{rank}" for rank in ranks] if in_rank_folders else ["base"]
+    return Base(
+        argument=str(paths.root / "base"),
+        file_format=file_format,
+        transform=semi_auto and len(ranks) > 1 and file_format == "safetensors" and not in_rank_folders,
+        links=tuple(
+            Link(path=f"{place}/base.{file_format}", target=file) for place, file in zip(places, files, strict=False)
+        ),
+    )
+
+
+def _files_by_rank(inputs: Inputs, cluster: Cluster) -> tuple[str, ...]:
+    return inputs.shards.files if inputs.shards else (str(inputs.checkpoint),) * cluster.num_devices
+
+
+def check_shards(spec: RunSpec, inputs: Inputs) -> None:
+    """Raise CheckpointError when the base is in shards that are not those of a settled ``spec``'s ranks."""
+    if inputs.shards is not None:
+        check_fits(inputs.shards, split_plan(spec))
+
+
+def _schedule_steps(spec: RunSpec, rows: int | None) -> int:
+    """total_steps of the schedule. A run that ``steps`` cuts short must still reach the schedule's end."""
+    if spec.training.lr_schedule.total_steps != -1 or spec.training.steps is None:
+        return spec.training.lr_schedule.total_steps
+    return count_steps(spec, rows) or spec.training.steps
+
+
+_COMMENT = re.compile(r"^#.*\n", re.MULTILINE)
+
+
+def rank_files(
+    env: jinja2.Environment, spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths
+) -> Iterator[RenderedFile]:
+    """One YAML a rank. Those that differ in comments alone are read back once: there may be thousands."""
+    context = rank_context(spec, cluster, inputs, paths)
+    bodies: dict[str, str] = {}
+    for rank in cluster.ranks():
+        path = f"ranks/rank_{rank.rank_id}.yaml"
+        text = _rank_text(env, rank, context)
+        body = _COMMENT.sub("", text)
+        if body not in bodies:
+            checked = render(env, "rank.yaml.j2", path, rank=rank, **context).text
+            bodies[body] = with_passed_through(checked, spec.mindformers)
+        yield RenderedFile(path=path, text=text.partition("\n")[0] + "\n" + bodies[body] if spec.mindformers else text)
+
+
+def _rank_text(env: jinja2.Environment, rank: Rank, context: dict[str, Any]) -> str:
+    """The template's text; "" when it fails, which ``render`` then reports properly."""
+    try:
+        return env.get_template("rank.yaml.j2").render(rank=rank, **context)
+    except (jinja2.TemplateError, ValueError):
+        return ""

@@ -1,0 +1,462 @@
+"""How much memory a rank needs, term by term, from the settled run spec alone. Nothing is measured here.
+
+``h`` is the hidden size, ``kv`` the width of keys, ``i`` of the feed-forward layer, ``a`` the query heads, ``s`` the
+sequence length, ``t`` = batch_size x s the tokens a rank works on, ``V`` the vocabulary, ``L`` the layers of a rank,
+``mp`` the model_parallel degree, ``c`` the bytes of the compute dtype. What is kept for the backward pass follows
+Korthikanti et al., "Reducing Activation Recomputation", arXiv:2205.05198, section 4, redone for LLaMA's layer
+(RMSNorm, rotary, SwiGLU, no attention dropout) and for frozen weights, whose inputs need not be kept.
+
+A step has two peaks, and the larger counts: when its backward pass begins, activations are all there and gradients are
+not; when it ends, it is the other way round. Left out: workspaces of single operators and fragmentation.
+tests/test_memory_published.py holds the estimate against published figures; ``LEAST`` and ``MOST`` are its error.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from launcher.checkpoint.layout import optimizer_cuts, slice_shape
+from launcher.checkpoint.split import SplitPlan, layout_of
+from launcher.models import names
+from launcher.runspec.sections import LoraSpec, ModelSpec, RunSpec
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framework:
+    """What a framework keeps beside the numbers of the model. The defaults are MindFormers 1.9.0's on Ascend.
+
+    adam_bytes: both moments of a weight. update_bytes: copies of each trained weight while it is updated.
+    sums_in_place: whether gradients that accumulate are the ones that the optimizer reads.
+    logit_bytes, logit_copies: a logit at the loss's peak, in bytes and in copies of the compute dtype.
+    norm_bytes: a number of a norm's input; None: in the compute dtype. mask_bytes: a number's dropout mask.
+    row_bytes: a row and head of attention.
+    """
+
+    # core/optim/adamw.py, clone_state: float32, one weight after the other.
+    adam_bytes: int = 8
+    update_bytes: int = 0
+    # wrapper.py: accu_grads are scaled into new tensors for the optimizer.
+    sums_in_place: bool = False
+    # core/loss/loss.py: softmax in float32, its logarithm, the one-hot label and the gradient.
+    logit_bytes: int = 16
+    logit_copies: int = 2
+    # llama_layer.py, LlamaRMSNorm: its cast to float32 is computed again (cast.recompute()).
+    norm_bytes: int | None = None
+    # DropoutDoMask takes a bit a number (CANN).
+    mask_bytes: float = 1 / 8
+    # FlashAttentionScore returns the maximum and the sum of each row, eight float32 each (CANN).
+    row_bytes: int = 2 * 8 * 4
+    # Adapters of wq, wk and wv that are one layer drop out their input once.
+    fused_qkv: bool = False
+    # Whether outputs of norms and of silu x w3 are computed again (a compiler that fuses them).
+    recomputes_pointwise: bool = False
+    # Whether grouped keys and values are repeated for each query head.
+    repeats_kv: bool = False
+
+
+MINDFORMERS = Framework()
+ADAM_BYTES = MINDFORMERS.adam_bytes
+GIB = 1 << 30
+# What was used, against the estimate, for four of five published figures (tests/test_memory_published.py).
+LEAST, MOST = 0.9, 1.25
+
+# HBM of a card, and what MindSpore may take of it; the rest is CANN's and HCCL's (MindFormers' own configurations
+# ask for 58 or 59 of 64, and 30 or 31 of 32). 910B4 has 32: set runtime.max_device_memory_gib. 950: 84 to 128 seen.
+HBM_GIB = {"910": 32.0, "A2": 64.0, "A3": 64.0, "950": 84.0, "310P": 24.0}
+POOL_GIB = {"910": 30.0, "A2": 58.0, "A3": 58.0, "950": 76.0, "310P": 21.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One part of a rank's memory: its size in bytes, how it is computed, and for what.
+
+    ``counts``: whether it is there at the peak; what is not there then is shown all the same.
+    """
+
+    name: str
+    size: int
+    formula: str
+    counts: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What the fullest rank needs. ``pool_gib`` is what MindSpore may take; None where nothing is known."""
+
+    terms: tuple[Term, ...]
+    pool_gib: float | None
+
+    @property
+    def pool(self) -> int:
+        """Bytes that come out of MindSpore's pool: all but the communication buffers."""
+        return sum(term.size for term in self.terms if term.counts and term.name != "communication")
+
+    @property
+    def total(self) -> int:
+        return sum(term.size for term in self.terms if term.counts)
+
+    @property
+    def verdict(self) -> str:
+        """ "fits", "does not fit", "tight" where the estimate's error decides, or "unknown"."""
+        if self.pool_gib is None:
+            return "unknown"
+        share = self.pool / (self.pool_gib * GIB)
+        return "fits" if share * MOST <= 1 else "does not fit" if share * LEAST > 1 else "tight"
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """GiB of the pool between which four of five runs end, by the estimate's error."""
+        return self.pool * LEAST / GIB, self.pool * MOST / GIB
+
+
+# --------------------------------------------------------------------------------------------------- parameters
+
+
+def layer_sizes(model: ModelSpec) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of the seven projections of a layer."""
+    hidden, width = model.hidden_size, model.intermediate_size
+    return {
+        "wq": (hidden, hidden), "wk": (model.kv_width, hidden), "wv": (model.kv_width, hidden), "wo": (hidden, hidden),
+        "w1": (width, hidden), "w2": (hidden, width), "w3": (width, hidden),
+    }  # fmt: skip
+
+
+def parameter_count(model: ModelSpec) -> int:
+    """Weights of a LLaMA: embedding, output, and per layer attention, feed-forward and two norms."""
+    layer = sum(outputs * inputs for outputs, inputs in layer_sizes(model).values()) + 2 * model.hidden_size
+    tables = (1 if model.tie_word_embeddings else 2) * model.vocab_size * model.hidden_size
+    return model.num_layers * layer + tables + model.hidden_size
+
+
+def lora_count(model: ModelSpec, lora: LoraSpec | None) -> int:
+    """Weights that LoRA adds: r x (inputs + outputs) of every layer it is put on."""
+    if lora is None:
+        return 0
+    sizes = layer_sizes(model)
+    return model.num_layers * lora.r * sum(sum(sizes[name]) for name in lora.targets)
+
+
+def split_plan(spec: RunSpec) -> SplitPlan:
+    """How a settled ``spec`` lays the model over its ranks."""
+    parallel = spec.parallel
+    parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
+    # A pipeline cuts the vocabulary whether asked or not, where it divides (templates/rank.yaml.j2, vocab_emb_dp).
+    divides = spec.model.vocab_size % parts == 0
+    return SplitPlan(
+        data_parallel=parallel.data_parallel or 1,
+        model_parallel=parts,
+        pipeline_stage=stages,
+        optimizer_shards=-1 if parallel.shards_optimizer else 1,
+        cut_vocabulary=divides and bool(parallel.vocab_split or stages > 1),
+    )
+
+
+_IN_LAYER = {"wq": "attention.wq", "wk": "attention.wk", "wv": "attention.wv", "wo": "attention.wo",
+             "w1": "feed_forward.w1", "w2": "feed_forward.w2", "w3": "feed_forward.w3"}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Numbers of some weights on one rank. ``whole``: as the rank computes with them, after tensor parallel.
+
+    ``kept``: what it keeps of them when optimizer parallel cuts them. ``cut``: the part of ``whole`` that is so cut.
+    """
+
+    whole: int = 0
+    kept: int = 0
+    cut: int = 0
+
+    def __add__(self, other: Held) -> Held:
+        return Held(whole=self.whole + other.whole, kept=self.kept + other.kept, cut=self.cut + other.cut)
+
+    def times(self, count: int) -> Held:
+        """``count`` such weights."""
+        return Held(whole=count * self.whole, kept=count * self.kept, cut=count * self.cut)
+
+
+def _held(name: str, shape: tuple[int, ...], plan: SplitPlan, bytes_: int) -> Held:
+    layout = layout_of(name, shape, plan, nbytes=math.prod(shape) * bytes_)
+    whole = math.prod(slice_shape(replace(layout, opt_step=0), shape, 0))
+    cuts = optimizer_cuts(layout)
+    return Held(whole=whole, kept=whole // cuts, cut=whole if cuts > 1 else 0)
+
+
+# --------------------------------------------------------------------------------------------------- one rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """What one pipeline stage holds. ``in_flight``: batches whose activations wait for their backward pass."""
+
+    spec: RunSpec
+    layers: int
+    first: bool
+    last: bool
+    in_flight: int
+    framework: Framework
+
+    @property
+    def parts(self) -> int:
+        return self.spec.parallel.model_parallel or 1
+
+    @property
+    def table_parts(self) -> int:
+        """Ranks that share embedding and output layer (mindformers 1.9.0, models/llama/llama.py)."""
+        parallel, model = self.spec.parallel, self.spec.model
+        split = parallel.vocab_split or (parallel.pipeline_stage or 1) > 1
+        return self.parts if split and model.vocab_size % self.parts == 0 else 1
+
+    @property
+    def compute_bytes(self) -> int:
+        return BYTES[self.spec.precision.compute or "float32"]
+
+    @property
+    def param_bytes(self) -> int:
+        return BYTES[self.spec.precision.params or "float32"]
+
+    @property
+    def tokens(self) -> int:
+        return self.spec.data.batch_size * self.spec.model.seq_length
+
+    @cached_property
+    def plan(self) -> SplitPlan:
+        """The launcher's own split: what is estimated is what is written and merged."""
+        return split_plan(self.spec)
+
+    @property
+    def level(self) -> str:
+        """What data-parallel ranks share: off, states, gradients or weights."""
+        return self.spec.parallel.optimizer_shard or "off"
+
+    @cached_property
+    def layer(self) -> Held:
+        """One layer's own weights."""
+        model = self.spec.model
+        norms = self._held("model.layers.0.attention_norm.weight", (model.hidden_size,)).times(2)
+        shapes = layer_sizes(model).items()
+        return sum((self._held(f"model.layers.0.{_IN_LAYER[name]}.weight", shape) for name, shape in shapes), norms)
+
+    @cached_property
+    def tables(self) -> Held:
+        """Embedding, output layer and last norm, as far as this stage has them."""
+        model = self.spec.model
+        shape, found = (model.vocab_size, model.hidden_size), Held()
+        if self.first or (self.last and model.tie_word_embeddings):
+            found += self._held(names.EMBEDDING, shape)
+        if self.last:
+            found += self._held(names.NORM, (model.hidden_size,))
+            found += Held() if model.tie_word_embeddings else self._held(names.HEAD, shape)
+        return found
+
+    @cached_property
+    def base(self) -> Held:
+        return self.layer.times(self.layers) + self.tables
+
+    @cached_property
+    def lora(self) -> Held:
+        """Adapters: of A and B the one beside the axis that tensor parallel cuts is cut, the other whole."""
+        lora, found = self.spec.lora, Held()
+        for name in lora.targets if lora else ():
+            outputs, inputs = layer_sizes(self.spec.model)[name]
+            stem, rank = f"model.layers.0.{_IN_LAYER[name]}", lora.r if lora else 0
+            found += self._held(stem + names.LORA_A, (rank, inputs))
+            found += self._held(stem + names.LORA_B, (outputs, rank))
+        return found.times(self.layers)
+
+    @property
+    def trained(self) -> Held:
+        return self.lora if self.spec.lora else self.base
+
+    def _held(self, name: str, shape: tuple[int, ...]) -> Held:
+        return _held(name, shape, self.plan, self.param_bytes)
+
+
+def _layer_activations(stage: _Stage) -> int:
+    """Bytes that one layer keeps for its backward pass when nothing is recomputed.
+
+    Inputs of both norms; inputs of trained projections; queries, keys, values, attention's output and its rows; and
+    in the feed-forward layer silu's input and output, and what it is multiplied by.
+    """
+    model, c, made = stage.spec.model, stage.compute_bytes, stage.framework
+    inputs, kv_width = _kept_inputs(stage), model.hidden_size if made.repeats_kv else model.kv_width
+    whole = 2 * model.hidden_size * (made.norm_bytes or c) + inputs.whole
+    whole /= stage.parts if stage.spec.parallel.sequence_parallel else 1
+    swiglu = 2 if made.recomputes_pointwise else 3
+    split = c * (2 * model.hidden_size + 2 * kv_width + swiglu * model.intermediate_size) + inputs.split
+    return int(stage.tokens * (whole + (split + _attention_bytes(stage)) / stage.parts))
+
+
+def _attention_bytes(stage: _Stage) -> int:
+    """A token's share of what attention keeps: numbers a row, or all weights before and after the cast."""
+    model, spec = stage.spec.model, stage.spec
+    if spec.runtime.flash_attention:
+        return model.num_heads * stage.framework.row_bytes
+    repeated = 2 * stage.compute_bytes * model.hidden_size if model.kv_heads != model.num_heads else 0
+    softmax = BYTES[spec.precision.softmax]
+    return repeated + model.num_heads * model.seq_length * (2 * softmax + stage.compute_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """Bytes a token of the inputs of trained projections: ``whole`` on every model-parallel rank, or ``split``."""
+
+    whole: float
+    split: float
+
+
+# Projections that read the same tensor: the first norm's output, attention's, the second norm's, silu x w3.
+_READERS = (("wq", "wk", "wv"), ("wo",), ("w1", "w3"), ("w2",))
+
+
+def _kept_inputs(stage: _Stage) -> _Inputs:
+    """Inputs of trained projections: one for all that read it, or with dropout one for each adapter, and its mask."""
+    kept = [_reader_inputs(stage, readers) for readers in _READERS]
+    return _Inputs(whole=kept[0] + kept[2], split=kept[1] + kept[3])
+
+
+def _reader_inputs(stage: _Stage, readers: tuple[str, ...]) -> float:
+    model, lora, c, made = stage.spec.model, stage.spec.lora, stage.compute_bytes, stage.framework
+    width = layer_sizes(model)[readers[0]][1]
+    trained = [name for name in readers if lora is None or name in lora.targets]
+    if lora is None:
+        return 0 if made.recomputes_pointwise and readers != ("wo",) else c * width
+    low = c * lora.r * len(trained)
+    if not lora.dropout:
+        kept = trained and not (made.recomputes_pointwise and readers != ("wo",))
+        return c * width * bool(kept) + low
+    adapters = min(len(trained), 1) if made.fused_qkv and "wq" in readers else len(trained)
+    return adapters * width * (c + made.mask_bytes) + low
+
+
+def _kept(stage: _Stage) -> int:
+    """Bytes that all layers keep until their backward pass."""
+    if stage.spec.runtime.recompute is not True:  # a list says which layers do, and counts as none
+        return stage.in_flight * stage.layers * _layer_activations(stage)
+    # recompute_slice_activation splits a layer's input between the ranks that share the layer.
+    layer = stage.tokens * stage.compute_bytes * stage.spec.model.hidden_size // stage.parts
+    return stage.in_flight * stage.layers * layer
+
+
+def _one_layer(stage: _Stage) -> int:
+    """One layer's backward pass: gradients of its activations, and what is recomputed, gathered or cast for it."""
+    model, c = stage.spec.model, stage.compute_bytes
+    found = stage.tokens * c * (2 * model.hidden_size + 2 * model.intermediate_size // stage.parts)
+    found += _layer_activations(stage) if stage.spec.runtime.recompute is True else 0
+    return found + (stage.layer.whole * c if _copied_by_layer(stage) else 0)
+
+
+def _copied_by_layer(stage: _Stage) -> bool:
+    """Whether a layer's weights are gathered or cast when it is its turn, and let go of after it."""
+    casts = stage.param_bytes != stage.compute_bytes and stage.spec.runtime.recompute is True
+    return stage.level == "weights" or (stage.level == "off" and bool(casts))
+
+
+def _copies(stage: _Stage) -> tuple[int, str]:
+    """Bytes of the copies of weights that stay from their forward to their backward pass, and what they are.
+
+    Frozen weights are cut as trained ones are (mindspore, opt_param_mgr.cc, SplitParam, does not ask). Up to
+    optimizer_level level2 the AllGather in front of a layer is marked as not to be computed again, so that its result
+    stays; level3 marks it as to be (operator_info.cc, AddCommOpFusionType). A cast of float32 weights goes before it.
+    """
+    bytes_ = min(stage.compute_bytes, stage.param_bytes)
+    if stage.level in ("states", "gradients"):
+        cut = stage.base.cut + stage.lora.cut
+        return cut * bytes_, f"{cut:,} x {bytes_} bytes, gathered from the data-parallel ranks"
+    if stage.level == "off" and stage.param_bytes != bytes_ and stage.spec.runtime.recompute is not True:
+        return stage.base.whole * bytes_, f"{stage.base.whole:,} x {bytes_} bytes, cast for computing"
+    return 0, "none stays"
+
+
+def _accumulated(stage: _Stage) -> tuple[int, str]:
+    """Numbers of the gradients that are summed up over batches, which are there all the time.
+
+    Each gradient of a weight that optimizer parallel cuts is reduced and scattered as soon as it is there; what
+    accumulates is whole below level2 (mindspore, parameter_manager.cc, SetClonedTensorShapeForOptimizer).
+    """
+    spec, trained = stage.spec, stage.trained
+    if max(spec.training.gradient_accumulation, spec.parallel.pipeline_stage or 1) == 1:
+        return 0, ""
+    summed = trained.whole if stage.level == "states" else trained.kept
+    return summed, f"{summed:,}"
+
+
+def _loss(stage: _Stage) -> int:
+    made = stage.framework
+    logit = made.logit_copies * stage.compute_bytes + made.logit_bytes
+    return stage.tokens * (stage.spec.model.vocab_size // stage.table_parts) * logit if stage.last else 0
+
+
+def _communication(spec: RunSpec) -> tuple[int, int]:
+    """(groups, bytes): HCCL gives every group twice HCCL_BUFFSIZE (CANN, HCCL_BUFFSIZE)."""
+    parallel = spec.parallel
+    degrees = (parallel.data_parallel or 1, parallel.model_parallel or 1, parallel.pipeline_stage or 1)
+    wider = [degree for degree in degrees if degree > 1]
+    groups = len(wider) + (1 if len(wider) > 1 else 0)
+    return groups, groups * 2 * spec.hccl.buffer_mib << 20
+
+
+def _stages(spec: RunSpec, framework: Framework) -> list[_Stage]:
+    """The first and the last stage: no other holds more."""
+    pipeline = spec.parallel.pipeline_stage or 1
+    layers = -(-spec.model.num_layers // pipeline) + max(spec.parallel.layer_offset or (0,))
+    micro = spec.parallel.micro_batches or pipeline
+    if pipeline == 1:
+        return [_Stage(spec=spec, framework=framework, layers=layers, first=True, last=True, in_flight=1)]
+    return [
+        _Stage(spec=spec, framework=framework, layers=layers, first=True, last=False, in_flight=min(pipeline, micro)),
+        _Stage(spec=spec, framework=framework, layers=layers, first=False, last=True, in_flight=1),
+    ]
+
+
+def estimate(spec: RunSpec, *, target: str, pool_gib: float | None, framework: Framework = MINDFORMERS) -> Memory:
+    """Memory of the fullest rank of a settled ``spec``. ``target`` is "Ascend" or "CPU" (no HCCL buffers)."""
+    found = [Memory(terms=_terms(stage, target), pool_gib=pool_gib) for stage in _stages(spec, framework)]
+    return max(found, key=lambda memory: memory.total)
+
+
+def _terms(stage: _Stage, target: str) -> tuple[Term, ...]:
+    """What is always there; then what is there when the backward pass begins, or when it ends."""
+    params, adam = stage.param_bytes, stage.framework.adam_bytes
+    base, lora, trained = stage.base.kept, stage.lora.kept, stage.trained.kept
+    (summed, counted), groups = _accumulated(stage), _communication(stage.spec) if target == "Ascend" else (0, 0)
+    return (
+        Term(name="base weights", size=base * params, formula=f"{base:,} x {params} bytes"),
+        Term(name="LoRA weights", size=lora * params, formula=f"{lora:,} x {params} bytes"),
+        Term(name="optimizer states", size=trained * adam, formula=f"{trained:,} x {adam} bytes"),
+        *((Term(name="accumulated", size=summed * params, formula=f"{counted} gradients x {params} bytes"),)
+          if summed else ()),
+        *_peak(stage),
+        Term(name="communication", size=groups[1],
+             formula=f"{groups[0]} group(s) x 2 x {stage.spec.hccl.buffer_mib} MiB"),
+    )  # fmt: skip
+
+
+def _peak(stage: _Stage) -> tuple[Term, ...]:
+    """The terms of both peaks of a step; those of the larger count."""
+    (copies, copied), trained, params = _copies(stage), stage.trained.kept, stage.param_bytes
+    layers, layer = f"{stage.in_flight} x {stage.layers} layers", _one_layer(stage)
+    kept = (
+        f"{layers} x t x c x h / mp" if stage.spec.runtime.recompute is True else f"{layers} x all that a layer keeps"
+    )
+    begins = (
+        Term(name="weight copies", size=copies, formula=copied),
+        Term(name="activations kept", size=_kept(stage), formula=kept),
+        Term(name="at work", size=max(layer, _loss(stage)),
+             formula=f"larger of one layer's backward pass and the loss, t x V x ({_logit(stage)})"),
+    )  # fmt: skip
+    fresh = 0 if stage.framework.sums_in_place and _accumulated(stage)[0] else trained
+    ends = (
+        Term(name="gradients", size=fresh * params, formula=f"{fresh:,} x {params} bytes"),
+        Term(name="one layer", size=max(layer, trained * stage.framework.update_bytes),
+             formula="the last backward pass, or the update"),
+    )  # fmt: skip
+    late = sum(term.size for term in ends) > sum(term.size for term in begins)
+    return tuple(replace(term, counts=(term in ends) is late) for term in (*begins, *ends))
+
+
+def _logit(stage: _Stage) -> str:
+    return f"{stage.framework.logit_copies}c + {stage.framework.logit_bytes}"

@@ -1,0 +1,143 @@
+"""From values to a RunSpec, with every problem in one report: place, key, value, reason, and "did you mean"."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import ValidationError
+
+from launcher.errors import SpecError
+from launcher.runspec import foreign, layers
+from launcher.runspec.presets import PRESETS
+from launcher.runspec.reading import Loc, SpecSource, find_spec, read_source
+from launcher.runspec.sections import RunSpec, Section
+
+
+def load_spec(name: str, overrides: Iterable[layers.Override] = ()) -> RunSpec:
+    """Read, parse and check the spec ``name`` (see find_spec). Raises SpecError with every problem in it."""
+    return parse_spec(load_source(name, overrides))
+
+
+def load_source(name: str, overrides: Iterable[layers.Override] = ()) -> SpecSource:
+    """All values of the spec ``name``: the file's, the preset's, $LAUNCHER_* and ``overrides``.
+
+    A MindFormers YAML is translated on the way; ``changes`` of the result says how.
+    """
+    source = read_source(find_spec(name))
+    if foreign.is_foreign(source):
+        source = foreign.translate(source)
+    source = layers.apply(source, [*layers.environment_overrides(os.environ), *overrides])
+    given = {foreign.NO_DATASET: ("data", "train"), foreign.NO_WEIGHTS: ("model", "checkpoint")}
+    answered = [text for text, loc in given.items() if source.value(loc) is not None]
+    source = replace(source, changes=tuple(text for text in source.changes if text not in answered))
+    return layers.fill_preset(source)
+
+
+def parse_spec(source: SpecSource) -> RunSpec:
+    """The RunSpec that ``source`` describes. Raises SpecError with every problem: place, key, value and reason."""
+    try:
+        return _validate(source.values)
+    except TypeError as error:
+        raise SpecError(f"{source.name}: {error}", hint="use plain YAML values") from error
+    except ValidationError as error:
+        problems = list(dict.fromkeys([*_problems(source, error), *_problems_between_sections(source, error)]))
+    raise SpecError(f"{source.name}: {len(problems)} problem(s)", problems=problems, hint=_hint(source))
+
+
+def _validate(values: dict[str, Any]) -> RunSpec:
+    # By way of JSON: its strict mode takes a list for a tuple and nothing else for anything else.
+    return RunSpec.model_validate_json(json.dumps(values), strict=True)
+
+
+# Stand-ins for required sections that are wrong, so that rules between the others can be checked all the same.
+_GOOD = {"name": "x", "model": {"preset": "tiny_cpu", **PRESETS["tiny_cpu"].model}, "data": {"sample": {"size": 1}}}
+
+
+def _problems_between_sections(source: SpecSource, error: ValidationError) -> Iterator[str]:
+    """What pydantic leaves unsaid: it checks rules between sections only when each is good by itself."""
+    bad = {item["loc"][0] for item in error.errors() if item["loc"]}
+    good = {key: value for key, value in source.values.items() if key not in bad}
+    try:
+        _validate({**_GOOD, **good})
+    except ValidationError as again:
+        yield from _problems(source, again)
+
+
+def _hint(source: SpecSource) -> str:
+    if foreign.NO_DATASET in source.changes:
+        return foreign.NO_DATASET
+    model = source.values.get("model")
+    if isinstance(model, dict) and "preset" not in model and "hidden_size" not in model:
+        return f"model.preset fills in the architecture; presets are {', '.join(PRESETS)}"
+    return ""
+
+
+def _problems(source: SpecSource, error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        # pydantic adds the member of a union that it tried; nobody wrote that.
+        loc = _written(source, item["loc"]) if item["type"] != "missing" else item["loc"]
+        # One reason a line: a section's own rules are checked together.
+        for reason in item["msg"].removeprefix("Value error, ").splitlines():
+            yield _problem(source, item["type"], loc, reason)
+
+
+def _written(source: SpecSource, loc: Loc) -> Loc:
+    values: Any = source.values
+    for index, key in enumerate(loc):
+        try:
+            values = values[key]
+        except (KeyError, IndexError, TypeError):
+            return loc[:index]
+    return loc
+
+
+def _problem(source: SpecSource, kind: str, loc: Loc, message: str) -> str:
+    key = ".".join(map(str, loc))
+    if kind == "missing":
+        return f"{source.place(loc)}: missing key {key}"
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(loc[-1]), keys_at(loc[:-1]), n=1)
+        return f"{source.place(loc)}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    reason = (
+        message.removeprefix("Value error, ")
+        .replace("a valid dictionary", "a section")
+        .replace("an object", "a section")
+    )
+    if kind == "value_error":
+        return f"{source.place(_named(source, loc, reason))}: {reason}"
+    return f"{source.place(loc)}: {key}: {reason[:1].lower()}{reason[1:]}, got {_short(source.value(loc))}"
+
+
+def _named(source: SpecSource, section: Loc, reason: str) -> Loc:
+    """The key that a reason about ``section`` begins with, by its full name or by that in the section; else that."""
+    key = tuple(reason.split()[0].rstrip(":").split("."))
+    return next((loc for loc in (key, (*section, *key)) if source.value(loc) is not None), section)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def keys_at(loc: Loc) -> list[str]:
+    """Keys that the section at ``loc`` may have; none where there is no section."""
+    model: Any = RunSpec
+    for key in loc:
+        model = section_of(model.model_fields[str(key)].annotation) if str(key) in model.model_fields else None
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section that a key of this type holds, or None for a plain value."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return next((item for item in options if isinstance(item, type) and issubclass(item, Section)), None)

@@ -1,0 +1,515 @@
+"""What a run spec may say: its sections and keys. The docstring under each key is its line in the reference.
+
+A key whose default is None is chosen when the run is planned (``launcher.plan.degrees``), from the model and the cards.
+Names of the model's own settings are those of MindFormers' LlamaConfig.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+MOST = 2**31 - 1  # MindSpore holds shapes, steps and seeds in int32 in places
+
+PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
+Count = Annotated[int, Field(ge=0, le=MOST)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+DType = Literal["float32", "float16", "bfloat16"]
+
+# The projections that a MindFormers LLaMA layer has (mindformers 1.9.0, models/llama/llama_transformer.py and
+# llama_layer.py); LoRA may be put on these and on nothing else.
+LLAMA_LINEAR_LAYERS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+HUGGING_FACE_NAMES = {
+    "q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "o_proj": "wo",
+    "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3",
+}  # fmt: skip
+
+# Cells between the network and its projections. mindformers 1.9.0 (pet/tuners/lora_adapter.py) does not look inside
+# a cell whose own name target_modules matches: ".*" would put LoRA on the output layer and on nothing else.
+_CONTAINERS = ("model", "layers", "0", "attention", "feed_forward", "lm_head")
+
+# Set by the launcher or by msrun for each rank.
+OWNED_VARIABLES = ("RANK_ID", "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE", "MS_ROLE", "MS_WORKER_NUM", "MS_NODE_ID",
+                   "MS_SCHED_HOST", "MS_SCHED_PORT", "ASCEND_RT_VISIBLE_DEVICES")  # fmt: skip
+
+
+class Section(BaseModel):
+    """Unknown keys are errors, nothing changes after it is read, and infinity is no number."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class RopeScalingSpec(Section):
+    """Llama 3.1's stretching of rotary positions (MindFormers: extend_method LLAMA3)."""
+
+    factor: Annotated[float, Field(ge=1)]
+    """How many times longer the context becomes."""
+    low_freq_factor: Positive = 1.0
+    """Wavelengths above original_max_position_embedding / this are stretched whole."""
+    high_freq_factor: Positive = 4.0
+    """Wavelengths below original_max_position_embedding / this stay."""
+    original_max_position_embedding: PositiveInt = 8192
+    """Context length the base was trained with."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RopeScalingSpec:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(f"high_freq_factor {self.high_freq_factor} must be above low_freq_factor")
+        return self
+
+
+class ModelSpec(Section):
+    """The architecture (a preset's, or key by key), its base weights and its tokenizer."""
+
+    preset: str | None = None
+    """A model by name (`launcher config presets`): fills every key of the architecture that is not given."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    num_layers: PositiveInt
+    """Decoder layers."""
+    num_heads: PositiveInt
+    """Query heads."""
+    n_kv_heads: PositiveInt | None = None
+    """Key and value heads; left out, as many as query heads."""
+    intermediate_size: PositiveInt
+    """Width of the feed-forward layer."""
+    vocab_size: PositiveInt
+    """Rows of the embedding: at least the tokenizer's pieces."""
+    seq_length: PositiveInt
+    """Tokens a training row trains on (rows hold one more)."""
+    max_position_embedding: PositiveInt | None = None
+    """Longest context the model is meant for; left out, seq_length."""
+    rms_norm_eps: Positive = 1e-5
+    """Epsilon of RMSNorm."""
+    rope_theta: Positive = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: RopeScalingSpec | None = None
+    """Stretched rotary positions, as in Llama 3.1 and 3.2."""
+    tie_word_embeddings: bool = False
+    """Whether the output layer is the embedding, as in Llama 3.2 1B."""
+    bos_token_id: Count = 1
+    """Token that begins a text."""
+    eos_token_id: Count = 2
+    """Token that ends an answer."""
+    pad_token_id: Count = 0
+    """Token that fills rows up."""
+    checkpoint: Text | None = None
+    """Base weights: .safetensors, .ckpt, or a folder that merge-ckpt wrote."""
+    tokenizer: Text | None = None
+    """SentencePiece model; left out, the one that the dataset was made with."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads; as many as query heads unless grouped-query attention is on."""
+        return self.n_kv_heads or self.num_heads
+
+    @property
+    def kv_width(self) -> int:
+        """Outputs of wk and of wv."""
+        return self.hidden_size // self.num_heads * self.kv_heads
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ModelSpec:
+        problems = [problem for problem in _head_problems(self) if problem]
+        tokens = {"bos": self.bos_token_id, "eos": self.eos_token_id, "pad": self.pad_token_id}
+        problems += [
+            f"{name}_token_id {number} is not below vocab_size {self.vocab_size}"
+            for name, number in tokens.items()
+            if number >= self.vocab_size
+        ]
+        limit = self.max_position_embedding
+        if limit is not None and self.seq_length > limit:
+            problems.append(f"seq_length {self.seq_length} is above max_position_embedding {limit}")
+        if self.rope_scaling and self.rope_scaling.original_max_position_embedding >= (limit or self.seq_length):
+            problems.append("rope_scaling needs max_position_embedding above its original_max_position_embedding")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _head_problems(model: ModelSpec) -> tuple[str, ...]:
+    if model.hidden_size % model.num_heads:
+        return (f"hidden_size {model.hidden_size} is not a multiple of num_heads {model.num_heads}",)
+    head = model.hidden_size // model.num_heads
+    return (
+        f"hidden_size / num_heads is {head}: rotary needs it even" if head % 2 else "",
+        f"num_heads {model.num_heads} is not a multiple of n_kv_heads {model.n_kv_heads}"
+        if model.num_heads % model.kv_heads
+        else "",
+    )
+
+
+class SampleSpec(Section):
+    """Made-up school arithmetic, written and tokenized by the launcher itself (``launcher data sample``)."""
+
+    size: PositiveInt
+    """Rows to make."""
+    seed: Count = 0
+    """Another seed makes other rows."""
+
+
+class DataSpec(Section):
+    """Training rows: a MindRecord file (``train``), or ``sample`` to have the launcher make some."""
+
+    train: Text | None = None
+    """A .mindrecord file, or raw .json or .jsonl conversations, which are tokenized first."""
+    sample: SampleSpec | None = None
+    """Rows that the launcher makes up."""
+    template: Text = "vicuna"
+    """Prompt template of the rows, used again when the model is asked."""
+    batch_size: PositiveInt = 2
+    """Rows that one data-parallel rank sees at a time."""
+    drop_remainder: bool = True
+    """Whether a last batch that is not full is left out."""
+    shuffle: bool = True
+    """Whether rows come in a new order each epoch."""
+    input_columns: Annotated[tuple[Text, ...], Field(min_length=1)] = ("input_ids", "labels")
+    """Columns of the file that are read."""
+    workers: PositiveInt | None = None
+    """Reader threads a rank; left out, 8 on Ascend and 1 on CPU."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSpec:
+        if (self.train is None) == (self.sample is None):
+            raise ValueError("give one of data.train and data.sample, and null for the other")
+        return self
+
+
+class EvaluationSpec(Section):
+    """Loss on held-out rows while training goes on, the mean over their tokens in the loss on all ranks."""
+
+    data: Text
+    """Held-out rows, made as those of training: a .mindrecord file, or raw .json or .jsonl conversations."""
+    every_steps: PositiveInt = 100
+    """Steps between two evaluations."""
+    batch_size: PositiveInt | None = None
+    """Rows at a time; left out, data.batch_size."""
+
+
+class OptimizerSpec(Section):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101), its two moments in float32."""
+
+    type: Literal["AdamW", "FP32StateAdamWeightDecay"] = "AdamW"
+    """FP32StateAdamWeightDecay, of recipes before mindformers 1.6, is AdamW without bias correction."""
+    betas: tuple[Annotated[float, Field(gt=0, lt=1)], Annotated[float, Field(gt=0, lt=1)]] = (0.9, 0.999)
+    """Decay of the first and of the second moment."""
+    eps: Positive = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NotNegative = 0.0
+    """Decoupled weight decay."""
+
+
+ScheduleType = Literal[
+    "CosineWithWarmUpLR",
+    "LinearWithWarmUpLR",
+    "ConstantWarmUpLR",
+    "PolynomialWithWarmUpLR",
+    "CosineWithRestartsAndWarmUpLR",
+]
+
+
+class ScheduleSpec(Section):
+    """Learning rate over the run: a linear warm-up, then what ``type`` says."""
+
+    type: ScheduleType = "CosineWithWarmUpLR"
+    """How the rate goes down after the warm-up."""
+    learning_rate: Positive = 1e-5
+    """The highest rate."""
+    lr_end: NotNegative = 0.0
+    """The rate at the end (cosine and polynomial)."""
+    warmup_ratio: Fraction | None = None
+    """Part of the steps that warms up; left out, 0.03 unless warmup_steps is given."""
+    warmup_steps: Count | None = None
+    """Steps that warm up, instead of warmup_ratio."""
+    warmup_lr_init: NotNegative = 0.0
+    """The rate the warm-up begins with."""
+    total_steps: Annotated[int, Field(ge=-1, le=MOST)] = -1
+    """Steps the schedule is made for; -1 means the steps of the run."""
+    num_cycles: Positive | None = None
+    """Waves of the cosine; left out, half a one, or one with restarts."""
+    power: Positive = 1.0
+    """Power of PolynomialWithWarmUpLR."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ScheduleSpec:
+        if self.warmup_ratio is not None and self.warmup_steps is not None:
+            raise ValueError("give one of lr_schedule.warmup_ratio and lr_schedule.warmup_steps")
+        if self.total_steps == 0:
+            raise ValueError("lr_schedule.total_steps 0 is no schedule; -1 means the steps of the run")
+        if self.type.startswith("Polynomial") and self.lr_end >= self.learning_rate:
+            raise ValueError(f"lr_schedule.lr_end {self.lr_end} must be below learning_rate {self.learning_rate}")
+        return self
+
+
+class TrainingSpec(Section):
+    """How long and how. ``steps`` stops early when it is less than ``epochs`` passes over the data give."""
+
+    epochs: PositiveInt = 1
+    """Passes over the data."""
+    steps: PositiveInt | None = None
+    """Most optimizer steps."""
+    seed: PositiveInt = 42
+    """Seed of initial weights, dropout and the order of rows."""
+    gradient_accumulation: PositiveInt = 1
+    """Batches whose gradients make one optimizer step (semi_auto only; a pipeline has micro_batches for it)."""
+    max_grad_norm: Positive | None = None
+    """Gradients are scaled down to this norm; left out, they are not."""
+    max_nan_steps: Count = 10
+    """Steps in a row with a loss that is NaN or infinite after which the run has failed; 0 lets it go on."""
+    optimizer: OptimizerSpec = OptimizerSpec()
+    """The optimizer."""
+    lr_schedule: ScheduleSpec = ScheduleSpec()
+    """The learning rate."""
+
+
+class LoraSpec(Section):
+    """Low-rank adaptation (Hu et al., arXiv:2106.09685)."""
+
+    r: PositiveInt = 16
+    """Rank of the two factors."""
+    alpha: PositiveInt = 16
+    """The product is scaled by alpha / r."""
+    dropout: Fraction = 0.05
+    """Dropout in front of the factors."""
+    target_modules: Annotated[str, Field(max_length=500)] | tuple[str, ...] = "wq|wk|wv|wo"
+    """Layers that are adapted: a regular expression on their names, or a list of names."""
+
+    @property
+    def scale(self) -> float:
+        """The factor on B @ A: alpha / r."""
+        return self.alpha / self.r
+
+    @property
+    def pattern(self) -> str:
+        """``target_modules`` as the regular expression that MindFormers takes."""
+        if isinstance(self.target_modules, str):
+            return self.target_modules
+        return f"(?:{'|'.join(self.target_modules)})$"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The layers of LLaMA that the pattern matches from their beginning, as MindFormers' re.match does."""
+        return tuple(name for name in LLAMA_LINEAR_LAYERS if re.match(self.pattern, name))
+
+    @model_validator(mode="after")
+    def _matches_layers(self) -> LoraSpec:
+        problem = _list_problem(self) if isinstance(self.target_modules, tuple) else _pattern_problem(self)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+
+def _list_problem(lora: LoraSpec) -> str:
+    known = ", ".join(LLAMA_LINEAR_LAYERS)
+    wrong = [name for name in lora.target_modules if name not in LLAMA_LINEAR_LAYERS]
+    if not lora.target_modules:
+        return f"target_modules is empty; layers are {known}"
+    if not wrong:
+        return ""
+    renamed = [f"{HUGGING_FACE_NAMES[name]} for {name}" for name in wrong if name in HUGGING_FACE_NAMES]
+    suggestion = f"; did you mean {', '.join(renamed)}?" if renamed else ""
+    return f"target_modules names {', '.join(wrong)[:200]}: no such layer; layers are {known}{suggestion}"
+
+
+# Escapes, classes and openings of groups are one part each.
+_PART = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?.|.", re.DOTALL)
+_MOST_CHOICES = 8
+
+
+def _takes_for_ever(pattern: str) -> bool:
+    """Whether trying all ways to match may take longer than anyone waits, here and in MindFormers.
+
+    Python's re tries them one by one: they multiply with every repetition and every "|" in a group.
+    """
+    depth = choices = 0
+    before = ""
+    for part in _PART.findall(pattern):
+        is_repetition = part in ("*", "+", "?", "{")
+        depth += part.startswith("(") - (part == ")")
+        choices = 0 if part == "|" and depth == 0 else choices + (is_repetition or part == "|")
+        if choices > _MOST_CHOICES or (is_repetition and before == ")"):
+            return True
+        before = part
+    return False
+
+
+def _pattern_problem(lora: LoraSpec) -> str:
+    if _takes_for_ever(lora.pattern):
+        return (
+            f"target_modules {lora.pattern[:80]!r} has more than {_MOST_CHOICES} repetitions and alternatives in one "
+            "branch, or a repeated group: matching it may take for ever. Name the layers: wq|wk|wv|wo"
+        )
+    try:
+        matched = lora.targets
+        beside = [name for name in _CONTAINERS if re.match(lora.pattern, name)]
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"target_modules {lora.pattern!r} is not a regular expression: {error}"
+    if beside:
+        return (
+            f"target_modules {lora.pattern!r} matches {beside[0]}, a cell that holds or follows the layers; "
+            "MindFormers would not look inside it. Name the layers: wq|wk|wv|wo"
+        )
+    if not matched:
+        known = ", ".join(LLAMA_LINEAR_LAYERS)
+        return f"target_modules {lora.pattern!r} matches no layer; layers are {known}"
+    return ""
+
+
+def _shard_level(given: Any) -> Any:
+    """The level that true and false stand for: off is false in YAML, and true has always rendered level 1."""
+    return {True: "states", False: "off"}[given] if isinstance(given, bool) else given
+
+
+_Levels = Literal["off", "states", "gradients", "weights"]
+OptimizerShard = Annotated[_Levels, BeforeValidator(_shard_level, json_schema_input_type=_Levels | bool)]
+
+
+class ParallelSpec(Section):
+    """How the job is split over ranks. What is left out is chosen, so that the product is the number of cards."""
+
+    mode: Literal["data", "semi_auto"] | None = None
+    """data: every rank has the whole model. semi_auto: MindSpore splits operators as the degrees say."""
+    data_parallel: PositiveInt | None = None
+    """Groups of ranks that see different rows."""
+    model_parallel: PositiveInt | None = None
+    """Ranks that share each layer."""
+    pipeline_stage: PositiveInt | None = None
+    """Groups of ranks that hold different layers."""
+    micro_batches: PositiveInt | None = None
+    """Batches in flight through a pipeline, at least pipeline_stage; left out, twice that."""
+    layer_offset: tuple[int, ...] | None = None
+    """Layers that each pipeline stage has more than an equal share, or fewer; left out, all have as many."""
+    optimizer_shard: OptimizerShard | None = None
+    """What data-parallel ranks share out between them (MindSpore's optimizer parallel); left out, it is chosen."""
+    sequence_parallel: bool = False
+    """Whether norms and residuals are split along the sequence between the ranks that share a layer."""
+    vocab_split: bool | None = None
+    """Whether ranks that share a layer share embedding and output layer too; left out, where the vocabulary divides."""
+
+    @property
+    def shards_optimizer(self) -> bool:
+        """Whether optimizer parallel is on."""
+        return self.optimizer_shard not in (None, "off")
+
+
+class PrecisionSpec(Section):
+    """Number formats. Left out: float32 on CPU; on Ascend bfloat16, or float16 where the card has no bfloat16."""
+
+    params: DType | None = None
+    """What weights are stored and trained in; float32 when all weights are trained."""
+    compute: DType | None = None
+    """What matrices are multiplied in."""
+    softmax: DType = "float32"
+    """What attention weights are computed in."""
+    rotary: DType = "float32"
+    """What rotary positions are computed in."""
+    layernorm: DType = "float32"
+    """What norms are computed in."""
+    loss_scale: Literal["dynamic"] | Annotated[float, Field(ge=1)] | None = None
+    """Factor on the loss, or dynamic; left out, dynamic with float16 and 1 with the others."""
+
+
+class RuntimeSpec(Section):
+    """What costs memory or time and changes no result."""
+
+    recompute: bool | tuple[Count, ...] | None = None
+    """Whether activations are computed again instead of kept, or of how many layers in each pipeline stage; left out,
+    yes on Ascend."""
+    flash_attention: bool | None = None
+    """Whether attention runs as one fused kernel; left out, yes on Ascend (there is none on CPU)."""
+    sink_mode: bool | None = None
+    """Whether MindSpore feeds whole steps to the card; left out, yes on Ascend."""
+    max_device_memory_gib: Positive | None = None
+    """Memory MindSpore may take of a card; left out, 58 of 64, or 30 of 32."""
+
+
+class CheckpointSpec(Section):
+    """A checkpoint every ``every_steps`` steps and one at the end; the newest ``keep`` stay."""
+
+    every_steps: PositiveInt = 500
+    """Steps between two checkpoints."""
+    keep: PositiveInt = 3
+    """Checkpoints that stay; older ones are deleted."""
+    adapters: bool = False
+    """Whether a small file with the LoRA weights alone is written beside each checkpoint."""
+
+
+class HcclSpec(Section):
+    """Time-outs and buffers of HCCL, set on every rank alike (Ascend only)."""
+
+    connect_timeout_s: Annotated[int, Field(ge=120, le=7200)] = 600
+    """Seconds ranks wait for each other at the start (HCCL_CONNECT_TIMEOUT)."""
+    exec_timeout_s: Annotated[int, Field(ge=0, le=MOST)] = 1836
+    """Seconds a collective waits for the slowest rank; 0 means for ever (HCCL_EXEC_TIMEOUT)."""
+    buffer_mib: Annotated[int, Field(ge=1, le=65536)] = 200
+    """Buffer of a communication group; twice this is used (HCCL_BUFFSIZE)."""
+
+    @model_validator(mode="after")
+    def _connects_before_it_executes(self) -> HcclSpec:
+        if 0 < self.exec_timeout_s < self.connect_timeout_s:
+            raise ValueError(f"hccl.exec_timeout_s {self.exec_timeout_s} is below connect_timeout_s")
+        return self
+
+
+class GenerationSection(Section):
+    """How the trained model answers unless `infer`, `chat` or `serve` are told otherwise. It travels with the model."""
+
+    max_new_tokens: PositiveInt = 128
+    """Most tokens of an answer."""
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """0 is greedy: always the likeliest token."""
+    top_k: Count = 0
+    """Sample among the K likeliest; 0 is all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample among the likeliest that make up P together."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Above 1, what was said becomes less likely."""
+    stop: tuple[Text, ...] = ()
+    """Texts that end an answer."""
+
+
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class RunSpec(Section):
+    """Everything one run needs. ``lora`` left out means that all weights are trained."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    """Name of the run; part of the job's id."""
+    model: ModelSpec
+    data: DataSpec
+    evaluation: EvaluationSpec | None = None
+    training: TrainingSpec = TrainingSpec()
+    lora: LoraSpec | None = None
+    parallel: ParallelSpec = ParallelSpec()
+    precision: PrecisionSpec = PrecisionSpec()
+    runtime: RuntimeSpec = RuntimeSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    hccl: HcclSpec = HcclSpec()
+    generation: GenerationSection = GenerationSection()
+    env: dict[Variable, str] = {}
+    """Environment variables of every rank."""
+    mindformers: dict[str, Any] = {}
+    """Other settings of MindFormers' YAML, passed through; what the launcher sets itself is refused here."""
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunSpec:
+        problems = [f"env.{name} is set by the launcher for each rank" for name in self.env if name in OWNED_VARIABLES]
+        steps = self.training.gradient_accumulation
+        if steps > 1 and self.parallel.mode == "data":
+            problems.append(
+                f"training.gradient_accumulation {steps} needs parallel.mode semi_auto: "
+                "in data-parallel mode MindFormers sets it back to 1 in silence"
+            )
+        if steps > 1 and (self.parallel.pipeline_stage or 1) > 1:
+            problems.append(
+                f"training.gradient_accumulation {steps}: a pipeline accumulates over parallel.micro_batches instead"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self

@@ -1,0 +1,222 @@
+"""A few machines without a scheduler: the inventory's hosts, each reached by the system's own ssh.
+
+Nothing is asked for (BatchMode) and no host key is taken on trust. One connection a host (ControlMaster) serves the
+check before the job and the agent. What runs over there is one argv, quoted; of our environment it gets only what
+training needs. The agent reads its stdin: when this end of the connection is gone, so is everything over there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.cluster.discover.programs import ProgramResult, run_program
+from launcher.cluster.model import Cluster
+from launcher.engines.base import FOREIGN, Command
+from launcher.errors import HostError
+from launcher.jobs import JobPaths
+from launcher.plan.launch import Launch
+from launcher.schedulers import Where
+from launcher.schedulers.agents import AgentStart, agent_argv, package_env
+from launcher.schedulers.registration import CLOCK_S, Registration, problems
+
+_PREFIXES = ("ASCEND", "HCCL", "MS_")
+_NAMES = ("LD_LIBRARY_PATH", "PATH")
+# These differ from host to host: the agent finds them out.
+_NOT_SENT = (*FOREIGN, "HCCL_IF_IP", "ASCEND_RT_VISIBLE_DEVICES")
+
+# A dead link is noticed after ALIVE_S * ALIVE_COUNT: before the time after which a host is lost, by default 10 s.
+ALIVE_S, ALIVE_COUNT = 2, 3
+CONNECT_S = 10
+# An idle connection stays this long between the check and the agent.
+PERSIST_S = 60
+
+_CHECK_TIMEOUT_S = 90.0
+_AT_A_TIME = 32
+
+
+def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of our environment goes to the other hosts."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if (name.startswith(_PREFIXES) or name in _NAMES) and name not in _NOT_SENT
+    }
+
+
+def make_where(cluster: Cluster, *, ssh_config: Path | None = None) -> Where:
+    """Hosts of an inventory. ``ssh_config`` is for ssh -F; ~/.ssh/config if None."""
+    settings: dict[str, Any] = {"kind": "hosts", "env": forwarded(os.environ)}
+    if ssh_config is not None:
+        if not ssh_config.is_file():
+            raise HostError(f"{ssh_config} does not exist", hint="--ssh-config takes a file as ~/.ssh/config is one")
+        settings["ssh_config"] = str(ssh_config.absolute())
+    return Where(kind="hosts", cluster=cluster, settings=settings, named=True)
+
+
+def ssh_argv(settings: Mapping[str, Any], job_id: str, address: str, command: Sequence[str]) -> tuple[str, ...]:
+    """``command`` on ``address``. The far shell gets one string in which every argument is quoted."""
+    config = ("-F", settings["ssh_config"]) if "ssh_config" in settings else ()
+    return (*_ssh(config, job_id), "--", address, shlex.join(command))
+
+
+def _ssh(config: Sequence[str], job_id: str) -> tuple[str, ...]:
+    options = {
+        "BatchMode": "yes",
+        "StrictHostKeyChecking": "yes",
+        "ConnectTimeout": str(CONNECT_S),
+        "ControlMaster": "auto",
+        "ControlPersist": str(PERSIST_S),
+        "ControlPath": str(control_folder() / f"{job_id.partition('-')[0]}-%C"),
+        "ServerAliveInterval": str(ALIVE_S),
+        "ServerAliveCountMax": str(ALIVE_COUNT),
+        "ForwardAgent": "no",
+        "ForwardX11": "no",
+        "ClearAllForwardings": "yes",
+        "LogLevel": "ERROR",
+    }
+    return ("ssh", *config, "-T", *(part for name, value in options.items() for part in ("-o", f"{name}={value}")))
+
+
+def control_folder() -> Path:
+    """A folder of ours alone for ssh's sockets; their paths must be short."""
+    folder = Path(tempfile.gettempdir()) / f"launcher-ssh-{os.geteuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077 or folder.is_symlink():
+        raise HostError(f"{folder} is not ours alone", hint=f"rm -r {folder}")
+    return folder
+
+
+def remote(settings: Mapping[str, Any], argv: Sequence[str]) -> tuple[str, ...]:
+    """``argv`` with its environment, as one command of the far side."""
+    env = {**settings.get("env", {}), **package_env(settings.get("python_path", ()))}
+    return ("env", *(f"{name}={value}" for name, value in sorted(env.items())), *argv)
+
+
+def agent_starts(launch: Launch, paths: JobPaths) -> list[AgentStart]:
+    """One ssh a host, which lives as long as the agent."""
+    return [
+        AgentStart(
+            name=f"node_{node.node_rank}",
+            command=Command(
+                argv=ssh_argv(
+                    launch.where,
+                    paths.job_id,
+                    node.address,
+                    remote(launch.where, agent_argv(paths, node.node_rank, watch_stdin=True)),
+                ),
+                env=dict(os.environ),
+            ),
+            node_ranks=(node.node_rank,),
+            holds_stdin=True,
+            limit_s=float(ALIVE_S * ALIVE_COUNT),
+        )
+        for node in launch.nodes
+    ]
+
+
+def end_connections(launch: Launch, paths: JobPaths) -> None:
+    """Close the job's connections, idle ones too."""
+    config = ("-F", launch.where["ssh_config"]) if "ssh_config" in launch.where else ()
+    for node in launch.nodes:
+        run_program(*_ssh(config, paths.job_id), "-O", "exit", "--", node.address, timeout_s=5)
+
+
+def is_connected(launch: Launch, paths: JobPaths, address: str) -> bool:
+    """Whether the job's connection to a host, which other commands share with the agent, is still open."""
+    config = ("-F", launch.where["ssh_config"]) if "ssh_config" in launch.where else ()
+    return not run_program(*_ssh(config, paths.job_id), "-O", "check", "--", address, timeout_s=5).fault
+
+
+# ------------------------------------------------------------------------------------------------ before the job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What the check of one host gave. ``took_s``: the whole call; ``ahead_s``: its clock, give or take half of it."""
+
+    address: str
+    took_s: float = 0.0
+    ahead_s: float = 0.0
+    found: Registration | None = None
+    fault: str = ""
+
+
+def check_hosts(launch: Launch, job_id: str, folder: Path) -> list[Checked]:
+    """All hosts at a time: reachable, same versions, same folder seen, cards free, clocks.
+
+    ``folder``: the jobs folder. Raises HostError with all that is wrong, each line with its host.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, token = tempfile.mkstemp(prefix=".seen-", dir=folder)
+    os.close(handle)
+    try:
+        with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
+            checked = list(pool.map(lambda node: _check(launch, job_id, node.address, Path(token)), launch.nodes))
+    finally:
+        Path(token).unlink(missing_ok=True)
+    lines = [f"{item.address}: {item.fault}" for item in checked if item.fault]
+    found = [item.found for item in checked if item.found]
+    if len(found) == len(checked):
+        lines += problems(launch.nodes, launch.ranks, found)
+    if lines:
+        end_connections(launch, JobPaths(root=folder / job_id))
+        raise HostError(
+            "\n".join([f"the hosts cannot run the job: {len(lines)} problem(s)", *(f"  - {line}" for line in lines)]),
+            hint="correct this, or name other hosts in the inventory",
+        )
+    return checked
+
+
+def _check(launch: Launch, job_id: str, address: str, token: Path) -> Checked:
+    argv = (sys.executable, "-m", "launcher", "node", "--report", launch.target, "--job", str(token))
+    command = ssh_argv(launch.where, job_id, address, remote(launch.where, argv))
+    before, began = time.time(), time.monotonic()
+    result = run_program(*command, timeout_s=_CHECK_TIMEOUT_S)
+    took_s = time.monotonic() - began
+    found = _parse(result)
+    if isinstance(found, str):
+        return Checked(address=address, took_s=took_s, fault=found + _what_to_do(result.stderr, address))
+    return Checked(address=address, took_s=took_s, ahead_s=found.time - before - took_s / 2, found=found)
+
+
+def _parse(result: ProgramResult) -> Registration | str:
+    """What the host reported, or why it did not."""
+    try:
+        return Registration.from_dict(json.loads(result.stdout.strip().splitlines()[-1]))
+    except (ValueError, TypeError, KeyError, IndexError):
+        said = (result.stderr.strip() or result.stdout.strip()).splitlines()
+        error = next((line.removeprefix("error: ") for line in said if line.startswith("error: ")), None)
+        return error or (said[-1] if said else result.fault or "it said nothing")
+
+
+# What ssh says, and what to type for it; the first that fits.
+_SSH_SAYS = (
+    ("HOST IDENTIFICATION HAS CHANGED", "its key is another than before: if you know why, ssh-keygen -R {}"),
+    ("Host key verification failed", "ssh-keyscan {} tells its key, for the known_hosts file that ssh uses"),
+    ("Permission denied", "ssh-copy-id {} lets your key in"),
+)
+
+
+def _what_to_do(said: str, address: str) -> str:
+    return next((f" ({advice.format(address)})" for words, advice in _SSH_SAYS if words in said), "")
+
+
+def clock_notes(checked: Sequence[Checked]) -> list[str]:
+    """A line for each clock that is too far from ours."""
+    far = [item for item in checked if abs(item.ahead_s) > CLOCK_S + item.took_s / 2]
+    return [
+        f"The clock of {item.address} is {abs(item.ahead_s):.0f} s {'ahead of' if item.ahead_s > 0 else 'behind'} "
+        f"ours: ssh {item.address} sudo chronyc makestep"
+        for item in far
+    ]

@@ -1,0 +1,379 @@
+"""Slurm decides when and where; the job's folder says how it goes, as anywhere else.
+
+One batch job of one task a node. The batch script is the leader, on the first node; it starts an agent on every node
+with one srun. A signal before the time limit, or Slurm's TERM when the job is preempted, has all ranks save after the
+same step; the job is queued again and goes on from there. Slurm's own exit code is the last victim's (143), so how the
+job ended is what job.json says.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from launcher import jobs
+from launcher.cluster.discover.programs import find_program, run_program
+from launcher.cluster.model import Cluster
+from launcher.common.rendering import RenderedFile, environment, render
+from launcher.engines.base import Command
+from launcher.errors import HostError, JobError, SpecError
+from launcher.jobs import JobPaths, JobRecord
+from launcher.jobs.verdict import EN, ZH, Verdict
+from launcher.plan.launch import Launch
+from launcher.plan.resume import has_got_on
+from launcher.schedulers import Where
+from launcher.schedulers.agents import AgentStart, agent_argv, package_env
+from launcher.schedulers.granted import node_names
+
+SCRIPT = "slurm.sbatch"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+-]{0,127}")
+_LIMIT = re.compile(r"[0-9]+(?:-[0-9]+)?(?::[0-9]+){0,2}")
+_GRES = re.compile(r"[A-Za-z0-9_]+(?::[A-Za-z0-9_.-]+)?:([0-9]+)")
+_KEY = re.compile(r"[a-z][a-z-]{0,40}")
+_VALUE = re.compile(r"[A-Za-z0-9_.,:;@%+=/\[\]&|*!()<>-]{0,256}")
+
+# What the launcher decides itself, and what makes sbatch do something else than submit.
+_OWN = (
+    "job-name", "nodes", "ntasks", "ntasks-per-node", "tasks-per-node", "output", "error", "open-mode", "signal",
+    "requeue", "no-requeue", "wrap", "array", "chdir", "parsable", "partition", "account", "time", "gres", "exclusive",
+    "export", "input", "wait", "test-only", "help", "usage", "version",
+)  # fmt: skip
+
+# Slurm may send the signal before the time limit so much sooner than it was told (sbatch(1), --signal).
+EARLY_S = 60
+
+# States in which Slurm will not run the job any more (squeue(1), JOB STATE CODES).
+_OVER = frozenset(
+    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT")
+)
+
+
+# What ``state_of`` says when Slurm says nothing, and the words of squeue for a job that it does not know.
+NO_ANSWER = "NO ANSWER"
+_NO_SUCH_JOB = "Invalid job id"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmOptions:
+    """What the user asks Slurm for. ``gres`` as npu:8 (of each node); ``sbatch``: KEY=VALUE of other options."""
+
+    partition: str | None = None
+    account: str | None = None
+    time_limit: str | None = None
+    gres: str | None = None
+    exclusive: bool = False
+    requeue: bool = True
+    sbatch: tuple[str, ...] = ()
+
+
+def make_where(cluster: Cluster, options: SlurmOptions, *, grace_s: float = 0.0) -> Where:
+    """Raises SpecError with every value that sbatch could take for something else, or that leaves no time to train."""
+    problems = [*_bad_values(options), *_bad_extra(options.sbatch)]
+    problems += [] if problems else _too_short(options, warning_s(grace_s))
+    if options.gres and (match := _GRES.fullmatch(options.gres)) and int(match[1]) < len(cluster.hosts[0].devices):
+        problems.append(f"--gres {options.gres}: the job needs {len(cluster.hosts[0].devices)} on each node")
+    if problems:
+        raise SpecError("these cannot be passed to sbatch", problems=problems)
+    return Where(kind="slurm", cluster=cluster, settings={"kind": "slurm", "options": asdict(options)})
+
+
+def _bad_values(options: SlurmOptions) -> list[str]:
+    checks = (
+        ("partition", options.partition, _NAME, "a name without blanks and quotes"),
+        ("account", options.account, _NAME, "a name without blanks and quotes"),
+        ("time", options.time_limit, _LIMIT, "minutes, 2:00:00 or 1-12"),
+        ("gres", options.gres, _GRES, "NAME:N, such as npu:8"),
+    )
+    return [
+        f"--{name} {value!r}: write {form}"
+        for name, value, pattern, form in checks
+        if value is not None and not pattern.fullmatch(value)
+    ]
+
+
+def _too_short(options: SlurmOptions, warning: int) -> list[str]:
+    limit = limit_s(options.time_limit) if options.time_limit else None
+    least = warning + EARLY_S
+    if limit is None or limit > least:
+        return []
+    return [
+        (
+            f"--time {options.time_limit} is {limit} s, and ranks are asked to save up to {least} s before it ends: "
+            f"pass {least // 60 + 1} minutes at the least, much more to get on"
+        )
+    ]
+
+
+def limit_s(text: str) -> int | None:
+    """Seconds of a time limit as sbatch reads it, in whole minutes; None for 0, which is no limit (sbatch(1))."""
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    seconds = int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
+    return -(-seconds // 60) * 60 or None
+
+
+def _bad_extra(pairs: Sequence[str]) -> list[str]:
+    problems = []
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
+            problems.append(f"--sbatch {pair!r}: write KEY=VALUE without blanks and quotes")
+        elif meant := _own_option(key):
+            problems.append(f"--sbatch {pair}: the launcher sets --{meant} itself")
+    return problems
+
+
+def _own_option(key: str) -> str | None:
+    """Which of _OWN sbatch may take ``key`` for: it understands the beginning of a name too."""
+    return key if key in _OWN else next((name for name in _OWN if name.startswith(key)), None)
+
+
+# ------------------------------------------------------------------------------------------------ the script
+
+
+def render_script(launch: Launch, paths: JobPaths, name: str) -> RenderedFile:
+    """The batch script of the job at ``paths``. Everything in it is quoted, or checked to need no quotes."""
+    return render(
+        environment(),
+        "slurm.sbatch.j2",
+        SCRIPT,
+        job_id=paths.job_id if paths.job_id.isprintable() else "?",
+        options=_directives(launch, name),
+        log=str(paths.supervisor_log),
+        package=package_env()["PYTHONPATH"],
+        command=(sys.executable, "-m", "launcher", "node", "--lead", "--job", str(paths.root)),
+    )
+
+
+def _directives(launch: Launch, name: str) -> list[str]:
+    options = SlurmOptions(**{**launch.where["options"], "sbatch": tuple(launch.where["options"]["sbatch"])})
+    found = [
+        f"--job-name={name}",
+        f"--nodes={len(launch.nodes)}",
+        "--ntasks-per-node=1",
+        "--output=/dev/null",  # the script has its own log, whose path may hold anything
+        f"--signal=B:USR1@{warning_s(launch.limits.grace_s)}",
+        "--requeue" if options.requeue else "--no-requeue",
+        "--open-mode=append",
+    ]
+    for key, value in (("partition", options.partition), ("account", options.account), ("time", options.time_limit)):
+        found += [f"--{key}={value}"] if value else []
+    if options.gres:
+        found.append(f"--gres={options.gres}")
+    if options.exclusive or not options.gres:
+        found.append("--exclusive")
+    for pair in options.sbatch:
+        key, separator, value = pair.partition("=")
+        found.append(f"--{key}={value}" if separator and value else f"--{key}")
+    return found
+
+
+def warning_s(grace_s: float) -> int:
+    """Seconds before the time limit at which ranks are asked to save: a step, a checkpoint, and the end of all."""
+    return int(min(max(2 * grace_s + 30, 60), 3600))
+
+
+def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
+    """Write the script, give it to sbatch, and note its number in job.json. Raises HostError when Slurm refuses."""
+    sbatch = find_program("sbatch")
+    if sbatch is None:
+        raise HostError("sbatch is not on PATH: this host submits no Slurm jobs", hint="log in to one that does")
+    script = render_script(launch, paths, record.name)
+    (paths.root / script.path).write_text(script.text, encoding="utf-8")
+    result = run_program("sbatch", "--parsable", str(paths.root / script.path))
+    number = result.stdout.strip().split(";")[0]
+    if not number.isdecimal():
+        said = (result.stderr or result.fault).strip()
+        raise HostError(
+            f"sbatch refused the job: {said}",
+            hint=f"correct the option and submit anew; what sbatch was given is {paths.root / script.path}",
+        )
+    record = replace(record, where={"kind": "slurm", "id": number}, note=f"Slurm job {number}: queued")
+    jobs.write_record(paths, record)
+    return record
+
+
+# ------------------------------------------------------------------------------------------------ inside
+
+
+def prepare_inside(launch: Launch) -> Launch:
+    """``launch`` with the nodes that this allocation has. Raises HostError outside of one."""
+    listed = os.environ.get("SLURM_JOB_NODELIST")
+    if listed is None:
+        raise HostError("SLURM_JOB_NODELIST is not set: this is no Slurm job", hint="launcher resume JOB")
+    names = node_names(listed)
+    if len(names) < len(launch.nodes):
+        raise HostError(f"the allocation has {len(names)} node(s), the job needs {len(launch.nodes)}")
+    places = zip(launch.nodes, names, strict=False)
+    return replace(launch, nodes=tuple(replace(node, name=name, address=node_address(name)) for node, name in places))
+
+
+def node_address(name: str) -> str:
+    """The address that Slurm itself reaches a node by; "" when that is a name nobody resolves."""
+    match = re.search(r"NodeAddr=(\S+)", run_program("scontrol", "show", "node", name).stdout)
+    found = match[1] if match else name
+    try:
+        return str(ipaddress.ip_address(found))
+    except ValueError:
+        pass
+    try:
+        return str(socket.getaddrinfo(found, None)[0][4][0])
+    except OSError:
+        return ""
+
+
+def agent_starts(launch: Launch, paths: JobPaths) -> list[AgentStart]:
+    """One srun for all nodes; an agent that ends takes no other along."""
+    count = str(len(launch.nodes))
+    argv = (
+        "srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--distribution=block",
+        "--kill-on-bad-exit=0", "--wait=0", "--label", "--unbuffered", "--input=none", *agent_argv(paths, None),
+    )  # fmt: skip
+    env = {**os.environ, **package_env()}
+    ranks = tuple(node.node_rank for node in launch.nodes)
+    return [AgentStart(name="srun", command=Command(argv=argv, env=env), node_ranks=ranks)]
+
+
+def requeue_note(launch: Launch, paths: JobPaths) -> str | None:
+    """Whether the job, now that it has stopped on a signal, is to go on later; None when a user ended it.
+
+    A stop by ``launcher stop`` is written in the job's folder, one by scancel is known to Slurm.
+    """
+    number = _number_to_requeue(launch, paths)
+    if number is None:
+        return None
+    if state_of(number) == "RUNNING":
+        return f"Slurm job {number}: queued again at its time limit"
+    return f"Slurm job {number}: preempted, queued again" if _queued_again(number) else None
+
+
+def _number_to_requeue(launch: Launch, paths: JobPaths) -> str | None:
+    try:
+        stopped = bool(paths.control.read_text(encoding="utf-8").strip())
+    except OSError:
+        stopped = False
+    return None if stopped or not launch.where["options"]["requeue"] else os.environ.get("SLURM_JOB_ID")
+
+
+def in_vain(launch: Launch, paths: JobPaths) -> Verdict | None:
+    """The verdict on an attempt that the time limit ended with nothing saved that it had not begun with.
+
+    The next one would end like it, and so on for ever.
+    """
+    number = _number_to_requeue(launch, paths)
+    if number is None or state_of(number) != "RUNNING" or has_got_on(paths, len(launch.ranks)):
+        return None
+    en = "Slurm's time limit came before a step was saved that was not saved before; queued again it would end the same"
+    zh = "在保存新的 step 之前已到 Slurm 时限；再次排队结果相同"
+    text = {
+        EN: f"{en}\n  next: launcher submit with a longer --time, or without --time",
+        ZH: f"{zh}\n  下一步：launcher submit，加大 --time 或不设 --time",
+    }
+    return Verdict(rank_id=None, reason=en, step=None, kind="time_limit", text=text)
+
+
+def _queued_again(number: str) -> bool:
+    """Whether Slurm, which ends this run of the job, has counted the next one: after scancel it has not.
+
+    Both are COMPLETING meanwhile (Slurm 22.05, seen).
+    """
+    match = re.search(r"\bRestarts=(\d+)", run_program("scontrol", "show", "job", number).stdout)
+    return match is not None and int(match[1]) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def requeue() -> bool:
+    """Have Slurm run this job again. It ends this process with the job, as a rule before it returns."""
+    number = os.environ["SLURM_JOB_ID"]
+    if state_of(number) != "RUNNING":
+        return True  # Slurm does it itself
+    return not run_program("scontrol", "requeue", number).fault
+
+
+# ------------------------------------------------------------------------------------------------ outside
+
+
+def state_of(number: str) -> str | None:
+    """Slurm's word for the job's state; None when it knows no such job, NO_ANSWER when it cannot be asked."""
+    asked = run_program("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", number)
+    shown = asked.stdout.split()
+    if shown:
+        return shown[0]
+    if asked.fault and _NO_SUCH_JOB not in asked.stderr:
+        return NO_ANSWER
+    told = run_program("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", number)
+    words = told.stdout.split()
+    return words[0] if words else None
+
+
+def reason_of(number: str) -> str:
+    """Why it waits, as squeue says it."""
+    return run_program("squeue", "--noheader", "--format=%r", "--jobs", number).stdout.strip()
+
+
+def ask(record: JobRecord) -> JobRecord:
+    """``record`` with what Slurm knows beyond it: why the job waits, or that it is over without having said so."""
+    number = record.where.get("id")
+    if record.is_final or not number:
+        return record
+    state = state_of(number)
+    if state in ("PENDING", "CONFIGURING"):
+        _, saved, step = (record.note or "").partition("; saved at ")
+        return replace(record, note=f"Slurm job {number}: {state.lower()} ({reason_of(number)}){saved}{step}")
+    if state == NO_ANSWER:
+        return replace(record, note=f"Slurm job {number}: Slurm does not answer")
+    if state is None or state in _OVER:
+        text = f"Slurm job {number} is {'gone' if state is None else state}, and the job left no end of its own"
+        nodes = f"scontrol show job {number}; sacct -j {number}"
+        verdict = {"rank_id": None, "reason": text, "text": {"en": f"{text}\n  next: {nodes}; launcher resume JOB"}}
+        return replace(record, state=jobs.LOST, verdict=verdict)
+    return record
+
+
+def request_stop(paths: JobPaths, record: JobRecord) -> bool:
+    """Have a job that waits cancelled, and ask one that runs to stop: then True, and its leader writes the end.
+
+    Where Slurm does not answer, what is written in the job's folder asks the leader. Raises JobError when Slurm does
+    not know the job.
+    """
+    number = record.where.get("id")
+    state = state_of(number) if number else None
+    if number is None or state is None:
+        raise JobError(f"Slurm knows no job {number}", hint=f"launcher status {record.job_id}")
+    if state == "RUNNING":
+        run_program("scancel", "--batch", "--signal=TERM", number)
+    if state in ("RUNNING", "COMPLETING", NO_ANSWER):
+        return True
+    run_program("scancel", number)
+    current = jobs.read_record(paths) or record
+    if not current.is_final:
+        note = "before it ran" if current.started is None else "before it ran again"
+        ended = replace(current, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note=note)
+        jobs.write_record(paths, ended)
+    return False
+
+
+def stop(paths: JobPaths, record: JobRecord, *, wait_s: float) -> None:
+    """Stop a job that waits or runs. A running one is asked first, and cancelled when it has not ended in ``wait_s``.
+
+    Raises JobError when Slurm does not know it, or does not answer and nobody else ends it.
+    """
+    if not request_stop(paths, record):
+        return
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        current = jobs.read_record(paths) or record
+        if current.is_final:
+            return
+        time.sleep(0.2)
+    if run_program("scancel", record.where["id"]).fault:
+        raise JobError(
+            f"job {record.job_id} has not ended, and Slurm does not answer", hint=f"scancel {record.where['id']}"
+        )

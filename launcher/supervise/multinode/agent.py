@@ -1,0 +1,272 @@
+"""The agent of one host: ``launcher node``. It reports the host, starts its ranks when told, and obeys orders.
+
+Two processes. The upper one does nothing but watch that the lower one goes on writing signs of life, and ends
+everything when it does not: it is stopped, or the shared folder does not answer any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launcher import jobs
+from launcher.cluster.locks import wait_and_hold
+from launcher.common.atomic import write_atomic
+from launcher.common.processes import adopt_orphans, die_with_parent, kill_descendants
+from launcher.common.signals import Forwarding
+from launcher.errors import LauncherError
+from launcher.jobs import JobPaths, JobRecord
+from launcher.jobs.verdict import EN, ZH
+from launcher.plan.launch import Launch, read_launch
+from launcher.schedulers.registration import register
+from launcher.supervise.attempt import Outcome
+from launcher.supervise.multinode.attempt import NodeAttempt
+from launcher.supervise.multinode.link import END, ENDED, START, STOP, Link, beat_s
+from launcher.supervise.multinode.verdicts import host_verdict, leader_verdict, own_failure
+from launcher.supervise.signals import STOP_SIGNALS, Asked, asked_to_stop
+
+# The watching process waits for this many times ``lost_s`` before it takes silence for a fault.
+_PATIENCE = 2.0
+
+_WAIT_POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentOptions:
+    """``attempt``: None waits for one that is led. ``watch_stdin``: an end of our stdin means the leader is gone."""
+
+    node_rank: int
+    attempt: int | None = None
+    watch_stdin: bool = False
+
+
+def run_agent(paths: JobPaths, options: AgentOptions) -> int:
+    """Be the agent until the attempt has ended. Returns an exit code: 0 also for a failure that is reported."""
+    adopt_orphans()
+    launch = read_launch(paths)
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        die_with_parent(signal.SIGHUP)
+        os._exit(_agent(paths, launch, options, writing))
+    os.close(writing)
+    # The kernel says with SIGHUP that we were killed, and nobody else does.
+    forwarding = Forwarding(child, {**{n: n for n in STOP_SIGNALS}, signal.SIGHUP: signal.SIGTERM})
+    if not _watch(reading, launch.limits.lost_s):
+        os.kill(child, signal.SIGKILL)
+    code = forwarding.wait()
+    kill_descendants()
+    return code if code >= 0 else 1
+
+
+def _watch(pulse: int, lost_s: float) -> bool:
+    """Until the agent has ended, or is silent for too long: then False."""
+    deadline = time.monotonic() + max(60.0, lost_s * _PATIENCE)  # the first beat follows the look at this host
+    while (left := deadline - time.monotonic()) > 0:
+        if not select.select([pulse], [], [], left)[0]:
+            continue
+        if not os.read(pulse, 4096):
+            return True
+        deadline = time.monotonic() + lost_s * _PATIENCE
+    return False
+
+
+def _agent(paths: JobPaths, launch: Launch, options: AgentOptions, pulse: int) -> int:
+    adopt_orphans()
+    try:
+        with asked_to_stop() as asked:
+            return Agent(paths, launch, options, asked, pulse).run()
+    except LauncherError as error:
+        print(f"error: {error.message}\n  hint: {error.hint}", flush=True)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+class Agent:
+    def __init__(self, paths: JobPaths, launch: Launch, options: AgentOptions, asked: Asked, pulse: int) -> None:
+        self.launch, self.options, self.asked = launch, options, asked
+        self.paths = paths.of_attempt(options.attempt or led_attempt(paths, launch.limits))
+        lost_s = launch.limits.lost_s
+        self.link = Link(self.paths, options.node_rank, lost_s=lost_s, pulse=pulse)
+
+    def run(self) -> int:
+        self._register()
+        self.link.start()
+        outcome = self._outcome()
+        self._write_end(outcome)
+        self.link.report.state = ENDED
+        self.link.close()
+        if self._leader_gone():
+            self._take_over()
+        return 0
+
+    def _register(self) -> None:
+        found = register(self.launch.target)
+        missing = missing_inputs(self.paths)
+        if missing and not found.fault:
+            found = replace(found, fault=f"{missing[0]} is not there; the job reads it on every host")
+        write_atomic(self.paths.node_here(self.options.node_rank), json.dumps(found.to_dict()) + "\n")
+
+    def _outcome(self) -> Outcome:
+        """Whatever happens, ranks that run are ended and there is an outcome."""
+        try:
+            if not self._told_to_start():
+                return Outcome(state=jobs.CANCELLED)
+            own = Launch.from_json(self.paths.node_start(self.options.node_rank).read_text(encoding="utf-8"))
+            with self._cards(own) as held:
+                return self._attempt(own) if held else Outcome(state=jobs.CANCELLED)
+        except LauncherError as error:
+            return self._own_failure(error.message)
+        except Exception as error:
+            traceback.print_exc()
+            return self._own_failure(f"{type(error).__name__}: {error}")
+
+    def _attempt(self, own: Launch) -> Outcome:
+        if own.target == "Ascend" and self.paths.attempt > 1:
+            from launcher.supervise.cards import wait_until_free
+
+            wait_until_free([rank.device_id for rank in own.ranks], give_up=self._stopped)
+        stdin = 0 if self.options.watch_stdin else None
+        outcome = NodeAttempt(self.paths, own, self.asked, self.link, stdin=stdin).run()
+        return self._killed() if outcome.state == jobs.CANCELLED and self._is_orphan() else outcome
+
+    def _is_orphan(self) -> bool:
+        """Whether the process that watches this one was killed, while the job was to go on."""
+        return signal.SIGHUP in self.asked.signals and self.link.orders.order == START
+
+    def _killed(self) -> Outcome:
+        how = {EN: "its agent was killed; what it had started was stopped", ZH: "agent 被终止；其启动的进程已停止"}
+        place = self.launch.nodes[self.options.node_rank]
+        verdict = host_verdict(place, self.launch.ranks, how, kind="host_lost")
+        return Outcome(state=jobs.FAILED, verdict=verdict, failed_at=time.time())
+
+    def _told_to_start(self) -> bool:
+        while self.link.orders.order != START:
+            if self._stopped():
+                return False
+            time.sleep(_WAIT_POLL_S)
+        return True
+
+    def _stopped(self) -> bool:
+        gone = self.options.watch_stdin and stdin_ended()
+        self.link.report.asked = self.asked.request_to_pass_on()
+        return gone or self.link.leader_lost or self.link.orders.order in (STOP, END) or bool(self.asked.signals)
+
+    @contextmanager
+    def _cards(self, own: Launch) -> Iterator[bool]:
+        """The locks on this host's cards."""
+        if not own.wait_for_locks:
+            from launcher.cluster.locks import hold
+
+            with hold(own.locks, holder=f"job {self.paths.job_id}"):
+                yield True
+            return
+        names, holder = own.locks, f"job {self.paths.job_id}"
+        with wait_and_hold(names, holder=holder, tell=self._say, give_up=self._stopped) as held:
+            self.link.report.note = None
+            yield held
+
+    def _say(self, note: str) -> None:
+        self.link.report.note = note
+
+    # ------------------------------------------------------------------------------------------------ the end
+
+    def _own_failure(self, message: str) -> Outcome:
+        place = self.launch.nodes[self.options.node_rank]
+        return Outcome(state=jobs.FAILED, verdict=own_failure(place, message), failed_at=time.time())
+
+    def _write_end(self, outcome: Outcome) -> None:
+        if self.paths.is_gone:  # it stays removed
+            return
+        document = {
+            "state": outcome.state,
+            "verdict": outcome.verdict.to_dict() if outcome.verdict else None,
+            "warnings": outcome.warnings,
+            "saved_step": outcome.saved_step,
+            "failed_at": outcome.failed_at,
+        }
+        with contextlib.suppress(OSError):
+            write_atomic(self.paths.node_end(self.options.node_rank), json.dumps(document, ensure_ascii=False) + "\n")
+
+    def _leader_gone(self) -> bool:
+        """Whether nobody else will write the job's end. A leader that was killed may have a guard that does."""
+        while not self.link.leader_lost:
+            if self.link.orders.order in (STOP, END) or not self._stopped():
+                return False
+            time.sleep(_WAIT_POLL_S)
+            self.link.refresh()
+        return True
+
+    def _take_over(self) -> None:
+        """The first agent that comes to this writes the job's end."""
+        record = read_raw_record(self.paths)
+        if record is None or record.is_final:
+            return
+        with contextlib.suppress(FileExistsError, OSError):
+            os.close(os.open(self.paths.takeover, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            verdict = leader_verdict(record.host, self.launch.limits.lost_s)
+            jobs.write_record(
+                self.paths,
+                replace(record, state=jobs.FAILED, ended=jobs.now(), exit_code=7, verdict=verdict.to_dict()),
+            )
+
+
+def missing_inputs(paths: JobPaths) -> list[str]:
+    """Files that the job reads and this host does not have."""
+    try:
+        plan = json.loads(paths.plan.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    named = [plan.get(key) for key in ("dataset", "tokenizer", "checkpoint")]
+    return [name for name in named if name and not Path(name).exists()]
+
+
+def read_raw_record(paths: JobPaths) -> JobRecord | None:
+    """The job's record as it is written, without a look at any process."""
+    try:
+        return JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def stdin_ended() -> bool:
+    """Whether our stdin has come to its end: whoever held it is gone."""
+    if not select.select([0], [], [], 0)[0]:
+        return False
+    try:
+        return not os.read(0, 4096)
+    except OSError:
+        return True
+
+
+def led_attempt(paths: JobPaths, limits: Any) -> int:
+    """The number of the job's attempt, once there is one whose leader shows signs of life.
+
+    Raises LauncherError when there is none in ``register_s``.
+    """
+    from launcher.supervise.multinode.slate import read_slate
+
+    deadline = time.monotonic() + limits.register_s
+    seen: dict[int, Any] = {}
+    while time.monotonic() < deadline:
+        record = read_raw_record(paths)
+        if record and not record.is_final:
+            slate = read_slate(paths.of_attempt(record.attempt).leader_slate)
+            beat = slate.get("beat") if slate else None
+            if beat is not None and seen.setdefault(record.attempt, beat) != beat:
+                return record.attempt
+        time.sleep(beat_s(limits.lost_s) / 2)
+    raise LauncherError(f"nobody leads job {paths.job_id}", hint=f"launcher resume {paths.job_id}")

@@ -1,0 +1,73 @@
+"""Being the leader where a scheduler starts it: a batch script's node, or the first pod."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+from launcher import jobs
+from launcher.common.processes import ProcessId, die_with_parent
+from launcher.errors import JobError, JobFailed
+from launcher.jobs import REQUEUED, JobPaths, JobRecord
+from launcher.plan.launch import read_launch, write_launch
+from launcher.plan.resume import prepare_attempt
+from launcher.supervise.guard import guard
+from launcher.supervise.multinode.agent import read_raw_record
+
+
+def lead(paths: JobPaths) -> int:
+    """Lead the job's next attempt to its end and return its exit code. A job that has an end keeps it.
+
+    Raises JobError when the job cannot be read.
+    """
+    record = read_raw_record(paths)
+    if record is None:
+        raise JobError(f"cannot read {paths.record}", hint="submit it anew: launcher submit")
+    code = _settled(record)
+    if code is not None:
+        return code
+    launch = read_launch(paths)
+    if launch.where["kind"] == "slurm":
+        from launcher.schedulers.slurm import prepare_inside
+
+        write_launch(paths, prepare_inside(launch))
+    if record.started is not None:
+        record = jobs.next_attempt(record, restarted=False)
+        prepare_attempt(paths.of_attempt(record.attempt), record.cards)
+    host = socket.gethostname()
+    jobs.write_record(paths, replace(record, host=host, note=None, supervisor=ProcessId.current(), guard=None))
+    return guard(paths)
+
+
+def lead_and_be_an_agent(paths: JobPaths) -> int:
+    """What pod 0 does: two children, the leader and the agent of host 0. Returns the leader's exit code.
+
+    After a fault of the machine it is REQUEUED, which has Volcano run the job again. TERM goes to the agent, which
+    passes it on as every pod's does.
+    """
+    leader, agent = (_child(paths, *options) for options in (("--lead",), ("--node-rank", "0")))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _frame: agent.send_signal(signum))
+    agent.wait()
+    code = leader.wait()
+    record = read_raw_record(paths)
+    again = record is not None and record.state == jobs.FAILED and bool((record.verdict or {}).get("retry"))
+    return REQUEUED if again else code if code >= 0 else 1
+
+
+def _child(paths: JobPaths, *options: str) -> subprocess.Popen[bytes]:
+    argv = (sys.executable, "-m", "launcher", "node", *options, "--job", str(paths.root))
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
+
+
+def _settled(record: JobRecord) -> int | None:
+    """The exit code when there is nothing more to do; a scheduler may start a job again that has failed for good."""
+    if record.state == jobs.SUCCEEDED:
+        return 0
+    verdict = record.verdict or {}
+    if record.state == jobs.FAILED and not verdict.get("retry"):
+        return JobFailed.exit_code
+    return (record.exit_code or 143) if record.state == jobs.CANCELLED else None

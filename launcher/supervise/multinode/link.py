@@ -1,0 +1,140 @@
+"""The agent's line to the leader: its own slate, rewritten every beat, and the leader's, read as often."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from launcher.jobs import JobPaths
+from launcher.supervise.multinode.slate import Slate, read_slate
+
+# What the leader orders, in this order; "stop" may come at any time.
+WAIT, START, STOP, END = "wait", "start", "stop", "end"
+
+# What an agent says of itself.
+HERE, STARTING, RUNNING, SAVING, DONE, ENDED = "here", "starting", "running", "saving", "done", "ended"
+
+
+def beat_s(lost_s: float) -> float:
+    """Seconds between two signs of life: ten fit into the time after which a host is lost."""
+    return min(1.0, lost_s / 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """The leader's slate. ``beat`` grows; ``save``: end after step ``stop_at``, which is known a little later."""
+
+    beat: int = 0
+    time: float = 0.0
+    order: str = WAIT
+    save: bool = False
+    grace_s: float = 0.0
+    hurry: bool = False
+    stop_at: int | None = None
+    stacks: bool = False
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Orders:
+        known = {item.name for item in fields(cls)}
+        return cls(**{key: value for key, value in raw.items() if key in known})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankState:
+    """``state``: new, begun, ready, done, failed or gone. ``step``: entered last."""
+
+    state: str = "new"
+    step: int = 0
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What the agent says: rewritten by its main thread, sent by another.
+
+    ``busy``: a rank evaluates or writes a checkpoint. ``ahead_most_s``: how far this host's clock is ahead of the
+    leader's at the most, as it has seen it.
+    """
+
+    state: str = HERE
+    ranks: dict[int, RankState] = field(default_factory=dict)
+    step_s: float | None = None
+    busy: bool = False
+    asked: int | None = None
+    ahead_most_s: float | None = None
+    note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        ranks = {str(rank_id): list(asdict(state).values()) for rank_id, state in self.ranks.items()}
+        return {**self.__dict__, "ranks": ranks}
+
+
+class Link:
+    """Sends ``report`` and receives ``orders`` in a thread of its own, so that slow work is not taken for a death.
+
+    ``pulse``: a pipe that gets a byte for each beat that was written, for the process that watches this one.
+    """
+
+    def __init__(self, paths: JobPaths, node_rank: int, *, lost_s: float, pulse: int | None = None) -> None:
+        self.report = Report()
+        self.orders = Orders()
+        self._slate = Slate(paths.node_slate(node_rank))
+        self._leader = paths.leader_slate
+        self._pulse, self._lost_s = pulse, lost_s
+        self._beat = time.time_ns() // 1_000_000  # grows over restarts of the agent too
+        self._leader_seen = time.monotonic()
+        self._wake, self._over = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="launcher-beats", daemon=True)
+
+    def start(self) -> None:
+        self._exchange()
+        self._thread.start()
+
+    def poke(self) -> None:
+        """Say what is new at once."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """A last report, then silence."""
+        self._over = True
+        self._wake.set()
+        self._thread.join(timeout=self._lost_s)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the leader has shown no sign of life."""
+        return time.monotonic() - self._leader_seen
+
+    @property
+    def leader_lost(self) -> bool:
+        return self.silent_s > self._lost_s
+
+    def _run(self) -> None:
+        while not self._over:
+            self._wake.wait(beat_s(self._lost_s))
+            self._wake.clear()
+            self._exchange()
+
+    def refresh(self) -> None:
+        """Read the leader's slate, after the thread has ended."""
+        self._read()
+
+    def _exchange(self) -> None:
+        with contextlib.suppress(OSError):
+            self._beat += 1
+            self._slate.write({"beat": self._beat, "time": time.time(), **self.report.to_dict()})
+            if self._pulse is not None:
+                os.write(self._pulse, b".")
+        self._read()
+
+    def _read(self) -> None:
+        raw = read_slate(self._leader)
+        if raw and raw.get("beat") != self.orders.beat:
+            self.orders = Orders.from_dict(raw)
+            self._leader_seen = time.monotonic()
+            ahead = time.time() - self.orders.time
+            known = self.report.ahead_most_s
+            self.report.ahead_most_s = ahead if known is None else min(ahead, known)

@@ -1,0 +1,1 @@
+"""Facts about MindSpore and MindFormers, and workarounds for them."""

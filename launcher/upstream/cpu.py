@@ -1,0 +1,99 @@
+"""Every workaround that MindFormers 1.6-1.9 needs on MindSpore's CPU backend, each with its upstream reason.
+
+Imported only where the device target is CPU: by the worker and by infer. Nothing here touches an Ascend run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from launcher.upstream.bare_packages import package_folder, put_bare
+from launcher.upstream.patching import replace_everywhere
+
+_TRIED_VERSION = "2.9.0"
+TRAIN_CELL = "LauncherCpuTrainOneStepCell"
+
+
+def prepare_training(num_ranks: int) -> None:
+    """Make ``mindformers.Trainer`` work on CPU. Call after the MindSpore context is built, before Trainer."""
+    _register_train_cell()
+    if num_ranks > 1:
+        _replace_barrier()
+
+
+def be_scheduler() -> bool:
+    """Be MindSpore's scheduler until the ranks have gone, with nothing of MindSpore loaded but its C++ library.
+
+    False, with nothing done, where that was not tried: in another version of mindspore.
+
+    ``mindspore.communication.init`` comes to this call in a scheduler (mindspore 2.9.0, communication/management.py).
+    Importing the rest takes 2 s of a core that the ranks, which are importing too, have for themselves this way.
+    Raises RuntimeError when the cluster cannot be built.
+    """
+    folder = package_folder("mindspore", _TRIED_VERSION)
+    if folder is None:
+        return False
+    put_bare("mindspore", folder)
+    importlib.import_module("mindspore._c_expression").init_cluster()
+    return True
+
+
+def prepare_generation(model: Any) -> None:
+    """Make greedy ``generate`` work on CPU: its argmax is ops.ArgMaxExt, for which CPU has no kernel.
+
+    ``ops.argmax`` gives the same. mindformers 1.9.0, generation/text_generator.py.
+    """
+    from mindspore import ops
+
+    model.argmax = lambda logits, axis=-1: ops.argmax(logits, axis)
+
+
+def _register_train_cell() -> None:
+    """Register a train cell without the Ascend overflow kernels.
+
+    MFTrainOneStepCell (mindformers 1.9.0, wrapper/wrapper.py) asks NPUGetFloatStatusV2 or FloatStatus whether a
+    gradient overflowed; CPU has neither kernel. isfinite over the gradients answers the same question.
+    """
+    import mindspore.common.dtype as mstype
+    from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
+    from mindformers.wrapper import MFTrainOneStepCell
+    from mindspore import ops
+    from mindspore.ops import composite
+
+    if MindFormerRegister.is_exist(MindFormerModuleType.WRAPPER, TRAIN_CELL):
+        return
+    count_bad = composite.MultitypeFuncGraph("launcher_count_not_finite")
+
+    @count_bad.register("Tensor")  # type: ignore[untyped-decorator]
+    def _count(grad: Any) -> Any:
+        finite = ops.isfinite(ops.cast(grad, mstype.float32))
+        return ops.reduce_sum(ops.cast(ops.logical_not(finite), mstype.float32))
+
+    class LauncherCpuTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]
+        def start_overflow_check(self, pre_cond: Any, compute_input: Any) -> tuple[Any, Any]:
+            return pre_cond, compute_input
+
+        def get_overflow_status(self, status: Any, compute_output: Any) -> Any:
+            counts = self.hyper_map(count_bad, compute_output)
+            return ops.addn(counts) > 0
+
+    MindFormerRegister.register_cls(LauncherCpuTrainOneStepCell, MindFormerModuleType.WRAPPER)
+
+
+def _replace_barrier() -> None:
+    """Put an all-reduce of one element where mindformers calls ``barrier``.
+
+    CPU has no Barrier kernel ("Unsupported op [Barrier] on CPU"), and loading a base checkpoint in a run of several
+    ranks calls it (trainer/utils.py and others import the name, so every module that did is changed).
+    """
+    import mindspore.communication.comm_func as comm_func
+    from mindspore import Tensor, ops
+
+    original = comm_func.barrier
+    all_reduce = ops.AllReduce()
+
+    def barrier(*_args: Any, **_kwargs: Any) -> None:
+        all_reduce(Tensor([1.0])).asnumpy()
+
+    replace_everywhere(original, barrier)

@@ -1,0 +1,15 @@
+"""Put other functions in the place of some of MindSpore's and MindFormers'."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def replace_everywhere(original: Callable[..., Any], new: Callable[..., Any]) -> None:
+    """Put ``new`` in the place of ``original`` in all modules of mindspore and mindformers that hold it by its name."""
+    name = original.__name__
+    for module in [module for key, module in sys.modules.items() if key.startswith(("mindspore", "mindformers"))]:
+        if vars(module).get(name) is original:
+            setattr(module, name, new)

@@ -1,0 +1,1 @@
+"""What every rank runs. The only part that trains."""

@@ -1,0 +1,451 @@
+"""What every rank runs: ``python -m launcher.worker.main JOB_FOLDER``. The only part that trains.
+
+A rank learns who it is from its environment, loads its own YAML, and reports through files in the job's folder (see
+``launcher.jobs.events``): that it began, each step, the error that ended it, or that everything was saved. Engines that
+start ranks themselves tell nobody how one ended; there the process first forks, and the parent reports the exit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import math
+import os
+import resource
+import signal
+import time
+import traceback
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.common.processes import ProcessId, die_with_parent
+from launcher.common.signals import Forwarding
+from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
+from launcher.jobs.events import EventWriter, Position
+from launcher.jobs.log_writing import keep_small, stamp_lines, write_to
+from launcher.upstream import held_out, old_optimizer
+from launcher.worker.loading import Loads, watch_loads
+
+# Sent by the supervisor to a rank that makes no progress: write the stacks of all threads into the log.
+STACKS_SIGNAL = signal.SIGUSR2
+
+Train = Callable[[JobPaths, int, EventWriter], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """Who this process is. ``rank_id`` is None for MindSpore's scheduler."""
+
+    rank_id: int | None
+    engine: str
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the engine's own process is our parent, and not the supervisor."""
+        return self.engine == "msrun" or (self.engine == "mpirun" and self.rank_id is not None)
+
+
+def role_of(environment: Mapping[str, str]) -> tuple[Role, dict[str, str]]:
+    """This process's role, and variables still to be set before mindspore is imported.
+
+    Under mpirun Open MPI names the rank. Where a scheduler is named too (CPU), MindSpore's dynamic cluster is told.
+    """
+    engine = environment.get("LAUNCHER_ENGINE", "msrun")
+    if environment.get("MS_ROLE") == "MS_SCHED":
+        return Role(rank_id=None, engine=engine), {}
+    rank = environment.get("OMPI_COMM_WORLD_RANK")
+    if engine != "mpirun" or rank is None:
+        return Role(rank_id=int(environment["RANK_ID"]), engine=engine), {}
+    extra = {
+        "RANK_ID": rank,
+        "RANK_SIZE": environment["OMPI_COMM_WORLD_SIZE"],
+        "DEVICE_ID": environment["OMPI_COMM_WORLD_LOCAL_RANK"],
+    }
+    if "MS_SCHED_HOST" in environment:
+        extra |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": rank}
+    return Role(rank_id=int(rank), engine=engine), extra
+
+
+def main(job_folder: str, train: Train | None = None) -> None:
+    """Be this process's rank of the job in ``job_folder``. Raises whatever training raises, after reporting."""
+    die_with_parent()
+    role, extra = role_of(os.environ)
+    os.environ.update(extra)
+    paths = JobPaths(root=Path(job_folder), attempt=int(os.environ.get("LAUNCHER_ATTEMPT", "1")))
+    is_rank = role.rank_id is not None
+    log = paths.log("scheduler") if role.rank_id is None else paths.rank_log(role.rank_id)
+    write_to(log)
+    stamp_lines()
+    events_file = paths.scheduler_events if role.rank_id is None else paths.rank_events(role.rank_id)
+    with EventWriter(events_file, role.rank_id) as events:
+        if role.is_nested:
+            report_exit(events)
+        faulthandler.enable()
+        faulthandler.register(STACKS_SIGNAL, all_threads=True)
+        keep_small(log)
+        events.write("begin", **asdict(ProcessId.current()))
+        try:
+            (train or train_rank)(paths, role.rank_id, events) if is_rank else schedule(paths)  # type: ignore[arg-type]
+        except BaseException as error:
+            # Reported here, at once: the interpreter's own exit takes MindSpore another 2 to 5 seconds.
+            events.write("error", type=type(error).__name__, message=str(error), traceback=traceback.format_exc())
+            raise
+        if is_rank:
+            events.write("done")
+
+
+def report_exit(events: EventWriter) -> None:
+    """Fork. The child returns and goes on; the parent writes how the child ended, and ends in the same way."""
+    child = os.fork()
+    if child == 0:
+        die_with_parent()
+        return
+    code = Forwarding(child, {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}).wait()
+    events.write("exit", code=code)
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        os.kill(os.getpid(), -code)
+    os._exit(max(code, 0))
+
+
+def schedule(paths: JobPaths) -> None:
+    """Be MindSpore's scheduler, which msrun starts with the ranks' own argv: let ranks find each other.
+
+    A run of one rank has nobody to find and never registers; its scheduler would wait for ever.
+    """
+    if int(os.environ.get("MS_WORKER_NUM", "1")) == 1:
+        return
+    if _is_on_cpu(paths):
+        from launcher.upstream import cpu
+
+        if cpu.be_scheduler():
+            return
+    from mindspore.communication import init
+
+    init()
+
+
+def _is_on_cpu(paths: JobPaths) -> bool:
+    from launcher.plan.launch import read_launch
+
+    try:
+        return bool(read_launch(paths).target == "CPU")
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
+    """Build the context, then finetune as the rank's YAML says."""
+    import mindformers
+    import mindspore
+
+    config = mindformers.MindFormerConfig(str(paths.rank_config(rank_id)))
+    resume_from = checkpoint_to_resume(paths, rank_id)
+    if resume_from:
+        go_on_from(config, paths.resume, resume_from)
+    mindformers.build_context(config)
+    if config.context.device_target == "CPU":
+        from launcher.upstream import cpu
+
+        cpu.prepare_training(num_ranks=int(os.environ.get("RANK_SIZE", "1")))
+    old_optimizer.register()
+    check_rows(config)
+    begins_with = str(paths.resume / f"rank_{rank_id}" / resume_from) if resume_from else config.load_checkpoint
+    loads = watch_loads(begins_with or "", resumed=bool(resume_from))
+    done_steps = steps_in(paths.resume / f"rank_{rank_id}" / resume_from) if resume_from else 0
+    versions = {"mindspore": mindspore.__version__, "mindformers": mindformers.__version__}
+    events.write("ready", **versions, from_step=done_steps)
+    last_step = planned_steps(paths) or math.inf
+    if done_steps >= last_step:
+        return  # the attempt before was ended between its last checkpoint and its own end; MindSpore refuses 0 epochs
+    progress = _progress_callback(events, paths, rank_id, done_steps, last_step, loads)
+    trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[progress])
+    start_adapters_from_seed(trainer.trainer, config.seed)
+    if config.do_eval:
+        held_out.prepare(trainer.trainer, config.parallel_config.data_parallel)
+    keep_strategies(paths, rank_id, resumed=resume_from is not None)
+    trainer.finetune(finetune_checkpoint=config.load_checkpoint or False, resume_training=resume_from or False)
+
+
+def go_on_from(config: Any, folder: Path, name: str) -> None:
+    """Have MindFormers load this rank's own file in ``folder``, and not the base that the rank's YAML names.
+
+    The file is this rank's part already. With auto_trans_ckpt left on, mindformers 1.9.0 would ask for the strategy
+    that it was cut by, after it had removed the job's strategy folder (utils/file_utils.py, clear_auto_trans_output).
+    """
+    config.load_checkpoint, config.resume_training = str(folder), name
+    config.load_ckpt_format = name.rpartition(".")[2]
+    config.auto_trans_ckpt = False
+
+
+def keep_strategies(paths: JobPaths, rank_id: int, *, resumed: bool) -> None:
+    """Keep MindFormers from removing or overwriting the strategy files in the job's folder: the merge needs them.
+
+    Where it is to cut a base, rank 0 empties that folder when it gets there, and with it what faster ranks have written
+    by then (mindformers 1.9.0, trainer/trainer.py). A resumed rank writes its own into the attempt's folder, as an
+    attempt that dies while it compiles must not cost what the checkpoints were cut by.
+    """
+    import mindspore
+    from mindformers.trainer import trainer
+
+    if hasattr(trainer, "clear_auto_trans_output"):
+        trainer.clear_auto_trans_output = lambda *_arguments, **_options: None
+    if resumed and mindspore.get_auto_parallel_context("parallel_mode") == "semi_auto_parallel":
+        file = paths.attempt_folder / "strategy" / f"ckpt_strategy_rank_{rank_id}.ckpt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        mindspore.set_auto_parallel_context(strategy_ckpt_save_file=str(file))
+
+
+def start_adapters_from_seed(trainer: Any, seed: int) -> None:
+    """Have LoRA's A matrices follow from ``seed`` and their name alone, however the ranks share the model.
+
+    In semi_auto mode mindformers 1.9.0 leaves the seed unset (trainer/trainer.py), and MindSpore fills each slice from
+    a counter (common/tensor.py, init_data): the start would follow from the split, and not from ``seed``. Set here,
+    before the graph is compiled, a matrix is cut like any other weight. The distribution is mindpet's, HeUniform with
+    slope sqrt(5): uniform within 1 / sqrt(in).
+    """
+    from launcher.models.names import LORA_A
+
+    create = trainer.create_network
+
+    def create_network(*arguments: Any, **options: Any) -> Any:
+        network = create(*arguments, **options)
+        for parameter in network.trainable_params():
+            if parameter.name.endswith(LORA_A):
+                _fill(parameter, seed)
+        return network
+
+    trainer.create_network = create_network
+
+
+def _fill(parameter: Any, seed: int) -> None:
+    import numpy
+    from mindspore import Tensor
+
+    numbers = numpy.random.default_rng([seed, zlib.crc32(parameter.name.encode())])
+    bound = 1 / math.sqrt(parameter.shape[-1])
+    values = numbers.uniform(-bound, bound, parameter.shape).astype(numpy.float32)
+    parameter.set_data(Tensor(values, parameter.dtype))
+
+
+def checkpoint_to_resume(paths: JobPaths, rank_id: int) -> str | None:
+    """Name of the file that this attempt goes on from, None when it begins at the beginning.
+
+    By name, because left to itself mindformers 1.9.0 looks for .ckpt files only (tools/resume_ckpt.py,
+    check_last_timestamp_checkpoints).
+    """
+    folder = paths.resume / f"rank_{rank_id}"
+    return next((path.name for path in folder.iterdir()), None) if folder.is_dir() else None
+
+
+def steps_in(checkpoint: Path) -> int:
+    """Number of optimizer steps of the whole run that ``checkpoint`` is the result of."""
+    from mindspore import load_checkpoint
+
+    form = "safetensors" if checkpoint.suffix == ".safetensors" else "ckpt"
+    wanted = ("step_num", "global_step")
+    scalars = load_checkpoint(str(checkpoint), choice_func=lambda name: name in wanted, format=form)
+    value = scalars.get("step_num") or scalars["global_step"]
+    return int(_number(value) or 0)
+
+
+def go_on_counting(params: Any, step: int) -> None:
+    """Have MindSpore count this attempt's steps on from ``step``, also in the names of checkpoints.
+
+    mindformers 1.9.0 counts from 1 again, writes that into names after another prefix (PREFIX_rank_0_1-1_4), and adds
+    the steps before only to what it logs and stores; then names of two attempts cannot be compared.
+    """
+    params.cur_step_num = step
+    params.initial_step = 0
+    for callback in params.list_callback:
+        if hasattr(callback, "_append_step_num"):
+            callback._append_step_num = 0
+            callback._prefix = callback._exception_prefix
+            callback._last_triggered_step = step
+
+
+def report_evaluations(params: Any, events: EventWriter, parts: int | None = 1) -> None:
+    """Have MindFormers' evaluation, which only logs its result, write an event when it begins and when it ends.
+
+    ``parts`` as in ``step_fields``: without them, this rank's loss means nothing.
+    """
+    for callback in params.list_callback:
+        if type(callback).__name__ == "EvalCallBack":
+            callback.eval_func = _reported(callback.eval_func, params, events, parts)
+
+
+def _reported(evaluate: Callable[[], Any], params: Any, events: EventWriter, parts: int | None) -> Callable[[], Any]:
+    def run() -> Any:
+        step, began = int(params.cur_step_num), time.monotonic()
+        events.write("eval", step=step)
+        result = evaluate()
+        loss = None if parts is None else eval_loss(result)
+        events.write("eval", step=step, loss=loss, seconds=round(time.monotonic() - began, 3))
+        return result
+
+    return run
+
+
+def report_saves(params: Any, events: EventWriter) -> None:
+    """Have what writes checkpoints, which may take longer than any step, write an event before and after."""
+    for callback in params.list_callback:
+        for name in ("save_checkpoint", "save_checkpoint_network"):  # mindformers 1.9.0, CheckpointMonitor
+            if hasattr(callback, name):
+                setattr(callback, name, _reported_save(getattr(callback, name), events))
+
+
+def _reported_save(save: Callable[[Any], None], events: EventWriter) -> Callable[[Any], None]:
+    def run(params: Any) -> None:
+        step, began = int(params.cur_step_num), time.monotonic()
+        events.write("save", step=step)
+        save(params)
+        events.write("save", step=step, seconds=round(time.monotonic() - began, 3))
+
+    return run
+
+
+def eval_loss(result: Any) -> float | None:
+    """The loss in what mindformers 1.9.0 returns, {"PerplexityMetric": {"loss": 1.2, "PPL": 3.3}}; None without one."""
+    metrics = result.values() if isinstance(result, dict) else ()
+    return next((_number(m["loss"]) for m in metrics if isinstance(m, dict) and "loss" in m), None)
+
+
+def check_rows(config: Any) -> None:
+    """Raises ValueError when a dataset's first row is not one token longer than the model's seq_length.
+
+    MindFormers finds out while it compiles, in words about broadcasting. Datasets that the launcher made are checked
+    before a process is spawned; this is for the others.
+    """
+    _check_first_row(config.train_dataset, config)
+    if config.do_eval:
+        _check_first_row(config.eval_dataset, config)
+
+
+def _check_first_row(section: Any, config: Any) -> None:
+    from mindspore.dataset import MindDataset
+
+    (dataset,) = section.data_loader.dataset_files
+    (column, *_) = section.input_columns
+    rows = MindDataset([dataset], columns_list=[column], shuffle=False, num_samples=1)
+    row = next(rows.create_dict_iterator(num_epochs=1, output_numpy=True))
+    seq_length = config.model.model_config.seq_length
+    if len(row[column]) != seq_length + 1:
+        raise ValueError(
+            f"{dataset} has rows of {len(row[column])} tokens; model.seq_length {seq_length} needs {seq_length + 1}"
+        )
+
+
+def _progress_callback(
+    events: EventWriter,
+    paths: JobPaths,
+    rank_id: int,
+    done_steps: int,
+    last_step: float,
+    loads: Loads,
+) -> Any:
+    from mindspore.train.callback import Callback
+
+    spec = json.loads(paths.spec.read_text(encoding="utf-8"))
+    losses = LossCheck(spec["training"]["max_nan_steps"])
+    parts = loss_parts(spec, rank_id, int(os.environ.get("RANK_SIZE", "1")))
+    position = Position(paths.rank_position(rank_id))
+
+    class Progress(Callback):  # type: ignore[misc]
+        """Writes one "step" event a step and ends the run after the number of steps that the spec asks for."""
+
+        def on_train_begin(self, run_context: Any) -> None:
+            loads.check()
+            if done_steps:
+                go_on_counting(run_context.original_args(), done_steps)
+            report_evaluations(run_context.original_args(), events, parts)
+            report_saves(run_context.original_args(), events)
+
+        def on_train_step_begin(self, run_context: Any) -> None:
+            self._began = time.monotonic()
+            position.enter(run_context.original_args().cur_step_num)
+
+        def on_train_step_end(self, run_context: Any) -> None:
+            params = run_context.original_args()
+            seconds = time.monotonic() - self._began
+            fields = step_fields(params.cur_step_num, params.net_outputs, seconds, parts)
+            events.write("step", **fields)
+            losses.note(fields["step"], fields["loss"])
+            if params.cur_step_num >= min(last_step, asked_to_stop_at(paths)):
+                run_context.request_stop()
+
+    return Progress()
+
+
+class LossCheck:
+    """Ends a run whose loss is no number any more: such weights never recover, and the cards are needed."""
+
+    def __init__(self, max_nan_steps: int) -> None:
+        self._most, self._in_a_row = max_nan_steps, 0
+
+    def note(self, step: int, loss: float | None) -> None:
+        """Raises ArithmeticError after ``max_nan_steps`` steps in a row without a finite loss; 0 never does."""
+        self._in_a_row = 0 if loss is None or math.isfinite(loss) else self._in_a_row + 1
+        if self._most and self._in_a_row >= self._most:
+            raise ArithmeticError(f"loss is {loss} since step {step - self._in_a_row + 1}")
+
+
+def asked_to_stop_at(paths: JobPaths) -> float:
+    """The step after which the supervisor wants all ranks to save and end; infinity when it does not."""
+    try:
+        return int(paths.stop_at.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return math.inf
+
+
+def loss_parts(spec: Mapping[str, Any], rank_id: int, num_ranks: int) -> int | None:
+    """How many batches the loss of a step is the sum of; None on ranks whose loss means nothing.
+
+    mindformers 1.9.0, core/callback (MFLossMonitor): of a pipeline only the last stage computes a loss, the sum over
+    micro batches; accumulation sums too.
+    """
+    stages = spec["parallel"]["pipeline_stage"]
+    if rank_id < first_of_last_stage(num_ranks, stages):
+        return None
+    return int(spec["training"]["gradient_accumulation"]) * (
+        int(spec["parallel"]["micro_batches"]) if stages > 1 else 1
+    )
+
+
+def step_fields(step: int, outputs: Any, seconds: float, parts: int | None = 1) -> dict[str, Any]:
+    """What a step event says. ``outputs``: (loss, overflow, scale, learning rate, global norm) of the train cell.
+
+    ``parts``: what ``loss_parts`` says; the loss of a step is the mean over them, and None without them.
+    """
+    loss, overflow, _, learning_rate, norm = outputs[:5]
+    total = None if parts is None else _number(loss)
+    return {
+        "step": int(step),
+        "loss": None if total is None or parts is None else total / parts,
+        "lr": _number(learning_rate),
+        "overflow": bool(_number(overflow)),
+        "grad_norm": _number(norm),
+        "step_s": round(seconds, 4),
+        "memory_mib": memory_mib(),
+    }
+
+
+def memory_mib() -> int:
+    """The most memory this process ever had, in MiB: of the card on Ascend, resident in main memory on CPU."""
+    if os.environ.get("ASCEND_RT_VISIBLE_DEVICES"):
+        with contextlib.suppress(Exception):  # mindspore 2.6 and later; a figure is never worth a failed step
+            import mindspore
+
+            return int(mindspore.runtime.max_memory_reserved()) >> 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    array = value.asnumpy() if hasattr(value, "asnumpy") else value
+    return float(array if isinstance(array, (int, float)) else array.reshape(-1)[0])
