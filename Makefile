@@ -28,7 +28,7 @@ faults: $(VENV)/.installed-test
 	@mkdir -p build
 	$(BIN)/python tests/integration/faults/table.py --out build/faults.md
 	$(BIN)/python tests/integration/faults/hosts.py --out build/faults_hosts.md
-	LAUNCHER_FAULTS=all $(BIN)/python -m pytest tests/test_where_slurm.py tests/test_where_hosts.py \
+	LAUNCHER_FAULTS=all $(BIN)/python -m pytest tests/schedulers/test_slurm.py tests/schedulers/test_ssh.py \
 		tests/integration/test_slurm_training.py tests/integration/test_mpirun_hosts.py
 
 lint: $(VENV)/.installed-test

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from hypothesis import settings
-from shop import SEQ_LENGTH, VOCAB, Trained, Workshop
-from supervised import marked
+from support.shop import SEQ_LENGTH, VOCAB, Trained, Workshop
+from support.supervised import marked
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,7 @@ Korthikanti et al., "Reducing Activation Recomputation", arXiv:2205.05198, secti
 
 A step has two peaks, and the larger counts: when its backward pass begins, activations are all there and gradients are
 not; when it ends, it is the other way round. Left out: workspaces of single operators and fragmentation.
-tests/test_memory_published.py holds the estimate against published figures; ``LEAST`` and ``MOST`` are its error.
+tests/plan/test_memory_published.py holds the estimate against published figures; ``LEAST`` and ``MOST`` are its error.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Framework:
 MINDFORMERS = Framework()
 ADAM_BYTES = MINDFORMERS.adam_bytes
 GIB = 1 << 30
-# What was used, against the estimate, for four of five published figures (tests/test_memory_published.py).
+# What was used, against the estimate, for four of five published figures (tests/plan/test_memory_published.py).
 LEAST, MOST = 0.9, 1.25
 
 # HBM of a card, and what MindSpore may take of it; the rest is CANN's and HCCL's (MindFormers' own configurations

@@ -51,7 +51,7 @@ def main() -> None:
 
 def make_attempt(root: Path, num_ranks: int, asked: object) -> Attempt:
     """An attempt that watches and has started nothing."""
-    from supervised import Supervised
+    from support.supervised import Supervised
 
     from launcher.jobs import JobPaths
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from inference_tools import CONTEXT, MODEL, child, make_model, prompts
 from safetensors.numpy import load_file, save_file
-from shop import Trained, Workshop
+from support.inference_tools import CONTEXT, MODEL, child, make_model, prompts
+from support.shop import Trained, Workshop
 
 from launcher.checkpoint.convert import convert
 from launcher.errors import CheckpointError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from shop import SEQ_LENGTH, TIMEOUT_S, VOCAB, Job, Trained, Workshop
+from support.shop import SEQ_LENGTH, TIMEOUT_S, VOCAB, Job, Trained, Workshop
 
 from launcher import jobs
 from launcher.control import prepare

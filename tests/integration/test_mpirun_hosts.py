@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from netlab import lab, need
-from sshlab import ssh_lab, wait_for_ssh
-from supervised import long, marked, wait_until
+from support.netlab import lab, need
+from support.sshlab import ssh_lab, wait_for_ssh
+from support.supervised import long, marked, wait_until
 
 from launcher.engines import ENGINES
 from launcher.engines.base import EngineJob

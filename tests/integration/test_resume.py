@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from shop import Job, Workshop
+from support.shop import Job, Workshop
 
 from launcher import jobs
 from launcher.jobs.events import read_events

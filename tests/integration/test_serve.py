@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inference_tools import MODEL, child, make_model
 from safetensors.numpy import load_file, save_file
+from support.inference_tools import MODEL, child, make_model
 
 pytestmark = pytest.mark.mindspore
 

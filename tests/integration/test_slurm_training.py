@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from netlab import lab
-from shop import Workshop
-from slurmlab import SlurmLab, slurm_lab
+from support.netlab import lab
+from support.shop import Workshop
+from support.slurmlab import SlurmLab, slurm_lab
 
 from launcher import jobs
 from launcher.jobs import JobPaths, JobRecord, read_record

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from shop import TIMEOUT_S
+from support.shop import TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 

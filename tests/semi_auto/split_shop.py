@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from emulator import Emulator
-from shop import Job, Workshop
+from support.shop import Job, Workshop
 
 from launcher.jobs.events import read_events
 

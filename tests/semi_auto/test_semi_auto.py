@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from emulator import emulator_in
 from safetensors.numpy import load_file, save_file
-from shop import Job, Workshop
 from split_shop import ALPHA, MODEL, RANK, STEPS, SemiAuto, losses
+from support.shop import Job, Workshop
 
 from launcher import jobs
 from launcher.checkpoint.sharded import check_fits, read_sharded

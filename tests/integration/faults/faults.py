@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from supervised import LIMITS, Supervised, marked, wait_until
+from support.supervised import LIMITS, Supervised, marked, wait_until
 
 from launcher import jobs
 from launcher.engines import ENGINES

@@ -21,10 +21,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[2])]
 
-from hosted import Hosted  # noqa: E402
-from netlab import lab  # noqa: E402
-from sshlab import SshLab, ssh_lab, wait_for_ssh  # noqa: E402
-from supervised import LIMITS, marked, wait_until  # noqa: E402
+from support.hosted import Hosted  # noqa: E402
+from support.netlab import lab  # noqa: E402
+from support.sshlab import SshLab, ssh_lab, wait_for_ssh  # noqa: E402
+from support.supervised import LIMITS, marked, wait_until  # noqa: E402
 
 from launcher import jobs  # noqa: E402
 from launcher.jobs import JobRecord  # noqa: E402

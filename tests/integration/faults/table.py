@@ -21,7 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[2])]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[2]), os.environ.get("PYTHONPATH", "")])
 
 from faults import FAULTS, Cell, Fault, RealJob, run_cell  # noqa: E402
-from supervised import marked  # noqa: E402
+from support.supervised import marked  # noqa: E402
 
 from launcher.engines import ENGINES  # noqa: E402
 from launcher.jobs import JobPaths  # noqa: E402

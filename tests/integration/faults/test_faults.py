@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from faults import FAULTS, run_cell
-from supervised import engine_program
+from support.supervised import engine_program
 
 from launcher.engines import ENGINES
 

@@ -1,6 +1,6 @@
 """Faults of whole hosts with real MindSpore over ssh; only with $LAUNCHER_FAULTS=all, as `make faults` sets it.
 
-The same faults with small programs for ranks are in tests/test_nodes.py and tests/test_where_hosts.py, always.
+The same faults with small programs for ranks are always run: tests/supervise/test_nodes.py, tests/schedulers/test_ssh.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from hosts import HOST_FAULTS, run_host_cell
-from netlab import lab
-from sshlab import SshLab, ssh_lab, wait_for_ssh
+from support.netlab import lab
+from support.sshlab import SshLab, ssh_lab, wait_for_ssh
 
 pytestmark = [
     pytest.mark.mindspore,

@@ -1,0 +1,1 @@
+"""What tests share: hosts and schedulers made for a test, checkpoints, tiny models, supervised jobs."""
