@@ -12,9 +12,10 @@ import numpy as np
 
 from launcher.checkpoint import convert, merge, split, steps
 from launcher.checkpoint.dtypes import Array, numpy_dtype
+from launcher.checkpoint.entries import SAFETENSORS
 from launcher.checkpoint.shards import Moment, find_shards
 from launcher.checkpoint.stream import load_adapters
-from launcher.checkpoint.tensorfile import SAFETENSORS, TensorFile
+from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Output
 
 AnyPath = Union[str, "PathLike[str]"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from launcher.checkpoint.dtypes import CKPT_NAMES, FROM_CKPT
-from launcher.checkpoint.tensorfile import Entry, Index, TensorFile, check_entry, check_name, damaged
+from launcher.checkpoint.entries import Entry, Index, Readable, check_entry, check_name, damaged
 from launcher.checkpoint.wire import BYTES, WireError, field, read_varint, skip, tag, varint
 from launcher.errors import CheckpointError
 
@@ -35,7 +35,7 @@ class _Value:
     is_map: bool = False
 
 
-def read_index(file: TensorFile) -> Index:
+def read_index(file: Readable) -> Index:
     """The tensors of a .ckpt. Raises CheckpointError when it is damaged or encrypted."""
     if file.pread(0, min(4, file.size)) in _CIPHER_MAGICS:
         raise CheckpointError(
@@ -62,12 +62,12 @@ def read_index(file: TensorFile) -> Index:
     return Index(entries={name: check_entry(file.path, entry) for name, entry in found.items()}, crc=crc)
 
 
-def _stored_crc(file: TensorFile) -> int | None:
+def _stored_crc(file: Readable) -> int | None:
     tail = file.pread(file.size - _CRC_BYTES, _CRC_BYTES) if file.size > _CRC_BYTES else b""
     return int.from_bytes(tail[len(_CRC_WORD) :], "big") if tail.startswith(_CRC_WORD) else None
 
 
-def computed_crc(file: TensorFile) -> int:
+def computed_crc(file: Readable) -> int:
     """CRC-32 of the messages of a .ckpt: what save_checkpoint(crc_check=True) stores. Reads the whole file."""
     crc, offset, end = 0, 0, file.size - _CRC_BYTES
     while offset < end:
@@ -82,7 +82,7 @@ def _joined(head: Entry | None, part: Entry) -> Entry:
     return Entry(name=part.name, dtype=part.dtype, shape=part.shape, extents=head.extents + part.extents)
 
 
-def _entry(file: TensorFile, name: str, value: _Value) -> Entry | None:
+def _entry(file: Readable, name: str, value: _Value) -> Entry | None:
     if value.is_map:
         raise CheckpointError(f"{file.path}: {name} is a map parameter", hint="only LLaMA checkpoints are merged")
     kind = value.type.decode("utf-8", "replace")
@@ -94,7 +94,7 @@ def _entry(file: TensorFile, name: str, value: _Value) -> Entry | None:
     return Entry(name=name, dtype=FROM_CKPT[kind], shape=shape, extents=(value.content,))
 
 
-def _values(file: TensorFile, end: int) -> Iterator[_Value]:
+def _values(file: Readable, end: int) -> Iterator[_Value]:
     position = 0
     while position < end:
         head = file.pread(position, min(_HEAD_BYTES, end - position))

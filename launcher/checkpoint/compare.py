@@ -11,8 +11,9 @@ import numpy as np
 
 from launcher.checkpoint import ckpt, safetensors_format
 from launcher.checkpoint.dtypes import item_size
+from launcher.checkpoint.entries import CKPT, Entry, damaged
 from launcher.checkpoint.gather import Copies, OpenShards
-from launcher.checkpoint.tensorfile import CKPT, Entry, TensorFile, damaged
+from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Piece, Whole
 from launcher.errors import CheckpointError
 

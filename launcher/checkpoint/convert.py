@@ -13,6 +13,7 @@ from launcher.checkpoint import huggingface
 from launcher.checkpoint.base import listed, problems_of
 from launcher.checkpoint.compare import identify
 from launcher.checkpoint.dtypes import FLOATS
+from launcher.checkpoint.entries import CKPT, SAFETENSORS
 from launcher.checkpoint.folder import (
     CKPT_WEIGHTS,
     MODEL_CONFIG,
@@ -28,7 +29,7 @@ from launcher.checkpoint.folder import (
 from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.merge import HF, MINDSPORE, OnProgress
 from launcher.checkpoint.stream import PlannedFile, planned, write_file
-from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, TensorFile
+from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Output, Whole
 from launcher.checkpoint.verify import Verified, verify_files
 from launcher.errors import CheckpointError

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from launcher.checkpoint.entries import Entry
 from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, positions, whole_shape
 from launcher.checkpoint.strategy import Layout, Stages, read_strategy
-from launcher.checkpoint.tensorfile import Entry, TensorFile
+from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Piece, Whole
 from launcher.errors import CheckpointError
 from launcher.models import names

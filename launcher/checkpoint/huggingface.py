@@ -14,9 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launcher.checkpoint.entries import SAFETENSORS
 from launcher.checkpoint.folder import TOKENIZER_JSON, tokenizer_files
 from launcher.checkpoint.stream import PlannedFile, planned
-from launcher.checkpoint.tensorfile import SAFETENSORS
 from launcher.checkpoint.tensors import Output
 from launcher.errors import CheckpointError
 from launcher.models import names

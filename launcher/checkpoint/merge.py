@@ -22,6 +22,7 @@ from launcher.checkpoint.compare import (
     small_record,
 )
 from launcher.checkpoint.dtypes import FLOATS
+from launcher.checkpoint.entries import CKPT, SAFETENSORS, DamagedFile
 from launcher.checkpoint.folder import (
     CKPT_WEIGHTS,
     MODEL_CONFIG,
@@ -41,7 +42,7 @@ from launcher.checkpoint.record import MERGE_RECORD, RECORD_VERSION, differences
 from launcher.checkpoint.shards import TRAINABLE, Moment, Shards, find_shards, moment_text
 from launcher.checkpoint.steps import Step, check_steps, choose_step, step_before
 from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, planned, write_file
-from launcher.checkpoint.tensorfile import CKPT, SAFETENSORS, DamagedFile, TensorFile
+from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Fold, Output, Whole
 from launcher.checkpoint.verify import Verified, verify_files, verifying_bytes
 from launcher.common.atomic import write_atomic

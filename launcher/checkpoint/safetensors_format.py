@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launcher.checkpoint.dtypes import FROM_SAFETENSORS, SAFETENSORS_NAMES
-from launcher.checkpoint.tensorfile import Entry, Index, TensorFile, check_entry, check_name, damaged
+from launcher.checkpoint.entries import Entry, Index, Readable, check_entry, check_name, damaged
 
 # The safetensors library takes 100 MB; a LLaMA of 126 layers with optimizer state needs less than one.
 _MAX_HEADER_BYTES = 32 << 20
@@ -19,7 +19,7 @@ _MAX_HEADER_BYTES = 32 << 20
 _MAX_COUNT = 1 << 32
 
 
-def read_index(file: TensorFile) -> Index:
+def read_index(file: Readable) -> Index:
     """The tensors of a safetensors file. Raises CheckpointError when it is damaged."""
     header, base = _header(file)
     metadata = header.pop("__metadata__", None) or {}
@@ -36,7 +36,7 @@ def read_index(file: TensorFile) -> Index:
     )
 
 
-def _header(file: TensorFile) -> tuple[dict[str, Any], int]:
+def _header(file: Readable) -> tuple[dict[str, Any], int]:
     if file.size < 8:
         raise damaged(file.path, f"it has {file.size} bytes")
     size = int.from_bytes(file.pread(0, 8), "little")
@@ -51,7 +51,7 @@ def _header(file: TensorFile) -> tuple[dict[str, Any], int]:
     return header, 8 + size
 
 
-def _entry(file: TensorFile, name: str, item: Any, base: int) -> Entry:
+def _entry(file: Readable, name: str, item: Any, base: int) -> Entry:
     name = check_name(file.path, name.encode("utf-8", "surrogatepass"))
     try:
         begin, end = (_whole(number) for number in item["data_offsets"])
@@ -71,7 +71,7 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _check_packed(file: TensorFile, entries: list[Entry], base: int) -> None:
+def _check_packed(file: Readable, entries: list[Entry], base: int) -> None:
     """Tensors follow one another without gap or overlap to the end of the file: the format demands it."""
     for entry in entries:
         offset, nbytes = entry.extents[0]
@@ -82,7 +82,7 @@ def _check_packed(file: TensorFile, entries: list[Entry], base: int) -> None:
         raise damaged(file.path, f"its tensors end at byte {base} of {file.size}")
 
 
-def computed_crc(file: TensorFile) -> int:
+def computed_crc(file: Readable) -> int:
     """CRC-32 over names and tensors in order of name: what save_checkpoint(crc_check=True) stores.
 
     Of a whole number without axes (step_num) mindspore 2.9.0 hashes ``bytes(number)``: as many zeros as it says.
@@ -96,7 +96,7 @@ def computed_crc(file: TensorFile) -> int:
     return crc
 
 
-def _crc_of_bytes(file: TensorFile, entry: Entry, crc: int) -> int:
+def _crc_of_bytes(file: Readable, entry: Entry, crc: int) -> int:
     offset, left = entry.extents[0]
     while left:
         block = file.pread(offset, min(1 << 20, left))
@@ -104,7 +104,7 @@ def _crc_of_bytes(file: TensorFile, entry: Entry, crc: int) -> int:
     return crc
 
 
-def _crc_of_zeros(file: TensorFile, name: str, crc: int) -> int:
+def _crc_of_zeros(file: Readable, name: str, crc: int) -> int:
     count = int(file.array(name))
     if not 0 <= count < _MAX_COUNT:
         raise damaged(file.path, f"{name} is {count}, of which mindspore makes no CRC")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.checkpoint.tensorfile import SUFFIXES
+from launcher.checkpoint.entries import SUFFIXES
 from launcher.errors import CheckpointError
 
 # mindformers 1.9.0, core/callback: PREFIX_rank_R-EPOCH_STEP, STEP counting within the epoch, from 1.

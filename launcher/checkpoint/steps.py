@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher.checkpoint.entries import DamagedFile
 from launcher.checkpoint.shards import TRAINABLE, UNNUMBERED, Moment, Shards, moment_text, ranks_text
-from launcher.checkpoint.tensorfile import DamagedFile, TensorFile, is_whole
+from launcher.checkpoint.tensorfile import TensorFile, is_whole
 from launcher.errors import CheckpointError
 from launcher.models.names import GLOBAL_STEP
 

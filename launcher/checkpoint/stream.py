@@ -18,8 +18,9 @@ import numpy as np
 
 from launcher.checkpoint import ckpt, safetensors_format
 from launcher.checkpoint.dtypes import Array, item_size, numpy_dtype
+from launcher.checkpoint.entries import CKPT, damaged
 from launcher.checkpoint.halves import HalfCaster, plain_cast
-from launcher.checkpoint.tensorfile import CKPT, byte_view, damaged
+from launcher.checkpoint.tensorfile import byte_view
 from launcher.checkpoint.tensors import Fold, Output
 from launcher.errors import CheckpointError, HostError
 

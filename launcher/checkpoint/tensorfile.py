@@ -6,49 +6,19 @@ memory but what was asked for.
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from launcher.checkpoint.dtypes import Array, item_size, numpy_dtype
+from launcher.checkpoint import ckpt, safetensors_format
+from launcher.checkpoint.dtypes import Array, numpy_dtype
+from launcher.checkpoint.entries import CKPT, DamagedFile, Entry, Index, damaged, format_of
 from launcher.errors import CheckpointError
-
-CKPT = "ckpt"
-SAFETENSORS = "safetensors"
-SUFFIXES = {".ckpt": CKPT, ".safetensors": SAFETENSORS}
-
-_MAX_NAME_BYTES = 1024
-_MAX_DIMS = 16
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """A tensor in a file. ``extents``: (offset in the file, bytes), in order; .ckpt cuts tensors above 512 MiB."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    extents: tuple[tuple[int, int], ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * item_size(self.dtype)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Index:
-    """What a file holds: its tensors in file order, its metadata, and the CRC it carries, if any."""
-
-    entries: Mapping[str, Entry]
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    crc: int | None = None
-
 
 _latest_entries: Mapping[str, Entry] = {}
 
@@ -58,8 +28,6 @@ class TensorFile:
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointError when there is no such file, or it is damaged, encrypted or neither format."""
-        from launcher.checkpoint import ckpt, safetensors_format
-
         self.path = path
         self.format = format_of(path)
         try:
@@ -159,21 +127,9 @@ def _shared(index: Index) -> Index:
     return replace(index, entries=_latest_entries)
 
 
-def format_of(path: Path) -> str:
-    """CKPT or SAFETENSORS, by the name. Raises CheckpointError when it is neither."""
-    found = SUFFIXES.get(path.suffix)
-    if found is None:
-        raise CheckpointError(f"{path} is no checkpoint by its name", hint="give a .ckpt or .safetensors file")
-    return found
-
-
 def byte_view(array: Array) -> memoryview:
     """The bytes of a C-contiguous ``array``, writable when it is. Works for bfloat16, which has no buffer format."""
     return memoryview(array.reshape(-1).view(np.uint8).data)
-
-
-class DamagedFile(CheckpointError):
-    """A file whose bytes are not what its format says: half written, cut off, or of another kind."""
 
 
 def is_whole(path: Path) -> bool:
@@ -186,32 +142,3 @@ def is_whole(path: Path) -> bool:
             return True
     except DamagedFile:
         return False
-
-
-def damaged(path: Path, reason: str) -> DamagedFile:
-    """The error for a file whose bytes are not what its format says."""
-    return DamagedFile(
-        f"{path} is damaged: {reason}", hint="copy it again from the host that wrote it, or merge an earlier --step"
-    )
-
-
-def check_name(path: Path, raw: bytes) -> str:
-    """``raw`` as a tensor name. Raises CheckpointError for what no training writes: paths, controls, not UTF-8."""
-    if len(raw) > _MAX_NAME_BYTES:
-        raise damaged(path, f"a tensor name of {len(raw)} bytes")
-    try:
-        name = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise damaged(path, f"a tensor name that is not UTF-8: {raw[:40]!r}") from error
-    if not name.isprintable() or not name or any(part in name for part in ("/", "\\", "..")):
-        raise damaged(path, f"a tensor name that no training writes: {name[:80]!r}")
-    return name
-
-
-def check_entry(path: Path, entry: Entry) -> Entry:
-    """``entry`` itself when its shape and its bytes agree. Raises CheckpointError otherwise."""
-    stored = sum(nbytes for _, nbytes in entry.extents)
-    if len(entry.shape) > _MAX_DIMS or any(dim < 0 for dim in entry.shape) or entry.nbytes != stored:
-        shape = list(entry.shape[:_MAX_DIMS])
-        raise damaged(path, f"{entry.name} has {stored} bytes, which is not {entry.dtype}{shape}")
-    return entry

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from launcher.checkpoint.dtypes import FLOATS, Array, item_size, numpy_dtype
+from launcher.checkpoint.entries import Entry
 from launcher.checkpoint.layout import Box
-from launcher.checkpoint.tensorfile import Entry, TensorFile, byte_view
+from launcher.checkpoint.tensorfile import TensorFile, byte_view
 from launcher.models import names
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from launcher.checkpoint.dtypes import FLOATS, Array, numpy_dtype
-from launcher.checkpoint.tensorfile import TensorFile, byte_view, damaged
+from launcher.checkpoint.entries import damaged
+from launcher.checkpoint.tensorfile import TensorFile, byte_view
 from launcher.checkpoint.tensors import Output
 from launcher.errors import CheckpointError
 

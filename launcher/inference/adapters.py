@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.huggingface import peft_name
@@ -16,18 +16,22 @@ from launcher.checkpoint.record import read_record
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
+from launcher.inference.model import Model
 from launcher.inference.weights import Tensors, expected_shapes
-from launcher.jobs import is_job_folder
+from launcher.jobs import JobPaths, JobRecord, JobStore, is_job_folder
 from launcher.models import names
-
-if TYPE_CHECKING:
-    from launcher.inference.sources import Model
 
 _FILES = ("adapter_model.safetensors", "adapter.safetensors", "adapter.ckpt")
 _SUFFIXES = (".safetensors", ".ckpt")
 
 
-def with_adapter(model: Model, reference: str, jobs_dir: Path) -> Model:
+class OfJob(Protocol):
+    """What makes a model of a job's newest step, its adapters beside the weights."""
+
+    def __call__(self, paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool) -> Model: ...
+
+
+def with_adapter(model: Model, reference: str, jobs_dir: Path, of_job: OfJob) -> Model:
     """``model`` with the adapter that ``reference`` means, kept apart from the weights.
 
     A job, a folder (peft's adapter_model.safetensors, or what ``merge-ckpt --no-fold`` wrote), or a file beside its
@@ -38,7 +42,7 @@ def with_adapter(model: Model, reference: str, jobs_dir: Path) -> Model:
     if path.is_file() or (path.is_dir() and not is_job_folder(path)):
         _check_not_folded(model, _record(path).get("source"))
         return _of_file(model, path)
-    return _of_job(model, reference, jobs_dir)
+    return _of_job(model, reference, jobs_dir, of_job)
 
 
 def _check_not_folded(model: Model, source: str | None) -> None:
@@ -61,15 +65,12 @@ def _record(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _of_job(model: Model, reference: str, jobs_dir: Path) -> Model:
-    from launcher.inference.sources import job_step
-    from launcher.jobs import JobStore
-
+def _of_job(model: Model, reference: str, jobs_dir: Path, of_job: OfJob) -> Model:
     path = Path(reference)
     store = JobStore(path.absolute().parent if path.is_dir() else jobs_dir)
     paths, record = store.get(path.absolute().name if path.is_dir() else reference)
     _check_not_folded(model, record.job_id)
-    adapted = job_step(paths, record, folded=False, adapters=True)
+    adapted = of_job(paths, record, folded=False, adapters=True)
 
     def tensors(stack: ExitStack) -> Tensors:
         found = adapted.open(stack)

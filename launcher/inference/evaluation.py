@@ -23,9 +23,10 @@ from launcher.data.rows import NOT_LEARNT
 from launcher.data.tokenizer import Tokenizer
 from launcher.errors import DataError, JobCancelled
 from launcher.inference.decoding import Row
+from launcher.inference.model import Model
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Session
-from launcher.inference.sources import Given, Model, as_job, find_model, job_step
+from launcher.inference.sources import Given, as_job, find_model, job_step
 from launcher.inference.transcript import Transcript
 from launcher.inference.weights import Tensors
 from launcher.jobs import JobPaths

@@ -16,7 +16,7 @@ import numpy as np
 from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.errors import HostError, LauncherError
 from launcher.inference.compiled import graph_program
-from launcher.inference.sources import Model
+from launcher.inference.model import Model
 from launcher.inference.weights import Tensors, read, whole_array
 from launcher.models import names
 from launcher.runspec.sections import ModelSpec

@@ -11,9 +11,9 @@ from typing import Any
 from launcher.checkpoint.compare import identify
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Whole
+from launcher.inference.model import Model
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Prepared, Session
-from launcher.inference.sources import Model
 from launcher.inference.weights import Tensors
 
 # Without a draw these change nothing.

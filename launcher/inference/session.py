@@ -15,8 +15,9 @@ from launcher.data.templates import ChatTemplate, template_names
 from launcher.data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from launcher.errors import DataError, HostError, JobCancelled, SpecError
 from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
+from launcher.inference.model import Model
 from launcher.inference.sampling import GenerationSpec
-from launcher.inference.sources import Model, own_chat_template
+from launcher.inference.sources import own_chat_template
 from launcher.inference.transcript import Transcript
 
 DEFAULT_BATCH = 8

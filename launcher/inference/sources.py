@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from launcher.data.templates import ChatTemplate, get_template
 from launcher.data.tokenizer import find_tokenizer, load_tokenizer, stand_in_pad
 from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
-from launcher.inference.weights import OpenTensors, Tensors, check
+from launcher.inference.model import Model
+from launcher.inference.weights import OpenTensors, Tensors
 from launcher.jobs import JobPaths, JobRecord, JobStore, is_job_folder
 from launcher.models import names
 from launcher.runspec.sections import GenerationSection, ModelSpec
@@ -49,40 +50,6 @@ class Given:
     context: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A model that can be asked, nothing of it loaded yet.
-
-    ends: ids that end an answer beside the tokenizer's own. generation: how it answers by default.
-    folded: the job whose adapters are in the weights, where they are folded in memory.
-    notes: what the user should know of how it was found.
-    template: None when it is not known, which is no matter for raw prompts.
-    """
-
-    name: str
-    where: Path
-    spec: ModelSpec
-    open: OpenTensors
-    tokenizer: Path | None
-    template: ChatTemplate | None
-    params_dtype: str = "float32"
-    compute_dtype: str = "float32"
-    ends: tuple[int, ...] = ()
-    generation: GenerationSection = field(default_factory=GenerationSection)
-    notes: tuple[str, ...] = ()
-    folded: str | None = None
-
-    @property
-    def context(self) -> int:
-        """Tokens that prompt and answer have together."""
-        return self.spec.seq_length
-
-    def check(self) -> None:
-        """Raises CheckpointError when files are damaged, or names or shapes do not fit. Reads headers only."""
-        with ExitStack() as stack:
-            check(self.open(stack), self.spec, str(self.where))
-
-
 def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Model:
     """The model that ``reference`` means: a job (an id, a prefix, "last"), a folder or a file.
 
@@ -92,7 +59,7 @@ def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Mo
     given = given or Given()
     model = _found(reference, jobs_dir, given)
     if given.adapter:
-        model = adapters.with_adapter(model, given.adapter, jobs_dir)
+        model = adapters.with_adapter(model, given.adapter, jobs_dir, job_step)
     model = _with_given(model, given)
     model.check()
     return model

@@ -11,8 +11,9 @@ import click
 from launcher.cli.options.common import Decorated, NumberRange, Text, jobs_dir_option
 
 if TYPE_CHECKING:
+    from launcher.inference.model import Model
     from launcher.inference.sampling import GenerationSpec
-    from launcher.inference.sources import Given, Model
+    from launcher.inference.sources import Given
 
 _PATH = click.Path(path_type=Path)
 _MODEL = (

@@ -1,0 +1,107 @@
+"""What a checkpoint file of either format holds, before any tensor is read: names, types, shapes, where bytes lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from launcher.checkpoint.dtypes import Array, item_size
+from launcher.errors import CheckpointError
+
+CKPT = "ckpt"
+
+
+SAFETENSORS = "safetensors"
+
+
+SUFFIXES = {".ckpt": CKPT, ".safetensors": SAFETENSORS}
+
+
+_MAX_NAME_BYTES = 1024
+
+
+_MAX_DIMS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A tensor in a file. ``extents``: (offset in the file, bytes), in order; .ckpt cuts tensors above 512 MiB."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    extents: tuple[tuple[int, int], ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * item_size(self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What a file holds: its tensors in file order, its metadata, and the CRC it carries, if any."""
+
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    crc: int | None = None
+
+
+class Readable(Protocol):
+    """An open file, as the readers of the two formats need it; ``entries`` is there once they have read its index."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def entries(self) -> Mapping[str, Entry]: ...
+
+    def pread(self, offset: int, nbytes: int) -> bytes: ...
+
+    def array(self, name: str) -> Array: ...
+
+
+def format_of(path: Path) -> str:
+    """CKPT or SAFETENSORS, by the name. Raises CheckpointError when it is neither."""
+    found = SUFFIXES.get(path.suffix)
+    if found is None:
+        raise CheckpointError(f"{path} is no checkpoint by its name", hint="give a .ckpt or .safetensors file")
+    return found
+
+
+class DamagedFile(CheckpointError):
+    """A file whose bytes are not what its format says: half written, cut off, or of another kind."""
+
+
+def damaged(path: Path, reason: str) -> DamagedFile:
+    """The error for a file whose bytes are not what its format says."""
+    return DamagedFile(
+        f"{path} is damaged: {reason}", hint="copy it again from the host that wrote it, or merge an earlier --step"
+    )
+
+
+def check_name(path: Path, raw: bytes) -> str:
+    """``raw`` as a tensor name. Raises CheckpointError for what no training writes: paths, controls, not UTF-8."""
+    if len(raw) > _MAX_NAME_BYTES:
+        raise damaged(path, f"a tensor name of {len(raw)} bytes")
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise damaged(path, f"a tensor name that is not UTF-8: {raw[:40]!r}") from error
+    if not name.isprintable() or not name or any(part in name for part in ("/", "\\", "..")):
+        raise damaged(path, f"a tensor name that no training writes: {name[:80]!r}")
+    return name
+
+
+def check_entry(path: Path, entry: Entry) -> Entry:
+    """``entry`` itself when its shape and its bytes agree. Raises CheckpointError otherwise."""
+    stored = sum(nbytes for _, nbytes in entry.extents)
+    if len(entry.shape) > _MAX_DIMS or any(dim < 0 for dim in entry.shape) or entry.nbytes != stored:
+        shape = list(entry.shape[:_MAX_DIMS])
+        raise damaged(path, f"{entry.name} has {stored} bytes, which is not {entry.dtype}{shape}")
+    return entry
