@@ -59,14 +59,11 @@ class JobPaths:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the job's folder was removed or renamed; a file server that does not answer removes nothing."""
-        try:
-            self.root.stat()
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Whether the job's folder was removed or renamed; a file server that does not answer removes nothing.
+
+        A folder without our own files is not the job's: MindSpore and MindFormers make what they miss of a path.
+        """
+        return _is_missing(self.record) and _is_missing(self.launch)
 
     @property
     def record(self) -> Path:
@@ -85,6 +82,11 @@ class JobPaths:
     def launch(self) -> Path:
         """What the supervisor carries out: the engine, its job, and limits (see ``launcher.launch``)."""
         return self.root / "launch.json"
+
+    def make_attempt_folders(self) -> None:
+        """What an attempt writes into, below the job's folder: when that is gone this is a FileNotFoundError."""
+        for folder in (self.attempt_folder.parent, self.attempt_folder, self.logs, self.events, self.work):
+            folder.mkdir(exist_ok=True)
 
     @property
     def control(self) -> Path:
@@ -209,6 +211,16 @@ class JobPaths:
         return self.logs / f"stacks_{rank_id}.txt"
 
 
+def _is_missing(file: Path) -> bool:
+    try:
+        file.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
     """What job.json holds. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one.
@@ -294,7 +306,8 @@ def now() -> str:
 
 
 def write_record(paths: JobPaths, record: JobRecord) -> None:
-    write_atomic(paths.record, record.to_json())
+    """Into the job's folder, which must be there."""
+    write_atomic(paths.record, record.to_json(), parents=False)
 
 
 class JobStore:

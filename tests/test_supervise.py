@@ -410,6 +410,22 @@ def test_a_job_whose_folder_is_removed_ends(tmp_path: Path, engine: str, no_surv
     assert not marked(no_survivors)
 
 
+def test_what_starts_late_does_not_bring_a_removed_folder_back(
+    tmp_path: Path, engine: str, no_survivors: str
+) -> None:
+    """On a busy host the scheduler may come to its events after the ranks train, and after the folder is removed."""
+    late = "import os, time\ntime.sleep(1.5) if os.environ.get('MS_ROLE') == 'MS_SCHED' else None\n"
+    (tmp_path / "sitecustomize.py").write_text(late)
+    supervised = job(tmp_path, WAIT, no_survivors, engine)
+    supervised.env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    supervised.start().wait_for_pids()
+    shutil.rmtree(supervised.root)
+    assert supervised.guard is not None
+    supervised.guard.wait(timeout=TIMEOUT_S)
+
+    assert not supervised.root.exists()
+
+
 def test_the_jobs_folder_keeps_its_mode(tmp_path: Path, no_survivors: str) -> None:
     program = "paths.root.chmod(0o750)\n" + WAIT
     supervised = job(tmp_path, program, no_survivors)

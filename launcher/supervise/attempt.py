@@ -118,8 +118,7 @@ class Attempt:
     # ------------------------------------------------------------------------------------------------ starting
 
     def _make_folders(self) -> None:
-        for folder in (self.paths.logs, self.paths.events, self.paths.work):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.paths.make_attempt_folders()
         for reader in self._readers:  # open before anything runs: what is read then cannot be taken away
             reader.path.touch()
             list(reader.new())
@@ -388,7 +387,7 @@ class Attempt:
         # No rank can have begun that step: ranks wait for each other in every one.
         stop_at = jobs.step_to_stop_at(self.paths, entered + 2)
         with contextlib.suppress(OSError):
-            write_atomic(self.paths.stop_at, f"{stop_at}\n")
+            write_atomic(self.paths.stop_at, f"{stop_at}\n", parents=False)
         self._for(grace_s, lambda: self.watch.all_done or self._stops() > 1 or self.watch.failing)
         return stop_at if self.watch.all_done else None
 
