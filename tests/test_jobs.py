@@ -130,9 +130,7 @@ def test_a_step_of_the_clock_makes_no_job_lost(tmp_path: Path) -> None:
         (replace(own, boot="of another boot"), jobs.LOST),
         (ProcessId(pid=own.pid, started=own.started), jobs.RUNNING),  # of a version that wrote no ticks
     ):
-        write_job(
-            JobPaths(root=tmp_path / "a"), replace(record("a", jobs.RUNNING), supervisor=stepped, guard=None)
-        )
+        write_job(JobPaths(root=tmp_path / "a"), replace(record("a", jobs.RUNNING), supervisor=stepped, guard=None))
         assert JobStore(tmp_path).get("a")[1].state == state
 
 
