@@ -1,6 +1,6 @@
 """Faults of whole hosts with real MindSpore over ssh; only with $LAUNCHER_FAULTS=all, as `make faults` sets it.
 
-Small programs in place of MindSpore have the same faults in tests/supervise/test_nodes.py and tests/schedulers/test_ssh.py.
+Small programs have the same faults in tests/supervise/test_nodes.py and tests/schedulers/test_ssh.py.
 """
 
 from __future__ import annotations
