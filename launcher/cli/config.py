@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.options.common import set_option
+from launcher.cli.options.common import format_option, set_option
+
+if TYPE_CHECKING:
+    from launcher.common.yaml_lines import YamlDocument
+    from launcher.control.configs import ListedSpec
+    from launcher.runspec.presets import Preset
+    from launcher.runspec.sections import ModelSpec, RunSpec
 
 _FILE = click.Path(path_type=Path)
 _check_option = click.option("--check", type=_FILE, metavar="FILE", help="Fail when FILE is not up to date.")
@@ -41,51 +49,93 @@ def new(name: str, preset: str, force: bool) -> None:
 
 
 @config.command("list")
-def list_configs() -> None:
+@format_option
+def list_configs(form: str) -> None:
     """List the specs that can be named: those of configs/ here, then the shipped ones.
 
     \b
     launcher config list
     """
-    from launcher.cli.output.tables import print_table
-    from launcher.control import configs
+    from launcher.cli.output.tables import print_json, print_table
+    from launcher.control.configs import listed_specs
 
-    print_table(("NAME", "MODEL", "TRAINS", "FILE"), configs.table())
+    found = listed_specs()
+    if form == "json":
+        print_json([asdict(spec) for spec in found])
+        return
+    rows = ((spec.name, _model_of(spec), spec.problem or spec.trains, spec.file) for spec in found)
+    print_table(("NAME", "MODEL", "TRAINS", "FILE"), rows)
+
+
+def _model_of(spec: ListedSpec) -> str:
+    return "" if spec.parameters is None else f"{spec.preset or 'its own'}, {_count(spec.parameters)}"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"
 
 
 @config.command()
-def presets() -> None:
-    """List the models that model.preset may name.
+@format_option
+def presets(form: str) -> None:
+    """List the models that model.preset may name. A file in configs/presets/ adds one.
 
     \b
     launcher config presets
     """
-    from launcher.cli.output.tables import print_table
-    from launcher.control import configs
+    from launcher.cli.output.tables import print_json, print_table
+    from launcher.control.configs import preset_models
 
-    print_table(
-        ("PRESET", "PARAMETERS", "LAYERS", "HIDDEN", "HEADS", "VOCABULARY", "CONTEXT", "SOURCE"), configs.models()
-    )
+    found = list(preset_models())
+    if form == "json":
+        print_json([_preset_values(*item) for item in found])
+        return
+    header = ("PRESET", "PARAMETERS", "LAYERS", "HIDDEN", "HEADS", "VOCABULARY", "CONTEXT", "SOURCE")
+    print_table(header, (_preset_row(*item) for item in found))
+
+
+def _preset_values(preset: Preset, model: ModelSpec, parameters: int) -> dict[str, Any]:
+    file, values = preset.document.name, model.model_dump(mode="json", exclude={"preset"})
+    return {"name": preset.name, "source": preset.source, "file": file, "parameters": parameters, "model": values}
+
+
+def _preset_row(preset: Preset, model: ModelSpec, parameters: int) -> tuple[str, ...]:
+    heads = f"{model.num_heads}" if model.kv_heads == model.num_heads else f"{model.num_heads}/{model.kv_heads}"
+    shape = (model.num_layers, model.hidden_size, heads, model.vocab_size, model.seq_length)
+    return (preset.name, _count(parameters), *map(str, shape), preset.source)
 
 
 @config.command()
 @click.argument("spec")
 @click.option("--origin", is_flag=True, help="Say where each value came from.")
+@format_option
 @set_option
-def show(spec: str, origin: bool, sets: tuple[str, ...]) -> None:
+def show(spec: str, origin: bool, form: str, sets: tuple[str, ...]) -> None:
     """Print SPEC with every value written out.
 
     \b
     launcher config show llama_7b_lora --origin --set lora.r=8
     """
+    from launcher.cli.output.tables import print_json
     from launcher.runspec.checking import load_source, parse_spec
     from launcher.runspec.layers import parse_sets
     from launcher.runspec.showing import show as text_of
 
     source = load_source(spec, parse_sets(sets))
-    click.echo(text_of(parse_spec(source), source, origins=origin))
+    parsed = parse_spec(source)
+    if form == "json":
+        print_json(_shown(parsed, source))
+        return
+    click.echo(text_of(parsed, source, origins=origin))
     for change in source.changes:
         click.echo(f"# {change}")
+
+
+def _shown(spec: RunSpec, source: YamlDocument) -> dict[str, Any]:
+    """The spec with where each value that somebody gave came from, and what was translated on the way in."""
+    given = [*source.lines, *source.origins]
+    origins = {".".join(map(str, loc)): source.place(loc) for loc in given if not isinstance(source.value(loc), dict)}
+    return {"spec": spec.model_dump(mode="json"), "origins": origins, "changes": list(source.changes)}
 
 
 @config.command()

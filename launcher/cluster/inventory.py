@@ -19,8 +19,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from launcher.cluster.addresses import packed_ip
 from launcher.cluster.model import KINDS, Cluster, Device, Host, NetAddress, NetLevel
 from launcher.cluster.sdid import SERVER_INDEX_MAX, sdid
+from launcher.common.yaml_lines import YamlDocument, parse_text
 from launcher.errors import SpecError
-from launcher.runspec.reading import SpecSource, parse_text
 
 MOST_RANKS = 65536  # HCCL's own limit (rank_count of version 2.0)
 _RANGE = re.compile(r"\[([^\[\]]*)\]")
@@ -112,7 +112,7 @@ _EXPECTED = {
 }
 
 
-def _source(text: str, name: str) -> SpecSource:
+def _source(text: str, name: str) -> YamlDocument:
     try:
         # Nested aliases make a few lines expand to more than any memory holds.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
@@ -120,10 +120,9 @@ def _source(text: str, name: str) -> SpecSource:
     except yaml.YAMLError:
         pass  # which parse_text explains
     try:
-        return parse_text(text, name=name)
+        return parse_text(text, name=name, what="an inventory")
     except SpecError as error:
-        # The reader of run specs speaks of run specs.
-        raise SpecError(error.message.replace("a run spec is", "an inventory is"), hint=_HINT) from error
+        raise SpecError(error.message, hint=_HINT) from error
 
 
 def _place(item: Any) -> tuple[int | str, ...]:
@@ -134,7 +133,7 @@ def _place(item: Any) -> tuple[int | str, ...]:
     return loc
 
 
-def _problem(source: SpecSource, item: Any) -> str:
+def _problem(source: YamlDocument, item: Any) -> str:
     loc = _place(item)
     key = ".".join(map(str, loc))
     if item["type"] == "missing":
@@ -195,7 +194,7 @@ def _choices(text: str, most: int) -> list[str]:
 class _Builder:
     """Turns groups into hosts and collects every problem on the way."""
 
-    def __init__(self, source: SpecSource) -> None:
+    def __init__(self, source: YamlDocument) -> None:
         self.source = source
         self.problems: list[str] = []
 

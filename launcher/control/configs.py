@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.common import resources
 from launcher.common.rendering import write_atomic
 from launcher.errors import HostError, LauncherError, SpecError
 from launcher.plan import memory
-from launcher.runspec.checking import load_spec
-from launcher.runspec.presets import PRESETS
+from launcher.runspec import presets
+from launcher.runspec.checking import load_spec, preset_model
 from launcher.runspec.schema import BEGIN, END, schema_text, with_reference
 from launcher.runspec.sections import ModelSpec
 
@@ -60,12 +61,10 @@ def write_new(name: str, preset: str, *, force: bool) -> Path:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise SpecError(f"{name!r} is no name for a spec", hint="letters, digits, '_', '.' and '-'")
-    if preset not in PRESETS:
-        raise SpecError(f"there is no preset {preset!r}", hint=f"presets are {', '.join(PRESETS)}")
     path = Path("configs") / f"{name}.yaml"
     if path.exists() and not force:
         raise SpecError(f"{path} exists already", hint="take another name, or pass --force")
-    model = PRESETS[preset]
+    model = presets.get(preset)
     text = _NEW.format(
         schema=SCHEMA,
         name=name,
@@ -83,30 +82,43 @@ def write_new(name: str, preset: str, *, force: bool) -> Path:
     return path
 
 
-def table() -> Iterator[tuple[str, str, str, str]]:
-    """(name, model, what is trained, file) of every spec that can be named."""
-    for name in resources.names("configs", ".yaml"):
-        path = resources.find("configs", f"{name}.yaml")
-        try:
-            spec = load_spec(name)
-        except SpecError as error:
-            yield name, "-", error.message.splitlines()[0], str(path)
-            continue
-        model = spec.model.preset or "its own"
-        yield name, f"{model}, {_short(memory.parameter_count(spec.model))}", "LoRA" if spec.lora else "all", str(path)
+@dataclass(frozen=True, kw_only=True)
+class ListedSpec:
+    """A run spec that can be named. ``problem``: why it cannot be used; its model and what it trains are "" then."""
+
+    name: str
+    file: str
+    preset: str | None = None
+    parameters: int | None = None
+    trains: str = ""
+    problem: str = ""
 
 
-def models() -> Iterator[tuple[str, ...]]:
-    """A row a preset."""
-    for name, preset in PRESETS.items():
-        model = ModelSpec.model_validate({"preset": name, **preset.model})
-        heads = f"{model.num_heads}" if model.kv_heads == model.num_heads else f"{model.num_heads}/{model.kv_heads}"
-        shape = (model.num_layers, model.hidden_size, heads, model.vocab_size, model.seq_length)
-        yield name, _short(memory.parameter_count(model)), *map(str, shape), preset.source
+def listed_specs() -> list[ListedSpec]:
+    """Every spec that can be named: those of configs/ in the working folder, then the shipped ones."""
+    return [_listed(name) for name in resources.names("configs", ".yaml")]
 
 
-def _short(count: int) -> str:
-    return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
+def _listed(name: str) -> ListedSpec:
+    file = str(resources.find("configs", f"{name}.yaml"))
+    try:
+        spec = load_spec(name)
+    except SpecError as error:
+        return ListedSpec(name=name, file=file, problem=error.message.splitlines()[0])
+    return ListedSpec(
+        name=name,
+        file=file,
+        preset=spec.model.preset,
+        parameters=memory.parameter_count(spec.model),
+        trains="LoRA" if spec.lora else "all parameters",
+    )
+
+
+def preset_models() -> Iterator[tuple[presets.Preset, ModelSpec, int]]:
+    """Every preset with its model and the number of parameters. Raises SpecError for one that is no model."""
+    for preset in presets.all_presets():
+        model = preset_model(preset)
+        yield preset, model, memory.parameter_count(model)
 
 
 def check_text(text: str, file: Path, command: str) -> None:

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
+from launcher.common.yaml_lines import Loc, YamlDocument
 from launcher.errors import SpecError
-from launcher.runspec import foreign, layers
-from launcher.runspec.presets import PRESETS
-from launcher.runspec.reading import Loc, SpecSource, find_spec, read_source
-from launcher.runspec.sections import RunSpec, Section
+from launcher.runspec import foreign, layers, presets
+from launcher.runspec.reading import find_spec, read_source
+from launcher.runspec.sections import ModelSpec, RunSpec, Section
 
 
 def load_spec(name: str, overrides: Iterable[layers.Override] = ()) -> RunSpec:
@@ -24,7 +24,7 @@ def load_spec(name: str, overrides: Iterable[layers.Override] = ()) -> RunSpec:
     return parse_spec(load_source(name, overrides))
 
 
-def load_source(name: str, overrides: Iterable[layers.Override] = ()) -> SpecSource:
+def load_source(name: str, overrides: Iterable[layers.Override] = ()) -> YamlDocument:
     """All values of the spec ``name``: the file's, the preset's, $LAUNCHER_* and ``overrides``.
 
     A MindFormers YAML is translated on the way; ``changes`` of the result says how.
@@ -39,7 +39,7 @@ def load_source(name: str, overrides: Iterable[layers.Override] = ()) -> SpecSou
     return layers.fill_preset(source)
 
 
-def parse_spec(source: SpecSource) -> RunSpec:
+def parse_spec(source: YamlDocument) -> RunSpec:
     """The RunSpec that ``source`` describes. Raises SpecError with every problem: place, key, value and reason."""
     try:
         return _validate(source.values)
@@ -50,16 +50,23 @@ def parse_spec(source: SpecSource) -> RunSpec:
     raise SpecError(f"{source.name}: {len(problems)} problem(s)", problems=problems, hint=_hint(source))
 
 
+def preset_model(preset: presets.Preset) -> ModelSpec:
+    """The model that ``preset`` describes. Raises SpecError with every problem of its file."""
+    values = {**_GOOD, "model": {"preset": preset.name, **preset.model}}
+    return parse_spec(replace(preset.document, values=values)).model
+
+
 def _validate(values: dict[str, Any]) -> RunSpec:
     # By way of JSON: its strict mode takes a list for a tuple and nothing else for anything else.
     return RunSpec.model_validate_json(json.dumps(values), strict=True)
 
 
 # Stand-ins for required sections that are wrong, so that rules between the others can be checked all the same.
-_GOOD = {"name": "x", "model": {"preset": "tiny_cpu", **PRESETS["tiny_cpu"].model}, "data": {"sample": {"size": 1}}}
+_GOOD_MODEL = {"hidden_size": 64, "num_layers": 1, "num_heads": 1, "intermediate_size": 64, "vocab_size": 64}
+_GOOD = {"name": "x", "model": {**_GOOD_MODEL, "seq_length": 64}, "data": {"sample": {"size": 1}}}
 
 
-def _problems_between_sections(source: SpecSource, error: ValidationError) -> Iterator[str]:
+def _problems_between_sections(source: YamlDocument, error: ValidationError) -> Iterator[str]:
     """What pydantic leaves unsaid: it checks rules between sections only when each is good by itself."""
     bad = {item["loc"][0] for item in error.errors() if item["loc"]}
     good = {key: value for key, value in source.values.items() if key not in bad}
@@ -69,16 +76,16 @@ def _problems_between_sections(source: SpecSource, error: ValidationError) -> It
         yield from _problems(source, again)
 
 
-def _hint(source: SpecSource) -> str:
+def _hint(source: YamlDocument) -> str:
     if foreign.NO_DATASET in source.changes:
         return foreign.NO_DATASET
     model = source.values.get("model")
     if isinstance(model, dict) and "preset" not in model and "hidden_size" not in model:
-        return f"model.preset fills in the architecture; presets are {', '.join(PRESETS)}"
+        return f"model.preset fills in the architecture; presets are {', '.join(presets.names())}"
     return ""
 
 
-def _problems(source: SpecSource, error: ValidationError) -> Iterator[str]:
+def _problems(source: YamlDocument, error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         # pydantic adds the member of a union that it tried; nobody wrote that.
         loc = _written(source, item["loc"]) if item["type"] != "missing" else item["loc"]
@@ -87,7 +94,7 @@ def _problems(source: SpecSource, error: ValidationError) -> Iterator[str]:
             yield _problem(source, item["type"], loc, reason)
 
 
-def _written(source: SpecSource, loc: Loc) -> Loc:
+def _written(source: YamlDocument, loc: Loc) -> Loc:
     values: Any = source.values
     for index, key in enumerate(loc):
         try:
@@ -97,7 +104,7 @@ def _written(source: SpecSource, loc: Loc) -> Loc:
     return loc
 
 
-def _problem(source: SpecSource, kind: str, loc: Loc, message: str) -> str:
+def _problem(source: YamlDocument, kind: str, loc: Loc, message: str) -> str:
     key = ".".join(map(str, loc))
     if kind == "missing":
         return f"{source.place(loc)}: missing key {key}"
@@ -114,7 +121,7 @@ def _problem(source: SpecSource, kind: str, loc: Loc, message: str) -> str:
     return f"{source.place(loc)}: {key}: {reason[:1].lower()}{reason[1:]}, got {_short(source.value(loc))}"
 
 
-def _named(source: SpecSource, section: Loc, reason: str) -> Loc:
+def _named(source: YamlDocument, section: Loc, reason: str) -> Loc:
     """The key that a reason about ``section`` begins with, by its full name or by that in the section; else that."""
     key = tuple(reason.split()[0].rstrip(":").split("."))
     return next((loc for loc in (key, (*section, *key)) if source.value(loc) is not None), section)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from launcher.common.yaml_lines import Loc, YamlDocument
 from launcher.errors import SpecError
-from launcher.runspec.reading import Loc, SpecSource
 
 _MISSING = object()
 NO_WEIGHTS = (
@@ -159,14 +159,14 @@ _KNOWN = frozenset((*_MAPPED, *_ONLY, *_OWNED, *_LEFT_OUT, *_PASSED))
 _SHARD_LEVELS = {"level1": "states", "level2": "gradients", "level3": "weights"}
 
 
-def is_foreign(source: SpecSource) -> bool:
+def is_foreign(source: YamlDocument) -> bool:
     """Whether ``source`` is a MindFormers YAML and not a run spec."""
     model = source.values.get("model")
     nested = isinstance(model, dict) and "model_config" in model
     return nested or ("runner_config" in source.values and "trainer" in source.values)
 
 
-def translate(source: SpecSource) -> SpecSource:
+def translate(source: YamlDocument) -> YamlDocument:
     """The run spec that the MindFormers YAML ``source`` stands for; ``changes`` says what became of what.
 
     Values are not checked here: wrong ones are found by the same checks as a spec's own, with the YAML's lines. Raises
@@ -182,7 +182,7 @@ def translate(source: SpecSource) -> SpecSource:
     return _Translation(source).result()
 
 
-def _other_models(source: SpecSource) -> Iterator[str]:
+def _other_models(source: YamlDocument) -> Iterator[str]:
     for path, good in _ONLY.items():
         loc = tuple(path.split("."))
         value = source.value(loc)
@@ -196,7 +196,7 @@ def _other_models(source: SpecSource) -> Iterator[str]:
         yield f"{source.place(('model',))}: model.arch.type is missing; the launcher trains LlamaForCausalLM"
 
 
-def _unknown(source: SpecSource) -> Iterator[str]:
+def _unknown(source: YamlDocument) -> Iterator[str]:
     for _, loc in _leaves(source.values):
         path = ".".join(map(str, loc))
         known = any(".".join(map(str, loc[:end])) in _KNOWN for end in range(1, len(loc) + 1))
@@ -205,14 +205,14 @@ def _unknown(source: SpecSource) -> Iterator[str]:
 
 
 class _Translation:
-    def __init__(self, source: SpecSource) -> None:
+    def __init__(self, source: YamlDocument) -> None:
         self._source = source
         self._values: dict[str, Any] = {}
         self._lines: dict[Loc, int] = {(): 1}
         self._taken: set[Loc] = set()
         self._changes: list[str] = []
 
-    def result(self) -> SpecSource:
+    def result(self) -> YamlDocument:
         for old, new in _MAPPED.items():
             value = self._find(old)
             self._taken.add(tuple(old.split(".")))

@@ -9,14 +9,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from launcher.common.yaml_lines import YamlDocument, parse_value
 from launcher.errors import SpecError
-from launcher.runspec.presets import PRESETS
-from launcher.runspec.reading import SpecSource, parse_value
+from launcher.runspec import presets
 
 _PREFIX = "LAUNCHER_"
 
@@ -76,7 +75,7 @@ def _parse(text: str) -> Any:
     return value
 
 
-def apply(source: SpecSource, overrides: Iterable[Override]) -> SpecSource:
+def apply(source: YamlDocument, overrides: Iterable[Override]) -> YamlDocument:
     """``source`` with ``overrides`` on top, later ones last. Raises SpecError when a path leads through a value."""
     values, origins = source.values, dict(source.origins)
     for override in overrides:
@@ -100,18 +99,17 @@ def _put(values: Any, above: tuple[str, ...], keys: tuple[str, ...], value: Any)
     return {**values, first: below}
 
 
-def fill_preset(source: SpecSource) -> SpecSource:
+def fill_preset(source: YamlDocument) -> YamlDocument:
     """``source`` with what its preset gives where nothing else does. Raises SpecError for a preset there is not."""
     name = source.value(("model", "preset"))
     if not isinstance(name, str):
         return source
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=1)
+    if name not in presets.names():
         raise SpecError(
             f"{source.place(('model', 'preset'))}: model.preset: there is no preset {name!r}",
-            hint=f"did you mean {near[0]}?" if near else f"presets are {', '.join(PRESETS)}",
+            hint=presets.hint_for(name),
         )
-    missing = {key: value for key, value in PRESETS[name].model.items() if key not in source.values["model"]}
+    missing = {key: value for key, value in presets.get(name).model.items() if key not in source.values["model"]}
     values = {**source.values, "model": {**missing, **source.values["model"]}}
     origins = dict(source.origins)
     origins.update({("model", key): f"preset {name}" for key in missing})

@@ -1,18 +1,24 @@
-"""Model presets: the architecture of published models, each with its source.
+"""Model presets: the architecture of published models, one file each in ``configs/presets/``.
 
-Sources: Touvron et al., "LLaMA", arXiv:2302.13971, table 2 (hidden size, layers, heads) and the released params.json
-(norm_eps 1e-6 for 7B, 13B and 30B, 1e-5 for 65B); Touvron et al., "Llama 2", arXiv:2307.09288; Grattafiori et al.,
-"The Llama 3 Herd of Models", arXiv:2407.21783, table 3; Meta's model cards and config.json of the released weights.
-Feed-forward widths: 2/3 of 4 x hidden (x 1.3 for the 70B models) rounded up to a multiple of 256 (1024 for Llama 3),
-as the released code does. Token ids of Llama 3: config.json, and MindFormers' llama3 configurations (pad 128002).
+A file in ``configs/presets/`` of the working folder is a preset too, and wins over a shipped one of its name.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+from launcher.common import resources
+from launcher.common.yaml_lines import YamlDocument, parse_text
+from launcher.errors import SpecError
+
+FOLDER = "configs/presets"
+_KEYS = ("source", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,55 +28,50 @@ class Preset:
     name: str
     source: str
     model: Mapping[str, Any]
+    document: YamlDocument
 
 
-_LLAMA2 = {"vocab_size": 32000, "seq_length": 4096, "rms_norm_eps": 1e-5}
-_LLAMA3 = {
-    "vocab_size": 128256, "seq_length": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
-    "bos_token_id": 128000, "eos_token_id": 128001, "pad_token_id": 128002,
-}  # fmt: skip
+def names() -> list[str]:
+    """The names of all presets, sizes of a family in order."""
+    return sorted(resources.names(FOLDER, ".yaml"), key=_natural)
 
 
-def _shape(hidden: int, layers: int, heads: int, width: int, kv_heads: int | None = None) -> dict[str, Any]:
-    shape = {"hidden_size": hidden, "num_layers": layers, "num_heads": heads, "intermediate_size": width}
-    return shape if kv_heads is None else {**shape, "n_kv_heads": kv_heads}
+def get(name: str) -> Preset:
+    """The preset ``name``. Raises SpecError with the nearest name when there is none, or when its file is wrong."""
+    file = resources.find(FOLDER, f"{name}.yaml")
+    if file is None:
+        raise SpecError(f"there is no preset {name!r}", hint=hint_for(name))
+    return _read(name, file, file.stat().st_mtime_ns)
 
 
-def _llama1(eps: float) -> dict[str, Any]:
-    return {"vocab_size": 32000, "seq_length": 2048, "rms_norm_eps": eps}
+def all_presets() -> list[Preset]:
+    """Every preset. Raises SpecError when a file is wrong."""
+    return [get(name) for name in names()]
 
 
-_LLAMA1_PAPER, _LLAMA2_PAPER, _LLAMA3_PAPER = "arXiv:2302.13971", "arXiv:2307.09288", "arXiv:2407.21783"
+def hint_for(name: str) -> str:
+    """What to type in place of ``name``, which is no preset."""
+    near = difflib.get_close_matches(name, names(), n=1)
+    return f"did you mean {near[0]}?" if near else f"presets are {', '.join(names())}"
 
-_ALL = (
-    ("llama_7b", _LLAMA1_PAPER, _shape(4096, 32, 32, 11008) | _llama1(1e-6)),
-    ("llama_13b", _LLAMA1_PAPER, _shape(5120, 40, 40, 13824) | _llama1(1e-6)),
-    ("llama_30b", _LLAMA1_PAPER, _shape(6656, 60, 52, 17920) | _llama1(1e-6)),
-    ("llama_65b", _LLAMA1_PAPER, _shape(8192, 80, 64, 22016) | _llama1(1e-5)),
-    ("llama2_7b", _LLAMA2_PAPER, _shape(4096, 32, 32, 11008) | _LLAMA2),
-    ("llama2_13b", _LLAMA2_PAPER, _shape(5120, 40, 40, 13824) | _LLAMA2),
-    ("llama2_70b", _LLAMA2_PAPER, _shape(8192, 80, 64, 28672, 8) | _LLAMA2),
-    ("llama3_8b", _LLAMA3_PAPER, _shape(4096, 32, 32, 14336, 8) | _LLAMA3),
-    ("llama3_70b", _LLAMA3_PAPER, _shape(8192, 80, 64, 28672, 8) | _LLAMA3),
-    (
-        "llama3_2_1b",
-        "config.json of Llama-3.2-1B",
-        _shape(2048, 16, 32, 8192, 8)
-        | _LLAMA3
-        | {
-            "max_position_embedding": 131072,
-            "tie_word_embeddings": True,
-            "rope_scaling": {"factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                             "original_max_position_embedding": 8192},
-        },
-    ),
-    (
-        "tiny_cpu",
-        "made up for this program",
-        _shape(96, 3, 4, 256) | {"vocab_size": 1024, "seq_length": 128, "rms_norm_eps": 1e-5},
-    ),
-)  # fmt: skip
 
-PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {name: Preset(name=name, source=source, model=MappingProxyType(model)) for name, source, model in _ALL}
-)
+@cache
+def _read(name: str, file: Path, _mtime_ns: int) -> Preset:
+    try:
+        document = parse_text(file.read_text(encoding="utf-8"), name=str(file), what="a preset")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"cannot read the preset {file}: {error}", hint="give a readable UTF-8 YAML file") from error
+    problems = [f"{document.place((key,))}: unknown key {key}" for key in document.values if key not in _KEYS]
+    problems += [f"{file}: missing key {key}" for key in _KEYS if key not in document.values]
+    source, model = document.value(("source",)), document.value(("model",))
+    if not problems and not (isinstance(source, str) and isinstance(model, dict)):
+        problems.append(f"{document.place(('model',))}: source is text and model a section")
+    if problems:
+        raise SpecError(f"{file}: {len(problems)} problem(s)", problems=problems, hint="a preset has source and model")
+    return Preset(name=name, source=source, model=model, document=document)
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts 7b before 13b."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from launcher.runspec import presets
 from launcher.runspec.checking import section_of
-from launcher.runspec.presets import PRESETS
 from launcher.runspec.sections import RunSpec, Section
 
 BEGIN = "<!-- config reference: written by `launcher config reference`, do not edit -->"
@@ -23,7 +23,7 @@ def json_schema() -> dict[str, Any]:
     schema = RunSpec.model_json_schema()
     model = schema["$defs"]["ModelSpec"]
     model["anyOf"] = [{"required": ["preset"]}, {"required": model.pop("required")}]
-    model["properties"]["preset"] |= {"enum": [*PRESETS, None]}
+    model["properties"]["preset"] |= {"enum": [*presets.names(), None]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "launcher run spec"} | schema
 
 

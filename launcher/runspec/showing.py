@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.common.rendering import to_json, to_number
-from launcher.runspec.reading import Loc, SpecSource
+from launcher.common.yaml_lines import Loc, YamlDocument
 from launcher.runspec.sections import RunSpec
 
 CHOSEN = "chosen when planned"
 
 
-def origin(source: SpecSource, loc: Loc) -> str:
+def origin(source: YamlDocument, loc: Loc) -> str:
     """What gave the value at ``loc``: "file:line", an option, a variable, a preset, or "default"."""
     return source.place(loc) if source.value(loc) is not None or loc in source.lines else "default"
 
 
-def show(spec: RunSpec, source: SpecSource, *, origins: bool) -> str:
+def show(spec: RunSpec, source: YamlDocument, *, origins: bool) -> str:
     """``spec`` as YAML that reads back as the same spec; with ``origins``, each line ends in where it came from."""
     lines = list(_lines(spec.model_dump(mode="json"), ()))
     if not origins:
@@ -26,7 +26,7 @@ def show(spec: RunSpec, source: SpecSource, *, origins: bool) -> str:
     return "\n".join(f"{text:<{width}}  # {_name(source, text, loc)}" if loc else text for text, loc in lines)
 
 
-def _name(source: SpecSource, text: str, loc: Loc) -> str:
+def _name(source: YamlDocument, text: str, loc: Loc) -> str:
     found = origin(source, loc)
     return CHOSEN if found == "default" and text.endswith(": null") and _is_choice(loc) else found
 

@@ -27,8 +27,10 @@ from launcher.models.names import EMBEDDING, HEAD, adapters_of, shapes_of
 from launcher.plan import inputs
 from launcher.runspec.checking import load_spec
 from launcher.runspec.layers import parse_sets
-from launcher.runspec.presets import PRESETS
+from launcher.runspec.presets import all_presets
 from launcher.runspec.sections import ModelSpec, RunSpec
+
+PRESETS = {preset.name: preset for preset in all_presets()}
 
 WQ = "model.layers.0.attention.wq.weight"
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from launcher.plan.memory import GIB, estimate, lora_count, parameter_count
-from launcher.runspec.presets import PRESETS
+from launcher.runspec.presets import all_presets
 from launcher.runspec.sections import LoraSpec, ModelSpec, RunSpec
+
+PRESETS = {preset.name: preset for preset in all_presets()}
 
 # Published sizes: model cards and papers, as named in launcher/runspec/presets.py.
 PUBLISHED_BILLIONS = {

@@ -14,13 +14,13 @@ import yaml
 
 from launcher.cluster.model import Cluster, Device, Host
 from launcher.common.rendering import to_number
+from launcher.common.yaml_lines import parse_text
 from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
 from launcher.plan.degrees import Degrees, check_target, settle, with_degrees
 from launcher.plan.launch_plan import Inputs, LaunchPlan, count_steps, make_plan, run_environment
 from launcher.runspec.checking import load_spec, parse_spec
-from launcher.runspec.reading import parse_text
 from launcher.runspec.sections import ParallelSpec, PrecisionSpec, RunSpec
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,8 +14,10 @@ from launcher.control.preview import cluster_for, find_inputs, groups, imagined_
 from launcher.errors import SpecError
 from launcher.plan.degrees import Degrees, Settled, settle, smallest_changes
 from launcher.runspec.layers import parse_sets
-from launcher.runspec.presets import PRESETS
+from launcher.runspec.presets import all_presets
 from launcher.runspec.sections import RunSpec
+
+PRESETS = {preset.name: preset for preset in all_presets()}
 
 CARDS = (1, 2, 4, 8, 16, 64)
 

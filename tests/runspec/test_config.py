@@ -531,3 +531,45 @@ def test_a_mindformers_yaml_trains_on_this_machine(here: Path) -> None:
     job = JobPaths(root=next(path for path in Path("jobs").iterdir() if path.is_dir()))
     assert yaml.safe_load(job.rank_config(0).read_text())["model"]["model_config"]["top_k"] == 3
     assert list(job.checkpoints.iterdir())
+
+
+def test_a_file_in_configs_presets_is_a_preset(here: Path) -> None:
+    """A user adds a model by adding a file; it stands in the list, in the schema and in a spec."""
+    folder = here / "configs" / "presets"
+    folder.mkdir(parents=True)
+    text = (ROOT / "configs" / "presets" / "tiny_cpu.yaml").read_text()
+    (folder / "mine_1b.yaml").write_text(text.replace("num_layers: 3", "num_layers: 5"))
+
+    listed = json.loads(launcher("config", "presets", "--format", "json"))
+    mine = next(item for item in listed if item["name"] == "mine_1b")
+    assert (mine["model"]["num_layers"], mine["file"]) == (5, str(folder / "mine_1b.yaml"))
+    schema = json.loads(launcher("config", "schema"))
+    assert "mine_1b" in schema["$defs"]["ModelSpec"]["properties"]["preset"]["enum"]
+    launcher("config", "new", "run", "--preset", "mine_1b")
+    assert '"num_layers": 5' in launcher("config", "show", "run", "--format", "json")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("source: x\nmodel: {hidden_size: 64}\ncolour: red\n", "mine.yaml:3: unknown key colour"),
+        ("source: x\n", "missing key model"),
+        ("source: x\nmodel:\n  hidden_size: big\n", "mine.yaml:3: model.hidden_size:"),
+        (
+            "source: x\nmodel:\n  hiden_size: 64\n",
+            "mine.yaml:3: unknown key model.hiden_size; did you mean hidden_size?",
+        ),
+        ("a: [\n", "is not YAML"),
+    ],
+)
+def test_a_wrong_preset_file_is_named_with_its_line(here: Path, text: str, said: str) -> None:
+    folder = here / "configs" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(text)
+
+    assert said in launcher("config", "presets", code=2)
+
+
+@pytest.mark.parametrize("argv", [("list",), ("show", "tiny_cpu"), ("presets",)])
+def test_listings_are_there_for_programs_too(here: Path, argv: tuple[str, ...]) -> None:
+    assert json.loads(launcher("config", *argv, "--format", "json"))

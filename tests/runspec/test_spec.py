@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from launcher.common import resources
+from launcher.common.yaml_lines import parse_text
 from launcher.errors import SpecError
 from launcher.runspec.checking import load_spec, parse_spec
-from launcher.runspec.reading import find_spec, parse_text
+from launcher.runspec.reading import find_spec
 from launcher.runspec.sections import RunSpec
 
 MODEL = """

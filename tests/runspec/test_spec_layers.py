@@ -14,17 +14,19 @@ from hypothesis import strategies as st
 
 from launcher.cluster.model import Cluster, Device, Host
 from launcher.common.rendering import environment
+from launcher.common.yaml_lines import parse_text
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
 from launcher.plan.degrees import settle
 from launcher.plan.launch_plan import Inputs, rank_files
 from launcher.runspec.checking import load_source, load_spec, parse_spec
 from launcher.runspec.layers import Override, apply, environment_overrides, fill_preset, parse_sets
-from launcher.runspec.presets import PRESETS
-from launcher.runspec.reading import parse_text
+from launcher.runspec.presets import all_presets
 from launcher.runspec.schema import json_schema
 from launcher.runspec.sections import RunSpec
 from launcher.runspec.showing import origin, show
+
+PRESETS = {preset.name: preset for preset in all_presets()}
 
 SPEC = """\
 name: x

@@ -54,6 +54,15 @@ jobs_dir_option: Decorator[Any] = click.option(
     help="Folder that holds one folder a job.",
 )
 
+format_option: Decorator[Any] = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="For people, or for programs.",
+)
+
 job_argument: Decorator[Any] = click.argument("job", default="last")
 
 set_option: Decorator[Any] = click.option(
