@@ -13,7 +13,7 @@ from typing import Any
 
 from launcher.checkpoint import huggingface
 from launcher.checkpoint.dtypes import FLOATS
-from launcher.checkpoint.folder import MODEL_CONFIG
+from launcher.checkpoint.model_files import MODEL_CONFIG
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.errors import CheckpointError
 from launcher.models import names

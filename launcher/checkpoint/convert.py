@@ -14,24 +14,21 @@ from launcher.checkpoint.base import listed, problems_of
 from launcher.checkpoint.compare import identify
 from launcher.checkpoint.dtypes import FLOATS
 from launcher.checkpoint.entries import CKPT, SAFETENSORS
-from launcher.checkpoint.folder import (
+from launcher.checkpoint.gather import single_file
+from launcher.checkpoint.merge import HF, MINDSPORE, OnProgress
+from launcher.checkpoint.model_files import (
     CKPT_WEIGHTS,
     MODEL_CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIGS,
     TOKENIZER_JSON,
     WEIGHTS,
-    check_target,
-    only_new,
-    sync_file,
-    whole_folder,
 )
-from launcher.checkpoint.gather import single_file
-from launcher.checkpoint.merge import HF, MINDSPORE, OnProgress
 from launcher.checkpoint.stream import PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Output, Whole
 from launcher.checkpoint.verify import Verified, verify_files
+from launcher.common.folders import check_target, only_new, sync_file, whole_folder
 from launcher.errors import CheckpointError
 from launcher.models import names
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint.entries import SAFETENSORS
-from launcher.checkpoint.folder import TOKENIZER_JSON, tokenizer_files
+from launcher.checkpoint.model_files import TOKENIZER_JSON, tokenizer_files
 from launcher.checkpoint.stream import PlannedFile, planned
 from launcher.checkpoint.tensors import Output
 from launcher.errors import CheckpointError

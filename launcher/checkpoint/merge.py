@@ -23,21 +23,10 @@ from launcher.checkpoint.compare import (
 )
 from launcher.checkpoint.dtypes import FLOATS
 from launcher.checkpoint.entries import CKPT, SAFETENSORS, DamagedFile
-from launcher.checkpoint.folder import (
-    CKPT_WEIGHTS,
-    MODEL_CONFIG,
-    WEIGHTS,
-    check_target,
-    is_taken,
-    only_writer,
-    real_path,
-    sync_file,
-    tokenizer_files,
-    whole_folder,
-)
 from launcher.checkpoint.gather import Gathered, OpenShards, gather, single_file
 from launcher.checkpoint.lora import LoraConfig, only_scale, read_lora, recorded_scale, scales_text
 from launcher.checkpoint.model_check import check_adapters, check_floats, check_model, check_moments
+from launcher.checkpoint.model_files import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS, tokenizer_files
 from launcher.checkpoint.record import MERGE_RECORD, RECORD_VERSION, differences, read_record
 from launcher.checkpoint.shards import TRAINABLE, Moment, Shards, find_shards, moment_text
 from launcher.checkpoint.steps import Step, check_steps, choose_step, step_before
@@ -46,6 +35,7 @@ from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Fold, Output, Whole
 from launcher.checkpoint.verify import Verified, verify_files, verifying_bytes
 from launcher.common.atomic import write_atomic
+from launcher.common.folders import check_target, is_taken, only_writer, real_path, sync_file, whole_folder
 from launcher.common.peak_memory import peak_so_far
 from launcher.errors import CheckpointError, SpecError
 from launcher.models import names

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoint.entries import SUFFIXES
+from launcher.common.ranges import spans
 from launcher.errors import CheckpointError
 
 # mindformers 1.9.0, core/callback: PREFIX_rank_R-EPOCH_STEP, STEP counting within the epoch, from 1.
@@ -86,9 +87,8 @@ def _listed(files: Mapping[Moment, Path]) -> str:
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
-    """``ranks`` in a sentence: "rank 3", "ranks 1, 2 and 9 more"."""
-    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"
+    """``ranks`` in a sentence: "rank 3", "ranks 1-2, 7"."""
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {spans(ranks)}"
 
 
 def find_shards(folder: Path, *, strategy: Path | None = None, num_ranks: int | None = None) -> Shards:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoint.entries import SAFETENSORS, Entry
-from launcher.checkpoint.folder import check_target, only_new, sync_file, whole_folder
 from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, optimizer_cuts, slice_shape
 from launcher.checkpoint.model_check import check_floats
@@ -16,6 +15,7 @@ from launcher.checkpoint.strategy import Layout, write_strategy
 from launcher.checkpoint.stream import plan_file, write_file
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Output, Piece, Whole
+from launcher.common.folders import check_target, only_new, sync_file, whole_folder
 from launcher.errors import CheckpointError
 from launcher.models import names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import os
@@ -41,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rank-table": ("launcher.cli.rank_table", "rank_table", "Make, check, show and merge HCCL rank tables."),
     "devices": ("launcher.cli.devices", "devices", "Show the Ascend cards of this host, or its CPU."),
     "render": ("launcher.cli.render", "render", "Write a job down for Kubernetes, and apply it."),
+    "completion": ("launcher.cli.completion", "completion", "Print the script for the shell's completion."),
     "node": ("launcher.cli.node", "node", "Be the agent of one host of a job on several."),
     "doctor": ("launcher.cli.doctor", "doctor", "Check whether this host can run the job, and say what to do."),
 }
@@ -64,6 +66,14 @@ class LauncherGroup(click.Group):
         module, attribute, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.cli.options.common import format_option, set_option
+from launcher.cli.options.completion import preset_names, spec_names
 
 if TYPE_CHECKING:
     from launcher.common.yaml_lines import YamlDocument
@@ -33,7 +34,13 @@ def config() -> None:
 
 @config.command()
 @click.argument("name")
-@click.option("--preset", required=True, metavar="P", help="The model: launcher config presets lists them.")
+@click.option(
+    "--preset",
+    required=True,
+    metavar="P",
+    shell_complete=preset_names,
+    help="The model: launcher config presets lists them.",
+)
 @click.option("--force", is_flag=True, help="Overwrite configs/NAME.yaml.")
 def new(name: str, preset: str, force: bool) -> None:
     """Write configs/NAME.yaml for a model, to be edited.
@@ -106,7 +113,7 @@ def _preset_row(preset: Preset, model: ModelSpec, parameters: int) -> tuple[str,
 
 
 @config.command()
-@click.argument("spec")
+@click.argument("spec", shell_complete=spec_names)
 @click.option("--origin", is_flag=True, help="Say where each value came from.")
 @format_option
 @set_option
@@ -139,7 +146,7 @@ def _shown(spec: RunSpec, source: YamlDocument) -> dict[str, Any]:
 
 
 @config.command()
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...", shell_complete=spec_names)
 @set_option
 def check(specs: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Check run specs; exit code 2 when one is wrong.

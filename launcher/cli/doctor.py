@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launcher.cli.options.completion import spec_names
 from launcher.errors import SpecError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
 @click.command()
-@click.argument("spec", required=False)
+@click.argument("spec", required=False, shell_complete=spec_names)
 @click.option("--cards", type=click.IntRange(min=1), help="How many cards the job would use; all if left out.")
 @click.option("-i", "--inventory", type=click.Path(path_type=Path), help="Check the hosts of this inventory too.")
 @click.option("--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler, if you name one.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli.options.completion import job_ids
 from launcher.cli.options.model import given, model_choices
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command("eval")
-@click.argument("references", metavar="MODEL...", nargs=-1)
+@click.argument("references", metavar="MODEL...", nargs=-1, shell_complete=job_ids)
 @click.option("--data", type=click.Path(path_type=Path), help="Held-out rows.  [default: the job's validation split]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
 @click.option(

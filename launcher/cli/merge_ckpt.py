@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.cli.options.common import job_argument, jobs_dir_option
+from launcher.cli.options.completion import step_numbers
 from launcher.cli.output.interruption import interruptible
 from launcher.errors import SpecError
 
@@ -38,6 +39,7 @@ def _step(_context: click.Context, _parameter: click.Parameter, text: str | None
     "--step",
     metavar="N",
     callback=_step,
+    shell_complete=step_numbers,
     help="Merge step N of the whole run (or EPOCH_STEP), not the newest complete.",
 )
 @click.option("--list", "list_steps", is_flag=True, help="List the steps and which ranks have them; merge nothing.")
@@ -93,9 +95,9 @@ def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
     if given["list_steps"]:
         _print_steps(source)
         return
-    from launcher.checkpoint.folder import check_target
     from launcher.checkpoint.merge import merge, plan_merge
     from launcher.checkpoint.of_job import default_output
+    from launcher.common.folders import check_target
 
     options = _options(given)
     target = given["output"] or default_output(source, options)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.cli.options.common import jobs_dir_option, set_option
+from launcher.cli.options.completion import spec_names
 from launcher.engines.base import Command
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("spec")
+@click.argument("spec", shell_complete=spec_names)
 @click.option("--cards", type=int, metavar="N", help="Cards to plan for; all of the host's if left out.")
 @click.option(
     "--kind", type=click.Choice(["910", "A2", "A3", "950", "310P"]), help="Plan for N such cards, here or not."

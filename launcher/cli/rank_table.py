@@ -16,7 +16,7 @@ from launcher.cluster.model import KINDS, Cluster
 from launcher.cluster.rank_table.lint import load_table
 from launcher.cluster.rank_table.problems import Problem, Report
 from launcher.cluster.rank_table.table import Table, table_of
-from launcher.cluster.rank_table.values import spans
+from launcher.common.ranges import spans
 from launcher.errors import HostError, SpecError
 
 _FILE = click.Path(path_type=Path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.cli.options.common import jobs_dir_option, lang_option, set_option
+from launcher.cli.options.completion import spec_names
 from launcher.cli.options.run import make_options, run_options
 from launcher.cli.options.scheduler import make_where, split_options, where_options
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("spec", required=False)
+@click.argument("spec", required=False, shell_complete=spec_names)
 @click.option("--cards", type=int, metavar="N", help="Devices to use; all of the host's if left out.")
 @click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
 @set_option

@@ -6,7 +6,6 @@ Groups of hosts are written with ranges: ``10.0.[1-4].[1-16]`` is 64 addresses, 
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -19,12 +18,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from launcher.cluster.addresses import packed_ip
 from launcher.cluster.model import KINDS, Cluster, Device, Host, NetAddress, NetLevel
 from launcher.cluster.sdid import SERVER_INDEX_MAX, sdid
+from launcher.common.ranges import MOST_RANKS, expand, numbers
 from launcher.common.yaml_lines import YamlDocument, parse_text
 from launcher.errors import SpecError
 
-MOST_RANKS = 65536  # HCCL's own limit (rank_count of version 2.0)
-_RANGE = re.compile(r"\[([^\[\]]*)\]")
-_SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,63}")
 # What can only be meant as an address: numbers with dots, or anything with colons.
 _ADDRESS_LIKE = re.compile(r"[0-9.]+|.*:.*")
@@ -149,43 +146,6 @@ def _problem(source: YamlDocument, item: Any) -> str:
 
 
 # --------------------------------------------------------------------------------------------------- ranges
-
-
-def expand(text: str, *, most: int = MOST_RANKS) -> list[str]:
-    """``text`` with every ``[a-b]`` or ``[a,c-d]`` written out, the last one running fastest.
-
-    Raises ValueError when a range is no range, runs backwards, or more than ``most`` texts would come out.
-    """
-    pieces = _RANGE.split(text)
-    if "[" in "".join(pieces[::2]) or "]" in "".join(pieces[::2]):
-        raise ValueError(f"{text!r}: brackets do not match")
-    choices = [[piece] if index % 2 == 0 else _choices(piece, most) for index, piece in enumerate(pieces)]
-    total = 1
-    for choice in choices:
-        total *= len(choice)
-    if total > most:
-        raise ValueError(f"{text!r} means {total} entries; {most} is the most there can be")
-    return ["".join(parts) for parts in itertools.product(*choices)]
-
-
-def numbers(text: str | int, *, most: int = MOST_RANKS) -> list[int]:
-    """``0-3,6`` as [0, 1, 2, 3, 6]. Raises ValueError when it is no list of numbers."""
-    return [int(number) for number in _choices(str(text), most)]
-
-
-def _choices(text: str, most: int) -> list[str]:
-    found: list[str] = []
-    for part in text.split(","):
-        match = _SPAN.fullmatch(part.strip())
-        if not match:
-            raise ValueError(f"{part.strip()!r} in {text!r} is no number and no range such as 0-7")
-        first, last = match[1], match[2] or match[1]
-        if int(last) < int(first):
-            raise ValueError(f"{text!r} runs backwards")
-        if int(last) - int(first) + len(found) >= most:
-            raise ValueError(f"{text!r} means more than {most} entries")
-        found += [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    return found
 
 
 # --------------------------------------------------------------------------------------- groups to hosts

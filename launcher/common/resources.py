@@ -6,6 +6,7 @@ have them beside the package instead.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,3 +35,11 @@ def _stems(kind: str, suffix: str) -> Iterator[str]:
     for folder in search_path(kind):
         for path in folder.glob(f"*{suffix}"):
             yield path.name.removesuffix(suffix)
+
+
+def cache_root() -> Path:
+    """Where made data is kept: $LAUNCHER_CACHE, or ``launcher`` in the user's cache folder."""
+    named = os.environ.get("LAUNCHER_CACHE")
+    if named:
+        return Path(named).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "launcher"

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher import __version__
+from launcher.common.folders import made_once
 from launcher.common.rendering import write_atomic
+from launcher.common.resources import cache_root
 from launcher.data.info import stats_path
-
-
-def cache_root() -> Path:
-    """Where made data is kept: $LAUNCHER_CACHE, or ``launcher`` in the user's cache folder."""
-    named = os.environ.get("LAUNCHER_CACHE")
-    if named:
-        return Path(named).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "launcher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +51,9 @@ class SampleSet:
 
     def make(self) -> None:
         """Make the folder, whole or not at all. Another process may be making the same: the first one wins."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=self.folder.parent, prefix=f".{self.folder.name}."))
-        try:
+        with made_once(self.folder) as scratch:
             self._fill(scratch)
             self._name_final_places(scratch)
-            if not self.folder.exists():
-                scratch.rename(self.folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _name_final_places(self, scratch: Path) -> None:
         """The statistics name files; they are about to move."""

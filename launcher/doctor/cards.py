@@ -12,7 +12,7 @@ from launcher.cluster.discover.hccn import HccnConf, Port, read_link
 from launcher.cluster.discover.host import Card, HostReport
 from launcher.cluster.discover.visible import Visible
 from launcher.cluster.model import KINDS
-from launcher.cluster.rank_table.values import spans
+from launcher.common.ranges import spans
 from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
 
 _DOCTOR_CARDS = "launcher devices"

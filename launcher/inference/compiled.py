@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from launcher.data.sample_set import cache_root
+from launcher.common.folders import made_once
+from launcher.common.resources import cache_root
 from launcher.upstream.installed import installed
 
 _GRAPH_SOURCE = Path(__file__).with_name("cached.py")
@@ -48,18 +47,10 @@ def graph_cache(described: Mapping[str, Any]) -> Iterator[None]:
         with _used(folder):
             yield
         return
-    try:
-        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError:
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(_used(stack.enter_context(made_once(folder))))
         yield
-        return
-    try:
-        with _used(scratch):
-            yield
-        with suppress(OSError):  # another process was faster: its graph is the same
-            scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _folder(described: Mapping[str, Any]) -> Path | None:

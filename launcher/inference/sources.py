@@ -18,9 +18,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from launcher.checkpoint.convert import open_model
-from launcher.checkpoint.folder import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS
 from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config, generation_section
 from launcher.checkpoint.merge import Options, Source, plan_merge
+from launcher.checkpoint.model_files import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS
 from launcher.checkpoint.record import read_record
 from launcher.checkpoint.shards import find_shards
 from launcher.checkpoint.steps import choose_step

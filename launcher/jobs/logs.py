@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
+from launcher.common.ranges import numbers
 from launcher.errors import JobError, SpecError
 from launcher.jobs.log_writing import STAMP_LENGTH, find_stamp, is_stamped
 from launcher.jobs.paths import JobPaths
@@ -64,18 +65,10 @@ class Wanted:
 
 def parse_ranks(text: str) -> tuple[int, ...]:
     """ "0,3-5" -> (0, 3, 4, 5). Raises SpecError for anything else."""
-    ranks: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not _is_number(first) or (dash and not _is_number(last)) or int(first) > int(last or first):
-            raise SpecError(f"--rank {text}: {part.strip()!r} is no rank", hint="--rank 0,3-5")
-        ranks |= set(range(int(first), int(last or first) + 1))
-    return tuple(sorted(ranks))
-
-
-def _is_number(text: str) -> bool:
-    """Six digits are more ranks than there are, and a range of them still fits into memory."""
-    return text.isdecimal() and len(text) <= 6
+    try:
+        return tuple(sorted(set(numbers(text))))
+    except ValueError as error:
+        raise SpecError(f"--rank {text}: {error}", hint="--rank 0,3-5") from error
 
 
 def parse_since(text: str, now: datetime | None = None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import secrets
 from pathlib import Path
 
@@ -68,7 +69,9 @@ class JobStore:
             return JobError(f"{reference!r} fits {len(fits)} jobs: {', '.join(fits)}", hint="type a letter more")
         if not (self.root.is_dir() and self.all()):
             return JobError(f"no job {reference!r}: there are no jobs in {self.root}", hint="launcher submit --cards 2")
-        return JobError(f"no job {reference!r} in {self.root}", hint="launcher jobs lists them")
+        near = _near(reference, [record.job_id for _, record in self.all()])
+        hint = f"did you mean {near}? launcher jobs lists them" if near else "launcher jobs lists them"
+        return JobError(f"no job {reference!r} in {self.root}", hint=hint)
 
 
 def select_jobs(
@@ -80,3 +83,10 @@ def select_jobs(
     if unknown:
         raise SpecError(f"--state {states}: there is no state {unknown[0]!r}", hint=f"states: {', '.join(STATES)}")
     return [job for job in jobs if (not wanted or job[1].state in wanted) and (name or "") in job[1].job_id]
+
+
+def _near(reference: str, job_ids: list[str]) -> str | None:
+    """The job whose id, or the random part or the name in it, is nearest to ``reference``."""
+    parts = {part: job_id for job_id in job_ids for part in (job_id, *job_id.split("-", 1))}
+    close = difflib.get_close_matches(reference, parts, n=1)
+    return parts[close[0]] if close else None

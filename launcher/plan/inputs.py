@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.checkpoint.base import Base, check_file, check_tensors
-from launcher.checkpoint.folder import CKPT_WEIGHTS, WEIGHTS
 from launcher.checkpoint.huggingface import CONFIG
+from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
 from launcher.checkpoint.sharded import ShardedBase, holds_shards, read_sharded
+from launcher.common import resources
 from launcher.data import sample_set
 from launcher.data.cache import in_cache
 from launcher.data.info import DatasetInfo, read_info
@@ -196,7 +197,7 @@ def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None
             seq_length=spec.model.seq_length,
             template=spec.data.template,
         ),
-        sample_set.cache_root() / "datasets",
+        resources.cache_root() / "datasets",
     )
     info = read_info(options.target)
     notes = (*_choice_of_tokenizer(spec, tokenizer), *_other_tokenizers(spec, key, made_with))

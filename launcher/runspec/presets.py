@@ -6,7 +6,6 @@ A file in ``configs/presets/`` of the working folder is a preset too, and wins o
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.common import resources
+from launcher.common.ranges import natural
 from launcher.common.yaml_lines import YamlDocument, parse_text
 from launcher.errors import SpecError
 
@@ -33,7 +33,7 @@ class Preset:
 
 def names() -> list[str]:
     """The names of all presets, sizes of a family in order."""
-    return sorted(resources.names(FOLDER, ".yaml"), key=_natural)
+    return sorted(resources.names(FOLDER, ".yaml"), key=natural)
 
 
 def get(name: str) -> Preset:
@@ -69,9 +69,3 @@ def _read(name: str, file: Path, _mtime_ns: int) -> Preset:
     if problems:
         raise SpecError(f"{file}: {len(problems)} problem(s)", problems=problems, hint="a preset has source and model")
     return Preset(name=name, source=source, model=model, document=document)
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts 7b before 13b."""
-    parts = re.findall(r"\d+|\D+", name)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping
 
 from launcher.cluster.discover.programs import run_program
-from launcher.cluster.inventory import numbers
+from launcher.common.ranges import numbers
 
 _NODES = re.compile(r"^\s*Nodes=(?P<nodes>\S+) .*?GRES=(?P<gres>\S*)", re.MULTILINE)
 _INDICES = re.compile(r"IDX:([0-9,-]+)")
@@ -50,7 +50,7 @@ def indices_of(shown: str, node: str) -> list[int] | None:
 
 def node_names(text: str) -> list[str]:
     """Slurm's list of hosts, "node[1-2,5],login", as names. Raises ValueError for what is none."""
-    from launcher.cluster.inventory import expand
+    from launcher.common.ranges import expand
 
     parts = re.findall(r"[^,\[\]]*(?:\[[^\]]*\][^,\[\]]*)*", text)
     return [name for part in parts if part for name in expand(part)]

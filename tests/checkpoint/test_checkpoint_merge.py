@@ -32,7 +32,6 @@ from support.checkpoint_sets import (
 )
 
 from launcher.checkpoint.dtypes import Array
-from launcher.checkpoint.folder import whole_folder
 from launcher.checkpoint.gather import OpenShards, gather
 from launcher.checkpoint.huggingface import hf_name
 from launcher.checkpoint.merge import Options, Source, plan_merge
@@ -42,6 +41,7 @@ from launcher.checkpoint.steps import choose_step
 from launcher.checkpoint.strategy import Layout, write_strategy
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.verify import verify_files
+from launcher.common.folders import whole_folder
 from launcher.errors import CheckpointError, HostError
 from launcher.models.names import GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
 
@@ -368,7 +368,7 @@ def test_mixed_steps_on_a_rank_that_is_not_compared(tmp_path: Path) -> None:
     files = {f"rank_{rank}/x_rank_{rank}-1_8.ckpt": dict(arrays) for rank in range(16)}
     files["rank_2/x_rank_2-1_8.ckpt"][GLOBAL_STEP] = np.array([4], np.int32)
     error = _refused(write_ranks(tmp_path / "set", files), "mixed steps")
-    assert error.message.endswith("step 7 on ranks 0, 1, 3, 4, 5, 6, 7, 8 and 7 more; step 4 on rank 2")
+    assert error.message.endswith("step 7 on ranks 0-1, 3-15; step 4 on rank 2")
 
 
 def test_a_file_in_the_folder_of_another_rank(tmp_path: Path) -> None:

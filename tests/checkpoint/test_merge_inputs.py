@@ -32,7 +32,6 @@ from support.checkpoint_sets import (
 from launcher.checkpoint import list_steps, open_step
 from launcher.checkpoint.compare import check_crc
 from launcher.checkpoint.dtypes import Array
-from launcher.checkpoint.folder import only_writer, real_path
 from launcher.checkpoint.huggingface import hf_name
 from launcher.checkpoint.lora import read_lora, read_single_scale
 from launcher.checkpoint.merge import PEFT, Merged, Options, Source, merge, plan_merge
@@ -40,6 +39,7 @@ from launcher.checkpoint.safetensors_format import header_bytes
 from launcher.checkpoint.split import SplitPlan, layout_of
 from launcher.checkpoint.strategy import read_strategy
 from launcher.checkpoint.tensorfile import TensorFile
+from launcher.common.folders import only_writer, real_path
 from launcher.errors import CheckpointError
 from launcher.models.names import EMBEDDING, GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from support.checkpoint_sets import MODEL, folded, launcher, llama, read, write, write_job, write_ranks, write_shards
 
-from launcher.checkpoint.folder import check_target, size_text
 from launcher.checkpoint.split import SplitPlan
+from launcher.common.folders import check_target, size_text
 from launcher.data.templates import get_template
 from launcher.errors import HostError
 from launcher.inference.sources import find_model

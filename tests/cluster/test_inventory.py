@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.cluster.inventory import MOST_RANKS, expand, load_inventory, numbers, parse_inventory
+from launcher.cluster.inventory import load_inventory, parse_inventory
+from launcher.common.ranges import MOST_RANKS, expand, numbers
 from launcher.errors import SpecError
 
 TWO = """

@@ -96,7 +96,7 @@ def test_lists_of_ranks(text: str, ranks: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1-", "1-x", "0;1", "9" * 20, "5-3", "0-9999999999"])
 def test_what_is_no_list_of_ranks_is_refused(text: str) -> None:
-    with pytest.raises(SpecError, match="is no rank"):
+    with pytest.raises(SpecError, match=r"^--rank "):
         parse_ranks(text)
 
 

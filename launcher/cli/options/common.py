@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from launcher.cli.options.completion import job_ids
+
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Decorator = Callable[[Decorated], Decorated]
 
@@ -63,7 +65,7 @@ format_option: Decorator[Any] = click.option(
     help="For people, or for programs.",
 )
 
-job_argument: Decorator[Any] = click.argument("job", default="last")
+job_argument: Decorator[Any] = click.argument("job", default="last", shell_complete=job_ids)
 
 set_option: Decorator[Any] = click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one key of SPEC: --set training.epochs=2."

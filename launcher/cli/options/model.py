@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.cli.options.common import Decorated, NumberRange, Text, jobs_dir_option
+from launcher.cli.options.completion import job_ids
 
 if TYPE_CHECKING:
     from launcher.inference.model import Model
@@ -51,7 +52,9 @@ _SAMPLING = (
 
 def model_options(command: Decorated) -> Decorated:
     """The MODEL argument and how to complete what it does not say."""
-    return _apply(command, (click.argument("reference", metavar="MODEL", default="last"), *_MODEL))
+    return _apply(
+        command, (click.argument("reference", metavar="MODEL", default="last", shell_complete=job_ids), *_MODEL)
+    )
 
 
 def model_choices(command: Decorated) -> Decorated:

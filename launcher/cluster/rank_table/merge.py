@@ -10,8 +10,8 @@ from launcher.cluster.rank_table.legacy import convert_legacy
 from launcher.cluster.rank_table.lint import is_legacy, load_table
 from launcher.cluster.rank_table.problems import show_value
 from launcher.cluster.rank_table.table import Table, TablePod, TableServer
-from launcher.cluster.rank_table.values import natural
 from launcher.cluster.rank_table.view import pods_by_server
+from launcher.common.ranges import natural
 from launcher.errors import SpecError
 
 ORDERS = ("server", "given")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import replace
 
-from launcher.cluster.inventory import expand, numbers
 from launcher.cluster.model import Cluster, Host
-from launcher.cluster.rank_table.values import natural, spans
+from launcher.common.ranges import expand, natural, numbers, spans
 from launcher.errors import SpecError
 
 ORDERS = ("listed", "name", "address")

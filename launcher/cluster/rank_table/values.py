@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from launcher.cluster.rank_table.problems import Report
+from launcher.common.ranges import spans
 
 _LONGEST_NUMBER = 20
 
@@ -78,22 +78,3 @@ def check_ranks(report: Report, ranks: list[tuple[str, int | None]], list_path: 
     missing = [rank for rank in range(len(ranks)) if rank not in seen]
     if missing:
         report.add("E_RANKS", list_path, detail=f"no rank {spans(missing)}")
-
-
-def spans(numbers: list[int]) -> str:
-    """Ascending ``numbers`` in short: "0-3, 7, 9-10"; at most ten spans."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    texts = [str(first) if first == last else f"{first}-{last}" for first, last in found[:10]]
-    return ", ".join(texts) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
-
-
-def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """A sort key that takes runs of digits as numbers: node9 before node10, 10.0.0.9 before 10.0.0.10."""
-    return tuple(
-        (1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"([0-9]+)", text) if part
-    )

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and the names of the files in a merged one."""
+"""A folder that appears whole or not at all, written by one process at a time."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ import os
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from launcher.errors import CheckpointError, HostError
 
-WEIGHTS, CKPT_WEIGHTS = "model.safetensors", "model.ckpt"
-MODEL_CONFIG = "launcher_model.json"
-TOKENIZER, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
-TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
@@ -43,6 +40,22 @@ def whole_folder(target: Path, *, replace: bool) -> Iterator[Path]:
     finally:
         if handle >= 0:
             os.close(handle)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def made_once(target: Path) -> Iterator[Path]:
+    """A scratch folder that becomes ``target`` when the block ends well; the first of several processes wins.
+
+    For what every process makes the same: a cache. Raises OSError when the scratch folder cannot be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        yield scratch
+        with suppress(OSError):  # another process was faster
+            scratch.rename(target)
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -213,17 +226,3 @@ def is_taken(target: Path) -> bool:
         return target.exists() and not (target.is_dir() and not any(target.iterdir()))
     except OSError as error:
         raise cannot_write(target, error) from error
-
-
-def tokenizer_files(path: Path) -> dict[str, bytes]:
-    """A tokenizer under the name that says its kind, and what says the special tokens of a tokenizer.json.
-
-    Raises CheckpointError when ``path`` cannot be read.
-    """
-    try:
-        if path.suffix != ".json":
-            return {TOKENIZER: path.read_bytes()}
-        beside = (path.with_name(name) for name in TOKENIZER_CONFIGS)
-        return {TOKENIZER_JSON: path.read_bytes()} | {file.name: file.read_bytes() for file in beside if file.is_file()}
-    except OSError as error:
-        raise CheckpointError(f"cannot read the tokenizer {path}: {error.strerror}", hint="put it back") from error

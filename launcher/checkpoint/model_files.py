@@ -1,0 +1,26 @@
+"""The names of the files in the folder of a whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.errors import CheckpointError
+
+WEIGHTS, CKPT_WEIGHTS = "model.safetensors", "model.ckpt"
+MODEL_CONFIG = "launcher_model.json"
+TOKENIZER, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
+TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+def tokenizer_files(path: Path) -> dict[str, bytes]:
+    """A tokenizer under the name that says its kind, and what says the special tokens of a tokenizer.json.
+
+    Raises CheckpointError when ``path`` cannot be read.
+    """
+    try:
+        if path.suffix != ".json":
+            return {TOKENIZER: path.read_bytes()}
+        beside = (path.with_name(name) for name in TOKENIZER_CONFIGS)
+        return {TOKENIZER_JSON: path.read_bytes()} | {file.name: file.read_bytes() for file in beside if file.is_file()}
+    except OSError as error:
+        raise CheckpointError(f"cannot read the tokenizer {path}: {error.strerror}", hint="put it back") from error

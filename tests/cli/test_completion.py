@@ -1,0 +1,101 @@
+"""``launcher completion`` in a real bash: commands, options, job ids, specs, presets, steps; and "did you mean"."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.checkpoint_sets import ROOT
+from support.fake_host import run_launcher
+
+from launcher import jobs
+from launcher.jobs import JobPaths, JobRecord, write_record
+
+_COMPLETE = """
+eval "$(launcher completion bash)"
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+_launcher_completion launcher
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    for job_id, state in (("bcdfg-demo", jobs.SUCCEEDED), ("tghjk-mine", jobs.FAILED)):
+        paths = JobPaths(root=tmp_path / "jobs" / job_id)
+        paths.root.mkdir(parents=True)
+        record = JobRecord(job_id=job_id, name=job_id[6:], state=state, created=jobs.now(), host="h", cards=2,
+                           target="CPU", argv=(), versions={})  # fmt: skip
+        write_record(paths, record)
+    return tmp_path
+
+
+def completed(folder: Path, *words: str) -> list[str]:
+    """What bash offers for the last of ``words``."""
+    program = shutil.which("bash")
+    if program is None:
+        pytest.skip("no bash")
+    bin_folder = folder / "bin"
+    bin_folder.mkdir(exist_ok=True)
+    script = bin_folder / "launcher"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m launcher "$@"\n')
+    script.chmod(0o755)
+    env = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [program, "--norc", "-c", _COMPLETE, "bash", "launcher", *words],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
+def test_commands_and_options(here: Path) -> None:
+    assert completed(here, "spl") == ["split-ckpt"]
+    assert "--watch" in completed(here, "status", "--w")
+    assert completed(here, "config", "pres") == ["presets"]
+
+
+def test_jobs_newest_first_and_last(here: Path) -> None:
+    assert completed(here, "status", "") == ["tghjk-mine", "bcdfg-demo", "last"]
+    assert completed(here, "merge-ckpt", "bc") == ["bcdfg-demo"]
+    assert completed(here, "infer", "tg") == ["tghjk-mine"]
+    assert completed(here, "status", "--jobs-dir", "elsewhere", "") == ["last"]
+
+
+def test_specs_and_presets(here: Path) -> None:
+    (here / "configs").mkdir()
+    (here / "configs" / "own.yaml").write_text("name: own\n")
+
+    assert completed(here, "plan", "o") == ["own"]
+    assert completed(here, "submit", "tiny") == ["tiny_cpu"]
+    assert completed(here, "config", "new", "x", "--preset", "llama2_1") == ["llama2_13b"]
+
+
+def test_steps_of_a_job_without_checkpoints_are_none(here: Path) -> None:
+    assert completed(here, "merge-ckpt", "bcdfg-demo", "--step", "") == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_gets_a_script(tmp_path: Path, shell: str) -> None:
+    assert "_LAUNCHER_COMPLETE" in run_launcher("completion", shell, cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("submt",), "Did you mean 'submit'?"),
+        (("config", "lst"), "Did you mean 'list'?"),
+        (("status", "tghj-mine"), "did you mean tghjk-mine?"),
+        (("status", "mime"), "did you mean tghjk-mine?"),
+        (("plan", "tiny_cpuu"), "did you mean tiny_cpu?"),
+        (("config", "new", "x", "--preset", "lama2_7b"), "did you mean llama2_7b?"),
+    ],
+)
+def test_what_was_meant_is_named(here: Path, argv: tuple[str, ...], said: str) -> None:
+    done = run_launcher(*argv, cwd=here)
+
+    assert done.returncode != 0
+    assert said in done.stderr
