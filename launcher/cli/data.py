@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from launcher.cli.options.common import format_option
 from launcher.cli.output.interruption import interruptible
+from launcher.cli.output.tables import print_json
 from launcher.data import outputs
 from launcher.data.templates import DEFAULT
 
@@ -172,7 +174,6 @@ def _texts(source: Path) -> Iterator[str]:
     show_default=True,
     help="What to do with samples longer than a row.",
 )
-@click.option("--pack", is_flag=True, help="Not available for conversations; says why.")
 @click.option("--shards", type=click.IntRange(1, 1000), default=1, show_default=True, help="Files to write.")
 @click.option(
     "--eval-fraction",
@@ -193,11 +194,10 @@ def preprocess(
     output: Path,
     kind: Literal["chat", "text"],
     overflow: Literal["truncate", "drop", "split"],
-    pack: bool,
     force: bool,
     **options: Any,
 ) -> None:
-    """Tokenize conversations into a MindRecord of input_ids and labels; only answers are learnt.
+    """Tokenize conversations into a MindRecord of input_ids and labels; only answers are in the loss.
 
     SOURCE is what convert writes, or what it reads; with --type text a plain text, or records {"text": ...}.
     Rows are one token longer than --seq-length, because the model trains on all but the last and shifts the
@@ -206,11 +206,9 @@ def preprocess(
     \b
     launcher data preprocess conversations.json --tokenizer tokenizer.model --seq-length 128 --template plain
     """
-    from launcher.data.preprocess import PreprocessOptions, refuse_packing
+    from launcher.data.preprocess import PreprocessOptions
     from launcher.data.preprocess import preprocess as run
 
-    if pack and kind == "chat":
-        refuse_packing()
     wanted = PreprocessOptions(
         source=source, tokenizer=tokenizer, target=output, kind=kind, overflow=overflow, **options
     )
@@ -226,7 +224,7 @@ def _summary(info: DatasetInfo) -> str:
     unit = "text" if info.stats["kind"] == "text" else "conversation"
     return (
         f"{_many(info.rows, 'row')} of {info.seq_length:,} + 1 tokens from {_many(counts['conversations'], unit)}, "
-        f"{counts['learnt_tokens']:,} of {counts['tokens']:,} tokens learnt"
+        f"{counts['loss_tokens']:,} of {counts['tokens']:,} tokens in the loss"
     )
 
 
@@ -241,7 +239,7 @@ def _details(info: DatasetInfo) -> None:
         "split": "split over several rows",
         "dropped": "too long and left out",
     }
-    told |= {"unlearnt": "left out because nothing would be learnt", "duplicates": "duplicates left out"}
+    told |= {"without_loss": "left out because nothing of it is in the loss", "duplicates": "duplicates left out"}
     if info.stats["kind"] == "text":
         del told["split"]
     for key, words in told.items():
@@ -267,31 +265,39 @@ def _details(info: DatasetInfo) -> None:
 @click.argument("file", type=_FILE)
 @click.option("--row", type=click.IntRange(min=0), default=0, show_default=True, help="Which row, from 0.")
 @click.option("--tokenizer", type=_FILE, default=None, help="Default: the one the file was made with.")
-def show(file: Path, row: int, tokenizer: Path | None) -> None:
-    """Show one row of a MindRecord: its text with what is learnt in green, and each token with its label.
+@format_option
+def show(file: Path, row: int, tokenizer: Path | None, form: str) -> None:
+    """Show one row of a MindRecord: its text with what is in the loss in green, and each token with its label.
 
     \b
     launcher data show train.mindrecord --row 5
     """
-    from launcher.data.show import show_row
+    from launcher.data.show import row_values, show_row
 
+    if form == "json":
+        print_json(row_values(file, row, tokenizer))
+        return
     for line in show_row(file, row, tokenizer):
         click.echo(line)
 
 
 @data.command()
 @click.argument("names", nargs=-1)
-def templates(names: tuple[str, ...]) -> None:
-    """Show the chat templates, each with an example; what is learnt in green.
+@format_option
+def templates(names: tuple[str, ...], form: str) -> None:
+    """Show the chat templates, each with an example; what is in the loss in green.
 
     Yours go to templates/chat/NAME.jinja in the working folder.
 
     \b
     launcher data templates vicuna
     """
-    from launcher.data.show import show_template
+    from launcher.data.show import show_template, template_values
     from launcher.data.templates import template_names
 
+    if form == "json":
+        print_json([template_values(name) for name in names or template_names()])
+        return
     for name in names or template_names():
         for line in show_template(name):
             click.echo(line)

@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
+from launcher.cli.options.common import format_option
 from launcher.cli.output.tables import print_table
 from launcher.cluster.discover import Card, HostReport, cpu_device_count, look_around
 from launcher.cluster.model import KINDS
 
 
 @click.command()
-@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def devices(style: str) -> None:
+@format_option
+def devices(form: str) -> None:
     """Show the Ascend cards of this host with kind, memory, health and processes, or its CPU if it has none.
 
     \b
@@ -22,7 +23,7 @@ def devices(style: str) -> None:
     launcher devices --format json
     """
     report = look_around()
-    if style == "json":
+    if form == "json":
         click.echo(json.dumps(_as_json(report), indent=2))
         return
     _print_software(report)

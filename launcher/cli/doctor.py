@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from launcher.cli.options.common import format_option
 from launcher.cli.options.completion import spec_names
 from launcher.errors import SpecError
 
@@ -25,7 +26,7 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 @click.option("-i", "--inventory", type=click.Path(path_type=Path), help="Check the hosts of this inventory too.")
 @click.option("--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler, if you name one.")
 @click.option("--jobs-dir", type=click.Path(path_type=Path), envvar="LAUNCHER_JOBS", default=Path("jobs"))
-@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@format_option
 @click.pass_context
 def doctor(
     ctx: click.Context,
@@ -34,7 +35,7 @@ def doctor(
     inventory: Path | None,
     port: int | None,
     jobs_dir: Path,
-    style: str,
+    form: str,
 ) -> None:
     """Check whether this host can run a job (that of SPEC, if given), and say what to type where it cannot.
 
@@ -47,7 +48,7 @@ def doctor(
     from launcher.doctor import all_checks, worst
 
     needs = _needs(spec, cards=cards, inventory=inventory, port=port, jobs_dir=jobs_dir)
-    if style == "json":
+    if form == "json":
         findings = list(all_checks(needs))
         click.echo(json.dumps({"status": worst(findings), "findings": [asdict(item) for item in findings]}, indent=2))
     else:

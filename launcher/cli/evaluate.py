@@ -95,7 +95,7 @@ def _print(rows: HeldOut, scores: Sequence[Score], difference: dict[str, Any] | 
     from launcher.cli.output.tables import print_table
 
     tokens, asked = len(scores[0].losses), len(scores[0].right)
-    click.echo(f"{rows.path}: {len(rows.ids)} rows, {tokens} learnt tokens, {asked} questions with a number")
+    click.echo(f"{rows.path}: {len(rows.ids)} rows, {tokens} tokens in the loss, {asked} questions with a number")
     print_table(
         ("", "model", "loss", "perplexity", "right"),
         [

@@ -8,21 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import job_argument, jobs_dir_option, lang_option
+from launcher.cli.options.common import format_option, job_argument, jobs_dir_option, lang_option
 
 if TYPE_CHECKING:
     from launcher.jobs.logs import Source
 
 
-_FORMAT = click.option(
-    "--format", "form", type=click.Choice(["text", "json"]), default="text", help="For people, or for programs."
-)
-
-
 @click.command("jobs")
 @click.option("--state", metavar="LIST", help="Only jobs in these states, as running,failed.")
 @click.option("--name", metavar="TEXT", help="Only jobs whose id contains TEXT.")
-@_FORMAT
+@format_option
 @jobs_dir_option
 def list_jobs(state: str | None, name: str | None, form: str, jobs_dir: Path) -> None:
     """List the jobs in the jobs folder, oldest first.
@@ -42,7 +37,7 @@ def list_jobs(state: str | None, name: str | None, form: str, jobs_dir: Path) ->
 @click.command()
 @job_argument
 @click.option("--watch", is_flag=True, help="A live page until the job has ended; Ctrl-C leaves it, not the job.")
-@_FORMAT
+@format_option
 @lang_option
 @jobs_dir_option
 def status(job: str, watch: bool, form: str, jobs_dir: Path) -> None:

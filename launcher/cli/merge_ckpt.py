@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ import click
 from launcher.cli.options.common import job_argument, jobs_dir_option
 from launcher.cli.options.completion import step_numbers
 from launcher.cli.output.interruption import interruptible
+from launcher.cli.output.tables import print_json, print_table
 from launcher.errors import SpecError
 
 if TYPE_CHECKING:
     from launcher.checkpoint.merge import Merged, MergePlan, Source
+    from launcher.checkpoint.steps import Step
 
 DEFAULT_SHARD_SIZE = "5GB"
 _PATH = click.Path(path_type=Path)
@@ -47,10 +50,10 @@ def _step(_context: click.Context, _parameter: click.Parameter, text: str | None
 @click.option(
     "--format",
     "layout",
-    type=click.Choice(["mindspore", "hf", "peft"]),
+    type=click.Choice(["mindspore", "hf", "peft", "json"]),
     default="mindspore",
     show_default=True,
-    help="mindspore: for launcher infer. hf: for transformers. peft: the adapter alone.",
+    help="mindspore: for launcher infer. hf: for transformers. peft: the adapter alone. json: with --list.",
 )
 @click.option(
     "--file-format",
@@ -93,8 +96,10 @@ def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     source = _source(job, jobs_dir, given)
     if given["list_steps"]:
-        _print_steps(source)
+        _print_steps(source, given["layout"])
         return
+    if given["layout"] == "json":
+        raise SpecError("--format json goes with --list", hint="leave it out, or add --list")
     from launcher.checkpoint.merge import merge, plan_merge
     from launcher.checkpoint.of_job import default_output
     from launcher.common.folders import check_target
@@ -179,19 +184,33 @@ def parse_size(text: str) -> int:
     return size
 
 
-def _print_steps(source: Source) -> None:
-    from launcher.checkpoint.shards import find_shards, moment_text, ranks_text
+def _print_steps(source: Source, form: str) -> None:
+    from launcher.checkpoint.shards import find_shards
     from launcher.checkpoint.steps import damaged_ranks, list_steps
 
     shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
-    click.echo(f"{'step':>8}  {'epoch_step':>10}  {'ranks':>9}  complete")
-    for step in list_steps(shards):
-        missing, damaged = shards.missing(step.moment), damaged_ranks(shards, step.moment)
-        lacks = [f"{ranks_text(ranks)} {how}" for ranks, how in ((missing, "missing"), (damaged, "damaged")) if ranks]
-        complete = f"no: {', '.join(lacks)}" if lacks else "yes"
-        ranks = f"{shards.num_ranks - len(missing)} of {shards.num_ranks}"
-        number = "?" if step.number is None else step.number
-        click.echo(f"{number:>8}  {moment_text(step.moment):>10}  {ranks:>9}  {complete}")
+    found = [(step, shards.missing(step.moment), damaged_ranks(shards, step.moment)) for step in list_steps(shards)]
+    if form == "json":
+        print_json([_step_values(*item, shards.num_ranks) for item in found])
+    else:
+        print_table(("STEP", "EPOCH_STEP", "RANKS", "COMPLETE"), (_step_row(*item, shards.num_ranks) for item in found))
+
+
+def _step_values(step: Step, missing: Sequence[int], damaged: Sequence[int], num_ranks: int) -> dict[str, Any]:
+    from launcher.checkpoint.shards import moment_text
+
+    lacking = {"missing": list(missing), "damaged": list(damaged)}
+    known = {"step": step.number, "epoch_step": moment_text(step.moment), "ranks": num_ranks}
+    return {**known, **lacking, "complete": not (missing or damaged)}
+
+
+def _step_row(step: Step, missing: Sequence[int], damaged: Sequence[int], num_ranks: int) -> tuple[str, ...]:
+    from launcher.checkpoint.shards import moment_text, ranks_text
+
+    lacks = [f"{ranks_text(ranks)} {how}" for ranks, how in ((missing, "missing"), (damaged, "damaged")) if ranks]
+    number = "?" if step.number is None else str(step.number)
+    there = f"{num_ranks - len(missing)} of {num_ranks}"
+    return number, moment_text(step.moment), there, f"no: {', '.join(lacks)}" if lacks else "yes"
 
 
 def _print_plan(plan: MergePlan, target: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import jobs_dir_option, set_option
+from launcher.cli.options.common import format_option, jobs_dir_option, set_option
 from launcher.cli.options.completion import spec_names
 from launcher.engines.base import Command
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 )
 @set_option
 @click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@format_option
 @click.option("--sim", is_flag=True, help="Let MindSpore compile the run without cards (needs CANN).")
 @jobs_dir_option
 def plan(

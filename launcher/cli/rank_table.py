@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from launcher.cli.options.common import format_option
 from launcher.cli.output.tables import print_table
 from launcher.cluster.model import KINDS, Cluster
 from launcher.cluster.rank_table.lint import load_table
@@ -127,7 +128,7 @@ def _first_of_each(problems: list[Problem]) -> list[Problem]:
 
 @rank_table.command()
 @click.argument("files", nargs=-1, required=True, type=_FILE)
-@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@format_option
 @click.option(
     "--kind",
     type=click.Choice(list(KINDS)),
@@ -135,7 +136,7 @@ def _first_of_each(problems: list[Problem]) -> list[Problem]:
 )
 @click.option("--against-host", is_flag=True, help="Compare with the cards and hccn.conf of this host too.")
 @click.pass_context
-def check(ctx: click.Context, files: tuple[Path, ...], style: str, kind: str | None, against_host: bool) -> None:
+def check(ctx: click.Context, files: tuple[Path, ...], form: str, kind: str | None, against_host: bool) -> None:
     """Find everything that is wrong with rank tables; exit code 1 if anything is an error.
 
     \b
@@ -143,7 +144,7 @@ def check(ctx: click.Context, files: tuple[Path, ...], style: str, kind: str | N
     launcher rank-table check --format json --against-host *.json
     """
     reports = [report.for_kind(kind) for report in _reports(files, against_host=against_host)]
-    if style == "json":
+    if form == "json":
         click.echo(json.dumps({"files": [_as_json(report) for report in reports]}, ensure_ascii=True, indent=2))
     else:
         for report in reports:
@@ -231,8 +232,8 @@ def _plain(text: str) -> str:
 @rank_table.command()
 @click.argument("file", type=_FILE)
 @click.option("--by", type=click.Choice(["rank", "server"]), help="One line a rank (up to 64 ranks) or a server.")
-@click.option("--format", "style", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def show(file: Path, by: str | None, style: str) -> None:
+@format_option
+def show(file: Path, by: str | None, form: str) -> None:
     """Show a rank table for people: servers, ranks, devices, addresses, super pods.
 
     \b
@@ -246,7 +247,7 @@ def show(file: Path, by: str | None, style: str) -> None:
             f"{file} cannot be shown: {', '.join(report.verdict)}", hint=f"launcher rank-table check {file}"
         )
     ranks: list[Entry] = entries(document)
-    if style == "json":
+    if form == "json":
         click.echo(json.dumps([asdict(entry) for entry in ranks], indent=2))
         return
     servers = len({entry.server for entry in ranks})

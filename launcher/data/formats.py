@@ -3,10 +3,10 @@
 belle      BELLE School Math: {"instruction": "题目：...", "input": "", "output": "..."}
 alpaca     Stanford Alpaca: {"instruction": ..., "input": ..., "output": ...}; "system", "history": [[q, a], ...]
 sharegpt   ShareGPT and FastChat: {"id": ..., "conversations": [{"from": "human", "value": ...}, ...]}; "system"
-openai     OpenAI: {"messages": [{"role": "user", "content": ...}, ...]}; "weight": 0 at answers that are not learnt
+openai     OpenAI: {"messages": [{"role": "user", "content": ...}, ...]}; "weight": 0: not in the loss
 
 Every record is looked at by itself, so that a file may mix them. What belongs to a conversation and cannot be kept,
-such as calls of tools, makes a record a bad one: it would be learnt as something else.
+such as calls of tools, makes a record a bad one: it would train as something else.
 """
 
 from __future__ import annotations

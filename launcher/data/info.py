@@ -11,6 +11,9 @@ from typing import Any
 from launcher.data.mindrecord import header_columns, header_rows, read_header
 from launcher.data.tokenizer import TokenizerInfo
 
+# Counts by the names that earlier versions wrote.
+_RENAMED = {"learnt_tokens": "loss_tokens", "unlearnt": "without_loss"}
+
 # What another version of launcher wrote beside these is left unread.
 _TOKENIZER = frozenset(part.name for part in fields(TokenizerInfo))
 
@@ -80,6 +83,6 @@ def _known(stats: dict[str, Any]) -> dict[str, Any]:
     return {
         **known,
         "tokenizer": TokenizerInfo(**{key: value for key, value in stats["tokenizer"].items() if key in _TOKENIZER}),
-        "counts": stats["counts"],
+        "counts": {_RENAMED.get(key, key): count for key, count in stats["counts"].items()},
         "stats": stats,
     }

@@ -17,7 +17,7 @@ ROLES = {
 
 # Named tuples, because millions are made and a frozen dataclass takes four times as long to make.
 class Message(NamedTuple):
-    """One turn. ``role`` is "system", "user" or "assistant". ``in_loss``: whether an answer is learnt, or only read."""
+    """One turn. ``role`` is "system", "user" or "assistant". ``in_loss``: whether an answer is in the loss."""
 
     role: str
     content: str
@@ -33,7 +33,7 @@ class Conversation(NamedTuple):
     def record(self) -> dict[str, Any]:
         """The conversation as the reference recipe writes it: id, conversations of from and value.
 
-        An answer that is not learnt has OpenAI's weight beside them.
+        An answer that is not in the loss has OpenAI's weight beside them.
         """
         turns = [
             {"from": _NAMES[role], "value": content}

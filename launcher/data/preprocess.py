@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 
@@ -386,7 +386,7 @@ class _Run:
 
     def _why_no_row(self) -> str:
         counts = self._outputs[0].tally.counts
-        if counts["dropped"] or counts["unlearnt"]:
+        if counts["dropped"] or counts["without_loss"]:
             return f"all are longer than --seq-length {self._options.seq_length} allows"
         return "is it the right file?"
 
@@ -458,12 +458,12 @@ _COUNTED = (
     "conversations",
     "rows",
     "tokens",
-    "learnt_tokens",
+    "loss_tokens",
     "padding",
     "truncated",
     "split",
     "dropped",
-    "unlearnt",
+    "without_loss",
     "lost_tokens",
     "duplicates",
 )
@@ -481,13 +481,3 @@ def remove_dataset(target: Path) -> None:
 
 def _is_text(path: Path) -> bool:
     return not path.name.removesuffix(".gz").endswith((".json", ".jsonl"))
-
-
-def refuse_packing() -> NoReturn:
-    """Raise DataError, saying why several conversations do not share a row."""
-    raise DataError(
-        "--pack: MindFormers cannot keep packed conversations apart. Its eod_reset makes attention masks from"
-        " input_ids alone and drops the labels (dataset/causal_language_model_dataset.py of 1.9.0). So either"
-        " every conversation would attend to those before it, or the questions would be learnt too",
-        hint="choose a --seq-length near the longest sample; --type text fills its rows anyway",
-    )

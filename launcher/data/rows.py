@@ -2,7 +2,7 @@
 
 A row is seq_length + 1 tokens long: LlamaForCausalLM trains on tokens[:-1] and shifts the labels itself, so
 that labels are aligned with input_ids and seq_length tokens are predicted. Labels are -100 where nothing is
-learnt.
+in the loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from launcher.data.mindrecord import Ints
 from launcher.data.templates import Encoded
 
-NOT_LEARNT = -100
+IGNORED_LABEL = -100
 PAD_ID = 0
 Overflow = Literal["truncate", "drop", "split"]
 
@@ -37,8 +37,8 @@ class Rows:
 
     From there to seq_length + 1 all is padding, which is left to ``pack_rows``.
     ``ids`` are all tokens of the samples and ``lengths`` how many each has, before anything was cut.
-    ``counts``: conversations, rows, tokens, learnt_tokens, padding (tokens), truncated, dropped, split, and
-    unlearnt, the samples of which no row learns anything, and lost_tokens, which would be learnt were they in a row.
+    ``counts``: conversations, rows, tokens, loss_tokens, padding (tokens), truncated, dropped, split, and
+    without_loss (samples of which no row has anything in the loss), lost_tokens (in the loss, but cut off).
     """
 
     values: Ints
@@ -51,7 +51,7 @@ def fit(samples: Sequence[Encoded], *, seq_length: int, overflow: Overflow) -> R
     """Rows of ``samples``; longer ones than seq_length + 1 tokens are cut, left out, or split over several.
 
     Split rows share one token, the last of one and the first of the next, so that every token but the first
-    of a sample is predicted exactly once. Rows in which nothing would be learnt are left out.
+    of a sample is predicted exactly once. Rows in which nothing of it is in the loss are left out.
     """
     counts: Counter[str] = Counter(conversations=len(samples))
     lengths = np.array([len(sample.ids) for sample in samples], dtype=np.int32)
@@ -59,14 +59,14 @@ def fit(samples: Sequence[Encoded], *, seq_length: int, overflow: Overflow) -> R
     # Converting the lists of Python is what takes the time here, so it is done once for all of them.
     ids = np.fromiter(chain.from_iterable(sample.ids for sample in samples), dtype=np.int32, count=lengths.sum())
     values = _fill(samples, ids, pieces, seq_length + 1)
-    learning = (values[:, 1, 1:] != NOT_LEARNT).any(axis=1)
+    learning = (values[:, 1, 1:] != IGNORED_LABEL).any(axis=1)
     kept = [piece for piece, learns in zip(pieces, learning, strict=True) if learns]
-    counts["unlearnt"] = len({piece.sample for piece in pieces} - {piece.sample for piece in kept})
+    counts["without_loss"] = len({piece.sample for piece in pieces} - {piece.sample for piece in kept})
     if len(kept) < len(pieces):
         values = values[learning]
     _count(counts, values, kept, seq_length + 1)
     # The first token of a sample is never predicted.
-    counts["lost_tokens"] = sum(sample.learnt.count(1, 1) for sample in samples) - counts["learnt_tokens"]
+    counts["lost_tokens"] = sum(sample.in_loss.count(1, 1) for sample in samples) - counts["loss_tokens"]
     return Rows(values=values, ids=ids, lengths=lengths, counts=counts)
 
 
@@ -88,18 +88,18 @@ def _pieces(lengths: Sequence[int], seq_length: int, overflow: Overflow, counts:
 
 
 def _fill(samples: Sequence[Encoded], ids: Ints, pieces: Sequence[_Piece], length: int) -> Ints:
-    learnt = np.frombuffer(b"".join(sample.learnt for sample in samples), dtype=bool)
-    labels = np.where(learnt, ids, np.int32(NOT_LEARNT))
+    in_loss = np.frombuffer(b"".join(sample.in_loss for sample in samples), dtype=bool)
+    labels = np.where(in_loss, ids, np.int32(IGNORED_LABEL))
     # One column of padding more than the longest needs, for it to go on from there.
     width = min(length, 1 + max((piece.length for piece in pieces), default=0))
     values = np.empty((len(pieces), 2, width), dtype=np.int32)
     values[:, 0] = PAD_ID
-    values[:, 1] = NOT_LEARNT
+    values[:, 1] = IGNORED_LABEL
     for row, piece in zip(values, pieces, strict=True):
         row[0, : piece.length] = ids[piece.start : piece.start + piece.length]
         row[1, : piece.length] = labels[piece.start : piece.start + piece.length]
     # Nothing stands before the first token to predict it from; in a split sample the row before does that.
-    values[:, 1, 0] = NOT_LEARNT
+    values[:, 1, 0] = IGNORED_LABEL
     return values
 
 
@@ -108,15 +108,15 @@ def _count(counts: Counter[str], values: Ints, pieces: Sequence[_Piece], length:
     counts["rows"] = len(values)
     counts["tokens"] = tokens
     counts["padding"] = length * len(values) - tokens
-    counts["learnt_tokens"] = int(np.count_nonzero(values[:, 1] != NOT_LEARNT))
+    counts["loss_tokens"] = int(np.count_nonzero(values[:, 1] != IGNORED_LABEL))
 
 
 def join(texts: Sequence[Sequence[int]], bos_id: int | None, eos_id: int | None) -> list[Encoded]:
-    """Texts one after the other as one sample, each between bos and eos. All but bos is learnt."""
+    """Texts one after the other as one sample, each between bos and eos. All but bos is in the loss."""
     ids: list[int] = []
-    learnt = bytearray()
+    in_loss = bytearray()
     for tokens in texts:
         new = [token for token in (bos_id, *tokens, eos_id) if token is not None]
         ids += new
-        learnt += bytes([bos_id is None]) + b"\1" * (len(new) - 1)
-    return [Encoded(ids, bytes(learnt))] if ids else []
+        in_loss += bytes([bos_id is None]) + b"\1" * (len(new) - 1)
+    return [Encoded(ids, bytes(in_loss))] if ids else []

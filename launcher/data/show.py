@@ -1,10 +1,12 @@
-"""Rows and templates as text for a terminal: what is learnt in green, control tokens in grey."""
+"""Rows and templates as text for a terminal: what is in the loss in green, control tokens in grey."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from launcher.data.info import DatasetInfo, read_info
 from launcher.data.messages import Message
 from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
-from launcher.data.rows import NOT_LEARNT
+from launcher.data.rows import IGNORED_LABEL
 from launcher.data.templates import Segment, get_template
 from launcher.data.tokenizer import Tokenizer, load_tokenizer
 from launcher.errors import DataError
@@ -25,28 +27,70 @@ _EXAMPLE = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A row without its ``padding``, which is that many tokens."""
+
+    info: DatasetInfo
+    tokenizer: Tokenizer
+    ids: list[int]
+    labels: list[int]
+    padding: int
+
+
+def _read(path: Path, row: int, tokenizer: Path | None) -> _Row:
+    info = read_info(path)
+    if info is None:
+        raise DataError(f"{path} is not a MindRecord file" if path.exists() else f"no dataset {path}")
+    columns = _row(info, row)
+    ids = columns["input_ids"]
+    labels = columns.get("labels", ids)
+    used = _used(ids, labels)
+    return _Row(
+        info=info,
+        tokenizer=_tokenizer(info, tokenizer),
+        ids=ids[:used].tolist(),
+        labels=labels[:used].tolist(),
+        padding=len(ids) - used,
+    )
+
+
 def show_row(path: Path, row: int, tokenizer: Path | None = None) -> Iterator[str]:
     """Row ``row`` of the dataset ``path``: its text, and its tokens with their labels, padding left out.
 
     Raises DataError when there is no such dataset or row, or no tokenizer is known for it.
     """
-    info = read_info(path)
-    if info is None:
-        raise DataError(f"{path} is not a MindRecord file" if path.exists() else f"no dataset {path}")
-    columns = _row(info, row)
-    known = _tokenizer(info, tokenizer)
-    ids = columns["input_ids"]
-    labels = columns.get("labels", ids)
-    used = _used(ids, labels)
-    learnt = int(np.count_nonzero(labels != NOT_LEARNT))
-    yield f"row {row} of {info.rows}: {len(ids)} tokens, {learnt} learnt, {len(ids) - used} padding"
+    shown = _read(path, row, tokenizer)
+    info, known, ids, labels = shown.info, shown.tokenizer, shown.ids, shown.labels
+    in_loss = sum(label != IGNORED_LABEL for label in labels)
+    yield f"row {row} of {info.rows}: {len(ids) + shown.padding} tokens, {in_loss} in the loss, {shown.padding} padding"
     yield ""
-    yield _coloured(known, ids[:used].tolist(), labels[:used].tolist())
+    yield _coloured(known, ids, labels)
     yield ""
     yield click.style(f"{'place':>6} {'id':>7} {'label':>7}  piece", bold=True)
-    for place, (token, label) in enumerate(zip(ids[:used].tolist(), labels[:used].tolist(), strict=True)):
+    for place, (token, label) in enumerate(zip(ids, labels, strict=True)):
         line = f"{place:>6} {token:>7} {label:>7}  {_visible(known.piece(token))}"
-        yield click.style(line, fg=None if label == NOT_LEARNT else "green")
+        yield click.style(line, fg=None if label == IGNORED_LABEL else "green")
+
+
+def row_values(path: Path, row: int, tokenizer: Path | None = None) -> dict[str, Any]:
+    """Row ``row`` for programs: its text, and id, label and piece of each token, padding left out. Raises DataError."""
+    shown = _read(path, row, tokenizer)
+    piece = shown.tokenizer.piece
+    pairs = zip(shown.ids, shown.labels, strict=True)
+    tokens = [{"id": token, "label": label, "piece": piece(token)} for token, label in pairs]
+    return {
+        "row": row,
+        "rows": shown.info.rows,
+        "padding": shown.padding,
+        "text": _text(shown.tokenizer, shown.ids),
+        "tokens": tokens,
+    }
+
+
+def template_values(name: str) -> dict[str, Any]:
+    """The template ``name`` for programs: the stretches of an example of two questions."""
+    return {"name": name, "example": [segment._asdict() for segment in get_template(name).segments(_EXAMPLE)]}
 
 
 def show_template(name: str) -> Iterator[str]:
@@ -84,15 +128,15 @@ def _tokenizer(info: DatasetInfo, path: Path | None) -> Tokenizer:
 
 def _used(ids: Ints, labels: Ints) -> int:
     """How many tokens come before the padding."""
-    (places,) = np.nonzero((ids != 0) | (labels != NOT_LEARNT))
+    (places,) = np.nonzero((ids != 0) | (labels != IGNORED_LABEL))
     return int(places[-1]) + 1 if len(places) else 0
 
 
 def _coloured(tokenizer: Tokenizer, ids: Sequence[int], labels: Sequence[int]) -> str:
     pairs = zip(ids, labels, strict=True)
     return "".join(
-        click.style(_text(tokenizer, [token for token, _ in group]), fg="green" if learnt else None)
-        for learnt, group in groupby(pairs, key=lambda pair: pair[1] != NOT_LEARNT)
+        click.style(_text(tokenizer, [token for token, _ in group]), fg="green" if in_loss else None)
+        for in_loss, group in groupby(pairs, key=lambda pair: pair[1] != IGNORED_LABEL)
     )
 
 
@@ -109,7 +153,7 @@ def _run(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 def _styled(segment: Segment) -> str:
 
-    return click.style(segment.text, fg="green" if segment.learnt else None, dim=segment.control)
+    return click.style(segment.text, fg="green" if segment.in_loss else None, dim=segment.control)
 
 
 def _visible(piece: str) -> str:

@@ -45,18 +45,18 @@ _BOS, _EOS = "<s>", "</s>"
 
 # Named tuples, because millions are made.
 class Segment(NamedTuple):
-    """A stretch of a conversation: text or the name of one control token, and whether it is learnt."""
+    """A stretch of a conversation: text or the name of one control token, and whether it is in the loss."""
 
     text: str
-    learnt: bool
+    in_loss: bool
     control: bool = False
 
 
 class Encoded(NamedTuple):
-    """Token ids, and for each a byte: 1 if it is learnt, else 0; both of the same length."""
+    """Token ids, and for each a byte: 1 if it is in the loss, else 0; both of the same length."""
 
     ids: list[int]
-    learnt: bytes
+    in_loss: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +64,12 @@ class _Stretch:
     """A segment whose text is not known yet: texts, and numbers of the messages that go between them."""
 
     parts: tuple[str | int, ...]
-    learnt: bool
+    in_loss: bool
     control: bool
 
     def filled(self, messages: Sequence[Message]) -> Segment:
         text = "".join([part if isinstance(part, str) else messages[part].content for part in self.parts])
-        return Segment(text, self.learnt, self.control)
+        return Segment(text, self.in_loss, self.control)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -127,15 +127,15 @@ class ChatTemplate:
         if not messages or messages[-1].role != "user":
             raise DataError("a prompt must end with the user's turn")
         segments = self.segments((*messages, Message(role="assistant", content="?")))
-        last = max((place for place, segment in enumerate(segments) if segment.learnt), default=None)
+        last = max((place for place, segment in enumerate(segments) if segment.in_loss), default=None)
         if last is None:
             raise DataError(f"template {self.name} has no {{% generation %}} around the answer")
-        while last > 0 and segments[last - 1].learnt:
+        while last > 0 and segments[last - 1].in_loss:
             last -= 1
         return segments[:last]
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """The conversation in order; neighbouring texts that are learnt alike are one segment."""
+        """The conversation in order; neighbouring texts that are in the loss alike are one segment."""
         if not self._verbatim:
             mark = _unused(messages)
             return list(_joined(_parse(self._render(messages, mark), mark)))
@@ -165,7 +165,7 @@ class ChatTemplate:
             blocks.append(len(blocks) >= len(in_loss) or in_loss[len(blocks)])
             if blocks[-1]:
                 return f"{mark}{_LEARN}{mark}{caller()}{mark}{_REST}{mark}"
-            # Nothing learnt before and after it: tokenized by itself, as when it is learnt and when it is a prompt.
+            # Nothing in the loss before and after it: tokenized by itself, as in training and when it is a prompt.
             apart = f"{mark}{_LEARN}{mark}{mark}{_REST}{mark}"
             return f"{apart}{caller()}{apart}"
 
@@ -188,14 +188,14 @@ class ChatTemplate:
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
     """Segments as token ids. Each is encoded by itself, so the mask is exact by construction."""
     ids: list[int] = []
-    learnt = bytearray()
+    in_loss = bytearray()
     start = True
     for segment in segments:
         new = [_control_id(segment.text, tokenizer)] if segment.control else tokenizer.encode(segment.text, start=start)
         ids += new
-        learnt += (b"\1" if segment.learnt else b"\0") * len(new)
+        in_loss += (b"\1" if segment.in_loss else b"\0") * len(new)
         start = segment.control and tokenizer.starts_after_control
-    return Encoded(ids, bytes(learnt))
+    return Encoded(ids, bytes(in_loss))
 
 
 def get_template(name: str = DEFAULT) -> ChatTemplate:
@@ -250,35 +250,35 @@ def _unused(messages: Sequence[Message]) -> str:
 
 
 def _parse(text: str, mark: str) -> Iterator[Segment]:
-    learnt = False
+    in_loss = False
     # Marks stand in pairs: text, mark, text, mark, ...
     for place, part in enumerate(text.split(mark)):
         if place % 2 == 0:
-            yield Segment(text=part, learnt=learnt)
+            yield Segment(text=part, in_loss=in_loss)
         elif part[0] == _CONTROL:
-            yield Segment(text=part[1:], learnt=learnt, control=True)
+            yield Segment(text=part[1:], in_loss=in_loss, control=True)
         elif part[0] == _SAID:
-            yield Segment(text=f"{_SAID_MARK}{part[1:]}", learnt=learnt)
+            yield Segment(text=f"{_SAID_MARK}{part[1:]}", in_loss=in_loss)
         else:
-            learnt = part == _LEARN
+            in_loss = part == _LEARN
 
 
 def _joined(segments: Iterator[Segment]) -> Iterator[Segment]:
-    for (learnt, control), group in itertools.groupby(segments, key=lambda part: part[1:]):
+    for (in_loss, control), group in itertools.groupby(segments, key=lambda part: part[1:]):
         if control:
             yield from group
         elif text := "".join(part.text for part in group):
-            yield Segment(text=text, learnt=learnt)
+            yield Segment(text=text, in_loss=in_loss)
 
 
 def _stretches(text: str, mark: str) -> Iterator[_Stretch]:
     """As ``_joined``, of a text that was rendered with names in place of what was said."""
-    for (learnt, control), group in itertools.groupby(_parse(text, mark), key=lambda part: part[1:]):
+    for (in_loss, control), group in itertools.groupby(_parse(text, mark), key=lambda part: part[1:]):
         if control:
-            yield from (_Stretch(parts=(part.text,), learnt=learnt, control=True) for part in group)
+            yield from (_Stretch(parts=(part.text,), in_loss=in_loss, control=True) for part in group)
         else:
             parts = tuple([_said(part.text) for part in group if part.text])
-            yield _Stretch(parts=parts, learnt=learnt, control=False)
+            yield _Stretch(parts=parts, in_loss=in_loss, control=False)
 
 
 def _said(text: str) -> str | int:

@@ -19,7 +19,7 @@ from launcher.checkpoint.tensors import Fold
 from launcher.data.info import read_info
 from launcher.data.mindrecord import read_row
 from launcher.data.preprocess import eval_path
-from launcher.data.rows import NOT_LEARNT
+from launcher.data.rows import IGNORED_LABEL
 from launcher.data.tokenizer import Tokenizer
 from launcher.errors import DataError, JobCancelled
 from launcher.inference.decoding import Row
@@ -51,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """losses: cross entropy in nats of each learnt token. right: of the ``asked`` answers, which had the right number.
+    """losses: cross entropy in nats of each token. right: of the ``asked`` answers, which had the right number.
     answers: their texts."""
 
     role: str
@@ -152,9 +152,9 @@ def read_rows(path: Path, limit: int | None = None) -> HeldOut:
     if info is None:
         raise DataError(f"{path} is no MindRecord file", hint="launcher data preprocess makes one")
     rows = [row for file in info.files for row in _rows(file, limit)][:limit]
-    found = [row for row in rows if (row["labels"][1:] != NOT_LEARNT).any()]
+    found = [row for row in rows if (row["labels"][1:] != IGNORED_LABEL).any()]
     if not found:
-        raise DataError(f"{path} has no learnt token", hint="preprocess it with its answers")
+        raise DataError(f"{path} has no token in the loss", hint="preprocess it with its answers")
     return HeldOut(
         path=path, ids=tuple(row["input_ids"] for row in found), labels=tuple(row["labels"] for row in found)
     )
@@ -209,9 +209,9 @@ def problems(rows: HeldOut, tokenizer: Tokenizer, count: int) -> list[Problem]:
     for ids, labels in zip(rows.ids, rows.labels, strict=True):
         if len(found) >= count:
             break
-        learnt = np.flatnonzero(labels != NOT_LEARNT)
-        begin = int(learnt[0])
-        end = begin + int(np.argmin(np.append(labels[begin:] != NOT_LEARNT, False)))
+        in_loss = np.flatnonzero(labels != IGNORED_LABEL)
+        begin = int(in_loss[0])
+        end = begin + int(np.argmin(np.append(labels[begin:] != IGNORED_LABEL, False)))
         right = tokenizer.decode([int(token) for token in ids[begin:end]])
         if begin > 0 and final_number(right):
             found.append(Problem(prompt=tuple(map(int, ids[:begin])), right=right))
@@ -269,17 +269,17 @@ def _check_rows(rows: HeldOut, model: Model) -> None:
 
 
 def _losses(session: Session, rows: HeldOut) -> Iterator[Floats]:
-    """Cross entropy of the learnt tokens, in the order of the rows, some rows at once."""
+    """Cross entropy of the tokens in the loss, in the order of the rows, some rows at once."""
     for start in range(0, len(rows.ids), _ROWS_AT_ONCE):
         _stop_if(session.interrupted())
         ids = np.stack(rows.ids[start : start + _ROWS_AT_ONCE])
         labels = np.stack(rows.labels[start : start + _ROWS_AT_ONCE])[:, 1:]
         width = ids.shape[1] - 1
-        if session.on_cpu:  # what comes after the last learnt token costs time and says nothing
-            width = int(np.flatnonzero((labels != NOT_LEARNT).any(axis=0))[-1]) + 1
+        if session.on_cpu:  # what comes after the last token in the loss costs time and says nothing
+            width = int(np.flatnonzero((labels != IGNORED_LABEL).any(axis=0))[-1]) + 1
         logits = session.all_logits(np.ascontiguousarray(ids[:, :width]))
-        learnt = labels[:, :width] != NOT_LEARNT
-        yield cross_entropy(logits[learnt], labels[:, :width][learnt])
+        in_loss = labels[:, :width] != IGNORED_LABEL
+        yield cross_entropy(logits[in_loss], labels[:, :width][in_loss])
 
 
 def _stop_if(interrupted: bool) -> None:

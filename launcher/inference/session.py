@@ -287,11 +287,11 @@ def _tokenizer(model: Model) -> Tokenizer:
 
 
 def _template_ends(template: ChatTemplate, tokenizer: Tokenizer) -> Iterator[int]:
-    """The control token that the template has learnt after an answer, if there is one."""
+    """The control token that the template has in the loss after an answer, if there is one."""
     segments = template.segments((Message("user", "?"), Message("assistant", "?")))
-    learnt = [segment for segment in segments if segment.learnt]
-    if learnt and learnt[-1].control:
-        name = learnt[-1].text
+    in_loss = [segment for segment in segments if segment.in_loss]
+    if in_loss and in_loss[-1].control:
+        name = in_loss[-1].text
         token = tokenizer.eos_id if name == "</s>" else tokenizer.token_id(name)
         if token is not None:
             yield token

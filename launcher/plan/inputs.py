@@ -209,10 +209,10 @@ def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None
 
 def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
     """What of the records is not in the rows, where that is known."""
-    cut, unlearnt, lost = (info.counts.get(name, 0) for name in ("truncated", "unlearnt", "lost_tokens"))
-    if cut or unlearnt:
-        records, total = info.counts["conversations"], info.counts["learnt_tokens"] + lost
-        left_out = f", {unlearnt:,} of them left out as nothing of their answer fits" if unlearnt else ""
+    cut, without_loss, lost = (info.counts.get(name, 0) for name in ("truncated", "without_loss", "lost_tokens"))
+    if cut or without_loss:
+        records, total = info.counts["conversations"], info.counts["loss_tokens"] + lost
+        left_out = f", {without_loss:,} of them left out as nothing of their answer fits" if without_loss else ""
         yield (
             f"{cut:,} of {records:,} conversations of {key} are longer than seq_length {info.seq_length} and cut"
             f"{left_out}; {lost:,} of {total:,} tokens in the loss are lost ({lost / max(total, 1):.1%})"

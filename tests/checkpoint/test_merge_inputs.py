@@ -333,10 +333,9 @@ def test_a_torn_newest_file_is_skipped_and_said(tmp_path: Path, suffix: str, ran
     path = folder / f"rank_{rank}" / f"x_rank_{rank}-1_4{suffix}"
     path.write_bytes(path.read_bytes()[:-50])
     listed = launcher("merge-ckpt", "set", "--list", cwd=tmp_path)
-    assert [line.split(maxsplit=5)[-1] for line in listed.stdout.splitlines()[1:]] == [
-        "yes",
-        f"no: rank {rank} damaged",
-    ]
+    assert listed.stdout.rstrip().endswith(f"no: rank {rank} damaged")
+    steps = json.loads(launcher("merge-ckpt", "set", "--list", "--format", "json", cwd=tmp_path).stdout)
+    assert [(step["complete"], step["damaged"]) for step in steps] == [(True, []), (False, [rank])]
     assert [str(step) for step in list_steps(folder)] == ["step 2"]
     done = launcher("merge-ckpt", "set", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ from launcher.data.cache import in_cache
 from launcher.data.info import read_info
 from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
 from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
-from launcher.data.rows import NOT_LEARNT, fit
+from launcher.data.rows import IGNORED_LABEL, fit
 from launcher.data.sample import problems
 from launcher.data.templates import Encoded
 from launcher.data.tokenizer import Tokenizer, load_tokenizer
@@ -58,8 +58,8 @@ def rows(path: Path) -> list[dict[str, Ints]]:
     return [read_row(file, row) for file, count in counts for row in range(count)]
 
 
-def learnt(row: dict[str, Ints]) -> list[int]:
-    return [label for label in row["labels"].tolist() if label != NOT_LEARNT]
+def in_loss(row: dict[str, Ints]) -> list[int]:
+    return [label for label in row["labels"].tolist() if label != IGNORED_LABEL]
 
 
 READ = """
@@ -113,12 +113,12 @@ def test_rows_hold_what_was_asked_and_learn_what_was_answered(
     conversations = json.loads((folder / "conversations.json").read_text("utf-8"))
     for row, conversation in zip(found, conversations, strict=True):
         question, answer = (turn["value"] for turn in conversation["conversations"])
-        assert tokenizer.decode(learnt(row)) == answer
-        asked = row["input_ids"][: int(np.argmax(row["labels"] != NOT_LEARNT))]
+        assert tokenizer.decode(in_loss(row)) == answer
+        asked = row["input_ids"][: int(np.argmax(row["labels"] != IGNORED_LABEL))]
         assert tokenizer.decode(asked.tolist()) == f"{question}\n"
         same = row["labels"] == row["input_ids"]
-        assert np.array_equal(same, row["labels"] != NOT_LEARNT)
-    assert sum(len(learnt(row)) for row in found) == info.counts["learnt_tokens"]
+        assert np.array_equal(same, row["labels"] != IGNORED_LABEL)
+    assert sum(len(in_loss(row)) for row in found) == info.counts["loss_tokens"]
 
 
 def test_the_number_of_processes_changes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -178,15 +178,15 @@ def test_no_sample_is_lost_and_split_predicts_every_token_once(
     targets = Counter[int]()
     for sample in encoded:
         if overflow == "split":
-            targets.update(token for token, flag in zip(sample.ids[1:], sample.learnt[1:], strict=True) if flag)
+            targets.update(token for token, flag in zip(sample.ids[1:], sample.in_loss[1:], strict=True) if flag)
         elif len(sample.ids) <= seq_length + 1 or overflow == "truncate":
             end = seq_length + 1
-            targets.update(t for t, flag in zip(sample.ids[1:end], sample.learnt[1:end], strict=True) if flag)
+            targets.update(t for t, flag in zip(sample.ids[1:end], sample.in_loss[1:end], strict=True) if flag)
     predicted = made.values[:, 1, 1:]
-    assert Counter(predicted[predicted != NOT_LEARNT].tolist()) == targets
-    assert counts["learnt_tokens"] == targets.total() == np.count_nonzero(made.values[:, 1] != NOT_LEARNT)
+    assert Counter(predicted[predicted != IGNORED_LABEL].tolist()) == targets
+    assert counts["loss_tokens"] == targets.total() == np.count_nonzero(made.values[:, 1] != IGNORED_LABEL)
     if overflow != "split":
-        assert counts["rows"] + counts["dropped"] + counts["unlearnt"] == len(encoded)
+        assert counts["rows"] + counts["dropped"] + counts["without_loss"] == len(encoded)
     assert made.values.shape[2] <= seq_length + 1
     assert counts["padding"] + counts["tokens"] == (seq_length + 1) * counts["rows"]
 
@@ -254,7 +254,7 @@ def test_texts_fill_their_rows(folder: Path, tmp_path: Path, tokenizer: Tokenize
         parts = _between_controls(tokens, tokenizer)
         assert parts[:60] == paragraphs
         assert text.count("<s>") == 60
-        assert sum(len(learnt(row)) for row in found) == info.counts["learnt_tokens"]
+        assert sum(len(in_loss(row)) for row in found) == info.counts["loss_tokens"]
 
 
 def _between_controls(tokens: list[int], tokenizer: Tokenizer) -> list[str]:
@@ -423,11 +423,11 @@ def test_hostile_input(folder: Path, tmp_path: Path, tokenizer: Tokenizer) -> No
     (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
     info, _ = preprocess(options(folder, tmp_path / "a.mindrecord", source=tmp_path / "a.jsonl"), force=False)
     # The question of the third fills the row, so nothing of its answer is left to learn.
-    assert (info.rows, info.counts["truncated"], info.counts["unlearnt"]) == (4, 2, 1)
+    assert (info.rows, info.counts["truncated"], info.counts["without_loss"]) == (4, 2, 1)
     found = rows(info.path)
     assert [row["input_ids"].tolist().count(tokenizer.eos_id or -1) for row in found] == [1, 1, 0, 1]
-    assert tokenizer.decode(learnt(found[0])) == "</s> is text"
-    assert tokenizer.decode(learnt(found[1])) == "\x00\x07\x1b[31m"
+    assert tokenizer.decode(in_loss(found[0])) == "</s> is text"
+    assert tokenizer.decode(in_loss(found[1])) == "\x00\x07\x1b[31m"
 
 
 def test_what_does_not_fit_is_said(folder: Path, tmp_path: Path) -> None:
@@ -467,7 +467,11 @@ def test_the_command_shows_what_it_made(folder: Path, tmp_path: Path) -> None:
     assert "-100  <s>" in shown
     assert "has no row 400" in launcher("data", "show", target, "--row", "400", cwd=folder, code=3)
     assert "USER: 题目" in launcher("data", "templates", "vicuna", cwd=folder)
-    assert "drops the labels" in launcher(*argv, "--pack", cwd=folder, code=3)
+    row = json.loads(launcher("data", "show", target, "--row", "2", "--format", "json", cwd=folder))
+    assert (row["row"], row["tokens"][0]["label"]) == (2, -100)
+    assert len(row["tokens"]) + row["padding"] == int(shown.split(": ")[1].split()[0])
+    (vicuna,) = json.loads(launcher("data", "templates", "vicuna", "--format", "json", cwd=folder))
+    assert any(part["in_loss"] for part in vicuna["example"])
 
 
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ texts = st.text(min_size=1, max_size=30) | st.sampled_from(
 
 
 def marked(segments: list[Segment]) -> str:
-    text = "".join(f"«{segment.text}»" if segment.learnt else segment.text for segment in segments)
+    text = "".join(f"«{segment.text}»" if segment.in_loss else segment.text for segment in segments)
     return text.replace("»«", "")
 
 
@@ -139,7 +139,7 @@ def test_prompts_are_those_of_fastchat(name: str, system: str | None, count: int
 def test_masks_are_exact(
     name: str, tokenizer: Tokenizer, questions: list[str], answers: list[str], system: str | None
 ) -> None:
-    """The prompt is not learnt, is what inference asks with, and what is learnt decodes to the answers."""
+    """The prompt is not in_loss, is what inference asks with, and what is learnt decodes to the answers."""
     template = get_template(name)
     turns = [] if system is None else [Message("system", system)]
     decoded: list[str] = []
@@ -149,15 +149,15 @@ def test_masks_are_exact(
         prompt = template.encode_prompt(tokenizer, turns)
         turns.append(Message("assistant", answer))
         row = template.encode(tokenizer, turns)
-        assert len(row.ids) == len(row.learnt)
+        assert len(row.ids) == len(row.in_loss)
         assert row.ids[: len(prompt)] == prompt
-        learnt = [token for token, flag in zip(row.ids, row.learnt, strict=True) if flag]
-        assert sum(row.learnt[: len(prompt)]) == already
-        assert all(row.learnt[len(prompt) : len(prompt) + 1])
-        already = len(learnt)
-        end = [token for token in learnt if tokenizer.is_control(token)]
+        in_loss = [token for token, flag in zip(row.ids, row.in_loss, strict=True) if flag]
+        assert sum(row.in_loss[: len(prompt)]) == already
+        assert all(row.in_loss[len(prompt) : len(prompt) + 1])
+        already = len(in_loss)
+        end = [token for token in in_loss if tokenizer.is_control(token)]
         assert len(end) == len(decoded) + 1
-        own = learnt[_after_last_but_one(learnt, tokenizer) :]
+        own = in_loss[_after_last_but_one(in_loss, tokenizer) :]
         decoded.append(tokenizer.decode(own))
         expected = answer.strip() if name == "llama3" else answer
         assert decoded[-1].strip() == _as_tokenized(expected, tokenizer).strip()
@@ -171,14 +171,14 @@ def test_an_answer_out_of_the_loss_is_the_same_tokens(name: str, tokenizer: Toke
     all_in = template.encode(tokenizer, turns)
     turns[1] = first._replace(in_loss=False)
     one_out = template.encode(tokenizer, turns)
-    ends = _learnt_stretches(all_in.learnt)
+    ends = _learnt_stretches(all_in.in_loss)
     assert one_out.ids == all_in.ids
     assert len(ends) == 2
-    assert _learnt_stretches(one_out.learnt) == ends[1:]
+    assert _learnt_stretches(one_out.in_loss) == ends[1:]
 
 
-def _learnt_stretches(learnt: bytes) -> list[tuple[int, int]]:
-    return [match.span() for match in re.finditer(rb"\x01+", learnt)]
+def _learnt_stretches(in_loss: bytes) -> list[tuple[int, int]]:
+    return [match.span() for match in re.finditer(rb"\x01+", in_loss)]
 
 
 def test_a_template_that_marks_answers_together_cannot_leave_one_out(
@@ -206,9 +206,9 @@ def _as_tokenized(text: str, tokenizer: Tokenizer) -> str:
 @pytest.mark.parametrize("name", OURS)
 def test_an_ordinary_answer_comes_back(name: str, tokenizer: Tokenizer) -> None:
     row = get_template(name).encode(tokenizer, TURNS[:2])
-    learnt = [token for token, flag in zip(row.ids, row.learnt, strict=True) if flag]
-    assert tokenizer.decode(learnt).strip() == "答案：2"
-    assert tokenizer.is_control(learnt[-1])
+    in_loss = [token for token, flag in zip(row.ids, row.in_loss, strict=True) if flag]
+    assert tokenizer.decode(in_loss).strip() == "答案：2"
+    assert tokenizer.is_control(in_loss[-1])
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -218,7 +218,7 @@ def test_what_users_write_stays_text(name: str, tokenizer: Tokenizer) -> None:
     clean = get_template(name).encode(tokenizer, (Message("user", "x"), TURNS[1]))
     controls = [sum(map(tokenizer.is_control, encoded.ids)) for encoded in (row, clean)]
     assert controls[0] == controls[1]
-    assert sum(row.learnt) == sum(clean.learnt)
+    assert sum(row.in_loss) == sum(clean.in_loss)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -268,14 +268,14 @@ def test_templates_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "{% generation %} {{ m.content }}{{ eos }}{% endgeneration %}{% endif %}{% endfor %}"
     )
     (folder / "broken.jinja").write_text("{% for m in messages %}\n{{ m.content }")
-    (folder / "unlearnt.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    (folder / "without_loss.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     (folder / "unknown.jinja").write_text("{{ nonsense }}")
     assert get_template("mine").prompt("1+1?") == "Q 1+1? A"
     assert "mine" in template_names()
     with pytest.raises(DataError, match=r"broken\.jinja:2"):
         get_template("broken")
     with pytest.raises(DataError, match=r"no \{% generation %\}"):
-        get_template("unlearnt").prompt("a")
+        get_template("without_loss").prompt("a")
     with pytest.raises(DataError, match="nonsense"):
         get_template("unknown").segments(TURNS)
     for name, source, expected in (

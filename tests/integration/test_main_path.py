@@ -153,7 +153,7 @@ def test_merge_before_a_checkpoint_says_what_is_missing(trained: Trained, tmp_pa
 
 
 def write_full_rows(path: Path, rows: int, length: int) -> None:
-    """Random tokens, all learnt, none of them padding: every rank has the same number of learnt tokens."""
+    """Random tokens, all in_loss, none of them padding: every rank has the same number of tokens in the loss."""
     from launcher.data.mindrecord import write_mindrecord
 
     tokens = np.random.default_rng(7).integers(3, VOCAB, (rows, 1, length)).astype(np.int32)
@@ -164,7 +164,7 @@ def test_two_ranks_make_the_gradient_step_of_one_rank_on_the_whole_batch(worksho
     """AdamW's first moment after one step is (1 - beta1) times the gradient: compared to 1e-6 of its largest value.
 
     MindSpore averages over tokens on each rank, then over ranks; so both are the same where ranks have equally many
-    learnt tokens, as here.
+    tokens in the loss, as here.
     """
     write_full_rows(workshop.folder / "full.mindrecord", 16, SEQ_LENGTH + 1)
     gradients = []

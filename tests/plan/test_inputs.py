@@ -223,8 +223,8 @@ def test_what_is_cut_is_said_before_and_after_the_rows_are_made(
 
     assert whole
     assert cut
-    total = whole.counts["learnt_tokens"] + whole.counts["lost_tokens"]
-    lost = total - cut.counts["learnt_tokens"]
+    total = whole.counts["loss_tokens"] + whole.counts["lost_tokens"]
+    lost = total - cut.counts["loss_tokens"]
     assert cut.counts["lost_tokens"] == lost > whole.counts["lost_tokens"]
     (note,) = found.notes
     assert f"{cut.counts['truncated']} of 200 conversations of data.train are longer than seq_length 24 and cut" in note
