@@ -7,9 +7,14 @@ import secrets
 from pathlib import Path
 
 
-def write_atomic(target: Path, data: str | bytes) -> None:
-    """Write so that a reader sees the old file or the new one, never half of it; parents are made."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def write_atomic(target: Path, data: str | bytes, *, parents: bool = True) -> None:
+    """Write so that a reader sees the old file or the new one, never half of it.
+
+    ``parents``: folders that are missing are made. Without it that is a FileNotFoundError: a folder that somebody
+    removed stays removed.
+    """
+    if parents:
+        target.parent.mkdir(parents=True, exist_ok=True)
     raw = data.encode("utf-8") if isinstance(data, str) else data
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

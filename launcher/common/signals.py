@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Mapping
 from types import FrameType
+from typing import Any
 
 
 class Forwarding:
@@ -24,7 +25,10 @@ class Forwarding:
             os.kill(self._child, self._numbers[signum])
 
     def wait(self) -> int:
-        """Wait for the child's end and return its exit code, -N for a signal."""
-        os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)
+        """Wait for the child's end and return its exit code, -N for a signal.
+
+        The child is not collected: should we be killed before we have said how it ended, whoever adopts it can tell.
+        """
+        end: Any = os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)  # only WNOHANG may have none
         self._alive = False
-        return os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
+        return int(end.si_status if end.si_code == os.CLD_EXITED else -end.si_status)

@@ -40,7 +40,7 @@ def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float |
             hint=f"on {record.host}: launcher stop {paths.job_id}",
         )
     grace_s = _limits(paths).grace_s if grace_s is None else grace_s
-    write_atomic(paths.control, json.dumps({"save": save, "grace_s": grace_s}) + "\n")
+    write_atomic(paths.control, json.dumps({"save": save, "grace_s": grace_s}) + "\n", parents=False)
     record.supervisor.send(signal.SIGTERM)
     ended = _wait(paths, grace_s * (2 if save else 1) + _SLACK_S)
     if ended:

@@ -34,14 +34,14 @@ _BLOCK = 1 << 20
 class EventWriter:
     """Appends events to one file. Each line is written with one call, so a reader sees whole lines.
 
-    A full disk or a folder that is gone loses events and never ends a rank.
+    A full disk or a folder that is gone loses events and never ends a rank. The folder is its supervisor's to make:
+    what comes late must not bring back a job that was removed.
     """
 
     def __init__(self, path: Path, rank_id: int | None) -> None:
         self._rank_id = rank_id
         self._file: Any = None
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab", buffering=0)
 
     def write(self, event: str, **fields: Any) -> None:

@@ -32,14 +32,11 @@ class JobPaths:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the job's folder was removed or renamed; a file server that does not answer removes nothing."""
-        try:
-            self.root.stat()
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Whether the job's folder was removed or renamed; a file server that does not answer removes nothing.
+
+        A folder without our own files is not the job's: MindSpore and MindFormers make what they miss of a path.
+        """
+        return _is_missing(self.record) and _is_missing(self.launch)
 
     @property
     def record(self) -> Path:
@@ -58,6 +55,11 @@ class JobPaths:
     def launch(self) -> Path:
         """What the supervisor carries out: the engine, its job, and limits (see ``launcher.plan.launch``)."""
         return self.root / "launch.json"
+
+    def make_attempt_folders(self) -> None:
+        """What an attempt writes into, below the job's folder: when that is gone this is a FileNotFoundError."""
+        for folder in (self.attempt_folder.parent, self.attempt_folder, self.logs, self.events, self.work):
+            folder.mkdir(exist_ok=True)
 
     @property
     def control(self) -> Path:
@@ -180,3 +182,13 @@ class JobPaths:
     def rank_stacks(self, rank_id: int) -> Path:
         """Stacks of all threads of the rank, when the job hung."""
         return self.logs / f"stacks_{rank_id}.txt"
+
+
+def _is_missing(file: Path) -> bool:
+    try:
+        file.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -111,7 +111,8 @@ def now() -> str:
 
 
 def write_record(paths: JobPaths, record: JobRecord) -> None:
-    write_atomic(paths.record, record.to_json())
+    """Into the job's folder, which must be there."""
+    write_atomic(paths.record, record.to_json(), parents=False)
 
 
 def read_record(paths: JobPaths) -> JobRecord | None:

@@ -119,8 +119,7 @@ class Attempt:
     # ------------------------------------------------------------------------------------------------ starting
 
     def _make_folders(self) -> None:
-        for folder in (self.paths.logs, self.paths.events, self.paths.work):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.paths.make_attempt_folders()
         for reader in self._readers:  # open before anything runs: what is read then cannot be taken away
             reader.path.touch()
             list(reader.new())
@@ -223,11 +222,14 @@ class Attempt:
             self.watch.rank_named(rank_id, time.time(), told.code)
 
     def _note_end(self, pid: int, code: int) -> None:
-        """A child has ended, or an orphan that we adopted: ranks of an engine that died before it could look."""
-        child = self._children.get(pid)
-        if child:
+        """A child has ended, or an orphan that we adopted: ranks of an engine that died before it could look.
+
+        Collected here, nobody else can tell any more how it ended.
+        """
+        if child := self._children.get(pid):
             child.popen.returncode = code
-            self._gone(child.program.name if child.program.rank_id is None else child.program.rank_id, code)
+        for who in [who for who, process in self._watched.items() if process.pid == pid]:
+            self._gone(who, code)
 
     def _read_events(self) -> None:
         for reader in self._readers:
@@ -267,11 +269,11 @@ class Attempt:
     def _settled_failure(self) -> Failure | None:
         self._for(SETTLE_S, lambda: False)
         watch = self.watch
+        self._for(ENGINE_LEAVES_S, lambda: not watch.unexplained)
         if watch.in_doubt:
             self._for(SCHEDULER_FOLLOWS_S, lambda: not (watch.in_doubt and watch.scheduler_was_spared))
         if not watch.scheduler_was_spared:
             self._for(ENGINE_LEAVES_S, lambda: not watch.in_doubt)
-        self._for(ENGINE_LEAVES_S, lambda: not watch.unexplained)
         self._hear_engine()
         return watch.first_failure()
 
@@ -389,7 +391,7 @@ class Attempt:
         # No rank can have begun that step: ranks wait for each other in every one.
         stop_at = jobs.step_to_stop_at(self.paths, entered + 2)
         with contextlib.suppress(OSError):
-            write_atomic(self.paths.stop_at, f"{stop_at}\n")
+            write_atomic(self.paths.stop_at, f"{stop_at}\n", parents=False)
         self._for(grace_s, lambda: self.watch.all_done or self._stops() > 1 or self.watch.failing)
         return stop_at if self.watch.all_done else None
 

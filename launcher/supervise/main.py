@@ -120,9 +120,12 @@ class Supervisor:
     def _try_again(self, outcome: Outcome) -> bool:
         """After a fault of the machine or of communication, and never twice on the same Python exception."""
         verdict = outcome.verdict
-        if verdict is None or not verdict.retry or self.asked.count or not self._can_bring_agents_back():
+        if verdict is None or not verdict.retry or self._may_not_go_on():
             return False
         return self._restarts() < self.launch.limits.max_restarts and verdict.signature not in self._signatures
+
+    def _may_not_go_on(self) -> bool:
+        return self.asked.count > 0 or self.paths.is_gone or not self._can_bring_agents_back()
 
     def _can_bring_agents_back(self) -> bool:
         """Agents end with their attempt; pods are started again by Volcano."""

@@ -22,6 +22,12 @@ ENGINE_LEAVES_S = 2.5
 # By when the scheduler of an msrun that was told to stop is gone, after the ranks: they are killed one after another.
 SCHEDULER_FOLLOWS_S = 0.4
 
+# With what an engine ends when it is told to stop, and never after a rank's death by a signal.
+_OBEYED = {"msrun": 0, "mpirun": 1}
+
+# How the rank ended that an engine which was told to stop ended first; the others may end of its loss.
+_ENGINES_DOING = (None, -signal.SIGTERM, -signal.SIGKILL)
+
 _STEPS_KEPT = 50
 
 
@@ -167,15 +173,18 @@ class Watch:
 
     @property
     def in_doubt(self) -> bool:
-        """All ranks were ended by one hand, perhaps the engine's, which has not left yet."""
-        engine_lives = self.engine is not None and self.engine not in self.programs_gone
-        return engine_lives and len(self.ranks) > 1 and self._ended_by_one_hand()
+        """All ranks were ended by one hand, or the first one by TERM: perhaps by the engine, which has not left yet."""
+        if self.engine is None or self.engine in self.programs_gone:
+            return False
+        first = self.first_failure()
+        by_term = first is not None and first.code == -signal.SIGTERM
+        return by_term or (len(self.ranks) > 1 and self._ended_by_one_hand())
 
     @property
     def unexplained(self) -> bool:
-        """A rank that never reported is gone; how, its engine says when it leaves itself."""
+        """A rank is gone and nobody has said how: its parent is about to, or its engine does when it leaves itself."""
         engine_lives = self.engine is not None and self.engine not in self.programs_gone
-        return engine_lives and any(r.gone is not None and r.code is None and not r.begun for r in self.ranks.values())
+        return engine_lives and any(r.gone is not None and r.code is None and not r.error for r in self.ranks.values())
 
     @property
     def scheduler_was_spared(self) -> bool:
@@ -216,20 +225,21 @@ class Watch:
         """msrun ends with 0 and mpirun with 1 when they are told to stop; after a rank's death neither does."""
         if engine is first:
             return True
-        told = engine.code is None or engine.code <= 0 or (engine.program == "mpirun" and engine.code == 1)
+        obeyed = engine.code == _OBEYED.get(str(engine.program))
+        if obeyed and first.rank_id is not None and first.kind == "exit" and first.code in _ENGINES_DOING:
+            return engine.time - first.time < ENGINE_LEAVES_S
+        told = obeyed or engine.code is None or engine.code < 0
         if first.program == SCHEDULER:
             return told and abs(engine.time - first.time) < ENGINE_LEAVES_S
         return told and engine.time - first.time < ENGINE_LEAVES_S and self._ended_by_one_hand()
 
     def _ended_by_one_hand(self) -> bool:
         """All at once by the same signal, or the first one by TERM, which mpirun sends to one after the other."""
-        gone = sorted(
-            ((r.gone, r.code, r.error) for r in self.ranks.values() if r.gone is not None), key=lambda r: r[0]
-        )
-        if not gone or any(error for _, _, error in gone):
+        gone = sorted(((r.gone, r.code) for r in self.ranks.values() if r.gone is not None), key=lambda r: r[0])
+        if not gone or any(rank.error for rank in self.ranks.values()):
             return False
-        codes = {code for _, code, _ in gone} - {None}
-        if codes and gone[0][1] == -signal.SIGTERM:
+        codes = {code for _, code in gone} - {None}
+        if gone[0][1] == -signal.SIGTERM:
             return codes <= {-signal.SIGTERM, -signal.SIGKILL}
         all_gone = len(gone) == len(self.ranks)
         by_signal = len(codes) <= 1 and all(code is not None and code < 0 for code in codes)

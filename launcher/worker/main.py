@@ -197,7 +197,7 @@ def keep_strategies(paths: JobPaths, rank_id: int, *, resumed: bool) -> None:
         trainer.clear_auto_trans_output = lambda *_arguments, **_options: None
     if resumed and mindspore.get_auto_parallel_context("parallel_mode") == "semi_auto_parallel":
         file = paths.attempt_folder / "strategy" / f"ckpt_strategy_rank_{rank_id}.ckpt"
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(exist_ok=True)
         mindspore.set_auto_parallel_context(strategy_ckpt_save_file=str(file))
 
 

@@ -40,9 +40,14 @@ def record(job_id: str, state: str = jobs.SUCCEEDED, created: str = "2026-01-01T
     )
 
 
+def write_job(paths: JobPaths, written: JobRecord) -> None:
+    paths.root.mkdir(parents=True, exist_ok=True)
+    jobs.write_record(paths, written)
+
+
 def store_with(root: Path, *ids: str) -> JobStore:
     for number, job_id in enumerate(ids):
-        jobs.write_record(JobPaths(root=root / job_id), record(job_id, created=f"2026-01-0{number + 1}T00:00:00+00:00"))
+        write_job(JobPaths(root=root / job_id), record(job_id, created=f"2026-01-0{number + 1}T00:00:00+00:00"))
     return JobStore(root)
 
 
@@ -125,16 +130,14 @@ def test_a_step_of_the_clock_makes_no_job_lost(tmp_path: Path) -> None:
         (replace(own, boot="of another boot"), jobs.LOST),
         (ProcessId(pid=own.pid, started=own.started), jobs.RUNNING),  # of a version that wrote no ticks
     ):
-        jobs.write_record(
-            JobPaths(root=tmp_path / "a"), replace(record("a", jobs.RUNNING), supervisor=stepped, guard=None)
-        )
+        write_job(JobPaths(root=tmp_path / "a"), replace(record("a", jobs.RUNNING), supervisor=stepped, guard=None))
         assert JobStore(tmp_path).get("a")[1].state == state
 
 
 def test_the_table_keeps_step_and_loss_of_the_attempt_before(tmp_path: Path) -> None:
     paths = JobPaths(root=tmp_path / "a")
     write_steps(paths, 0, 3.0, 2.0)
-    jobs.write_record(paths, replace(record("a", jobs.RUNNING), attempt=3))
+    write_job(paths, replace(record("a", jobs.RUNNING), attempt=3))
 
     assert show.job_table(JobStore(tmp_path)).splitlines()[1].split()[-2:] == ["2", "2.0000"]
 
@@ -163,8 +166,8 @@ def test_a_running_job_without_its_supervisor_is_lost(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     supervisor = ProcessId(pid=gone.pid, started=0.0)
     gone.wait()
-    jobs.write_record(JobPaths(root=tmp_path / "a"), replace(record("a", jobs.RUNNING), supervisor=supervisor))
-    jobs.write_record(JobPaths(root=tmp_path / "b"), record("b", jobs.RUNNING))
+    write_job(JobPaths(root=tmp_path / "a"), replace(record("a", jobs.RUNNING), supervisor=supervisor))
+    write_job(JobPaths(root=tmp_path / "b"), record("b", jobs.RUNNING))
 
     assert {found.job_id: found.state for _, found in JobStore(tmp_path).all()} == {"a": jobs.LOST, "b": jobs.RUNNING}
 
@@ -179,7 +182,7 @@ def test_a_lost_job_without_a_verdict_says_how_to_go_on() -> None:
 
 def test_a_job_of_another_host_is_believed(tmp_path: Path) -> None:
     elsewhere = replace(record("a", jobs.RUNNING), host="another-host", supervisor=None)
-    jobs.write_record(JobPaths(root=tmp_path / "a"), elsewhere)
+    write_job(JobPaths(root=tmp_path / "a"), elsewhere)
 
     assert JobStore(tmp_path).get("a")[1].state == jobs.RUNNING
 
@@ -199,6 +202,7 @@ def test_a_pid_that_belongs_to_another_process_now_is_not_signalled(no_survivors
 
 
 def write_steps(paths: JobPaths, rank_id: int, *losses: float) -> None:
+    paths.events.mkdir(parents=True, exist_ok=True)
     with EventWriter(paths.rank_events(rank_id), rank_id) as events:
         events.write("begin", pid=1, started=1.0)
         for number, loss in enumerate(losses, 1):
@@ -286,7 +290,7 @@ def test_the_tail_of_a_long_log_reads_only_its_end(tmp_path: Path) -> None:
 
 def test_jobs_are_chosen_by_state_and_name(tmp_path: Path) -> None:
     store = store_with(tmp_path, "bcdfg-one", "zzzzz-two")
-    jobs.write_record(JobPaths(root=tmp_path / "qqqqq-one"), record("qqqqq-one", jobs.FAILED))
+    write_job(JobPaths(root=tmp_path / "qqqqq-one"), record("qqqqq-one", jobs.FAILED))
 
     def chosen(states: str | None, name: str | None) -> set[str]:
         return {found.job_id for _, found in jobs.select_jobs(store.all(), states=states, name=name)}
@@ -310,6 +314,7 @@ def test_jobs_as_json_have_their_ranks(tmp_path: Path) -> None:
 
 def test_a_slow_rank_is_named(tmp_path: Path) -> None:
     paths = JobPaths(root=tmp_path / "bcdfg-x")
+    paths.events.mkdir(parents=True)
     for rank_id, seconds in ((0, 0.1), (1, 0.11), (2, 0.5)):
         with EventWriter(paths.rank_events(rank_id), rank_id) as events:
             for number in range(1, 5):

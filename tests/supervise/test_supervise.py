@@ -298,6 +298,30 @@ print("cleared up, child ended with", code)
     assert (done.stdout, done.stderr, done.returncode) == ("cleared up, child ended with 3\n", "", 0)
 
 
+def test_how_a_forwarders_child_ended_is_not_lost_with_the_forwarder() -> None:
+    """mpirun kills a rank's parent that has just learned how the rank ended; the supervisor adopts the rank then."""
+    script = """
+import os, signal
+from launcher.processes import adopt_orphans
+from launcher.supervise.signals import Forwarding
+adopt_orphans()
+middle = os.fork()
+if middle == 0:
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+    Forwarding(child, {}).wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(middle, 0)
+print(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+    assert (done.stdout, done.stderr) == ("-15\n", "")
+
+
 def test_asked_twice_it_stops_at_once(tmp_path: Path, engine: str, no_survivors: str) -> None:
     program = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + WAIT
     supervised = job(tmp_path, program, no_survivors, engine)
@@ -408,6 +432,20 @@ def test_a_job_whose_folder_is_removed_ends(tmp_path: Path, engine: str, no_surv
 
     assert not supervised.root.exists()
     assert not marked(no_survivors)
+
+
+def test_what_starts_late_does_not_bring_a_removed_folder_back(tmp_path: Path, engine: str, no_survivors: str) -> None:
+    """On a busy host the scheduler may come to its events after the ranks train, and after the folder is removed."""
+    late = "import os, time\ntime.sleep(1.5) if os.environ.get('MS_ROLE') == 'MS_SCHED' else None\n"
+    (tmp_path / "sitecustomize.py").write_text(late)
+    supervised = job(tmp_path, WAIT, no_survivors, engine)
+    supervised.env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    supervised.start().wait_for_pids()
+    shutil.rmtree(supervised.root)
+    assert supervised.guard is not None
+    supervised.guard.wait(timeout=TIMEOUT_S)
+
+    assert not supervised.root.exists()
 
 
 def test_the_jobs_folder_keeps_its_mode(tmp_path: Path, no_survivors: str) -> None:

@@ -161,6 +161,41 @@ def test_ranks_that_were_told_to_end_by_their_engine_need_not_end_at_once(tmp_pa
     assert judge(watch, tmp_path).text[EN].startswith("mpirun failed first: exit code 1")
 
 
+@pytest.mark.parametrize(("engine", "code"), [("mpirun", 1), ("msrun", 0)])
+@pytest.mark.parametrize("first", [None, -15, -9])
+@pytest.mark.parametrize("second", [None, -15, -6])
+def test_an_engine_that_was_told_to_stop_may_take_its_time_between_ranks(
+    tmp_path: Path, engine: str, code: int, first: int | None, second: int | None
+) -> None:
+    """On a busy host: and the rank that is left may crash of the other's loss before its turn comes."""
+    watch = Watch(2, engine)
+    watch.rank_gone(0, 4.0, first)
+    assert watch.in_doubt or watch.unexplained or first == -9
+    watch.rank_gone(1, 4.4, second)
+    watch.program_gone(engine, 5.2, code)
+
+    assert judge(watch, tmp_path).text[EN].startswith(f"{engine} failed first: exit code {code}")
+
+
+def test_a_rank_that_raised_before_its_engine_was_told_to_stop_failed_first(tmp_path: Path) -> None:
+    watch = Watch(2, "mpirun")
+    watch.note(error(1, "no luck", 4.0))
+    watch.rank_gone(0, 4.4, -15)
+    assert not watch.in_doubt
+    watch.program_gone("mpirun", 5.2, 1)
+
+    assert judge(watch, tmp_path).rank_id == 1
+
+
+def test_a_lone_rank_that_its_engine_ended_did_not_fail_first(tmp_path: Path) -> None:
+    watch = Watch(1, "mpirun")
+    watch.rank_gone(0, 4.0, -15)
+    assert watch.in_doubt
+    watch.program_gone("mpirun", 5.2, 1)
+
+    assert judge(watch, tmp_path).text[EN].startswith("mpirun failed first")
+
+
 def test_the_rank_that_mpirun_names_ended_before_those_that_it_then_ended(tmp_path: Path) -> None:
     """Both were seen gone at once, and how is not known: alone that looks as if mpirun had been told to stop."""
     watch = Watch(2, "mpirun")

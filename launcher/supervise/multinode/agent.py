@@ -118,7 +118,8 @@ class Agent:
         missing = missing_inputs(self.paths)
         if missing and not found.fault:
             found = replace(found, fault=f"{missing[0]} is not there; the job reads it on every host")
-        write_atomic(self.paths.node_here(self.options.node_rank), json.dumps(found.to_dict()) + "\n")
+        here = self.paths.node_here(self.options.node_rank)
+        write_atomic(here, json.dumps(found.to_dict()) + "\n", parents=False)
 
     def _outcome(self) -> Outcome:
         """Whatever happens, ranks that run are ended and there is an outcome."""
@@ -199,7 +200,8 @@ class Agent:
             "failed_at": outcome.failed_at,
         }
         with contextlib.suppress(OSError):
-            write_atomic(self.paths.node_end(self.options.node_rank), json.dumps(document, ensure_ascii=False) + "\n")
+            end = self.paths.node_end(self.options.node_rank)
+            write_atomic(end, json.dumps(document, ensure_ascii=False) + "\n", parents=False)
 
     def _leader_gone(self) -> bool:
         """Whether nobody else will write the job's end. A leader that was killed may have a guard that does."""

@@ -109,7 +109,7 @@ class NodeAttempt(Attempt):
         if stop_at is None:
             return None
         with contextlib.suppress(OSError):
-            write_atomic(self.paths.stop_at, f"{stop_at}\n")
+            write_atomic(self.paths.stop_at, f"{stop_at}\n", parents=False)
         self._for(grace_s, lambda: self.watch.all_done or self._stops() > 1 or self.watch.failing)
         if not self.watch.all_done:
             return None

@@ -137,8 +137,8 @@ class Lead:
 
     def _make_folders(self) -> None:
         """Slates are made before anybody looks for them: NFS remembers for a while that a file is missing."""
-        for folder in (self.paths.logs, self.paths.events, self.paths.work, self.paths.nodes):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.paths.make_attempt_folders()
+        self.paths.nodes.mkdir(exist_ok=True)
         for node in self._nodes:
             self.paths.node_slate(node.place.node_rank).touch()
         with contextlib.suppress(OSError):
@@ -188,7 +188,7 @@ class Lead:
             return self._refuse(error.message, [error.hint] if error.hint else [])
         for node, place in zip(self._nodes, self.launch.nodes, strict=True):
             node.place = place
-        write_atomic(self.paths.start, self.launch.to_json())
+        write_atomic(self.paths.start, self.launch.to_json(), parents=False)
         for share in self.launch.for_nodes():
             self.paths.node_start(share.node_rank).write_text(share.to_json(), encoding="utf-8")
         self._order(replace(self._orders, order=START))
