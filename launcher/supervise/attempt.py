@@ -24,12 +24,12 @@ from launcher.jobs.events import EventReader, read_position
 from launcher.jobs.logs import tail
 from launcher.jobs.verdict import Verdict
 from launcher.plan.launch import HANG_FACTOR, MIN_HANG_TIMEOUT_S, Launch
-from launcher.supervise.early import EarlyRanks
+from launcher.supervise.early_ranks import EarlyRanks
 from launcher.supervise.oom import OomWatch
-from launcher.supervise.signals import Asked, StopRequest
+from launcher.supervise.rank_states import ENGINE_LEAVES_S, SCHEDULER, SCHEDULER_FOLLOWS_S, Failure, RankStates
 from launcher.supervise.stacks import dump_stacks
+from launcher.supervise.stop_signals import StopRequest, StopSignals
 from launcher.supervise.verdict import Findings, find_verdict, signal_name
-from launcher.supervise.watch import ENGINE_LEAVES_S, SCHEDULER, SCHEDULER_FOLLOWS_S, Failure, Watch
 
 # Reports of ranks are read this often; ends of processes wake the supervisor at once.
 TICK_S = 0.1
@@ -86,11 +86,13 @@ class _Watched:
 class Attempt:
     """Runs once. ``tell`` is called with STARTING, RUNNING and STOPPING, and with the ranks' processes."""
 
-    def __init__(self, paths: JobPaths, launch: Launch, asked: Asked, tell: Callable[[str, Watch], None]) -> None:
-        self.paths, self.launch, self.asked, self._tell = paths, launch, asked, tell
+    def __init__(
+        self, paths: JobPaths, launch: Launch, signals: StopSignals, tell: Callable[[str, RankStates], None]
+    ) -> None:
+        self.paths, self.launch, self.signals, self._tell = paths, launch, signals, tell
         self.limits = launch.limits
         self.end_signal = signal.SIGTERM
-        self.watch = Watch([rank.rank_id for rank in launch.ranks], launch.engine if launch.nests_ranks else None)
+        self.states = RankStates([rank.rank_id for rank in launch.ranks], launch.engine if launch.nests_ranks else None)
         self._children: dict[int, _Child] = {}
         self._selector = selectors.DefaultSelector()
         self._readers = [EventReader(path=paths.scheduler_events)] if launch.node_rank == 0 else []
@@ -106,7 +108,7 @@ class Attempt:
 
     def run(self) -> Outcome:
         """The whole attempt. However it ends, nothing that it started is left."""
-        self._selector.register(self.asked.wake_fd, selectors.EVENT_READ, None)
+        self._selector.register(self.signals.wake_fd, selectors.EVENT_READ, None)
         try:
             self._make_folders()
             self._start()
@@ -147,8 +149,8 @@ class Attempt:
         process = ProcessId.of_pid(popen.pid)
         self._children[popen.pid] = _Child(program=program, process=process, popen=popen)
         self._watch_process(program.name if program.rank_id is None else program.rank_id, process)
-        if program.name == self.watch.engine:
-            ranks, scheduler = list(self.watch.ranks), program.name == "msrun" and self.launch.node_rank == 0
+        if program.name == self.states.engine:
+            ranks, scheduler = list(self.states.ranks), program.name == "msrun" and self.launch.node_rank == 0
             self._early = EarlyRanks(program.name, process, ranks, scheduler=scheduler)
 
     def _program_log(self, name: str) -> Path:
@@ -169,7 +171,7 @@ class Attempt:
             return
         self._watched[who] = process
         if isinstance(who, int):
-            self.watch.ranks[who].process = process
+            self.states.ranks[who].process = process
         handle = process.open_pidfd()
         if handle is None:
             self._gone(who, process.exit_code())
@@ -178,9 +180,9 @@ class Attempt:
 
     def _gone(self, who: int | str, code: int | None = None) -> None:
         if isinstance(who, int):
-            self.watch.rank_gone(who, time.time(), code)
+            self.states.rank_gone(who, time.time(), code)
         else:
-            self.watch.program_gone(who, time.time(), code)
+            self.states.program_gone(who, time.time(), code)
 
     # ------------------------------------------------------------------------------------------------ watching
 
@@ -199,27 +201,27 @@ class Attempt:
 
     def _other(self, data: object) -> None:
         """Take note of a descriptor that is no process's."""
-        self.asked.drain()
+        self.signals.drain()
 
     def _look_for_ranks(self) -> None:
         """Below the engine, until all are known."""
         if self._early is None:
             return
         for who, process in self._early.look():
-            if isinstance(who, int) and not self.watch.ranks[who].begun:
+            if isinstance(who, int) and not self.states.ranks[who].begun:
                 self._watch_process(who, process)
-        if not self._early.missing or all(rank.begun for rank in self.watch.ranks.values()):
+        if not self._early.missing or all(rank.begun for rank in self.states.ranks.values()):
             self._early = None
 
     def _hear_engine(self) -> None:
         """Take the engine's word for a rank that ended before we saw it, or together with others."""
-        engine = self.watch.engine
+        engine = self.states.engine
         told = ENGINES[engine].told("\n".join(tail(self._program_log(engine), _ENGINE_LINES))) if engine else None
         rank_id = told.rank_id if told else None
         if told and self._early:
             rank_id = self._early.rank_of(told)
-        if told and rank_id in self.watch.ranks:
-            self.watch.rank_named(rank_id, time.time(), told.code)
+        if told and rank_id in self.states.ranks:
+            self.states.rank_named(rank_id, time.time(), told.code)
 
     def _note_end(self, pid: int, code: int) -> None:
         """A child has ended, or an orphan that we adopted: ranks of an engine that died before it could look.
@@ -234,29 +236,29 @@ class Attempt:
     def _read_events(self) -> None:
         for reader in self._readers:
             for event in reader.new():
-                self.watch.note(event)
-        for rank in self.watch.ranks.values():
+                self.states.note(event)
+        for rank in self.states.ranks.values():
             if rank.process:
                 self._watch_process(rank.rank_id, rank.process)
-        if self.watch.scheduler and self.launch.engine == "msrun":
-            self._watch_process(SCHEDULER, self.watch.scheduler)
+        if self.states.scheduler and self.launch.engine == "msrun":
+            self._watch_process(SCHEDULER, self.states.scheduler)
 
     def _set_state(self, state: str) -> None:
         if state != self._state:
             self._state = state
-            self._tell(state, self.watch)
+            self._tell(state, self.states)
 
     def _follow(self) -> Outcome:
         while True:
             self._tick()
             if self._stops():
                 return self._stop_as_asked()
-            if self.watch.all_done:
+            if self.states.all_done:
                 return self._finish()
-            failure = self._settled_failure() if self.watch.failing else self._slow_checks()
+            failure = self._settled_failure() if self.states.failing else self._slow_checks()
             if failure:
                 return self._fail(failure)
-            if self.watch.all_ready:
+            if self.states.all_ready:
                 self._set_state(jobs.RUNNING)
 
     def _for(self, seconds: float, until: Callable[[], bool]) -> bool:
@@ -268,14 +270,14 @@ class Attempt:
 
     def _settled_failure(self) -> Failure | None:
         self._for(SETTLE_S, lambda: False)
-        watch = self.watch
-        self._for(ENGINE_LEAVES_S, lambda: not watch.unexplained)
-        if watch.in_doubt:
-            self._for(SCHEDULER_FOLLOWS_S, lambda: not (watch.in_doubt and watch.scheduler_was_spared))
-        if not watch.scheduler_was_spared:
-            self._for(ENGINE_LEAVES_S, lambda: not watch.in_doubt)
+        states = self.states
+        self._for(ENGINE_LEAVES_S, lambda: not states.unexplained)
+        if states.in_doubt:
+            self._for(SCHEDULER_FOLLOWS_S, lambda: not (states.in_doubt and states.scheduler_was_spared))
+        if not states.scheduler_was_spared:
+            self._for(ENGINE_LEAVES_S, lambda: not states.in_doubt)
         self._hear_engine()
-        return watch.first_failure()
+        return states.first_failure()
 
     # ------------------------------------------------------------------------------------------------ slow checks
 
@@ -304,9 +306,9 @@ class Attempt:
     def _suspended(self) -> Failure | None:
         """A rank that is suspended while another runs; all at once were suspended on purpose."""
         now = time.monotonic()
-        stopped = {r.rank_id for r in self.watch.ranks.values() if r.process and r.process.is_stopped()}
+        stopped = {r.rank_id for r in self.states.ranks.values() if r.process and r.process.is_stopped()}
         self._stopped_since = {rank_id: self._stopped_since.get(rank_id, now) for rank_id in stopped}
-        if not stopped or len(stopped) == len(self.watch.ranks) > 1:
+        if not stopped or len(stopped) == len(self.states.ranks) > 1:
             return None
         rank_id = min(stopped, key=lambda rank_id: self._stopped_since[rank_id])
         if now - self._stopped_since[rank_id] < self.limits.stopped_s:
@@ -314,9 +316,9 @@ class Attempt:
         return Failure(kind="stopped", time=time.time(), rank_id=rank_id, detail=f"{self.limits.stopped_s:.0f}")
 
     def _late(self) -> Failure | None:
-        if self.watch.all_ready or time.time() - self._began < self.limits.start_timeout_s:
+        if self.states.all_ready or time.time() - self._began < self.limits.start_timeout_s:
             return None
-        late = [rank for rank in self.watch.ranks.values() if not rank.ready]
+        late = [rank for rank in self.states.ranks.values() if not rank.ready]
         first = next((rank for rank in late if not rank.begun), late[0])
         behind = tuple(rank.rank_id for rank in late if rank is not first)
         detail = f"{self.limits.start_timeout_s:.0f}"
@@ -326,17 +328,17 @@ class Attempt:
         """How long no step may be finished; an evaluation or a checkpoint may take much longer."""
         timeout_s = self.limits.hang_timeout_s
         if timeout_s is None:
-            timeout_s = max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * (self.watch.step_time_s() or 0.0))
-        return timeout_s * (BUSY_FACTOR if self.watch.busy else 1)
+            timeout_s = max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * (self.states.step_time_s() or 0.0))
+        return timeout_s * (BUSY_FACTOR if self.states.busy else 1)
 
     def _hanging(self) -> Failure | None:
-        last = self.watch.last_progress
+        last = self.states.last_progress
         if last is None or time.time() - last < self.hang_timeout_s():
             return None
-        entered = {rank_id: read_position(self.paths.rank_position(rank_id)) for rank_id in self.watch.ranks}
+        entered = {rank_id: read_position(self.paths.rank_position(rank_id)) for rank_id in self.states.ranks}
         ahead = max(entered.values())
         behind = tuple(rank_id for rank_id, step in entered.items() if step < ahead)
-        dump_stacks(self.paths, self.watch)
+        dump_stacks(self.paths, self.states)
         who = behind[0] if len(behind) == 1 else None
         detail = f"{time.time() - last:.0f}"
         return Failure(kind="no_progress", time=time.time(), rank_id=who, behind=behind, detail=detail)
@@ -345,37 +347,37 @@ class Attempt:
 
     def _finish(self) -> Outcome:
         """All is saved. Processes may end by themselves for a while; how they end does not matter any more."""
-        self._for(self.limits.leave_s, lambda: self.watch.all_gone)
+        self._for(self.limits.leave_s, lambda: self.states.all_gone)
         warnings = [
             f"rank {rank.rank_id} ended with {signal_name(rank.code)} after everything was saved"
-            for rank in self.watch.ranks.values()
+            for rank in self.states.ranks.values()
             if rank.code
         ]
         return Outcome(state=jobs.SUCCEEDED, warnings=tuple(warnings))
 
     def _fail(self, failure: Failure) -> Outcome:
-        alive = tuple(rank.rank_id for rank in self.watch.ranks.values() if rank.gone is None)
+        alive = tuple(rank.rank_id for rank in self.states.ranks.values() if rank.gone is None)
         stopped = tuple(rank_id for rank_id in alive if rank_id != failure.rank_id)
         left = kill_descendants(self._note_end)
         findings = Findings(oom=self._oom.killed, stopped=stopped, disk_full=_disk_full(self.paths.root))
-        verdict = find_verdict(self.paths, self.launch.ranks, self.watch, failure, findings)
+        verdict = find_verdict(self.paths, self.launch.ranks, self.states, failure, findings)
         return Outcome(state=jobs.FAILED, verdict=verdict, warnings=_survivors(left), failed_at=failure.time)
 
     def _stops(self) -> int:
         """How often this attempt was asked to stop; from the second time on it does so at once."""
-        return self.asked.count
+        return self.signals.count
 
     def _stop_request(self) -> StopRequest:
-        return self.asked.request(self.paths, self.limits.grace_s)
+        return self.signals.request(self.paths, self.limits.grace_s)
 
     def _stop_as_asked(self) -> Outcome:
         """TERM to the ranks, KILL after the grace; at once when asked again. First a checkpoint, if that is wanted."""
         self._set_state(jobs.STOPPING)
         request = self._stop_request()
         saved = self._save_first(request.grace_s) if request.save else None
-        if self._stops() < 2 and not self.watch.all_gone:
+        if self._stops() < 2 and not self.states.all_gone:
             self._terminate_ranks()
-            self._for(request.grace_s, lambda: self.watch.all_gone or self._stops() > 1)
+            self._for(request.grace_s, lambda: self.states.all_gone or self._stops() > 1)
         return Outcome(state=jobs.CANCELLED, warnings=_survivors(kill_descendants(self._note_end)), saved_step=saved)
 
     def _terminate_ranks(self) -> None:
@@ -387,13 +389,13 @@ class Attempt:
 
     def _save_first(self, grace_s: float) -> int | None:
         """Have all ranks end after the same step, which makes them save. Returns that step, None if they did not."""
-        entered = max(read_position(self.paths.rank_position(rank_id)) for rank_id in self.watch.ranks)
+        entered = max(read_position(self.paths.rank_position(rank_id)) for rank_id in self.states.ranks)
         # No rank can have begun that step: ranks wait for each other in every one.
         stop_at = jobs.step_to_stop_at(self.paths, entered + 2)
         with contextlib.suppress(OSError):
             write_atomic(self.paths.stop_at, f"{stop_at}\n", parents=False)
-        self._for(grace_s, lambda: self.watch.all_done or self._stops() > 1 or self.watch.failing)
-        return stop_at if self.watch.all_done else None
+        self._for(grace_s, lambda: self.states.all_done or self._stops() > 1 or self.states.failing)
+        return stop_at if self.states.all_done else None
 
     def _close(self) -> None:
         for handle in [key.fd for key in self._selector.get_map().values() if isinstance(key.data, _Watched)]:

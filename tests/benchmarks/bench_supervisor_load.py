@@ -22,7 +22,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPAT
 
 from launcher.jobs.events import EventWriter  # noqa: E402
 from launcher.supervise.attempt import TICK_S, Attempt  # noqa: E402
-from launcher.supervise.signals import asked_to_stop  # noqa: E402
+from launcher.supervise.stop_signals import catch_stop_signals  # noqa: E402
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=10.0)
     parser.add_argument("--seconds", type=float, default=20.0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, asked_to_stop() as asked:
-        attempt = make_attempt(Path(folder), options.ranks, asked)
+    with tempfile.TemporaryDirectory() as folder, catch_stop_signals() as signals:
+        attempt = make_attempt(Path(folder), options.ranks, signals)
         writer = os.fork()
         if writer == 0:
             write_steps(Path(folder), options.ranks, options.rate, options.seconds)
@@ -43,20 +43,20 @@ def main() -> None:
             attempt._tick(TICK_S)
             attempt._slow_checks()
         busy = (sum(own.cpu_times()[:2]) - before) / (time.monotonic() - began)
-        steps = {rank.last_step for rank in attempt.watch.ranks.values()}
+        steps = {rank.last_step for rank in attempt.states.ranks.values()}
     rss = own.memory_info().rss / 2**20
     print(f"{options.ranks} ranks, {options.rate:g} steps/s each: {busy:.2%} of a core, {rss:.0f} MiB resident")
     print(f"last steps seen {sorted(map(str, steps))}, written {int(options.seconds * options.rate)}")
 
 
-def make_attempt(root: Path, num_ranks: int, asked: object) -> Attempt:
+def make_attempt(root: Path, num_ranks: int, signals: object) -> Attempt:
     """An attempt that watches and has started nothing."""
     from support.supervised import Supervised
 
     from launcher.jobs import JobPaths
 
     job = Supervised(root=root, program="", mark="bench", ranks=num_ranks)
-    attempt = Attempt(JobPaths(root=root), job.launch(), asked, lambda state, watch: None)  # type: ignore[arg-type]
+    attempt = Attempt(JobPaths(root=root), job.launch(), signals, lambda state, states: None)  # type: ignore[arg-type]
     attempt._make_folders()
     attempt._began = time.time()
     return attempt

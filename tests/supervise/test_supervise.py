@@ -303,7 +303,7 @@ def test_how_a_forwarders_child_ended_is_not_lost_with_the_forwarder() -> None:
     script = """
 import os, signal
 from launcher.processes import adopt_orphans
-from launcher.supervise.signals import Forwarding
+from launcher.common.signals import Forwarding
 adopt_orphans()
 middle = os.fork()
 if middle == 0:
@@ -516,7 +516,7 @@ def test_the_supervisor_is_small(tmp_path: Path, no_survivors: str) -> None:
 def test_the_supervisor_imports_nothing_heavy(tmp_path: Path) -> None:
     script = """
 import sys
-import launcher.supervise.main, launcher.worker.main
+import launcher.supervise.supervisor, launcher.worker.main
 heavy = {"mindspore", "mindformers", "numpy", "pydantic", "jinja2", "rich", "click", "yaml"} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -19,10 +19,20 @@ from launcher.jobs.events import read_position
 from launcher.plan.launch import Launch
 from launcher.schedulers import SCHEDULED
 from launcher.supervise.attempt import Attempt, Outcome
-from launcher.supervise.multinode.link import DONE, END, RUNNING, SAVING, STARTING, STOP, Link, RankState, beat_s
-from launcher.supervise.signals import Asked, StopRequest
+from launcher.supervise.multinode.leader_link import (
+    DONE,
+    END,
+    RUNNING,
+    SAVING,
+    STARTING,
+    STOP,
+    LeaderLink,
+    RankReport,
+    heartbeat_s,
+)
+from launcher.supervise.rank_states import Failure, Rank
 from launcher.supervise.stacks import dump_stacks
-from launcher.supervise.watch import Failure, Rank
+from launcher.supervise.stop_signals import StopRequest, StopSignals
 
 _FOREVER_S = 1e9
 
@@ -30,10 +40,12 @@ _FOREVER_S = 1e9
 class NodeAttempt(Attempt):
     """``stdin``: a descriptor whose end means that the leader is gone; None where it says nothing."""
 
-    def __init__(self, paths: JobPaths, launch: Launch, asked: Asked, link: Link, *, stdin: int | None = None) -> None:
-        super().__init__(paths, launch, asked, _tell_nobody)
+    def __init__(
+        self, paths: JobPaths, launch: Launch, signals: StopSignals, link: LeaderLink, *, stdin: int | None = None
+    ) -> None:
+        super().__init__(paths, launch, signals, _tell_nobody)
         self.link = link
-        self._beat_s = beat_s(launch.limits.lost_s)
+        self._heartbeat_s = heartbeat_s(launch.limits.lost_s)
         self._report_at = 0.0
         self._cut = False
         self._dumped = False
@@ -52,25 +64,25 @@ class NodeAttempt(Attempt):
 
     def _tick(self, timeout_s: float = 0.1) -> None:
         super()._tick(timeout_s)
-        if self.link.report.state == STARTING and self.watch.all_ready:
+        if self.link.report.state == STARTING and self.states.all_ready:
             self.link.report.state = RUNNING
-        asked = self.asked.request_to_pass_on()
-        if asked and self.link.report.asked is None:
-            self.link.report.asked = asked
+        passed_on = self.signals.request_to_pass_on()
+        if passed_on and self.link.report.stop_signal is None:
+            self.link.report.stop_signal = passed_on
             self.link.poke()
         if time.monotonic() >= self._report_at:
-            self._report_at = time.monotonic() + self._beat_s
+            self._report_at = time.monotonic() + self._heartbeat_s
             self._note_ranks()
-        if self.link.orders.stacks and not self._dumped:
+        if self.link.command.stacks and not self._dumped:
             self._dumped = True
-            dump_stacks(self.paths, self.watch)
+            dump_stacks(self.paths, self.states)
 
     def _note_ranks(self) -> None:
         report = self.link.report
-        report.step_s, report.busy = self.watch.step_time_s(), self.watch.busy
+        report.step_s, report.busy = self.states.step_time_s(), self.states.busy
         report.ranks = {
-            rank.rank_id: RankState(state=_state(rank), step=read_position(self.paths.rank_position(rank.rank_id)))
-            for rank in self.watch.ranks.values()
+            rank.rank_id: RankReport(state=_state(rank), step=read_position(self.paths.rank_position(rank.rank_id)))
+            for rank in self.states.ranks.values()
         }
 
     def _other(self, data: object) -> None:
@@ -85,18 +97,18 @@ class NodeAttempt(Attempt):
 
     def _stops(self) -> int:
         """A signal to this process is passed to the leader, who may let all hosts save first; SIGHUP is no request."""
-        orders = self.link.orders
-        if self._cut or self.link.leader_lost or signal.SIGHUP in self.asked.signals:
+        command = self.link.command
+        if self._cut or self.link.leader_lost or signal.SIGHUP in self.signals.received:
             return 2
-        if orders.order == END or orders.hurry:
+        if command.action == END or command.hurry:
             return 2
-        return 1 if orders.order == STOP else 0
+        return 1 if command.action == STOP else 0
 
     def _stop_request(self) -> StopRequest:
-        return StopRequest(grace_s=self.link.orders.grace_s, save=self.link.orders.save and self._stops() < 2)
+        return StopRequest(grace_s=self.link.command.grace_s, save=self.link.command.save and self._stops() < 2)
 
     def _stop_as_asked(self) -> Outcome:
-        failure = self.watch.first_failure() if self.watch.failing else None
+        failure = self.states.first_failure() if self.states.failing else None
         return self._fail(failure) if failure else super()._stop_as_asked()
 
     def _save_first(self, grace_s: float) -> int | None:
@@ -104,14 +116,14 @@ class NodeAttempt(Attempt):
         self._note_ranks()
         self.link.report.state = SAVING
         self.link.poke()
-        self._for(grace_s, lambda: self.link.orders.stop_at is not None or self._stops() > 1 or self.watch.failing)
-        stop_at = self.link.orders.stop_at
+        self._for(grace_s, lambda: self.link.command.stop_at is not None or self._stops() > 1 or self.states.failing)
+        stop_at = self.link.command.stop_at
         if stop_at is None:
             return None
         with contextlib.suppress(OSError):
             write_atomic(self.paths.stop_at, f"{stop_at}\n", parents=False)
-        self._for(grace_s, lambda: self.watch.all_done or self._stops() > 1 or self.watch.failing)
-        if not self.watch.all_done:
+        self._for(grace_s, lambda: self.states.all_done or self._stops() > 1 or self.states.failing)
+        if not self.states.all_done:
             return None
         self._leave_together()
         return stop_at

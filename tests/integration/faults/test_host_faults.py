@@ -1,6 +1,7 @@
 """Faults of whole hosts with real MindSpore over ssh; only with $LAUNCHER_FAULTS=all, as `make faults` sets it.
 
-The same faults with small programs for ranks are always run: tests/supervise/test_nodes.py, tests/schedulers/test_ssh.py.
+The same faults with small programs for ranks are always run: tests/supervise/test_nodes.py and
+tests/schedulers/test_ssh.py.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Failure:
     detail: str = ""
 
 
-class Watch:
+class RankStates:
     """Facts about one attempt.
 
     ``ranks``: how many, or which. ``engine``: the program that nests ranks, None when the supervisor starts them.

@@ -1,4 +1,4 @@
-"""The leader of an attempt on several hosts: agents started, hosts checked, orders given, the first failure found.
+"""The leader of an attempt on several hosts: agents started, hosts checked, commands given, the first failure found.
 
 It reads one small file a host, and nothing of a rank. Times that hosts report are corrected by how far their clocks
 are from ours: the first failure is found also where a clock is off by a minute.
@@ -27,13 +27,13 @@ from launcher.schedulers import SCHEDULED
 from launcher.schedulers.agents import AgentStart, agent_starts
 from launcher.schedulers.registration import CLOCK_S, Registration, problems
 from launcher.supervise.attempt import BUSY_FACTOR, Outcome, folder_gone
-from launcher.supervise.multinode.link import DONE, END, ENDED, SAVING, START, STOP, Orders, beat_s
-from launcher.supervise.multinode.rendezvous import cluster_of, settle_launch
-from launcher.supervise.multinode.slate import Slate, read_slate
-from launcher.supervise.multinode.verdicts import host_verdict, program_verdict, silent, span, with_others
-from launcher.supervise.signals import Asked
+from launcher.supervise.multinode.host_verdicts import host_verdict, program_verdict, silent, span, with_others
+from launcher.supervise.multinode.leader_link import DONE, END, ENDED, SAVING, START, STOP, LeaderCommand, heartbeat_s
+from launcher.supervise.multinode.rendezvous import bind_hosts, cluster_of
+from launcher.supervise.multinode.status_file import StatusFile, read_status
+from launcher.supervise.rank_states import RankStates
+from launcher.supervise.stop_signals import StopSignals
 from launcher.supervise.verdict import describe_exit, stack_of
-from launcher.supervise.watch import Watch
 
 if TYPE_CHECKING:
     from launcher.common.rendering import RenderedFile
@@ -60,9 +60,9 @@ class Node:
 
     place: NodePlace
     start: AgentStart | None = None
-    beat: int | None = None
+    heartbeat: int | None = None
     seen: float = 0.0
-    slate: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)
     here: Registration | None = None
     end: dict[str, Any] | None = None
     lost: Verdict | None = None
@@ -83,24 +83,24 @@ class Node:
 
     @property
     def state(self) -> str:
-        return str(self.slate.get("state", ""))
+        return str(self.status.get("state", ""))
 
     @property
     def ranks(self) -> dict[int, tuple[str, int]]:
-        return {int(rank_id): (state, step) for rank_id, (state, step) in self.slate.get("ranks", {}).items()}
+        return {int(rank_id): (state, step) for rank_id, (state, step) in self.status.get("ranks", {}).items()}
 
-    def note(self, slate: dict[str, Any], now: float, wall: float) -> None:
+    def note(self, status: dict[str, Any], now: float, wall: float) -> None:
         """Take a new sign of life.
 
         Delays are never negative: of differences in our direction the largest is the truest, of those that the host
         itself saw in the other the smallest; its clock is between the two.
         """
-        self.beat, self.seen, self.slate = slate["beat"], now, slate
-        least = float(slate["time"]) - wall
+        self.heartbeat, self.seen, self.status = status["heartbeat"], now, status
+        least = float(status["time"]) - wall
         self.least_s = least if self.least_s is None else max(self.least_s, least)
-        most = slate.get("ahead_most_s")
+        most = status.get("ahead_most_s")
         self.ahead_s = self.least_s if most is None else (self.least_s + float(most)) / 2
-        ranks = slate.get("ranks", {}).values()
+        ranks = status.get("ranks", {}).values()
         self.ready = bool(ranks) and all(state in ("ready", "done") for state, _ in ranks)
         self.steps = sum(step for _, step in ranks)
 
@@ -108,18 +108,20 @@ class Node:
         return their_time - (self.ahead_s or 0.0)
 
 
-class Lead:
+class Leader:
     """Runs once, like ``Attempt`` on one host. ``tell`` is called with the job's states."""
 
-    def __init__(self, paths: JobPaths, launch: Launch, asked: Asked, tell: Callable[[str, Watch], None]) -> None:
-        self.paths, self.launch, self.asked, self._tell = paths, launch, asked, tell
-        self.limits, self.watch = launch.limits, Watch((), None)
-        self._orders, self._slate = Orders(), Slate(paths.leader_slate)
+    def __init__(
+        self, paths: JobPaths, launch: Launch, signals: StopSignals, tell: Callable[[str, RankStates], None]
+    ) -> None:
+        self.paths, self.launch, self.signals, self._tell = paths, launch, signals, tell
+        self.limits, self.states = launch.limits, RankStates((), None)
+        self._command, self._status_file = LeaderCommand(), StatusFile(paths.leader_status)
         self._nodes = [Node(place=place) for place in launch.nodes]
         self._spawned: list[tuple[AgentStart, subprocess.Popen[bytes]]] = []
-        self._beat_s = beat_s(launch.limits.lost_s)
-        self._look_s = min(self._beat_s / 2, 0.1 if len(self._nodes) <= _FEW_HOSTS else 1.0)
-        self._beat_at = self._polled_at = 0.0
+        self._heartbeat_s = heartbeat_s(launch.limits.lost_s)
+        self._look_s = min(self._heartbeat_s / 2, 0.1 if len(self._nodes) <= _FEW_HOSTS else 1.0)
+        self._heartbeat_at = self._polled_at = 0.0
         self._state = ""
         self._warnings: list[str] = []
         self._progress = (0, False, time.monotonic())
@@ -136,14 +138,14 @@ class Lead:
     # ------------------------------------------------------------------------------------------------ starting
 
     def _make_folders(self) -> None:
-        """Slates are made before anybody looks for them: NFS remembers for a while that a file is missing."""
+        """Status files are made before anybody looks for them: NFS remembers for a while that a file is missing."""
         self.paths.make_attempt_folders()
         self.paths.nodes.mkdir(exist_ok=True)
         for node in self._nodes:
-            self.paths.node_slate(node.place.node_rank).touch()
+            self.paths.node_status(node.place.node_rank).touch()
         with contextlib.suppress(OSError):
             self.paths.control.write_text("", encoding="utf-8")
-        self._order(self._orders)
+        self._send(self._command)
         self._set_state(jobs.STARTING)
 
     def _spawn_agents(self) -> None:
@@ -182,7 +184,7 @@ class Lead:
         if faults:
             return self._refuse("the hosts cannot run this job together", faults)
         try:
-            self.launch = settle_launch(self.launch, found)
+            self.launch = bind_hosts(self.launch, found)
             self._write_rank_table(found)
         except LauncherError as error:
             return self._refuse(error.message, [error.hint] if error.hint else [])
@@ -191,7 +193,7 @@ class Lead:
         write_atomic(self.paths.start, self.launch.to_json(), parents=False)
         for share in self.launch.for_nodes():
             self.paths.node_start(share.node_rank).write_text(share.to_json(), encoding="utf-8")
-        self._order(replace(self._orders, order=START))
+        self._send(replace(self._command, action=START))
         self._began = time.monotonic()
         self._progress = (0, False, self._began)
         return None
@@ -217,7 +219,7 @@ class Lead:
         from launcher.common.rendering import RenderedFile
         from launcher.schedulers.kubernetes import operators_table
 
-        self._for(self.limits.register_s, lambda: operators_table() != "" or self.asked.count)
+        self._for(self.limits.register_s, lambda: operators_table() != "" or self.signals.count)
         text = operators_table()
         return RenderedFile(path="rank_table.json", text=text) if text else None
 
@@ -234,16 +236,16 @@ class Lead:
 
     # ------------------------------------------------------------------------------------------------ watching
 
-    def _order(self, orders: Orders) -> None:
-        self._orders = replace(orders, beat=self._orders.beat + 1, time=time.time())
+    def _send(self, command: LeaderCommand) -> None:
+        self._command = replace(command, heartbeat=self._command.heartbeat + 1, time=time.time())
         with contextlib.suppress(OSError):
-            self._slate.write(asdict(self._orders))
-        self._beat_at = time.monotonic() + self._beat_s
+            self._status_file.write(asdict(self._command))
+        self._heartbeat_at = time.monotonic() + self._heartbeat_s
 
     def _tick(self, timeout_s: float) -> None:
         time.sleep(timeout_s)
-        if self.asked.signals:
-            self.asked.drain()
+        if self.signals.received:
+            self.signals.drain()
         now = time.monotonic()
         if now - self._polled_at > self.limits.lost_s / 2:  # we were stopped or stuck ourselves: that is no silence
             for node in self._nodes:
@@ -253,19 +255,19 @@ class Lead:
         for node in self._nodes:
             if not node.over:
                 self._look_at(node, now)
-        if now >= self._beat_at:
-            self._order(self._orders)
+        if now >= self._heartbeat_at:
+            self._send(self._command)
             self._read_control()
 
     def _look_at(self, node: Node, now: float) -> None:
-        slate = read_slate(self.paths.node_slate(node.place.node_rank))
-        if slate and slate.get("beat") != node.beat:
-            node.note(slate, now, time.time())
+        status = read_status(self.paths.node_status(node.place.node_rank))
+        if status and status.get("heartbeat") != node.heartbeat:
+            node.note(status, now, time.time())
             if node.here is None:
                 self._note_here(node)
         if node.state == ENDED or node.left_at is not None:
             node.end = _read_json(self.paths.node_end(node.place.node_rank))
-        if node.end and node.end["state"] == jobs.CANCELLED and self._orders.order == START and not self._asked():
+        if node.end and node.end["state"] == jobs.CANCELLED and self._command.action == START and not self._asked():
             how = {EN: "its agent was cut off from us and has ended", ZH: "agent 与主控的连接中断，已退出"}
             self._lose(node, how, 0.0)
         elif node.end is None and node.left_at is not None and now - node.left_at > self._patience_s(node):
@@ -311,7 +313,7 @@ class Lead:
             return
         limit_s = node.start.limit_s if node.start else 0.0
         if code == SSH_FAILED and node.here and limit_s and not self._still_connected(node):
-            from launcher.supervise.multinode.verdicts import cut
+            from launcher.supervise.multinode.host_verdicts import cut
 
             self._lose(node, cut(limit_s), limit_s)
             return
@@ -327,7 +329,7 @@ class Lead:
         return is_connected(self.launch, self.paths, node.place.address)
 
     def _lose(self, node: Node, how: dict[str, str], since_s: float) -> None:
-        lines = tail(self.paths.log(node.start.name), 6) if node.start and not node.slate.get("ranks") else []
+        lines = tail(self.paths.log(node.start.name), 6) if node.start and not node.status.get("ranks") else []
         node.lost = host_verdict(
             node.place, self.launch.ranks, how, kind="host_lost", lines=lines, retry=bool(node.here)
         )
@@ -335,8 +337,8 @@ class Lead:
 
     def _read_control(self) -> None:
         """``launcher stop`` on another host cannot signal us; it writes this file."""
-        if not self.asked.count and self._control_text():
-            self.asked.direct.append(signal.SIGTERM)
+        if not self.signals.count and self._control_text():
+            self.signals.direct.append(signal.SIGTERM)
 
     def _for(self, seconds: float, until: Callable[[], object]) -> bool:
         deadline = time.monotonic() + seconds
@@ -350,15 +352,15 @@ class Lead:
 
     def _asked(self) -> int:
         """The signal that asked us, or any of the agents, to stop; 0 for none."""
-        asked = next((int(node.slate["asked"]) for node in self._nodes if node.slate.get("asked")), 0)
-        if asked and not self.asked.count:
-            self.asked.direct.append(asked)
-        return self.asked.signals[0] if self.asked.count else 0
+        asked = next((int(node.status["stop_signal"]) for node in self._nodes if node.status.get("stop_signal")), 0)
+        if asked and not self.signals.count:
+            self.signals.direct.append(asked)
+        return self.signals.received[0] if self.signals.count else 0
 
     def _set_state(self, state: str) -> None:
         if state != self._state:
             self._state = state
-            self._tell(state, self.watch)
+            self._tell(state, self.states)
 
     def _follow(self) -> Outcome:
         while True:
@@ -404,7 +406,7 @@ class Lead:
         return self._host_fails(self._nodes[first.node_rank], how, "no_start")
 
     def _hanging(self) -> Outcome | None:
-        total, busy = sum(node.steps for node in self._nodes), any(node.slate.get("busy") for node in self._nodes)
+        total, busy = sum(node.steps for node in self._nodes), any(node.status.get("busy") for node in self._nodes)
         if (total, busy) != self._progress[:2]:
             self._progress = (total, busy, time.monotonic())
         waited = time.monotonic() - self._progress[2]
@@ -413,8 +415,8 @@ class Lead:
         ranks = self._ranks()
         ahead = max(step for _, step in ranks.values())
         behind = sorted(rank_id for rank_id, (_, step) in ranks.items() if step < ahead)
-        self._order(replace(self._orders, stacks=True))
-        self._for(2 * self._beat_s + 1.0, lambda: False)
+        self._send(replace(self._command, stacks=True))
+        self._for(2 * self._heartbeat_s + 1.0, lambda: False)
         lines = stack_of(self.paths, behind[0] if behind else 0)
         how = _no_progress(waited, ahead, behind)
         at = {self.launch.ranks[rank_id].node_rank for rank_id in behind}
@@ -430,14 +432,14 @@ class Lead:
     def _hang_timeout_s(self) -> float:
         timeout_s = self.limits.hang_timeout_s
         if timeout_s is None:
-            times = [node.slate.get("step_s") or 0.0 for node in self._nodes]
+            times = [node.status.get("step_s") or 0.0 for node in self._nodes]
             timeout_s = max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * max(times))
         return timeout_s * (BUSY_FACTOR if self._progress[1] else 1)
 
     # ------------------------------------------------------------------------------------------------ ends
 
     def _finish(self) -> Outcome:
-        self._order(replace(self._orders, order=END))
+        self._send(replace(self._command, action=END))
         self._for(self.limits.leave_s + _SLACK_S, lambda: all(node.over for node in self._nodes))
         warnings = [warning for node in self._nodes if node.end for warning in node.end["warnings"]]
         return Outcome(state=jobs.SUCCEEDED, warnings=(*self._warnings, *warnings))
@@ -455,8 +457,8 @@ class Lead:
         ``verdict``: what was judged from silence; a failure that came before explains it.
         """
         judged_at = time.time()
-        self._order(replace(self._orders, order=STOP, hurry=True))
-        wait_s = max(self.limits.lost_s, _SLACK_S) + 2 * self._beat_s
+        self._send(replace(self._command, action=STOP, hurry=True))
+        wait_s = max(self.limits.lost_s, _SLACK_S) + 2 * self._heartbeat_s
         self._for(wait_s, self._all_gone)
         node, found, failed_at = self._first_failure()
         if found is not None and (verdict is None or failed_at < judged_at):
@@ -484,24 +486,24 @@ class Lead:
     def _stop_as_asked(self) -> Outcome:
         """All hosts stop; after the same step, all having saved, if that is wanted."""
         self._set_state(jobs.STOPPING)
-        request = self.asked.request(self.paths, self.limits.grace_s)
+        request = self.signals.request(self.paths, self.limits.grace_s)
         save = request.save or not self._stopped_by_user()
-        started = self._orders.order == START
-        self._order(replace(self._orders, order=STOP, grace_s=request.grace_s, save=save and started))
+        started = self._command.action == START
+        self._send(replace(self._command, action=STOP, grace_s=request.grace_s, save=save and started))
         if save and started:
             self._for(request.grace_s, lambda: self._all_gone() or self._all_saving() or self._hurried)
-            self._order(replace(self._orders, stop_at=self._stop_step()))
+            self._send(replace(self._command, stop_at=self._stop_step()))
             self._for(request.grace_s, lambda: self._all_done() or self._hurried)
-            self._order(replace(self._orders, hurry=True))
+            self._send(replace(self._command, hurry=True))
         self._for(request.grace_s + _SLACK_S, lambda: self._all_gone() or self._hurried)
-        self._order(replace(self._orders, hurry=True))
+        self._send(replace(self._command, hurry=True))
         self._for(_SLACK_S, self._all_gone)
         return self._stopped()
 
     def _stopped_by_user(self) -> bool:
         """Whether ``launcher stop`` or Ctrl-C asked for it; else a scheduler did, which lets us save."""
         scheduled = self.launch.where.get("kind") in ("slurm", "kubernetes")
-        return (not scheduled and not any(node.slate.get("asked") for node in self._nodes)) or bool(
+        return (not scheduled and not any(node.status.get("stop_signal") for node in self._nodes)) or bool(
             self._control_text()
         )
 
@@ -540,7 +542,7 @@ class Lead:
     def _hurried(self) -> bool:
         """Asked twice by a user: a scheduler's second signal is the time limit, of which it warned us."""
         if not self._scheduled:
-            return self.asked.count > 1
+            return self.signals.count > 1
         with contextlib.suppress(ValueError, AttributeError):
             return bool(json.loads(self._control_text() or "{}").get("at_once"))
         return False
@@ -557,14 +559,14 @@ class Lead:
     def _stop_step(self) -> int:
         """A step that no rank can have begun when it hears of it: positions are as old as a report takes."""
         entered = max((step for _, step in self._ranks().values()), default=0)
-        step_s = min((node.slate.get("step_s") or 1.0 for node in self._nodes), default=1.0)
-        return jobs.step_to_stop_at(self.paths, entered + 2 + int(4 * self._beat_s / max(step_s, 0.001)))
+        step_s = min((node.status.get("step_s") or 1.0 for node in self._nodes), default=1.0)
+        return jobs.step_to_stop_at(self.paths, entered + 2 + int(4 * self._heartbeat_s / max(step_s, 0.001)))
 
     def _end_all(self) -> None:
-        """Agents end when told so, when our slate is silent, or when their line to us is cut; at the latest now."""
-        if self._orders.order not in (STOP, END) or not self._orders.hurry:
-            self._order(replace(self._orders, order=END, hurry=True))
-        self._for(_SLACK_S, lambda: all(node.over or node.beat is None for node in self._nodes))
+        """Agents end when told so, when our status is silent, or when their line to us is cut; at the latest now."""
+        if self._command.action not in (STOP, END) or not self._command.hurry:
+            self._send(replace(self._command, action=END, hurry=True))
+        self._for(_SLACK_S, lambda: all(node.over or node.heartbeat is None for node in self._nodes))
         for _, popen in self._spawned:
             if popen.stdin:
                 with contextlib.suppress(OSError):
