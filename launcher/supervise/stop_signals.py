@@ -44,18 +44,20 @@ class StopSignals:
     def received(self) -> list[int]:
         return max(self.direct, self.passed_on, key=len)
 
-    @property
-    def count(self) -> int:
-        return len(self.received)
+    def stop_level(self) -> int:
+        """Return 0 to go on, 1 to stop in order, 2 to stop at once: who asks again wants no more waiting."""
+        return min(len(self.received), 2)
 
     def request_to_pass_on(self) -> int | None:
         """The first signal that an agent tells its leader; SIGHUP says that its own parent was killed."""
         return next((signum for signum in self.received if signum != signal.SIGHUP), None)
 
-    def drain(self) -> None:
+    def drain(self) -> bool:
+        """Empty the descriptor; return True, as it never comes to an end."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self.wake_fd, 512):
                 pass
+        return True
 
     def request(self, paths: JobPaths, grace_s: float) -> StopRequest:
         """What ``launcher stop`` wants; a mere signal wants no checkpoint and the job's own grace."""

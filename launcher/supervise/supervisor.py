@@ -21,6 +21,7 @@ from launcher.jobs.verdict import Verdict
 from launcher.plan.launch import Launch, read_launch
 from launcher.plan.resume import prepare_attempt
 from launcher.supervise.attempt import Attempt, Outcome
+from launcher.supervise.attempt_control import LocalControl
 from launcher.supervise.free_cards import wait_until_free
 from launcher.supervise.rank_states import Failure, RankStates
 from launcher.supervise.stop_signals import StopSignals, catch_stop_signals
@@ -85,7 +86,7 @@ class Supervisor:
             with hold(names, holder=holder):
                 yield True
             return
-        stopped = lambda: self.signals.count > 0 or self.paths.is_gone  # noqa: E731
+        stopped = lambda: self.signals.stop_level() > 0 or self.paths.is_gone  # noqa: E731
         with wait_and_hold(names, holder=holder, tell=self._say, give_up=stopped) as held:
             self._say(None)
             yield held
@@ -110,7 +111,8 @@ class Supervisor:
     def _make_attempt(self) -> Attempt | Leader:
         """On this host, or led from here on several."""
         if not self.launch.nodes:
-            return Attempt(self.paths, self.launch, self.signals, self._tell)
+            control = LocalControl(self.paths, self.signals, self.launch.limits.grace_s)
+            return Attempt(self.paths, self.launch, control, self._tell)
         from launcher.supervise.multinode.leader import Leader
 
         return Leader(self.paths, self.launch, self.signals, self._tell)
@@ -125,7 +127,7 @@ class Supervisor:
         return self._restarts() < self.launch.limits.max_restarts and verdict.signature not in self._signatures
 
     def _may_not_go_on(self) -> bool:
-        return self.signals.count > 0 or self.paths.is_gone or not self._can_bring_agents_back()
+        return self.signals.stop_level() > 0 or self.paths.is_gone or not self._can_bring_agents_back()
 
     def _can_bring_agents_back(self) -> bool:
         """Agents end with their attempt; pods are started again by Volcano."""
@@ -145,7 +147,7 @@ class Supervisor:
         self._write(self.record)
         if self.launch.target == "Ascend" and not self.launch.nodes:
             cards = [rank.device_id for rank in self.launch.ranks]
-            wait_until_free(cards, give_up=lambda: self.signals.count > 0)
+            wait_until_free(cards, give_up=lambda: self.signals.stop_level() > 0)
 
     # ------------------------------------------------------------------------------------------------ the record
 

@@ -302,7 +302,7 @@ def test_how_a_forwarders_child_ended_is_not_lost_with_the_forwarder() -> None:
     """mpirun kills a rank's parent that has just learned how the rank ended; the supervisor adopts the rank then."""
     script = """
 import os, signal
-from launcher.processes import adopt_orphans
+from launcher.common.processes import adopt_orphans
 from launcher.common.signals import Forwarding
 adopt_orphans()
 middle = os.fork()

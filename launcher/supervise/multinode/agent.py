@@ -29,8 +29,8 @@ from launcher.jobs import JobPaths, JobRecord
 from launcher.jobs.verdict import EN, ZH
 from launcher.plan.launch import Launch, read_launch
 from launcher.schedulers.registration import register
-from launcher.supervise.attempt import Outcome
-from launcher.supervise.multinode.attempt import NodeAttempt
+from launcher.supervise.attempt import Attempt, Outcome
+from launcher.supervise.multinode.agent_control import AgentControl
 from launcher.supervise.multinode.host_verdicts import host_verdict, leader_verdict, own_failure
 from launcher.supervise.multinode.leader_link import END, ENDED, START, STOP, LeaderLink, heartbeat_s
 from launcher.supervise.stop_signals import STOP_SIGNALS, StopSignals, catch_stop_signals
@@ -143,7 +143,8 @@ class Agent:
 
             wait_until_free([rank.device_id for rank in own.ranks], give_up=self._stopped)
         stdin = 0 if self.options.watch_stdin else None
-        outcome = NodeAttempt(self.paths, own, self.signals, self.link, stdin=stdin).run()
+        control = AgentControl(self.paths, own, self.signals, self.link, stdin=stdin)
+        outcome = Attempt(self.paths, own, control, _tell_nobody).run()
         return self._killed() if outcome.state == jobs.CANCELLED and self._is_orphan() else outcome
 
     def _is_orphan(self) -> bool:
@@ -226,6 +227,10 @@ class Agent:
                 self.paths,
                 replace(record, state=jobs.FAILED, ended=jobs.now(), exit_code=7, verdict=verdict.to_dict()),
             )
+
+
+def _tell_nobody(_state: str, _states: object) -> None:
+    """The job's states are the leader's to tell."""
 
 
 def missing_inputs(paths: JobPaths) -> list[str]:

@@ -9,7 +9,9 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from launcher.common.clock import Clock
 from launcher.jobs import JobPaths
+from launcher.supervise.judge import LifeSigns
 from launcher.supervise.multinode.status_file import StatusFile, read_status
 
 # What the leader commands, in this order; "stop" may come at any time.
@@ -81,14 +83,16 @@ class LeaderLink:
     ``pulse``: a pipe that gets a byte for each heartbeat that was written, for the process that watches this one.
     """
 
-    def __init__(self, paths: JobPaths, node_rank: int, *, lost_s: float, pulse: int | None = None) -> None:
+    def __init__(
+        self, paths: JobPaths, node_rank: int, *, lost_s: float, pulse: int | None = None, clock: Clock = time
+    ) -> None:
         self.report = AgentReport()
         self.command = LeaderCommand()
         self._status_file = StatusFile(paths.node_status(node_rank))
         self._leader = paths.leader_status
-        self._pulse, self._lost_s = pulse, lost_s
+        self._pulse, self._lost_s, self._clock = pulse, lost_s, clock
         self._heartbeat = time.time_ns() // 1_000_000  # grows over restarts of the agent too
-        self._leader_seen = time.monotonic()
+        self._leader_signs = LifeSigns(lost_s, clock=clock)
         self._wake, self._over = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="launcher-heartbeats", daemon=True)
 
@@ -107,13 +111,8 @@ class LeaderLink:
         self._thread.join(timeout=self._lost_s)
 
     @property
-    def silent_s(self) -> float:
-        """For how long the leader has shown no sign of life."""
-        return time.monotonic() - self._leader_seen
-
-    @property
     def leader_lost(self) -> bool:
-        return self.silent_s > self._lost_s
+        return self._leader_signs.lost
 
     def _run(self) -> None:
         while not self._over:
@@ -128,16 +127,16 @@ class LeaderLink:
     def _exchange(self) -> None:
         with contextlib.suppress(OSError):
             self._heartbeat += 1
-            self._status_file.write({"heartbeat": self._heartbeat, "time": time.time(), **self.report.to_dict()})
+            self._status_file.write({"heartbeat": self._heartbeat, "time": self._clock.time(), **self.report.to_dict()})
             if self._pulse is not None:
                 os.write(self._pulse, b".")
         self._read()
 
     def _read(self) -> None:
         raw = read_status(self._leader)
-        if raw and raw.get("heartbeat") != self.command.heartbeat:
+        if raw and self._leader_signs.note(raw.get("heartbeat")):
             self.command = LeaderCommand.from_dict(raw)
-            self._leader_seen = time.monotonic()
-            ahead = time.time() - self.command.time
+            # A delay on the way makes this larger, never smaller: the smallest is the truest.
+            ahead = self._clock.time() - self.command.time
             known = self.report.ahead_most_s
             self.report.ahead_most_s = ahead if known is None else min(ahead, known)
