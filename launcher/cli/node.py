@@ -51,11 +51,11 @@ def node(
         click.echo(json.dumps(register(target).to_dict()))
         return
     if lead:
-        from launcher.supervise.multinode.leading import lead as lead_job
+        from launcher.supervise.multinode.leader_process import lead as lead_job
 
         raise SystemExit(lead_job(paths))
     if first_leads and _own_rank(node_rank) == 0:
-        from launcher.supervise.multinode.leading import lead_and_be_an_agent
+        from launcher.supervise.multinode.leader_process import lead_and_be_an_agent
 
         raise SystemExit(lead_and_be_an_agent(paths))
     options = AgentOptions(node_rank=_own_rank(node_rank), attempt=attempt, watch_stdin=watch_stdin)

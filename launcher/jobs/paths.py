@@ -106,10 +106,10 @@ class JobPaths:
         return self.attempt_folder / "nodes"
 
     @property
-    def leader_slate(self) -> Path:
+    def leader_status(self) -> Path:
         return self.nodes / "leader"
 
-    def node_slate(self, node_rank: int) -> Path:
+    def node_status(self, node_rank: int) -> Path:
         return self.nodes / f"node_{node_rank}"
 
     def node_here(self, node_rank: int) -> Path:

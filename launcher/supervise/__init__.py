@@ -2,9 +2,9 @@
 
 start     from the command line: spawns the guard, in a session of its own, so closing a terminal ends no training
 guard     parent of the supervisor; outlives it if it is killed, and then clears up and writes the end
-main      the supervisor: attempts, restarts, job.json
+supervisor  attempts: attempts, restarts, job.json
 attempt   one start of the job's processes, from the first to the last
-watch     what is known of the ranks, and which failure was the first
+rank_states  what is known of the ranks, and which failure was the first
 """
 
 from __future__ import annotations

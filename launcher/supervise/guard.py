@@ -15,7 +15,7 @@ from launcher.common.processes import ProcessId, adopt_orphans, die_with_parent,
 from launcher.common.signals import Forwarding
 from launcher.errors import JobFailed
 from launcher.jobs import JobPaths, JobRecord
-from launcher.supervise.signals import PASSED_ON
+from launcher.supervise.stop_signals import PASSED_ON
 from launcher.supervise.verdict import lost_verdict, signal_name
 
 
@@ -26,7 +26,7 @@ def guard(paths: JobPaths) -> int:
     child = os.fork()
     if child == 0:
         die_with_parent(signal.SIGTERM)
-        from launcher.supervise.main import supervise
+        from launcher.supervise.supervisor import supervise
 
         return supervise(paths, guard_id)
     code = Forwarding(child, PASSED_ON).wait()

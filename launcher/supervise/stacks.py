@@ -8,7 +8,7 @@ import subprocess
 import time
 
 from launcher.jobs import JobPaths
-from launcher.supervise.watch import Rank, Watch
+from launcher.supervise.rank_states import Rank, RankStates
 
 _PY_SPY_TIMEOUT_S = 20
 
@@ -16,9 +16,9 @@ _PY_SPY_TIMEOUT_S = 20
 _FAULTHANDLER_S = 0.5
 
 
-def dump_stacks(paths: JobPaths, watch: Watch) -> None:
+def dump_stacks(paths: JobPaths, states: RankStates) -> None:
     """By py-spy where it is installed (it sees C++ frames, and ranks that handle no signal), else by faulthandler."""
-    ranks = [rank for rank in watch.ranks.values() if rank.process and rank.gone is None]
+    ranks = [rank for rank in states.ranks.values() if rank.process and rank.gone is None]
     spy = shutil.which("py-spy")
     for rank in ranks:
         if not (spy and _spy(spy, paths, rank)) and rank.process:

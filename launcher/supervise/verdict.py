@@ -13,7 +13,7 @@ from launcher.jobs.logs import tail
 from launcher.jobs.verdict import EN, ZH, Verdict
 from launcher.plan.launch import RankPlace
 from launcher.supervise.known_errors import NOT_BUILT, KnownError, recognise
-from launcher.supervise.watch import SCHEDULER, Failure, Watch
+from launcher.supervise.rank_states import SCHEDULER, Failure, RankStates
 
 TRACEBACK_LINES = 30
 TAIL_LINES = 6
@@ -45,20 +45,20 @@ class Findings:
 
 
 def find_verdict(
-    paths: JobPaths, places: Sequence[RankPlace], watch: Watch, failure: Failure, findings: Findings
+    paths: JobPaths, places: Sequence[RankPlace], states: RankStates, failure: Failure, findings: Findings
 ) -> Verdict:
     """The verdict on ``failure``, from what ranks reported and what their logs end with."""
-    ending = _ending(paths, failure, watch.engine)
-    how = _how(failure, watch, findings)
+    ending = _ending(paths, failure, states.engine)
+    how = _how(failure, states, findings)
     known = recognise(_texts(failure, ending))
     lines = _shown(failure, ending, known)
     if known and known.name == NOT_BUILT:  # MindSpore's scheduler says why in its log, and nobody else knows
         known, lines = _asked_scheduler(paths, known, lines)
     if known is None and findings.disk_full:
         known = recognise(["No space left on device"])
-    rank = watch.ranks[failure.rank_id] if failure.rank_id is not None else None
+    rank = states.ranks[failure.rank_id] if failure.rank_id is not None else None
     place = next((place for place in places if place.rank_id == failure.rank_id), None)
-    behind = failure.behind or (_behind(watch, failure) if known and known.elsewhere else ())
+    behind = failure.behind or (_behind(states, failure) if known and known.elsewhere else ())
     step = rank.last_step if rank else None
     text = {lang: _report(lang, failure, place, step, how, known, lines, findings.stopped, behind) for lang in (EN, ZH)}
     return Verdict(
@@ -103,24 +103,24 @@ def _texts(failure: Failure, lines: Sequence[str]) -> list[str]:
     return [str(event.get("message", "")), str(event.get("traceback", "")), "\n".join(lines)]
 
 
-def _behind(watch: Watch, failure: Failure) -> tuple[int, ...]:
+def _behind(states: RankStates, failure: Failure) -> tuple[int, ...]:
     """Ranks with fewer steps than the one that complained; all that are not ready, when it had not begun."""
-    own = watch.ranks[failure.rank_id].last_step or 0 if failure.rank_id is not None else 0
-    others = [rank for rank in watch.ranks.values() if rank.rank_id != failure.rank_id]
+    own = states.ranks[failure.rank_id].last_step or 0 if failure.rank_id is not None else 0
+    others = [rank for rank in states.ranks.values() if rank.rank_id != failure.rank_id]
     return tuple(rank.rank_id for rank in others if (rank.last_step or 0) < own or (not own and not rank.ready))
 
 
 # ------------------------------------------------------------------------------------------------ how it ended
 
 
-def _how(failure: Failure, watch: Watch, findings: Findings) -> dict[str, str]:
+def _how(failure: Failure, states: RankStates, findings: Findings) -> dict[str, str]:
     if failure.kind == "exception":
         event = failure.event or {}
         message = str(event.get("message", "")).strip()
         how = f"{event.get('type')}: {message.splitlines()[0] if message else ''}".rstrip(": ")
         return {EN: how, ZH: how}
     if failure.kind == "exit":
-        return _how_ended(failure, watch, findings)
+        return _how_ended(failure, states, findings)
     how_en, how_zh = _OTHER_KINDS[failure.kind]
     return {EN: how_en.format(failure.detail), ZH: how_zh.format(failure.detail)}
 
@@ -133,8 +133,8 @@ _OTHER_KINDS = {
 }
 
 
-def _how_ended(failure: Failure, watch: Watch, findings: Findings) -> dict[str, str]:
-    process = watch.ranks[failure.rank_id].process if failure.rank_id is not None else None
+def _how_ended(failure: Failure, states: RankStates, findings: Findings) -> dict[str, str]:
+    process = states.ranks[failure.rank_id].process if failure.rank_id is not None else None
     if failure.code == -signal.SIGKILL and findings.oom and findings.oom(process.pid if process else None):
         return {
             EN: "killed by the kernel's out-of-memory killer: this host has not enough main memory",

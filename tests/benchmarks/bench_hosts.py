@@ -2,10 +2,10 @@
 
 usage: python tests/benchmarks/bench_hosts.py [--hosts 10,100,1000,4000] [--seconds 15] [--folder DIR]
 
-A fake agent is one line of a slate a second and one report at the end; a thread-free writer process carries many of
-them, so what is measured is the leader and the folder. For each number of hosts: the leader's time for one look at all
-slates, its processor share, files and bytes in the job's folder, time from a failure on one host to the verdict, and
-from the silence of one host to the verdict. The last lines extrapolate to 10,000 hosts from the slope.
+A fake agent is one line of a status file a second and one report at the end; a thread-free writer process carries many
+of them, so what is measured is the leader and the folder. For each number of hosts: the leader's time for one look at
+all status files, its processor share, files and bytes in the job's folder, time from a failure on one host to the
+verdict, and from the silence of one host to the verdict. The last lines extrapolate to 10,000 hosts from the slope.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import psutil  # noqa: E402
 from launcher import jobs  # noqa: E402
 from launcher.jobs import JobPaths  # noqa: E402
 from launcher.plan.launch import Launch, Limits, NodePlace, RankPlace  # noqa: E402
-from launcher.supervise.multinode.lead import Lead  # noqa: E402
-from launcher.supervise.multinode.slate import Slate, read_slate  # noqa: E402
-from launcher.supervise.signals import asked_to_stop  # noqa: E402
+from launcher.supervise.multinode.leader import Leader  # noqa: E402
+from launcher.supervise.multinode.status_file import StatusFile, read_status  # noqa: E402
+from launcher.supervise.stop_signals import catch_stop_signals  # noqa: E402
 
 RANKS_A_HOST = 8
 WRITERS = 4
@@ -57,21 +57,21 @@ def here(number: int) -> str:
     return json.dumps(document)
 
 
-def write_agents(paths: JobPaths, numbers: range, beat_s: float, fault: tuple[int, str]) -> None:
-    """Be many agents: a sign of life each ``beat_s``. On SIGUSR1 the host of ``fault`` fails, or falls silent."""
-    slates = {number: Slate(paths.node_slate(number)) for number in numbers}
+def write_agents(paths: JobPaths, numbers: range, heartbeat_s: float, fault: tuple[int, str]) -> None:
+    """Be many agents: a sign of life each ``heartbeat_s``. On SIGUSR1 the host of ``fault`` fails, or falls silent."""
+    status_files = {number: StatusFile(paths.node_status(number)) for number in numbers}
     for number in numbers:
         paths.node_here(number).write_text(here(number))
     struck: list[float] = []
     signal.signal(signal.SIGUSR1, lambda *_: struck.append(time.time()))
-    beat = 0
+    heartbeat = 0
     ended: set[int] = set()
-    while len(ended) < len(slates):
+    while len(ended) < len(status_files):
         began = time.monotonic()
-        beat += 1
-        leader = read_slate(paths.leader_slate) or {}
-        for number, slate in slates.items():
-            ending = leader.get("order") in ("stop", "end")
+        heartbeat += 1
+        leader = read_status(paths.leader_status) or {}
+        for number, status_file in status_files.items():
+            ending = leader.get("action") in ("stop", "end")
             if struck and number == fault[0]:
                 if fault[1] == "silent":
                     ended.add(number)
@@ -79,15 +79,25 @@ def write_agents(paths: JobPaths, numbers: range, beat_s: float, fault: tuple[in
                 ending = True
             if number in ended:
                 continue
-            state, ranks = "running", {str(number * RANKS_A_HOST + r): ["ready", beat] for r in range(RANKS_A_HOST)}
+            state, ranks = (
+                "running",
+                {str(number * RANKS_A_HOST + r): ["ready", heartbeat] for r in range(RANKS_A_HOST)},
+            )
             if ending:
                 state = "ended"
                 paths.node_end(number).write_text(json.dumps(end_of(struck, number == fault[0])))
                 ended.add(number)
-            slate.write(
-                {"beat": beat, "time": time.time(), "state": state, "ranks": ranks, "step_s": 1.0, "asked": None}
+            status_file.write(
+                {
+                    "heartbeat": heartbeat,
+                    "time": time.time(),
+                    "state": state,
+                    "ranks": ranks,
+                    "step_s": 1.0,
+                    "stop_signal": None,
+                }
             )
-        time.sleep(max(0.0, beat_s - (time.monotonic() - began)))
+        time.sleep(max(0.0, heartbeat_s - (time.monotonic() - began)))
 
 
 def end_of(struck: list[float], failed: bool) -> dict[str, object]:
@@ -122,7 +132,7 @@ def apart(work: Callable[[], None]) -> int:
     return pid
 
 
-class Measured(Lead):
+class Measured(Leader):
     """The leader, with a watch on how long one look at all hosts takes."""
 
     looks: list[float]
@@ -149,8 +159,8 @@ def run(hosts: int, seconds: float, kind: str, root: Path) -> dict[str, float]:
         if state == jobs.RUNNING:
             running.append(time.time())
 
-    with asked_to_stop() as asked:
-        leader = Measured(paths, launch, asked, tell)
+    with catch_stop_signals() as signals:
+        leader = Measured(paths, launch, signals, tell)
         leader.looks = []
         victim = next(pid for first, pid in reversed(writers) if first <= fault[0])
         apart(partial(strike, paths, victim, seconds))
@@ -197,8 +207,10 @@ def main() -> int:
     slope = (large["look_s"] - small["look_s"]) / max(1, many - few)
     files, mib = large["files"] / many * 10_000, large["mib"] / many * 10_000
     print(f"for 10,000 hosts: one look {slope * 10_000:.2f} s, {files:.0f} files, {mib:.0f} MiB")
-    print("10,000 agents rewrite 12,500 slates a second and read the leader's as often; the leader reads as many")
-    print(f"one look takes a beat of 0.8 s at {0.8 / slope:,.0f} hosts, half of lost_s (8 s) at {4.0 / slope:,.0f}")
+    print("10,000 agents rewrite 12,500 files a second and read the leader's as often; the leader reads as many")
+    print(
+        f"one look takes a heartbeat of 0.8 s at {0.8 / slope:,.0f} hosts, half of lost_s (8 s) at {4.0 / slope:,.0f}"
+    )
     return 0
 
 

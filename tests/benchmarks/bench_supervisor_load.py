@@ -21,8 +21,10 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 from launcher.jobs.events import EventWriter  # noqa: E402
-from launcher.supervise.attempt import TICK_S, Attempt  # noqa: E402
-from launcher.supervise.signals import asked_to_stop  # noqa: E402
+from launcher.supervise.attempt import Attempt  # noqa: E402
+from launcher.supervise.attempt_control import LocalControl  # noqa: E402
+from launcher.supervise.judge import TICK_S  # noqa: E402
+from launcher.supervise.stop_signals import StopSignals, catch_stop_signals  # noqa: E402
 
 
 def main() -> None:
@@ -31,8 +33,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=10.0)
     parser.add_argument("--seconds", type=float, default=20.0)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, asked_to_stop() as asked:
-        attempt = make_attempt(Path(folder), options.ranks, asked)
+    with tempfile.TemporaryDirectory() as folder, catch_stop_signals() as signals:
+        attempt = make_attempt(Path(folder), options.ranks, signals)
         writer = os.fork()
         if writer == 0:
             write_steps(Path(folder), options.ranks, options.rate, options.seconds)
@@ -41,24 +43,24 @@ def main() -> None:
         before, began = sum(own.cpu_times()[:2]), time.monotonic()
         while time.monotonic() - began < options.seconds + 1.0:
             attempt._tick(TICK_S)
-            attempt._slow_checks()
+            attempt.judge.decide(attempt.states, 0, attempt._slow_look)
         busy = (sum(own.cpu_times()[:2]) - before) / (time.monotonic() - began)
-        steps = {rank.last_step for rank in attempt.watch.ranks.values()}
+        steps = {rank.last_step for rank in attempt.states.ranks.values()}
     rss = own.memory_info().rss / 2**20
     print(f"{options.ranks} ranks, {options.rate:g} steps/s each: {busy:.2%} of a core, {rss:.0f} MiB resident")
     print(f"last steps seen {sorted(map(str, steps))}, written {int(options.seconds * options.rate)}")
 
 
-def make_attempt(root: Path, num_ranks: int, asked: object) -> Attempt:
+def make_attempt(root: Path, num_ranks: int, signals: StopSignals) -> Attempt:
     """An attempt that watches and has started nothing."""
     from support.supervised import Supervised
 
     from launcher.jobs import JobPaths
 
+    paths = JobPaths(root=root)
     job = Supervised(root=root, program="", mark="bench", ranks=num_ranks)
-    attempt = Attempt(JobPaths(root=root), job.launch(), asked, lambda state, watch: None)  # type: ignore[arg-type]
+    attempt = Attempt(paths, job.launch(), LocalControl(paths, signals, 5.0), lambda state, states: None)
     attempt._make_folders()
-    attempt._began = time.time()
     return attempt
 
 

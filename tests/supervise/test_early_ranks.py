@@ -12,8 +12,8 @@ from support.supervised import wait_until
 
 from launcher.common.processes import ProcessId, children
 from launcher.engines.base import Told
-from launcher.supervise.early import EarlyRanks
-from launcher.supervise.watch import SCHEDULER
+from launcher.supervise.early_ranks import EarlyRanks
+from launcher.supervise.rank_states import SCHEDULER
 
 Found = dict[int | str, ProcessId]
 

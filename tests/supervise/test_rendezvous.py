@@ -1,4 +1,4 @@
-"""Where ranks meet: addresses, ports, interfaces, time-outs, cards as they are found, and slates between processes."""
+"""Where ranks meet: addresses, ports, interfaces, time-outs, cards as they are found, and status files."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from launcher.errors import HostError
 from launcher.jobs import JobPaths
 from launcher.plan.launch import Launch, NodePlace, RankPlace
 from launcher.schedulers.registration import Registration, problems
-from launcher.supervise.multinode.rendezvous import cluster_of, host_env, settle_launch
-from launcher.supervise.multinode.slate import Slate, read_slate
+from launcher.supervise.multinode.rendezvous import bind_hosts, cluster_of, host_env
+from launcher.supervise.multinode.status_file import StatusFile, read_status
 
 
 def host(number: int, cards: int = 2, **more: object) -> Registration:
@@ -53,7 +53,7 @@ def launch(cards: int = 2, **node: object) -> Launch:
 
 
 def test_the_master_is_the_first_host_at_the_port_that_it_found_free() -> None:
-    settled = settle_launch(launch(), [host(1), host(2)])
+    settled = bind_hosts(launch(), [host(1), host(2)])
     first, second = (settled.for_node(n).programs(JobPaths(root=Path("/jobs/x"))) for n in (0, 1))
 
     assert [program.name for program in first] == ["scheduler", "rank_0", "rank_1"]
@@ -64,7 +64,7 @@ def test_the_master_is_the_first_host_at_the_port_that_it_found_free() -> None:
 
 
 def test_hccl_is_told_each_hosts_own_address_and_interface() -> None:
-    settled = settle_launch(launch(), [host(1), host(2)])
+    settled = bind_hosts(launch(), [host(1), host(2)])
     envs = [settled.for_node(n).programs(JobPaths(root=Path("/jobs/x")))[-1].command.env for n in (0, 1)]
 
     assert [env["HCCL_IF_IP"] for env in envs] == ["10.0.0.1", "10.0.0.2"]
@@ -74,7 +74,7 @@ def test_hccl_is_told_each_hosts_own_address_and_interface() -> None:
 
 
 def test_what_is_set_on_a_host_or_in_the_spec_wins() -> None:
-    settled = settle_launch(launch(), [host(1, variables={"HCCL_SOCKET_IFNAME": "bond0"}), host(2)])
+    settled = bind_hosts(launch(), [host(1, variables={"HCCL_SOCKET_IFNAME": "bond0"}), host(2)])
 
     assert "HCCL_SOCKET_IFNAME" not in settled.nodes[0].env
     own = replace(settled, env={"HCCL_IF_IP": "10.9.9.9"}).for_node(1)
@@ -85,11 +85,11 @@ def test_addresses_of_two_families_are_refused() -> None:
     mixed = replace(launch(), nodes=(NodePlace(node_rank=0, name="a", address="10.0.0.1"),
                                      NodePlace(node_rank=1, name="b", address="fd00::2")))  # fmt: skip
     with pytest.raises(HostError, match=r"IPv4 and IPv6 addresses are mixed: node1 10\.0\.0\.1, node2 fd00::2"):
-        settle_launch(mixed, [host(1), host(2)])
+        bind_hosts(mixed, [host(1), host(2)])
 
 
 def test_one_msrun_a_host_gets_its_place() -> None:
-    settled = replace(settle_launch(launch(), [host(1), host(2)]), engine="msrun", program="/bin/msrun")
+    settled = replace(bind_hosts(launch(), [host(1), host(2)]), engine="msrun", program="/bin/msrun")
     (program,) = settled.for_node(1).programs(JobPaths(root=Path("/jobs/x")))
 
     assert program.command.argv[1:6] == (
@@ -99,7 +99,7 @@ def test_one_msrun_a_host_gets_its_place() -> None:
 
 def test_the_rank_table_is_of_the_cards_that_were_found_and_has_no_errors() -> None:
     found = [host(1), host(2)]
-    file = render_rank_table(environment(), cluster_of(settle_launch(launch(), found), found))
+    file = render_rank_table(environment(), cluster_of(bind_hosts(launch(), found), found))
 
     assert not check_text(file.text, "t").of_level("E")
     assert '"device_ip": "192.168.2.2"' in file.text
@@ -108,7 +108,7 @@ def test_the_rank_table_is_of_the_cards_that_were_found_and_has_no_errors() -> N
 
 def test_a_card_that_an_inventory_names_must_be_there() -> None:
     with pytest.raises(HostError, match="node1 has no card 1"):
-        settle_launch(launch(visible=(0, 1)), [host(1, cards=1), host(2)])
+        bind_hosts(launch(visible=(0, 1)), [host(1, cards=1), host(2)])
 
 
 def test_everything_in_which_hosts_differ_is_listed() -> None:
@@ -172,32 +172,32 @@ def test_cards_of_two_hosts_are_found_numbered_and_given_to_their_ranks(tmp_path
     assert '"192.168.1.1"' not in table
 
 
-# ------------------------------------------------------------------------------------------------ slates
+# ------------------------------------------------------------------------------------------------ status files
 
 
 @given(st.lists(st.dictionaries(st.text(), st.integers() | st.text()), min_size=1, max_size=4))
-def test_a_slate_says_what_was_written_last(documents: list[dict[str, object]]) -> None:
+def test_a_status_file_says_what_was_written_last(documents: list[dict[str, object]]) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        slate = Slate(Path(folder) / "s")
+        status_file = StatusFile(Path(folder) / "s")
         for document in documents:
-            slate.write(document)
-            assert read_slate(slate.path) == document
+            status_file.write(document)
+            assert read_status(status_file.path) == document
 
 
-def test_a_slate_is_never_read_half(tmp_path: Path) -> None:
+def test_a_status_file_is_never_read_half(tmp_path: Path) -> None:
     """A process writes documents of two lengths in turn; every reading is one of them, or nothing."""
     path = tmp_path / "s"
     code = (
-        "import sys; from pathlib import Path; from launcher.supervise.multinode.slate import Slate\n"
-        "s = Slate(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from launcher.supervise.multinode.status_file import StatusFile\n"
+        "s = StatusFile(Path(sys.argv[1]))\n"
         "for n in range(20000): s.write({'n': n, 'x': 'y' * (n % 2 * 900)})"
     )
     writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
     seen, wrong = 0, 0
     while writer.poll() is None:
-        document = read_slate(path)
+        document = read_status(path)
         if document is not None:
             seen += 1
             wrong += len(document["x"]) != document["n"] % 2 * 900
@@ -205,8 +205,8 @@ def test_a_slate_is_never_read_half(tmp_path: Path) -> None:
     assert wrong == 0
 
 
-def test_what_is_no_slate_is_nothing(tmp_path: Path) -> None:
+def test_what_is_no_status_file_is_nothing(tmp_path: Path) -> None:
     for text in (b"", b"zz {}", b"00000000 {}", b'{"a": 1}', b"\xff\xfe"):
         (tmp_path / "s").write_bytes(text)
-        assert read_slate(tmp_path / "s") is None
-    assert read_slate(tmp_path / "missing") is None
+        assert read_status(tmp_path / "s") is None
+    assert read_status(tmp_path / "missing") is None

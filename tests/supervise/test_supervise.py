@@ -516,7 +516,7 @@ def test_the_supervisor_is_small(tmp_path: Path, no_survivors: str) -> None:
 def test_the_supervisor_imports_nothing_heavy(tmp_path: Path) -> None:
     script = """
 import sys
-import launcher.supervise.main, launcher.worker.main
+import launcher.supervise.supervisor, launcher.worker.main
 heavy = {"mindspore", "mindformers", "numpy", "pydantic", "jinja2", "rich", "click", "yaml"} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -27,7 +27,7 @@ from launcher.control.stop import stop_job
 from launcher.errors import HostError, JobError
 from launcher.jobs import JobPaths, next_attempt
 from launcher.plan.resume import prepare_attempt
-from launcher.supervise.cards import wait_until_free
+from launcher.supervise.free_cards import wait_until_free
 
 # Steps until it is told to stop, as the worker's callback does.
 STEPPING = """

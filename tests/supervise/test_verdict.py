@@ -13,8 +13,8 @@ from launcher.jobs.verdict import EN, ZH, Verdict, user_language, verdict_text
 from launcher.plan.launch import RankPlace
 from launcher.supervise import oom
 from launcher.supervise.known_errors import KNOWN_ERRORS, recognise
+from launcher.supervise.rank_states import Failure, RankStates
 from launcher.supervise.verdict import Findings, describe_exit, find_verdict, lost_verdict
-from launcher.supervise.watch import Failure, Watch
 
 PLACES = tuple(RankPlace(rank_id=n, local_rank=n, host="node0", device_id=n + 4) for n in range(3))
 
@@ -28,10 +28,10 @@ def error(rank_id: int, message: str, when: float = 5.0) -> dict[str, object]:
     return event(rank_id, "error", when, type="RuntimeError", message=message, traceback=trace)
 
 
-def judge(watch: Watch, tmp_path: Path, findings: Findings | None = None) -> Verdict:
-    failure = watch.first_failure()
+def judge(states: RankStates, tmp_path: Path, findings: Findings | None = None) -> Verdict:
+    failure = states.first_failure()
     assert failure is not None
-    return find_verdict(JobPaths(root=tmp_path), PLACES, watch, failure, findings or Findings())
+    return find_verdict(JobPaths(root=tmp_path), PLACES, states, failure, findings or Findings())
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_the_line_that_tells_the_cause_is_shown_though_frames_follow_it(tmp_path
     prefix = "2026-11-24 13:48:54,931 - mindformers/jobs/x/log[mindformers/core/callback/callback.py:1781] - INFO - "
     frames = [f"frame {number}" for number in range(20)]
     log.write_text("\n".join(["EL0004: Failed to allocate memory", *frames, f"{prefix}Finish saving ckpt", ""]))
-    watch = Watch(3, "msrun")
-    watch.rank_gone(1, 5.0, 1)
-    verdict = judge(watch, tmp_path)
+    states = RankStates(3, "msrun")
+    states.rank_gone(1, 5.0, 1)
+    verdict = judge(states, tmp_path)
 
     assert verdict.known == "out of device memory"
     assert verdict.text[EN].splitlines()[1:9] == [
@@ -101,15 +101,15 @@ def test_every_known_error_speaks_both_languages_and_says_what_to_do() -> None:
 
 
 def test_the_earliest_counts_and_victims_name_who_is_behind(tmp_path: Path) -> None:
-    watch = Watch(3, "msrun")
+    states = RankStates(3, "msrun")
     for rank_id in (0, 1, 2):
-        watch.note(event(rank_id, "begin", pid=1, started=1.0))
-        watch.note(event(rank_id, "ready"))
-        watch.note(event(rank_id, "step", step=7, step_s=0.1))
-    watch.note(event(0, "step", step=8, step_s=0.1))
-    watch.note(error(2, "later", 6.0))
-    watch.note(error(0, "EI0002: notify wait timeout", 5.0))
-    verdict = judge(watch, tmp_path, Findings(stopped=(1,)))
+        states.note(event(rank_id, "begin", pid=1, started=1.0))
+        states.note(event(rank_id, "ready"))
+        states.note(event(rank_id, "step", step=7, step_s=0.1))
+    states.note(event(0, "step", step=8, step_s=0.1))
+    states.note(error(2, "later", 6.0))
+    states.note(error(0, "EI0002: notify wait timeout", 5.0))
+    verdict = judge(states, tmp_path, Findings(stopped=(1,)))
 
     assert (verdict.rank_id, verdict.step, verdict.behind, verdict.retry) == (0, 8, (1, 2), True)
     assert (verdict.host, verdict.local_rank, verdict.device_id) == ("node0", 0, 4)
@@ -124,41 +124,41 @@ def test_the_earliest_counts_and_victims_name_who_is_behind(tmp_path: Path) -> N
 
 
 def test_a_death_before_an_error_is_the_first_failure(tmp_path: Path) -> None:
-    watch = Watch(2, None)
-    watch.rank_gone(1, 4.0, -9)
-    watch.note(error(0, "Connection reset by peer", 4.2))
+    states = RankStates(2, None)
+    states.rank_gone(1, 4.0, -9)
+    states.note(error(0, "Connection reset by peer", 4.2))
 
-    assert judge(watch, tmp_path).text[EN].startswith("rank 1 failed first, before its first step: killed by SIGKILL")
+    assert judge(states, tmp_path).text[EN].startswith("rank 1 failed first, before its first step: killed by SIGKILL")
 
 
 def test_ranks_that_fell_with_their_engine_did_not_fail_first(tmp_path: Path) -> None:
-    watch = Watch(2, "msrun")
+    states = RankStates(2, "msrun")
     for rank_id in (0, 1):
-        watch.rank_gone(rank_id, 4.0 + rank_id / 100, -9)
-    assert watch.in_doubt
-    watch.program_gone("msrun", 4.6, 0)
+        states.rank_gone(rank_id, 4.0 + rank_id / 100, -9)
+    assert states.in_doubt
+    states.program_gone("msrun", 4.6, 0)
 
-    assert judge(watch, tmp_path).text[EN].startswith("msrun failed first: exit code 0")
+    assert judge(states, tmp_path).text[EN].startswith("msrun failed first: exit code 0")
 
 
 def test_msrun_that_reacts_to_a_death_spares_its_scheduler_and_one_that_is_told_to_stop_does_not() -> None:
-    watch = Watch(2, "msrun")
-    assert not watch.scheduler_was_spared  # nothing is known of it
-    watch.note(event(None, "begin", pid=os.getpid(), started=1.0))
-    assert watch.scheduler_was_spared
-    watch.program_gone("scheduler", 4.1)
-    assert not watch.scheduler_was_spared
+    states = RankStates(2, "msrun")
+    assert not states.scheduler_was_spared  # nothing is known of it
+    states.note(event(None, "begin", pid=os.getpid(), started=1.0))
+    assert states.scheduler_was_spared
+    states.program_gone("scheduler", 4.1)
+    assert not states.scheduler_was_spared
 
 
 def test_ranks_that_were_told_to_end_by_their_engine_need_not_end_at_once(tmp_path: Path) -> None:
-    watch = Watch(3, "mpirun")
-    watch.rank_gone(0, 4.0, -15)
-    assert watch.in_doubt
-    watch.rank_gone(1, 4.7, -15)
-    watch.rank_gone(2, 5.0, -9)
-    watch.program_gone("mpirun", 5.2, 1)
+    states = RankStates(3, "mpirun")
+    states.rank_gone(0, 4.0, -15)
+    assert states.in_doubt
+    states.rank_gone(1, 4.7, -15)
+    states.rank_gone(2, 5.0, -9)
+    states.program_gone("mpirun", 5.2, 1)
 
-    assert judge(watch, tmp_path).text[EN].startswith("mpirun failed first: exit code 1")
+    assert judge(states, tmp_path).text[EN].startswith("mpirun failed first: exit code 1")
 
 
 @pytest.mark.parametrize(("engine", "code"), [("mpirun", 1), ("msrun", 0)])
@@ -168,80 +168,80 @@ def test_an_engine_that_was_told_to_stop_may_take_its_time_between_ranks(
     tmp_path: Path, engine: str, code: int, first: int | None, second: int | None
 ) -> None:
     """On a busy host: and the rank that is left may crash of the other's loss before its turn comes."""
-    watch = Watch(2, engine)
-    watch.rank_gone(0, 4.0, first)
-    assert watch.in_doubt or watch.unexplained or first == -9
-    watch.rank_gone(1, 4.4, second)
-    watch.program_gone(engine, 5.2, code)
+    states = RankStates(2, engine)
+    states.rank_gone(0, 4.0, first)
+    assert states.in_doubt or states.unexplained or first == -9
+    states.rank_gone(1, 4.4, second)
+    states.program_gone(engine, 5.2, code)
 
-    assert judge(watch, tmp_path).text[EN].startswith(f"{engine} failed first: exit code {code}")
+    assert judge(states, tmp_path).text[EN].startswith(f"{engine} failed first: exit code {code}")
 
 
 def test_a_rank_that_raised_before_its_engine_was_told_to_stop_failed_first(tmp_path: Path) -> None:
-    watch = Watch(2, "mpirun")
-    watch.note(error(1, "no luck", 4.0))
-    watch.rank_gone(0, 4.4, -15)
-    assert not watch.in_doubt
-    watch.program_gone("mpirun", 5.2, 1)
+    states = RankStates(2, "mpirun")
+    states.note(error(1, "no luck", 4.0))
+    states.rank_gone(0, 4.4, -15)
+    assert not states.in_doubt
+    states.program_gone("mpirun", 5.2, 1)
 
-    assert judge(watch, tmp_path).rank_id == 1
+    assert judge(states, tmp_path).rank_id == 1
 
 
 def test_a_lone_rank_that_its_engine_ended_did_not_fail_first(tmp_path: Path) -> None:
-    watch = Watch(1, "mpirun")
-    watch.rank_gone(0, 4.0, -15)
-    assert watch.in_doubt
-    watch.program_gone("mpirun", 5.2, 1)
+    states = RankStates(1, "mpirun")
+    states.rank_gone(0, 4.0, -15)
+    assert states.in_doubt
+    states.program_gone("mpirun", 5.2, 1)
 
-    assert judge(watch, tmp_path).text[EN].startswith("mpirun failed first")
+    assert judge(states, tmp_path).text[EN].startswith("mpirun failed first")
 
 
 def test_the_rank_that_mpirun_names_ended_before_those_that_it_then_ended(tmp_path: Path) -> None:
     """Both were seen gone at once, and how is not known: alone that looks as if mpirun had been told to stop."""
-    watch = Watch(2, "mpirun")
+    states = RankStates(2, "mpirun")
     for rank_id in (0, 1):
-        watch.rank_gone(rank_id, 4.0)
-    watch.program_gone("mpirun", 4.1, 1)
-    assert judge(watch, tmp_path).text[EN].startswith("mpirun failed first")
-    watch.rank_named(1, 5.0, 1)
+        states.rank_gone(rank_id, 4.0)
+    states.program_gone("mpirun", 4.1, 1)
+    assert judge(states, tmp_path).text[EN].startswith("mpirun failed first")
+    states.rank_named(1, 5.0, 1)
 
-    assert judge(watch, tmp_path).text[EN].startswith("rank 1 failed first, before its first step: exit code 1")
+    assert judge(states, tmp_path).text[EN].startswith("rank 1 failed first, before its first step: exit code 1")
 
 
 def test_an_engines_word_is_no_news_of_a_rank_that_told_itself(tmp_path: Path) -> None:
-    watch = Watch(2, "mpirun")
-    watch.note(error(0, "no luck", 4.0))
-    watch.note(event(1, "done"))
+    states = RankStates(2, "mpirun")
+    states.note(error(0, "no luck", 4.0))
+    states.note(event(1, "done"))
     for rank_id in (0, 1):
-        watch.rank_named(rank_id, 5.0, 1)
+        states.rank_named(rank_id, 5.0, 1)
 
-    assert watch.ranks[0].gone is watch.ranks[1].gone is None
+    assert states.ranks[0].gone is states.ranks[1].gone is None
 
 
 def test_a_rank_that_somebody_ended_is_not_its_engines_victim(tmp_path: Path) -> None:
     """mpirun itself then ends with the rank's code, and msrun with 1."""
     for engine, code in (("mpirun", 143), ("msrun", 1)):
-        watch = Watch(2, engine)
-        watch.rank_gone(0, 4.0, -15)
-        watch.rank_gone(1, 4.5, -9)
-        watch.program_gone(engine, 5.2, code)
-        assert judge(watch, tmp_path).rank_id == 0
+        states = RankStates(2, engine)
+        states.rank_gone(0, 4.0, -15)
+        states.rank_gone(1, 4.5, -9)
+        states.program_gone(engine, 5.2, code)
+        assert judge(states, tmp_path).rank_id == 0
 
 
 def test_ranks_that_fell_one_after_the_other_did_not_fall_with_their_engine(tmp_path: Path) -> None:
-    watch = Watch(2, "msrun")
-    watch.rank_gone(1, 4.0, -9)
-    assert not watch.in_doubt
-    watch.rank_gone(0, 5.0, -9)
-    watch.program_gone("msrun", 5.5, 1)
+    states = RankStates(2, "msrun")
+    states.rank_gone(1, 4.0, -9)
+    assert not states.in_doubt
+    states.rank_gone(0, 5.0, -9)
+    states.program_gone("msrun", 5.5, 1)
 
-    assert judge(watch, tmp_path).rank_id == 1
+    assert judge(states, tmp_path).rank_id == 1
 
 
 def test_the_out_of_memory_killer_is_named(tmp_path: Path) -> None:
-    watch = Watch(1, None)
-    watch.rank_gone(0, 4.0, -9)
-    verdict = judge(watch, tmp_path, Findings(oom=lambda pid: True))
+    states = RankStates(1, None)
+    states.rank_gone(0, 4.0, -9)
+    verdict = judge(states, tmp_path, Findings(oom=lambda pid: True))
 
     assert "killed by the kernel's out-of-memory killer" in verdict.text[EN]
     assert "OOM killer" in verdict.text[ZH]
@@ -278,9 +278,9 @@ def test_a_crash_shows_what_the_interpreter_wrote_about_it(tmp_path: Path) -> No
     paths.logs.mkdir(parents=True)
     noise = "\n".join(f"line {n}" for n in range(300))
     paths.rank_log(0).write_text(f"{noise}\nFatal Python error: Segmentation fault\n\nCurrent thread 0x1:\n  File x\n")
-    watch = Watch(1, None)
-    watch.rank_gone(0, 4.0, -11)
-    text = judge(watch, tmp_path).text[EN]
+    states = RankStates(1, None)
+    states.rank_gone(0, 4.0, -11)
+    text = judge(states, tmp_path).text[EN]
 
     assert "crashed (SIGSEGV)\n    Fatal Python error: Segmentation fault" in text
     assert "line 299" not in text
@@ -323,15 +323,15 @@ def test_what_a_report_says_to_type_names_the_job(lang: str) -> None:
 
 
 def test_a_full_disk_is_the_cause_when_nothing_else_is_known(tmp_path: Path) -> None:
-    watch = Watch(1, None)
-    watch.note(error(0, "write error"))
-    verdict = judge(watch, tmp_path, Findings(disk_full=True))
+    states = RankStates(1, None)
+    states.note(error(0, "write error"))
+    verdict = judge(states, tmp_path, Findings(disk_full=True))
 
     assert "probable cause: the disk is full" in verdict.text[EN]
 
 
 def test_a_failure_that_is_no_ranks_has_no_place(tmp_path: Path) -> None:
     failure = Failure(kind="foreign", time=1.0, detail="the launcher itself could not go on")
-    verdict = find_verdict(JobPaths(root=tmp_path), PLACES, Watch(0, None), failure, Findings())
+    verdict = find_verdict(JobPaths(root=tmp_path), PLACES, RankStates(0, None), failure, Findings())
 
     assert verdict.text[EN] == "the launcher itself could not go on"

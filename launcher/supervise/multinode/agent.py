@@ -1,4 +1,4 @@
-"""The agent of one host: ``launcher node``. It reports the host, starts its ranks when told, and obeys orders.
+"""The agent of one host: ``launcher node``. It reports the host, starts its ranks when told, and obeys the leader.
 
 Two processes. The upper one does nothing but watch that the lower one goes on writing signs of life, and ends
 everything when it does not: it is stopped, or the shared folder does not answer any more.
@@ -29,11 +29,11 @@ from launcher.jobs import JobPaths, JobRecord
 from launcher.jobs.verdict import EN, ZH
 from launcher.plan.launch import Launch, read_launch
 from launcher.schedulers.registration import register
-from launcher.supervise.attempt import Outcome
-from launcher.supervise.multinode.attempt import NodeAttempt
-from launcher.supervise.multinode.link import END, ENDED, START, STOP, Link, beat_s
-from launcher.supervise.multinode.verdicts import host_verdict, leader_verdict, own_failure
-from launcher.supervise.signals import STOP_SIGNALS, Asked, asked_to_stop
+from launcher.supervise.attempt import Attempt, Outcome
+from launcher.supervise.multinode.agent_control import AgentControl
+from launcher.supervise.multinode.host_verdicts import host_verdict, leader_verdict, own_failure
+from launcher.supervise.multinode.leader_link import END, ENDED, START, STOP, LeaderLink, heartbeat_s
+from launcher.supervise.stop_signals import STOP_SIGNALS, StopSignals, catch_stop_signals
 
 # The watching process waits for this many times ``lost_s`` before it takes silence for a fault.
 _PATIENCE = 2.0
@@ -72,7 +72,7 @@ def run_agent(paths: JobPaths, options: AgentOptions) -> int:
 
 def _watch(pulse: int, lost_s: float) -> bool:
     """Until the agent has ended, or is silent for too long: then False."""
-    deadline = time.monotonic() + max(60.0, lost_s * _PATIENCE)  # the first beat follows the look at this host
+    deadline = time.monotonic() + max(60.0, lost_s * _PATIENCE)  # the first heartbeat follows the look at this host
     while (left := deadline - time.monotonic()) > 0:
         if not select.select([pulse], [], [], left)[0]:
             continue
@@ -85,8 +85,8 @@ def _watch(pulse: int, lost_s: float) -> bool:
 def _agent(paths: JobPaths, launch: Launch, options: AgentOptions, pulse: int) -> int:
     adopt_orphans()
     try:
-        with asked_to_stop() as asked:
-            return Agent(paths, launch, options, asked, pulse).run()
+        with catch_stop_signals() as signals:
+            return Agent(paths, launch, options, signals, pulse).run()
     except LauncherError as error:
         print(f"error: {error.message}\n  hint: {error.hint}", flush=True)
         return error.exit_code
@@ -96,11 +96,13 @@ def _agent(paths: JobPaths, launch: Launch, options: AgentOptions, pulse: int) -
 
 
 class Agent:
-    def __init__(self, paths: JobPaths, launch: Launch, options: AgentOptions, asked: Asked, pulse: int) -> None:
-        self.launch, self.options, self.asked = launch, options, asked
+    def __init__(
+        self, paths: JobPaths, launch: Launch, options: AgentOptions, signals: StopSignals, pulse: int
+    ) -> None:
+        self.launch, self.options, self.signals = launch, options, signals
         self.paths = paths.of_attempt(options.attempt or led_attempt(paths, launch.limits))
         lost_s = launch.limits.lost_s
-        self.link = Link(self.paths, options.node_rank, lost_s=lost_s, pulse=pulse)
+        self.link = LeaderLink(self.paths, options.node_rank, lost_s=lost_s, pulse=pulse)
 
     def run(self) -> int:
         self._register()
@@ -137,16 +139,17 @@ class Agent:
 
     def _attempt(self, own: Launch) -> Outcome:
         if own.target == "Ascend" and self.paths.attempt > 1:
-            from launcher.supervise.cards import wait_until_free
+            from launcher.supervise.free_cards import wait_until_free
 
             wait_until_free([rank.device_id for rank in own.ranks], give_up=self._stopped)
         stdin = 0 if self.options.watch_stdin else None
-        outcome = NodeAttempt(self.paths, own, self.asked, self.link, stdin=stdin).run()
+        control = AgentControl(self.paths, own, self.signals, self.link, stdin=stdin)
+        outcome = Attempt(self.paths, own, control, _tell_nobody).run()
         return self._killed() if outcome.state == jobs.CANCELLED and self._is_orphan() else outcome
 
     def _is_orphan(self) -> bool:
         """Whether the process that watches this one was killed, while the job was to go on."""
-        return signal.SIGHUP in self.asked.signals and self.link.orders.order == START
+        return signal.SIGHUP in self.signals.received and self.link.command.action == START
 
     def _killed(self) -> Outcome:
         how = {EN: "its agent was killed; what it had started was stopped", ZH: "agent 被终止；其启动的进程已停止"}
@@ -155,7 +158,7 @@ class Agent:
         return Outcome(state=jobs.FAILED, verdict=verdict, failed_at=time.time())
 
     def _told_to_start(self) -> bool:
-        while self.link.orders.order != START:
+        while self.link.command.action != START:
             if self._stopped():
                 return False
             time.sleep(_WAIT_POLL_S)
@@ -163,8 +166,8 @@ class Agent:
 
     def _stopped(self) -> bool:
         gone = self.options.watch_stdin and stdin_ended()
-        self.link.report.asked = self.asked.request_to_pass_on()
-        return gone or self.link.leader_lost or self.link.orders.order in (STOP, END) or bool(self.asked.signals)
+        self.link.report.stop_signal = self.signals.request_to_pass_on()
+        return gone or self.link.leader_lost or self.link.command.action in (STOP, END) or bool(self.signals.received)
 
     @contextmanager
     def _cards(self, own: Launch) -> Iterator[bool]:
@@ -206,7 +209,7 @@ class Agent:
     def _leader_gone(self) -> bool:
         """Whether nobody else will write the job's end. A leader that was killed may have a guard that does."""
         while not self.link.leader_lost:
-            if self.link.orders.order in (STOP, END) or not self._stopped():
+            if self.link.command.action in (STOP, END) or not self._stopped():
                 return False
             time.sleep(_WAIT_POLL_S)
             self.link.refresh()
@@ -224,6 +227,10 @@ class Agent:
                 self.paths,
                 replace(record, state=jobs.FAILED, ended=jobs.now(), exit_code=7, verdict=verdict.to_dict()),
             )
+
+
+def _tell_nobody(_state: str, _states: object) -> None:
+    """The job's states are the leader's to tell."""
 
 
 def missing_inputs(paths: JobPaths) -> list[str]:
@@ -259,16 +266,16 @@ def led_attempt(paths: JobPaths, limits: Any) -> int:
 
     Raises LauncherError when there is none in ``register_s``.
     """
-    from launcher.supervise.multinode.slate import read_slate
+    from launcher.supervise.multinode.status_file import read_status
 
     deadline = time.monotonic() + limits.register_s
     seen: dict[int, Any] = {}
     while time.monotonic() < deadline:
         record = read_raw_record(paths)
         if record and not record.is_final:
-            slate = read_slate(paths.of_attempt(record.attempt).leader_slate)
-            beat = slate.get("beat") if slate else None
-            if beat is not None and seen.setdefault(record.attempt, beat) != beat:
+            status = read_status(paths.of_attempt(record.attempt).leader_status)
+            heartbeat = status.get("heartbeat") if status else None
+            if heartbeat is not None and seen.setdefault(record.attempt, heartbeat) != heartbeat:
                 return record.attempt
-        time.sleep(beat_s(limits.lost_s) / 2)
+        time.sleep(heartbeat_s(limits.lost_s) / 2)
     raise LauncherError(f"nobody leads job {paths.job_id}", hint=f"launcher resume {paths.job_id}")

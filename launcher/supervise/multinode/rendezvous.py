@@ -12,7 +12,7 @@ from launcher.plan.launch import Launch, NodePlace, RankPlace, ranks_by_node
 from launcher.schedulers.registration import Registration
 
 
-def settle_launch(launch: Launch, found: Sequence[Registration]) -> Launch:
+def bind_hosts(launch: Launch, found: Sequence[Registration]) -> Launch:
     """``launch`` with everything that only the hosts could tell. Raises HostError when they cannot be reached."""
     addresses = [_address(node, host) for node, host in zip(launch.nodes, found, strict=True)]
     _same_family(addresses, found)

@@ -1,4 +1,4 @@
-"""A slate: one small JSON document in a file that is rewritten in place, with a checksum against half-read writes."""
+"""A status file: one small JSON document that is rewritten in place, with a checksum against half-read writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 256
 _MOST_BYTES = 1 << 20
 
 
-class Slate:
+class StatusFile:
     """The writing side. The file is opened for each writing: closing is what makes NFS send it."""
 
     def __init__(self, path: Path) -> None:
@@ -34,8 +34,8 @@ class Slate:
             os.close(handle)
 
 
-def read_slate(path: Path) -> dict[str, Any] | None:
-    """The document on a slate; None when there is none yet, or it is being written just now."""
+def read_status(path: Path) -> dict[str, Any] | None:
+    """Return the document in a status file; None when there is none yet, or it is being written just now."""
     with contextlib.suppress(OSError, ValueError):
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

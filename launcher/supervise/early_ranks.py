@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 
 from launcher.common.processes import ProcessId, children, environment_of
 from launcher.engines.base import Told
-from launcher.supervise.watch import SCHEDULER
+from launcher.supervise.rank_states import SCHEDULER
 
 # The variable that names a rank in its process, by engine.
 _RANK = {"msrun": "RANK_ID", "mpirun": "OMPI_COMM_WORLD_RANK"}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import statistics
+import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from launcher.common.clock import Clock
 from launcher.common.processes import ProcessId
 
 SCHEDULER = "scheduler"
@@ -80,20 +82,20 @@ class Failure:
     detail: str = ""
 
 
-class Watch:
+class RankStates:
     """Facts about one attempt.
 
     ``ranks``: how many, or which. ``engine``: the program that nests ranks, None when the supervisor starts them.
     """
 
-    def __init__(self, ranks: int | Collection[int], engine: str | None) -> None:
+    def __init__(self, ranks: int | Collection[int], engine: str | None, *, clock: Clock = time) -> None:
         ids = range(ranks) if isinstance(ranks, int) else ranks
         self.ranks = {rank_id: Rank(rank_id=rank_id) for rank_id in ids}
-        self.engine = engine
+        self.engine, self._clock = engine, clock
         self.scheduler: ProcessId | None = None
         self.scheduler_error: dict[str, Any] | None = None
         self.programs_gone: dict[str, tuple[float, int | None]] = {}
-        self.last_progress: float | None = None
+        self.progress_at: float | None = None
 
     # ------------------------------------------------------------------------------------------------ facts in
 
@@ -111,7 +113,7 @@ class Watch:
             rank.ready = True
         elif kind in ("step", "eval", "save"):
             rank.note_progress(event)
-            self.last_progress = event["time"]
+            self.progress_at = self._clock.monotonic()  # the events' own times follow a clock that may be set
         elif kind == "error":
             rank.error = event
         elif kind == "done":
@@ -149,6 +151,10 @@ class Watch:
     @property
     def all_ready(self) -> bool:
         return all(rank.ready for rank in self.ranks.values())
+
+    def unready(self) -> dict[int, bool]:
+        """Return the ranks that are not ready, and whether each has begun."""
+        return {rank.rank_id: rank.begun for rank in self.ranks.values() if not rank.ready}
 
     @property
     def all_done(self) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launcher.jobs.verdict import EN, ZH, Verdict
-from launcher.plan.launch import NodePlace, RankPlace
+from launcher.plan.launch import Launch, NodePlace, RankPlace
+from launcher.supervise.rank_states import Failure
 
 _NEXT = {
     EN: "next: launcher resume JOB, once that host is back; a scheduler may give another",
@@ -68,6 +69,41 @@ def cut(seconds: float) -> dict[str, str]:
         EN: f"it cannot be reached any more: no answer over ssh for {seconds:.0f} s; its network or the host is down",
         ZH: f"主机不可达：ssh 在 {seconds:.0f} 秒内无响应，网络或主机故障",
     }
+
+
+def late_host(rank_id: int, seconds: str) -> dict[str, str]:
+    return {
+        EN: f"rank {rank_id} did not start within {seconds} s",
+        ZH: f"rank {rank_id} 在 {seconds} 秒内未启动",
+    }
+
+
+def hang_verdict(launch: Launch, failure: Failure, step: int, lines: Sequence[str]) -> Verdict:
+    """The verdict on ranks that make no progress: on their host, when all that are behind are on one."""
+    how = _no_progress(failure.detail, step, failure.behind)
+    at = {launch.ranks[rank_id].node_rank for rank_id in failure.behind}
+    if len(at) == 1:
+        return host_verdict(launch.nodes[at.pop()], launch.ranks, how, kind=failure.kind, lines=lines)
+    text = {lang: "\n".join([said, *(f"    {line}" for line in lines)]) for lang, said in how.items()}
+    return Verdict(
+        rank_id=None, reason=how[EN], step=step, kind=failure.kind, behind=failure.behind, retry=True, text=text
+    )
+
+
+def _no_progress(seconds: str, step: int, behind: Sequence[int]) -> dict[str, str]:
+    late_en = f"; not yet in step {step}: {span(behind)}" if behind else ""
+    late_zh = f"；尚未进入 step {step}：{span(behind)}" if behind else ""
+    return {
+        EN: f"no progress: no rank finished a step for {seconds} s{late_en}",
+        ZH: f"没有进展：{seconds} 秒内没有任何 rank 完成一个 step{late_zh}",
+    }
+
+
+def foreign(message: str, lines: Sequence[str]) -> Verdict:
+    """The verdict on what is no host's fault alone: hosts that do not fit together, a folder that is gone."""
+    text = "\n".join([message, *(f"  - {line}" for line in lines)])
+    reason = "; ".join([message, *lines])[:400]
+    return Verdict(rank_id=None, reason=reason, step=None, kind="foreign", text={EN: text, ZH: text})
 
 
 def own_failure(node: NodePlace, message: str) -> Verdict:

@@ -29,7 +29,7 @@ class StopRequest:
     save: bool = False
 
 
-class Asked:
+class StopSignals:
     """Signals that asked this process to stop, in order, and a descriptor that is readable when there are new ones.
 
     ``passed_on`` came by way of the guard. Of two ways the one that brought more counts: one request may come by both.
@@ -41,21 +41,23 @@ class Asked:
         self.passed_on: list[int] = []
 
     @property
-    def signals(self) -> list[int]:
+    def received(self) -> list[int]:
         return max(self.direct, self.passed_on, key=len)
 
-    @property
-    def count(self) -> int:
-        return len(self.signals)
+    def stop_level(self) -> int:
+        """Return 0 to go on, 1 to stop in order, 2 to stop at once: who asks again wants no more waiting."""
+        return min(len(self.received), 2)
 
     def request_to_pass_on(self) -> int | None:
         """The first signal that an agent tells its leader; SIGHUP says that its own parent was killed."""
-        return next((signum for signum in self.signals if signum != signal.SIGHUP), None)
+        return next((signum for signum in self.received if signum != signal.SIGHUP), None)
 
-    def drain(self) -> None:
+    def drain(self) -> bool:
+        """Empty the descriptor; return True, as it never comes to an end."""
         with contextlib.suppress(BlockingIOError):
             while os.read(self.wake_fd, 512):
                 pass
+        return True
 
     def request(self, paths: JobPaths, grace_s: float) -> StopRequest:
         """What ``launcher stop`` wants; a mere signal wants no checkpoint and the job's own grace."""
@@ -68,24 +70,24 @@ class Asked:
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[Asked]:
+def catch_stop_signals() -> Iterator[StopSignals]:
     """Inside, SIGINT, SIGTERM, SIGHUP and SIGUSR1 are noted and do nothing else; so they are when the guard passes them
     on."""
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    asked = Asked(reading)
+    signals = StopSignals(reading)
 
     def note(signum: int, _frame: FrameType | None) -> None:
-        asked.direct.append(signum)
+        signals.direct.append(signum)
 
     def note_passed_on(signum: int, _frame: FrameType | None) -> None:
-        asked.passed_on.append(STOP_SIGNALS[signum - PASSED_ON[STOP_SIGNALS[0]]])
+        signals.passed_on.append(STOP_SIGNALS[signum - PASSED_ON[STOP_SIGNALS[0]]])
 
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     for passed in PASSED_ON.values():
         signal.signal(passed, note_passed_on)
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
-        yield asked
+        yield signals
     finally:
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():

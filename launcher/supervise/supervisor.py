@@ -21,13 +21,14 @@ from launcher.jobs.verdict import Verdict
 from launcher.plan.launch import Launch, read_launch
 from launcher.plan.resume import prepare_attempt
 from launcher.supervise.attempt import Attempt, Outcome
-from launcher.supervise.cards import wait_until_free
-from launcher.supervise.signals import Asked, asked_to_stop
+from launcher.supervise.attempt_control import LocalControl
+from launcher.supervise.free_cards import wait_until_free
+from launcher.supervise.rank_states import Failure, RankStates
+from launcher.supervise.stop_signals import StopSignals, catch_stop_signals
 from launcher.supervise.verdict import Findings, find_verdict
-from launcher.supervise.watch import Failure, Watch
 
 if TYPE_CHECKING:
-    from launcher.supervise.multinode.lead import Lead
+    from launcher.supervise.multinode.leader import Leader
 
 _RESERVE_BYTES = 64 << 10
 
@@ -37,15 +38,15 @@ def supervise(paths: JobPaths, guard: ProcessId) -> int:
     adopt_orphans()
     record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
     record = replace(record, supervisor=ProcessId.current(), guard=guard)
-    with asked_to_stop() as asked:
-        return Supervisor(paths.of_attempt(record.attempt), read_launch(paths), record, asked).run()
+    with catch_stop_signals() as signals:
+        return Supervisor(paths.of_attempt(record.attempt), read_launch(paths), record, signals).run()
 
 
 class Supervisor:
     """Carries one job through its attempts."""
 
-    def __init__(self, paths: JobPaths, launch: Launch, record: JobRecord, asked: Asked) -> None:
-        self.paths, self.launch, self.record, self.asked = paths, launch, record, asked
+    def __init__(self, paths: JobPaths, launch: Launch, record: JobRecord, signals: StopSignals) -> None:
+        self.paths, self.launch, self.record, self.signals = paths, launch, record, signals
         self._signatures = {entry.get("signature") for entry in record.earlier} - {None, ""}
 
     def run(self) -> int:
@@ -85,7 +86,7 @@ class Supervisor:
             with hold(names, holder=holder):
                 yield True
             return
-        stopped = lambda: self.asked.count > 0 or self.paths.is_gone  # noqa: E731
+        stopped = lambda: self.signals.stop_level() > 0 or self.paths.is_gone  # noqa: E731
         with wait_and_hold(names, holder=holder, tell=self._say, give_up=stopped) as held:
             self._say(None)
             yield held
@@ -104,16 +105,17 @@ class Supervisor:
     def _attempt(self) -> Outcome:
         attempt = self._make_attempt()
         outcome = attempt.run()
-        self.record = replace(self.record, processes=_processes(attempt.watch))
+        self.record = replace(self.record, processes=_processes(attempt.states))
         return outcome
 
-    def _make_attempt(self) -> Attempt | Lead:
+    def _make_attempt(self) -> Attempt | Leader:
         """On this host, or led from here on several."""
         if not self.launch.nodes:
-            return Attempt(self.paths, self.launch, self.asked, self._tell)
-        from launcher.supervise.multinode.lead import Lead
+            control = LocalControl(self.paths, self.signals, self.launch.limits.grace_s)
+            return Attempt(self.paths, self.launch, control, self._tell)
+        from launcher.supervise.multinode.leader import Leader
 
-        return Lead(self.paths, self.launch, self.asked, self._tell)
+        return Leader(self.paths, self.launch, self.signals, self._tell)
 
     # ------------------------------------------------------------------------------------------------ restarts
 
@@ -125,7 +127,7 @@ class Supervisor:
         return self._restarts() < self.launch.limits.max_restarts and verdict.signature not in self._signatures
 
     def _may_not_go_on(self) -> bool:
-        return self.asked.count > 0 or self.paths.is_gone or not self._can_bring_agents_back()
+        return self.signals.stop_level() > 0 or self.paths.is_gone or not self._can_bring_agents_back()
 
     def _can_bring_agents_back(self) -> bool:
         """Agents end with their attempt; pods are started again by Volcano."""
@@ -145,17 +147,17 @@ class Supervisor:
         self._write(self.record)
         if self.launch.target == "Ascend" and not self.launch.nodes:
             cards = [rank.device_id for rank in self.launch.ranks]
-            wait_until_free(cards, give_up=lambda: self.asked.count > 0)
+            wait_until_free(cards, give_up=lambda: self.signals.stop_level() > 0)
 
     # ------------------------------------------------------------------------------------------------ the record
 
-    def _tell(self, state: str, watch: Watch) -> None:
-        self._write(replace(self.record, state=state, processes=_processes(watch)))
+    def _tell(self, state: str, states: RankStates) -> None:
+        self._write(replace(self.record, state=state, processes=_processes(states)))
 
     def _conclude(self, outcome: Outcome) -> int:
         code = {jobs.SUCCEEDED: 0, jobs.FAILED: JobFailed.exit_code}.get(outcome.state)
         if code is None:
-            code = 128 + next(iter(self.asked.signals), signal.SIGTERM)
+            code = 128 + next(iter(self.signals.received), signal.SIGTERM)
         verdict = outcome.verdict.to_dict() if outcome.verdict else None
         note = None if outcome.saved_step is None else f"saved at step {outcome.saved_step}"
         record = replace(
@@ -197,8 +199,8 @@ class Supervisor:
 
     def _own_failure(self, message: str) -> Verdict:
         failure = Failure(kind="foreign", time=time.time(), detail=message)
-        return find_verdict(self.paths, self.launch.ranks, Watch(0, None), failure, Findings())
+        return find_verdict(self.paths, self.launch.ranks, RankStates(0, None), failure, Findings())
 
 
-def _processes(watch: Watch) -> dict[str, ProcessId]:
-    return {f"rank_{rank.rank_id}": rank.process for rank in watch.ranks.values() if rank.process}
+def _processes(states: RankStates) -> dict[str, ProcessId]:
+    return {f"rank_{rank.rank_id}": rank.process for rank in states.ranks.values() if rank.process}

@@ -1,4 +1,4 @@
-"""The agent's line to the leader: its own slate, rewritten every beat, and the leader's, read as often."""
+"""The agent's line to the leader: it rewrites its own status file at every heartbeat and reads the leader's."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from launcher.common.clock import Clock
 from launcher.jobs import JobPaths
-from launcher.supervise.multinode.slate import Slate, read_slate
+from launcher.supervise.judge import LifeSigns
+from launcher.supervise.multinode.status_file import StatusFile, read_status
 
-# What the leader orders, in this order; "stop" may come at any time.
+# What the leader commands, in this order; "stop" may come at any time.
 WAIT, START, STOP, END = "wait", "start", "stop", "end"
 
 # What an agent says of itself.
 HERE, STARTING, RUNNING, SAVING, DONE, ENDED = "here", "starting", "running", "saving", "done", "ended"
 
 
-def beat_s(lost_s: float) -> float:
+def heartbeat_s(lost_s: float) -> float:
     """Seconds between two signs of life: ten fit into the time after which a host is lost."""
     return min(1.0, lost_s / 10)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Orders:
-    """The leader's slate. ``beat`` grows; ``save``: end after step ``stop_at``, which is known a little later."""
+class LeaderCommand:
+    """What the leader's status file holds: a heartbeat that grows, and what the agents shall do.
 
-    beat: int = 0
+    ``save``: end after step ``stop_at``, which is known a little later.
+    """
+
+    heartbeat: int = 0
     time: float = 0.0
-    order: str = WAIT
+    action: str = WAIT
     save: bool = False
     grace_s: float = 0.0
     hurry: bool = False
@@ -38,13 +43,13 @@ class Orders:
     stacks: bool = False
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> Orders:
+    def from_dict(cls, raw: dict[str, Any]) -> LeaderCommand:
         known = {item.name for item in fields(cls)}
         return cls(**{key: value for key, value in raw.items() if key in known})
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankState:
+class RankReport:
     """``state``: new, begun, ready, done, failed or gone. ``step``: entered last."""
 
     state: str = "new"
@@ -52,7 +57,7 @@ class RankState:
 
 
 @dataclass(kw_only=True)
-class Report:
+class AgentReport:
     """What the agent says: rewritten by its main thread, sent by another.
 
     ``busy``: a rank evaluates or writes a checkpoint. ``ahead_most_s``: how far this host's clock is ahead of the
@@ -60,10 +65,10 @@ class Report:
     """
 
     state: str = HERE
-    ranks: dict[int, RankState] = field(default_factory=dict)
+    ranks: dict[int, RankReport] = field(default_factory=dict)
     step_s: float | None = None
     busy: bool = False
-    asked: int | None = None
+    stop_signal: int | None = None
     ahead_most_s: float | None = None
     note: str | None = None
 
@@ -72,22 +77,24 @@ class Report:
         return {**self.__dict__, "ranks": ranks}
 
 
-class Link:
-    """Sends ``report`` and receives ``orders`` in a thread of its own, so that slow work is not taken for a death.
+class LeaderLink:
+    """Sends ``report`` and receives ``command`` in a thread of its own, so that slow work is not taken for a death.
 
-    ``pulse``: a pipe that gets a byte for each beat that was written, for the process that watches this one.
+    ``pulse``: a pipe that gets a byte for each heartbeat that was written, for the process that watches this one.
     """
 
-    def __init__(self, paths: JobPaths, node_rank: int, *, lost_s: float, pulse: int | None = None) -> None:
-        self.report = Report()
-        self.orders = Orders()
-        self._slate = Slate(paths.node_slate(node_rank))
-        self._leader = paths.leader_slate
-        self._pulse, self._lost_s = pulse, lost_s
-        self._beat = time.time_ns() // 1_000_000  # grows over restarts of the agent too
-        self._leader_seen = time.monotonic()
+    def __init__(
+        self, paths: JobPaths, node_rank: int, *, lost_s: float, pulse: int | None = None, clock: Clock = time
+    ) -> None:
+        self.report = AgentReport()
+        self.command = LeaderCommand()
+        self._status_file = StatusFile(paths.node_status(node_rank))
+        self._leader = paths.leader_status
+        self._pulse, self._lost_s, self._clock = pulse, lost_s, clock
+        self._heartbeat = time.time_ns() // 1_000_000  # grows over restarts of the agent too
+        self._leader_signs = LifeSigns(lost_s, clock=clock)
         self._wake, self._over = threading.Event(), False
-        self._thread = threading.Thread(target=self._run, name="launcher-beats", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="launcher-heartbeats", daemon=True)
 
     def start(self) -> None:
         self._exchange()
@@ -104,37 +111,32 @@ class Link:
         self._thread.join(timeout=self._lost_s)
 
     @property
-    def silent_s(self) -> float:
-        """For how long the leader has shown no sign of life."""
-        return time.monotonic() - self._leader_seen
-
-    @property
     def leader_lost(self) -> bool:
-        return self.silent_s > self._lost_s
+        return self._leader_signs.lost
 
     def _run(self) -> None:
         while not self._over:
-            self._wake.wait(beat_s(self._lost_s))
+            self._wake.wait(heartbeat_s(self._lost_s))
             self._wake.clear()
             self._exchange()
 
     def refresh(self) -> None:
-        """Read the leader's slate, after the thread has ended."""
+        """Read the leader's status file, after the thread has ended."""
         self._read()
 
     def _exchange(self) -> None:
         with contextlib.suppress(OSError):
-            self._beat += 1
-            self._slate.write({"beat": self._beat, "time": time.time(), **self.report.to_dict()})
+            self._heartbeat += 1
+            self._status_file.write({"heartbeat": self._heartbeat, "time": self._clock.time(), **self.report.to_dict()})
             if self._pulse is not None:
                 os.write(self._pulse, b".")
         self._read()
 
     def _read(self) -> None:
-        raw = read_slate(self._leader)
-        if raw and raw.get("beat") != self.orders.beat:
-            self.orders = Orders.from_dict(raw)
-            self._leader_seen = time.monotonic()
-            ahead = time.time() - self.orders.time
+        raw = read_status(self._leader)
+        if raw and self._leader_signs.note(raw.get("heartbeat")):
+            self.command = LeaderCommand.from_dict(raw)
+            # A delay on the way makes this larger, never smaller: the smallest is the truest.
+            ahead = self._clock.time() - self.command.time
             known = self.report.ahead_most_s
             self.report.ahead_most_s = ahead if known is None else min(ahead, known)

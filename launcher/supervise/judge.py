@@ -1,0 +1,360 @@
+"""The judge: what is late, hangs, has failed, is lost, or stops; for the ranks of one host and for all hosts alike.
+
+Nothing here touches a process or a file, and nothing waits: facts, limits and a clock come in, a decision goes out.
+``Attempt`` asks it about the ranks of its host, ``Leader`` about all hosts, and both carry out what it says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
+
+from launcher.common.clock import Clock
+from launcher.plan.launch import HANG_FACTOR, MIN_HANG_TIMEOUT_S, Limits
+from launcher.supervise.rank_states import ENGINE_LEAVES_S, SCHEDULER_FOLLOWS_S, Failure
+
+# Facts are looked at this often when nothing happens; an end of a process wakes the supervisor at once.
+TICK_S = 0.1
+
+# How often checks are made that cost a system call a rank (is it suspended?) or can wait (does it hang?).
+SLOW_TICK_S = 1.0
+
+# After the first failure others may come in that were earlier: the verdict waits this long for them.
+OTHERS_FOLLOW_S = 0.2
+
+# An evaluation or a checkpoint may take so many times as long as a step before it counts as a hang.
+BUSY_FACTOR = 10
+
+
+class Facts(Protocol):
+    """What is known of the ranks: ``RankStates`` of one host, ``HostStates`` of many.
+
+    ``busy``: some rank evaluates or writes a checkpoint, in which no step is finished. ``progress_at``: when a rank was
+    last seen to make progress, by the judge's monotonic clock; None before the first step, which compiles.
+    """
+
+    progress_at: float | None
+
+    @property
+    def all_ready(self) -> bool: ...
+
+    @property
+    def all_done(self) -> bool: ...
+
+    @property
+    def all_gone(self) -> bool: ...
+
+    @property
+    def failing(self) -> bool: ...
+
+    @property
+    def busy(self) -> bool: ...
+
+    def step_time_s(self) -> float | None: ...
+
+    def unready(self) -> Mapping[int, bool]:
+        """Return the ranks that are not ready, and whether each has begun."""
+        ...
+
+
+class Evidence(Protocol):
+    """What an engine may still tell about a failure; see ``RankStates``."""
+
+    @property
+    def in_doubt(self) -> bool: ...
+
+    @property
+    def unexplained(self) -> bool: ...
+
+    @property
+    def scheduler_was_spared(self) -> bool: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the slow checks found. ``suspended``: ranks stopped by SIGSTOP, of ``num_ranks`` in all."""
+
+    folder_gone: str = ""
+    suspended: frozenset[int] = frozenset()
+    num_ranks: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What a judge decides.
+
+    ``failure_first``: a failure counts though the job is being stopped. ``evidence``: whoever failed first is not known
+    before the engine has had time to leave. ``progress``: late and hanging ranks are judged here.
+    """
+
+    failure_first: bool = False
+    evidence: Evidence | None = None
+    progress: bool = True
+
+
+class Action(Enum):
+    """FAIL: with a failure, or with what the facts say was the first. HANG: the stacks are wanted before it fails."""
+
+    GO_ON = auto()
+    FINISH = auto()
+    STOP = auto()
+    FAIL = auto()
+    HANG = auto()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """``wait_s``: ask again within this time. ``idle_s``: with HANG, for how long nothing has moved."""
+
+    action: Action
+    failure: Failure | None = None
+    wait_s: float = TICK_S
+    idle_s: float = 0.0
+
+
+_GO_ON = Decision(action=Action.GO_ON)
+
+
+class Judge:
+    """Decides for one attempt, from ``begin`` on, when its ranks are started."""
+
+    def __init__(self, limits: Limits, scope: Scope, *, clock: Clock = time) -> None:
+        self._limits, self._scope, self._clock = limits, scope, clock
+        self._began = self._slow_at = clock.monotonic()
+        self._gathering: EvidenceWait | None = None
+        self._suspended_since: dict[int, float] = {}
+        self._gone_before = False
+
+    def begin(self) -> None:
+        self._began = self._clock.monotonic()
+
+    def decide(self, facts: Facts, stop_level: int, look: Callable[[], Look]) -> Decision:
+        """Return what to do now. ``stop_level``: as ``StopSignals`` has it. ``look`` is called for slow checks only."""
+        failing = facts.failing
+        if failing and self._scope.failure_first and (stop_level or self._scope.evidence is None):
+            return Decision(action=Action.FAIL)
+        # A failure that was noticed before the request to stop stays one while evidence is gathered.
+        if stop_level and self._gathering is None:
+            return Decision(action=Action.STOP)
+        if facts.all_done:
+            return Decision(action=Action.FINISH)
+        return self._gather() if failing else self._slow_checks(facts, look)
+
+    def _gather(self) -> Decision:
+        """Wait until everything that may explain the failure has come in."""
+        if self._gathering is None:
+            self._gathering = EvidenceWait(self._scope.evidence, clock=self._clock)
+        left_s = self._gathering.left_s()
+        if left_s > 0:
+            return Decision(action=Action.GO_ON, wait_s=min(left_s, TICK_S))
+        self._gathering = None
+        return Decision(action=Action.FAIL)
+
+    def _slow_checks(self, facts: Facts, look: Callable[[], Look]) -> Decision:
+        self._gathering = None
+        now = self._clock.monotonic()
+        if now < self._slow_at:
+            return _GO_ON
+        self._slow_at = now + SLOW_TICK_S
+        seen = look()
+        failure = self._folder_gone(seen) or self._suspended(seen, now)
+        if failure is None and self._scope.progress:
+            failure = self._late(facts, now)
+            if failure is None and (idle_s := self._idle_s(facts, now)) is not None:
+                return Decision(action=Action.HANG, idle_s=idle_s)
+        return Decision(action=Action.FAIL, failure=failure) if failure else _GO_ON
+
+    def _failure(self, kind: str, detail: str, rank_id: int | None = None, behind: Sequence[int] = ()) -> Failure:
+        now = self._clock.time()
+        return Failure(kind=kind, time=now, rank_id=rank_id, behind=tuple(behind), detail=detail)
+
+    def _folder_gone(self, seen: Look) -> Failure | None:
+        """Judge the job's folder by two looks: a folder that is renamed and back again is no failure."""
+        was_gone, self._gone_before = self._gone_before, bool(seen.folder_gone)
+        return self._failure("foreign", seen.folder_gone) if was_gone and seen.folder_gone else None
+
+    def _suspended(self, seen: Look, now: float) -> Failure | None:
+        """Find a rank that is suspended while another runs; all at once were suspended on purpose."""
+        self._suspended_since = {rank_id: self._suspended_since.get(rank_id, now) for rank_id in seen.suspended}
+        if not seen.suspended or len(seen.suspended) == seen.num_ranks > 1:
+            return None
+        rank_id = min(sorted(seen.suspended), key=lambda rank_id: self._suspended_since[rank_id])
+        if now - self._suspended_since[rank_id] < self._limits.stopped_s:
+            return None
+        return self._failure("stopped", f"{self._limits.stopped_s:.0f}", rank_id)
+
+    def _late(self, facts: Facts, now: float) -> Failure | None:
+        """Find the rank that holds the others up: of those that are not ready, one that has not even begun."""
+        if now - self._began < self._limits.start_timeout_s or facts.all_ready:
+            return None
+        late = facts.unready()
+        if not late:
+            return None
+        first = next((rank_id for rank_id, begun in late.items() if not begun), next(iter(late)))
+        behind = [rank_id for rank_id in late if rank_id != first]
+        return self._failure("no_start", f"{self._limits.start_timeout_s:.0f}", first, behind)
+
+    def hang_timeout_s(self, facts: Facts) -> float:
+        """Return for how long no rank may make progress. An evaluation or a checkpoint may take much longer."""
+        timeout_s = self._limits.hang_timeout_s
+        if timeout_s is None:
+            timeout_s = max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * (facts.step_time_s() or 0.0))
+        return timeout_s * (BUSY_FACTOR if facts.busy else 1)
+
+    def _idle_s(self, facts: Facts, now: float) -> float | None:
+        if facts.progress_at is None:  # the first step compiles, which may take an hour: only start_timeout_s bounds it
+            return None
+        idle_s = now - facts.progress_at
+        return None if idle_s < self.hang_timeout_s(facts) else idle_s
+
+    def no_progress(self, entered: Mapping[int, int], idle_s: float) -> Failure:
+        """Return the failure that a hang is. ``entered``: the step that each rank has entered last.
+
+        A rank that has not entered the step that others wait in is the cause, when it is the only one.
+        """
+        ahead = max(entered.values(), default=0)
+        behind = [rank_id for rank_id, step in sorted(entered.items()) if step < ahead]
+        return self._failure("no_progress", f"{idle_s:.0f}", behind[0] if len(behind) == 1 else None, behind)
+
+
+class EvidenceWait:
+    """Waits one after the other, each as long as it may still bring something about; at most 5.3 s in all.
+
+    A rank's end looks the same whether it failed or its engine was told to stop and took it along. What tells them
+    apart comes later: the code that the rank ended with, MindSpore's scheduler going too, the engine leaving.
+    """
+
+    def __init__(self, evidence: Evidence | None, *, clock: Clock = time) -> None:
+        self._clock = clock
+        self._waits = self._all_waits(evidence)
+        self._next_wait()
+
+    def _all_waits(self, evidence: Evidence | None) -> Iterator[tuple[float, Callable[[], bool]]]:
+        """Yield (at most so long, while this holds). Each begins when the one before is over."""
+        yield OTHERS_FOLLOW_S, lambda: True
+        if evidence is None:
+            return
+        yield ENGINE_LEAVES_S, lambda: evidence.unexplained
+        yield SCHEDULER_FOLLOWS_S, lambda: evidence.in_doubt and evidence.scheduler_was_spared
+        # An msrun that still has its scheduler reacts to a rank's death, and takes half a minute to leave.
+        if not evidence.scheduler_was_spared:
+            yield ENGINE_LEAVES_S, lambda: evidence.in_doubt
+
+    def _next_wait(self) -> None:
+        self._wait = next(self._waits, None)
+        self._until = self._clock.monotonic() + (self._wait[0] if self._wait else 0.0)
+
+    def left_s(self) -> float:
+        """Return how long to wait at the most until this is asked again; 0 when nothing more is to come."""
+        while self._wait is not None:
+            left_s = self._until - self._clock.monotonic()
+            if left_s > 0 and self._wait[1]():
+                return left_s
+            self._next_wait()
+        return 0.0
+
+
+class Phase(Enum):
+    """What a stop does next. LOCATE: agree on a step that no rank has begun. SAVE: let all ranks save after it."""
+
+    LOCATE = auto()
+    SAVE = auto()
+    TERMINATE = auto()
+    KILL = auto()
+
+
+class StopSequence:
+    """The phases of a stop, one after the other, each until its goal is reached and at most ``grace_s`` long.
+
+    Whoever asks a second time wants no more waiting: what is left out then is everything before KILL.
+    """
+
+    def __init__(self, phases: Sequence[Phase], grace_s: float, *, clock: Clock = time) -> None:
+        self._clock, self._grace_s = clock, grace_s
+        self._left = [*phases, Phase.KILL]
+        self._until = clock.monotonic() + grace_s
+
+    def phase(self, facts: Facts, stop_level: int, *, located: bool) -> Phase:
+        """Return the phase that the stop is in. ``located``: the step to stop after is known."""
+        if stop_level > 1:
+            self._left = [Phase.KILL]
+        while self._left[0] is not Phase.KILL and self._is_over(self._left[0], facts, located):
+            self._left.pop(0)
+            self._until = self._clock.monotonic() + self._grace_s
+        return self._left[0]
+
+    def skip_save(self) -> None:
+        """Leave SAVE out: no step was agreed on."""
+        self._left = [phase for phase in self._left if phase is not Phase.SAVE]
+
+    def _is_over(self, phase: Phase, facts: Facts, located: bool) -> bool:
+        if self._clock.monotonic() >= self._until:
+            return True
+        if phase is Phase.TERMINATE:
+            return facts.all_gone
+        # Ranks wait for each other in every step: once one has failed, the others cannot finish any.
+        return facts.failing or facts.all_gone or (located if phase is Phase.LOCATE else facts.all_done)
+
+
+class LifeSigns:
+    """The heartbeats of one process, as another sees them: by our own clock, for theirs may be off."""
+
+    def __init__(self, lost_s: float, *, clock: Clock = time) -> None:
+        self._lost_s, self._clock = lost_s, clock
+        self.heartbeat: int | None = None
+        self._seen = clock.monotonic()
+
+    def note(self, heartbeat: int | None) -> bool:
+        """Take a heartbeat; return whether it is a new one."""
+        is_new = heartbeat is not None and heartbeat != self.heartbeat
+        if is_new:
+            self.heartbeat = heartbeat
+            self.excuse()
+        return is_new
+
+    def excuse(self) -> None:
+        """Count silence from now on: we could not have heard anything before."""
+        self._seen = self._clock.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        return self._clock.monotonic() - self._seen
+
+    @property
+    def lost(self) -> bool:
+        return self.silent_s > self._lost_s
+
+
+class Loss(Enum):
+    """How a host was lost. GAVE_UP: its agent ended unasked. LEFT: what brought the agent has ended. SILENT."""
+
+    GAVE_UP = auto()
+    LEFT = auto()
+    SILENT = auto()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """What is known of one host's agent. ``left_s``: since what brought it there has ended, None while that lives.
+
+    ``patience_s``: how long its last report may be on its way then.
+    """
+
+    registered: bool
+    ended: bool
+    cancelled: bool
+    silent: bool
+    left_s: float | None = None
+    patience_s: float = 0.0
+
+
+def judge_host(host: HostFacts, *, told_to_run: bool) -> Loss | None:
+    """Return how a host was lost, None while it is not. ``told_to_run``: and not yet to stop, by anybody."""
+    if host.ended:
+        return Loss.GAVE_UP if host.cancelled and told_to_run else None
+    if host.left_s is not None and host.left_s > host.patience_s:
+        return Loss.LEFT
+    return Loss.SILENT if host.registered and host.silent else None

@@ -1,0 +1,86 @@
+"""The leader's own processes that bring agents to their hosts: ssh, srun, or none where agents come by themselves."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from launcher.common.processes import die_with_parent, kill_descendants, reap
+from launcher.jobs import JobPaths
+from launcher.plan.launch import Launch
+from launcher.schedulers.agents import AgentStart, agent_starts
+
+
+class Agents(Protocol):
+    """What the leader needs of them."""
+
+    def start(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]: ...
+
+    def ended(self) -> Sequence[tuple[AgentStart, int]]:
+        """Return those that have ended since the last call, and with what code."""
+        ...
+
+    def let_go(self) -> None:
+        """Close the lines that tell agents that the leader lives."""
+        ...
+
+    @property
+    def all_ended(self) -> bool: ...
+
+    def kill(self) -> None: ...
+
+
+class AgentProcesses:
+    """Starts what ``agent_starts`` names, and leaves nothing of it."""
+
+    def __init__(self) -> None:
+        self._spawned: list[tuple[AgentStart, subprocess.Popen[bytes]]] = []
+        self._ended: list[tuple[AgentStart, int]] = []
+
+    def start(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]:
+        starts = agent_starts(launch, paths)
+        for start in starts:
+            self._spawned.append((start, _spawn(start, paths)))
+        return starts
+
+    def ended(self) -> Sequence[tuple[AgentStart, int]]:
+        reap(self._note_end)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _note_end(self, pid: int, code: int) -> None:
+        for start, popen in self._of(pid):
+            popen.returncode = code
+            self._ended.append((start, code))
+
+    def _of(self, pid: int) -> Iterator[tuple[AgentStart, subprocess.Popen[bytes]]]:
+        return ((start, popen) for start, popen in self._spawned if popen.pid == pid)
+
+    def let_go(self) -> None:
+        for _, popen in self._spawned:
+            if popen.stdin:
+                with contextlib.suppress(OSError):
+                    popen.stdin.close()
+
+    @property
+    def all_ended(self) -> bool:
+        return all(popen.returncode is not None for _, popen in self._spawned)
+
+    def kill(self) -> None:
+        kill_descendants(self._note_end)
+
+
+def _spawn(start: AgentStart, paths: JobPaths) -> subprocess.Popen[bytes]:
+    with paths.log(start.name).open("ab") as output:
+        return subprocess.Popen(
+            start.command.argv,
+            env=dict(start.command.env),
+            cwd=paths.work,
+            stdin=subprocess.PIPE if start.holds_stdin else subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )

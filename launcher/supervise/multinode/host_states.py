@@ -1,0 +1,212 @@
+"""What the leader knows of all hosts, from their status files, and which of their failures was the first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launcher import jobs
+from launcher.common.clock import Clock
+from launcher.jobs.verdict import Verdict
+from launcher.plan.launch import Launch, NodePlace
+from launcher.schedulers.agents import AgentStart
+from launcher.schedulers.registration import Registration
+from launcher.supervise.judge import HostFacts, LifeSigns
+from launcher.supervise.multinode.leader_link import DONE, SAVING
+
+
+class HostState:
+    """One host as the leader sees it.
+
+    ``status``: its agent's last report. ``ahead_s``: its clock minus ours, as well as it is known. ``end``: how the
+    attempt ended there. ``left_at``: when what brought the agent there ended; ``left_code``: how.
+    """
+
+    def __init__(self, place: NodePlace, lost_s: float, *, clock: Clock = time) -> None:
+        self.place, self._clock = place, clock
+        self.signs = LifeSigns(lost_s, clock=clock)
+        self.status: dict[str, Any] = {}
+        self.start: AgentStart | None = None
+        self.here: Registration | None = None
+        self.end: dict[str, Any] | None = None
+        self.lost: Verdict | None = None
+        self.lost_at = 0.0
+        self.left_at: float | None = None
+        self.left_code: int | None = None
+        self.ahead_s: float | None = None
+        self.ready = False
+        self.steps = 0
+        self._least_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.here.name if self.here else self.place.name
+
+    @property
+    def over(self) -> bool:
+        return self.end is not None or self.lost is not None
+
+    @property
+    def failed(self) -> bool:
+        return self.lost is not None or (self.end is not None and self.end["state"] == jobs.FAILED)
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state", ""))
+
+    @property
+    def ranks(self) -> dict[int, tuple[str, int]]:
+        """Return the state of each rank, and the step that it has entered last."""
+        return {int(rank_id): (state, step) for rank_id, (state, step) in self.status.get("ranks", {}).items()}
+
+    def note(self, status: dict[str, Any]) -> bool:
+        """Take what its status file holds; return whether that is new."""
+        if not self.signs.note(status.get("heartbeat")):
+            return False
+        self.status = status
+        self._note_clock(float(status["time"]) - self._clock.time(), status.get("ahead_most_s"))
+        ranks = status.get("ranks", {}).values()
+        self.ready = bool(ranks) and all(state in ("ready", "done") for state, _ in ranks)
+        self.steps = sum(step for _, step in ranks)
+        return True
+
+    def _note_clock(self, least_s: float, most_s: float | None) -> None:
+        """Narrow down how far its clock is ahead.
+
+        Delays are never negative: of differences in our direction the largest is the truest, of those that the host
+        itself saw in the other the smallest; its clock is between the two.
+        """
+        self._least_s = least_s if self._least_s is None else max(self._least_s, least_s)
+        self.ahead_s = self._least_s if most_s is None else (self._least_s + float(most_s)) / 2
+
+    def our_time(self, their_time: float) -> float:
+        return their_time - (self.ahead_s or 0.0)
+
+    def facts(self, patience_s: float) -> HostFacts:
+        """Return what the judge has to know. ``patience_s``: how long a last report may be on its way."""
+        return HostFacts(
+            registered=self.here is not None,
+            ended=self.end is not None,
+            cancelled=self.end is not None and self.end["state"] == jobs.CANCELLED,
+            silent=self.signs.lost,
+            left_s=None if self.left_at is None else self._clock.monotonic() - self.left_at,
+            patience_s=patience_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFailure:
+    """``failed_at``: by our clock."""
+
+    host: HostState
+    verdict: Verdict
+    failed_at: float
+
+
+class HostStates:
+    """All hosts of an attempt: the facts that the leader's judge decides from."""
+
+    def __init__(self, launch: Launch, *, clock: Clock = time) -> None:
+        self._ranks, self._clock = launch.ranks, clock
+        self.hosts = [HostState(place, launch.limits.lost_s, clock=clock) for place in launch.nodes]
+        self.progress_at: float | None = None
+        self._progress = (0, False)
+
+    def __iter__(self) -> Iterator[HostState]:
+        return iter(self.hosts)
+
+    def __len__(self) -> int:
+        return len(self.hosts)
+
+    def note_progress(self) -> None:
+        """Compare the ranks' steps with those of the last look; none has been entered while the first one compiles."""
+        progress = (sum(host.steps for host in self), self.busy)
+        if progress[0] and (progress != self._progress or self.progress_at is None):
+            self.progress_at = self._clock.monotonic()
+        self._progress = progress
+
+    # ------------------------------------------------------------------------------------------------ for the judge
+
+    @property
+    def all_ready(self) -> bool:
+        return all(host.ready for host in self)
+
+    @property
+    def all_done(self) -> bool:
+        return all(host.state == DONE or host.over for host in self)
+
+    @property
+    def all_gone(self) -> bool:
+        """Nothing of the job runs on a host whose agent has never come."""
+        return all(host.over or not host.here for host in self)
+
+    @property
+    def all_saving(self) -> bool:
+        return all(host.state in (SAVING, DONE) or host.over for host in self)
+
+    @property
+    def failing(self) -> bool:
+        return any(host.failed for host in self)
+
+    @property
+    def busy(self) -> bool:
+        return any(host.status.get("busy") for host in self)
+
+    def step_time_s(self) -> float | None:
+        """Return the step time of the slowest host."""
+        return max((host.status.get("step_s") or 0.0 for host in self), default=0.0) or None
+
+    def unready(self) -> dict[int, bool]:
+        """Return the ranks that are not ready, and whether each has begun; one that nothing is heard of has not."""
+        states = {rank_id: state for host in self for rank_id, (state, _) in host.ranks.items()}
+        found = {rank.rank_id: states.get(rank.rank_id, "new") for rank in self._ranks}
+        return {rank_id: state == "begun" for rank_id, state in found.items() if state in ("new", "begun")}
+
+    # ------------------------------------------------------------------------------------------------ for the leader
+
+    @property
+    def all_registered(self) -> bool:
+        return all(host.here for host in self)
+
+    @property
+    def any_over(self) -> bool:
+        return any(host.over for host in self)
+
+    @property
+    def stop_signal(self) -> int:
+        """The signal that asked an agent to stop, 0 for none."""
+        return next((int(host.status["stop_signal"]) for host in self if host.status.get("stop_signal")), 0)
+
+    def entered(self) -> dict[int, int]:
+        """Return the step that each rank has entered last, as old as a report takes."""
+        return {rank_id: step for host in self for rank_id, (_, step) in host.ranks.items()}
+
+    def fastest_step_s(self) -> float:
+        return min((host.status.get("step_s") or 1.0 for host in self), default=1.0)
+
+    def saved_step(self) -> int | None:
+        """Return the step that all hosts saved after; None when they did not all save the same."""
+        steps = {host.end["saved_step"] for host in self if host.end}
+        return steps.pop() if len(steps) == 1 and not any(host.lost for host in self) else None
+
+    def warnings(self) -> list[str]:
+        return [warning for host in self if host.end for warning in host.end["warnings"]]
+
+    def first_failure(self) -> HostFailure | None:
+        """Return the earliest failure by our clock, whenever it was heard of."""
+        return min(self._failures(), key=lambda failure: failure.failed_at, default=None)
+
+    def _failures(self) -> Iterator[HostFailure]:
+        for host in self:
+            if host.lost:
+                yield HostFailure(host=host, verdict=host.lost, failed_at=host.lost_at)
+            elif host.end and host.end["state"] == jobs.FAILED:
+                failed_at = host.our_time(host.end["failed_at"] or self._clock.time())
+                yield HostFailure(host=host, verdict=_verdict(host.end["verdict"]), failed_at=failed_at)
+
+
+def _verdict(raw: Mapping[str, Any]) -> Verdict:
+    """Read a verdict that an agent wrote; keys of other versions are passed over."""
+    return Verdict(**jobs.known_keys(Verdict, raw))
