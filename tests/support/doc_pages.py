@@ -92,9 +92,17 @@ class Session:
         """Run ``command`` by bash and return the lines it prints, with the folders and host that pages show."""
         if command == "echo $?":
             return [str(self.exit_code)]
+        demo = self.home / "demo.log"
+        if command != "launcher demo":
+            return self._run(command)
+        if not demo.exists():  # it takes minutes: pages share one run of it
+            demo.write_text("\n".join(self._run(command)))
+        return [line.rstrip() for line in self._shown(demo.read_text()).splitlines()]
+
+    def _run(self, command: str) -> list[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("LAUNCHER_", "PYTEST_"))}
         path = f"{Path(sys.executable).parent}:{kept['PATH']}"
-        env = {**kept, "HOME": str(self.home), "PATH": path, "COLUMNS": "118", "LC_ALL": "C.UTF-8"}
+        env = {**kept, "HOME": str(self.home), "PATH": path, "COLUMNS": "200", "LC_ALL": "C.UTF-8"}
         done = subprocess.run(  # noqa: S603 - the commands of our own pages
             ["bash", "-c", command], cwd=self.folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, check=False,
@@ -222,8 +230,14 @@ def renew(page: Path, home: Path, *, slow: bool) -> None:
 
 
 if __name__ == "__main__":
+    import argparse
     import tempfile
 
+    parser = argparse.ArgumentParser(description="Run pages and write what their commands print into them.")
+    parser.add_argument("pages", nargs="+", type=Path)
+    parser.add_argument("--slow", action="store_true", help="run slow blocks too")
+    parser.add_argument("--home", type=Path, help="the home to run in, where `launcher demo` has run in llm/")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for name in [word for word in sys.argv[1:] if word != "--slow"]:
-            renew(Path(name), Path(folder) / Path(name).stem / "me", slow="--slow" in sys.argv)
+        for page in asked.pages:
+            renew(page, asked.home or Path(folder) / page.stem / "me", slow=asked.slow)
