@@ -1,7 +1,7 @@
 # make demo   the whole product on this machine's CPU (about 5 min after the first installation)
 # make test   lint, then all tests (about 14 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)
-# make lint   ruff, mypy, and that the shipped schema and the README say what the code does
+# make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).
 
@@ -36,7 +36,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/launcher config schema --check configs/run.schema.json
-	$(BIN)/launcher config reference --check README.md
+	$(BIN)/launcher config reference --check docs/configuration.md
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

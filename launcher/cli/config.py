@@ -198,7 +198,7 @@ def reference(check: Path | None, update: Path | None) -> None:
     """Print the reference of all keys as Markdown.
 
     \b
-    launcher config reference --update README.md
+    launcher config reference --update docs/configuration.md
     """
     from launcher.control import configs
     from launcher.runspec.schema import reference as text

@@ -75,8 +75,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         pattern=r"\bEI000[35]\b",
     ),
     _known(
-        "EI0004", "the rank table does not fit this host", "launcher rank-table check TABLE --host",
-        "rank table 与本机不符", "launcher rank-table check TABLE --host", pattern=r"\bEI00(?:04|14|17)\b",
+        "EI0004", "the rank table does not fit this host", "launcher rank-table check TABLE --against-host",
+        "rank table 与本机不符", "launcher rank-table check TABLE --against-host", pattern=r"\bEI00(?:04|14|17)\b",
     ),
     _known(
         "EI0006", "a rank did not answer within HCCL_CONNECT_TIMEOUT: it never came, its link is down, or TLS differs",
