@@ -37,7 +37,9 @@ class Box:
 BOXES = (
     Box(x=20, y=56, title="raw data", lines=("JSON, JSON Lines:", "questions, answers")),
     Box(x=20, y=164, title="run spec, base", lines=("YAML; LLaMA from", "Hugging Face")),
-    Box(x=254, y=110, title="submit", lines=("checks, plans, tokenizes,", "trains, supervises"), command=True, width=180),
+    Box(
+        x=254, y=110, title="submit", lines=("checks, plans, tokenizes,", "trains, supervises"), command=True, width=180
+    ),
     Box(x=488, y=20, title="jobs/ID", lines=("rank table, YAML, logs,", "a checkpoint per rank"), width=180),
     Box(x=488, y=110, title="merge-ckpt", lines=("shards to one model,", "LoRA folded in"), command=True, width=180),
     Box(x=488, y=200, title="merged model", lines=("for MindFormers, or", "transformers, PEFT, vLLM"), width=180),

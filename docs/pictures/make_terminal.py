@@ -1,10 +1,11 @@
-"""Draws terminal.svg from a real run: trains tiny_cpu on two CPU ranks in a terminal, and shows what the commands print.
+"""Draw terminal.svg from a real run: train tiny_cpu on two CPU ranks in a terminal, and show what commands print.
 
 `python docs/pictures/make_terminal.py`, about a minute.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import re
@@ -48,7 +49,7 @@ def last_screen(text: str) -> str:
     """Return ``text`` without what a progress bar drew over: lines as they were left."""
     lines: list[str] = []
     for line in re.sub(r"\x1b\[\?25[lh]", "", text).replace("\r\n", "\n").split("\n"):
-        while line.startswith("\r\x1b[1A") or line.startswith("\x1b[1A"):
+        while line.startswith(("\r\x1b[1A", "\x1b[1A")):
             line = line.split("\x1b[1A", 1)[1]
             lines = lines[:-1]
         lines.append(line.replace("\x1b[2K", "").split("\r")[-1])
@@ -57,7 +58,7 @@ def last_screen(text: str) -> str:
 
 def main() -> None:
     """Run the commands and write the picture."""
-    console = Console(width=COLUMNS, record=True, file=Path(os.devnull).open("w"), force_terminal=True)
+    console = Console(width=COLUMNS, record=True, file=io.StringIO(), force_terminal=True)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "llm"
         folder.mkdir()
