@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from launcher.cluster.addresses import packed_ip
 from launcher.cluster.model import KINDS, Cluster, Device, Host, NetAddress, NetLevel
 from launcher.cluster.sdid import SERVER_INDEX_MAX, sdid
+from launcher.common import resources
 from launcher.common.ranges import MOST_RANKS, expand, numbers
 from launcher.common.yaml_lines import YamlDocument, parse_text
 from launcher.errors import SpecError
@@ -64,13 +65,22 @@ class Inventory(_Section):
 
 
 def load_inventory(path: Path) -> Cluster:
-    """The cluster that the inventory at ``path`` describes. Raises SpecError with every problem in it."""
+    """The cluster that the inventory at ``path`` describes. Raises SpecError with every problem in it.
+
+    A sample that ships with the package is found from any folder as rank_tables/NAME.yaml.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _file(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         hint = "give the path of an inventory, such as rank_tables/2x8.yaml"
         raise SpecError(f"cannot read the inventory {path}: {error}", hint=hint) from error
     return parse_inventory(text, name=str(path))
+
+
+def _file(path: Path) -> Path:
+    if path.parent != Path("rank_tables") or path.exists():
+        return path
+    return resources.find("rank_tables", path.name) or path
 
 
 def parse_inventory(text: str, *, name: str) -> Cluster:

@@ -512,3 +512,11 @@ def test_rank_ids_never_follow_string_order() -> None:
     ids = [int(device["device_id"]) for device in found["server_list"][0]["device"]]
     assert ids == list(range(16))
     assert all(a < b for a, b in itertools.pairwise(ids))
+
+
+def test_a_sample_inventory_is_found_from_any_folder(tmp_path: Path) -> None:
+    done = run_launcher("rank-table", "make", "-i", "rank_tables/2x8.yaml", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    made = (tmp_path / "rank_tables" / "2x8.json").read_text()
+    assert made == (CHECKOUT / "rank_tables" / "2x8.json").read_text()
