@@ -17,7 +17,6 @@ from launcher.checkpoint.model_files import MODEL_CONFIG
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.errors import CheckpointError
 from launcher.models import names
-from launcher.runspec.presets import all_presets
 
 Shape = tuple[int, ...]
 # Name -> shape and dtype of a whole tensor.
@@ -208,6 +207,8 @@ def _merged_by(path: Path) -> str:
 def _hint_of_sizes(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> str:
     """The preset, or the keys, that describe the base."""
     differ = _other_sizes(weights, model)
+    from launcher.runspec.presets import all_presets  # which reads YAML, and a base that fits needs none
+
     same = [preset.name for preset in all_presets() if _sizes(names.shapes_of(preset.model)) == _sizes(weights)]
     sets = " ".join(f"--set model.{key}={_text(has)}" for key, (has, _) in differ.items())
     if not differ:

@@ -12,17 +12,10 @@ from launcher.checkpoint.dtypes import Array, item_size
 from launcher.errors import CheckpointError
 
 CKPT = "ckpt"
-
-
 SAFETENSORS = "safetensors"
-
-
 SUFFIXES = {".ckpt": CKPT, ".safetensors": SAFETENSORS}
 
-
 _MAX_NAME_BYTES = 1024
-
-
 _MAX_DIMS = 16
 
 

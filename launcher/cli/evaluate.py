@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.cli.options.common import format_option
 from launcher.cli.options.completion import job_ids
 from launcher.cli.options.model import given, model_choices
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as JSON too.")
-@click.option("--format", "layout", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@format_option
 @model_choices
 def evaluate(references: tuple[str, ...], **options: Any) -> None:
     """Compare models on held-out rows: loss, perplexity, and how often the final number of an answer is right.
@@ -85,7 +86,7 @@ def _evaluate(references: tuple[str, ...], interrupted: Callable[[], bool], opti
     text = json.dumps(record, ensure_ascii=False, indent=2)
     if options["output"]:
         write_atomic(options["output"], f"{text}\n")
-    if options["layout"] == "json":
+    if options["form"] == "json":
         click.echo(text)
     else:
         _print(rows, scores, difference)

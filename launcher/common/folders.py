@@ -47,13 +47,14 @@ def whole_folder(target: Path, *, replace: bool) -> Iterator[Path]:
 def made_once(target: Path) -> Iterator[Path]:
     """A scratch folder that becomes ``target`` when the block ends well; the first of several processes wins.
 
-    For what every process makes the same: a cache. Raises OSError when the scratch folder cannot be made.
+    For what every process makes the same: a cache. Raises OSError when the scratch folder cannot be made; where it
+    cannot be put in place there is no ``target`` afterwards.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         yield scratch
-        with suppress(OSError):  # another process was faster
+        with suppress(OSError):  # as a rule another process was faster
             scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -7,11 +7,7 @@ import re
 from collections.abc import Sequence
 
 MOST_RANKS = 65536  # HCCL's own limit (rank_count of version 2.0)
-
-
 _RANGE = re.compile(r"\[([^\[\]]*)\]")
-
-
 _SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 

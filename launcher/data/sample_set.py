@@ -13,6 +13,7 @@ from launcher.common.folders import made_once
 from launcher.common.rendering import write_atomic
 from launcher.common.resources import cache_root
 from launcher.data.info import stats_path
+from launcher.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class SampleSet:
         with made_once(self.folder) as scratch:
             self._fill(scratch)
             self._name_final_places(scratch)
+        if not self.exists():
+            raise DataError(f"cannot put the sample rows into {self.folder}", hint="look at the disk it is on")
 
     def _name_final_places(self, scratch: Path) -> None:
         """The statistics name files; they are about to move."""

@@ -190,7 +190,7 @@ def _hccl_problems(env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             "HCCL_CONNECT_TIMEOUT",
         )
     if execute == -1:
-        yield f"HCCL_EXEC_TIMEOUT={env['HCCL_EXEC_TIMEOUT']!r} is no number of seconds (EI0001)", "HCCL_EXEC_TIMEOUT"
+        yield f"HCCL_EXEC_TIMEOUT={env['HCCL_EXEC_TIMEOUT']!r} is not a number of seconds (EI0001)", "HCCL_EXEC_TIMEOUT"
     if connect and execute and connect >= execute:
         yield f"HCCL_CONNECT_TIMEOUT {connect} is not below HCCL_EXEC_TIMEOUT {execute}", "HCCL_CONNECT_TIMEOUT"
     if env.get("HCCL_INTRA_PCIE_ENABLE") == "1" and env.get("HCCL_INTRA_ROCE_ENABLE") == "1":
@@ -198,7 +198,7 @@ def _hccl_problems(env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _seconds(env: Mapping[str, str], name: str) -> int | None:
-    """The number in ``name``; None when it is not set, -1 when it is no number."""
+    """The number in ``name``; None when it is not set, -1 when it is not a number."""
     text = env.get(name)
     if text is None:
         return None

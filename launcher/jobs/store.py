@@ -12,8 +12,6 @@ from launcher.jobs.record import STATES, UNREADABLE, JobRecord, read_record, unr
 
 # No vowels and no digits that look like letters: ids are typed and read aloud, and spell nothing.
 _ID_ALPHABET = "bcdfghjkmnpqrstvwxz"
-
-
 _ID_LENGTH = 5
 
 
@@ -62,14 +60,15 @@ class JobStore:
         fits = exact or [job for job in jobs if reference and job[1].job_id.startswith(reference)]
         if len(fits) == 1:
             return fits[0]
-        raise self._not_one(reference, [record.job_id for _, record in fits])
+        every = [record.job_id for _, record in jobs]
+        raise self._not_one(reference, [record.job_id for _, record in fits], every)
 
-    def _not_one(self, reference: str, fits: list[str]) -> JobError:
+    def _not_one(self, reference: str, fits: list[str], every: list[str]) -> JobError:
         if fits:
             return JobError(f"{reference!r} fits {len(fits)} jobs: {', '.join(fits)}", hint="type a letter more")
-        if not (self.root.is_dir() and self.all()):
+        if not every:
             return JobError(f"no job {reference!r}: there are no jobs in {self.root}", hint="launcher submit --cards 2")
-        near = _near(reference, [record.job_id for _, record in self.all()])
+        near = _near(reference, every)
         hint = f"did you mean {near}? launcher jobs lists them" if near else "launcher jobs lists them"
         return JobError(f"no job {reference!r} in {self.root}", hint=hint)
 

@@ -269,7 +269,7 @@ class Phase(Enum):
 class StopSequence:
     """The phases of a stop, one after the other, each until its goal is reached and at most ``grace_s`` long.
 
-    Whoever asks a second time wants no more waiting: what is left out then is everything before KILL.
+    A second request to stop skips every phase before KILL.
     """
 
     def __init__(self, phases: Sequence[Phase], grace_s: float, *, clock: Clock = time) -> None:

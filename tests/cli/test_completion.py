@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from support.checkpoint_sets import ROOT
+from support.checkpoint_sets import ROOT, llama, write_ranks
 from support.fake_host import run_launcher
 
 from launcher import jobs
 from launcher.jobs import JobPaths, JobRecord, write_record
+from launcher.models.names import GLOBAL_STEP
 
 _COMPLETE = """
 eval "$(launcher completion bash)"
@@ -76,6 +78,23 @@ def test_specs_and_presets(here: Path) -> None:
 
 def test_steps_of_a_job_without_checkpoints_are_none(here: Path) -> None:
     assert completed(here, "merge-ckpt", "bcdfg-demo", "--step", "") == []
+
+
+def test_steps_that_every_rank_saved_whole(here: Path) -> None:
+    files = {
+        f"checkpoint/rank_{rank}/x_rank_{rank}-1_{step}.safetensors": {
+            **llama(),
+            GLOBAL_STEP: np.array([step], np.int32),
+        }
+        for rank in (0, 1)
+        for step in (2, 4, 6)
+    }
+    folder = write_ranks(here / "jobs" / "bcdfg-demo", files)
+    (folder / "checkpoint" / "rank_1" / "x_rank_1-1_4.safetensors").unlink()
+    torn = folder / "checkpoint" / "rank_0" / "x_rank_0-1_6.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-50])
+
+    assert completed(here, "merge-ckpt", "bcdfg-demo", "--step", "") == ["2"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from launcher.errors import LauncherError
-
-Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
 def job_ids(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -42,19 +40,19 @@ def preset_names(_context: click.Context, _parameter: click.Parameter, incomplet
 
 def step_numbers(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Steps that every rank of the job saved whole."""
-    from launcher.checkpoint.shards import find_shards
-    from launcher.checkpoint.steps import list_steps
+    from launcher.checkpoint import list_steps
     from launcher.jobs import JobStore
 
-    reference = str(context.params.get("job") or "last")
+    # Before an option that still has no value click leaves arguments unparsed.
+    reference = str(next(iter(context.args), context.params.get("job") or "last"))
     try:
         folder = Path(reference)
         if not folder.is_dir():
             folder = JobStore(_jobs_dir(context)).get(reference)[0].root
-        steps = [step for step in list_steps(find_shards(folder)) if step.number is not None]
+        steps = list_steps(folder)
     except LauncherError:
         return []
-    return _fitting(((str(step.number), "") for step in reversed(steps)), incomplete)
+    return _fitting(((str(step.number), "") for step in reversed(steps) if step.number is not None), incomplete)
 
 
 def _jobs_dir(context: click.Context) -> Path:

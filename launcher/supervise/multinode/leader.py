@@ -402,8 +402,7 @@ class Leader:
 
     def _stopped_by_user(self) -> bool:
         """Whether ``launcher stop`` or Ctrl-C asked for it; else a scheduler did, which lets us save."""
-        scheduled = self.launch.where.get("kind") in ("slurm", "kubernetes")
-        return (not scheduled and not self.hosts.stop_signal) or bool(self._control_text())
+        return (not self._scheduled and not self.hosts.stop_signal) or bool(self._control_text())
 
     def _control_text(self) -> str:
         with contextlib.suppress(OSError):
