@@ -1,5 +1,5 @@
-# make demo   the whole product on this machine's CPU (about 5 min after the first installation)
-# make test   lint, then all tests (about 14 min)
+# make demo   the whole product on this machine's CPU (3 to 5 min after the first installation)
+# make test   lint, then all tests (about 12 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
