@@ -1,5 +1,6 @@
 # make demo   the whole product on this machine's CPU (3 to 5 min after the first installation)
 # make test   lint, then all tests (about 12 min)
+# make docs-check  every command that README, docs/ and examples/ show, held to what they say it prints (about 8 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
@@ -10,18 +11,22 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test semi-auto faults lint clean
+.PHONY: demo test docs-check semi-auto faults lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
 
 # Two workers: many tests wait for processes. Tests of the one trained model share a worker (--dist loadgroup).
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not semi_auto"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not semi_auto and not docs"
 
 # MindSpore's CPU build does not split models; a patched copy of it, which lies beside the project, does.
 semi-auto: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/semi_auto
+
+# The cheap ones of these run in `make test`.
+docs-check: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/docs
 
 # Every fault with every engine, on 2 and 4 ranks and on two hosts, real MindSpore on CPU (about an hour).
 faults: $(VENV)/.installed-test
