@@ -114,8 +114,8 @@ def _refuse_strangers(kind: str, options: dict[str, Any]) -> None:
 
 
 def _hosts(options: dict[str, Any], cards: int | None) -> Where:
+    from launcher.cluster.imagined import first_cards
     from launcher.cluster.inventory import load_inventory
-    from launcher.control.preview import first_cards
     from launcher.errors import SpecError
     from launcher.schedulers.hosts import make_where as hosts
 
@@ -126,7 +126,7 @@ def _hosts(options: dict[str, Any], cards: int | None) -> Where:
 
 def counted_cluster(options: dict[str, Any], cards: int | None) -> Cluster:
     """``--nodes`` hosts with ``--cards`` in all, of ``--kind``, under names that only the scheduler will replace."""
-    from launcher.control.preview import imagined_hosts
+    from launcher.cluster.imagined import imagined_hosts
     from launcher.errors import SpecError
 
     nodes, kind = options["nodes"] or 1, options["kind"]
