@@ -50,8 +50,8 @@ def submit(
     launcher submit --cards 2
     launcher submit llama_7b_lora --cards 8 --dry-run
     launcher submit --cards 2 --engine direct --detach
-    launcher submit llama_7b_lora --where hosts --inventory rank_tables/2x8.yaml
-    launcher submit llama_7b_lora --where slurm --nodes 2 --cards 16 --kind A2 --gres npu:8 --time 1-00:00
+    launcher submit llama_7b_lora --scheduler ssh --inventory rank_tables/2x8.yaml
+    launcher submit llama_7b_lora --scheduler slurm --nodes 2 --cards 16 --kind A2 --gres npu:8 --time 1-00:00
     """
     from launcher.cli.output import show
     from launcher.control import prepare

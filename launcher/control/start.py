@@ -53,7 +53,7 @@ class Options:
             return self.engine or DEFAULT
         if self.engine == "mpirun":
             raise SpecError(
-                f"--engine mpirun does not go with --where {where.kind}: mpirun starts ranks on other hosts itself",
+                f"--engine mpirun does not go with --scheduler {where.kind}: mpirun starts ranks on other hosts itself",
                 hint="--engine direct or --engine msrun",
             )
         return self.engine or "direct"

@@ -22,7 +22,8 @@ PEER_MOST = 512
 
 def one(ranks: int, peer: bool) -> None:
     """Plan ``ranks`` ranks in this process and print what it took."""
-    from launcher.control.preview import imagined_cluster, sketch
+    from launcher.cluster.imagined import imagined_cluster
+    from launcher.control.preview import sketch
     from launcher.plan import launch_plan
     from launcher.runspec.layers import parse_sets
 

@@ -17,8 +17,9 @@ from launcher.checkpoint.base import check_tensors
 from launcher.checkpoint.dtypes import Array
 from launcher.checkpoint.split import SplitPlan, split
 from launcher.checkpoint.tensorfile import TensorFile
+from launcher.cluster.imagined import imagined_cluster
 from launcher.control import prepare, start
-from launcher.control.preview import imagined_cluster, sketch
+from launcher.control.preview import sketch
 from launcher.doctor import needs_of_spec
 from launcher.doctor.job import check_base
 from launcher.errors import CheckpointError

@@ -62,7 +62,7 @@ def test_preempted_while_it_trains_on_both_nodes_and_merged_in_the_end(workshop:
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_FIRST_ATTEMPT, encoding="utf-8")
     with lab(2) as made, slurm_lab(made) as slurm:
-        where = ("--where", "slurm", "--nodes", "2", "--cards", "2", "--kind", "CPU", "--partition", "low")
+        where = ("--scheduler", "slurm", "--nodes", "2", "--cards", "2", "--kind", "CPU", "--partition", "low")
         slow = f"env.PYTHONPATH={tmp_path / 'slow'}:{PACKAGE}"
         options = ("--set", slow, "--detach", "--jobs-dir", str(tmp_path))
         said = launcher(slurm, workshop.folder, "submit", spec, *where, *options)

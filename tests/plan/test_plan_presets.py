@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from launcher.cluster.imagined import imagined_cluster
 from launcher.cluster.model import KINDS, Cluster, Device, Host
 from launcher.cluster.rank_table import check_text
-from launcher.control.preview import cluster_for, find_inputs, groups, imagined_cluster, sketch
+from launcher.control.preview import cluster_for, find_inputs, groups, sketch
 from launcher.errors import SpecError
 from launcher.plan.degrees import Degrees, Settled, settle, smallest_changes
 from launcher.runspec.layers import parse_sets

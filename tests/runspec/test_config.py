@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from launcher.cli.app import main
-from launcher.control.preview import imagined_cluster, sketch
+from launcher.cluster.imagined import imagined_cluster
+from launcher.control.preview import sketch
 from launcher.control.simulation import run as simulate
 from launcher.errors import HostError, SpecError
 from launcher.jobs import JobPaths

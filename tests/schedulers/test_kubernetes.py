@@ -20,7 +20,7 @@ from support.netlab import Lab, lab
 from support.supervised import marked, wait_until
 
 from launcher import jobs
-from launcher.control.preview import imagined_hosts
+from launcher.cluster.imagined import imagined_hosts
 from launcher.errors import LauncherError, SpecError
 from launcher.jobs import JobPaths
 from launcher.plan.launch import Launch, Limits, NodePlace, RankPlace

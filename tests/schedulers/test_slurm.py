@@ -244,7 +244,9 @@ def test_a_node_that_is_drained_gets_no_job(slurm: SlurmLab, tmp_path: Path, no_
 
 def test_a_dry_run_shows_the_script_that_slurm_would_get(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
     job = queued(slurm, tmp_path, no_survivors)
-    shown = job.launcher("submit", "tiny_cpu", "--where", "slurm", "--kind", "CPU", "--partition", "low", "--dry-run")
+    shown = job.launcher(
+        "submit", "tiny_cpu", "--scheduler", "slurm", "--kind", "CPU", "--partition", "low", "--dry-run"
+    )
 
     assert "\n#SBATCH --partition=low\n" in shown
     assert "\n  sbatch --parsable slurm.sbatch, and in it\n" in shown
@@ -254,7 +256,7 @@ def test_a_job_that_sbatch_refuses_does_not_wait_for_ever(slurm: SlurmLab, tmp_p
     job = queued(slurm, tmp_path, no_survivors)
     job.root.parent.mkdir(exist_ok=True)
     said = job.launcher(
-        "submit", "tiny_cpu", "--where", "slurm", "--kind", "CPU", "--partition", "nope", "--detach", code=5
+        "submit", "tiny_cpu", "--scheduler", "slurm", "--kind", "CPU", "--partition", "nope", "--detach", code=5
     )
 
     assert "Invalid partition name specified" in said

@@ -113,9 +113,9 @@ def test_killing_the_client_leaves_no_remote_process(
 def submit(
     servers: SshLab, folder: Path, *options: str, config: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """``launcher submit --where hosts`` on the client."""
+    """``launcher submit --scheduler ssh`` on the client."""
     argv = servers.lab.client.inside(
-        sys.executable, "-m", "launcher", "submit", "tiny_cpu", "--where", "hosts", "--ssh-config",
+        sys.executable, "-m", "launcher", "submit", "tiny_cpu", "--scheduler", "ssh", "--ssh-config",
         str(config or servers.config), *options,
     )  # fmt: skip
     env = {**os.environ, "LAUNCHER_CACHE": str(folder / "cache")}
@@ -166,7 +166,7 @@ def test_a_jobs_folder_that_hosts_do_not_share_is_found(servers: SshLab, tmp_pat
     script = f'mount -t tmpfs none {shlex.quote(str(own))} && exec "$@"'
     argv = servers.lab.client.inside(
         "unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-m", "launcher", "submit", "tiny_cpu",
-        "--where", "hosts", "--ssh-config", str(servers.config), "--inventory", str(inventory),
+        "--scheduler", "ssh", "--ssh-config", str(servers.config), "--inventory", str(inventory),
         "--jobs-dir", str(own / "j"),
     )  # fmt: skip
     result = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

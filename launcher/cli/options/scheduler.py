@@ -39,20 +39,20 @@ _SLURM = (
 
 _OPTIONS = (
     click.option(
-        "--where",
-        type=click.Choice(["here", "hosts", "slurm", "kubernetes"]),
-        default="here",
+        "--scheduler",
+        type=click.Choice(["local", "ssh", "slurm", "kubernetes"]),
+        default="local",
         show_default=True,
-        help="This host; the hosts of an inventory, over ssh; or what a scheduler gives.",
+        help="What gives the hosts: this one alone; an inventory, over ssh; Slurm; or Kubernetes.",
     ),
-    click.option("-i", "--inventory", type=_FILE, metavar="FILE", help="Hosts and cards, for --where hosts."),
+    click.option("-i", "--inventory", type=_FILE, metavar="FILE", help="Hosts and cards, for --scheduler ssh."),
     click.option("--ssh-config", type=_FILE, metavar="FILE", help="For ssh -F; ~/.ssh/config if left out."),
     *_COUNTED,
     *_SLURM,
 )
 
 _NAMES = (
-    "where", "inventory", "ssh_config", "nodes", "kind", "partition", "account", "time_limit", "gres", "exclusive",
+    "scheduler", "inventory", "ssh_config", "nodes", "kind", "partition", "account", "time_limit", "gres", "exclusive",
     "no_requeue", "sbatch",
 )  # fmt: skip
 
@@ -74,11 +74,11 @@ def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 def make_where(options: dict[str, Any], cards: int | None, *, grace_s: float) -> Where | None:
     """What the options ask for; None for this host. Raises SpecError for options that do not go together."""
-    kind = options["where"]
+    kind = options["scheduler"]
     _refuse_strangers(kind, options)
-    if kind == "here":
+    if kind == "local":
         return None
-    if kind == "hosts":
+    if kind == "ssh":
         return _hosts(options, cards)
     if kind == "slurm":
         from launcher.schedulers.slurm import SlurmOptions
@@ -96,9 +96,9 @@ def make_where(options: dict[str, Any], cards: int | None, *, grace_s: float) ->
 
 
 _BELONGS = {
-    "hosts": ("inventory", "ssh_config"),
+    "ssh": ("inventory", "ssh_config"),
     "slurm": ("nodes", "kind", "partition", "account", "time_limit", "gres", "exclusive", "no_requeue", "sbatch"),
-    "here": (),
+    "local": (),
     "kubernetes": ("nodes", "kind"),
 }
 
@@ -106,27 +106,27 @@ _BELONGS = {
 def _refuse_strangers(kind: str, options: dict[str, Any]) -> None:
     from launcher.errors import SpecError
 
-    strange = [name for name in _NAMES if name != "where" and options[name] and name not in _BELONGS[kind]]
+    strange = [name for name in _NAMES if name != "scheduler" and options[name] and name not in _BELONGS[kind]]
     if strange:
         option = {"time_limit": "time"}.get(strange[0], strange[0]).replace("_", "-")
         fits = next((other for other, names in _BELONGS.items() if strange[0] in names), "")
-        raise SpecError(f"--{option} says nothing with --where {kind}", hint=f"did you mean --where {fits}?")
+        raise SpecError(f"--{option} says nothing with --scheduler {kind}", hint=f"did you mean --scheduler {fits}?")
 
 
 def _hosts(options: dict[str, Any], cards: int | None) -> Where:
+    from launcher.cluster.imagined import first_cards
     from launcher.cluster.inventory import load_inventory
-    from launcher.control.preview import first_cards
     from launcher.errors import SpecError
     from launcher.schedulers.hosts import make_where as hosts
 
     if options["inventory"] is None:
-        raise SpecError("--where hosts needs an inventory", hint="--inventory rank_tables/2x8.yaml")
+        raise SpecError("--scheduler ssh needs an inventory", hint="--inventory rank_tables/2x8.yaml")
     return hosts(first_cards(load_inventory(options["inventory"]), cards), ssh_config=options["ssh_config"])
 
 
 def counted_cluster(options: dict[str, Any], cards: int | None) -> Cluster:
     """``--nodes`` hosts with ``--cards`` in all, of ``--kind``, under names that only the scheduler will replace."""
-    from launcher.control.preview import imagined_hosts
+    from launcher.cluster.imagined import imagined_hosts
     from launcher.errors import SpecError
 
     nodes, kind = options["nodes"] or 1, options["kind"]
