@@ -14,11 +14,11 @@ from launcher.cluster.model import Cluster, Device, Host
 from launcher.common.ports import free_port, scheduler_port
 from launcher.data.info import read_info
 from launcher.data.sample_set import SampleSet
-from launcher.engines.base import Command
 from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
 from launcher.jobs import JobPaths
 from launcher.plan import inputs
 from launcher.plan.launch_plan import make_plan
+from launcher.plan.placement import Placement, RunOptions
 from launcher.runspec.checking import load_spec
 from launcher.runspec.sections import DataSpec, EvaluationSpec, ModelSpec, RunSpec
 
@@ -278,10 +278,12 @@ def test_held_out_rows_that_fill_no_batch_are_said(
         make_plan,
         spec=spec,
         spec_name="x",
-        cluster=Cluster(target="CPU", hosts=(Host(name="h", address="127.0.0.1", devices=(Device(device_id=0),)),)),
+        placement=Placement(
+            cluster=Cluster(target="CPU", hosts=(Host(name="h", address="127.0.0.1", devices=(Device(device_id=0),)),))
+        ),
         inputs=found,
         paths=JobPaths(root=tmp_path / "id-x"),
-        command=Command(argv=("x",), env={}),
+        options=RunOptions(program="x"),
     )
     if note is None:
         with pytest.raises(SpecError, match="has 3 rows, and a batch of all ranks 4"):
