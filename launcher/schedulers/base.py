@@ -11,7 +11,7 @@ import os
 import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,15 +54,17 @@ class Option:
 class AgentStart:
     """One process of the leader that brings agents to hosts ``node_ranks``, and lives as long as they do.
 
-    ``holds_stdin``: its stdin is kept open, and its end tells the agent that the leader is gone. ``cut_code``: the exit
-    code by which it says that it lost its host, which it notices within ``limit_s``; 255 is ssh's (ssh(1)).
+    ``holds_stdin``: its stdin is kept open, and its end tells the agent that the leader is gone. ``line``: what it
+    holds to the host, in a verdict. ``cut_code``: the exit code by which it says that this line was cut, which it
+    notices within ``limit_s``; 255 is ssh's (ssh(1)).
     """
 
     name: str
     command: Command
     node_ranks: tuple[int, ...]
     holds_stdin: bool = False
-    limit_s: float = field(default=0.0)
+    limit_s: float = 0.0
+    line: str = "its line"
     cut_code: int = 255
 
 

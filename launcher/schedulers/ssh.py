@@ -168,6 +168,7 @@ def agent_starts(launch: Launch, paths: JobPaths) -> list[AgentStart]:
             node_ranks=(node.node_rank,),
             holds_stdin=True,
             limit_s=float(ALIVE_S * ALIVE_COUNT),
+            line="ssh",
         )
         for node in launch.nodes
     ]

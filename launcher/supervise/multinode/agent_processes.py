@@ -1,4 +1,4 @@
-"""The leader's own processes that bring agents to their hosts: ssh, srun, or none where agents come by themselves."""
+"""The leader's own processes that bring agents to their hosts; none where agents come by themselves."""
 
 from __future__ import annotations
 

@@ -255,10 +255,9 @@ class Leader:
             # One srun holds all agents: when it is killed no host has failed, and all ends follow from that.
             host.lost, host.lost_at = program_verdict(start.name, describe_exit(code), describe_exit(code, ZH)), 0.0
             return
-        limit_s = start.limit_s if start else 0.0
         line_cut = start is not None and code == start.cut_code
-        if line_cut and host.here and limit_s and not self._still_connected(host):
-            self._lose(host, cut(limit_s), limit_s)
+        if start and line_cut and host.here and start.limit_s and not self._still_connected(host):
+            self._lose(host, cut(start.limit_s, start.line), start.limit_s)
             return
         how = "its agent was killed" if line_cut else f"its agent has ended with {code} and no report"
         if not host.here:
