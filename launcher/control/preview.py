@@ -115,9 +115,8 @@ def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
     Raises CheckpointError for a base that is there and is not the model's.
     """
     missing = []
-    without = spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": None})})
     try:
-        found, pending = input_files.resolve(without)
+        found, pending = input_files.rows_of(spec)
     except DataError as error:
         missing.append(f"{error.message}: the number of steps is not known")
         found, pending = _assumed(spec), None

@@ -7,16 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from support.data_tools import launcher
 
 from launcher.cluster.model import Cluster, Device, Host
 from launcher.common.ports import free_port, scheduler_port
+from launcher.control.preview import find_inputs
 from launcher.data.info import read_info
 from launcher.data.sample_set import SampleSet
 from launcher.engines.base import Command
 from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
 from launcher.jobs import JobPaths
+from launcher.models.names import shapes_of
 from launcher.plan import inputs
 from launcher.plan.launch_plan import make_plan
 from launcher.runspec.checking import load_spec
@@ -249,6 +253,22 @@ def test_the_tokenizer_of_the_base_is_taken_and_held_against_the_rows(rows: Path
     (base / "tokenizer.model").write_bytes((tmp_path / "other").read_bytes())
     (note,) = [note for note in inputs.rows_of_training(ready)[0].notes if note not in before]
     assert f"which is not the base's {base / 'tokenizer.model'}" in note
+
+
+def test_a_plan_takes_the_tokenizer_of_the_base_as_submit_does(rows: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "tokenizer.model").write_bytes((rows / "tokenizer.model").read_bytes())
+    spec = spec_with(
+        {"seq_length": 64, "vocab_size": 600, "checkpoint": str(base)},
+        {"train": str(rows / "math.jsonl"), "template": "plain"},
+    )
+    shapes = shapes_of(spec.model.model_dump())
+    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, base / "model.safetensors")
+    found, _ = find_inputs(spec)
+
+    assert found == inputs.resolve(spec)[0]
+    assert found.tokenizer == str(base / "tokenizer.model")
 
 
 def test_special_tokens_of_another_tokenizer_are_refused_before_anything_starts(rows: Path, tmp_path: Path) -> None:
