@@ -30,7 +30,8 @@ FINAL_STATES = frozenset({SUCCEEDED, FAILED, CANCELLED, LOST, UNREADABLE})
 class JobRecord:
     """What job.json holds. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one.
 
-    ``host``: where its leader is; "" while only a scheduler knows. ``where``: which scheduler, and its number.
+    ``host``: where its leader is; "" while only a scheduler knows. ``scheduler`` names that, and ``scheduler_job`` is
+    its own name or number for the job, "" where it has none.
     """
 
     job_id: str
@@ -53,7 +54,8 @@ class JobRecord:
     verdict: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     note: str | None = None
-    where: dict[str, str] = field(default_factory=dict)
+    scheduler: str = "local"
+    scheduler_job: str = ""
     earlier: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -69,7 +71,7 @@ class JobRecord:
         raw = json.loads(text)
         if not isinstance(raw, dict):
             raise ValueError("it holds no JSON object")
-        raw = known_keys(cls, raw)
+        raw = known_keys(cls, _in_todays_words(raw))
         for key in ("argv", "warnings", "earlier"):
             raw[key] = tuple(raw.get(key, ()))
         for key in ("supervisor", "guard"):
@@ -79,6 +81,12 @@ class JobRecord:
         if record.state not in STATES or not isinstance(record.cards, int) or not isinstance(record.attempt, int):
             raise ValueError(f"state {record.state!r}, cards {record.cards!r}, attempt {record.attempt!r}")
         return record
+
+
+def _in_todays_words(raw: dict[str, Any]) -> dict[str, Any]:
+    """Take the scheduler from ``where``, in which earlier versions wrote its name as ``kind`` and the job's ``id``."""
+    where = raw.get("where") or {}
+    return {"scheduler": where["kind"], "scheduler_job": where.get("id", ""), **raw} if where else raw
 
 
 def known_keys(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +129,7 @@ def read_record(paths: JobPaths) -> JobRecord | None:
         record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return settle(record)
+    return mark_lost_if_dead(record)
 
 
 def unreadable_record(paths: JobPaths) -> JobRecord | None:
@@ -139,8 +147,8 @@ def unreadable_record(paths: JobPaths) -> JobRecord | None:
         )  # fmt: skip
 
 
-def settle(record: JobRecord) -> JobRecord:
-    """``record``, but "lost" when it says a supervisor is at work and that process is gone from this host.
+def mark_lost_if_dead(record: JobRecord) -> JobRecord:
+    """Return ``record``, but "lost" when it says a supervisor is at work and that process is gone from this host.
 
     While the supervisor's guard lives the record is believed: the guard is clearing up and writes the end.
     """

@@ -33,7 +33,7 @@ class Degrees:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settled:
+class Resolved:
     """``spec`` without anything open, what was decided (``notes``), and the memory of its fullest rank."""
 
     spec: RunSpec
@@ -42,13 +42,13 @@ class Settled:
     memory: Memory
 
 
-def settle(spec: RunSpec, cluster: Cluster) -> Settled:
+def resolve_defaults(spec: RunSpec, cluster: Cluster) -> Resolved:
     """Decide what ``spec`` leaves open. Raises SpecError for what model, cards and settings cannot do together."""
     check_target(spec, cluster)
     notes = []
     if spec.training.optimizer.type == "FP32StateAdamWeightDecay":
         notes.append("optimizer FP32StateAdamWeightDecay: no bias correction, so its first steps are not AdamW's")
-    spec = _settle_plain(spec, cluster)
+    spec = _resolve_plain(spec, cluster)
     limit = pool_gib(spec, cluster)
     spec, degrees, chosen = choose_split(spec, cluster, limit)
     check_loading(spec, cluster)
@@ -62,7 +62,7 @@ def settle(spec: RunSpec, cluster: Cluster) -> Settled:
             f"memory: {need.pool / GIB:.1f} GiB a card by estimate ({least:.1f} to {most:.1f} by its error), "
             f"of {need.pool_gib:g}: {need.verdict}"
         )
-    return Settled(spec=spec, degrees=degrees, notes=tuple(notes), memory=need)
+    return Resolved(spec=spec, degrees=degrees, notes=tuple(notes), memory=need)
 
 
 def _with(spec: RunSpec, section: str, **changes: Any) -> RunSpec:
@@ -72,7 +72,7 @@ def _with(spec: RunSpec, section: str, **changes: Any) -> RunSpec:
 # --------------------------------------------------------------------------------------------------- plain values
 
 
-def _settle_plain(spec: RunSpec, cluster: Cluster) -> RunSpec:
+def _resolve_plain(spec: RunSpec, cluster: Cluster) -> RunSpec:
     """Precision, runtime and schedule: what follows from the cards alone."""
     ascend = cluster.target == "Ascend"
     schedule = spec.training.lr_schedule
@@ -141,7 +141,7 @@ def check_target(spec: RunSpec, cluster: Cluster) -> None:
 
 
 def check_loading(spec: RunSpec, cluster: Cluster) -> None:
-    """Raise SpecError when MindFormers would not load the base of a settled ``spec``.
+    """Raise SpecError when MindFormers would not load the base of a resolved ``spec``.
 
     In semi_auto it compiles the graph before it loads, which it does with data sinking alone (mindformers 1.9.0,
     checkpoint/utils.py, compile_model); a whole .ckpt is loaded before.
@@ -410,7 +410,7 @@ class Change:
 
 
 def smallest_changes(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) -> list[Change]:
-    """Single changes that make a settled ``spec`` fit that does not, those that change no result first."""
+    """Single changes that make a resolved ``spec`` fit that does not, those that change no result first."""
     if need.verdict in ("fits", "unknown"):
         return []
     found = []

@@ -77,6 +77,15 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
 
     Raises DataError, CheckpointError or SpecError; nothing is written.
     """
+    found, pending = rows_of(spec)
+    return with_base(found, spec.model), pending
+
+
+def rows_of(spec: RunSpec) -> tuple[Inputs, Pending | None]:
+    """The rows of training and of evaluation, without a base, and what must be made first. The base may be missing.
+
+    Raises DataError or SpecError.
+    """
     found, pending = rows_of_training(spec)
     if spec.evaluation:
         held_out, more = _held_out(spec, spec.evaluation.data)
@@ -84,7 +93,7 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
         found = replace(found, evaluation=held_out.dataset, evaluation_rows=held_out.rows, notes=notes)
         parts = tuple(part for part in (pending, more) if part)
         pending = PendingAll(parts=parts) if len(parts) > 1 else next(iter(parts), None)
-    return with_base(found, spec.model), pending
+    return found, pending
 
 
 def _held_out(spec: RunSpec, path: str) -> tuple[Inputs, Pending | None]:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
@@ -23,9 +23,10 @@ from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths, first_of_last_stage
 from launcher.plan.degrees import Degrees as Degrees
-from launcher.plan.degrees import settle
+from launcher.plan.degrees import resolve_defaults
 from launcher.plan.launch import Launch
 from launcher.plan.memory import Memory, split_plan
+from launcher.plan.placement import Placement, RunOptions, make_launch
 from launcher.runspec.passthrough import with_passed_through
 from launcher.runspec.sections import RunSpec
 from launcher.upstream import held_out
@@ -69,7 +70,10 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """All decisions of one run. ``submit`` writes ``files`` and runs ``command``; ``--dry-run`` prints this."""
+    """All decisions of one run. ``submit`` writes ``files`` and ``launch`` and runs that; ``--dry-run`` prints this.
+
+    ``decisions``: what was decided about the spec, in words; ``notes``: all that the user should know.
+    """
 
     paths: JobPaths
     spec: RunSpec
@@ -77,13 +81,19 @@ class LaunchPlan:
     cluster: Cluster
     degrees: Degrees
     inputs: Inputs
-    steps: int | None
-    files: tuple[RenderedFile, ...]
-    links: tuple[Link, ...]
-    command: Command
+    launch: Launch
+    steps: int | None = None
+    files: tuple[RenderedFile, ...] = ()
+    links: tuple[Link, ...] = ()
+    decisions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     memory: Memory | None = None
-    launch: Launch | None = None
+
+    @property
+    def command(self) -> Command:
+        """The command that says most about the run: msrun's, mpirun's, or rank 0's."""
+        launch = self.launch.for_node(0) if self.launch.nodes else self.launch
+        return next(program.command for program in launch.programs(self.paths) if program.name != "scheduler")
 
     @property
     def global_batch(self) -> int:
@@ -96,7 +106,7 @@ class LaunchPlan:
         return first_of_last_stage(self.cluster.num_devices, self.degrees.pipeline_stage)
 
     def to_dict(self) -> dict[str, Any]:
-        """What plan.json holds."""
+        """Return what plan.json holds."""
         return {
             "job_id": self.paths.job_id,
             "spec": self.spec_name,
@@ -129,7 +139,7 @@ def _rank_dict(rank: Rank) -> dict[str, Any]:
 
 
 def count_steps(spec: RunSpec, rows: int | None) -> int | None:
-    """Optimizer steps of a settled ``spec``, None when the rows are not known.
+    """Optimizer steps of a resolved ``spec``, None when the rows are not known.
 
     In data-parallel mode each rank reads ceil(rows / data_parallel) rows, as mindspore's sharding sampler deals them;
     in semi_auto mode every rank reads the whole global batch. Raises SpecError when there is not one whole batch.
@@ -162,7 +172,7 @@ def _too_few_rows(rows: int, rows_per_rank: int, rows_per_step: int, *, semi_aut
 
 
 def global_batch(spec: RunSpec) -> int:
-    """Rows that one optimizer step of a settled ``spec`` sees, over all ranks.
+    """Rows that one optimizer step of a resolved ``spec`` sees, over all ranks.
 
     mindformers 1.9.0, trainer/base_trainer.py: batch_size x data_parallel x micro_batch_num in a pipeline, x
     gradient_accumulation_steps without one.
@@ -190,30 +200,53 @@ def backend_values(cluster: Cluster, spec: RunSpec) -> dict[str, Any]:
 
 
 def make_plan(
-    *, spec: RunSpec, spec_name: str, cluster: Cluster, inputs: Inputs, paths: JobPaths, command: Command
+    *,
+    spec: RunSpec,
+    spec_name: str,
+    placement: Placement,
+    inputs: Inputs,
+    paths: JobPaths,
+    options: RunOptions | None = None,
 ) -> LaunchPlan:
-    """Decide everything, touch nothing. Raises SpecError when spec, cluster and inputs do not fit together."""
-    settled = settle(spec, cluster)
-    spec = settled.spec
+    """Decide everything, touch nothing.
+
+    Raises SpecError when spec, cluster and inputs do not fit together, HostError when the engine is missing.
+    """
+    resolved, cluster = resolve_defaults(spec, placement.cluster), placement.cluster
+    env = run_environment(resolved.spec, cluster, paths)
+    undecided = LaunchPlan(
+        paths=paths,
+        spec=resolved.spec,
+        spec_name=spec_name,
+        cluster=cluster,
+        degrees=resolved.degrees,
+        inputs=inputs,
+        decisions=resolved.notes,
+        memory=resolved.memory,
+        launch=make_launch(placement, paths, env=env, options=options or RunOptions()),
+    )
+    return with_inputs(undecided, inputs)
+
+
+def with_inputs(plan: LaunchPlan, inputs: Inputs) -> LaunchPlan:
+    """Return ``plan`` with what follows from the files it reads: steps, rank files, links, notes.
+
+    Nothing else is decided anew. Raises SpecError when there are too few rows, CheckpointError when the base does not
+    fit.
+    """
+    spec, cluster, paths = plan.spec, plan.cluster, plan.paths
     check_shards(spec, inputs)
-    steps = count_steps(spec, inputs.rows)
     env = environment()
     files = [rank_table_file(env, cluster)]
     files += rank_files(env, spec, cluster, inputs, paths)
     files.append(RenderedFile(path="spec.json", text=json.dumps(spec.model_dump(mode="json"), indent=2) + "\n"))
-    return LaunchPlan(
-        paths=paths,
-        spec=spec,
-        spec_name=spec_name,
-        cluster=cluster,
-        degrees=settled.degrees,
+    return replace(
+        plan,
         inputs=inputs,
-        steps=steps,
+        steps=count_steps(spec, inputs.rows),
         files=tuple(files),
         links=base_checkpoint(spec, cluster, inputs, paths).links,
-        command=command,
-        notes=(*settled.notes, *inputs.notes, *_rounding_notes(spec, inputs), *_evaluation_notes(spec, inputs)),
-        memory=settled.memory,
+        notes=(*plan.decisions, *inputs.notes, *_rounding_notes(spec, inputs), *_evaluation_notes(spec, inputs)),
     )
 
 
@@ -362,7 +395,7 @@ def _files_by_rank(inputs: Inputs, cluster: Cluster) -> tuple[str, ...]:
 
 
 def check_shards(spec: RunSpec, inputs: Inputs) -> None:
-    """Raise CheckpointError when the base is in shards that are not those of a settled ``spec``'s ranks."""
+    """Raise CheckpointError when the base is in shards that are not those of a resolved ``spec``'s ranks."""
     if inputs.shards is not None:
         check_fits(inputs.shards, split_plan(spec))
 

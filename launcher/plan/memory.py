@@ -1,4 +1,4 @@
-"""How much memory a rank needs, term by term, from the settled run spec alone. Nothing is measured here.
+"""How much memory a rank needs, term by term, from the resolved run spec alone. Nothing is measured here.
 
 ``h`` is the hidden size, ``kv`` the width of keys, ``i`` of the feed-forward layer, ``a`` the query heads, ``s`` the
 sequence length, ``t`` = batch_size x s the tokens a rank works on, ``V`` the vocabulary, ``L`` the layers of a rank,
@@ -141,7 +141,7 @@ def lora_count(model: ModelSpec, lora: LoraSpec | None) -> int:
 
 
 def split_plan(spec: RunSpec) -> SplitPlan:
-    """How a settled ``spec`` lays the model over its ranks."""
+    """How a resolved ``spec`` lays the model over its ranks."""
     parallel = spec.parallel
     parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
     # A pipeline cuts the vocabulary whether asked or not, where it divides (templates/rank.yaml.j2, vocab_emb_dp).
@@ -413,7 +413,7 @@ def _stages(spec: RunSpec, framework: Framework) -> list[_Stage]:
 
 
 def estimate(spec: RunSpec, *, target: str, pool_gib: float | None, framework: Framework = MINDFORMERS) -> Memory:
-    """Memory of the fullest rank of a settled ``spec``. ``target`` is "Ascend" or "CPU" (no HCCL buffers)."""
+    """Memory of the fullest rank of a resolved ``spec``. ``target`` is "Ascend" or "CPU" (no HCCL buffers)."""
     found = [Memory(terms=_terms(stage, target), pool_gib=pool_gib) for stage in _stages(spec, framework)]
     return max(found, key=lambda memory: memory.total)
 

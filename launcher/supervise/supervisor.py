@@ -20,6 +20,7 @@ from launcher.jobs import REQUEUED, JobPaths, JobRecord
 from launcher.jobs.verdict import Verdict
 from launcher.plan.launch import Launch, read_launch
 from launcher.plan.resume import prepare_attempt
+from launcher.schedulers import registry
 from launcher.supervise.attempt import Attempt, Outcome
 from launcher.supervise.attempt_control import LocalControl
 from launcher.supervise.free_cards import wait_until_free
@@ -67,13 +68,11 @@ class Supervisor:
     def _put_off(self, outcome: Outcome) -> bool:
         """Leave the job to its scheduler, which runs it again. What is to be known must be written before it is told:
         it ends this process."""
-        from launcher.schedulers.slurm import requeue
-
         saved = "" if outcome.saved_step is None else f"; saved at step {outcome.saved_step}"
         before = self.record
         warnings = (*before.warnings, *outcome.warnings)
         self._write(replace(before, state=jobs.PLANNED, note=f"{outcome.later}{saved}", host="", warnings=warnings))
-        if self.launch.where.get("kind") != "slurm" or requeue():
+        if registry.get(self.launch.scheduler).requeue():
             return True
         self.record = before
         return False
@@ -130,8 +129,8 @@ class Supervisor:
         return self.signals.stop_level() > 0 or self.paths.is_gone or not self._can_bring_agents_back()
 
     def _can_bring_agents_back(self) -> bool:
-        """Agents end with their attempt; pods are started again by Volcano."""
-        return not self.launch.nodes or self.launch.where.get("kind") in ("hosts", "slurm", "here")
+        """Whether there can be agents for another attempt: they end with theirs."""
+        return not self.launch.nodes or registry.get(self.launch.scheduler).restarts_agents
 
     def _restarts(self) -> int:
         return sum(1 for entry in self.record.earlier if entry.get("restarted"))

@@ -605,9 +605,11 @@ def test_a_transformers_config_is_understood(copy: Path) -> None:
     model = find_model(str(copy), copy)
 
     assert (model.context, model.spec.max_position_embedding, model.spec.bos_token_id) == (4096, 131072, 1)
+    assert "prompt and answer have 4096 tokens together; --context gives up to 131072" in model.notes
     assert {2, 8} <= Session(model).ends
     assert model.spec.rope_scaling is not None
-    assert find_model(str(copy), copy, Given(context=8192)).context == 8192
+    longer = find_model(str(copy), copy, Given(context=8192))
+    assert (longer.context, [note for note in longer.notes if "--context" in note]) == (8192, [])
     with pytest.raises(DataError, match="--context 200000"):
         find_model(str(copy), copy, Given(context=200000))
     (copy / "config.json").write_text(json.dumps({**config, "rope_scaling": {"rope_type": "yarn"}}))

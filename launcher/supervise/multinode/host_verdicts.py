@@ -64,10 +64,11 @@ def silent(seconds: float) -> dict[str, str]:
     }
 
 
-def cut(seconds: float) -> dict[str, str]:
+def cut(seconds: float, line: str) -> dict[str, str]:
+    silence = f"no answer over {line} for {seconds:.0f} s"
     return {
-        EN: f"it cannot be reached any more: no answer over ssh for {seconds:.0f} s; its network or the host is down",
-        ZH: f"主机不可达：ssh 在 {seconds:.0f} 秒内无响应，网络或主机故障",
+        EN: f"it cannot be reached any more: {silence}; its network or the host is down",
+        ZH: f"主机不可达：{line} 在 {seconds:.0f} 秒内无响应，网络或主机故障",
     }
 
 

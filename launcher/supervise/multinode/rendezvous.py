@@ -1,4 +1,4 @@
-"""Where ranks meet: addresses, port and interfaces, cards as they were found, and the rank table of all that."""
+"""The rendezvous of ranks: addresses, port and interfaces, cards as they were found, and the rank table of all that."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bind_hosts(launch: Launch, found: Sequence[Registration]) -> Launch:
 
 
 def cluster_of(launch: Launch, found: Sequence[Registration]) -> Cluster:
-    """The hosts of a settled ``launch``, as rank tables want them."""
+    """Return the hosts of a ``launch`` that they are bound to, as rank tables want them."""
     hosts, ranks_of = [], ranks_by_node(launch.ranks)
     for node, host in zip(launch.nodes, found, strict=True):
         by_id = {raw["device_id"]: _device(raw) for raw in host.devices}
