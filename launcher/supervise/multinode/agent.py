@@ -148,7 +148,7 @@ class Agent:
         return self._killed() if outcome.state == jobs.CANCELLED and self._is_orphan() else outcome
 
     def _is_orphan(self) -> bool:
-        """Whether the process that watches this one was killed, while the job was to go on."""
+        """Tell whether the process that watches this one was killed, while the job was to go on."""
         return signal.SIGHUP in self.signals.received and self.link.command.action == START
 
     def _killed(self) -> Outcome:
@@ -207,7 +207,7 @@ class Agent:
             write_atomic(end, json.dumps(document, ensure_ascii=False) + "\n", parents=False)
 
     def _leader_gone(self) -> bool:
-        """Whether nobody else will write the job's end. A leader that was killed may have a guard that does."""
+        """Tell whether nobody else will write the job's end. A leader that was killed may have a guard that does."""
         while not self.link.leader_lost:
             if self.link.command.action in (STOP, END) or not self._stopped():
                 return False
@@ -234,7 +234,7 @@ def _tell_nobody(_state: str, _states: object) -> None:
 
 
 def missing_inputs(paths: JobPaths) -> list[str]:
-    """Files that the job reads and this host does not have."""
+    """Return the files that the job reads and this host does not have."""
     try:
         plan = json.loads(paths.plan.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -244,7 +244,7 @@ def missing_inputs(paths: JobPaths) -> list[str]:
 
 
 def read_raw_record(paths: JobPaths) -> JobRecord | None:
-    """The job's record as it is written, without a look at any process."""
+    """Return the job's record as it is written, without a look at any process."""
     try:
         return JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError):
@@ -252,7 +252,7 @@ def read_raw_record(paths: JobPaths) -> JobRecord | None:
 
 
 def stdin_ended() -> bool:
-    """Whether our stdin has come to its end: whoever held it is gone."""
+    """Tell whether our stdin has come to its end: whoever held it is gone."""
     if not select.select([0], [], [], 0)[0]:
         return False
     try:
@@ -262,7 +262,7 @@ def stdin_ended() -> bool:
 
 
 def led_attempt(paths: JobPaths, limits: Any) -> int:
-    """The number of the job's attempt, once there is one whose leader shows signs of life.
+    """Return the number of the job's attempt, once there is one whose leader shows signs of life.
 
     Raises LauncherError when there is none in ``register_s``.
     """

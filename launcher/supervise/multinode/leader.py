@@ -151,7 +151,7 @@ class Leader:
         return None
 
     def _write_rank_table(self, found: list[Registration]) -> None:
-        """The table of the cards that were found, held to the same rules as anybody's."""
+        """Return the table of the cards that were found, held to the same rules as anybody's."""
         if self.launch.target != "Ascend":
             return
         from launcher.cluster.rank_table import check_text, render_rank_table
@@ -249,7 +249,7 @@ class Leader:
                 )
 
     def _note_cut(self, host: HostState) -> None:
-        """What brought the agent to its host has ended, and the agent has not reported how."""
+        """Judge a host where what brought the agent there has ended, and the agent has not reported how."""
         start, code = host.start, host.left_code
         if start and len(start.node_ranks) > 1 and code is not None and code < 0:
             # One srun holds all agents: when it is killed no host has failed, and all ends follow from that.
@@ -396,7 +396,7 @@ class Leader:
             self._tick(self._look_s)
 
     def _stopped_by_user(self) -> bool:
-        """Whether ``launcher stop`` or Ctrl-C asked for it; else a scheduler did, which lets us save."""
+        """Tell whether ``launcher stop`` or Ctrl-C asked for it; else a scheduler did, which lets us save."""
         return (not self._scheduler.takes_hosts_away and not self.hosts.stop_signal) or bool(self._control_text())
 
     def _control_text(self) -> str:
@@ -414,7 +414,7 @@ class Leader:
 
     @property
     def _hurried(self) -> bool:
-        """Whether a user asked twice: a scheduler's second signal is the time limit, of which it warned us."""
+        """Tell whether a user asked twice: a scheduler's second signal is the time limit, of which it warned us."""
         if not self._scheduler.takes_hosts_away:
             return self.signals.stop_level() > 1
         with contextlib.suppress(ValueError, AttributeError):
