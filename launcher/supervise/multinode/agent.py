@@ -55,6 +55,7 @@ def run_agent(paths: JobPaths, options: AgentOptions) -> int:
     adopt_orphans()
     launch = read_launch(paths)
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    # Before there is any thread: the one that sends heartbeats would not live on in the child.
     child = os.fork()
     if child == 0:
         os.close(reading)
@@ -66,7 +67,7 @@ def run_agent(paths: JobPaths, options: AgentOptions) -> int:
     if not _watch(reading, launch.limits.lost_s):
         os.kill(child, signal.SIGKILL)
     code = forwarding.wait()
-    kill_descendants()
+    kill_descendants()  # ranks are in sessions of their own, and outlive an agent that was killed
     return code if code >= 0 else 1
 
 
@@ -105,7 +106,7 @@ class Agent:
         self.link = LeaderLink(self.paths, options.node_rank, lost_s=lost_s, pulse=pulse)
 
     def run(self) -> int:
-        self._register()
+        self._register()  # the first heartbeat says that the report lies there
         self.link.start()
         outcome = self._outcome()
         self._write_end(outcome)
@@ -138,6 +139,7 @@ class Agent:
             return self._own_failure(f"{type(error).__name__}: {error}")
 
     def _attempt(self, own: Launch) -> Outcome:
+        # The driver gives a card back a while after the process of the last attempt ended.
         if own.target == "Ascend" and self.paths.attempt > 1:
             from launcher.supervise.free_cards import wait_until_free
 
@@ -221,6 +223,7 @@ class Agent:
         if record is None or record.is_final:
             return
         with contextlib.suppress(FileExistsError, OSError):
+            # O_EXCL is atomic on NFS too: of all agents that notice, one writes.
             os.close(os.open(self.paths.takeover, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             verdict = leader_verdict(record.host, self.launch.limits.lost_s)
             jobs.write_record(
@@ -275,6 +278,7 @@ def led_attempt(paths: JobPaths, limits: Any) -> int:
         if record and not record.is_final:
             status = read_status(paths.of_attempt(record.attempt).leader_status)
             heartbeat = status.get("heartbeat") if status else None
+            # Two heartbeats that differ: a status file alone may be what a leader left that is dead.
             if heartbeat is not None and seen.setdefault(record.attempt, heartbeat) != heartbeat:
                 return record.attempt
         time.sleep(heartbeat_s(limits.lost_s) / 2)
