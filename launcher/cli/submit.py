@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--cards", type=int, metavar="N", help="Devices to use, on all hosts; all of them if left out.")
 @click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
 @set_option
-@click.option("--port", type=click.IntRange(1024, 65535), help="The scheduler's port; a free one if left out.")
+@click.option("--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler; a free one if left out.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
 @click.option("--no-preflight", is_flag=True, help="Start even when a check of the hosts fails.")
 @run_options

@@ -161,7 +161,7 @@ def _sender(record: JobRecord, signum: int) -> str:
 
 
 def raise_for_end(record: JobRecord) -> None:
-    """Raises JobFailed with the verdict, or JobCancelled, when the job did not end well."""
+    """Raise JobFailed with the verdict, or JobCancelled, when the job did not end well."""
     if record.state == jobs.CANCELLED:
         signum = (record.exit_code or 130) - 128
         saved = f"; {record.note}" if record.note else ""

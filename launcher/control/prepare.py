@@ -33,7 +33,7 @@ class PreparedRun:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Everything that the user should be told, as sentences."""
+        """Return everything that the user should be told, as sentences."""
         return (*self.remarks, *map(_sentence, self.plan.notes))
 
 

@@ -60,7 +60,7 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """A line that works when it is pasted into a shell."""
+        """Return a line that works when it is pasted into a shell."""
         pairs = (f"{key}={shlex.quote(value)}" for key, value in sorted(self.env.items()))
         return " ".join([*pairs, shlex.join(self.argv)])
 
@@ -119,7 +119,7 @@ class EngineJob:
         return (*self.worker, str(self.paths.root))
 
     def base_env(self, engine: str) -> dict[str, str]:
-        """Variables that all programs of the job get."""
+        """Return the variables that all programs of the job get."""
         env = {**tuning(self.world_size), **self.env}
         env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         env["PYTHONUNBUFFERED"] = "1"  # a rank's last words are in its log when it is killed
@@ -132,7 +132,7 @@ class EngineJob:
         return env
 
     def cluster_env(self) -> dict[str, str]:
-        """MindSpore's dynamic cluster (tutorials, parallel/dynamic_cluster.md): who is in it and where they meet."""
+        """Return MindSpore's dynamic cluster as variables: who meets where (tutorials, parallel/dynamic_cluster.md)."""
         return {
             "MS_WORKER_NUM": str(self.world_size),
             "MS_SCHED_HOST": self.address,
@@ -142,7 +142,7 @@ class EngineJob:
         }
 
     def scheduler(self, engine: str) -> tuple[Program, ...]:
-        """The scheduler as a program of its own, on host 0; none for one rank, which has nobody to find."""
+        """Return the scheduler as a program of its own, on host 0; none for one rank, which has nobody to find."""
         if self.world_size == 1 or self.node_rank != 0:
             return ()
         env = {**self.base_env(engine), **self.cluster_env(), "MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
@@ -156,7 +156,7 @@ class Engine(Protocol):
     nests_ranks: bool
 
     def find_program(self) -> str:
-        """Path of the engine's own program, "" when it has none. Raises HostError when it is missing."""
+        """Return the path of the engine's own program, "" when it has none. Raises HostError when it is missing."""
 
     def programs(self, job: EngineJob) -> tuple[Program, ...]:
         """Return what to start, in this order."""
@@ -166,7 +166,7 @@ class Engine(Protocol):
 
 
 def find(name: str, hint: str) -> str:
-    """Path of a program: beside our interpreter, else on PATH. Raises HostError when there is none."""
+    """Return the path of a program: beside our interpreter, else on PATH. Raises HostError when there is none."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
     if found:
         return found

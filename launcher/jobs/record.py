@@ -127,7 +127,7 @@ def read_record(paths: JobPaths) -> JobRecord | None:
     """The job's record, its state checked against the process table; None when it cannot be read."""
     try:
         record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return mark_lost_if_dead(record)
 
@@ -140,7 +140,7 @@ def unreadable_record(paths: JobPaths) -> JobRecord | None:
         return read_record(paths)  # it was rewritten meanwhile
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return JobRecord(
             job_id=paths.job_id, name=paths.job_id, state=UNREADABLE, created=created, host="", cards=0, target="-",
             argv=(), versions={}, note=f"{type(error).__name__}: {error}",
@@ -163,7 +163,7 @@ def planned_steps(paths: JobPaths) -> int | None:
     """How many steps the job's plan counts; None when that is not known."""
     try:
         steps = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return steps if isinstance(steps, int) else None
 
@@ -172,7 +172,7 @@ def loss_rank(paths: JobPaths, cards: int) -> int:
     """The rank whose loss is the run's: rank 0, or in a pipeline the first of the last stage."""
     try:
         stages = json.loads(paths.spec.read_text(encoding="utf-8"))["parallel"]["pipeline_stage"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
     return first_of_last_stage(cards, stages) if isinstance(stages, int) and stages > 0 else 0
 

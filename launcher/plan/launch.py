@@ -178,5 +178,5 @@ def write_launch(paths: JobPaths, launch: Launch) -> None:
 
 
 def read_launch(paths: JobPaths) -> Launch:
-    """Raises OSError, ValueError, TypeError or KeyError when the job has none that can be read."""
+    """Read launch.json. Raises OSError, ValueError, TypeError or KeyError when there is none that can be read."""
     return Launch.from_json(paths.launch.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a plan is made from beside the run spec: hosts with their scheduler, and how the job is to be run."""
+"""Placement and run options: with the run spec and its inputs, all that a plan is made from."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a job is to be run, whatever it trains.
+    """The way in which a job is to be run, whatever it trains.
 
     ``engine`` None: msrun, or direct where there are agents. ``program``: path of the engine's own program, found if
     None. ``port``: of MindSpore's scheduler; with 0 the first host finds a free one.

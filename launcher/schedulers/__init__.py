@@ -1,4 +1,4 @@
-"""What gives a job its hosts: this host, an inventory over ssh, Slurm, Kubernetes, or what a package adds.
+"""Schedulers, which give a job its hosts: this host, an inventory over ssh, Slurm, Kubernetes, or what a package adds.
 
 base      the one interface, ``Scheduler``, and what several share
 registry  finds a scheduler by its name

@@ -244,7 +244,7 @@ def package_env(before: Sequence[str] = ()) -> dict[str, str]:
 
 
 def asked_to_stop(paths: JobPaths) -> bool:
-    """Whether a user asked for the job's end: ``launcher stop`` writes that in the job's folder."""
+    """Tell whether a user asked for the job's end: ``launcher stop`` writes that in the job's folder."""
     try:
         return bool(paths.control.read_text(encoding="utf-8").strip())
     except OSError:

@@ -231,7 +231,7 @@ def mounts(options: KubernetesOptions) -> list[dict[str, str]]:
 
 
 def check_paths(options: KubernetesOptions, paths: JobPaths, inputs: Inputs) -> None:
-    """Raises SpecError when a file of the job lies in no volume: no pod would find it."""
+    """Raise SpecError when a file of the job lies in no volume: no pod would find it."""
     needed = (paths.root, inputs.dataset, inputs.tokenizer, inputs.checkpoint, inputs.evaluation)
     shared = [PurePosixPath(mount["path"]) for mount in mounts(options)]
     lost = [

@@ -374,7 +374,7 @@ def in_vain(launch: Launch, paths: JobPaths) -> Verdict | None:
 
 
 def _queued_again(number: str) -> bool:
-    """Whether Slurm, which ends this run of the job, has counted the next one: after scancel it has not.
+    """Tell whether Slurm, which ends this run of the job, has counted the next one: after scancel it has not.
 
     Both are COMPLETING meanwhile (Slurm 22.05, seen).
     """

@@ -81,7 +81,7 @@ class Ssh(Scheduler):
         return agent_starts(launch, paths)
 
     def is_connected(self, launch: Launch, paths: JobPaths, address: str) -> bool:
-        """Whether the job's connection to a host, which other commands share with the agent, is still open.
+        """Tell whether the job's connection to a host, which other commands share with the agent, is still open.
 
         ssh says the same of a host that it lost and of a command that was killed there.
         """

@@ -51,7 +51,7 @@ class Supervisor:
         self._signatures = {entry.get("signature") for entry in record.earlier} - {None, ""}
 
     def run(self) -> int:
-        self._reserve()
+        self._reserve()  # first of all: the job itself may fill the disk
         self._write(replace(self.record, started=jobs.now()))
         try:
             with self._cards() as held:
@@ -61,6 +61,7 @@ class Supervisor:
         except Exception as error:
             traceback.print_exc()
             outcome = Outcome(state=jobs.FAILED, verdict=self._own_failure(f"{type(error).__name__}: {error}"))
+        # Cards and locks are given back by now: the scheduler may start the job anew on this host at once.
         if outcome.later and self._put_off(outcome):
             return REQUEUED
         return self._conclude(outcome)
@@ -74,7 +75,7 @@ class Supervisor:
         self._write(replace(before, state=jobs.PLANNED, note=f"{outcome.later}{saved}", host="", warnings=warnings))
         if registry.get(self.launch.scheduler).requeue():
             return True
-        self.record = before
+        self.record = before  # nobody will go on with it, so it ends here like any other
         return False
 
     @contextmanager
@@ -142,8 +143,10 @@ class Supervisor:
         self.record = jobs.next_attempt(replace(self.record, verdict=verdict.to_dict() if verdict else None))
         self.paths = self.paths.of_attempt(self.record.attempt)
         prepare_attempt(self.paths, self.record.cards)
+        # The old port may still be held by connections that linger, or by a scheduler that is on its way out.
         self.launch = self.launch.with_free_port()
         self._write(self.record)
+        # The driver gives a card back a while after its process ended. On several hosts agents wait for their own.
         if self.launch.target == "Ascend" and not self.launch.nodes:
             cards = [rank.device_id for rank in self.launch.ranks]
             wait_until_free(cards, give_up=lambda: self.signals.stop_level() > 0)
@@ -182,6 +185,7 @@ class Supervisor:
         self.record = record
         if self.paths.is_gone:
             return
+        # Three times: once as it is, once with the reserve given up, once after others had time to free something.
         for attempt in range(3):
             try:
                 jobs.write_record(self.paths, record)

@@ -372,7 +372,7 @@ def _on_hosts(paths: JobPaths, record: JobRecord) -> str:
 def _nodes_in(file: Path) -> list[str]:
     try:
         return [node["name"] for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 

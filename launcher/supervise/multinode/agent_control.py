@@ -65,7 +65,7 @@ class AgentControl:
         return found if self._stdin is None else {**found, self._stdin: partial(self._hear_leader, self._stdin)}
 
     def _hear_leader(self, stdin: int) -> bool:
-        """Read the line that the leader holds open: nothing is ever said on it; its end says that the leader is gone."""
+        """Read the line that the leader holds open: nothing is said on it; its end says that the leader is gone."""
         try:
             self._cut = not os.read(stdin, 4096)
         except OSError:

@@ -106,7 +106,7 @@ class HostFailure:
 
 
 class HostStates:
-    """All hosts of an attempt: the facts that the leader's judge decides from."""
+    """The hosts of an attempt: the facts that the leader's judge decides from."""
 
     def __init__(self, launch: Launch, *, clock: Clock = time) -> None:
         self._ranks, self._clock = launch.ranks, clock

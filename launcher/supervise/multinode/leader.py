@@ -144,6 +144,7 @@ class Leader:
         for host, place in zip(self.hosts, self.launch.nodes, strict=True):
             host.place = place
         write_atomic(self.paths.start, self.launch.to_json(), parents=False)
+        # Each agent reads its share alone; the command to start comes last, when all of them lie there.
         for share in self.launch.for_nodes():
             self.paths.node_start(share.node_rank).write_text(share.to_json(), encoding="utf-8")
         self._send(replace(self._command, action=START))
@@ -151,7 +152,7 @@ class Leader:
         return None
 
     def _write_rank_table(self, found: list[Registration]) -> None:
-        """The table of the cards that were found, held to the same rules as anybody's."""
+        """Return the table of the cards that were found, held to the same rules as anybody's."""
         if self.launch.target != "Ascend":
             return
         from launcher.cluster.rank_table import check_text, render_rank_table
@@ -197,7 +198,7 @@ class Leader:
         self._note_ends()
         self._look_at_hosts()
         if now >= self._heartbeat_at:
-            self._send(self._command)
+            self._send(self._command)  # agents take silence for our death
             self._read_control()
 
     def _note_ends(self) -> None:
@@ -249,7 +250,7 @@ class Leader:
                 )
 
     def _note_cut(self, host: HostState) -> None:
-        """What brought the agent to its host has ended, and the agent has not reported how."""
+        """Judge a host where what brought the agent there has ended, and the agent has not reported how."""
         start, code = host.start, host.left_code
         if start and len(start.node_ranks) > 1 and code is not None and code < 0:
             # One srun holds all agents: when it is killed no host has failed, and all ends follow from that.
@@ -289,6 +290,7 @@ class Leader:
 
     def _stop_level(self) -> int:
         """Return 0 to go on, 1 to stop in order, 2 to stop at once. A signal to any agent is one to us."""
+        # A batch system signals whichever process it likes: what an agent got counts as if it had come to us.
         if (passed_on := self.hosts.stop_signal) and not self.signals.received:
             self.signals.direct.append(passed_on)
         if not self.signals.received:
@@ -355,10 +357,11 @@ class Leader:
         ``verdict``: what was judged from silence; a failure that came before explains it.
         """
         judged_at = self._clock.time()
+        # In a hurry: ranks that wait for a dead one in a collective reach no step to save after.
         self._send(replace(self._command, action=STOP, hurry=True))
         wait_s = max(self.limits.lost_s, _SLACK_S) + 2 * self._heartbeat_s
         self._wait(wait_s, lambda: self.hosts.all_gone)
-        first = self.hosts.first_failure()
+        first = self.hosts.first_failure()  # reports that came meanwhile may tell of an earlier one
         if first is not None and (verdict is None or first.failed_at < judged_at):
             verdict = first.verdict
         others = [
@@ -373,6 +376,7 @@ class Leader:
         """Stop all hosts; after the same step, all having saved, if that is wanted."""
         self._set_state(jobs.STOPPING)
         request = self.signals.request(self.paths, self.limits.grace_s)
+        # Before ranks were told to start there is nothing to save; a user who wants it saved says so.
         save = (request.save or not self._stopped_by_user()) and self._command.action == START
         self._send(replace(self._command, action=STOP, grace_s=request.grace_s, save=save))
         if save:
@@ -396,7 +400,7 @@ class Leader:
             self._tick(self._look_s)
 
     def _stopped_by_user(self) -> bool:
-        """Whether ``launcher stop`` or Ctrl-C asked for it; else a scheduler did, which lets us save."""
+        """Tell whether ``launcher stop`` or Ctrl-C asked for it; else a scheduler did, which lets us save."""
         return (not self._scheduler.takes_hosts_away and not self.hosts.stop_signal) or bool(self._control_text())
 
     def _control_text(self) -> str:
@@ -414,7 +418,7 @@ class Leader:
 
     @property
     def _hurried(self) -> bool:
-        """Whether a user asked twice: a scheduler's second signal is the time limit, of which it warned us."""
+        """Tell whether a user asked twice: a scheduler's second signal is the time limit, of which it warned us."""
         if not self._scheduler.takes_hosts_away:
             return self.signals.stop_level() > 1
         with contextlib.suppress(ValueError, AttributeError):
@@ -432,6 +436,7 @@ class Leader:
         if self._command.action not in (STOP, END) or not self._command.hurry:
             self._send(replace(self._command, action=END, hurry=True))
         self._wait(_SLACK_S, lambda: all(host.over or host.signs.heartbeat is None for host in self.hosts))
+        # The end of its stdin has an agent clear up by itself; killing what holds the line would end that line alone.
         self._agents.let_go()
         self._wait(1.0, lambda: self._agents.all_ended)
         self._scheduler.close(self.launch, self.paths)
