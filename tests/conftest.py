@@ -29,6 +29,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _supervising_processes_are_measured(pytestconfig: pytest.Config) -> None:
+    """With --cov, supervised jobs of tests count too (support/supervised.py); of what runs MindSpore nothing does."""
+    if pytestconfig.getoption("cov_source", None):
+        os.environ["LAUNCHER_COVERAGE"] = str(ROOT / "pyproject.toml")
+        os.environ["COVERAGE_FILE"] = str(ROOT / "build" / "coverage.data")
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _child_processes_find_the_package() -> None:
     """Programs that tests start may run anywhere: they find this checkout's package all the same."""
     parts = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]

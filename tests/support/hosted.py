@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.plan.launch import Launch, NodePlace, RankPlace
 from support.netlab import NetHost
-from support.supervised import LIMITS, Supervised, marked
+from support.supervised import LIMITS, Supervised, marked, measured
 
 HOST_LIMITS = replace(LIMITS, lost_s=3.0, register_s=30.0)
 
@@ -87,7 +87,7 @@ class Hosted(Supervised):
         argv = (
             sys.executable, "-m", "launcher", "node", "--job", str(job or self.root), "--node-rank", str(node_rank),
         )  # fmt: skip
-        env = {**os.environ, "LAUNCHER_TEST": self.mark, **self.agent_env.get(node_rank, {})}
+        env = {**os.environ, "LAUNCHER_TEST": self.mark, **measured(), **self.agent_env.get(node_rank, {})}
         log = (self.root / f"agent_{node_rank}.txt").open("ab")
         with log:
             return subprocess.Popen(

@@ -68,6 +68,12 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
+def measured(*, yes: bool = True) -> dict[str, str]:
+    """Return what has a Python process measure its coverage, or not; nothing where none is measured."""
+    settings = os.environ.get("LAUNCHER_COVERAGE")
+    return {"COVERAGE_PROCESS_START": settings if yes else ""} if settings else {}
+
+
 @dataclass(kw_only=True)
 class Supervised:
     """One job. ``mark`` is on the command line or in the environment of every process of it."""
@@ -98,7 +104,12 @@ class Supervised:
             rank_table="",
             ranks=tuple(RankPlace(rank_id=n, local_rank=n, host=host, device_id=n) for n in range(self.ranks)),
             worker=(str(PROGRAMS / "rank.py"),),
-            env={"RANK_PROGRAM": textwrap.dedent(self.program), "LAUNCHER_TEST": self.mark, **self.env},
+            env={
+                "RANK_PROGRAM": textwrap.dedent(self.program),
+                "LAUNCHER_TEST": self.mark,
+                **measured(yes=False),
+                **self.env,
+            },
             limits=self.limits,
             locks=self.locks,
             wait_for_locks=self.wait_for_locks,
@@ -119,11 +130,10 @@ class Supervised:
 
     def start(self) -> Supervised:
         paths = self.prepare()
-        os.environ["LAUNCHER_TEST"] = self.mark
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"LAUNCHER_TEST": self.mark, **measured()}.items():
+                patch.setenv(name, value)
             self.guard = supervise.start(paths)
-        finally:
-            del os.environ["LAUNCHER_TEST"]
         return self
 
     def record(self) -> JobRecord:
