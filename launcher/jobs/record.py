@@ -80,6 +80,8 @@ class JobRecord:
         record = cls(**raw)
         if record.state not in STATES or not isinstance(record.cards, int) or not isinstance(record.attempt, int):
             raise ValueError(f"state {record.state!r}, cards {record.cards!r}, attempt {record.attempt!r}")
+        if not isinstance(record.scheduler, str) or not isinstance(record.scheduler_job, str):
+            raise ValueError(f"scheduler {record.scheduler!r}, scheduler_job {record.scheduler_job!r}")
         return record
 
 

@@ -146,7 +146,12 @@ class Launch:
     @classmethod
     def from_json(cls, text: str) -> Launch:
         """Read one, passing over keys of other versions. Raises ValueError, TypeError or KeyError for no launch."""
-        raw = known_keys(cls, _in_todays_words(json.loads(text)))
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no JSON object")
+        raw = known_keys(cls, _in_todays_words(found))
+        if not isinstance(raw.get("scheduler", LOCAL), str) or not isinstance(raw.get("settings", {}), dict):
+            raise ValueError(f"scheduler {raw.get('scheduler')!r}, settings {raw.get('settings')!r}")
         raw["ranks"] = tuple(RankPlace(**known_keys(RankPlace, rank)) for rank in raw["ranks"])
         raw["limits"] = Limits(**known_keys(Limits, raw["limits"]))
         raw["nodes"] = tuple(_node_place(node) for node in raw.get("nodes", ()))

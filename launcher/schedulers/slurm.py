@@ -293,7 +293,8 @@ def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
             f"sbatch refused the job: {said}",
             hint=f"correct the option and submit anew; what sbatch was given is {paths.root / script.path}",
         )
-    record = replace(record, scheduler_job=number, note=f"Slurm job {number}: queued")
+    queued = f"Slurm job {number}: queued"
+    record = replace(record, scheduler=launch.scheduler, scheduler_job=number, note=queued)
     jobs.write_record(paths, record)
     return record
 

@@ -13,7 +13,7 @@ from support.supervised import Supervised, wait_until
 
 from launcher import jobs
 from launcher.jobs import JobPaths
-from launcher.plan.launch import read_launch
+from launcher.plan.launch import Launch, read_launch
 from launcher.schedulers import registry
 
 TWICE = "ready(); step(1)\nif paths.attempt == 1:\n    raise ValueError('once')"
@@ -90,6 +90,37 @@ def test_a_job_of_slurm_keeps_its_number(tmp_path: Path) -> None:
 
     assert (job.record().scheduler, job.record().scheduler_job) == ("slurm", "17")
     assert read_launch(job.paths).settings == {"options": {"gres": None, "sbatch": []}}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"scheduler": ["x"]}, "scheduler"),
+        ({"settings": "x"}, "settings"),
+        ({"where": [1]}, "sequence"),
+        ({"where": "x"}, "sequence"),
+    ],
+)
+def test_a_scheduler_that_is_no_name_makes_a_document_unreadable(
+    tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    job = Supervised(root=tmp_path / "job", program="", mark="none", ranks=1)
+    paths = job.prepare(host="")
+    for file in (paths.launch, paths.record):
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in raw.items() if key not in ("scheduler", "settings")}
+        file.write_text(json.dumps({**kept, **values}), encoding="utf-8")
+
+    with pytest.raises((ValueError, TypeError), match=said):
+        read_launch(paths)
+    if "settings" not in values:
+        assert jobs.read_record(paths) is None
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '"x"', "null"])
+def test_a_launch_document_that_is_another_kind_of_json_is_none(text: str) -> None:
+    with pytest.raises(ValueError, match="no JSON object"):
+        Launch.from_json(text)
 
 
 @pytest.mark.parametrize("name", ["launch", "record"])

@@ -309,7 +309,6 @@ def in_pods(root: Path, program: str, made: Lab, mark: str) -> Hosted:
     options = KubernetesOptions(image="i", volumes=(f"data:{root.parent}",), python=sys.executable)
     job.scheduler, job.settings = "kubernetes", dict(placement(imagined_hosts(2, 2, "CPU"), options).settings)
     job.prepare(host="")
-    jobs.write_record(job.paths, replace(job.record(), scheduler="kubernetes"))
     return job
 
 

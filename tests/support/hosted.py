@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from launcher import jobs
+from launcher.jobs import JobPaths
 from launcher.plan.launch import Launch, NodePlace, RankPlace
 from support.netlab import NetHost
 from support.supervised import LIMITS, Supervised, marked, measured
@@ -56,6 +58,11 @@ class Hosted(Supervised):
             port=0,
             target=self.target,
         )
+
+    def prepare(self, host: str | None = None) -> JobPaths:
+        paths = super().prepare(host)
+        jobs.write_record(paths, replace(self.record(), scheduler=self.scheduler))
+        return paths
 
     def start(self) -> Hosted:
         with self._inside():
