@@ -187,7 +187,7 @@ def test_stopped_with_save_it_goes_on_where_it_stopped(semi_auto: SemiAuto, one_
     """Asked to save after step 2, all ranks save step 3 or soon after; nothing of the run differs."""
     spec = semi_auto.write_spec("stopped", {"mode": "semi_auto", "data_parallel": 1, "model_parallel": 2})
     options = ("--cards", "2", "--engine", "direct", "--checkpoint", "whole", "--detach")
-    semi_auto.shop.launcher("submit", spec, *options, env=semi_auto.env(2, LAUNCHER_TEST_SLOW_S="1"))
+    semi_auto.shop.launcher("submit", spec, *options, env=semi_auto.env(2, LAUNCHER_TEST_SLOW_S="4"))
     job = semi_auto.shop.job("last")
     wait_for(lambda: len(losses(job)) >= 2)
     semi_auto.shop.launcher("stop", "last", "--save")
@@ -214,8 +214,14 @@ def test_a_merged_model_answers_and_is_exported(semi_auto: SemiAuto) -> None:
     options = ("--format", "jsonl", "--max-new-tokens", "8")
     answer = json.loads(shop.launcher("infer", job.record.job_id, "--prompt", "1 + 2", *options).stdout)
     shop.launcher("merge-ckpt", job.record.job_id, "--format", "hf", "-o", "exported")
+    rows = json.loads(job.paths.plan.read_text())["dataset"]
+    held_out = ("--data", rows, "--limit", "16", "--questions", "1", "--max-new-tokens", "4", "--format", "json")
+    base, adapted, merged = json.loads(shop.launcher("eval", job.record.job_id, *held_out).stdout)["models"]
 
     assert answer["new_tokens"] > 0
+    assert [model["role"] for model in (base, adapted, merged)] == ["base", "base + adapter", "merged"]
+    assert adapted["loss"] < base["loss"]
+    assert merged["loss"] == pytest.approx(adapted["loss"], abs=1e-5)
     weights = load_file(shop.folder / "exported" / "model.safetensors")
     own = load_file(job.paths.merged / "model.safetensors")
     assert weights["model.embed_tokens.weight"].tobytes() == own["model.tok_embeddings.embedding_weight"].tobytes()
