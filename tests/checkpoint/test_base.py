@@ -24,7 +24,8 @@ from launcher.doctor import needs_of_spec
 from launcher.doctor.job import check_base
 from launcher.errors import CheckpointError
 from launcher.jobs import FAILED, write_record
-from launcher.models.names import EMBEDDING, HEAD, adapters_of, shapes_of
+from launcher.models.names import EMBEDDING, HEAD, adapters_of
+from launcher.models.registry import shapes_of
 from launcher.plan import inputs
 from launcher.runspec.checking import load_spec
 from launcher.runspec.layers import parse_sets
