@@ -137,7 +137,10 @@ def _regex(pattern: str) -> str:
 
 
 def _pattern(config: Mapping[str, Any], key: str) -> Iterable[tuple[str, Any]]:
-    return (config.get(key) or {}).items()
+    pattern = config.get(key) or {}
+    if not isinstance(pattern, dict):
+        raise ValueError(f"{key} is {pattern!r}, not an object")
+    return pattern.items()
 
 
 def _check_plain(path: Path, config: Mapping[str, Any]) -> None:

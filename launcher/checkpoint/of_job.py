@@ -50,7 +50,7 @@ def job_source(paths: JobPaths, record: JobRecord) -> Source:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise JobError(f"{path} is missing or damaged: {error}", hint=_BY_FOLDER) from error
     return found
 
@@ -74,7 +74,7 @@ def read_model(path: Path) -> dict[str, Any]:
             "template": None,
             "precision": {"params": "float32", "compute": "float32"},
         }
-    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} does not say how a model is built: {error}", hint="give a config.json or a launcher_model.json"
         ) from error

@@ -20,7 +20,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads((folder / MERGE_RECORD).read_text(encoding="utf-8"))
         if not isinstance(record, dict) or "step" not in record:
             raise ValueError("it is no record of a merge")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{folder} exists but its {MERGE_RECORD} is missing or damaged: {error}",
             hint=f"move it away (mv {folder} {folder}.old), or give another --output",

@@ -41,7 +41,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("launcher.cli.serve", "serve", "Answer over HTTP as OpenAI's chat completions do, for trying out."),
     "rank-table": ("launcher.cli.rank_table", "rank_table", "Make, check, show and merge HCCL rank tables."),
     "devices": ("launcher.cli.devices", "devices", "Show the Ascend cards of this host, or its CPU."),
-    "render": ("launcher.cli.render", "render", "Write a job down for Kubernetes, and apply it."),
     "completion": ("launcher.cli.completion", "completion", "Print the script for the shell's completion."),
     "node": ("launcher.cli.node", "node", "Be the agent of one host of a job on several."),
     "doctor": ("launcher.cli.doctor", "doctor", "Check whether this host can run the job, and say what to do."),

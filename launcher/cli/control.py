@@ -88,29 +88,24 @@ def resume(job: str, detach: bool, jobs_dir: Path) -> None:
 
 def _resume(paths: JobPaths, record: JobRecord, signals: list[int], *, detach: bool) -> None:
     from launcher.control import start
+    from launcher.schedulers import registry
 
-    paths, guard = start.begin_again(paths, record)
-    if record.where.get("kind") == "kubernetes":
-        click.echo("Its pods will go on from the newest step that is complete on all ranks.", err=detach)
-        click.echo(f"Next: kubectl replace --force -f {paths.root / 'kubernetes.yaml'}", err=detach)
-        click.echo(record.job_id) if detach else None
-        return
-    click.echo(_from_where(paths, queued=guard is None), err=detach)
+    started = start.begin_again(paths, record)
+    for line in started.lines or [_beginning(started.paths)]:
+        click.echo(line, err=detach)
     if detach:
-        if guard:
-            guard.returncode = 0  # nobody waits for it
+        if started.guard:
+            started.guard.returncode = 0  # nobody waits for it
         click.echo(record.job_id)
-        return
-    _follow(paths, record, signals, guard)
+    elif registry.get(record.scheduler).is_followed:
+        _follow(started.paths, record, signals, started.guard)
 
 
-def _from_where(paths: JobPaths, *, queued: bool) -> str:
-    if queued:
-        return "Queued again; it goes on from the newest step that is complete on all ranks."
-    where = (
+def _beginning(paths: JobPaths) -> str:
+    place = (
         f"from {_moment(paths)}" if paths.resume.is_dir() else "from the beginning: no step is complete on all ranks"
     )
-    return f"Attempt {paths.attempt}, {where}."
+    return f"Attempt {paths.attempt}, {place}."
 
 
 def _moment(paths: JobPaths) -> str:

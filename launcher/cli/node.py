@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from launcher.jobs import JobPaths
 
 
 @click.command()
 @click.option("--job", "job", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The job's folder.")
-@click.option("--node-rank", type=click.IntRange(min=0), help="Which host this is; $SLURM_PROCID or the pod's index.")
+@click.option(
+    "--node-rank", type=click.IntRange(min=0), help="Which host this is; as the scheduler counts, if left out."
+)
 @click.option("--attempt", type=click.IntRange(min=1), help="Of this attempt; the one that is led if left out.")
 @click.option("--lead", is_flag=True, help="Lead the job's next attempt, where a scheduler starts the leader.")
 @click.option("--first-leads", is_flag=True, help="Host 0 leads too, as in a pod.")
@@ -54,21 +60,22 @@ def node(
         from launcher.supervise.multinode.leader_process import lead as lead_job
 
         raise SystemExit(lead_job(paths))
-    if first_leads and _own_rank(node_rank) == 0:
+    node_rank = _own_rank(paths) if node_rank is None else node_rank
+    if first_leads and node_rank == 0:
         from launcher.supervise.multinode.leader_process import lead_and_be_an_agent
 
         raise SystemExit(lead_and_be_an_agent(paths))
-    options = AgentOptions(node_rank=_own_rank(node_rank), attempt=attempt, watch_stdin=watch_stdin)
+    options = AgentOptions(node_rank=node_rank, attempt=attempt, watch_stdin=watch_stdin)
     raise SystemExit(run_agent(paths, options))
 
 
-def _own_rank(named: int | None) -> int:
-    """As it was named, else as Slurm or Kubernetes count."""
+def _own_rank(paths: JobPaths) -> int:
+    """Ask the environment which host this is, as the job's scheduler counts."""
     from launcher.errors import HostError
+    from launcher.plan.launch import read_launch
+    from launcher.schedulers import registry
 
-    if named is not None:
-        return named
-    for name in ("SLURM_PROCID", "LAUNCHER_NODE_RANK", "VC_TASK_INDEX", "JOB_COMPLETION_INDEX"):
+    for name in registry.get(read_launch(paths).scheduler).rank_variables:
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
     raise HostError("which host this is is not known", hint="pass --node-rank")

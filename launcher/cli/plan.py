@@ -15,7 +15,7 @@ from launcher.cli.options.completion import spec_names
 from launcher.engines.base import Command
 
 if TYPE_CHECKING:
-    from launcher.control.preview import Sketch
+    from launcher.control.preview import PlanPreview
 
 
 @click.command()
@@ -53,23 +53,23 @@ def plan(
 
     cluster = preview.cluster_for(cards, kind, inventory)
     made_up = kind is not None and inventory is None
-    sketch = preview.sketch(spec, cluster, overrides(sets, checkpoint), jobs_dir, made_up=made_up)
-    click.echo(json.dumps(sketch.to_dict(), ensure_ascii=False, indent=1) if form == "json" else text(sketch))
+    shown = preview.preview(spec, cluster, overrides(sets, checkpoint), jobs_dir, made_up=made_up)
+    click.echo(json.dumps(shown.to_dict(), ensure_ascii=False, indent=1) if form == "json" else text(shown))
     if sim:
-        click.echo(simulation.run(sketch.plan).describe(), err=form == "json")
+        click.echo(simulation.run(shown.plan).describe(), err=form == "json")
 
 
-def text(sketch: Sketch) -> str:
+def text(shown: PlanPreview) -> str:
     """The plan for people."""
-    parts = [_head(sketch), _nodes(sketch), _memory(sketch), _files(sketch)]
+    parts = [_head(shown), _nodes(shown), _memory(shown), _files(shown)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def _head(sketch: Sketch) -> list[str]:
+def _head(shown: PlanPreview) -> list[str]:
     from launcher.plan.degrees import name_degrees
     from launcher.plan.memory import lora_count, parameter_count
 
-    plan = sketch.plan
+    plan = shown.plan
     spec, model = plan.spec, plan.spec.model
     weights, adapters = parameter_count(model), lora_count(model, spec.lora)
     trains = (
@@ -89,7 +89,7 @@ def _head(sketch: Sketch) -> list[str]:
         f"precision weights {precision.params}, compute {precision.compute}, loss scale {precision.loss_scale}",
         f"batch     {plan.global_batch:,} rows = {tokens:,} tokens a step",
         f"steps     {steps}{total}",
-        *(f"note      {note}" for note in sketch.notes),
+        *(f"note      {note}" for note in shown.notes),
     ]
 
 
@@ -97,10 +97,10 @@ _SHOWN_NODES = 4
 _SHOWN_GROUPS = 4
 
 
-def _nodes(sketch: Sketch) -> list[str]:
+def _nodes(shown: PlanPreview) -> list[str]:
     from launcher.control.preview import groups, node_commands
 
-    plan = sketch.plan
+    plan = shown.plan
     lines = ["ranks, hosts, devices"]
     ranks = list(plan.cluster.ranks())
     for node_rank, host in list(enumerate(plan.cluster.hosts))[:_SHOWN_NODES]:
@@ -109,9 +109,9 @@ def _nodes(sketch: Sketch) -> list[str]:
         lines.append(f"  ranks {_span(tuple(own))}  {host.name} ({host.address})  devices {devices}")
     lines += _rest(len(plan.cluster.hosts) - _SHOWN_NODES, "host")
     for name, members in groups(plan.degrees).items():
-        shown = "  ".join(_span(group) for group in members[:_SHOWN_GROUPS])
+        spans = "  ".join(_span(group) for group in members[:_SHOWN_GROUPS])
         more = "  ..." if len(members) > _SHOWN_GROUPS else ""
-        lines.append(f"  {name}: {len(members)} group(s) of {len(members[0])}: {shown}{more}")
+        lines.append(f"  {name}: {len(members)} group(s) of {len(members[0])}: {spans}{more}")
     lines.append("would run")
     lines += [f"  {_short_path(command)}" for _, command in zip(range(_SHOWN_NODES), node_commands(plan), strict=False)]
     return lines + _rest(len(plan.cluster.hosts) - _SHOWN_NODES, "host")
@@ -134,10 +134,10 @@ def _span(ranks: tuple[int, ...]) -> str:
     return ",".join(map(str, ranks)) if len(ranks) <= 4 else f"{ranks[0]},{ranks[1]},..,{ranks[-1]}"
 
 
-def _memory(sketch: Sketch) -> list[str]:
+def _memory(shown: PlanPreview) -> list[str]:
     from launcher.plan.memory import GIB
 
-    need = sketch.plan.memory
+    need = shown.plan.memory
     if need is None:
         return []
     lines = ["memory of the fullest rank, by estimate"]
@@ -146,15 +146,15 @@ def _memory(sketch: Sketch) -> list[str]:
         lines.append(f"  {term.name:<17}{term.size / GIB:>9.3f} GiB  {term.formula}{absent}")
     lines.append(f"  {'total':<17}{need.total / GIB:>9.3f} GiB  of what counts; communication lies outside the pool")
     if need.pool_gib is not None:
-        what = "MindSpore's pool" if sketch.plan.cluster.target == "Ascend" else "a rank's part of this host's memory"
+        what = "MindSpore's pool" if shown.plan.cluster.target == "Ascend" else "a rank's part of this host's memory"
         least, most = need.band
         lines.append(
             f"  {need.verdict}: {need.pool / GIB:.1f} GiB, {least:.1f} to {most:.1f} by the estimate's error, "
             f"of {need.pool_gib:.4g} ({what})"
         )
-    if sketch.changes:
+    if shown.changes:
         lines.append("any one of these makes it fit")
-        for change in sketch.changes[:6]:
+        for change in shown.changes[:6]:
             options = " ".join(f"--set {key}" for key in change.keys.split())
             lines.append(f"  {options}  ({change.memory.pool / GIB:.1f} GiB)")
     elif need.verdict == "does not fit":
@@ -162,8 +162,8 @@ def _memory(sketch: Sketch) -> list[str]:
     return lines
 
 
-def _files(sketch: Sketch) -> list[str]:
-    plan = sketch.plan
+def _files(shown: PlanPreview) -> list[str]:
+    plan = shown.plan
     ranks = [file for file in plan.files if file.path.startswith("ranks/")]
     others = [file for file in plan.files if not file.path.startswith("ranks/")]
     size = sum(len(file.text.encode()) for file in ranks)

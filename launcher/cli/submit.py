@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from launcher.cli.options.common import jobs_dir_option, lang_option, set_option
 from launcher.cli.options.completion import spec_names
-from launcher.cli.options.run import make_options, run_options
-from launcher.cli.options.scheduler import make_where, split_options, where_options
+from launcher.cli.options.run import run_options
+from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
 
 if TYPE_CHECKING:
-    from launcher.control.prepare import Draft
+    from launcher.control.prepare import PreparedRun
+    from launcher.plan.launch_plan import LaunchPlan
+    from launcher.plan.placement import RunOptions
 
 
 @click.command()
 @click.argument("spec", required=False, shell_complete=spec_names)
-@click.option("--cards", type=int, metavar="N", help="Devices to use; all of the host's if left out.")
+@click.option("--cards", type=int, metavar="N", help="Devices to use, on all hosts; all of them if left out.")
 @click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
 @set_option
-@click.option("--port", type=click.IntRange(1024, 65535), help="The scheduler's port; a free one if left out.")
+@click.option("--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler; a free one if left out.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
-@click.option("--no-preflight", is_flag=True, help="Start even when a check of this host fails.")
+@click.option("--no-preflight", is_flag=True, help="Start even when a check of the hosts fails.")
 @run_options
-@where_options
+@scheduler_options
 @click.option("--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it.")
 @lang_option
 @jobs_dir_option
@@ -38,9 +40,10 @@ def submit(
     port: int | None,
     dry_run: bool,
     no_preflight: bool,
+    run: RunOptions,
+    scheduler: SchedulerChoice,
     detach: bool,
     jobs_dir: Path,
-    **more: Any,
 ) -> None:
     """Finetune as SPEC says (a .yaml file, or a name in configs/) and follow the run to its end.
 
@@ -52,59 +55,67 @@ def submit(
     launcher submit --cards 2 --engine direct --detach
     launcher submit llama_7b_lora --scheduler ssh --inventory rank_tables/2x8.yaml
     launcher submit llama_7b_lora --scheduler slurm --nodes 2 --cards 16 --kind A2 --gres npu:8 --time 1-00:00
+    launcher submit llama_7b_lora --scheduler kubernetes --nodes 2 --kind A2 --image registry/llm:1 \\
+        --volume data:/shared --jobs-dir /shared/jobs
     """
     from launcher.cli.output import show
     from launcher.control import prepare
 
-    place, run = split_options(more)
-    where = make_where(place, cards, grace_s=run["grace_s"])
-    make_draft = partial(
-        prepare.draft,
-        spec,
-        cards=cards,
-        checkpoint=checkpoint,
-        sets=sets,
-        port=port,
-        jobs_dir=jobs_dir,
-        options=make_options(**run),
-        where=where,
-    )
-    draft = make_draft()
-    for note in draft.notes:
-        click.echo(note, err=detach)
+    prepared = prepare.prepare(
+        spec, cards=cards, checkpoint=checkpoint, sets=sets, port=port, jobs_dir=jobs_dir, options=run,
+        scheduler=scheduler.name, values=scheduler.values,
+    )  # fmt: skip
     if dry_run:
-        click.echo(show.plan(draft.plan, draft.pending))
+        show.dry_run(prepared)
         return
+    _say(prepared.notes, err=detach)
     if not no_preflight:
-        for note in prepare.preflight(draft.plan, port=port):
-            click.echo(note, err=True)
-    if draft.pending:
-        click.echo(f"Data: {draft.pending.describe()}", err=detach)
-        draft.pending.make()
-        told, draft = draft.notes, make_draft()  # the number of rows, and so of steps, is known now
-        for note in draft.more_than(told):
-            click.echo(note, err=detach)
-    _detach(draft) if detach else _follow(draft)
+        _say(prepare.preflight(prepared.plan, port=port), err=True)
+    _begin(_completed(prepared, err=detach), detach=detach)
 
 
-def _detach(draft: Draft) -> None:
+def _say(lines: Iterable[str], *, err: bool) -> None:
+    for line in lines:
+        click.echo(line, err=err)
+
+
+def _completed(prepared: PreparedRun, *, err: bool) -> PreparedRun:
+    """Make the data that is missing, and say what is new then."""
     from launcher.control import prepare
 
-    guard = prepare.begin(draft)
-    if guard:
-        guard.returncode = 0  # nobody waits for it
-    click.echo(draft.plan.paths.job_id)
+    if prepared.pending is None:
+        return prepared
+    click.echo(f"Data: {prepared.pending.describe()}", err=err)
+    completed = prepare.complete(prepared)
+    _say((note for note in completed.notes if note not in prepared.notes), err=err)
+    return completed
 
 
-def _follow(draft: Draft) -> None:
+def _begin(prepared: PreparedRun, *, detach: bool) -> None:
+    from launcher.control import start
+    from launcher.schedulers import registry
+
+    plan = prepared.plan
+    if registry.get(plan.launch.scheduler).is_followed and not detach:
+        _follow(plan)
+        return
+    started = start.begin(plan)
+    if started.guard:
+        started.guard.returncode = 0  # nobody waits for it
+    _say(started.lines, err=detach)
+    if detach:
+        click.echo(plan.paths.job_id)
+
+
+def _follow(plan: LaunchPlan) -> None:
     from launcher.cli.output import show
     from launcher.cli.output.following import follow_to_end
-    from launcher.control import prepare
+    from launcher.control import start
     from launcher.control.follow import noted_signals
 
-    plan = draft.plan
     with noted_signals() as signals, show.Progress(plan.steps, plan.loss_rank) as progress:
         progress.begin(plan.paths.job_id, plan.cluster.num_devices, plan.cluster.target)
-        guard = prepare.begin(draft)
-        record = follow_to_end(plan.paths, progress, signals, guard)
+        started = start.begin(plan)
+        _say(started.lines, err=False)
+        record = follow_to_end(plan.paths, progress, signals, started.guard)
     click.echo(show.finished(plan.paths, record, progress))

@@ -122,13 +122,13 @@ def preset_models() -> Iterator[tuple[presets.Preset, ModelSpec, int]]:
 
 
 def check_text(text: str, file: Path, command: str) -> None:
-    """Raises LauncherError when ``file`` holds anything but ``text``."""
+    """Raise LauncherError when ``file`` holds anything but ``text``."""
     if _read(file) != text:
         raise LauncherError(f"{file} is not what `{command}` prints now", hint=f"{command} > {file}")
 
 
 def check_reference(file: Path) -> None:
-    """Raises LauncherError when the reference in ``file`` is not the one of the schema."""
+    """Raise LauncherError when the reference in ``file`` is not the one of the schema."""
     if _refreshed(file) != _read(file):
         hint = f"launcher config reference --update {file}"
         raise LauncherError(f"the config reference in {file} is out of date", hint=hint)

@@ -50,7 +50,7 @@ class Demo:
     _began: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        """All stages. Raises LauncherError when one fails, or when finetuning did not help as it must."""
+        """Go through every stage. Raises LauncherError when one fails, or when finetuning did not help as it must."""
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
@@ -90,7 +90,7 @@ class Demo:
         return JobStore(self.jobs_dir).get(job_id)[0].merged
 
     def compare_losses(self, tuned: Path) -> tuple[float, float]:
-        """Loss of the base and of the finetuned model; ``eval`` prints the table with both."""
+        """Return the loss of the base and of the finetuned model; ``eval`` prints the table with both."""
         result = self._path("evaluation.json")
         with _Stage(self, "Before and after, on held-out problems"):
             self._launcher("eval", str(tuned.parent), "-o", result,
@@ -129,7 +129,7 @@ class Demo:
         return str(self.folder / name)
 
     def _split(self) -> None:
-        """Training and held-out conversations, and what the base is trained on."""
+        """Return the training and held-out conversations, and what the base is trained on."""
         conversations = json.loads(Path(self._path("conversations.json")).read_text(encoding="utf-8"))
         train, held_out = conversations[:-HELD_OUT], conversations[-HELD_OUT:]
         for name, part in (("train", train), (VALIDATION, held_out), ("base", list(base_conversations(train)))):
@@ -198,7 +198,7 @@ class _Stage:
 
 
 def base_conversations(train: Sequence[Conversation]) -> Iterator[Conversation]:
-    """What the base learns of each problem: its bare answer when asked, and its working only as part of a text."""
+    """Yield what the base learns of each problem: its bare answer when asked, its working only as part of a text."""
     for number, record in enumerate(train):
         question, solution = (turn["value"] for turn in record["conversations"])
         yield _conversation(f"short{number}", question, solution.splitlines()[-1])
@@ -216,7 +216,7 @@ def _indented(heading: str, text: str) -> str:
 
 
 def next_folder(parent: Path) -> Path:
-    """The first of parent/1, parent/2, ... that does not exist: each run of the demo keeps its files."""
+    """Return the first of parent/1, parent/2, ... that does not exist: each run of the demo keeps its files."""
     number = 1
     while (parent / str(number)).exists():
         number += 1

@@ -17,10 +17,13 @@ from types import FrameType
 from typing import Any
 
 from launcher import jobs
+from launcher.control.stop import ask_in_queue
 from launcher.errors import JobCancelled, JobError, JobFailed
 from launcher.jobs import JobPaths, JobRecord
 from launcher.jobs.events import EventReader
 from launcher.jobs.verdict import user_language, verdict_text
+from launcher.schedulers import registry
+from launcher.schedulers.base import Scheduler
 
 POLL_S = 0.1
 _SCHEDULER_POLL_S = 3.0
@@ -57,6 +60,7 @@ class _Follower:
         self._asked_at = -_SCHEDULER_POLL_S
         self._told: JobRecord | None = None
         self._stops = 0
+        self._scheduler: Scheduler | None = None
 
     def look(self) -> JobRecord:
         """Read the record, then events: what is written before an end is seen before it."""
@@ -78,8 +82,8 @@ class _Follower:
         return record
 
     def _ask_scheduler(self, record: JobRecord) -> JobRecord:
-        """What Slurm knows of a job that it has, asked every few seconds: why it waits, or that it is gone."""
-        if record.is_final or record.where.get("kind") != "slurm":
+        """Ask a queue about a job that it has, every few seconds: why it waits, or that it is gone."""
+        if record.is_final or self._queue_of(record) is None:
             return record
         if time.monotonic() > self._asked_at + _SCHEDULER_POLL_S:
             self._asked_at = time.monotonic()
@@ -91,22 +95,26 @@ class _Follower:
         return replace(record, note=told.note) if told and record.state == jobs.PLANNED else record
 
     def pass_on(self, signals: list[int], record: JobRecord) -> None:
-        """To the supervisor, once there is one that can take it; under Slurm to where it can be reached."""
+        """Send them to the supervisor, once there is one that can take them; in a queue to where it can be reached."""
         if signal.SIGHUP in signals:
             raise Detached
-        if record.where.get("kind") == "slurm":
-            self._pass_on_in_slurm(signals, record)
+        if queue := self._queue_of(record):
+            self._ask_queue_to_stop(queue, signals, record)
         elif record.guard is not None and record.supervisor is not None:
             while signals:
                 record.supervisor.send(signals.pop(0))
 
-    def _pass_on_in_slurm(self, signals: list[int], record: JobRecord) -> None:
-        from launcher.control.stop import ask_in_slurm
-
+    def _ask_queue_to_stop(self, queue: Scheduler, signals: list[int], record: JobRecord) -> None:
         while signals and not record.is_final:
             signals.pop(0)
-            ask_in_slurm(self._paths, record, at_once=self._stops > 0)
+            ask_in_queue(queue, self._paths, record, at_once=self._stops > 0)
             self._stops += 1
+
+    def _queue_of(self, record: JobRecord) -> Scheduler | None:
+        """Return the scheduler that has the job in its queue, if there is one."""
+        if self._scheduler is None or self._scheduler.name != record.scheduler:
+            self._scheduler = registry.find(record.scheduler)
+        return self._scheduler if self._scheduler and self._scheduler.has_queue else None
 
     def wait(self, record: JobRecord) -> None:
         """A while, or until the supervisor has ended."""
@@ -121,12 +129,9 @@ class _Follower:
 
 
 def ask_scheduler(record: JobRecord) -> JobRecord:
-    """``record`` with what the scheduler that has the job knows beyond it."""
-    if record.where.get("kind") != "slurm":
-        return record
-    from launcher.schedulers.slurm import ask
-
-    return ask(record)
+    """Return ``record`` with what the scheduler that has the job knows beyond it; as it is where that is not here."""
+    scheduler = registry.find(record.scheduler)
+    return scheduler.query(record) if scheduler else record
 
 
 @contextmanager
@@ -148,19 +153,20 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _sender(signum: int) -> str:
-    """Slurm is told to send SIGUSR1, and nobody else sends it."""
-    name = signal.Signals(signum).name
-    return f"{name}, which Slurm sends before its time limit" if signum == signal.SIGUSR1 else name
+def _sender(record: JobRecord, signum: int) -> str:
+    """Name the signal, with what its scheduler means by it."""
+    scheduler = registry.find(record.scheduler)
+    meaning = scheduler.signal_meaning(signum) if scheduler else ""
+    return ", ".join(filter(None, (signal.Signals(signum).name, meaning)))
 
 
 def raise_for_end(record: JobRecord) -> None:
-    """Raises JobFailed with the verdict, or JobCancelled, when the job did not end well."""
+    """Raise JobFailed with the verdict, or JobCancelled, when the job did not end well."""
     if record.state == jobs.CANCELLED:
         signum = (record.exit_code or 130) - 128
         saved = f"; {record.note}" if record.note else ""
         raise JobCancelled(
-            f"job {record.job_id} stopped by {_sender(signum)}{saved}; nothing of it is running",
+            f"job {record.job_id} stopped by {_sender(record, signum)}{saved}; nothing of it is running",
             signum=signum,
             hint=f"launcher resume {record.job_id}",
         )

@@ -12,16 +12,15 @@ from typing import Any
 from launcher.cluster.discover import local_cluster
 from launcher.cluster.imagined import first_cards, imagined_cluster
 from launcher.cluster.model import KINDS, Cluster
-from launcher.control import start
-from launcher.control.start import Options
 from launcher.engines import ENGINES
 from launcher.engines.base import Command
 from launcher.errors import DataError, HostError
 from launcher.jobs import JobPaths
 from launcher.plan import inputs as input_files
 from launcher.plan.degrees import Change, Degrees, smallest_changes
-from launcher.plan.launch_plan import Inputs, LaunchPlan, make_plan, run_environment
+from launcher.plan.launch_plan import Inputs, LaunchPlan, make_plan
 from launcher.plan.memory import Memory
+from launcher.plan.placement import Placement, RunOptions
 from launcher.runspec.checking import load_source, parse_spec
 from launcher.runspec.layers import Override
 from launcher.runspec.sections import RunSpec
@@ -31,7 +30,7 @@ PORT = 8118
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sketch:
+class PlanPreview:
     """A plan, what the user should know about it, and the changes that make it fit when it does not."""
 
     plan: LaunchPlan
@@ -39,7 +38,7 @@ class Sketch:
     changes: tuple[Change, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain data."""
+        """Return the plan as plain data."""
         plan = self.plan
         tokens = plan.global_batch * plan.spec.model.seq_length
         return {
@@ -70,10 +69,10 @@ def _change_dict(change: Change) -> dict[str, Any]:
     return {"set": change.keys.split(), "pool_bytes": change.memory.pool}
 
 
-def sketch(
+def preview(
     spec_name: str, cluster: Cluster, overrides: Sequence[Override], jobs_dir: Path, *, made_up: bool = False
-) -> Sketch:
-    """The plan of ``spec_name`` on ``cluster``. Raises SpecError for what can never run.
+) -> PlanPreview:
+    """Return the plan of ``spec_name`` on ``cluster``. Raises SpecError for what can never run.
 
     ``made_up``: that these cards are not there must be said.
     """
@@ -81,12 +80,15 @@ def sketch(
     spec = parse_spec(source)
     found, missing = find_inputs(spec)
     paths = JobPaths(root=Path(os.path.abspath(jobs_dir)) / f"ID-{spec.name}")  # noqa: PTH100 - links stay as they are
-    launch = start.make_launch(
-        cluster, paths, env=run_environment(spec, cluster, paths), port=PORT, options=Options(program=_msrun())
+    plan = make_plan(
+        spec=spec,
+        spec_name=spec_name,
+        placement=Placement(cluster=cluster),
+        inputs=found,
+        paths=paths,
+        options=RunOptions(program=_msrun(), port=PORT),
     )
-    command = start.main_command(launch, paths)
-    plan = make_plan(spec=spec, spec_name=spec_name, cluster=cluster, inputs=found, paths=paths, command=command)
-    return Sketch(
+    return PlanPreview(
         plan=plan,
         notes=(*source.changes, *plan.notes, *missing, *(_MADE_UP if made_up else ())),
         changes=tuple(_changes(plan)),
@@ -103,7 +105,7 @@ def _changes(plan: LaunchPlan) -> list[Change]:
 
 
 def _msrun() -> str:
-    """Where msrun is; a plan can be looked at where it is not installed."""
+    """Find msrun; a plan can be looked at where it is not installed."""
     try:
         return ENGINES["msrun"].find_program()
     except HostError:
@@ -111,14 +113,13 @@ def _msrun() -> str:
 
 
 def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
-    """The files of ``spec``; those that are not there yet are taken for what the spec calls them, and named.
+    """Find the files of ``spec``; those that are not there yet are taken for what the spec calls them, and named.
 
     Raises CheckpointError for a base that is there and is not the model's.
     """
     missing = []
-    without = spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": None})})
     try:
-        found, pending = input_files.resolve(without)
+        found, pending = input_files.rows_of(spec)
     except DataError as error:
         missing.append(f"{error.message}: the number of steps is not known")
         found, pending = _assumed(spec), None
@@ -149,7 +150,7 @@ def _absolute(path: str | None) -> str | None:
 
 
 def cluster_for(cards: int | None, kind: str | None, inventory: Path | None) -> Cluster:
-    """The cards to plan for: an inventory's, ``cards`` made-up ones of ``kind`` on full servers, or this host's."""
+    """Return the cards to plan for: an inventory's, ``cards`` made-up ones of ``kind``, or this host's."""
     if inventory:
         from launcher.cluster.inventory import load_inventory
 
@@ -170,7 +171,7 @@ def _local(cards: int | None) -> Cluster:
 
 
 def groups(degrees: Degrees) -> dict[str, list[tuple[int, ...]]]:
-    """Ranks that work together, for each degree above 1.
+    """Group the ranks that work together, for each degree above 1.
 
     MindSpore cuts the ranks into pipeline stages first; in a stage, ranks that share a layer are neighbours
     (mindspore 2.9.0, device matrix [data, model]).
@@ -192,7 +193,7 @@ def groups(degrees: Degrees) -> dict[str, list[tuple[int, ...]]]:
 
 
 def node_commands(plan: LaunchPlan) -> Iterator[Command]:
-    """What runs on each host: msrun with that host's number of ranks, its place, and its cards."""
+    """Yield what runs on each host: msrun with that host's number of ranks, its place, and its cards."""
     for node_rank, host in enumerate(plan.cluster.hosts):
         own = {"--local_worker_num": len(host.devices), "--node_rank": node_rank}
         argv = tuple(_with_value(argument, own) for argument in plan.command.argv)

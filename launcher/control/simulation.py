@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.cluster.discover import host_root
@@ -20,17 +20,17 @@ from launcher.cluster.discover.software import read_software
 from launcher.common.rendering import write_atomic
 from launcher.errors import HostError
 from launcher.jobs import JobPaths
-from launcher.plan.launch_plan import LaunchPlan, make_plan
+from launcher.plan.launch_plan import LaunchPlan, with_inputs
 
 TIMEOUT_S = 3600
 
-# What MindSpore's Ascend memory manager logs at its end.
+# The line that MindSpore's Ascend memory manager logs at its end.
 _PEAK = re.compile(r"Actual peak memory usage[^:\n]*:\s*(?P<mib>\d+)\s*M")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulated:
-    """What MindSpore said. ``peak_mib`` is None when its log has no such line."""
+    """The result of a simulation. ``peak_mib`` is None when its log has no such line."""
 
     peak_mib: int | None
     estimate_mib: int | None
@@ -57,16 +57,9 @@ def run(plan: LaunchPlan, *, root: Path | None = None, python: str = sys.executa
 
 
 def _compile(plan: LaunchPlan, folder: Path, python: str) -> str:
-    """The log of rank 0's worker in a folder of its own."""
+    """Return the log of rank 0's worker in a folder of its own."""
     paths = JobPaths(root=folder)
-    made = make_plan(
-        spec=plan.spec,
-        spec_name=plan.spec_name,
-        cluster=plan.cluster,
-        inputs=plan.inputs,
-        paths=paths,
-        command=plan.command,
-    )
+    made = with_inputs(replace(plan, paths=paths), plan.inputs)
     for file in made.files:
         write_atomic(folder / file.path, file.text)
     write_atomic(paths.plan, json.dumps(made.to_dict()))

@@ -1,4 +1,4 @@
-"""From a plan to a running job: what the supervisor is told, the job's folder, and the supervisor itself."""
+"""From a plan to a running job: its folder, its supervisor, or its scheduler; and once more for a job that ended."""
 
 from __future__ import annotations
 
@@ -10,121 +10,38 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher import jobs, supervise
 from launcher.cluster.locks import check_free
-from launcher.cluster.model import Cluster
 from launcher.common.atomic import write_atomic
 from launcher.common.processes import ProcessId
-from launcher.engines import DEFAULT, ENGINES
-from launcher.engines.base import Command
-from launcher.errors import HostError, JobError, SpecError
+from launcher.engines import ENGINES
+from launcher.errors import HostError, JobError
 from launcher.jobs import JobPaths, JobRecord
 from launcher.jobs.verdict import EN
 from launcher.plan import inputs
-from launcher.plan.launch import Launch, Limits, NodePlace, RankPlace, read_launch, write_launch
+from launcher.plan.launch import Launch, read_launch, write_launch
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.resume import newest_saved, prepare_attempt, take_back
-from launcher.schedulers import Where
+from launcher.schedulers import registry
+from launcher.schedulers.base import NoAnswer, Scheduler
 from launcher.upstream import installed
-
-# How long ranks that have said that they are done may take to end. The driver frees a card when its process is gone
-# in whatever way; on Ascend an end in order is given time all the same.
-LEAVE_S = {"CPU": 0.3, "Ascend": 15.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a job is to be run, whatever it trains. ``program``: path of the engine's own program, found if None.
+class Started:
+    """A job that was begun. ``guard``: of its supervisor, None where a scheduler starts that. ``lines``: to be said."""
 
-    ``engine`` None: msrun on one host, direct on several.
-    """
-
-    engine: str | None = None
-    program: str | None = None
-    limits: Limits = field(default_factory=Limits)
-    wait_for_cards: bool = False
-
-    def engine_for(self, where: Where | None) -> str:
-        """Raises SpecError for an engine that cannot do it there."""
-        if where is None:
-            return self.engine or DEFAULT
-        if self.engine == "mpirun":
-            raise SpecError(
-                f"--engine mpirun does not go with --scheduler {where.kind}: mpirun starts ranks on other hosts itself",
-                hint="--engine direct or --engine msrun",
-            )
-        return self.engine or "direct"
-
-
-def make_launch(
-    cluster: Cluster,
-    paths: JobPaths,
-    *,
-    env: dict[str, str],
-    port: int,
-    options: Options | None = None,
-    where: Where | None = None,
-) -> Launch:
-    """What the supervisor of a job is told: on ``cluster``, which is one host, or else on several by ``where``.
-
-    Raises HostError when the engine is missing.
-    """
-    options = options or Options()
-    host = cluster.hosts[0]
-    on_cards = cluster.target == "Ascend" and where is None
-    engine = options.engine_for(where)
-    return Launch(
-        engine=engine,
-        target=cluster.target,
-        address=host.address,
-        port=port,
-        program=ENGINES[engine].find_program() if options.program is None else options.program,
-        rank_table=str(paths.root / "rank_table.json"),
-        ranks=tuple(
-            RankPlace(
-                rank_id=rank.rank_id,
-                local_rank=rank.local_rank,
-                host=rank.host.name,
-                device_id=rank.device.device_id,
-                node_rank=rank.node_rank,
-            )
-            for rank in cluster.ranks()
-        ),
-        visible=host.visible if on_cards else (),
-        env=env,
-        locks=tuple(f"card_{device.device_id}" for device in host.devices) if on_cards else (),
-        wait_for_locks=options.wait_for_cards,
-        limits=replace(options.limits, leave_s=LEAVE_S[cluster.target]),
-        nodes=_nodes(where) if where else (),
-        where=where.settings if where else {},
-    )
-
-
-def _nodes(where: Where) -> tuple[NodePlace, ...]:
-    """Addresses that only a scheduler will know are left open; so are cards that no inventory names."""
-    return tuple(
-        NodePlace(
-            node_rank=number,
-            name=host.name,
-            address=host.address if where.named else "",
-            visible=host.visible if where.named and where.cluster.target == "Ascend" else (),
-        )
-        for number, host in enumerate(where.cluster.hosts)
-    )
-
-
-def main_command(launch: Launch, paths: JobPaths) -> Command:
-    """The command that says most about the run: msrun's, mpirun's, or rank 0's."""
-    launch = launch.for_node(0) if launch.nodes else launch
-    return next(program.command for program in launch.programs(paths) if program.name != "scheduler")
+    paths: JobPaths
+    guard: subprocess.Popen[bytes] | None = None
+    lines: tuple[str, ...] = ()
 
 
 @contextmanager
 def _new_folder(root: Path) -> Iterator[None]:
-    """``root``, made for what is written inside; nothing of it is left when that fails, and what was there stays."""
+    """Make ``root`` for what is written inside; nothing of it is left when that fails, and what was there stays."""
     try:
         root.mkdir(parents=True)
     except FileExistsError as error:
@@ -143,7 +60,7 @@ def _cannot_write(root: Path, error: OSError) -> HostError:
 
 
 def _write_files(plan: LaunchPlan) -> None:
-    """Everything the plan says, in the job's folder."""
+    """Write everything that the plan says in the job's folder."""
     paths = plan.paths
     for file in plan.files:
         write_atomic(paths.root / file.path, file.text)
@@ -154,50 +71,53 @@ def _write_files(plan: LaunchPlan) -> None:
     write_atomic(paths.plan, json.dumps(plan.to_dict(), ensure_ascii=False, indent=2) + "\n")
 
 
-def begin(plan: LaunchPlan, launch: Launch) -> subprocess.Popen[bytes] | None:
-    """Write the job's folder and start its supervisor, which from then on is alone responsible for the job.
+def begin(plan: LaunchPlan) -> Started:
+    """Write the job's folder and have its supervisor started, which from then on is alone responsible for the job.
 
-    None when a scheduler will start it.
-
-    Raises HostError when another job has one of the cards, unless the job is to wait for them, and when the folder
-    cannot be written; then nothing is left of it.
+    Raises HostError when another job has one of the cards, unless the job is to wait for them, when the scheduler does
+    not take the job, and when the folder cannot be written; then nothing is left of it.
     """
-    if launch.where.get("kind") == "slurm":
-        from launcher.schedulers.slurm import submit
-
-        record = write_job(plan, launch, host="")
-        try:
-            submit(launch, plan.paths, record)
-        except HostError as error:
-            _never_begun(plan.paths, record, error)
-            raise
-        return None
-    if not launch.wait_for_locks:
-        check_free(launch.locks)
+    scheduler = registry.get(plan.launch.scheduler)
+    if not scheduler.leads_here:
+        return _give_to(scheduler, plan)
+    if not plan.launch.wait_for_locks:
+        check_free(plan.launch.locks)
     with _new_folder(plan.paths.root):
-        _write_job(plan, launch)
-        return supervise.start(plan.paths)
+        _write_job(plan)
+        return Started(paths=plan.paths, guard=supervise.start(plan.paths))
+
+
+def _give_to(scheduler: Scheduler, plan: LaunchPlan) -> Started:
+    scheduler.ready(plan.launch)
+    record = write_job(plan, host="")
+    try:
+        return Started(paths=plan.paths, lines=tuple(scheduler.submit(plan.launch, plan.paths, record)))
+    except NoAnswer:
+        raise  # it may have the job all the same, and run it
+    except HostError as error:
+        _never_begun(plan.paths, record, error)
+        raise
 
 
 def _never_begun(paths: JobPaths, record: JobRecord, error: HostError) -> None:
-    """The end of a job that its scheduler did not take; else it would be shown as one that waits."""
+    """Write the end of a job that its scheduler did not take; else it would be shown as one that waits."""
     verdict = {"rank_id": None, "reason": error.message, "text": {EN: error.message}}
     ended = replace(record, state=jobs.FAILED, ended=jobs.now(), exit_code=error.exit_code, verdict=verdict)
     jobs.write_record(paths, ended)
 
 
-def write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> JobRecord:
+def write_job(plan: LaunchPlan, *, host: str | None = None) -> JobRecord:
     """Write the job's folder with its record. ``host``: where the leader will be; here if None.
 
     Raises JobError when the folder exists, HostError when it cannot be written.
     """
     with _new_folder(plan.paths.root):
-        return _write_job(plan, launch, host=host)
+        return _write_job(plan, host=host)
 
 
-def _write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> JobRecord:
+def _write_job(plan: LaunchPlan, *, host: str | None = None) -> JobRecord:
     _write_files(plan)
-    write_launch(plan.paths, launch)
+    write_launch(plan.paths, plan.launch)
     record = JobRecord(
         job_id=plan.paths.job_id,
         name=plan.spec.name,
@@ -208,16 +128,16 @@ def _write_job(plan: LaunchPlan, launch: Launch, *, host: str | None = None) -> 
         target=plan.cluster.target,
         argv=plan.command.argv,
         versions=installed.installed(),
-        engine=launch.engine,
-        supervisor=ProcessId.current()
-        if host is None
-        else None,  # until there is one: a job whose submitter died at this point is lost
+        engine=plan.launch.engine,
+        scheduler=plan.launch.scheduler,
+        # Until there is one: a job whose submitter died at this point is lost.
+        supervisor=ProcessId.current() if host is None else None,
     )
     jobs.write_record(plan.paths, record)
     return record
 
 
-def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subprocess.Popen[bytes] | None]:
+def begin_again(paths: JobPaths, record: JobRecord) -> Started:
     """Start another attempt at a job that has ended without success, from its newest complete checkpoint.
 
     Raises JobError when the job runs, has succeeded, or cannot be read, or another process is about to do the same;
@@ -230,7 +150,7 @@ def begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subproces
 
 @contextmanager
 def _alone(paths: JobPaths) -> Iterator[None]:
-    """The lock on beginning an attempt, which the kernel gives back when its holder is gone."""
+    """Hold the lock on beginning an attempt, which the kernel gives back when its holder is gone."""
     try:
         handle = os.open(paths.resume_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -246,7 +166,7 @@ def _alone(paths: JobPaths) -> Iterator[None]:
         os.close(handle)
 
 
-def _begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subprocess.Popen[bytes] | None]:
+def _begin_again(paths: JobPaths, record: JobRecord) -> Started:
     if not record.is_final:
         raise JobError(f"job {record.job_id} is {record.state}", hint=f"launcher attach {record.job_id}")
     if record.state == jobs.SUCCEEDED:
@@ -258,23 +178,14 @@ def _begin_again(paths: JobPaths, record: JobRecord) -> tuple[JobPaths, subproce
     ENGINES[launch.engine].find_program()
     if newest_saved(paths, record.cards) is None:
         inputs.check_base_again(paths)
-    if launch.where.get("kind") == "slurm":
-        from launcher.schedulers.slurm import submit
-
-        planned = replace(record, state=jobs.PLANNED, host="", supervisor=None, guard=None, exit_code=None)
-        submit(launch, paths, planned)
-        return paths, None
-    if launch.where.get("kind") == "kubernetes":
-        note = f"kubectl replace --force -f {paths.root / 'kubernetes.yaml'}"
-        planned = replace(record, state=jobs.PLANNED, host="", supervisor=None, guard=None, exit_code=None, note=note)
-        jobs.write_record(paths, planned)
-        return paths, None
-    return _begin_again_here(paths, record, launch)
+    scheduler = registry.get(launch.scheduler)
+    if scheduler.leads_here:
+        return _begin_again_here(paths, record, launch)
+    planned = replace(record, state=jobs.PLANNED, host="", supervisor=None, guard=None, exit_code=None)
+    return Started(paths=paths, lines=tuple(scheduler.resubmit(launch, paths, planned)))
 
 
-def _begin_again_here(
-    paths: JobPaths, record: JobRecord, launch: Launch
-) -> tuple[JobPaths, subprocess.Popen[bytes] | None]:
+def _begin_again_here(paths: JobPaths, record: JobRecord, launch: Launch) -> Started:
     following = replace(jobs.next_attempt(record, restarted=False), supervisor=ProcessId.current(), guard=None)
     paths = paths.of_attempt(following.attempt)
     try:
@@ -290,12 +201,12 @@ def _begin_again_here(
     try:
         write_launch(paths, launch)
         jobs.write_record(paths, following)
-        return paths, supervise.start(paths)
+        return Started(paths=paths, guard=supervise.start(paths))
     except OSError as error:
         raise _cannot_resume(paths, error) from error
 
 
 def _cannot_resume(paths: JobPaths, error: OSError) -> HostError:
-    """With the attempt taken back, so that the job can be resumed later."""
+    """Take the attempt back, so that the job can be resumed later."""
     take_back(paths)
     return HostError(f"cannot write {paths.root}: {error}", hint=f"df -h; then launcher resume {paths.job_id}")

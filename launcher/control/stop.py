@@ -13,8 +13,10 @@ from launcher.common.atomic import write_atomic
 from launcher.errors import JobError
 from launcher.jobs import JobPaths, JobRecord
 from launcher.plan.launch import Limits, read_launch
+from launcher.schedulers import registry
+from launcher.schedulers.base import Scheduler
 
-# What a stop may take beyond the grace: killing, and writing the end.
+# The time that a stop may take beyond the grace: killing, and writing the end.
 _SLACK_S = 15.0
 
 _POLL_S = 0.05
@@ -28,10 +30,11 @@ def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float |
     """
     if record.is_final:
         raise JobError(f"job {record.job_id} is not running: {record.state}", hint=f"launcher status {record.job_id}")
-    if record.where.get("kind") == "slurm":
-        return _stop_in_slurm(paths, record, save=save, grace_s=grace_s)
+    scheduler = registry.find(record.scheduler)
+    if scheduler and scheduler.has_queue:
+        return _stop_in_queue(scheduler, paths, record, save=save, grace_s=grace_s)
     if record.state == jobs.PLANNED and not record.host:
-        return _stop_before_it_runs(paths, record)
+        return _stop_before_it_runs(scheduler, paths, record)
     if record.host != socket.gethostname() and _has_hosts(paths):
         return _stop_from_afar(paths, record, save=save, grace_s=grace_s)
     if record.supervisor is None or not record.supervisor.is_alive():
@@ -52,7 +55,7 @@ def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float |
 
 
 def _wait(paths: JobPaths, seconds: float) -> JobRecord | None:
-    """The final record, once everything of the job is gone; None when that takes longer."""
+    """Return the final record, once everything of the job is gone; None when that takes longer."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         current = jobs.read_record(paths)
@@ -62,36 +65,31 @@ def _wait(paths: JobPaths, seconds: float) -> JobRecord | None:
     return None
 
 
-def _stop_in_slurm(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:
-    from launcher.schedulers.slurm import ask, stop
-
+def _stop_in_queue(
+    scheduler: Scheduler, paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None
+) -> JobRecord:
     grace_s = _write_flag(paths, save=save, grace_s=grace_s)
-    stop(paths, record, wait_s=grace_s * (2 if save else 1) + _SLACK_S)
+    scheduler.cancel(paths, record, grace_s * (2 if save else 1) + _SLACK_S)
     ended = _wait(paths, _SLACK_S)
-    return ended or ask(record)
+    return ended or scheduler.query(record)
 
 
-def ask_in_slurm(paths: JobPaths, record: JobRecord, *, at_once: bool) -> None:
-    """Ask a job under Slurm to stop, without waiting for its end; ``at_once``: it was asked before."""
-    from launcher.schedulers.slurm import request_stop
-
+def ask_in_queue(scheduler: Scheduler, paths: JobPaths, record: JobRecord, *, at_once: bool) -> None:
+    """Ask a job of a queue to stop, without waiting for its end; ``at_once``: it was asked before."""
     _write_flag(paths, save=False, grace_s=0.0 if at_once else None, at_once=at_once)
-    request_stop(paths, record)
+    scheduler.cancel(paths, record, None)
 
 
-def _stop_before_it_runs(paths: JobPaths, record: JobRecord) -> JobRecord:
-    """A job that nobody leads: whoever would begin it sees that it has an end, and leaves it."""
-    manifest = paths.root / "kubernetes.yaml"
-    note = (
-        f"it did not run; kubectl delete -f {manifest} takes its pods away" if manifest.exists() else "it did not run"
-    )
+def _stop_before_it_runs(scheduler: Scheduler | None, paths: JobPaths, record: JobRecord) -> JobRecord:
+    """End a job that nobody leads: whoever would begin it sees that it has an end, and leaves it."""
+    note = scheduler.unstarted_note(paths) if scheduler else "it did not run"
     ended = replace(record, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note=note)
     jobs.write_record(paths, ended)
     return ended
 
 
 def _stop_from_afar(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:
-    """By the flag alone, which the leader reads every second."""
+    """Stop a job by the flag alone, which its leader reads every second."""
     grace_s = _write_flag(paths, save=save, grace_s=grace_s)
     ended = _wait(paths, grace_s * (2 if save else 1) + _SLACK_S)
     if ended:
@@ -102,7 +100,7 @@ def _stop_from_afar(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: 
 
 
 def _write_flag(paths: JobPaths, *, save: bool, grace_s: float | None, at_once: bool = False) -> float:
-    """Returns the grace. In place: where folders are on NFS a new file of the same name is seen a minute later."""
+    """Write it in place, and return the grace: on NFS a new file of the same name is seen a minute later."""
     grace_s = _limits(paths).grace_s if grace_s is None else grace_s
     with paths.control.open("w", encoding="utf-8") as control:
         control.write(json.dumps({"save": save, "grace_s": grace_s, "at_once": at_once}) + "\n")

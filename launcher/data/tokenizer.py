@@ -322,7 +322,7 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 def _mapping(raw: bytes) -> dict[str, Any]:
     try:
         found = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -1,4 +1,4 @@
-"""What every engine answers: which programs, with which environment, make the ranks of a job run on this host.
+"""The one interface of engines: which programs, with which environment, make the ranks of a job run on this host.
 
 An engine starts nothing. The supervisor starts the programs it names, watches them and the ranks below them, and stops
 them; it treats all engines alike. Nothing heavy is imported here or below: the supervisor stays small.
@@ -37,9 +37,9 @@ TUNING_OF_MANY = {
 }
 
 
-def tuning(num_ranks: int) -> dict[str, str]:
-    """Time-outs of MindSpore's cluster for a job of ``num_ranks``; what the user sets wins."""
-    return TUNING_OF_MANY if num_ranks > MANY_RANKS else TUNING
+def tuning(world_size: int) -> dict[str, str]:
+    """Return the time-outs of MindSpore's cluster for a job of ``world_size``; what the user sets wins."""
+    return TUNING_OF_MANY if world_size > MANY_RANKS else TUNING
 
 
 # What another launcher may have left in our environment, and what MindSpore would take for orders: MS_ROLE or
@@ -60,7 +60,7 @@ class Command:
     env: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """A line that works when it is pasted into a shell."""
+        """Return a line that works when it is pasted into a shell."""
         pairs = (f"{key}={shlex.quote(value)}" for key, value in sorted(self.env.items()))
         return " ".join([*pairs, shlex.join(self.argv)])
 
@@ -85,16 +85,17 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineJob:
-    """What an engine has to know of a job on this host.
+    """The launch document as an engine sees it: the job on this host.
 
-    ``num_ranks`` counts the whole job; this host, number ``node_rank`` of all, has ``local_ranks`` of them from
-    ``first_rank`` on (all of them if None). ``address`` and ``port``: where MindSpore's scheduler listens, on host 0.
-    ``visible``: logic ids of the cards in order of local rank, empty on CPU. ``program``: path of msrun or mpirun.
-    ``worker``: what the interpreter runs as a rank, before the job's folder. ``env``: variables the user asked for.
+    ``world_size`` counts the ranks of the whole job; this host, number ``node_rank`` of all, has ``local_ranks`` of
+    them from ``first_rank`` on (all of them if None). ``address`` and ``port`` are where MindSpore's scheduler listens,
+    on host 0. ``visible``: logic ids of the cards in order of local rank, empty on CPU. ``program``: path of msrun or
+    mpirun. ``worker``: what the interpreter runs as a rank, before the job's folder. ``env``: variables the user asked
+    for.
     """
 
     paths: JobPaths
-    num_ranks: int
+    world_size: int
     target: str
     address: str
     port: int
@@ -109,8 +110,8 @@ class EngineJob:
 
     @property
     def local_count(self) -> int:
-        """How many ranks this host has."""
-        return self.num_ranks if self.local_ranks is None else self.local_ranks
+        """Number of ranks on this host."""
+        return self.world_size if self.local_ranks is None else self.local_ranks
 
     @property
     def worker_argv(self) -> tuple[str, ...]:
@@ -118,8 +119,8 @@ class EngineJob:
         return (*self.worker, str(self.paths.root))
 
     def base_env(self, engine: str) -> dict[str, str]:
-        """Variables that all programs of the job get."""
-        env = {**tuning(self.num_ranks), **self.env}
+        """Return the variables that all programs of the job get."""
+        env = {**tuning(self.world_size), **self.env}
         env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         env["PYTHONUNBUFFERED"] = "1"  # a rank's last words are in its log when it is killed
         env["LAUNCHER_ENGINE"] = engine
@@ -131,18 +132,18 @@ class EngineJob:
         return env
 
     def cluster_env(self) -> dict[str, str]:
-        """MindSpore's dynamic cluster (tutorials, parallel/dynamic_cluster.md): who is in it and where they meet."""
+        """Return MindSpore's dynamic cluster as variables: who meets where (tutorials, parallel/dynamic_cluster.md)."""
         return {
-            "MS_WORKER_NUM": str(self.num_ranks),
+            "MS_WORKER_NUM": str(self.world_size),
             "MS_SCHED_HOST": self.address,
             "MS_SCHED_PORT": str(self.port),
             "MS_TOPO_TIMEOUT": str(CLUSTER_TIMEOUT_S),
-            "RANK_SIZE": str(self.num_ranks),
+            "RANK_SIZE": str(self.world_size),
         }
 
     def scheduler(self, engine: str) -> tuple[Program, ...]:
-        """The scheduler as a program of its own, on host 0; none for one rank, which has nobody to find."""
-        if self.num_ranks == 1 or self.node_rank != 0:
+        """Return the scheduler as a program of its own, on host 0; none for one rank, which has nobody to find."""
+        if self.world_size == 1 or self.node_rank != 0:
             return ()
         env = {**self.base_env(engine), **self.cluster_env(), "MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
         return (Program(name="scheduler", command=Command(argv=(sys.executable, *self.worker_argv), env=env)),)
@@ -155,17 +156,17 @@ class Engine(Protocol):
     nests_ranks: bool
 
     def find_program(self) -> str:
-        """Path of the engine's own program, "" when it has none. Raises HostError when it is missing."""
+        """Return the path of the engine's own program, "" when it has none. Raises HostError when it is missing."""
 
     def programs(self, job: EngineJob) -> tuple[Program, ...]:
-        """What to start, in this order."""
+        """Return what to start, in this order."""
 
     def told(self, said: str) -> Told | None:
-        """The rank that the engine's output ``said`` names as the first that failed; None when it names none."""
+        """Return the rank that the engine's output ``said`` names as the first that failed; None when it names none."""
 
 
 def find(name: str, hint: str) -> str:
-    """Path of a program: beside our interpreter, else on PATH. Raises HostError when there is none."""
+    """Return the path of a program: beside our interpreter, else on PATH. Raises HostError when there is none."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()]))
     if found:
         return found

@@ -27,9 +27,9 @@ class Direct:
 
     def _rank(self, job: EngineJob, local_rank: int) -> Program:
         rank_id = job.first_rank + local_rank
-        env = {**job.base_env(self.name), "RANK_ID": str(rank_id), "RANK_SIZE": str(job.num_ranks)}
+        env = {**job.base_env(self.name), "RANK_ID": str(rank_id), "RANK_SIZE": str(job.world_size)}
         env["DEVICE_ID"] = str(local_rank)
-        if job.num_ranks > 1:
+        if job.world_size > 1:
             env |= {**job.cluster_env(), "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank_id)}
         if job.rank_table:
             env["RANK_TABLE_FILE"] = job.rank_table

@@ -31,7 +31,7 @@ class Mpirun:
         return find("mpirun", "apt-get install --no-install-recommends openmpi-bin, or --engine direct")
 
     def programs(self, job: EngineJob) -> tuple[Program, ...]:
-        dynamic = job.target == "CPU" and job.num_ranks > 1
+        dynamic = job.target == "CPU" and job.world_size > 1
         env = {**job.base_env(self.name), **(job.cluster_env() if dynamic else {})}
         # Session files of Open MPI, which it leaves behind when it is killed: in the attempt's folder nobody minds.
         env["OMPI_MCA_orte_tmpdir_base"] = str(job.paths.work)
@@ -40,7 +40,7 @@ class Mpirun:
             job.program,
             *(("--allow-run-as-root",) if os.geteuid() == 0 else ()),
             *("--oversubscribe", "--bind-to", "none", "--mca", "plm", "isolated"),
-            *("-n", str(job.num_ranks)),
+            *("-n", str(job.world_size)),
             sys.executable,
             *job.worker_argv,
         )

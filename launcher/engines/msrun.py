@@ -26,14 +26,14 @@ class Msrun:
     def programs(self, job: EngineJob) -> tuple[Program, ...]:
         argv = (
             job.program,
-            f"--worker_num={job.num_ranks}",
+            f"--worker_num={job.world_size}",
             f"--local_worker_num={job.local_count}",
             f"--node_rank={job.node_rank}",
             f"--master_addr={job.address}",
             f"--master_port={job.port}",
             f"--log_dir={job.paths.logs}",
             "--join=True",
-            f"--tail_worker_log={job.num_ranks}",
+            f"--tail_worker_log={job.world_size}",
             f"--cluster_time_out={CLUSTER_TIMEOUT_S}",
             *((f"--rank_table_file={job.rank_table}",) if job.rank_table else ()),
             "python",

@@ -184,14 +184,18 @@ def _path(path: Path, given: Given) -> Model:
 
 
 def _with_ids_of(tokenizer: Path, spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
-    """``spec`` with the special tokens that a config.json leaves out as the tokenizer has them."""
+    """``spec`` with the special tokens that a config.json leaves out as the tokenizer has them.
+
+    Not those beyond the model's vocabulary: that the tokenizer is another model's is said where the two are compared.
+    """
     missing = [key for key in _SPECIAL_IDS if config.get(key) is None]
     if not missing or not tokenizer.is_file():
         return spec
     loaded = load_tokenizer(tokenizer)
     own = {"bos_token_id": loaded.bos_id, "eos_token_id": loaded.eos_id, "pad_token_id": stand_in_pad(loaded)}
     own["bos_token_id"] = loaded.eos_id if loaded.bos_id is None else loaded.bos_id
-    return _changed(spec, **{key: own[key] for key in missing if own[key] is not None})
+    known = {key: token for key in missing if (token := own[key]) is not None and token < spec.vocab_size}
+    return _changed(spec, **known)
 
 
 def _template_notes(folder: Path, template: ChatTemplate | None, given: Given) -> Iterator[str]:

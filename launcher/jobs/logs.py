@@ -33,8 +33,8 @@ _TRACEBACK = "Traceback (most recent call last)"
 _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
-# Programs whose logs are shown beside those of the ranks.
-PROGRAMS = ("msrun", "mpirun", "scheduler", "srun")
+# Programs of engines, whose logs are shown before those of what brings agents to their hosts.
+PROGRAMS = ("msrun", "mpirun", "scheduler")
 
 Echo = Callable[[str], object]
 
@@ -166,7 +166,8 @@ def sources(paths: JobPaths, num_ranks: int, ranks: Sequence[int] | None) -> lis
     found = [Source(name=f"rank {r}", path=paths.rank_log(r), number=r) for r in (ranks or range(num_ranks))]
     if ranks is not None:
         return found
-    agents = sorted(path.stem for pattern in ("node_*.log", "msrun_*.log") for path in paths.logs.glob(pattern))
+    others = (path.stem for path in paths.logs.glob("*.log") if not path.stem.startswith("worker_"))
+    agents = sorted(name for name in others if name not in PROGRAMS)
     programs = [Source(name=name, path=paths.log(name), number=-1) for name in (*PROGRAMS, *agents)]
     return [*(source for source in programs if source.parts()), *found]
 

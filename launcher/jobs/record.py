@@ -30,7 +30,8 @@ FINAL_STATES = frozenset({SUCCEEDED, FAILED, CANCELLED, LOST, UNREADABLE})
 class JobRecord:
     """What job.json holds. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one.
 
-    ``host``: where its leader is; "" while only a scheduler knows. ``where``: which scheduler, and its number.
+    ``host``: where its leader is; "" while only a scheduler knows. ``scheduler`` names that, and ``scheduler_job`` is
+    its own name or number for the job, "" where it has none.
     """
 
     job_id: str
@@ -53,7 +54,8 @@ class JobRecord:
     verdict: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     note: str | None = None
-    where: dict[str, str] = field(default_factory=dict)
+    scheduler: str = "local"
+    scheduler_job: str = ""
     earlier: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -69,7 +71,7 @@ class JobRecord:
         raw = json.loads(text)
         if not isinstance(raw, dict):
             raise ValueError("it holds no JSON object")
-        raw = known_keys(cls, raw)
+        raw = known_keys(cls, _in_todays_words(raw))
         for key in ("argv", "warnings", "earlier"):
             raw[key] = tuple(raw.get(key, ()))
         for key in ("supervisor", "guard"):
@@ -79,6 +81,12 @@ class JobRecord:
         if record.state not in STATES or not isinstance(record.cards, int) or not isinstance(record.attempt, int):
             raise ValueError(f"state {record.state!r}, cards {record.cards!r}, attempt {record.attempt!r}")
         return record
+
+
+def _in_todays_words(raw: dict[str, Any]) -> dict[str, Any]:
+    """Take the scheduler from ``where``, in which earlier versions wrote its name as ``kind`` and the job's ``id``."""
+    where = raw.get("where") or {}
+    return {"scheduler": where["kind"], "scheduler_job": where.get("id", ""), **raw} if where else raw
 
 
 def known_keys(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,9 +127,9 @@ def read_record(paths: JobPaths) -> JobRecord | None:
     """The job's record, its state checked against the process table; None when it cannot be read."""
     try:
         record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return settle(record)
+    return mark_lost_if_dead(record)
 
 
 def unreadable_record(paths: JobPaths) -> JobRecord | None:
@@ -132,15 +140,15 @@ def unreadable_record(paths: JobPaths) -> JobRecord | None:
         return read_record(paths)  # it was rewritten meanwhile
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return JobRecord(
             job_id=paths.job_id, name=paths.job_id, state=UNREADABLE, created=created, host="", cards=0, target="-",
             argv=(), versions={}, note=f"{type(error).__name__}: {error}",
         )  # fmt: skip
 
 
-def settle(record: JobRecord) -> JobRecord:
-    """``record``, but "lost" when it says a supervisor is at work and that process is gone from this host.
+def mark_lost_if_dead(record: JobRecord) -> JobRecord:
+    """Return ``record``, but "lost" when it says a supervisor is at work and that process is gone from this host.
 
     While the supervisor's guard lives the record is believed: the guard is clearing up and writes the end.
     """
@@ -155,7 +163,7 @@ def planned_steps(paths: JobPaths) -> int | None:
     """How many steps the job's plan counts; None when that is not known."""
     try:
         steps = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return steps if isinstance(steps, int) else None
 
@@ -164,7 +172,7 @@ def loss_rank(paths: JobPaths, cards: int) -> int:
     """The rank whose loss is the run's: rank 0, or in a pipeline the first of the last stage."""
     try:
         stages = json.loads(paths.spec.read_text(encoding="utf-8"))["parallel"]["pipeline_stage"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
     return first_of_last_stage(cards, stages) if isinstance(stages, int) and stages > 0 else 0
 

@@ -1,4 +1,4 @@
-"""What the spec leaves open, decided for a model and its cards; what cannot be, refused before anything is spawned."""
+"""The defaults of a spec, resolved for a model and its cards. What cannot be is refused before anything is spawned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_WARMUP_RATIO = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class Degrees:
-    """How many ways the job is split; the product is the number of ranks."""
+    """The ways in which the job is split; their product is the world size."""
 
     data_parallel: int
     model_parallel: int
@@ -33,7 +33,7 @@ class Degrees:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settled:
+class Resolved:
     """``spec`` without anything open, what was decided (``notes``), and the memory of its fullest rank."""
 
     spec: RunSpec
@@ -42,13 +42,13 @@ class Settled:
     memory: Memory
 
 
-def settle(spec: RunSpec, cluster: Cluster) -> Settled:
+def resolve_defaults(spec: RunSpec, cluster: Cluster) -> Resolved:
     """Decide what ``spec`` leaves open. Raises SpecError for what model, cards and settings cannot do together."""
     check_target(spec, cluster)
     notes = []
     if spec.training.optimizer.type == "FP32StateAdamWeightDecay":
         notes.append("optimizer FP32StateAdamWeightDecay: no bias correction, so its first steps are not AdamW's")
-    spec = _settle_plain(spec, cluster)
+    spec = _resolve_plain(spec, cluster)
     limit = pool_gib(spec, cluster)
     spec, degrees, chosen = choose_split(spec, cluster, limit)
     check_loading(spec, cluster)
@@ -62,7 +62,7 @@ def settle(spec: RunSpec, cluster: Cluster) -> Settled:
             f"memory: {need.pool / GIB:.1f} GiB a card by estimate ({least:.1f} to {most:.1f} by its error), "
             f"of {need.pool_gib:g}: {need.verdict}"
         )
-    return Settled(spec=spec, degrees=degrees, notes=tuple(notes), memory=need)
+    return Resolved(spec=spec, degrees=degrees, notes=tuple(notes), memory=need)
 
 
 def _with(spec: RunSpec, section: str, **changes: Any) -> RunSpec:
@@ -72,8 +72,8 @@ def _with(spec: RunSpec, section: str, **changes: Any) -> RunSpec:
 # --------------------------------------------------------------------------------------------------- plain values
 
 
-def _settle_plain(spec: RunSpec, cluster: Cluster) -> RunSpec:
-    """Precision, runtime and schedule: what follows from the cards alone."""
+def _resolve_plain(spec: RunSpec, cluster: Cluster) -> RunSpec:
+    """Return the precision, runtime and schedule: what follows from the cards alone."""
     ascend = cluster.target == "Ascend"
     schedule = spec.training.lr_schedule
     if schedule.warmup_ratio is None and schedule.warmup_steps is None:
@@ -118,7 +118,7 @@ def _default_pool(spec: RunSpec, cluster: Cluster) -> float:
 
 
 def pool_gib(spec: RunSpec, cluster: Cluster) -> float | None:
-    """GiB that a rank may use: the card's pool, or on CPU the host's memory shared out among its ranks."""
+    """Return the GiB that a rank may use: the card's pool, or on CPU the host's memory shared out among its ranks."""
     if cluster.target == "CPU":
         return psutil.virtual_memory().total / GIB / max(len(host.devices) for host in cluster.hosts)
     return spec.runtime.max_device_memory_gib
@@ -128,7 +128,7 @@ def pool_gib(spec: RunSpec, cluster: Cluster) -> float | None:
 
 
 def check_target(spec: RunSpec, cluster: Cluster) -> None:
-    """Raises SpecError when ``spec`` asks for what the cards, or MindSpore's CPU backend, cannot do."""
+    """Raise SpecError when ``spec`` asks for what the cards, or MindSpore's CPU backend, cannot do."""
     if cluster.target == "CPU":
         _check_cpu(spec)
         return
@@ -141,7 +141,7 @@ def check_target(spec: RunSpec, cluster: Cluster) -> None:
 
 
 def check_loading(spec: RunSpec, cluster: Cluster) -> None:
-    """Raise SpecError when MindFormers would not load the base of a settled ``spec``.
+    """Raise SpecError when MindFormers would not load the base of a resolved ``spec``.
 
     In semi_auto it compiles the graph before it loads, which it does with data sinking alone (mindformers 1.9.0,
     checkpoint/utils.py, compile_model); a whole .ckpt is loaded before.
@@ -195,7 +195,7 @@ def _check_cpu(spec: RunSpec) -> None:
 
 
 def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -> list[str]:
-    """Why MindFormers could not split ``model`` this way; empty when it can."""
+    """Yield why MindFormers could not split ``model`` this way; empty when it can."""
     parts, stages = degrees.model_parallel, degrees.pipeline_stage
     rules = (
         (model.num_heads % parts, f"num_heads {model.num_heads} is not a multiple of model_parallel {parts}"),
@@ -219,7 +219,7 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
 
 
 def _check_recompute(runtime: RuntimeSpec, degrees: Degrees) -> None:
-    """Raises SpecError for more numbers than stages (mindformers 1.9.0, tools/check_rules.py)."""
+    """Raise SpecError for more numbers than stages (mindformers 1.9.0, tools/check_rules.py)."""
     if isinstance(runtime.recompute, tuple) and len(runtime.recompute) > degrees.pipeline_stage:
         raise SpecError(
             f"runtime.recompute {list(runtime.recompute)}: one number for each of {degrees.pipeline_stage} stage(s)",
@@ -242,16 +242,16 @@ def _stage_rules(model: ModelSpec, parallel: ParallelSpec, stages: int) -> Itera
 
 
 def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[RunSpec, Degrees, bool]:
-    """``spec`` with degrees whose product is the number of devices, these, and whether there was a choice.
+    """Return ``spec`` with degrees whose product is the number of devices, these, and whether there was a choice.
 
     Left out, they are the split into the fewest parts that fits the cards, the estimate's error included; where that
     error decides, the one that needs the least. Raises SpecError when given ones do not multiply to the cards or do
     not suit the model, or when nothing fits.
     """
-    parallel, num_ranks = spec.parallel, cluster.num_devices
+    parallel, world_size = spec.parallel, cluster.num_devices
     given = (parallel.model_parallel, parallel.pipeline_stage)
     if cluster.target == "CPU" or parallel.mode == "data" or None not in given:
-        degrees = _given_degrees(spec, num_ranks)
+        degrees = _given_degrees(spec, world_size)
         return with_degrees(spec, degrees), degrees, False
     options = [degrees for degrees in _options(spec, cluster) if not _obstacles(spec, degrees, cluster)]
     if not options:
@@ -268,7 +268,7 @@ def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[
 
 
 def _shared_out(spec: RunSpec, degrees: Degrees) -> Iterator[RunSpec]:
-    """``spec`` split so; and, where it leaves that open, with its optimizer states shared out too.
+    """Yield ``spec`` split so; and, where it leaves that open, with its optimizer states shared out too.
 
     As MindFormers' recipes for full-parameter finetuning have it. With LoRA there are few states, and frozen weights
     would be gathered whole at every step.
@@ -288,13 +288,13 @@ def _too_large(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) 
     )
 
 
-def _given_degrees(spec: RunSpec, num_ranks: int) -> Degrees:
+def _given_degrees(spec: RunSpec, world_size: int) -> Degrees:
     parallel = spec.parallel
     parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
-    data_parallel = parallel.data_parallel or max(1, num_ranks // (parts * stages))
+    data_parallel = parallel.data_parallel or max(1, world_size // (parts * stages))
     product = data_parallel * parts * stages
-    if product != num_ranks:
-        raise _other_product(parallel, data_parallel, product, num_ranks)
+    if product != world_size:
+        raise _other_product(parallel, data_parallel, product, world_size)
     degrees = Degrees(data_parallel=data_parallel, model_parallel=parts, pipeline_stage=stages)
     problems = split_problems(spec.model, parallel, degrees)
     if problems:
@@ -304,30 +304,30 @@ def _given_degrees(spec: RunSpec, num_ranks: int) -> Degrees:
     return degrees
 
 
-def _other_product(parallel: ParallelSpec, data_parallel: int, product: int, num_ranks: int) -> SpecError:
+def _other_product(parallel: ParallelSpec, data_parallel: int, product: int, world_size: int) -> SpecError:
     parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
-    if parallel.data_parallel is None and num_ranks > parts * stages:
+    if parallel.data_parallel is None and world_size > parts * stages:
         return SpecError(
-            f"model_parallel {parts} x pipeline_stage {stages} = {parts * stages} does not divide --cards {num_ranks}",
+            f"model_parallel {parts} x pipeline_stage {stages} = {parts * stages} does not divide --cards {world_size}",
             hint="set degrees whose product divides the cards, or leave parallel out to have a split picked",
         )
     return SpecError(
         f"data_parallel {data_parallel} x model_parallel {parts} x pipeline_stage {stages} = {product}, "
-        f"but --cards is {num_ranks}",
+        f"but --cards is {world_size}",
         hint=f"pass --cards {product}, or leave parallel.data_parallel out",
     )
 
 
 def _no_split(spec: RunSpec, cluster: Cluster) -> SpecError:
-    """Why each split of all cards that the given degrees leave cannot be, the most frequent reasons first."""
-    num_ranks = cluster.num_devices
+    """Return why each split of all cards that the given degrees leave cannot be, the most frequent reasons first."""
+    world_size = cluster.num_devices
     reasons = Counter(reason for degrees in _options(spec, cluster) for reason in _obstacles(spec, degrees, cluster))
     if not reasons:  # the given degrees do not divide the cards
-        _given_degrees(spec, num_ranks)
+        _given_degrees(spec, world_size)
     shown = [reason for reason, _ in reasons.most_common(_SHOWN_REASONS)]
     more = len(reasons) - len(shown)
     return SpecError(
-        f"no split of {num_ranks} cards on {len(cluster.hosts)} host(s) suits this model",
+        f"no split of {world_size} cards on {len(cluster.hosts)} host(s) suits this model",
         problems=shown + ([f"and {more} more"] if more else []),
         hint="leave degrees out, or name all of them: model_parallel and pipeline_stage",
     )
@@ -337,7 +337,7 @@ _SHOWN_REASONS = 10
 
 
 def _obstacles(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> list[str]:
-    """Why ``degrees`` are not picked. Ranks that share a layer talk at every layer, so they stay on one host."""
+    """Yield why ``degrees`` are not picked. Ranks that share a layer talk at every layer, so they stay on one host."""
     per_host = min(len(host.devices) for host in cluster.hosts)
     found = split_problems(spec.model, spec.parallel, degrees)
     if per_host % degrees.model_parallel:
@@ -348,11 +348,11 @@ def _obstacles(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> list[str]:
 
 
 def _options(spec: RunSpec, cluster: Cluster) -> Iterator[Degrees]:
-    """Splits of all devices, fewest parts first, and of those the one that shares layers before a pipeline."""
-    parallel, num_ranks = spec.parallel, cluster.num_devices
-    for split in (number for number in range(1, num_ranks + 1) if num_ranks % number == 0):
+    """Yield splits of all devices, fewest parts first, and of those the one that shares layers before a pipeline."""
+    parallel, world_size = spec.parallel, cluster.num_devices
+    for split in (number for number in range(1, world_size + 1) if world_size % number == 0):
         for stages in (number for number in range(1, split + 1) if split % number == 0):
-            degrees = Degrees(data_parallel=num_ranks // split, model_parallel=split // stages, pipeline_stage=stages)
+            degrees = Degrees(data_parallel=world_size // split, model_parallel=split // stages, pipeline_stage=stages)
             if _as_given(degrees, parallel):
                 yield degrees
 
@@ -363,7 +363,7 @@ def _as_given(degrees: Degrees, parallel: ParallelSpec) -> bool:
 
 
 def with_degrees(spec: RunSpec, degrees: Degrees) -> RunSpec:
-    """``spec`` with these degrees, and the mode and micro batches that they ask for."""
+    """Return ``spec`` with these degrees, and the mode and micro batches that they ask for."""
     parallel = spec.parallel
     needs_split = degrees.split > 1 or parallel.shards_optimizer or spec.training.gradient_accumulation > 1
     micro = parallel.micro_batches or (2 * degrees.pipeline_stage if degrees.pipeline_stage > 1 else 1)
@@ -410,7 +410,7 @@ class Change:
 
 
 def smallest_changes(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) -> list[Change]:
-    """Single changes that make a settled ``spec`` fit that does not, those that change no result first."""
+    """Return the single changes that make a resolved ``spec`` fit that does not, those that change no result first."""
     if need.verdict in ("fits", "unknown"):
         return []
     found = []

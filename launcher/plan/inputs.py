@@ -34,7 +34,7 @@ class Pending(Protocol):
     """Data that is not there yet and can be made."""
 
     def describe(self) -> str:
-        """What will be made, and where."""
+        """Return what will be made, and where."""
 
     def make(self) -> None:
         """Make it, whole or not at all."""
@@ -73,9 +73,18 @@ class PendingAll:
 
 
 def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
-    """Absolute paths of everything ``spec`` reads, checked, and the data that must be made first, if any.
+    """Return the absolute paths of everything ``spec`` reads, checked, and the data that must be made first, if any.
 
     Raises DataError, CheckpointError or SpecError; nothing is written.
+    """
+    found, pending = rows_of(spec)
+    return with_base(found, spec.model), pending
+
+
+def rows_of(spec: RunSpec) -> tuple[Inputs, Pending | None]:
+    """The rows of training and of evaluation, without a base, and what must be made first. The base may be missing.
+
+    Raises DataError or SpecError.
     """
     found, pending = rows_of_training(spec)
     if spec.evaluation:
@@ -84,11 +93,11 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
         found = replace(found, evaluation=held_out.dataset, evaluation_rows=held_out.rows, notes=notes)
         parts = tuple(part for part in (pending, more) if part)
         pending = PendingAll(parts=parts) if len(parts) > 1 else next(iter(parts), None)
-    return with_base(found, spec.model), pending
+    return found, pending
 
 
 def _held_out(spec: RunSpec, path: str) -> tuple[Inputs, Pending | None]:
-    """The rows of evaluation: made as those of training are."""
+    """Find the rows of evaluation, which are made as those of training are."""
     if len(spec.data.input_columns) > 2:
         raise SpecError(
             f"data.input_columns has {len(spec.data.input_columns)} columns; evaluation reads input_ids and labels",
@@ -103,7 +112,7 @@ def _held_out(spec: RunSpec, path: str) -> tuple[Inputs, Pending | None]:
 
 
 def with_base(found: Inputs, model: ModelSpec) -> Inputs:
-    """``found`` with the base checkpoint of ``model``, which is held against it. Raises CheckpointError."""
+    """Return ``found`` with the base checkpoint of ``model``, which is held against it. Raises CheckpointError."""
     if model.checkpoint is None:
         return found
     base, shards = find_base(model.model_dump(mode="json"), model.checkpoint)
@@ -112,7 +121,7 @@ def with_base(found: Inputs, model: ModelSpec) -> Inputs:
 
 
 def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedBase | None]:
-    """The weights that ``checkpoint`` means, with the names, shapes and dtypes of ``model``; and how they are cut.
+    """Find the weights that ``checkpoint`` means, with names, shapes and dtypes of ``model``; and how they are cut.
 
     ``model`` is the model section of a spec. Raises CheckpointError.
     """
@@ -146,7 +155,7 @@ def check_base_again(paths: JobPaths) -> None:
 
 
 def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
-    """The training rows of ``spec``, without a base, and what must be made first. Raises DataError or SpecError."""
+    """Find the training rows of ``spec``, and what must be made first; no base. Raises DataError or SpecError."""
     if spec.data.sample:
         sample = sample_set.SampleSet(
             size=spec.data.sample.size,
@@ -169,7 +178,7 @@ def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
 
 
 def _dataset(spec: RunSpec, key: str, path: str) -> tuple[Inputs, Pending | None]:
-    """The rows that ``key`` of the spec names: a .mindrecord, or raw records, which are tokenized first."""
+    """Return the rows that ``key`` of the spec names: a .mindrecord, or raw records, which are tokenized first."""
     dataset = _existing(path, "dataset", "launcher data preprocess makes one", DataError)
     if _is_raw(Path(dataset)):
         return _raw(spec, key, Path(dataset))
@@ -181,7 +190,7 @@ def _is_raw(dataset: Path) -> bool:
 
 
 def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None]:
-    """Rows of a raw dataset: in a cache, by what they follow from; tokenized once."""
+    """Find the rows of a raw dataset: tokenized once, cached under a hash of its inputs and options."""
     tokenizer = _tokenizer_of_spec(spec) or _tokenizer_of_base(spec)
     if tokenizer is None:
         raise SpecError(
@@ -208,7 +217,7 @@ def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None
 
 
 def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
-    """What of the records is not in the rows, where that is known."""
+    """Yield what of the records is not in the rows, where that is known."""
     cut, without_loss, lost = (info.counts.get(name, 0) for name in ("truncated", "without_loss", "lost_tokens"))
     if cut or without_loss:
         records, total = info.counts["conversations"], info.counts["loss_tokens"] + lost
@@ -232,7 +241,7 @@ def _ready(spec: RunSpec, key: str, dataset: str) -> Inputs:
 
 
 def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
-    """What the MindRecord file says of itself."""
+    """Read what the MindRecord file says of itself."""
     if Path(dataset).suffix != ".mindrecord":
         raise DataError(
             f"dataset {dataset} is neither a .mindrecord file nor raw ({', '.join(RAW_SUFFIXES)}, each also .gz)",
@@ -257,7 +266,7 @@ def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> st
 
 
 def _find_tokenizer(spec: RunSpec, info: DatasetInfo) -> str | None:
-    """The spec's tokenizer, else the one that the dataset says it was made with, if it is still there."""
+    """Return the spec's tokenizer, else the one that the dataset says it was made with, if it is still there."""
     if named := _tokenizer_of_spec(spec):
         return named
     if info.tokenizer and Path(info.tokenizer.path).is_file():
@@ -266,7 +275,7 @@ def _find_tokenizer(spec: RunSpec, info: DatasetInfo) -> str | None:
 
 
 def _tokenizer_of_spec(spec: RunSpec) -> str | None:
-    """The file that model.tokenizer means."""
+    """Return the file that model.tokenizer means."""
     if not spec.model.tokenizer:
         return None
     named = _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
@@ -274,7 +283,7 @@ def _tokenizer_of_spec(spec: RunSpec) -> str | None:
 
 
 def _tokenizer_of_base(spec: RunSpec) -> str | None:
-    """The tokenizer beside the base's weights."""
+    """Return the tokenizer beside the base's weights."""
     folder = _base_folder(spec)
     found = find_tokenizer(folder).path if folder else None
     return str(found) if found and found.is_file() else None
@@ -336,7 +345,7 @@ def _check_fit(spec: RunSpec, key: str, info: DatasetInfo, dataset: str) -> None
 
 
 def _other_length(spec: RunSpec, key: str, length: int | None, dataset: Path) -> str:
-    """What to do about rows of another length: what is to be typed names an output of its own."""
+    """Return the hint on rows of another length: what is to be typed names an output of its own."""
     options = f"--seq-length {spec.model.seq_length} --template {spec.data.template}"
     again = f"launcher data preprocess RECORDS {options} -o {dataset.stem}-{spec.model.seq_length}.mindrecord"
     if key != "data.train":
@@ -345,7 +354,7 @@ def _other_length(spec: RunSpec, key: str, length: int | None, dataset: Path) ->
 
 
 def _checked_tokenizer(model: ModelSpec, tokenizer: str) -> TokenizerInfo:
-    """What ``tokenizer`` is. Raises SpecError when the spec's vocabulary or special tokens are not its."""
+    """Identify ``tokenizer``. Raises SpecError when the spec's vocabulary or special tokens are not its."""
     from launcher.data.tokenizer import load_tokenizer
 
     found = load_tokenizer(Path(tokenizer))
@@ -365,7 +374,7 @@ def check_tokenizer(spec: RunSpec) -> None:
 
 
 def _whole_file(absolute: Path) -> Path:
-    """The file that ``absolute`` means: itself, or what merge-ckpt and convert-ckpt call the weights in a folder."""
+    """Return the file that ``absolute`` means: itself, or the weights of merge-ckpt and convert-ckpt in a folder."""
     if absolute.is_dir():
         return _weights_in(absolute)
     if absolute.suffix not in WEIGHTS_SUFFIXES:

@@ -1,4 +1,4 @@
-"""What the supervisor is told, in launch.json: engine, hardware, and limits. Plain data, read without pydantic."""
+"""The launch document, launch.json, which tells the supervisor engine, hardware and limits. Read without pydantic."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from launcher.jobs import JobPaths, known_keys
 MIN_HANG_TIMEOUT_S = 600.0
 HANG_FACTOR = 20
 
+# The scheduler of a job that runs where it is submitted.
+LOCAL = "local"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long to wait for what, and how often to try.
+    """Seconds to wait for each thing, and how often to try.
 
     ``grace_s``: from TERM to KILL. ``start_timeout_s``: until all ranks are ready. ``hang_timeout_s``: without a step;
     None means HANG_FACTOR times the step time seen, at least MIN_HANG_TIMEOUT_S. ``leave_s``: for a rank that has said
@@ -40,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class RankPlace:
-    """Where a rank runs, in the words of the plan."""
+    """The place of a rank, in the words of the plan."""
 
     rank_id: int
     local_rank: int
@@ -66,11 +69,12 @@ class NodePlace:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """All that one start of a job's processes needs. ``locks``: names of cards that no other job may have meanwhile.
+    """The launch document: it holds all that one start of a job's processes needs.
 
-    ``nodes``: the hosts, when there is one agent a host; empty where the supervisor starts the ranks itself. ``where``
-    says how agents come to their hosts (``launcher.schedulers``). What one agent carries out has ``ranks`` of its host
-    alone, its ``node_rank``, and in ``world`` the number of ranks of the whole job.
+    ``locks``: names of cards that no other job may have meanwhile. ``nodes``: the hosts, when there is one agent a
+    host; empty where the supervisor starts the ranks itself. ``scheduler`` names what gives the hosts and brings agents
+    to them (``launcher.schedulers``), and ``settings`` are its own. What one agent carries out has ``ranks`` of its
+    host alone, its ``node_rank``, and the ``world_size`` of the whole job.
     """
 
     engine: str
@@ -87,30 +91,31 @@ class Launch:
     wait_for_locks: bool = False
     limits: Limits = Limits()
     nodes: tuple[NodePlace, ...] = ()
-    where: Mapping[str, Any] = field(default_factory=dict)
+    scheduler: str = LOCAL
+    settings: Mapping[str, Any] = field(default_factory=dict)
     node_rank: int = 0
-    world: int | None = None
+    world_size: int | None = None
 
     def for_node(self, node_rank: int) -> Launch:
-        """What the agent of one host carries out."""
+        """Return what the agent of one host carries out."""
         return self._share(self.nodes[node_rank], ranks_by_node(self.ranks)[node_rank])
 
     def for_nodes(self) -> Iterator[Launch]:
-        """What each agent carries out, host by host; there may be ten thousand."""
+        """Yield what each agent carries out, host by host; there may be ten thousand."""
         ranks = ranks_by_node(self.ranks)
         return (self._share(node, ranks[node.node_rank]) for node in self.nodes)
 
     def _share(self, node: NodePlace, ranks: Sequence[RankPlace]) -> Launch:
         return replace(
-            self, nodes=(), world=len(self.ranks), node_rank=node.node_rank, visible=node.visible, locks=node.locks,
-            ranks=tuple(ranks), env={**node.env, **self.env},
+            self, nodes=(), world_size=len(self.ranks), node_rank=node.node_rank, visible=node.visible,
+            locks=node.locks, ranks=tuple(ranks), env={**node.env, **self.env},
         )  # fmt: skip
 
     def programs(self, paths: JobPaths) -> tuple[Program, ...]:
-        """What the engine starts for the attempt that ``paths`` is of."""
+        """Return what the engine starts for the attempt that ``paths`` is of."""
         job = EngineJob(
             paths=paths,
-            num_ranks=len(self.ranks) if self.world is None else self.world,
+            world_size=len(self.ranks) if self.world_size is None else self.world_size,
             node_rank=self.node_rank,
             first_rank=self.ranks[0].rank_id,
             local_ranks=len(self.ranks),
@@ -130,7 +135,7 @@ class Launch:
         return ENGINES[self.engine].nests_ranks
 
     def with_free_port(self) -> Launch:
-        """The same with a port that is free now; where there are several hosts, the first one finds it itself."""
+        """Return the same with a port that is free now; where there are agents, the first host finds it itself."""
         if self.nodes:
             return self
         return self if is_free(self.port, self.address) else replace(self, port=free_port(self.address))
@@ -140,8 +145,8 @@ class Launch:
 
     @classmethod
     def from_json(cls, text: str) -> Launch:
-        """Keys of other versions are passed over. Raises ValueError, TypeError or KeyError for no launch."""
-        raw = known_keys(cls, json.loads(text))
+        """Read one, passing over keys of other versions. Raises ValueError, TypeError or KeyError for no launch."""
+        raw = known_keys(cls, _in_todays_words(json.loads(text)))
         raw["ranks"] = tuple(RankPlace(**known_keys(RankPlace, rank)) for rank in raw["ranks"])
         raw["limits"] = Limits(**known_keys(Limits, raw["limits"]))
         raw["nodes"] = tuple(_node_place(node) for node in raw.get("nodes", ()))
@@ -151,11 +156,17 @@ class Launch:
 
 
 def ranks_by_node(ranks: Iterable[RankPlace]) -> dict[int, list[RankPlace]]:
-    """Ranks of each host, in order."""
+    """Group ranks by host, in order."""
     found: dict[int, list[RankPlace]] = {}
     for rank in ranks:
         found.setdefault(rank.node_rank, []).append(rank)
     return found
+
+
+def _in_todays_words(raw: dict[str, Any]) -> dict[str, Any]:
+    """Take the scheduler from ``where``, in which earlier versions wrote its name as ``kind``, beside its settings."""
+    where = dict(raw.get("where") or {})
+    return {"scheduler": where.pop("kind", LOCAL), "settings": where, **raw} if "where" in raw else raw
 
 
 def _node_place(raw: Mapping[str, Any]) -> NodePlace:
@@ -167,5 +178,5 @@ def write_launch(paths: JobPaths, launch: Launch) -> None:
 
 
 def read_launch(paths: JobPaths) -> Launch:
-    """Raises OSError, ValueError, TypeError or KeyError when the job has none that can be read."""
+    """Read launch.json. Raises OSError, ValueError, TypeError or KeyError when there is none that can be read."""
     return Launch.from_json(paths.launch.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jinja2
@@ -23,9 +23,10 @@ from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths, first_of_last_stage
 from launcher.plan.degrees import Degrees as Degrees
-from launcher.plan.degrees import settle
+from launcher.plan.degrees import resolve_defaults
 from launcher.plan.launch import Launch
 from launcher.plan.memory import Memory, split_plan
+from launcher.plan.placement import Placement, RunOptions, make_launch
 from launcher.runspec.passthrough import with_passed_through
 from launcher.runspec.sections import RunSpec
 from launcher.upstream import held_out
@@ -69,7 +70,10 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """All decisions of one run. ``submit`` writes ``files`` and runs ``command``; ``--dry-run`` prints this."""
+    """Every decision of one run. ``submit`` writes ``files`` and ``launch`` and runs that; ``--dry-run`` prints this.
+
+    ``decisions``: what was decided about the spec, in words; ``notes``: all that the user should know.
+    """
 
     paths: JobPaths
     spec: RunSpec
@@ -77,13 +81,19 @@ class LaunchPlan:
     cluster: Cluster
     degrees: Degrees
     inputs: Inputs
-    steps: int | None
-    files: tuple[RenderedFile, ...]
-    links: tuple[Link, ...]
-    command: Command
+    launch: Launch
+    steps: int | None = None
+    files: tuple[RenderedFile, ...] = ()
+    links: tuple[Link, ...] = ()
+    decisions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     memory: Memory | None = None
-    launch: Launch | None = None
+
+    @property
+    def command(self) -> Command:
+        """The command that says most about the run: msrun's, mpirun's, or rank 0's."""
+        launch = self.launch.for_node(0) if self.launch.nodes else self.launch
+        return next(program.command for program in launch.programs(self.paths) if program.name != "scheduler")
 
     @property
     def global_batch(self) -> int:
@@ -96,7 +106,7 @@ class LaunchPlan:
         return first_of_last_stage(self.cluster.num_devices, self.degrees.pipeline_stage)
 
     def to_dict(self) -> dict[str, Any]:
-        """What plan.json holds."""
+        """Return what plan.json holds."""
         return {
             "job_id": self.paths.job_id,
             "spec": self.spec_name,
@@ -129,7 +139,7 @@ def _rank_dict(rank: Rank) -> dict[str, Any]:
 
 
 def count_steps(spec: RunSpec, rows: int | None) -> int | None:
-    """Optimizer steps of a settled ``spec``, None when the rows are not known.
+    """Return the optimizer steps of a resolved ``spec``, None when the rows are not known.
 
     In data-parallel mode each rank reads ceil(rows / data_parallel) rows, as mindspore's sharding sampler deals them;
     in semi_auto mode every rank reads the whole global batch. Raises SpecError when there is not one whole batch.
@@ -162,7 +172,7 @@ def _too_few_rows(rows: int, rows_per_rank: int, rows_per_step: int, *, semi_aut
 
 
 def global_batch(spec: RunSpec) -> int:
-    """Rows that one optimizer step of a settled ``spec`` sees, over all ranks.
+    """Return the rows that one optimizer step of a resolved ``spec`` sees, over all ranks.
 
     mindformers 1.9.0, trainer/base_trainer.py: batch_size x data_parallel x micro_batch_num in a pipeline, x
     gradient_accumulation_steps without one.
@@ -173,7 +183,7 @@ def global_batch(spec: RunSpec) -> int:
 
 
 def backend_values(cluster: Cluster, spec: RunSpec) -> dict[str, Any]:
-    """Settings that depend on what the ranks run on. Ascend: what is fast there. CPU: what has kernels there."""
+    """Return settings that depend on what the ranks run on. Ascend: what is fast there. CPU: what has kernels there."""
     ascend = cluster.target == "Ascend"
     if ascend:
         train_cell = "MFTrainOneStepCell"
@@ -190,30 +200,53 @@ def backend_values(cluster: Cluster, spec: RunSpec) -> dict[str, Any]:
 
 
 def make_plan(
-    *, spec: RunSpec, spec_name: str, cluster: Cluster, inputs: Inputs, paths: JobPaths, command: Command
+    *,
+    spec: RunSpec,
+    spec_name: str,
+    placement: Placement,
+    inputs: Inputs,
+    paths: JobPaths,
+    options: RunOptions | None = None,
 ) -> LaunchPlan:
-    """Decide everything, touch nothing. Raises SpecError when spec, cluster and inputs do not fit together."""
-    settled = settle(spec, cluster)
-    spec = settled.spec
+    """Decide everything, touch nothing.
+
+    Raises SpecError when spec, cluster and inputs do not fit together, HostError when the engine is missing.
+    """
+    resolved, cluster = resolve_defaults(spec, placement.cluster), placement.cluster
+    env = run_environment(resolved.spec, cluster, paths)
+    undecided = LaunchPlan(
+        paths=paths,
+        spec=resolved.spec,
+        spec_name=spec_name,
+        cluster=cluster,
+        degrees=resolved.degrees,
+        inputs=inputs,
+        decisions=resolved.notes,
+        memory=resolved.memory,
+        launch=make_launch(placement, paths, env=env, options=options or RunOptions()),
+    )
+    return with_inputs(undecided, inputs)
+
+
+def with_inputs(plan: LaunchPlan, inputs: Inputs) -> LaunchPlan:
+    """Return ``plan`` with what follows from the files it reads: steps, rank files, links, notes.
+
+    Nothing else is decided anew. Raises SpecError when there are too few rows, CheckpointError when the base does not
+    fit.
+    """
+    spec, cluster, paths = plan.spec, plan.cluster, plan.paths
     check_shards(spec, inputs)
-    steps = count_steps(spec, inputs.rows)
     env = environment()
     files = [rank_table_file(env, cluster)]
     files += rank_files(env, spec, cluster, inputs, paths)
     files.append(RenderedFile(path="spec.json", text=json.dumps(spec.model_dump(mode="json"), indent=2) + "\n"))
-    return LaunchPlan(
-        paths=paths,
-        spec=spec,
-        spec_name=spec_name,
-        cluster=cluster,
-        degrees=settled.degrees,
+    return replace(
+        plan,
         inputs=inputs,
-        steps=steps,
+        steps=count_steps(spec, inputs.rows),
         files=tuple(files),
         links=base_checkpoint(spec, cluster, inputs, paths).links,
-        command=command,
-        notes=(*settled.notes, *inputs.notes, *_rounding_notes(spec, inputs), *_evaluation_notes(spec, inputs)),
-        memory=settled.memory,
+        notes=(*plan.decisions, *inputs.notes, *_rounding_notes(spec, inputs), *_evaluation_notes(spec, inputs)),
     )
 
 
@@ -226,7 +259,7 @@ def _rounding_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
 
 
 def rank_table_file(env: jinja2.Environment, cluster: Cluster) -> RenderedFile:
-    """The rank table of ``cluster``. Raises SpecError with every reason for which HCCL would refuse it.
+    """Return the rank table of ``cluster``. Raises SpecError with every reason for which HCCL would refuse it.
 
     On CPU nothing but msrun reads it.
     """
@@ -258,7 +291,7 @@ def _evaluation_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
 
 
 def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[str, str]:
-    """Variables the run asks for: the spec's ``env``, HCCL's, and where the ranks are, the same on every rank.
+    """Return variables the run asks for: the spec's ``env``, HCCL's, and where the ranks are, the same on every rank.
 
     ``env`` wins over ``hccl``, and the user's shell over our defaults.
     """
@@ -268,7 +301,7 @@ def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[st
 
 
 def _places(cluster: Cluster, paths: JobPaths) -> dict[str, str]:
-    """What MindFormers asks of the environment before it lets more ranks than a host has share files.
+    """Return what MindFormers asks of the environment before it lets more ranks than a host has share files.
 
     It takes a host to have 8 cards, and of a shared folder believes in nfs, dpc and sshfs alone (mindformers 1.9.0,
     utils/file_utils.py). The job's folder is shared wherever there are several hosts: their agents meet in it.
@@ -296,7 +329,7 @@ def _hccl(spec: RunSpec) -> dict[str, str]:
 
 
 def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> dict[str, Any]:
-    """What templates/rank.yaml.j2 is given, but for the rank itself."""
+    """Return what templates/rank.yaml.j2 is given, but for the rank itself."""
     base = base_checkpoint(spec, cluster, inputs, paths)
     return {
         "spec": spec,
@@ -320,7 +353,7 @@ def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPath
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """How ranks get the base checkpoint. ``transform``: MindFormers cuts a whole one into each rank's part.
+    """The base checkpoint as ranks get it. ``transform``: MindFormers cuts a whole one into each rank's part.
 
     ``links``: what the job's ``base`` folder holds, which is all that ``argument`` names.
     """
@@ -332,7 +365,7 @@ class Base:
 
 
 def base_checkpoint(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> Base:
-    """What ``load_checkpoint`` of the rank YAMLs says, and the folder of links that it names.
+    """Return what ``load_checkpoint`` of the rank YAMLs says, and the folder of links that it names.
 
     Always a folder with nothing else in it: mindformers 1.9.0 (utils/load_checkpoint_utils.py, trainer/utils.py) takes
     a single file of several ranks for an error, guesses from names like rank_0 in a path that a file is a shard, and
@@ -362,7 +395,7 @@ def _files_by_rank(inputs: Inputs, cluster: Cluster) -> tuple[str, ...]:
 
 
 def check_shards(spec: RunSpec, inputs: Inputs) -> None:
-    """Raise CheckpointError when the base is in shards that are not those of a settled ``spec``'s ranks."""
+    """Raise CheckpointError when the base is in shards that are not those of a resolved ``spec``'s ranks."""
     if inputs.shards is not None:
         check_fits(inputs.shards, split_plan(spec))
 
@@ -380,7 +413,7 @@ _COMMENT = re.compile(r"^#.*\n", re.MULTILINE)
 def rank_files(
     env: jinja2.Environment, spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths
 ) -> Iterator[RenderedFile]:
-    """One YAML a rank. Those that differ in comments alone are read back once: there may be thousands."""
+    """Yield one YAML a rank. Those that differ in comments alone are read back once: there may be thousands."""
     context = rank_context(spec, cluster, inputs, paths)
     bodies: dict[str, str] = {}
     for rank in cluster.ranks():
@@ -394,7 +427,7 @@ def rank_files(
 
 
 def _rank_text(env: jinja2.Environment, rank: Rank, context: dict[str, Any]) -> str:
-    """The template's text; "" when it fails, which ``render`` then reports properly."""
+    """Return the template's text; "" when it fails, which ``render`` then reports properly."""
     try:
         return env.get_template("rank.yaml.j2").render(rank=rank, **context)
     except (jinja2.TemplateError, ValueError):

@@ -1,4 +1,4 @@
-"""How much memory a rank needs, term by term, from the settled run spec alone. Nothing is measured here.
+"""The memory that a rank needs, term by term, from the resolved run spec alone. Nothing is measured here.
 
 ``h`` is the hidden size, ``kv`` the width of keys, ``i`` of the feed-forward layer, ``a`` the query heads, ``s`` the
 sequence length, ``t`` = batch_size x s the tokens a rank works on, ``V`` the vocabulary, ``L`` the layers of a rank,
@@ -27,7 +27,7 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Framework:
-    """What a framework keeps beside the numbers of the model. The defaults are MindFormers 1.9.0's on Ascend.
+    """The memory that a framework keeps beside the model's numbers. The defaults are MindFormers 1.9.0's on Ascend.
 
     adam_bytes: both moments of a weight. update_bytes: copies of each trained weight while it is updated.
     sums_in_place: whether gradients that accumulate are the ones that the optimizer reads.
@@ -85,7 +85,7 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """What the fullest rank needs. ``pool_gib`` is what MindSpore may take; None where nothing is known."""
+    """The need of the fullest rank. ``pool_gib`` is what MindSpore may take; None where nothing is known."""
 
     terms: tuple[Term, ...]
     pool_gib: float | None
@@ -122,12 +122,12 @@ def layer_sizes(model: ModelSpec) -> dict[str, tuple[int, int]]:
 
 
 def parameter_count(model: ModelSpec) -> int:
-    """Numbers in all weights, biases and norms among them."""
+    """Return the numbers in all weights, biases and norms among them."""
     return base.parameter_count(model.architecture, model.sizes)
 
 
 def lora_count(model: ModelSpec, lora: LoraSpec | None) -> int:
-    """Weights that LoRA adds: r x (inputs + outputs) of every layer it is put on."""
+    """Return the weights that LoRA adds: r x (inputs + outputs) of every layer it is put on."""
     if lora is None:
         return 0
     sizes = layer_sizes(model)
@@ -135,7 +135,7 @@ def lora_count(model: ModelSpec, lora: LoraSpec | None) -> int:
 
 
 def split_plan(spec: RunSpec) -> SplitPlan:
-    """How a settled ``spec`` lays the model over its ranks."""
+    """Return how a resolved ``spec`` lays the model over its ranks."""
     parallel = spec.parallel
     parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
     # A pipeline cuts the vocabulary whether asked or not, where it divides (templates/rank.yaml.j2, vocab_emb_dp).
@@ -164,7 +164,7 @@ class Held:
         return Held(whole=self.whole + other.whole, kept=self.kept + other.kept, cut=self.cut + other.cut)
 
     def times(self, count: int) -> Held:
-        """``count`` such weights."""
+        """Return ``count`` of these weights."""
         return Held(whole=count * self.whole, kept=count * self.kept, cut=count * self.cut)
 
 
@@ -180,7 +180,7 @@ def _held(name: str, shape: tuple[int, ...], plan: SplitPlan, bytes_: int) -> He
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """What one pipeline stage holds. ``in_flight``: batches whose activations wait for their backward pass."""
+    """The contents of one pipeline stage. ``in_flight``: batches whose activations wait for their backward pass."""
 
     spec: RunSpec
     layers: int
@@ -214,23 +214,23 @@ class _Stage:
 
     @cached_property
     def plan(self) -> SplitPlan:
-        """The launcher's own split: what is estimated is what is written and merged."""
+        """Return the launcher's own split: what is estimated is what is written and merged."""
         return split_plan(self.spec)
 
     @property
     def level(self) -> str:
-        """What data-parallel ranks share: off, states, gradients or weights."""
+        """Name what data-parallel ranks share: off, states, gradients or weights."""
         return self.spec.parallel.optimizer_shard or "off"
 
     @cached_property
     def layer(self) -> Held:
-        """One layer's own weights."""
+        """Return one layer's own weights."""
         shapes = self.spec.model.architecture.layer_shapes(self.spec.model.sizes).items()
         return sum((self._held(f"model.layers.0.{name}", shape) for name, shape in shapes), Held())
 
     @cached_property
     def tables(self) -> Held:
-        """Embedding, output layer and last norm, as far as this stage has them."""
+        """Return the embedding, output layer and last norm, as far as this stage has them."""
         model = self.spec.model
         shape, found = (model.vocab_size, model.hidden_size), Held()
         if self.first or (self.last and model.tie_word_embeddings):
@@ -246,7 +246,7 @@ class _Stage:
 
     @cached_property
     def lora(self) -> Held:
-        """Adapters: of A and B the one beside the axis that tensor parallel cuts is cut, the other whole."""
+        """Return the adapters: of A and B the one beside the axis that tensor parallel cuts is cut, the other whole."""
         lora, found = self.spec.lora, Held()
         for name in lora.targets if lora else ():
             outputs, inputs = layer_sizes(self.spec.model)[name]
@@ -264,7 +264,7 @@ class _Stage:
 
 
 def _layer_activations(stage: _Stage) -> int:
-    """Bytes that one layer keeps for its backward pass when nothing is recomputed.
+    """Return the bytes that one layer keeps for its backward pass when nothing is recomputed.
 
     Inputs of both norms; inputs of trained projections; queries, keys, values, attention's output and its rows; and
     in the feed-forward layer silu's input and output, and what it is multiplied by.
@@ -279,7 +279,7 @@ def _layer_activations(stage: _Stage) -> int:
 
 
 def _attention_bytes(stage: _Stage) -> int:
-    """A token's share of what attention keeps: numbers a row, or all weights before and after the cast."""
+    """Return a token's share of what attention keeps: numbers a row, or all weights before and after the cast."""
     model, spec = stage.spec.model, stage.spec
     if spec.runtime.flash_attention:
         return model.num_heads * stage.framework.row_bytes
@@ -301,7 +301,7 @@ _READERS = (("wq", "wk", "wv"), ("wo",), ("w1", "w3"), ("w2",))
 
 
 def _kept_inputs(stage: _Stage) -> _Inputs:
-    """Inputs of trained projections: one for all that read it, or with dropout one for each adapter, and its mask."""
+    """Return the inputs of trained projections: one for all readers, or with dropout one an adapter, and its mask."""
     kept = [_reader_inputs(stage, readers) for readers in _READERS]
     return _Inputs(whole=kept[0] + kept[2], split=kept[1] + kept[3])
 
@@ -321,7 +321,7 @@ def _reader_inputs(stage: _Stage, readers: tuple[str, ...]) -> float:
 
 
 def _kept(stage: _Stage) -> int:
-    """Bytes that all layers keep until their backward pass."""
+    """Return the bytes that all layers keep until their backward pass."""
     if stage.spec.runtime.recompute is not True:  # a list says which layers do, and counts as none
         return stage.in_flight * stage.layers * _layer_activations(stage)
     # recompute_slice_activation splits a layer's input between the ranks that share the layer.
@@ -330,7 +330,7 @@ def _kept(stage: _Stage) -> int:
 
 
 def _one_layer(stage: _Stage) -> int:
-    """One layer's backward pass: gradients of its activations, and what is recomputed, gathered or cast for it."""
+    """Return a layer's backward pass: gradients of its activations, and what is recomputed, gathered or cast for it."""
     model, c = stage.spec.model, stage.compute_bytes
     found = stage.tokens * c * (2 * model.hidden_size + 2 * model.intermediate_size // stage.parts)
     found += _layer_activations(stage) if stage.spec.runtime.recompute is True else 0
@@ -338,13 +338,13 @@ def _one_layer(stage: _Stage) -> int:
 
 
 def _copied_by_layer(stage: _Stage) -> bool:
-    """Whether a layer's weights are gathered or cast when it is its turn, and let go of after it."""
+    """Tell whether a layer's weights are gathered or cast when it is its turn, and let go of after it."""
     casts = stage.param_bytes != stage.compute_bytes and stage.spec.runtime.recompute is True
     return stage.level == "weights" or (stage.level == "off" and bool(casts))
 
 
 def _copies(stage: _Stage) -> tuple[int, str]:
-    """Bytes of the copies of weights that stay from their forward to their backward pass, and what they are.
+    """Return the bytes of the copies of weights that stay from their forward to their backward pass, and what they are.
 
     Frozen weights are cut as trained ones are (mindspore, opt_param_mgr.cc, SplitParam, does not ask). Up to
     optimizer_level level2 the AllGather in front of a layer is marked as not to be computed again, so that its result
@@ -360,7 +360,7 @@ def _copies(stage: _Stage) -> tuple[int, str]:
 
 
 def _accumulated(stage: _Stage) -> tuple[int, str]:
-    """Numbers of the gradients that are summed up over batches, which are there all the time.
+    """Return the numbers of the gradients that are summed up over batches, which are there all the time.
 
     Each gradient of a weight that optimizer parallel cuts is reduced and scattered as soon as it is there; what
     accumulates is whole below level2 (mindspore, parameter_manager.cc, SetClonedTensorShapeForOptimizer).
@@ -388,7 +388,7 @@ def _communication(spec: RunSpec) -> tuple[int, int]:
 
 
 def _stages(spec: RunSpec, framework: Framework) -> list[_Stage]:
-    """The first and the last stage: no other holds more."""
+    """Return the first and the last stage: no other holds more."""
     pipeline = spec.parallel.pipeline_stage or 1
     layers = -(-spec.model.num_layers // pipeline) + max(spec.parallel.layer_offset or (0,))
     micro = spec.parallel.micro_batches or pipeline
@@ -401,13 +401,13 @@ def _stages(spec: RunSpec, framework: Framework) -> list[_Stage]:
 
 
 def estimate(spec: RunSpec, *, target: str, pool_gib: float | None, framework: Framework = MINDFORMERS) -> Memory:
-    """Memory of the fullest rank of a settled ``spec``. ``target`` is "Ascend" or "CPU" (no HCCL buffers)."""
+    """Return memory of the fullest rank of a resolved ``spec``. ``target`` is "Ascend" or "CPU" (no HCCL buffers)."""
     found = [Memory(terms=_terms(stage, target), pool_gib=pool_gib) for stage in _stages(spec, framework)]
     return max(found, key=lambda memory: memory.total)
 
 
 def _terms(stage: _Stage, target: str) -> tuple[Term, ...]:
-    """What is always there; then what is there when the backward pass begins, or when it ends."""
+    """Yield what is always there; then what is there when the backward pass begins, or when it ends."""
     params, adam = stage.param_bytes, stage.framework.adam_bytes
     base, lora, trained = stage.base.kept, stage.lora.kept, stage.trained.kept
     (summed, counted), groups = _accumulated(stage), _communication(stage.spec) if target == "Ascend" else (0, 0)

@@ -16,7 +16,7 @@ _FILE = re.compile(r".+_rank_\d+-(?P<epoch>\d+)_(?P<step>\d+)\.(?:safetensors|ck
 Moment = tuple[int, int]
 
 
-def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
+def prepare_attempt(paths: JobPaths, world_size: int) -> Moment | None:
     """Make the folder of the attempt that ``paths`` is of, with links to what it starts from.
 
     Returns the (epoch, step within the epoch) of the newest checkpoint that is complete on all ranks; None when there
@@ -26,7 +26,7 @@ def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
     if _was_begun_only(paths):
         take_back(paths)
     paths.attempt_folder.mkdir(parents=True, exist_ok=False)
-    saved = _saved(paths, num_ranks)
+    saved = _saved(paths, world_size)
     newest = _newest(saved)
     if newest is None:
         return None
@@ -43,7 +43,7 @@ def prepare_attempt(paths: JobPaths, num_ranks: int) -> Moment | None:
 
 
 def _was_begun_only(paths: JobPaths) -> bool:
-    """Whether the attempt's folder holds what we make and nothing that a rank or supervisor left: we were killed."""
+    """Tell whether the attempt's folder holds what we make and nothing of a rank or supervisor: we were killed."""
     folder = paths.attempt_folder
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"stale", "resume"}
 
@@ -55,34 +55,34 @@ def take_back(paths: JobPaths) -> None:
     shutil.rmtree(paths.attempt_folder, ignore_errors=True)
 
 
-def has_got_on(paths: JobPaths, num_ranks: int) -> bool:
-    """Whether there is a complete checkpoint that the attempt of ``paths`` did not begin with."""
-    newest = newest_saved(paths, num_ranks)
+def has_got_on(paths: JobPaths, world_size: int) -> bool:
+    """Tell whether there is a complete checkpoint that the attempt of ``paths`` did not begin with."""
+    newest = newest_saved(paths, world_size)
     return newest is not None and newest not in saved_moments(paths.resume / "rank_0")
 
 
-def newest_saved(paths: JobPaths, num_ranks: int) -> Moment | None:
-    """The newest moment that all ranks have a whole checkpoint of; None when there is none."""
-    return _newest(_saved(paths, num_ranks))
+def newest_saved(paths: JobPaths, world_size: int) -> Moment | None:
+    """Return the newest moment that all ranks have a whole checkpoint of; None when there is none."""
+    return _newest(_saved(paths, world_size))
 
 
-def _saved(paths: JobPaths, num_ranks: int) -> list[Mapping[Moment, Path]]:
-    return [saved_moments(paths.checkpoints / f"rank_{rank_id}") for rank_id in range(num_ranks)]
+def _saved(paths: JobPaths, world_size: int) -> list[Mapping[Moment, Path]]:
+    return [saved_moments(paths.checkpoints / f"rank_{rank_id}") for rank_id in range(world_size)]
 
 
 def _newest(saved: Sequence[Mapping[Moment, Path]]) -> Moment | None:
-    """The newest moment that all ranks have."""
+    """Return the newest moment that all ranks have."""
     return max(set.intersection(*(set(files) for files in saved)), default=None) if saved else None
 
 
 def saved_moments(folder: Path) -> Mapping[Moment, Path]:
-    """Checkpoints in a rank's folder that are whole: a file that is still being written has another name or no end."""
+    """Find the whole checkpoints in a rank's folder: a file that is still being written has another name or no end."""
     matches = ((path, _FILE.fullmatch(path.name)) for path in folder.glob("*"))
     return {(int(m["epoch"]), int(m["step"])): path for path, m in matches if m and _can_be_loaded(path)}
 
 
 def _can_be_loaded(path: Path) -> bool:
-    """Whether a checkpoint is whole and can be read here."""
+    """Tell whether a checkpoint is whole and can be read here."""
     from launcher.checkpoint.tensorfile import is_whole  # with numpy, which a supervisor needs for no first attempt
 
     try:

@@ -1,25 +1,8 @@
-"""Where a job runs: on this host, on hosts reached by ssh, under Slurm, or on Kubernetes. Schedulers are theirs.
+"""Schedulers, which give a job its hosts: this host, an inventory over ssh, Slurm, Kubernetes, or what a package adds.
 
-``Where`` is what a submission is told; its ``settings`` go into launch.json and are all that leader and agents know.
+base      the one interface, ``Scheduler``, and what several share
+registry  finds a scheduler by its name
+local, ssh, slurm, kubernetes    the four that ``--scheduler`` offers; no other room imports them or knows their names
+given     hosts on which somebody else starts the agents
+registration, granted            what a host reports of itself, and which cards it was given
 """
-
-from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-from launcher.cluster.model import Cluster
-
-# Kinds where something else gives hosts, and takes them away.
-SCHEDULED = ("slurm", "kubernetes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Where:
-    """``cluster``: the hosts, with made-up names where only the scheduler will know. ``named``: they are real."""
-
-    kind: str
-    cluster: Cluster
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    named: bool = False

@@ -1,4 +1,4 @@
-"""Which cards a batch system gave to this process, in the order in which it may say so.
+"""The cards that a batch system gave to this process, looked for where it may say so, in this order.
 
 ASCEND_RT_VISIBLE_DEVICES where a site's plugin sets it; SLURM_STEP_GPUS where cards are declared as gres "gpu"; else
 IDX of ``scontrol show job -d``: for a gres of a name that Slurm does not know, such as "npu", it sets no variable at
@@ -27,7 +27,7 @@ def grant() -> None:
 
 
 def granted(environment: Mapping[str, str]) -> list[int] | None:
-    """Indices of the cards this process was given; None when nobody limits it or says which."""
+    """Return the indices of the cards that this process was given; None when nobody limits it or says which."""
     if environment.get("ASCEND_RT_VISIBLE_DEVICES"):
         return None  # which discovery reads itself
     if environment.get("SLURM_STEP_GPUS"):
@@ -40,7 +40,7 @@ def granted(environment: Mapping[str, str]) -> list[int] | None:
 
 
 def indices_of(shown: str, node: str) -> list[int] | None:
-    """Of ``scontrol show job -d``, the gres indices on ``node``; None when it shows none."""
+    """Read the gres indices on ``node`` from ``scontrol show job -d``; None when it shows none."""
     for match in _NODES.finditer(shown):
         found = _INDICES.findall(match["gres"])
         if node in node_names(match["nodes"]) and found:
@@ -49,7 +49,7 @@ def indices_of(shown: str, node: str) -> list[int] | None:
 
 
 def node_names(text: str) -> list[str]:
-    """Slurm's list of hosts, "node[1-2,5],login", as names. Raises ValueError for what is none."""
+    """Return Slurm's list of hosts, "node[1-2,5],login", as names. Raises ValueError for what is none."""
     from launcher.common.ranges import expand
 
     parts = re.findall(r"[^,\[\]]*(?:\[[^\]]*\][^,\[\]]*)*", text)

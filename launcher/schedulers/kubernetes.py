@@ -6,23 +6,29 @@ the same path here and in the pods: paths in it are absolute. Pods run without r
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from launcher import jobs
 from launcher.cluster.model import Cluster
 from launcher.common.rendering import RenderedFile, environment, render
-from launcher.errors import HostError, JobFailed, SpecError
-from launcher.jobs import REQUEUED, JobPaths
+from launcher.errors import HostError, JobFailed, LauncherError, SpecError
+from launcher.jobs import REQUEUED, JobPaths, JobRecord
 from launcher.plan.launch import Launch
-from launcher.plan.launch_plan import Inputs
-from launcher.schedulers import Where
-from launcher.schedulers.manifest import check
+from launcher.plan.placement import Placement
+from launcher.schedulers.base import KIND, NODES, NoAnswer, Option, Scheduler, asked_to_stop, counted_hosts
+
+if TYPE_CHECKING:
+    from launcher.plan.launch_plan import Inputs, LaunchPlan
+
+MANIFEST = "kubernetes.yaml"
 
 # Where the Ascend operator's config map is looked for in a pod (MindCluster; Volcano's job plugins have the same).
 RINGS_FOLDER = "/user/serverid/devindex/config"
@@ -45,7 +51,10 @@ _DNS = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True, kw_only=True)
 class KubernetesOptions:
-    """``volumes``: CLAIM:/PATH, one at least. ``user``, ``group``: whom pods run as; never 0."""
+    """The user's wishes for the pods. ``volumes``: CLAIM:/PATH, one at least. ``user``, ``group``: never 0.
+
+    ``apply``: create the job, in the cluster of the kubeconfig's ``context`` (its current one if None).
+    """
 
     image: str
     volumes: tuple[str, ...]
@@ -58,10 +67,114 @@ class KubernetesOptions:
     shm: str = "16Gi"
     cpus: str | None = None
     python: str = "python"
+    apply: bool = True
+    context: str | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> KubernetesOptions:
+        """Take those that the user gave. Raises SpecError for an image that is missing and a user that is none."""
+        if not values.get("image"):
+            raise SpecError("--scheduler kubernetes needs an image", hint="--image registry/llm:1")
+        user, group = _user(values.get("user"))
+        names = ("image", "namespace", "shm", "cpus", "python", "context")
+        given = {name: values[name] for name in names if values.get(name) is not None}
+        return cls(
+            **given,
+            volumes=tuple(values.get("volume", ())),
+            node_selector=tuple(values.get("node_selector", ())),
+            volcano=not values.get("no_volcano"),
+            queue=values.get("volcano_queue") or "default",
+            apply=not values.get("no_apply"),
+            user=user,
+            group=group,
+        )
 
 
-def make_where(cluster: Cluster, options: KubernetesOptions) -> Where:
-    """Raises SpecError with every value that Kubernetes would refuse or understand in another way."""
+def _user(asked: str | None) -> tuple[int, int]:
+    """Read UID:GID: the user's own if left out, but never root."""
+    own = f"{os.getuid()}:{os.getgid()}" if os.getuid() and os.getgid() else "1000:1000"
+    user, separator, group = (asked or own).partition(":")
+    if not user.isdecimal() or not (group.isdecimal() or not separator):
+        raise SpecError(f"--user {asked!r}: write UID:GID", hint="--user 1000:1000")
+    return int(user), int(group or user)
+
+
+class Kubernetes(Scheduler):
+    name = "kubernetes"
+    takes_hosts_away = True
+    restarts_agents = False  # Volcano starts the pods again
+    is_followed = False
+    rank_variables = ("LAUNCHER_NODE_RANK", "VC_TASK_INDEX", "JOB_COMPLETION_INDEX")
+    dry_run_file = MANIFEST
+    options = (
+        NODES,
+        KIND,
+        Option(flag="--image", metavar="NAME", help="an image with the launcher, MindSpore and CANN."),
+        Option(
+            flag="--volume", multiple=True, metavar="CLAIM:/PATH", help="a claim that all pods share, mounted here too."
+        ),
+        Option(flag="--namespace", metavar="NAME", help='namespace; "default" if left out.'),
+        Option(flag="--volcano-queue", metavar="NAME", help='Volcano\'s queue; "default" if left out.'),
+        Option(flag="--no-volcano", is_flag=True, help="a plain indexed Job, for clusters without Volcano."),
+        Option(flag="--user", metavar="UID:GID", help="whom pods run as, never root; you, or 1000:1000, if left out."),
+        Option(flag="--node-selector", multiple=True, metavar="KEY=VALUE", help="labels that a node must have."),
+        Option(flag="--shm", metavar="SIZE", help="size of /dev/shm; 16Gi if left out."),
+        Option(flag="--cpus", metavar="N", help="CPUs of each pod."),
+        Option(flag="--python", metavar="PATH", help='the interpreter in the image; "python" if left out.'),
+        Option(flag="--context", metavar="NAME", help="this context of the kubeconfig."),
+        Option(flag="--no-apply", is_flag=True, help="write the job and its manifest, and create nothing."),
+    )
+
+    def place(self, values: Mapping[str, Any], *, cards: int | None, grace_s: float) -> Placement:
+        return placement(counted_hosts(values, cards), KubernetesOptions.of(values))
+
+    def files(self, plan: LaunchPlan) -> Sequence[RenderedFile]:
+        check_paths(options_of(plan.launch), plan.paths, plan.inputs)
+        return [render_manifest(plan.launch, plan.paths)]
+
+    def ready(self, launch: Launch) -> None:
+        """Load the user's kubeconfig."""
+        if options_of(launch).apply:
+            load_client(options_of(launch).context)
+
+    def submit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
+        """Create what the manifest in the job's folder holds, unless the user wants to do that."""
+        manifest, options = paths.root / MANIFEST, options_of(launch)
+        waiting = replace(record, scheduler_job=kubernetes_name(paths.job_id), note="waits for Kubernetes")
+        jobs.write_record(paths, waiting)
+        written = f"Job {paths.job_id}: {manifest}"
+        if not options.apply:
+            return [written, f"Next: kubectl apply -f {manifest}"]
+        made = apply(manifest.read_text(encoding="utf-8"), context=options.context)
+        return [written, *(f"created {name}" for name in made), f"Next: launcher status {paths.job_id} --watch"]
+
+    def resubmit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
+        """Leave it to the user to make the pods again: those of the last attempt are still there, ended."""
+        command = f"kubectl replace --force -f {paths.root / MANIFEST}"
+        jobs.write_record(paths, replace(record, note=command))
+        return ["Its pods will go on from the newest step that is complete on all ranks.", f"Next: {command}"]
+
+    def unstarted_note(self, paths: JobPaths) -> str:
+        manifest = paths.root / MANIFEST
+        pods = f"; kubectl delete -f {manifest} takes its pods away" if manifest.exists() else ""
+        return f"it did not run{pods}"
+
+    def rank_table(self) -> str | None:
+        return operators_table()
+
+    def requeue_note(self, launch: Launch, paths: JobPaths) -> str | None:
+        stopped = asked_to_stop(paths)
+        return None if stopped else "Kubernetes takes a pod away; the job goes on when it is started again"
+
+
+SCHEDULER = Kubernetes()
+
+
+def placement(cluster: Cluster, options: KubernetesOptions) -> Placement:
+    """Return what is submitted for ``options``.
+
+    Raises SpecError with every value that Kubernetes would refuse or understand in another way.
+    """
     problems = [
         f"--volume {volume!r}: write CLAIM:/PATH" for volume in options.volumes if not _VOLUME.fullmatch(volume)
     ]
@@ -72,7 +185,7 @@ def make_where(cluster: Cluster, options: KubernetesOptions) -> Where:
         problems.append(f"--image {options.image!r}: write NAME:TAG without blanks")
     problems += [
         f"--{name} {value!r}: lower-case letters, digits and -"
-        for name, value in (("namespace", options.namespace), ("queue", options.queue))
+        for name, value in (("namespace", options.namespace), ("volcano-queue", options.queue))
         if not _DNS.fullmatch(value)
     ]
     problems += [
@@ -86,11 +199,12 @@ def make_where(cluster: Cluster, options: KubernetesOptions) -> Where:
         problems.append(f"--user {options.user}:{options.group}: {_MOST_ID} at the most")
     if problems:
         raise SpecError("these make no Kubernetes job", problems=problems)
-    return Where(kind="kubernetes", cluster=cluster, settings={"kind": "kubernetes", "options": asdict(options)})
+    settings = {"options": asdict(options), "cards": cluster.kind or ""}
+    return Placement(cluster=cluster, scheduler=Kubernetes.name, settings=settings, agents=True)
 
 
 def _bad_paths(options: KubernetesOptions) -> list[str]:
-    """A pod mounts nothing twice at one path, nor over its own root; and ".." would hide what a path is."""
+    """Find paths that no pod can mount: twice, over its own root, or with "..", which hides what they are."""
     paths = [PurePosixPath(mount["path"]) for mount in mounts(options)]
     problems = [f"--volume ...:{path}: a folder below / and without .." for path in paths if _is_odd(path)]
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
@@ -102,12 +216,13 @@ def _is_odd(path: PurePosixPath) -> bool:
 
 
 def options_of(launch: Launch) -> KubernetesOptions:
-    raw = dict(launch.where["options"])
+    """Read them from the launch document; those that a version before did not have are as if left out."""
+    raw = {item.name: launch.settings["options"].get(item.name, item.default) for item in fields(KubernetesOptions)}
     return KubernetesOptions(**{**raw, "volumes": tuple(raw["volumes"]), "node_selector": tuple(raw["node_selector"])})
 
 
 def mounts(options: KubernetesOptions) -> list[dict[str, str]]:
-    """Name, claim and path of each volume."""
+    """Return name, claim and path of each volume."""
     found = [match for volume in options.volumes if (match := _VOLUME.fullmatch(volume))]
     return [
         {"name": f"shared{number}", "claim": match["claim"], "path": match["path"]}
@@ -116,7 +231,7 @@ def mounts(options: KubernetesOptions) -> list[dict[str, str]]:
 
 
 def check_paths(options: KubernetesOptions, paths: JobPaths, inputs: Inputs) -> None:
-    """Raises SpecError when a file of the job lies in no volume: no pod would find it."""
+    """Raise SpecError when a file of the job lies in no volume: no pod would find it."""
     needed = (paths.root, inputs.dataset, inputs.tokenizer, inputs.checkpoint, inputs.evaluation)
     shared = [PurePosixPath(mount["path"]) for mount in mounts(options)]
     lost = [
@@ -136,20 +251,20 @@ def check_paths(options: KubernetesOptions, paths: JobPaths, inputs: Inputs) -> 
 
 
 def render_manifest(launch: Launch, paths: JobPaths) -> RenderedFile:
-    """The job as YAML, each document held to the schema of what we write."""
+    """Return the job as YAML, which is read back."""
     options, env = options_of(launch), environment()
     context = _context(launch, paths, options)
     pod = render(env, "kubernetes_pod.yaml.j2", "pod.yaml", **context).text.rstrip()
     template = "volcano_job.yaml.j2" if options.volcano else "indexed_job.yaml.j2"
     # Several documents are one file here, which the reader of one document must not read back.
     file = render(env, template, "kubernetes.yml.txt", pod=pod, **context)
-    for document in yaml.safe_load_all(file.text):
-        check(document, template)
-    return RenderedFile(path="kubernetes.yaml", text=file.text)
+    if not all(isinstance(document, dict) for document in yaml.safe_load_all(file.text)):
+        raise LauncherError(f"{template} renders no manifest:\n{file.text}")
+    return RenderedFile(path=MANIFEST, text=file.text)
 
 
 def _context(launch: Launch, paths: JobPaths, options: KubernetesOptions) -> dict[str, Any]:
-    kind = str(launch.where.get("cards", ""))
+    kind = str(launch.settings.get("cards", ""))
     cards = max(sum(rank.node_rank == node.node_rank for rank in launch.ranks) for node in launch.nodes)
     name = kubernetes_name(paths.job_id)
     labels = {"app.kubernetes.io/managed-by": "launcher", "launcher-job": paths.job_id[:63].rstrip("-_.")}
@@ -196,7 +311,7 @@ def _selector(options: KubernetesOptions) -> dict[str, str]:
 
 
 def kubernetes_name(job_id: str) -> str:
-    """``job_id`` as a name that a label and a host name may have: 50 lower-case letters, digits and "-" at most.
+    """Return ``job_id`` as a name that a label and a host name may have: 50 lower-case letters, digits and "-" at most.
 
     It begins with a letter, as service names must; pods of it get a suffix.
     """
@@ -207,32 +322,32 @@ def kubernetes_name(job_id: str) -> str:
 # ------------------------------------------------------------------------------------------------ applying
 
 
-def load_client() -> Any:
-    """The official client. Raises HostError when it is not installed."""
+def load_client(context: str | None = None) -> Any:
+    """Return the official client with the user's kubeconfig. Raises HostError when one of them is missing."""
     try:
-        import kubernetes
+        kubernetes: Any = importlib.import_module("kubernetes")
     except ImportError as error:
         raise HostError(
-            "--apply needs the Kubernetes client, which is not installed", hint="pip install 'launcher[kubernetes]'"
+            "creating a job needs the Kubernetes client, which is not installed",
+            hint="pip install 'launcher[kubernetes]'; --no-apply writes the manifest alone",
+        ) from error
+    try:
+        kubernetes.config.load_kube_config(context=context)
+    except Exception as error:  # its own, yaml's, and OSError
+        raise HostError(
+            f"no kubeconfig can be used: {error}", hint="export KUBECONFIG=FILE; --no-apply needs none"
         ) from error
     return kubernetes
 
 
-def apply(file: RenderedFile, *, context: str | None = None) -> list[str]:
-    """Create what the manifest holds, with the user's kubeconfig; returns "KIND NAME" of each.
+def apply(manifest: str, *, context: str | None = None) -> list[str]:
+    """Create what the manifest holds, with the user's kubeconfig; return "KIND NAME" of each.
 
-    Raises HostError when the cluster cannot be asked, refuses, or has it already.
+    Raises HostError when the cluster refuses or has it already, NoAnswer when it cannot be asked.
     """
-    kubernetes = load_client()
-    try:
-        kubernetes.config.load_kube_config(context=context)
-    except Exception as error:  # its own, yaml's, and OSError
-        raise HostError(f"no kubeconfig can be used: {error}", hint="export KUBECONFIG=FILE") from error
-    made = []
-    with kubernetes.client.ApiClient() as api:
-        for document in yaml.safe_load_all(file.text):
-            made.append(_create(kubernetes.client, api, document))
-    return made
+    client = load_client(context).client
+    with client.ApiClient() as api:
+        return [_create(client, api, document) for document in yaml.safe_load_all(manifest)]
 
 
 def _create(client: Any, api: Any, document: Mapping[str, Any]) -> str:
@@ -254,7 +369,7 @@ def _create(client: Any, api: Any, document: Mapping[str, Any]) -> str:
             f"Kubernetes refused {kind} {meta['name']}: {_said(error)}", hint=_hint(error.status)
         ) from error
     except HTTPError as error:
-        raise HostError(f"Kubernetes cannot be reached: {error}", hint="kubectl cluster-info") from error
+        raise NoAnswer(f"Kubernetes cannot be reached: {error}", hint="kubectl cluster-info") from error
     return f"{kind} {meta['name']}"
 
 
@@ -277,17 +392,10 @@ def _hint(status: int | None) -> str:
 
 
 def operators_table(folder: Path | None = None) -> str | None:
-    """The rank table that the Ascend operator wrote, once it is complete; None where there is none to come."""
+    """Return the rank table that the Ascend operator wrote, "" until it is complete; None where none is to come."""
     file = (folder or Path(os.environ.get("LAUNCHER_RINGS", RINGS_FOLDER))) / RINGS_FILE
     try:
         text = file.read_text(encoding="utf-8")
     except OSError:
         return None
     return text if re.search(r'"status"\s*:\s*"completed"', text) else ""
-
-
-def shown_next(paths: JobPaths, applied: Sequence[str]) -> str:
-    """What to type next."""
-    if applied:
-        return f"launcher status {paths.job_id} --watch"
-    return f"kubectl apply -f {paths.root / 'kubernetes.yaml'}"

@@ -1,4 +1,4 @@
-"""What a host says of itself when its agent comes, and what all hosts of a job must agree in."""
+"""The report of a host on itself when its agent comes, and the points in which all hosts of a job must agree."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class Registration:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Registration:
-        """Raises TypeError or KeyError when ``raw`` is none."""
+        """Read one. Raises TypeError or KeyError when ``raw`` is none."""
         return cls(**{**raw, "devices": tuple(raw["devices"])})
 
     def interface_of(self, address: str) -> str | None:
-        """Which interface has ``address``."""
+        """Return the interface that has ``address``."""
         return next((name for name, own in self.addresses.items() if address in own), None)
 
 
 def register(target: str) -> Registration:
-    """This host, for a job on ``target``. On Ascend this asks npu-smi and takes some seconds."""
+    """Report this host, for a job on ``target``. On Ascend this asks npu-smi and takes some seconds."""
     kind, devices, pod, fault = (None, (), None, "") if target == "CPU" else _cards()
     addresses = own_addresses()
     return Registration(
@@ -79,7 +79,7 @@ def register(target: str) -> Registration:
 
 
 def own_addresses() -> dict[str, tuple[str, ...]]:
-    """Addresses of each interface, IPv4 first; without loopback and link-local ones."""
+    """Return the addresses of each interface, IPv4 first; without loopback and link-local ones."""
     found = {}
     for name, addresses in psutil.net_if_addrs().items():
         v4 = [a.address for a in addresses if a.family == socket.AF_INET and not a.address.startswith("127.")]
@@ -113,7 +113,7 @@ def _cards() -> tuple[str | None, tuple[dict[str, Any], ...], str | None, str]:
 
 
 def _busy(host: Host) -> str:
-    """Which of the cards another job or process has; "" for none."""
+    """Name the cards that another job or process has; "" for none."""
     from launcher.cluster.discover import host_root
     from launcher.cluster.locks import check_free
     from launcher.doctor.holders import holders
@@ -133,7 +133,7 @@ def _busy(host: Host) -> str:
 
 
 def problems(nodes: Sequence[NodePlace], ranks: Sequence[RankPlace], found: Sequence[Registration]) -> list[str]:
-    """Why these hosts cannot run the job together, one line each; empty when they can."""
+    """Return why these hosts cannot run the job together, one line each; empty when they can."""
     lines = [f"{host.name}: {host.fault}" for host in found if host.fault]
     lines += _same_names(found)
     own = ranks_by_node(ranks)

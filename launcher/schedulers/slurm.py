@@ -11,11 +11,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import signal
 import socket
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from launcher import jobs
 from launcher.cluster.discover.programs import find_program, run_program
@@ -26,10 +27,24 @@ from launcher.errors import HostError, JobError, SpecError
 from launcher.jobs import JobPaths, JobRecord
 from launcher.jobs.verdict import EN, ZH, Verdict
 from launcher.plan.launch import Launch
+from launcher.plan.placement import Placement
 from launcher.plan.resume import has_got_on
-from launcher.schedulers import Where
-from launcher.schedulers.agents import AgentStart, agent_argv, package_env
+from launcher.schedulers.base import (
+    KIND,
+    NODES,
+    AgentStart,
+    Option,
+    Scheduler,
+    agent_argv,
+    asked_to_stop,
+    counted_hosts,
+    leader_argv,
+    package_env,
+)
 from launcher.schedulers.granted import node_names
+
+if TYPE_CHECKING:
+    from launcher.plan.launch_plan import LaunchPlan
 
 SCRIPT = "slurm.sbatch"
 
@@ -55,14 +70,14 @@ _OVER = frozenset(
 )
 
 
-# What ``state_of`` says when Slurm says nothing, and the words of squeue for a job that it does not know.
+# ``state_of`` when Slurm says nothing, and the words of squeue for a job that it does not know.
 NO_ANSWER = "NO ANSWER"
 _NO_SUCH_JOB = "Invalid job id"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions:
-    """What the user asks Slurm for. ``gres`` as npu:8 (of each node); ``sbatch``: KEY=VALUE of other options."""
+    """The user's wishes for Slurm. ``gres`` as npu:8 (of each node); ``sbatch``: KEY=VALUE of other options."""
 
     partition: str | None = None
     account: str | None = None
@@ -72,16 +87,101 @@ class SlurmOptions:
     requeue: bool = True
     sbatch: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> SlurmOptions:
+        """Take those that the user gave."""
+        own = {name: values.get(name) for name in ("partition", "account", "gres")}
+        return cls(
+            **own,
+            time_limit=values.get("time"),
+            exclusive=bool(values.get("exclusive")),
+            requeue=not values.get("no_requeue"),
+            sbatch=tuple(values.get("sbatch", ())),
+        )
 
-def make_where(cluster: Cluster, options: SlurmOptions, *, grace_s: float = 0.0) -> Where:
-    """Raises SpecError with every value that sbatch could take for something else, or that leaves no time to train."""
+
+class Slurm(Scheduler):
+    name = "slurm"
+    takes_hosts_away = True
+    has_queue = True
+    rank_variables = ("SLURM_PROCID", "LAUNCHER_NODE_RANK")
+    options = (
+        NODES,
+        KIND,
+        Option(flag="--partition", metavar="NAME", help="partition."),
+        Option(flag="--account", metavar="NAME", help="account."),
+        Option(flag="--time", metavar="LIMIT", help="time limit, as 2:00:00 or 1-12."),
+        Option(flag="--gres", metavar="NAME:N", help="cards of each node, as npu:8; --exclusive if left out."),
+        Option(flag="--exclusive", is_flag=True, help="whole nodes."),
+        Option(flag="--no-requeue", is_flag=True, help="end at the time limit or when preempted; do not go on later."),
+        Option(flag="--sbatch", multiple=True, metavar="KEY=VALUE", help="any other option of sbatch."),
+    )
+
+    def place(self, values: Mapping[str, Any], *, cards: int | None, grace_s: float) -> Placement:
+        return placement(counted_hosts(values, cards), SlurmOptions.of(values), grace_s=grace_s)
+
+    def files(self, plan: LaunchPlan) -> Sequence[RenderedFile]:
+        return [render_script(plan.launch, plan.paths, plan.spec.name)]
+
+    def steps(self, plan: LaunchPlan) -> Sequence[str]:
+        return [f"sbatch --parsable {SCRIPT}, and in it"]
+
+    def ready(self, launch: Launch) -> None:
+        if find_program("sbatch") is None:
+            raise HostError("sbatch is not on PATH: this host submits no Slurm jobs", hint="log in to one that does")
+
+    def submit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
+        submit(launch, paths, record)
+        return ()
+
+    def resubmit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
+        self.ready(launch)
+        submit(launch, paths, record)
+        return ["Queued again; it goes on from the newest step that is complete on all ranks."]
+
+    def query(self, record: JobRecord) -> JobRecord:
+        return ask(record)
+
+    def cancel(self, paths: JobPaths, record: JobRecord, wait_s: float | None) -> None:
+        if wait_s is None:
+            request_stop(paths, record)
+        else:
+            stop(paths, record, wait_s=wait_s)
+
+    def signal_meaning(self, signum: int) -> str:
+        return "which Slurm sends before its time limit" if signum == signal.SIGUSR1 else ""
+
+    def name_hosts(self, launch: Launch) -> Launch:
+        return name_hosts(launch)
+
+    def agents(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]:
+        return agent_starts(launch, paths)
+
+    def in_vain(self, launch: Launch, paths: JobPaths) -> Verdict | None:
+        return in_vain(launch, paths)
+
+    def requeue_note(self, launch: Launch, paths: JobPaths) -> str | None:
+        return requeue_note(launch, paths)
+
+    def requeue(self) -> bool:
+        return requeue()
+
+
+SCHEDULER = Slurm()
+
+
+def placement(cluster: Cluster, options: SlurmOptions, *, grace_s: float = 0.0) -> Placement:
+    """Return what is submitted for ``options``.
+
+    Raises SpecError with every value that sbatch could take for something else, or that leaves no time to train.
+    """
     problems = [*_bad_values(options), *_bad_extra(options.sbatch)]
     problems += [] if problems else _too_short(options, warning_s(grace_s))
     if options.gres and (match := _GRES.fullmatch(options.gres)) and int(match[1]) < len(cluster.hosts[0].devices):
         problems.append(f"--gres {options.gres}: the job needs {len(cluster.hosts[0].devices)} on each node")
     if problems:
         raise SpecError("these cannot be passed to sbatch", problems=problems)
-    return Where(kind="slurm", cluster=cluster, settings={"kind": "slurm", "options": asdict(options)})
+    return Placement(cluster=cluster, scheduler=Slurm.name, settings={"options": asdict(options)}, agents=True)
 
 
 def _bad_values(options: SlurmOptions) -> list[str]:
@@ -112,7 +212,7 @@ def _too_short(options: SlurmOptions, warning: int) -> list[str]:
 
 
 def limit_s(text: str) -> int | None:
-    """Seconds of a time limit as sbatch reads it, in whole minutes; None for 0, which is no limit (sbatch(1))."""
+    """Return the seconds of a time limit as sbatch reads it, in whole minutes; None for 0, no limit (sbatch(1))."""
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
@@ -132,7 +232,7 @@ def _bad_extra(pairs: Sequence[str]) -> list[str]:
 
 
 def _own_option(key: str) -> str | None:
-    """Which of _OWN sbatch may take ``key`` for: it understands the beginning of a name too."""
+    """Return which of _OWN sbatch may take ``key`` for: it understands the beginning of a name too."""
     return key if key in _OWN else next((name for name in _OWN if name.startswith(key)), None)
 
 
@@ -140,7 +240,7 @@ def _own_option(key: str) -> str | None:
 
 
 def render_script(launch: Launch, paths: JobPaths, name: str) -> RenderedFile:
-    """The batch script of the job at ``paths``. Everything in it is quoted, or checked to need no quotes."""
+    """Return the batch script of the job at ``paths``. Everything in it is quoted, or checked to need no quotes."""
     return render(
         environment(),
         "slurm.sbatch.j2",
@@ -149,12 +249,12 @@ def render_script(launch: Launch, paths: JobPaths, name: str) -> RenderedFile:
         options=_directives(launch, name),
         log=str(paths.supervisor_log),
         package=package_env()["PYTHONPATH"],
-        command=(sys.executable, "-m", "launcher", "node", "--lead", "--job", str(paths.root)),
+        command=leader_argv(paths),
     )
 
 
 def _directives(launch: Launch, name: str) -> list[str]:
-    options = SlurmOptions(**{**launch.where["options"], "sbatch": tuple(launch.where["options"]["sbatch"])})
+    options = SlurmOptions(**{**launch.settings["options"], "sbatch": tuple(launch.settings["options"]["sbatch"])})
     found = [
         f"--job-name={name}",
         f"--nodes={len(launch.nodes)}",
@@ -177,15 +277,12 @@ def _directives(launch: Launch, name: str) -> list[str]:
 
 
 def warning_s(grace_s: float) -> int:
-    """Seconds before the time limit at which ranks are asked to save: a step, a checkpoint, and the end of all."""
+    """Return the seconds before the time limit at which ranks are asked to save: for a step, a checkpoint, the end."""
     return int(min(max(2 * grace_s + 30, 60), 3600))
 
 
 def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
     """Write the script, give it to sbatch, and note its number in job.json. Raises HostError when Slurm refuses."""
-    sbatch = find_program("sbatch")
-    if sbatch is None:
-        raise HostError("sbatch is not on PATH: this host submits no Slurm jobs", hint="log in to one that does")
     script = render_script(launch, paths, record.name)
     (paths.root / script.path).write_text(script.text, encoding="utf-8")
     result = run_program("sbatch", "--parsable", str(paths.root / script.path))
@@ -196,7 +293,7 @@ def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
             f"sbatch refused the job: {said}",
             hint=f"correct the option and submit anew; what sbatch was given is {paths.root / script.path}",
         )
-    record = replace(record, where={"kind": "slurm", "id": number}, note=f"Slurm job {number}: queued")
+    record = replace(record, scheduler_job=number, note=f"Slurm job {number}: queued")
     jobs.write_record(paths, record)
     return record
 
@@ -204,8 +301,8 @@ def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
 # ------------------------------------------------------------------------------------------------ inside
 
 
-def prepare_inside(launch: Launch) -> Launch:
-    """``launch`` with the nodes that this allocation has. Raises HostError outside of one."""
+def name_hosts(launch: Launch) -> Launch:
+    """Return ``launch`` with the nodes that this allocation has. Raises HostError outside of one."""
     listed = os.environ.get("SLURM_JOB_NODELIST")
     if listed is None:
         raise HostError("SLURM_JOB_NODELIST is not set: this is no Slurm job", hint="launcher resume JOB")
@@ -217,7 +314,7 @@ def prepare_inside(launch: Launch) -> Launch:
 
 
 def node_address(name: str) -> str:
-    """The address that Slurm itself reaches a node by; "" when that is a name nobody resolves."""
+    """Return the address that Slurm itself reaches a node by; "" when that is a name nobody resolves."""
     match = re.search(r"NodeAddr=(\S+)", run_program("scontrol", "show", "node", name).stdout)
     found = match[1] if match else name
     try:
@@ -231,7 +328,7 @@ def node_address(name: str) -> str:
 
 
 def agent_starts(launch: Launch, paths: JobPaths) -> list[AgentStart]:
-    """One srun for all nodes; an agent that ends takes no other along."""
+    """Return one srun for all nodes; an agent that ends takes no other along."""
     count = str(len(launch.nodes))
     argv = (
         "srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--distribution=block",
@@ -243,7 +340,7 @@ def agent_starts(launch: Launch, paths: JobPaths) -> list[AgentStart]:
 
 
 def requeue_note(launch: Launch, paths: JobPaths) -> str | None:
-    """Whether the job, now that it has stopped on a signal, is to go on later; None when a user ended it.
+    """Return why the job, now that it has stopped on a signal, goes on later; None when a user ended it.
 
     A stop by ``launcher stop`` is written in the job's folder, one by scancel is known to Slurm.
     """
@@ -256,15 +353,11 @@ def requeue_note(launch: Launch, paths: JobPaths) -> str | None:
 
 
 def _number_to_requeue(launch: Launch, paths: JobPaths) -> str | None:
-    try:
-        stopped = bool(paths.control.read_text(encoding="utf-8").strip())
-    except OSError:
-        stopped = False
-    return None if stopped or not launch.where["options"]["requeue"] else os.environ.get("SLURM_JOB_ID")
+    return None if asked_to_stop(paths) or not launch.settings["options"]["requeue"] else os.environ.get("SLURM_JOB_ID")
 
 
 def in_vain(launch: Launch, paths: JobPaths) -> Verdict | None:
-    """The verdict on an attempt that the time limit ended with nothing saved that it had not begun with.
+    """Return the verdict on an attempt that the time limit ended with nothing saved that it had not begun with.
 
     The next one would end like it, and so on for ever.
     """
@@ -281,7 +374,7 @@ def in_vain(launch: Launch, paths: JobPaths) -> Verdict | None:
 
 
 def _queued_again(number: str) -> bool:
-    """Whether Slurm, which ends this run of the job, has counted the next one: after scancel it has not.
+    """Tell whether Slurm, which ends this run of the job, has counted the next one: after scancel it has not.
 
     Both are COMPLETING meanwhile (Slurm 22.05, seen).
     """
@@ -301,7 +394,7 @@ def requeue() -> bool:
 
 
 def state_of(number: str) -> str | None:
-    """Slurm's word for the job's state; None when it knows no such job, NO_ANSWER when it cannot be asked."""
+    """Return Slurm's word for the job's state; None when it knows no such job, NO_ANSWER when it cannot be asked."""
     asked = run_program("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", number)
     shown = asked.stdout.split()
     if shown:
@@ -314,13 +407,13 @@ def state_of(number: str) -> str | None:
 
 
 def reason_of(number: str) -> str:
-    """Why it waits, as squeue says it."""
+    """Return why it waits, as squeue says it."""
     return run_program("squeue", "--noheader", "--format=%r", "--jobs", number).stdout.strip()
 
 
 def ask(record: JobRecord) -> JobRecord:
-    """``record`` with what Slurm knows beyond it: why the job waits, or that it is over without having said so."""
-    number = record.where.get("id")
+    """Return ``record`` with what Slurm knows beyond it: why the job waits, or that it is over and has not said so."""
+    number = record.scheduler_job
     if record.is_final or not number:
         return record
     state = state_of(number)
@@ -343,9 +436,9 @@ def request_stop(paths: JobPaths, record: JobRecord) -> bool:
     Where Slurm does not answer, what is written in the job's folder asks the leader. Raises JobError when Slurm does
     not know the job.
     """
-    number = record.where.get("id")
+    number = record.scheduler_job
     state = state_of(number) if number else None
-    if number is None or state is None:
+    if state is None:
         raise JobError(f"Slurm knows no job {number}", hint=f"launcher status {record.job_id}")
     if state == "RUNNING":
         run_program("scancel", "--batch", "--signal=TERM", number)
@@ -373,7 +466,7 @@ def stop(paths: JobPaths, record: JobRecord, *, wait_s: float) -> None:
         if current.is_final:
             return
         time.sleep(0.2)
-    if run_program("scancel", record.where["id"]).fault:
+    if run_program("scancel", record.scheduler_job).fault:
         raise JobError(
-            f"job {record.job_id} has not ended, and Slurm does not answer", hint=f"scancel {record.where['id']}"
+            f"job {record.job_id} has not ended, and Slurm does not answer", hint=f"scancel {record.scheduler_job}"
         )

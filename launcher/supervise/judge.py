@@ -134,6 +134,7 @@ class Judge:
     def decide(self, facts: Facts, stop_level: int, look: Callable[[], Look]) -> Decision:
         """Return what to do now. ``stop_level``: as ``StopSignals`` has it. ``look`` is called for slow checks only."""
         failing = facts.failing
+        # Whoever judges by agents' reports need not wait: evidence was gathered where the ranks are.
         if failing and self._scope.failure_first and (stop_level or self._scope.evidence is None):
             return Decision(action=Action.FAIL)
         # A failure that was noticed before the request to stop stays one while evidence is gathered.
@@ -154,12 +155,13 @@ class Judge:
         return Decision(action=Action.FAIL)
 
     def _slow_checks(self, facts: Facts, look: Callable[[], Look]) -> Decision:
-        self._gathering = None
+        self._gathering = None  # what looked like a failure was explained by an end in order
         now = self._clock.monotonic()
-        if now < self._slow_at:
+        if now < self._slow_at:  # a look at /proc and at a file server costs more than a tick is worth
             return _GO_ON
         self._slow_at = now + SLOW_TICK_S
         seen = look()
+        # These two explain why nothing moves, so they come before late ranks and hangs.
         failure = self._folder_gone(seen) or self._suspended(seen, now)
         if failure is None and self._scope.progress:
             failure = self._late(facts, now)
@@ -181,6 +183,7 @@ class Judge:
         self._suspended_since = {rank_id: self._suspended_since.get(rank_id, now) for rank_id in seen.suspended}
         if not seen.suspended or len(seen.suspended) == seen.num_ranks > 1:
             return None
+        # The one that was stopped first: the others may have been stopped because of it.
         rank_id = min(sorted(seen.suspended), key=lambda rank_id: self._suspended_since[rank_id])
         if now - self._suspended_since[rank_id] < self._limits.stopped_s:
             return None

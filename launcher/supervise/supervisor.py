@@ -20,6 +20,7 @@ from launcher.jobs import REQUEUED, JobPaths, JobRecord
 from launcher.jobs.verdict import Verdict
 from launcher.plan.launch import Launch, read_launch
 from launcher.plan.resume import prepare_attempt
+from launcher.schedulers import registry
 from launcher.supervise.attempt import Attempt, Outcome
 from launcher.supervise.attempt_control import LocalControl
 from launcher.supervise.free_cards import wait_until_free
@@ -50,7 +51,7 @@ class Supervisor:
         self._signatures = {entry.get("signature") for entry in record.earlier} - {None, ""}
 
     def run(self) -> int:
-        self._reserve()
+        self._reserve()  # first of all: the job itself may fill the disk
         self._write(replace(self.record, started=jobs.now()))
         try:
             with self._cards() as held:
@@ -60,6 +61,7 @@ class Supervisor:
         except Exception as error:
             traceback.print_exc()
             outcome = Outcome(state=jobs.FAILED, verdict=self._own_failure(f"{type(error).__name__}: {error}"))
+        # Cards and locks are given back by now: the scheduler may start the job anew on this host at once.
         if outcome.later and self._put_off(outcome):
             return REQUEUED
         return self._conclude(outcome)
@@ -67,15 +69,13 @@ class Supervisor:
     def _put_off(self, outcome: Outcome) -> bool:
         """Leave the job to its scheduler, which runs it again. What is to be known must be written before it is told:
         it ends this process."""
-        from launcher.schedulers.slurm import requeue
-
         saved = "" if outcome.saved_step is None else f"; saved at step {outcome.saved_step}"
         before = self.record
         warnings = (*before.warnings, *outcome.warnings)
         self._write(replace(before, state=jobs.PLANNED, note=f"{outcome.later}{saved}", host="", warnings=warnings))
-        if self.launch.where.get("kind") != "slurm" or requeue():
+        if registry.get(self.launch.scheduler).requeue():
             return True
-        self.record = before
+        self.record = before  # nobody will go on with it, so it ends here like any other
         return False
 
     @contextmanager
@@ -130,8 +130,8 @@ class Supervisor:
         return self.signals.stop_level() > 0 or self.paths.is_gone or not self._can_bring_agents_back()
 
     def _can_bring_agents_back(self) -> bool:
-        """Agents end with their attempt; pods are started again by Volcano."""
-        return not self.launch.nodes or self.launch.where.get("kind") in ("hosts", "slurm", "here")
+        """Whether there can be agents for another attempt: they end with theirs."""
+        return not self.launch.nodes or registry.get(self.launch.scheduler).restarts_agents
 
     def _restarts(self) -> int:
         return sum(1 for entry in self.record.earlier if entry.get("restarted"))
@@ -143,8 +143,10 @@ class Supervisor:
         self.record = jobs.next_attempt(replace(self.record, verdict=verdict.to_dict() if verdict else None))
         self.paths = self.paths.of_attempt(self.record.attempt)
         prepare_attempt(self.paths, self.record.cards)
+        # The old port may still be held by connections that linger, or by a scheduler that is on its way out.
         self.launch = self.launch.with_free_port()
         self._write(self.record)
+        # The driver gives a card back a while after its process ended. On several hosts agents wait for their own.
         if self.launch.target == "Ascend" and not self.launch.nodes:
             cards = [rank.device_id for rank in self.launch.ranks]
             wait_until_free(cards, give_up=lambda: self.signals.stop_level() > 0)
@@ -183,6 +185,7 @@ class Supervisor:
         self.record = record
         if self.paths.is_gone:
             return
+        # Three times: once as it is, once with the reserve given up, once after others had time to free something.
         for attempt in range(3):
             try:
                 jobs.write_record(self.paths, record)

@@ -46,7 +46,7 @@ def launch_of(hosts: int) -> Launch:
             for n in range(hosts * RANKS_A_HOST)
         ),
         nodes=tuple(NodePlace(node_rank=n, name=f"n{n}", address="") for n in range(hosts)),
-        where={"kind": "given"}, limits=Limits(register_s=600.0, start_timeout_s=600.0),
+        scheduler="given", limits=Limits(register_s=600.0, start_timeout_s=600.0),
     )  # fmt: skip
 
 

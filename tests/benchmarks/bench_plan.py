@@ -23,14 +23,14 @@ PEER_MOST = 512
 def one(ranks: int, peer: bool) -> None:
     """Plan ``ranks`` ranks in this process and print what it took."""
     from launcher.cluster.imagined import imagined_cluster
-    from launcher.control.preview import sketch
+    from launcher.control.preview import preview
     from launcher.plan import launch_plan
     from launcher.runspec.layers import parse_sets
 
     if peer:
         launch_plan._COMMENT = re.compile(r"(?!)")  # no two texts are the same any more
     began = time.monotonic()
-    made = sketch(
+    made = preview(
         "llama_7b_lora", imagined_cluster(ranks, "A2"), parse_sets(["parallel.model_parallel=8"]), Path("jobs")
     )
     seconds = time.monotonic() - began

@@ -19,7 +19,7 @@ from launcher.checkpoint.split import SplitPlan, split
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.cluster.imagined import imagined_cluster
 from launcher.control import prepare, start
-from launcher.control.preview import sketch
+from launcher.control.preview import preview
 from launcher.doctor import needs_of_spec
 from launcher.doctor.job import check_base
 from launcher.errors import CheckpointError
@@ -225,7 +225,7 @@ def test_a_base_in_another_precision_is_taken_and_the_rounding_is_said(base: Pat
     told = {}
     for params in ("float16", "float32"):
         sets = parse_sets([f"model.checkpoint={base}", f"precision.params={params}", "precision.compute=float16"])
-        told[params] = sketch("tiny_cpu", imagined_cluster(1, "A2"), sets, Path("jobs")).notes
+        told[params] = preview("tiny_cpu", imagined_cluster(1, "A2"), sets, Path("jobs")).notes
     save_file(weights(ml_dtypes.bfloat16), base)
 
     assert "base: its float32 weights are rounded to float16 (precision.params)" in told["float16"]
@@ -236,7 +236,7 @@ def test_a_base_in_another_precision_is_taken_and_the_rounding_is_said(base: Pat
 def test_plan_and_doctor_refuse_it_too(base: Path) -> None:
     save_file(weights(num_layers=2), base)
     with pytest.raises(CheckpointError, match="num_layers: the weights have 2, the model 3"):
-        sketch("tiny_cpu", imagined_cluster(2, "A2"), parse_sets([f"model.checkpoint={base}"]), Path("jobs"))
+        preview("tiny_cpu", imagined_cluster(2, "A2"), parse_sets([f"model.checkpoint={base}"]), Path("jobs"))
     (bad,) = check_base(needs_of_spec(spec_of(base)))
     (good,) = check_base(needs_of_spec(spec_of(base, num_layers=2)))
 
@@ -261,16 +261,15 @@ def test_a_70b_is_checked_by_names_alone() -> None:
 def test_resume_from_the_beginning_checks_the_base_again(tmp_path: Path, base: Path) -> None:
     """Nothing is started, and the job can be resumed once the base is put back."""
     save_file(weights(), base)
-    drafted = prepare.draft("tiny_cpu", cards=1, checkpoint=str(base), port=None, jobs_dir=tmp_path / "jobs")
-    assert drafted.plan.launch is not None
-    record = replace(start.write_job(drafted.plan, drafted.plan.launch), state=FAILED)
-    write_record(drafted.plan.paths, record)
-    before = {*drafted.plan.paths.root.rglob("*"), drafted.plan.paths.resume_lock}
+    prepared = prepare.prepare("tiny_cpu", cards=1, checkpoint=str(base), port=None, jobs_dir=tmp_path / "jobs")
+    record = replace(start.write_job(prepared.plan), state=FAILED)
+    write_record(prepared.plan.paths, record)
+    before = {*prepared.plan.paths.root.rglob("*"), prepared.plan.paths.resume_lock}
     save_file(weights(num_layers=2), base)
     with pytest.raises(CheckpointError, match="num_layers: the weights have 2, the model 3"):
-        start.begin_again(drafted.plan.paths, record)
+        start.begin_again(prepared.plan.paths, record)
     base.unlink()
     with pytest.raises(CheckpointError, match="does not exist"):
-        start.begin_again(drafted.plan.paths, record)
+        start.begin_again(prepared.plan.paths, record)
 
-    assert set(drafted.plan.paths.root.rglob("*")) == before
+    assert set(prepared.plan.paths.root.rglob("*")) == before

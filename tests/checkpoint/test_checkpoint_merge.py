@@ -569,10 +569,13 @@ def test_a_merge_of_another_version_is_another_merge(tmp_path: Path, content: st
     assert run_merge(folder, out, force=True).fresh
 
 
-def test_a_folder_that_is_no_merge_is_never_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("record", [None, "{", "[]", "[" * 5000])
+def test_a_folder_that_is_no_merge_is_never_replaced(tmp_path: Path, record: str | None) -> None:
     folder, out = _set(tmp_path), tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
+    if record is not None:
+        (out / "merge.json").write_text(record)
     with pytest.raises(CheckpointError, match=r"merge\.json is missing or damaged"):
         run_merge(folder, out, force=True)
     assert (out / "precious.txt").read_text() == "mine"

@@ -282,6 +282,7 @@ def test_scales_by_weight_are_said_recorded_and_exported(tmp_path: Path) -> None
         ({"modules_to_save": ["lm_head"]}, "is not of plain LoRA: modules_to_save"),
         ({"alpha_pattern": {"w9": 3}}, "the pattern 'w9' of adapter_config.json matches none"),
         ({"alpha_pattern": {"(": 3}}, "r and lora_alpha are missing or wrong: pattern"),
+        ({"alpha_pattern": "wq"}, "alpha_pattern is 'wq', not an object"),
         ({"alpha_pattern": {"wq": -3}}, "r and lora_alpha are missing or wrong: lora_alpha -3"),
         ({"rank_pattern": {"wq": 2}}, "has rank 4, the run says r = 2"),
         ({"r": 4.5}, "r and lora_alpha are missing or wrong"),

@@ -157,7 +157,7 @@ def test_ctrl_c_before_there_is_a_job_ends_as_for_any_program(tmp_path: Path) ->
 import os, signal
 from launcher.control import prepare
 from launcher.cli import main
-prepare.draft = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)
+prepare.prepare = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)
 main(["submit", "--cards", "2"])
 """
     result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)

@@ -90,6 +90,9 @@ def test_special_tokens_come_from_the_files_beside(tmp_path: Path) -> None:
     assert {control["<|im_end|>"], control["<|eot_id|>"]} <= found.end_ids
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": null, "eos_token": "<|im_end|>"}')
     assert load_tokenizer(file).bos_id is None
+    for beside in ("special_tokens_map.json", "tokenizer_config.json", "generation_config.json"):
+        (tmp_path / beside).write_text("[" * 5000)  # says nothing, as no file would
+    assert load_tokenizer(file).encode("a", start=True) == found.encode("a", start=True)
 
 
 def test_ids_that_are_text_to_the_tokenizer_are_refused_with_its_own(tmp_path: Path) -> None:

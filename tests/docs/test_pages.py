@@ -18,6 +18,10 @@ from launcher.cli.app import COMMANDS, main
 FOREIGN = {"--join", "--official", "--signal"}
 
 
+# A changelog also speaks of what is gone.
+TRUE_NOW = tuple(page for page in PAGES if page.name != "CHANGELOG.md")
+
+
 def names(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
@@ -41,7 +45,7 @@ def check(words: list[str]) -> str:
     return next((f"{command.name} has no option {word}" for word in asked if word not in known), "")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=names)
+@pytest.mark.parametrize("page", TRUE_NOW, ids=names)
 def test_every_command_shown_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     shown = [*pages.commands(text), *pages.inline_commands(text)]
@@ -56,7 +60,7 @@ def test_every_command_shown_exists(page: Path) -> None:
 def test_every_option_named_in_a_sentence_exists() -> None:
     known = {text for _, command in every_command() for o in command.params for text in (*o.opts, *o.secondary_opts)}
     wrong = []
-    for page in PAGES:
+    for page in TRUE_NOW:
         for number, line in pages.prose(page.read_text(encoding="utf-8")):
             for shown in re.findall(r"`(--[a-z][^`]*)`", line):
                 options = re.findall(r"(?<![\w-])--[a-z][\w-]*", shown)
@@ -104,7 +108,7 @@ def every_command(
 
 
 def test_every_command_and_option_is_in_a_page() -> None:
-    texts = [page.read_text(encoding="utf-8") for page in PAGES if ".zh." not in page.name]
+    texts = [page.read_text(encoding="utf-8") for page in TRUE_NOW if ".zh." not in page.name]
     missing = []
     for words, command in every_command():
         about = [text for text in texts if " ".join(words) in text]

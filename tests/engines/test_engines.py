@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from launcher.cluster.model import Cluster, Device, Host
-from launcher.control.start import Options, make_launch
 from launcher.engines import ENGINES
 from launcher.engines.base import EngineJob, Told, find
 from launcher.errors import HostError
 from launcher.jobs import JobPaths
 from launcher.plan.launch import Launch, Limits
+from launcher.plan.placement import Placement, RunOptions, make_launch
 
 PATHS = JobPaths(root=Path("/jobs/bcdfg-x"))
 
 
-def engine_job(num_ranks: int = 2, target: str = "CPU", visible: tuple[int, ...] = ()) -> EngineJob:
+def engine_job(world_size: int = 2, target: str = "CPU", visible: tuple[int, ...] = ()) -> EngineJob:
     return EngineJob(
         paths=PATHS,
-        num_ranks=num_ranks,
+        world_size=world_size,
         target=target,
         address="127.0.0.1",
         port=8200,
@@ -59,7 +59,7 @@ def test_direct_starts_a_scheduler_and_every_rank() -> None:
 
 def test_one_rank_needs_no_scheduler() -> None:
     for name in ("direct", "mpirun"):
-        (program,) = ENGINES[name].programs(engine_job(num_ranks=1))
+        (program,) = ENGINES[name].programs(engine_job(world_size=1))
         assert "MS_SCHED_HOST" not in program.command.env
 
 
@@ -93,8 +93,9 @@ def test_logs_of_another_attempt_go_elsewhere() -> None:
 def test_a_launch_reads_back_as_it_was_written() -> None:
     devices = tuple(Device(device_id=n, logic_id=n - 4) for n in (4, 6))
     cluster = Cluster(target="Ascend", hosts=(Host(name="node0", address="10.0.0.1", devices=devices),))
-    options = Options(engine="direct", limits=Limits(hang_timeout_s=5.0, max_restarts=2), wait_for_cards=True)
-    launch = make_launch(cluster, PATHS, env={"A": "b"}, port=8200, options=options)
+    limits = Limits(hang_timeout_s=5.0, max_restarts=2)
+    options = RunOptions(engine="direct", limits=limits, wait_for_cards=True, port=8200)
+    launch = make_launch(Placement(cluster=cluster), PATHS, env={"A": "b"}, options=options)
 
     assert Launch.from_json(launch.to_json()) == launch
     assert launch.visible == (0, 2)

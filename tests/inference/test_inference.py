@@ -23,6 +23,9 @@ from safetensors.numpy import load_file, save_file
 from support.checkpoint_sets import launcher
 from support.data_tools import make_hugging_face
 from support.inference_tools import CONTEXT, MODEL, VOCAB, make_model
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from launcher.checkpoint.huggingface import generation_config, generation_section
 from launcher.cli.options.model import generation_spec
@@ -543,6 +546,25 @@ def test_a_tokenizer_with_more_pieces_than_the_model_is_refused(model_folder: Pa
         Session(find_model(str(model_folder), tmp_path, Given(tokenizer=tmp_path / "t.model")))
 
 
+def test_special_tokens_beyond_the_models_vocabulary_are_the_tokenizers_fault(copy: Path) -> None:
+    """config.json leaves its ids to the tokenizer, which is another model's and has them above the vocabulary."""
+    letters = Tokenizer(BPE(vocab={letter: number for number, letter in enumerate(ByteLevel.alphabet())}, merges=[]))
+    letters.add_special_tokens([*(f"<{number}>" for number in range(VOCAB)), "<s>", "</s>", "<pad>"])
+    letters.save(str(copy / "tokenizer.json"))
+    (copy / "tokenizer.model").unlink()
+    described = json.loads((copy / "launcher_model.json").read_text())["model"]
+    (copy / "launcher_model.json").unlink()
+    config = {
+        "model_type": "llama", "hidden_size": described["hidden_size"], "num_hidden_layers": described["num_layers"],
+        "num_attention_heads": described["num_heads"], "num_key_value_heads": described["n_kv_heads"],
+        "intermediate_size": described["intermediate_size"], "vocab_size": VOCAB, "max_position_embeddings": CONTEXT,
+    }  # fmt: skip
+    (copy / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(DataError, match=f"tokenizer.json has .* pieces, .* knows {VOCAB}"):
+        Session(find_model(str(copy), copy))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -605,9 +627,11 @@ def test_a_transformers_config_is_understood(copy: Path) -> None:
     model = find_model(str(copy), copy)
 
     assert (model.context, model.spec.max_position_embedding, model.spec.bos_token_id) == (4096, 131072, 1)
+    assert "prompt and answer have 4096 tokens together; --context gives up to 131072" in model.notes
     assert {2, 8} <= Session(model).ends
     assert model.spec.rope_scaling is not None
-    assert find_model(str(copy), copy, Given(context=8192)).context == 8192
+    longer = find_model(str(copy), copy, Given(context=8192))
+    assert (longer.context, [note for note in longer.notes if "--context" in note]) == (8192, [])
     with pytest.raises(DataError, match="--context 200000"):
         find_model(str(copy), copy, Given(context=200000))
     (copy / "config.json").write_text(json.dumps({**config, "rope_scaling": {"rope_type": "yarn"}}))

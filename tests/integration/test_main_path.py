@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from support.shop import SEQ_LENGTH, TIMEOUT_S, VOCAB, Job, Trained, Workshop
 
 from launcher import jobs
-from launcher.control import prepare
+from launcher.control import prepare, start
 from launcher.jobs.events import read_events
 
 pytestmark = pytest.mark.mindspore
@@ -105,12 +105,12 @@ def test_a_base_that_changes_after_it_was_checked_fails_the_run(
     base, lost = tmp_path / "base.safetensors", "model.layers.1.attention.wv.weight"
     save_file(tensors, base)
     spec = shop.write_spec("changed", lora=True, steps=2)
-    drafted = prepare.draft(spec, cards=2, checkpoint=str(base), port=None, jobs_dir=Path("jobs"))
+    prepared = prepare.prepare(spec, cards=2, checkpoint=str(base), port=None, jobs_dir=Path("jobs"))
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, base)
-    guard = prepare.begin(drafted)
+    guard = start.begin(prepared.plan).guard
     assert guard is not None
     guard.wait(TIMEOUT_S)
-    job = shop.job(drafted.plan.paths.job_id)
+    job = shop.job(prepared.plan.paths.job_id)
 
     assert job.record.state == jobs.FAILED
     assert job.record.verdict is not None

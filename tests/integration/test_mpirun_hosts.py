@@ -27,7 +27,7 @@ def test_ranks_of_one_mpirun_on_two_hosts_train_together(tmp_path: Path, no_surv
     for folder in (paths.logs, paths.events, paths.work):
         folder.mkdir(parents=True)
     job = EngineJob(
-        paths=paths, num_ranks=2, target="CPU", address="10.77.0.1", port=8200, rank_table="", program="mpirun",
+        paths=paths, world_size=2, target="CPU", address="10.77.0.1", port=8200, rank_table="", program="mpirun",
         worker=(str(TRAIN),), env={"FAULT": "none", "LAUNCHER_TEST": no_survivors},
     )  # fmt: skip
     scheduler, mpirun = ENGINES["mpirun"].programs(job)

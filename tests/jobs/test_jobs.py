@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from launcher import jobs
+from launcher.checkpoint.of_job import job_source
 from launcher.cli.output import live, show
 from launcher.common.atomic import write_atomic
 from launcher.common.processes import ProcessId, stop, tree
@@ -90,7 +91,7 @@ def test_no_jobs_at_all_says_how_to_make_one(tmp_path: Path, exists: bool) -> No
     assert caught.value.hint == "launcher submit --cards 2"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"state": 1}', "\x00", '{"job_id": "a"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 5000, '{"state": 1}', "\x00", '{"job_id": "a"}'])
 def test_a_job_whose_record_is_damaged_is_listed_and_named(tmp_path: Path, text: str) -> None:
     store = store_with(tmp_path, "bcdfg-x")
     (tmp_path / "zzzzz-y").mkdir()
@@ -257,6 +258,19 @@ def test_status_shows_every_rank_and_the_verdict(tmp_path: Path) -> None:
     assert "rank 0    step   step 2  loss 2.0000  0.50 s a step" in text
     assert "rank 1    not started" in text
     assert text.endswith("rank 1 failed first: it did")
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "[" * 5000, '{"nodes": 3, "steps": [], "parallel": {}}'])
+def test_a_job_is_shown_though_what_it_was_made_of_is_damaged(tmp_path: Path, text: str) -> None:
+    store = store_with(tmp_path, "bcdfg-x")
+    paths, found = store.get("bcdfg-x")
+    for file in (paths.spec, paths.plan, paths.launch):
+        file.write_text(text)
+
+    assert "bcdfg-x  succeeded" in show.job_table(store)
+    assert "state     succeeded" in show.status(paths, found)
+    with pytest.raises(JobError, match=r"spec\.json"):
+        job_source(paths, found)
 
 
 def test_the_table_of_jobs_has_one_line_each(tmp_path: Path) -> None:

@@ -7,18 +7,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from support.data_tools import launcher
 
 from launcher.cluster.model import Cluster, Device, Host
 from launcher.common.ports import free_port, scheduler_port
+from launcher.control.preview import find_inputs
 from launcher.data.info import read_info
 from launcher.data.sample_set import SampleSet
-from launcher.engines.base import Command
 from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
 from launcher.jobs import JobPaths
+from launcher.models.names import shapes_of
 from launcher.plan import inputs
 from launcher.plan.launch_plan import make_plan
+from launcher.plan.placement import Placement, RunOptions
 from launcher.runspec.checking import load_spec
 from launcher.runspec.sections import DataSpec, EvaluationSpec, ModelSpec, RunSpec
 
@@ -251,6 +255,22 @@ def test_the_tokenizer_of_the_base_is_taken_and_held_against_the_rows(rows: Path
     assert f"which is not the base's {base / 'tokenizer.model'}" in note
 
 
+def test_a_plan_takes_the_tokenizer_of_the_base_as_submit_does(rows: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "tokenizer.model").write_bytes((rows / "tokenizer.model").read_bytes())
+    spec = spec_with(
+        {"seq_length": 64, "vocab_size": 600, "checkpoint": str(base)},
+        {"train": str(rows / "math.jsonl"), "template": "plain"},
+    )
+    shapes = shapes_of(spec.model.model_dump())
+    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, base / "model.safetensors")
+    found, _ = find_inputs(spec)
+
+    assert found == inputs.resolve(spec)[0]
+    assert found.tokenizer == str(base / "tokenizer.model")
+
+
 def test_special_tokens_of_another_tokenizer_are_refused_before_anything_starts(rows: Path, tmp_path: Path) -> None:
     model = {"seq_length": 64, "vocab_size": 600, "tokenizer": str(rows / "tokenizer.model"), "eos_token_id": 1}
     with pytest.raises(SpecError, match=r"model\.eos_token_id is 1 \('<s>'\)") as caught:
@@ -278,10 +298,12 @@ def test_held_out_rows_that_fill_no_batch_are_said(
         make_plan,
         spec=spec,
         spec_name="x",
-        cluster=Cluster(target="CPU", hosts=(Host(name="h", address="127.0.0.1", devices=(Device(device_id=0),)),)),
+        placement=Placement(
+            cluster=Cluster(target="CPU", hosts=(Host(name="h", address="127.0.0.1", devices=(Device(device_id=0),)),))
+        ),
         inputs=found,
         paths=JobPaths(root=tmp_path / "id-x"),
-        command=Command(argv=("x",), env={}),
+        options=RunOptions(program="x"),
     )
     if note is None:
         with pytest.raises(SpecError, match="has 3 rows, and a batch of all ranks 4"):

@@ -276,9 +276,9 @@ def test_cpu_has_no_communication_buffers() -> None:
 )
 def test_the_verdict_is_tight_where_the_estimate_s_error_decides(limit: float, verdict: str) -> None:
     values = {"name": "x", "model": {"preset": "llama_7b", **PRESETS["llama_7b"].model}, "lora": {}}
-    settled = {"data": {"train": "x"}, "precision": {"params": "float16", "compute": "float16"},
+    resolved = {"data": {"train": "x"}, "precision": {"params": "float16", "compute": "float16"},
                "runtime": {"recompute": True, "flash_attention": True}}  # fmt: skip
-    need = estimate(RunSpec.model_validate({**values, **settled}), target="Ascend", pool_gib=limit)
+    need = estimate(RunSpec.model_validate({**values, **resolved}), target="Ascend", pool_gib=limit)
 
     assert need.verdict == verdict
     assert 15 < need.pool / GIB < 17

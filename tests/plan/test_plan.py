@@ -18,8 +18,9 @@ from launcher.common.yaml_lines import parse_text
 from launcher.engines.base import Command
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
-from launcher.plan.degrees import Degrees, check_target, settle, with_degrees
+from launcher.plan.degrees import Degrees, check_target, resolve_defaults, with_degrees
 from launcher.plan.launch_plan import Inputs, LaunchPlan, count_steps, make_plan, run_environment
+from launcher.plan.placement import Placement, RunOptions
 from launcher.runspec.checking import load_spec, parse_spec
 from launcher.runspec.sections import ParallelSpec, PrecisionSpec, RunSpec
 
@@ -47,9 +48,9 @@ def plan(
 ) -> LaunchPlan:
     paths = JobPaths(root=Path(root))
     hardware = cluster(target, cards, hosts=hosts)
-    command = Command(argv=("/opt/bin/msrun", str(paths.root)))
     inputs = Inputs(dataset="/data/t.mindrecord", rows=rows, tokenizer="/data/tokenizer.model", checkpoint=checkpoint)
-    return make_plan(spec=spec, spec_name="x", cluster=hardware, inputs=inputs, paths=paths, command=command)
+    placement, options = Placement(cluster=hardware), RunOptions(program="/opt/bin/msrun")
+    return make_plan(spec=spec, spec_name="x", placement=placement, inputs=inputs, paths=paths, options=options)
 
 
 def rank_yaml(made: LaunchPlan, rank_id: int = 0) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) ->
 def test_degrees_that_do_not_divide_the_cards_are_blamed_and_nothing_else() -> None:
     spec = changed(load_spec("llama_7b_lora"), "parallel", mode="semi_auto", model_parallel=3, pipeline_stage=1)
     with pytest.raises(SpecError, match="model_parallel 3 x pipeline_stage 1 = 3 does not divide --cards 8"):
-        settle(spec, cluster("Ascend", 8))
+        resolve_defaults(spec, cluster("Ascend", 8))
 
 
 def test_a_whole_base_is_laid_out_as_mindformers_looks_for_it() -> None:
@@ -327,7 +328,7 @@ def test_numbers_are_numbers_to_yaml_1_1(value: float) -> None:
 def test_degrees_left_out_take_what_the_cards_leave() -> None:
     spec = changed(load_spec("llama_7b_lora"), "parallel", mode="semi_auto", model_parallel=4)
 
-    assert settle(spec, cluster("Ascend", 8)).degrees.data_parallel == 2
+    assert resolve_defaults(spec, cluster("Ascend", 8)).degrees.data_parallel == 2
 
 
 @pytest.mark.parametrize(
@@ -347,7 +348,7 @@ def test_degrees_left_out_take_what_the_cards_leave() -> None:
 def test_degrees_that_cannot_be_are_refused(parallel: dict[str, Any], cards: int, expected: str) -> None:
     spec = changed(load_spec("llama_7b_lora"), "parallel", mode=None)
     with pytest.raises(SpecError) as caught:
-        settle(changed(spec, "parallel", **parallel), cluster("Ascend", cards))
+        resolve_defaults(changed(spec, "parallel", **parallel), cluster("Ascend", cards))
 
     assert expected in str(caught.value)
     assert caught.value.hint

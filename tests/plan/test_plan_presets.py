@@ -11,9 +11,9 @@ import pytest
 from launcher.cluster.imagined import imagined_cluster
 from launcher.cluster.model import KINDS, Cluster, Device, Host
 from launcher.cluster.rank_table import check_text
-from launcher.control.preview import cluster_for, find_inputs, groups, sketch
+from launcher.control.preview import cluster_for, find_inputs, groups, preview
 from launcher.errors import SpecError
-from launcher.plan.degrees import Degrees, Settled, settle, smallest_changes
+from launcher.plan.degrees import Degrees, Resolved, resolve_defaults, smallest_changes
 from launcher.runspec.layers import parse_sets
 from launcher.runspec.presets import all_presets
 from launcher.runspec.sections import RunSpec
@@ -29,9 +29,9 @@ def spec(preset: str, **sections: Any) -> RunSpec:
     return RunSpec.model_validate({**values, "model": model})
 
 
-def settled_or_reason(asked: RunSpec, cluster: Cluster) -> Settled | str:
+def resolved_or_reason(asked: RunSpec, cluster: Cluster) -> Resolved | str:
     try:
-        return settle(asked, cluster)
+        return resolve_defaults(asked, cluster)
     except SpecError as error:
         return str(error)
 
@@ -40,15 +40,15 @@ def settled_or_reason(asked: RunSpec, cluster: Cluster) -> Settled | str:
 def test_every_preset_on_every_number_of_cards_is_planned_or_refused(preset: str, kind: str) -> None:
     planned = {}
     for cards in CARDS:
-        settled = settled_or_reason(spec(preset), imagined_cluster(cards, kind))
-        if isinstance(settled, str):
-            assert "does not fit" in settled
+        resolved = resolved_or_reason(spec(preset), imagined_cluster(cards, kind))
+        if isinstance(resolved, str):
+            assert "does not fit" in resolved
             continue
-        degrees = settled.degrees
+        degrees = resolved.degrees
         planned[cards] = degrees
         assert degrees.data_parallel * degrees.split == cards
-        assert settled.memory.verdict in ("fits", "tight")
-        assert settled.spec.precision.compute == ("bfloat16" if KINDS[kind].bfloat16 else "float16")
+        assert resolved.memory.verdict in ("fits", "tight")
+        assert resolved.spec.precision.compute == ("bfloat16" if KINDS[kind].bfloat16 else "float16")
     # More cards never make it impossible.
     assert list(planned) == list(CARDS[len(CARDS) - len(planned) :])
     assert 64 in planned
@@ -66,7 +66,7 @@ def test_every_preset_on_every_number_of_cards_is_planned_or_refused(preset: str
 def test_the_split_is_the_one_into_the_fewest_parts_that_fits(
     preset: str, kind: str, cards: int, expected: tuple[int, int, int]
 ) -> None:
-    degrees = settle(spec(preset), imagined_cluster(cards, kind)).degrees
+    degrees = resolve_defaults(spec(preset), imagined_cluster(cards, kind)).degrees
 
     assert (degrees.data_parallel, degrees.model_parallel, degrees.pipeline_stage) == expected
 
@@ -83,12 +83,12 @@ def test_the_split_is_the_one_into_the_fewest_parts_that_fits(
 def test_states_are_shared_out_where_all_weights_are_trained_and_do_not_fit(
     preset: str, kind: str, cards: int, expected: tuple[int, int, int, str]
 ) -> None:
-    settled = settle(spec(preset, lora=None), imagined_cluster(cards, kind))
-    degrees, level = settled.degrees, settled.spec.parallel.optimizer_shard
+    resolved = resolve_defaults(spec(preset, lora=None), imagined_cluster(cards, kind))
+    degrees, level = resolved.degrees, resolved.spec.parallel.optimizer_shard
 
     assert (degrees.data_parallel, degrees.model_parallel, degrees.pipeline_stage, level) == expected
-    assert (f"optimizer_shard {level}" in settled.notes[0]) is (level != "off")
-    assert settled.spec.parallel.mode == ("data" if level == "off" else "semi_auto")
+    assert (f"optimizer_shard {level}" in resolved.notes[0]) is (level != "off")
+    assert resolved.spec.parallel.mode == ("data" if level == "off" else "semi_auto")
 
 
 def test_ranks_that_share_a_layer_stay_on_one_host() -> None:
@@ -98,7 +98,7 @@ def test_ranks_that_share_a_layer_stay_on_one_host() -> None:
         )
         for number in range(4)
     )
-    degrees = settle(spec("llama_65b"), Cluster(target="Ascend", kind="A2", hosts=hosts)).degrees
+    degrees = resolve_defaults(spec("llama_65b"), Cluster(target="Ascend", kind="A2", hosts=hosts)).degrees
 
     assert degrees.model_parallel <= 2
     assert degrees.pipeline_stage > 1
@@ -107,20 +107,20 @@ def test_ranks_that_share_a_layer_stay_on_one_host() -> None:
 def test_what_does_not_fit_names_changes_that_do_and_they_are_true() -> None:
     cluster = imagined_cluster(8, "910")
     forced = spec("llama_13b", parallel={"mode": "data"}, runtime={"recompute": False})
-    settled = settle(forced, cluster)
-    changes = smallest_changes(settled.spec, settled.degrees, settled.memory, cluster)
+    resolved = resolve_defaults(forced, cluster)
+    changes = smallest_changes(resolved.spec, resolved.degrees, resolved.memory, cluster)
 
-    assert settled.memory.verdict == "does not fit"
-    assert "does not fit" in settled.notes[0]
+    assert resolved.memory.verdict == "does not fit"
+    assert "does not fit" in resolved.notes[0]
     assert changes
     for change in changes:
         assert change.memory.verdict == "fits"
-        assert change.memory.pool < settled.memory.pool
+        assert change.memory.pool < resolved.memory.pool
 
 
 def test_when_no_split_fits_the_refusal_says_what_would() -> None:
     with pytest.raises(SpecError) as caught:
-        settle(spec("llama_7b", data={"train": "t", "batch_size": 64}), imagined_cluster(1, "A2"))
+        resolve_defaults(spec("llama_7b", data={"train": "t", "batch_size": 64}), imagined_cluster(1, "A2"))
 
     assert "does not fit 1 card(s) of 58 GiB: data_parallel 1 x model_parallel 1 x pipeline_stage 1 needs" in str(
         caught.value
@@ -135,15 +135,15 @@ def test_no_cards_are_no_plan() -> None:
 
 def test_bfloat16_is_refused_where_the_card_has_none() -> None:
     with pytest.raises(SpecError, match="910 cards have no bfloat16"):
-        settle(spec("llama_7b", precision={"compute": "bfloat16"}), imagined_cluster(8, "910"))
+        resolve_defaults(spec("llama_7b", precision={"compute": "bfloat16"}), imagined_cluster(8, "910"))
 
 
 def test_the_old_optimizer_keeps_its_name_and_the_difference_is_said() -> None:
     old = spec("llama_7b", training={"optimizer": {"type": "FP32StateAdamWeightDecay"}})
-    settled = settle(old, imagined_cluster(8, "A2"))
+    resolved = resolve_defaults(old, imagined_cluster(8, "A2"))
 
-    assert settled.spec.training.optimizer.type == "FP32StateAdamWeightDecay"
-    assert "no bias correction" in settled.notes[0]
+    assert resolved.spec.training.optimizer.type == "FP32StateAdamWeightDecay"
+    assert "no bias correction" in resolved.notes[0]
 
 
 def test_groups_are_laid_out_as_mindspore_lays_its_device_matrix() -> None:
@@ -156,9 +156,9 @@ def test_groups_are_laid_out_as_mindspore_lays_its_device_matrix() -> None:
     }
 
 
-def test_a_sketch_needs_no_files_and_writes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preview_needs_no_files_and_writes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = sketch("llama_7b_lora", imagined_cluster(16, "A2"), parse_sets([]), Path("jobs"))
+    made = preview("llama_7b_lora", imagined_cluster(16, "A2"), parse_sets([]), Path("jobs"))
     read_back = made.to_dict()
 
     assert list(tmp_path.iterdir()) == []
@@ -201,7 +201,7 @@ def test_a_rank_table_that_hccl_refuses_is_no_plan(
     file.write_text(inventory or "")
     cluster = cluster_for(cards, kind, file if inventory else None)
     with pytest.raises(SpecError, match="HCCL would refuse this rank table on") as caught:
-        sketch("llama_7b_lora", cluster, parse_sets([]), tmp_path / "jobs")
+        preview("llama_7b_lora", cluster, parse_sets([]), tmp_path / "jobs")
 
     assert reason in caught.value.problems[0]
     assert list(tmp_path.iterdir()) == [file]
@@ -209,7 +209,7 @@ def test_a_rank_table_that_hccl_refuses_is_no_plan(
 
 @pytest.mark.parametrize(("kind", "cards"), [("910", 16), ("A2", 12), ("A3", 40), ("950", 20), ("310P", 4)])
 def test_cards_that_are_not_here_are_planned_with_a_table_for_their_kind(kind: str, cards: int, tmp_path: Path) -> None:
-    made = sketch("llama_7b_lora", cluster_for(cards, kind, None), parse_sets([]), tmp_path, made_up=True)
+    made = preview("llama_7b_lora", cluster_for(cards, kind, None), parse_sets([]), tmp_path, made_up=True)
     (table,) = (file.text for file in made.plan.files if file.path == "rank_table.json")
 
     assert check_text(table).for_kind(kind).of_level("E") == []
@@ -218,7 +218,7 @@ def test_cards_that_are_not_here_are_planned_with_a_table_for_their_kind(kind: s
 
 def split_refusal(cards: int, **parallel: int) -> str:
     with pytest.raises(SpecError, match=rf"no split of {cards} cards on 2 host\(s\) suits this model") as caught:
-        settle(spec("llama_7b", parallel=parallel), imagined_cluster(cards, "A2"))
+        resolve_defaults(spec("llama_7b", parallel=parallel), imagined_cluster(cards, "A2"))
     assert caught.value.hint
     return str(caught.value)
 

@@ -16,7 +16,7 @@ import yaml
 
 from launcher.cli.app import main
 from launcher.cluster.imagined import imagined_cluster
-from launcher.control.preview import sketch
+from launcher.control.preview import preview
 from launcher.control.simulation import run as simulate
 from launcher.errors import HostError, SpecError
 from launcher.jobs import JobPaths
@@ -197,7 +197,7 @@ def test_what_cpu_cannot_do_is_refused_in_the_plan(here: Path, key: str) -> None
 
 
 def test_simulation_needs_cann_and_reads_the_peak_it_logs(here: Path) -> None:
-    plan = sketch("llama_7b_lora", imagined_cluster(2, "A2"), parse_sets([]), Path("jobs")).plan
+    plan = preview("llama_7b_lora", imagined_cluster(2, "A2"), parse_sets([]), Path("jobs")).plan
     with pytest.raises(HostError, match="there is no CANN on this host"):
         simulate(plan, root=here)
     info = here / "usr/local/Ascend/ascend-toolkit/latest/x86_64-linux/ascend_toolkit_install.info"
@@ -403,7 +403,7 @@ def test_lists_for_each_stage_reach_the_ranks(here: Path) -> None:
     values = recipe(parallel_config={"model_parallel": 1, "pipeline_stage": 2, "micro_batch_num": 4})
     put(put(values, "recompute_config.recompute", [1, 2]), "model.model_config.offset", [-1, 1])
     put(values, "model.model_config.num_layers", 4)
-    plan = sketch(write(values), imagined_cluster(2, "A2"), parse_sets([]), Path("jobs")).plan
+    plan = preview(write(values), imagined_cluster(2, "A2"), parse_sets([]), Path("jobs")).plan
     rank = yaml.safe_load(next(file.text for file in plan.files if file.path == "ranks/rank_1.yaml"))
 
     assert rank["recompute_config"]["recompute"] == [1, 2]
@@ -417,7 +417,7 @@ def test_lists_for_each_stage_reach_the_ranks(here: Path) -> None:
         wrong = write(put(put(put(recipe(), "parallel_config", values["parallel_config"]),
                               "model.model_config.num_layers", 4), path, value))  # fmt: skip
         with pytest.raises(SpecError) as caught:
-            sketch(wrong, imagined_cluster(2, "A2"), parse_sets([]), Path("jobs"))
+            preview(wrong, imagined_cluster(2, "A2"), parse_sets([]), Path("jobs"))
         assert expected in str(caught.value)
 
 
@@ -440,7 +440,7 @@ def test_what_is_decided_otherwise_is_said(here: Path, path: str, value: Any, no
 
 
 def test_a_fixed_loss_scale_and_the_optimizer_are_kept(here: Path) -> None:
-    plan = sketch(write(recipe()), imagined_cluster(1, "A2"), parse_sets([]), Path("jobs")).plan
+    plan = preview(write(recipe()), imagined_cluster(1, "A2"), parse_sets([]), Path("jobs")).plan
     rank = yaml.safe_load(next(file.text for file in plan.files if file.path == "ranks/rank_0.yaml"))
 
     assert rank["runner_wrapper"]["scale_sense"] == 1.0
@@ -492,7 +492,7 @@ def test_a_yaml_without_data_says_how_to_give_some(here: Path) -> None:
 
 def test_what_passes_through_reaches_every_rank_and_never_overrules(here: Path) -> None:
     name = write(recipe())
-    plan = sketch(name, imagined_cluster(2, "A2"), parse_sets([]), Path("jobs")).plan
+    plan = preview(name, imagined_cluster(2, "A2"), parse_sets([]), Path("jobs")).plan
     texts = {file.path: file.text for file in plan.files}
 
     for rank_id in range(2):

@@ -17,7 +17,7 @@ from launcher.common.rendering import environment
 from launcher.common.yaml_lines import parse_text
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
-from launcher.plan.degrees import settle
+from launcher.plan.degrees import resolve_defaults
 from launcher.plan.launch_plan import Inputs, rank_files
 from launcher.runspec.checking import load_source, load_spec, parse_spec
 from launcher.runspec.layers import Override, apply, environment_overrides, fill_preset, parse_sets
@@ -141,8 +141,8 @@ def test_what_show_prints_reads_back_as_the_same_spec(name: str) -> None:
         assert parse_spec(parse_text(show(spec, source, origins=origins), name="shown.yaml")) == spec
 
 
-def test_a_settled_spec_reads_back_from_its_file() -> None:
-    spec = settle(load_spec("llama_7b_lora"), cluster(8)).spec
+def test_a_resolved_spec_reads_back_from_its_file() -> None:
+    spec = resolve_defaults(load_spec("llama_7b_lora"), cluster(8)).spec
 
     assert RunSpec.model_validate_json(json.dumps(spec.model_dump(mode="json"))) == spec
 
@@ -279,9 +279,9 @@ def plan_or_refuse(text: str) -> str:
     """What becomes of ``text``: "planned", or the report of the refusal."""
     try:
         spec = parse_spec(fill_preset(parse_text(text, name="run.yaml")))
-        settled = settle(spec, cluster(8))
+        resolved = resolve_defaults(spec, cluster(8))
         inputs = Inputs(dataset="/d.mindrecord", rows=None, tokenizer=None, checkpoint=None)
-        list(rank_files(TEMPLATES, settled.spec, cluster(8), inputs, JobPaths(root=Path("/jobs/x"))))
+        list(rank_files(TEMPLATES, resolved.spec, cluster(8), inputs, JobPaths(root=Path("/jobs/x"))))
     except SpecError as error:
         return str(error) if error.problems or error.hint else f"no word of help: {error}"
     return "planned"
@@ -314,7 +314,7 @@ def test_yaml_that_is_no_mapping_of_words_is_refused(text: str) -> None:
 @settings(max_examples=100, deadline=None)
 @given(value=st.text(min_size=1, max_size=60).filter(lambda text: "\0" not in text))
 def test_any_string_survives_the_yaml_of_a_rank(value: str) -> None:
-    spec = settle(load_spec("llama_7b_lora"), cluster(1)).spec
+    spec = resolve_defaults(load_spec("llama_7b_lora"), cluster(1)).spec
     inputs = Inputs(dataset=f"/{value}", rows=None, tokenizer=None, checkpoint=None)
     try:
         value.encode()

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 from support.hosted import Hosted
+from support.manifest import check
 from support.netlab import Lab, lab
 from support.supervised import marked, wait_until
 
@@ -27,18 +28,17 @@ from launcher.plan.launch import Launch, Limits, NodePlace, RankPlace
 from launcher.schedulers.kubernetes import (
     KubernetesOptions,
     kubernetes_name,
-    make_where,
     operators_table,
+    placement,
     render_manifest,
 )
-from launcher.schedulers.manifest import check
 
 OPTIONS = KubernetesOptions(image="registry.example/llm:1", volumes=("data:/shared",), node_selector=("arch=arm64",))
 
 
 def launch(options: KubernetesOptions = OPTIONS, kind: str = "A2", nodes: int = 2) -> Launch:
-    where = make_where(imagined_hosts(nodes, None, kind), options)
-    cluster = where.cluster
+    placed = placement(imagined_hosts(nodes, None, kind), options)
+    cluster = placed.cluster
     return Launch(
         engine="direct", target=cluster.target, address="", port=0, program="", rank_table="",
         ranks=tuple(
@@ -46,14 +46,17 @@ def launch(options: KubernetesOptions = OPTIONS, kind: str = "A2", nodes: int = 
                       node_rank=r.node_rank)
             for r in cluster.ranks()
         ),
-        where={**where.settings, "cards": cluster.kind or ""},
+        scheduler="kubernetes", settings=placed.settings,
         nodes=tuple(NodePlace(node_rank=n, name=f"n{n}", address="") for n in range(nodes)),
     )  # fmt: skip
 
 
 def documents(options: KubernetesOptions = OPTIONS, kind: str = "A2") -> list[dict[str, Any]]:
     paths = JobPaths(root=Path("/shared/jobs/bcdfg-Llama.7b_lora"))
-    return list(yaml.safe_load_all(render_manifest(launch(options, kind), paths).text))
+    found = list(yaml.safe_load_all(render_manifest(launch(options, kind), paths).text))
+    for document in found:
+        check(document, "the manifest")
+    return found
 
 
 def test_a_volcano_job_is_a_gang_with_cards_volumes_and_no_root() -> None:
@@ -147,7 +150,7 @@ def test_the_pod_is_what_the_official_client_knows(volcano: bool) -> None:
 )
 def test_values_that_make_no_job_are_refused(options: KubernetesOptions) -> None:
     with pytest.raises(SpecError, match="these make no Kubernetes job"):
-        make_where(imagined_hosts(2, None, "A2"), options)
+        placement(imagined_hosts(2, None, "A2"), options)
 
 
 def test_amounts_and_selectors_that_kubernetes_takes_are_taken() -> None:
@@ -237,20 +240,25 @@ def api(tmp_path: Path) -> Iterator[Cluster]:
     cluster.server.server_close()
 
 
-def render(folder: Path, *options: str, code: int = 0) -> str:
-    """``launcher render kubernetes`` in ``folder``, which is the shared volume too."""
-    argv = (
-        sys.executable, "-m", "launcher", "render", "kubernetes", "tiny_cpu", "--nodes", "2", "--kind", "CPU",
-        "--image", "llm:1", "--volume", f"data:{folder}", "--set", "data.sample={size: 64, seed: 1}", *options,
-    )  # fmt: skip
-    env = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), "LAUNCHER_CACHE": str(folder / "cache")}
-    result = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+def submit(folder: Path, *options: str, code: int = 0) -> str:
+    result = submitted(folder, *options)
     assert result.returncode == code, result.stderr
     return result.stdout + result.stderr
 
 
+def submitted(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """``launcher submit --scheduler kubernetes`` in ``folder``, which is the shared volume too."""
+    argv = (
+        sys.executable, "-m", "launcher", "submit", "tiny_cpu", "--scheduler", "kubernetes", "--nodes", "2",
+        "--kind", "CPU", "--image", "llm:1", "--volume", f"data:{folder}",
+        "--set", "data.sample={size: 64, seed: 1}", *options,
+    )  # fmt: skip
+    env = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), "LAUNCHER_CACHE": str(folder / "cache")}
+    return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
 def test_apply_creates_the_job_in_the_users_cluster(tmp_path: Path, api: Cluster) -> None:
-    said = render(tmp_path, "--apply")
+    said = submit(tmp_path)
 
     ((path, created),) = api.objects.items()
     assert path.startswith("/apis/batch.volcano.sh/v1alpha1/namespaces/default/jobs/")
@@ -259,33 +267,49 @@ def test_apply_creates_the_job_in_the_users_cluster(tmp_path: Path, api: Cluster
     assert yaml.safe_load((folder / "kubernetes.yaml").read_text()) == created
     record = jobs.read_record(JobPaths(root=folder))
     assert record is not None
-    assert (record.state, record.where["kind"]) == (jobs.PLANNED, "kubernetes")
+    assert (record.state, record.scheduler, record.scheduler_job) == (
+        jobs.PLANNED, "kubernetes", created["metadata"]["name"]
+    )  # fmt: skip
 
 
 def test_a_cluster_without_volcano_says_what_to_do(tmp_path: Path, api: Cluster) -> None:
     api.volcano = False
-    said = render(tmp_path, "--apply", code=5)
+    said = submit(tmp_path, code=5)
 
     assert "the server could not find the requested resource" in said
     assert "--no-volcano" in said
-    assert "created Job" in render(tmp_path, "--apply", "--no-volcano")
+    assert [record.state for _, record in jobs.JobStore(tmp_path / "jobs").all()] == [jobs.FAILED]
+    assert "created Job" in submit(tmp_path, "--no-volcano")
 
 
 def test_without_a_cluster_or_a_shared_folder_nothing_is_applied(tmp_path: Path) -> None:
     pytest.importorskip("kubernetes", reason="pip install kubernetes")
-    assert "no kubeconfig can be used" in render(tmp_path, "--apply", code=5)
-    said = render(tmp_path, "--volume", "other:/elsewhere", "--jobs-dir", "/var/tmp/jobs", code=2)
+    assert "no kubeconfig can be used" in submit(tmp_path, code=5)
+    said = submit(tmp_path, "--volume", "other:/elsewhere", "--jobs-dir", "/var/tmp/jobs", code=2)
     assert "is in none of" in said
-    assert "kind: Job" in render(tmp_path, "--dry-run")
+    assert not (tmp_path / "jobs").exists()
+
+
+def test_a_dry_run_prints_the_manifest_alone_and_without_apply_it_is_written(tmp_path: Path) -> None:
+    shown = submitted(tmp_path, "--dry-run")
+    (document,) = yaml.safe_load_all(shown.stdout)
+    assert "Data: would be made first: " in shown.stderr
+    assert not (tmp_path / "jobs").exists()
+    said = submit(tmp_path, "--no-apply")
+
+    ((paths, record),) = jobs.JobStore(tmp_path / "jobs").all()
+    assert document["kind"] == "Job"
+    assert f"Next: kubectl apply -f {paths.root / 'kubernetes.yaml'}" in said
+    assert (record.state, record.note) == (jobs.PLANNED, "waits for Kubernetes")
 
 
 def in_pods(root: Path, program: str, made: Lab, mark: str) -> Hosted:
     """A job whose hosts are the pods of a Kubernetes job; nothing is started yet."""
     job = Hosted(root=root, program=program, mark=mark, hosts=made.hosts, addresses=["", ""])
     options = KubernetesOptions(image="i", volumes=(f"data:{root.parent}",), python=sys.executable)
-    job.where = dict(make_where(imagined_hosts(2, 2, "CPU"), options).settings)
+    job.scheduler, job.settings = "kubernetes", dict(placement(imagined_hosts(2, 2, "CPU"), options).settings)
     job.prepare(host="")
-    jobs.write_record(job.paths, replace(job.record(), where={"kind": "kubernetes"}))
+    jobs.write_record(job.paths, replace(job.record(), scheduler="kubernetes"))
     return job
 
 

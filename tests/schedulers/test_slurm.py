@@ -33,7 +33,7 @@ from launcher.jobs import JobPaths, JobRecord
 from launcher.jobs.events import read_events
 from launcher.plan.launch import Launch, Limits, NodePlace, RankPlace, write_launch
 from launcher.schedulers.granted import granted, indices_of, node_names
-from launcher.schedulers.slurm import SlurmOptions, limit_s, make_where, render_script
+from launcher.schedulers.slurm import SlurmOptions, limit_s, placement, render_script
 
 TRAIN = """
 from launcher.worker.main import asked_to_stop_at
@@ -93,7 +93,7 @@ class Queued(Hosted):
 
     @property
     def number(self) -> str:
-        return self.record().where["id"]
+        return self.record().scheduler_job
 
     def end(self) -> JobRecord:
         wait_until(lambda: self.record().is_final, "the end")
@@ -110,7 +110,7 @@ def queued(slurm: SlurmLab, tmp_path: Path, mark: str, program: str = TRAIN, **m
     job = Queued(root=tmp_path / f"{mark[-5:]}-a 'b", program=program, mark=mark, hosts=slurm.lab.hosts, **more)
     job.limits, job.env = HOST_LIMITS, env
     defaults = {"account": None, "time_limit": None, "gres": None, "exclusive": False, "requeue": True}
-    job.where = {"kind": "slurm", "options": {**defaults, **options}}
+    job.scheduler, job.settings = "slurm", {"options": {**defaults, **options}}
     job.addresses = ["", ""]
     job.slurm = slurm
     return job
@@ -392,7 +392,7 @@ def cluster(hosts: int = 2, cards: int = 8) -> Cluster:
 )
 def test_values_that_sbatch_could_take_for_something_else_are_refused(options: SlurmOptions) -> None:
     with pytest.raises(SpecError, match="cannot be passed to sbatch"):
-        make_where(cluster(), options)
+        placement(cluster(), options)
 
 
 @pytest.mark.parametrize(
@@ -407,15 +407,15 @@ def test_time_limits_are_read_as_sbatch_reads_them(text: str, seconds: int | Non
 def test_a_time_limit_that_leaves_no_time_before_its_warning_is_refused() -> None:
     for text in ("1", "1:30"):
         with pytest.raises(SpecError, match="pass 3 minutes at the least"):
-            make_where(cluster(), SlurmOptions(time_limit=text), grace_s=30.0)
+            placement(cluster(), SlurmOptions(time_limit=text), grace_s=30.0)
     for text in ("3", "0", "1:00:00"):
-        make_where(cluster(), SlurmOptions(time_limit=text), grace_s=30.0)
+        placement(cluster(), SlurmOptions(time_limit=text), grace_s=30.0)
 
 
 def test_the_signal_before_the_time_limit_is_called_that(tmp_path: Path) -> None:
     record = JobRecord(
         job_id="x", name="x", state=jobs.CANCELLED, created=jobs.now(), host="n", cards=1, target="CPU", argv=(),
-        versions={}, exit_code=128 + signal.SIGUSR1,
+        versions={}, exit_code=128 + signal.SIGUSR1, scheduler="slurm",
     )  # fmt: skip
     with pytest.raises(JobCancelled, match="SIGUSR1, which Slurm sends before its time limit"):
         raise_for_end(record)
@@ -459,10 +459,11 @@ def test_before_hosts_are_known_status_does_not_show_where_they_are_led_from(tmp
 
 
 def launch_of(options: SlurmOptions) -> Launch:
-    where = make_where(cluster(), options)
+    settings = placement(cluster(), options).settings
     return Launch(
         engine="direct", target="Ascend", address="", port=0, program="", rank_table="", limits=Limits(),
-        ranks=(RankPlace(rank_id=0, local_rank=0, host="n0", device_id=0),), where=where.settings,
+        ranks=(RankPlace(rank_id=0, local_rank=0, host="n0", device_id=0),), scheduler="slurm",
+        settings=settings,
         nodes=tuple(NodePlace(node_rank=n, name=f"n{n}", address="") for n in range(2)),
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from support.sshlab import SshLab, ssh_lab, wait_for_ssh
 from support.supervised import long, marked, report, wait_until
 
 from launcher import jobs
-from launcher.schedulers.hosts import forwarded, remote, ssh_argv
+from launcher.schedulers.ssh import forwarded, remote, ssh_argv
 
 TRAIN = "ready()\nfor n in range(1, 100000):\n    step(n, seconds=0.05)\n"
 
@@ -37,13 +37,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshLab]:
 
 
 def hosted(servers: SshLab, tmp_path: Path, mark: str, program: str = TRAIN, **more: Any) -> Hosted:
-    where = {
-        "kind": "hosts",
+    settings = {
         "ssh_config": str(servers.config),
         "env": {"PATH": os.environ["PATH"], "LAUNCHER_TEST": mark},
     }
     job = Hosted(root=tmp_path / f"{mark[-6:]}-job", program=program, mark=mark, hosts=servers.lab.hosts, **more)
-    job.where = where
+    job.scheduler, job.settings = "ssh", settings
     job.entered = servers.lab.client
     return job
 

@@ -216,7 +216,7 @@ def test_hosts_that_do_not_fit_together_are_told_before_anything_runs(
 def test_a_host_that_never_comes_is_named(hosts: Lab, tmp_path: Path, no_survivors: str) -> None:
     limits = replace(HOST_LIMITS, register_s=4.0)
     job = Hosted(root=tmp_path / "job", program=TRAIN, mark=no_survivors, hosts=hosts.hosts, limits=limits)
-    job.where = {"kind": "nobody"}
+    job.starts_agents = False
     job.start()
     job.start_agents([0])
     record = job.end()

@@ -120,10 +120,11 @@ def test_resume_keeps_the_old_attempt_and_begins_a_new_one(tmp_path: Path, no_su
     supervised = Supervised(root=tmp_path / "job", program=program, mark=no_survivors)
     failed = supervised.run()
     old = {path: path.read_bytes() for path in (supervised.root / "attempts" / "1").rglob("*") if path.is_file()}
-    paths, supervised.guard = start.begin_again(supervised.paths, failed)
+    started = start.begin_again(supervised.paths, failed)
+    supervised.guard = started.guard
     record = supervised.end()
 
-    assert (record.state, record.attempt, paths.attempt) == (jobs.SUCCEEDED, 2, 2)
+    assert (record.state, record.attempt, started.paths.attempt) == (jobs.SUCCEEDED, 2, 2)
     assert record.earlier[0]["reason"] == "ValueError: mine"
     assert {path: path.read_bytes() for path in old} == old
     with pytest.raises(JobError, match="has succeeded"):
@@ -153,7 +154,7 @@ def test_a_resume_that_a_full_disk_stopped_can_be_done_later(tmp_path: Path, no_
         start.begin_again(supervised.paths, failed)
     assert sorted(supervised.paths.checkpoints.rglob("*")) == before
     assert supervised.record() == failed
-    _, supervised.guard = start.begin_again(supervised.paths, failed)
+    supervised.guard = start.begin_again(supervised.paths, failed).guard
 
     assert supervised.end().state == jobs.SUCCEEDED
 
@@ -178,7 +179,7 @@ def test_a_resume_that_was_killed_does_not_block_later_ones(tmp_path: Path, no_s
     for rank in (0, 1):
         write_safetensors(supervised.paths.checkpoints / f"rank_{rank}" / f"x_rank_{rank}-1_1.safetensors")
     prepare_attempt(supervised.paths.of_attempt(2), 2)
-    _, supervised.guard = start.begin_again(supervised.paths, failed)
+    supervised.guard = start.begin_again(supervised.paths, failed).guard
 
     assert supervised.end().state == jobs.SUCCEEDED
     stale = supervised.root / "attempts" / "2" / "stale" / "rank_0"
@@ -200,7 +201,7 @@ def test_how_a_killed_attempt_was_to_be_stopped_is_forgotten(tmp_path: Path, no_
     supervised = Supervised(root=tmp_path / "job", program="raise ValueError('x')", mark=no_survivors, ranks=1)
     failed = supervised.run()
     supervised.paths.control.write_text('{"save": true, "grace_s": 0.0}')
-    _, supervised.guard = start.begin_again(supervised.paths, failed)
+    supervised.guard = start.begin_again(supervised.paths, failed).guard
 
     assert not supervised.paths.control.exists()
     supervised.end()
@@ -359,8 +360,8 @@ def test_a_folder_that_a_new_job_would_have_stays_when_there_is_one(tmp_path: Pa
     supervised = Supervised(root=tmp_path / "job", program="", mark="none", ranks=1)
     supervised.root.mkdir()
     (supervised.root / "of another job").touch()
-    plan: Any = SimpleNamespace(paths=JobPaths(root=supervised.root))
+    plan: Any = SimpleNamespace(paths=JobPaths(root=supervised.root), launch=supervised.launch())
     with pytest.raises(JobError, match="job exists"):
-        start.begin(plan, supervised.launch())
+        start.begin(plan)
 
     assert [path.name for path in supervised.root.iterdir()] == ["of another job"]

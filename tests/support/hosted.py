@@ -25,7 +25,9 @@ class Hosted(Supervised):
 
     hosts: Sequence[NetHost]
     per_host: int = 1
-    where: dict[str, Any] = field(default_factory=lambda: {"kind": "given"})
+    scheduler: str = "given"
+    settings: dict[str, Any] = field(default_factory=dict)
+    starts_agents: bool = True
     addresses: Sequence[str] | None = None
     agent_env: dict[int, dict[str, str]] = field(default_factory=dict)
     agents: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -45,12 +47,20 @@ class Hosted(Supervised):
         )  # fmt: skip
         addresses = self.addresses or [host.address for host in self.hosts]
         nodes = tuple(NodePlace(node_rank=n, name=host.name, address=addresses[n]) for n, host in enumerate(self.hosts))
-        return replace(super().launch(), ranks=ranks, nodes=nodes, where=self.where, port=0, target=self.target)
+        return replace(
+            super().launch(),
+            ranks=ranks,
+            nodes=nodes,
+            scheduler=self.scheduler,
+            settings=self.settings,
+            port=0,
+            target=self.target,
+        )
 
     def start(self) -> Hosted:
         with self._inside():
             super().start()
-        if self.where["kind"] == "given":
+        if self.scheduler == "given" and self.starts_agents:
             self.start_agents()
         return self
 

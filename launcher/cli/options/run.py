@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from launcher.cli.options.common import Seconds
 
 if TYPE_CHECKING:
-    from launcher.control.start import Options
+    from launcher.plan.placement import RunOptions
 
 # Of time-outs: with none at all every job would fail.
 _TIMEOUT = Seconds(min=0.0, min_open=True)
@@ -57,29 +58,23 @@ _OPTIONS = (
 )
 
 
+_NAMES = ("engine", "max_restarts", "grace_s", "hang_timeout_s", "start_timeout_s", "lost_s", "wait_for_cards")
+
+
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """All of them, in this order."""
+    """Declare all of them, in this order, and give them to ``command`` as its parameter ``run``."""
+
+    @functools.wraps(command)
+    def gathered(**values: Any) -> Any:
+        return command(run=_options(**{name: values.pop(name) for name in _NAMES}), **values)
+
     for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+        gathered = option(gathered)
+    return gathered
 
 
-def make_options(
-    *,
-    engine: str | None,
-    max_restarts: int,
-    grace_s: float,
-    hang_timeout_s: float | None,
-    start_timeout_s: float,
-    lost_s: float,
-    wait_for_cards: bool,
-) -> Options:
-    """What ``run_options`` gave, as the rest of the program takes it."""
-    from launcher.control.start import Options
+def _options(*, engine: str | None, wait_for_cards: bool, **limits: Any) -> RunOptions:
     from launcher.plan.launch import Limits
+    from launcher.plan.placement import RunOptions
 
-    limits = Limits(
-        grace_s=grace_s, hang_timeout_s=hang_timeout_s, start_timeout_s=start_timeout_s, max_restarts=max_restarts,
-        lost_s=lost_s,
-    )  # fmt: skip
-    return Options(engine=engine, limits=limits, wait_for_cards=wait_for_cards)
+    return RunOptions(engine=engine, limits=Limits(**limits), wait_for_cards=wait_for_cards)

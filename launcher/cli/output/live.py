@@ -73,5 +73,5 @@ def tokens_per_step(paths: JobPaths) -> int | None:
     try:
         spec = json.loads(paths.spec.read_text(encoding="utf-8"))
         return int(spec["data"]["batch_size"]) * int(spec["model"]["seq_length"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

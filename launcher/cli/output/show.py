@@ -19,21 +19,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import jobs
-from launcher.common.rendering import RenderedFile
 from launcher.engines.base import Command
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.jobs.events import read_last_events
 from launcher.jobs.verdict import user_language, verdict_text
-from launcher.plan.launch import Launch
 from launcher.plan.launch_plan import LaunchPlan
 
 if TYPE_CHECKING:
+    from launcher.control.prepare import PreparedRun
     from launcher.plan.inputs import Pending
 
 
 def plan(plan: LaunchPlan, pending: Pending | None = None) -> str:
     """The whole plan for people: what would be made and written, then what would be run."""
-    degrees, files = plan.degrees, (*plan.files, *_batch_script(plan))
+    degrees, files = plan.degrees, plan.files
     split = " x ".join(f"{name} {degree}" for name, degree in dataclasses.asdict(degrees).items())
     lines = [
         f"job      {plan.paths.root}",
@@ -60,31 +59,40 @@ def _new_folders(folder: Path) -> list[Path]:
     return [place for place in (*reversed(folder.parents), folder) if not place.exists()]
 
 
-def _batch_script(plan: LaunchPlan) -> list[RenderedFile]:
-    """What Slurm would be given."""
-    if not plan.launch or plan.launch.where.get("kind") != "slurm":
-        return []
-    from launcher.schedulers.slurm import render_script
+def dry_run(prepared: PreparedRun) -> None:
+    """Print the plan with its notes; or, for a program to read, one file alone, and the notes on stderr."""
+    document, pending = _document(prepared.plan), prepared.pending
+    for note in prepared.notes:
+        click.echo(note, err=document is not None)
+    if document and pending:
+        click.echo(f"Data: would be made first: {pending.describe()}", err=True)
+    click.echo(document or plan(prepared.plan, pending))
 
-    return [render_script(plan.launch, plan.paths, plan.spec.name)]
+
+def _document(plan: LaunchPlan) -> str | None:
+    """Return the file that the plan's scheduler has a dry run print alone; None where it has none."""
+    from launcher.schedulers import registry
+
+    name = registry.get(plan.launch.scheduler).dry_run_file
+    return next((file.text.rstrip() for file in plan.files if file.path == name), None)
 
 
 def _commands(plan: LaunchPlan) -> list[str]:
-    if plan.launch and plan.launch.nodes:
-        return _node_commands(plan, plan.launch)
-    programs = plan.launch.programs(plan.paths) if plan.launch else ()
-    return [f"  {program.command}" for program in programs] or [f"  {plan.command}"]
+    if plan.launch.nodes:
+        return _node_commands(plan)
+    return [f"  {program.command}" for program in plan.launch.programs(plan.paths)]
 
 
 _SHOWN_NODES = 4
 
 
-def _node_commands(plan: LaunchPlan, launch: Launch) -> list[str]:
-    """How agents come to their hosts, and what they start there; addresses and cards may still be found out."""
-    from launcher.schedulers.agents import agent_starts
+def _node_commands(plan: LaunchPlan) -> list[str]:
+    """Show how agents come to their hosts, and what they start there; addresses and cards may still be found out."""
+    from launcher.schedulers import registry
 
-    starts = agent_starts(launch, plan.paths)
-    lines = [f"  sbatch --parsable {file.path}, and in it" for file in _batch_script(plan)]
+    launch, scheduler = plan.launch, registry.get(plan.launch.scheduler)
+    starts = scheduler.agents(launch, plan.paths)
+    lines = [f"  {step}" for step in scheduler.steps(plan)]
     lines += [f"  {Command(argv=start.command.argv)}" for start in starts[:_SHOWN_NODES]]
     lines += [f"  ... and {len(starts) - _SHOWN_NODES} more"] if len(starts) > _SHOWN_NODES else []
     for node in launch.nodes[:_SHOWN_NODES]:
@@ -331,7 +339,7 @@ def status(paths: JobPaths, record: JobRecord) -> str:
         f"job       {record.job_id}",
         f"state     {record.state}{attempt}{f' ({record.note})' if record.note else ''}",
         f"ranks     {record.cards} on {record.target}{_on_hosts(paths, record)}, engine {record.engine}",
-        *([f"{record.where['kind']:<9} job {record.where.get('id', '-')}"] if record.where else []),
+        *([f"{record.scheduler:<9} job {record.scheduler_job}"] if record.scheduler_job else []),
         f"created   {record.created}",
         *([f"ended     {record.ended}"] if record.ended else []),
         f"versions  {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
@@ -364,7 +372,7 @@ def _on_hosts(paths: JobPaths, record: JobRecord) -> str:
 def _nodes_in(file: Path) -> list[str]:
     try:
         return [node["name"] for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 

@@ -55,6 +55,7 @@ def run_agent(paths: JobPaths, options: AgentOptions) -> int:
     adopt_orphans()
     launch = read_launch(paths)
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    # Before there is any thread: the one that sends heartbeats would not live on in the child.
     child = os.fork()
     if child == 0:
         os.close(reading)
@@ -66,7 +67,7 @@ def run_agent(paths: JobPaths, options: AgentOptions) -> int:
     if not _watch(reading, launch.limits.lost_s):
         os.kill(child, signal.SIGKILL)
     code = forwarding.wait()
-    kill_descendants()
+    kill_descendants()  # ranks are in sessions of their own, and outlive an agent that was killed
     return code if code >= 0 else 1
 
 
@@ -105,7 +106,7 @@ class Agent:
         self.link = LeaderLink(self.paths, options.node_rank, lost_s=lost_s, pulse=pulse)
 
     def run(self) -> int:
-        self._register()
+        self._register()  # the first heartbeat says that the report lies there
         self.link.start()
         outcome = self._outcome()
         self._write_end(outcome)
@@ -138,6 +139,7 @@ class Agent:
             return self._own_failure(f"{type(error).__name__}: {error}")
 
     def _attempt(self, own: Launch) -> Outcome:
+        # The driver gives a card back a while after the process of the last attempt ended.
         if own.target == "Ascend" and self.paths.attempt > 1:
             from launcher.supervise.free_cards import wait_until_free
 
@@ -148,7 +150,7 @@ class Agent:
         return self._killed() if outcome.state == jobs.CANCELLED and self._is_orphan() else outcome
 
     def _is_orphan(self) -> bool:
-        """Whether the process that watches this one was killed, while the job was to go on."""
+        """Tell whether the process that watches this one was killed, while the job was to go on."""
         return signal.SIGHUP in self.signals.received and self.link.command.action == START
 
     def _killed(self) -> Outcome:
@@ -207,7 +209,7 @@ class Agent:
             write_atomic(end, json.dumps(document, ensure_ascii=False) + "\n", parents=False)
 
     def _leader_gone(self) -> bool:
-        """Whether nobody else will write the job's end. A leader that was killed may have a guard that does."""
+        """Tell whether nobody else will write the job's end. A leader that was killed may have a guard that does."""
         while not self.link.leader_lost:
             if self.link.command.action in (STOP, END) or not self._stopped():
                 return False
@@ -221,6 +223,7 @@ class Agent:
         if record is None or record.is_final:
             return
         with contextlib.suppress(FileExistsError, OSError):
+            # O_EXCL is atomic on NFS too: of all agents that notice, one writes.
             os.close(os.open(self.paths.takeover, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             verdict = leader_verdict(record.host, self.launch.limits.lost_s)
             jobs.write_record(
@@ -234,7 +237,7 @@ def _tell_nobody(_state: str, _states: object) -> None:
 
 
 def missing_inputs(paths: JobPaths) -> list[str]:
-    """Files that the job reads and this host does not have."""
+    """Return the files that the job reads and this host does not have."""
     try:
         plan = json.loads(paths.plan.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -244,7 +247,7 @@ def missing_inputs(paths: JobPaths) -> list[str]:
 
 
 def read_raw_record(paths: JobPaths) -> JobRecord | None:
-    """The job's record as it is written, without a look at any process."""
+    """Return the job's record as it is written, without a look at any process."""
     try:
         return JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError):
@@ -252,7 +255,7 @@ def read_raw_record(paths: JobPaths) -> JobRecord | None:
 
 
 def stdin_ended() -> bool:
-    """Whether our stdin has come to its end: whoever held it is gone."""
+    """Tell whether our stdin has come to its end: whoever held it is gone."""
     if not select.select([0], [], [], 0)[0]:
         return False
     try:
@@ -262,7 +265,7 @@ def stdin_ended() -> bool:
 
 
 def led_attempt(paths: JobPaths, limits: Any) -> int:
-    """The number of the job's attempt, once there is one whose leader shows signs of life.
+    """Return the number of the job's attempt, once there is one whose leader shows signs of life.
 
     Raises LauncherError when there is none in ``register_s``.
     """
@@ -275,6 +278,7 @@ def led_attempt(paths: JobPaths, limits: Any) -> int:
         if record and not record.is_final:
             status = read_status(paths.of_attempt(record.attempt).leader_status)
             heartbeat = status.get("heartbeat") if status else None
+            # Two heartbeats that differ: a status file alone may be what a leader left that is dead.
             if heartbeat is not None and seen.setdefault(record.attempt, heartbeat) != heartbeat:
                 return record.attempt
         time.sleep(heartbeat_s(limits.lost_s) / 2)

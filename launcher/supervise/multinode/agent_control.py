@@ -16,7 +16,7 @@ from launcher.common.clock import Clock
 from launcher.jobs import JobPaths
 from launcher.jobs.events import read_position
 from launcher.plan.launch import Launch
-from launcher.schedulers import SCHEDULED
+from launcher.schedulers import registry
 from launcher.supervise.attempt_control import OnReadable
 from launcher.supervise.multinode.leader_link import (
     DONE,
@@ -51,7 +51,8 @@ class AgentControl:
     ) -> None:
         self._paths, self._signals, self._link, self._stdin, self._clock = paths, signals, link, stdin, clock
         # A scheduler that takes the host away sends TERM to every process at once; ranks shall save first.
-        self.end_signal: int = signal.SIGHUP if launch.where.get("kind") in SCHEDULED else signal.SIGTERM
+        taken_away = registry.get(launch.scheduler).takes_hosts_away
+        self.end_signal: int = signal.SIGHUP if taken_away else signal.SIGTERM
         self._heartbeat_s = heartbeat_s(launch.limits.lost_s)
         self._report_at = 0.0
         self._states: RankStates | None = None
@@ -64,7 +65,7 @@ class AgentControl:
         return found if self._stdin is None else {**found, self._stdin: partial(self._hear_leader, self._stdin)}
 
     def _hear_leader(self, stdin: int) -> bool:
-        """Read the line that ssh holds open: nothing is ever said on it, and its end says that the leader is gone."""
+        """Read the line that the leader holds open: nothing is said on it; its end says that the leader is gone."""
         try:
             self._cut = not os.read(stdin, 4096)
         except OSError:

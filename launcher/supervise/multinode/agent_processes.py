@@ -1,4 +1,4 @@
-"""The leader's own processes that bring agents to their hosts: ssh, srun, or none where agents come by themselves."""
+"""The leader's own processes that bring agents to their hosts; none where agents come by themselves."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Protocol
 from launcher.common.processes import die_with_parent, kill_descendants, reap
 from launcher.jobs import JobPaths
 from launcher.plan.launch import Launch
-from launcher.schedulers.agents import AgentStart, agent_starts
+from launcher.schedulers import registry
+from launcher.schedulers.base import AgentStart
 
 
 class Agents(Protocol):
-    """What the leader needs of them."""
+    """The leader's side of them."""
 
     def start(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]: ...
 
@@ -33,14 +34,14 @@ class Agents(Protocol):
 
 
 class AgentProcesses:
-    """Starts what ``agent_starts`` names, and leaves nothing of it."""
+    """Starts what the job's scheduler names, and leaves nothing of it."""
 
     def __init__(self) -> None:
         self._spawned: list[tuple[AgentStart, subprocess.Popen[bytes]]] = []
         self._ended: list[tuple[AgentStart, int]] = []
 
     def start(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]:
-        starts = agent_starts(launch, paths)
+        starts = registry.get(launch.scheduler).agents(launch, paths)
         for start in starts:
             self._spawned.append((start, _spawn(start, paths)))
         return starts

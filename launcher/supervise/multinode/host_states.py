@@ -1,4 +1,4 @@
-"""What the leader knows of all hosts, from their status files, and which of their failures was the first."""
+"""The state of every host as its status file tells it, and which of their failures was the first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launcher import jobs
 from launcher.common.clock import Clock
 from launcher.jobs.verdict import Verdict
 from launcher.plan.launch import Launch, NodePlace
-from launcher.schedulers.agents import AgentStart
+from launcher.schedulers.base import AgentStart
 from launcher.schedulers.registration import Registration
 from launcher.supervise.judge import HostFacts, LifeSigns
 from launcher.supervise.multinode.leader_link import DONE, SAVING
@@ -106,7 +106,7 @@ class HostFailure:
 
 
 class HostStates:
-    """All hosts of an attempt: the facts that the leader's judge decides from."""
+    """The hosts of an attempt: the facts that the leader's judge decides from."""
 
     def __init__(self, launch: Launch, *, clock: Clock = time) -> None:
         self._ranks, self._clock = launch.ranks, clock

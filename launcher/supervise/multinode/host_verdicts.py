@@ -28,7 +28,7 @@ def host_verdict(
     node: NodePlace, ranks: Sequence[RankPlace], how: dict[str, str], *, kind: str, lines: Sequence[str] = (),
     retry: bool = True,
 ) -> Verdict:  # fmt: skip
-    """The verdict on a host that failed as a whole. ``lines``: its last words."""
+    """Return the verdict on a host that failed as a whole. ``lines``: its last words."""
     own = [rank.rank_id for rank in ranks if rank.node_rank == node.node_rank]
     address = f" ({node.address})" if node.address and node.address != node.name else ""
     said = [f"    {line}" for line in lines]
@@ -49,7 +49,7 @@ def host_verdict(
 
 
 def program_verdict(name: str, how: str, how_zh: str) -> Verdict:
-    """The verdict on the one program that holds the agents of all hosts."""
+    """Return the verdict on the one program that holds the agents of all hosts."""
     text = {
         EN: f"{name}, which holds the agents on all hosts, failed first: {how}\n  next: launcher resume JOB",
         ZH: f"{name}（运行所有主机的 agent）最先失败：{how_zh}\n  下一步：launcher resume JOB",
@@ -64,10 +64,11 @@ def silent(seconds: float) -> dict[str, str]:
     }
 
 
-def cut(seconds: float) -> dict[str, str]:
+def cut(seconds: float, line: str) -> dict[str, str]:
+    silence = f"no answer over {line} for {seconds:.0f} s"
     return {
-        EN: f"it cannot be reached any more: no answer over ssh for {seconds:.0f} s; its network or the host is down",
-        ZH: f"主机不可达：ssh 在 {seconds:.0f} 秒内无响应，网络或主机故障",
+        EN: f"it cannot be reached any more: {silence}; its network or the host is down",
+        ZH: f"主机不可达：{line} 在 {seconds:.0f} 秒内无响应，网络或主机故障",
     }
 
 
@@ -79,7 +80,7 @@ def late_host(rank_id: int, seconds: str) -> dict[str, str]:
 
 
 def hang_verdict(launch: Launch, failure: Failure, step: int, lines: Sequence[str]) -> Verdict:
-    """The verdict on ranks that make no progress: on their host, when all that are behind are on one."""
+    """Return the verdict on ranks that make no progress: on their host, when all that are behind are on one."""
     how = _no_progress(failure.detail, step, failure.behind)
     at = {launch.ranks[rank_id].node_rank for rank_id in failure.behind}
     if len(at) == 1:
@@ -100,7 +101,7 @@ def _no_progress(seconds: str, step: int, behind: Sequence[int]) -> dict[str, st
 
 
 def foreign(message: str, lines: Sequence[str]) -> Verdict:
-    """The verdict on what is no host's fault alone: hosts that do not fit together, a folder that is gone."""
+    """Return the verdict on what is no host's fault alone: hosts that do not fit together, a folder that is gone."""
     text = "\n".join([message, *(f"  - {line}" for line in lines)])
     reason = "; ".join([message, *lines])[:400]
     return Verdict(rank_id=None, reason=reason, step=None, kind="foreign", text={EN: text, ZH: text})

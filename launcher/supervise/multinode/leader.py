@@ -23,7 +23,7 @@ from launcher.jobs import JobPaths
 from launcher.jobs.logs import tail
 from launcher.jobs.verdict import EN, ZH, Verdict
 from launcher.plan.launch import Launch
-from launcher.schedulers import SCHEDULED
+from launcher.schedulers import registry
 from launcher.schedulers.registration import CLOCK_S, Registration, problems
 from launcher.supervise.attempt import Outcome, folder_gone
 from launcher.supervise.judge import Action, Decision, Judge, Look, Loss, Phase, Scope, StopSequence, judge_host
@@ -48,9 +48,6 @@ from launcher.supervise.verdict import describe_exit, stack_of
 
 if TYPE_CHECKING:
     from launcher.common.rendering import RenderedFile
-
-# The exit code of ssh for failures of its own (ssh(1)).
-SSH_FAILED = 255
 
 # Beyond the grace, for KILL and for files to come.
 _SLACK_S = 10.0
@@ -78,6 +75,7 @@ class Leader:
     ) -> None:
         self.paths, self.launch, self.signals, self._tell = paths, launch, signals, tell
         self.limits, self._clock = launch.limits, clock
+        self._scheduler = registry.get(launch.scheduler)
         self.states = RankStates((), None, clock=clock)  # of ranks it hears through their hosts alone
         self.hosts = HostStates(launch, clock=clock)
         # Agents have gathered the evidence on their own ranks; a scheduler that answers a failure with signals to all
@@ -146,6 +144,7 @@ class Leader:
         for host, place in zip(self.hosts, self.launch.nodes, strict=True):
             host.place = place
         write_atomic(self.paths.start, self.launch.to_json(), parents=False)
+        # Each agent reads its share alone; the command to start comes last, when all of them lie there.
         for share in self.launch.for_nodes():
             self.paths.node_start(share.node_rank).write_text(share.to_json(), encoding="utf-8")
         self._send(replace(self._command, action=START))
@@ -153,28 +152,27 @@ class Leader:
         return None
 
     def _write_rank_table(self, found: list[Registration]) -> None:
-        """The table of the cards that were found, held to the same rules as anybody's."""
+        """Return the table of the cards that were found, held to the same rules as anybody's."""
         if self.launch.target != "Ascend":
             return
         from launcher.cluster.rank_table import check_text, render_rank_table
         from launcher.common.rendering import environment
 
-        file = self._operators_table() or render_rank_table(environment(), cluster_of(self.launch, found))
+        file = self._schedulers_table() or render_rank_table(environment(), cluster_of(self.launch, found))
         report = check_text(file.text, file.path).for_kind(found[0].kind)
         errors = [f"{problem.code} {problem.path} {problem.detail}" for problem in report.of_level("E")]
         if errors:
             raise LauncherError("the rank table of the cards that were found is wrong", hint="; ".join(errors[:5]))
         write_atomic(self.paths.root / file.path, file.text)
 
-    def _operators_table(self) -> RenderedFile | None:
-        """On Kubernetes the Ascend operator may write the table; it is waited for where its config map is mounted."""
-        if self.launch.where.get("kind") != "kubernetes":
-            return None
+    def _schedulers_table(self) -> RenderedFile | None:
+        """Wait for a rank table where the scheduler makes one itself: who gave out the cards knows them best."""
         from launcher.common.rendering import RenderedFile
-        from launcher.schedulers.kubernetes import operators_table
 
-        self._wait(self.limits.register_s, lambda: operators_table() != "" or self.signals.stop_level())
-        text = operators_table()
+        if self._scheduler.rank_table() is None:
+            return None
+        self._wait(self.limits.register_s, lambda: self._scheduler.rank_table() != "" or self.signals.stop_level())
+        text = self._scheduler.rank_table()
         return RenderedFile(path="rank_table.json", text=text) if text else None
 
     def _refuse(self, message: str, lines: list[str]) -> Outcome:
@@ -200,7 +198,7 @@ class Leader:
         self._note_ends()
         self._look_at_hosts()
         if now >= self._heartbeat_at:
-            self._send(self._command)
+            self._send(self._command)  # agents take silence for our death
             self._read_control()
 
     def _note_ends(self) -> None:
@@ -252,26 +250,24 @@ class Leader:
                 )
 
     def _note_cut(self, host: HostState) -> None:
-        """What brought the agent to its host has ended, and the agent has not reported how."""
+        """Judge a host where what brought the agent there has ended, and the agent has not reported how."""
         start, code = host.start, host.left_code
         if start and len(start.node_ranks) > 1 and code is not None and code < 0:
             # One srun holds all agents: when it is killed no host has failed, and all ends follow from that.
             host.lost, host.lost_at = program_verdict(start.name, describe_exit(code), describe_exit(code, ZH)), 0.0
             return
-        limit_s = start.limit_s if start else 0.0
-        if code == SSH_FAILED and host.here and limit_s and not self._still_connected(host):
-            self._lose(host, cut(limit_s), limit_s)
+        line_cut = start is not None and code == start.cut_code
+        if start and line_cut and host.here and start.limit_s and not self._still_connected(host):
+            self._lose(host, cut(start.limit_s, start.line), start.limit_s)
             return
-        how = "its agent was killed" if code == SSH_FAILED else f"its agent has ended with {code} and no report"
+        how = "its agent was killed" if line_cut else f"its agent has ended with {code} and no report"
         if not host.here:
             how = f"no agent could be started there (exit code {code})"
         self._lose(host, {EN: how, ZH: f"agent 异常退出（{code}）"}, _LAST_REPORT_S)
 
     def _still_connected(self, host: HostState) -> bool:
-        """ssh says the same of a host that it lost and of a command that was killed there."""
-        from launcher.schedulers.hosts import is_connected
-
-        return is_connected(self.launch, self.paths, host.place.address)
+        """Tell a host that was lost from an agent that was killed on it: the line to it ends alike in both."""
+        return self._scheduler.is_connected(self.launch, self.paths, host.place.address)
 
     def _lose(self, host: HostState, how: dict[str, str], since_s: float) -> None:
         """Judge ``host`` lost. ``since_s``: how long ago that was; what follows from it elsewhere came later."""
@@ -294,6 +290,7 @@ class Leader:
 
     def _stop_level(self) -> int:
         """Return 0 to go on, 1 to stop in order, 2 to stop at once. A signal to any agent is one to us."""
+        # A batch system signals whichever process it likes: what an agent got counts as if it had come to us.
         if (passed_on := self.hosts.stop_signal) and not self.signals.received:
             self.signals.direct.append(passed_on)
         if not self.signals.received:
@@ -360,10 +357,11 @@ class Leader:
         ``verdict``: what was judged from silence; a failure that came before explains it.
         """
         judged_at = self._clock.time()
+        # In a hurry: ranks that wait for a dead one in a collective reach no step to save after.
         self._send(replace(self._command, action=STOP, hurry=True))
         wait_s = max(self.limits.lost_s, _SLACK_S) + 2 * self._heartbeat_s
         self._wait(wait_s, lambda: self.hosts.all_gone)
-        first = self.hosts.first_failure()
+        first = self.hosts.first_failure()  # reports that came meanwhile may tell of an earlier one
         if first is not None and (verdict is None or first.failed_at < judged_at):
             verdict = first.verdict
         others = [
@@ -378,6 +376,7 @@ class Leader:
         """Stop all hosts; after the same step, all having saved, if that is wanted."""
         self._set_state(jobs.STOPPING)
         request = self.signals.request(self.paths, self.limits.grace_s)
+        # Before ranks were told to start there is nothing to save; a user who wants it saved says so.
         save = (request.save or not self._stopped_by_user()) and self._command.action == START
         self._send(replace(self._command, action=STOP, grace_s=request.grace_s, save=save))
         if save:
@@ -401,8 +400,8 @@ class Leader:
             self._tick(self._look_s)
 
     def _stopped_by_user(self) -> bool:
-        """Whether ``launcher stop`` or Ctrl-C asked for it; else a scheduler did, which lets us save."""
-        return (not self._scheduled and not self.hosts.stop_signal) or bool(self._control_text())
+        """Tell whether ``launcher stop`` or Ctrl-C asked for it; else a scheduler did, which lets us save."""
+        return (not self._scheduler.takes_hosts_away and not self.hosts.stop_signal) or bool(self._control_text())
 
     def _control_text(self) -> str:
         with contextlib.suppress(OSError):
@@ -412,31 +411,15 @@ class Leader:
     def _stopped(self) -> Outcome:
         lost = [f"{host.name} did not answer when the job was stopped" for host in self.hosts if host.lost]
         warnings = (*self._warnings, *lost)
-        if self.launch.where.get("kind") == "slurm":
-            from launcher.schedulers.slurm import in_vain
-
-            if verdict := in_vain(self.launch, self.paths):
-                return Outcome(state=jobs.FAILED, verdict=verdict, warnings=warnings)
-        return Outcome(state=jobs.CANCELLED, saved_step=self.hosts.saved_step(), warnings=warnings, later=self._later())
-
-    def _later(self) -> str | None:
-        """How it comes that the job goes on later, by its scheduler; None when it does not."""
-        if self.launch.where.get("kind") == "kubernetes" and not self._control_text():
-            return "Kubernetes takes a pod away; the job goes on when it is started again"
-        if self.launch.where.get("kind") != "slurm":
-            return None
-        from launcher.schedulers.slurm import requeue_note
-
-        return requeue_note(self.launch, self.paths)
-
-    @property
-    def _scheduled(self) -> bool:
-        return self.launch.where.get("kind") in SCHEDULED
+        if verdict := self._scheduler.in_vain(self.launch, self.paths):
+            return Outcome(state=jobs.FAILED, verdict=verdict, warnings=warnings)
+        later = self._scheduler.requeue_note(self.launch, self.paths)
+        return Outcome(state=jobs.CANCELLED, saved_step=self.hosts.saved_step(), warnings=warnings, later=later)
 
     @property
     def _hurried(self) -> bool:
-        """Asked twice by a user: a scheduler's second signal is the time limit, of which it warned us."""
-        if not self._scheduled:
+        """Tell whether a user asked twice: a scheduler's second signal is the time limit, of which it warned us."""
+        if not self._scheduler.takes_hosts_away:
             return self.signals.stop_level() > 1
         with contextlib.suppress(ValueError, AttributeError):
             return bool(json.loads(self._control_text() or "{}").get("at_once"))
@@ -453,12 +436,10 @@ class Leader:
         if self._command.action not in (STOP, END) or not self._command.hurry:
             self._send(replace(self._command, action=END, hurry=True))
         self._wait(_SLACK_S, lambda: all(host.over or host.signs.heartbeat is None for host in self.hosts))
+        # The end of its stdin has an agent clear up by itself; killing what holds the line would end that line alone.
         self._agents.let_go()
         self._wait(1.0, lambda: self._agents.all_ended)
-        if self.launch.where.get("kind") == "hosts":
-            from launcher.schedulers.hosts import end_connections
-
-            end_connections(self.launch, self.paths)
+        self._scheduler.close(self.launch, self.paths)
         self._agents.kill()
 
 
@@ -470,6 +451,7 @@ def _read_json(path: Any) -> dict[str, Any] | None:
 
 
 def _patience_s(host: HostState) -> float:
-    """Return how long a last report may be on its way; none comes where ssh lost the host, or srun was killed."""
+    """Return how long a last report may be on its way; none comes where the line was cut, or what held it killed."""
     code = host.left_code
-    return _NO_REPORT_S if code == SSH_FAILED or (code or 0) < 0 else _LAST_REPORT_S
+    line_cut = host.start is not None and code == host.start.cut_code
+    return _NO_REPORT_S if line_cut or (code or 0) < 0 else _LAST_REPORT_S

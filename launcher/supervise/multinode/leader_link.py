@@ -22,13 +22,13 @@ HERE, STARTING, RUNNING, SAVING, DONE, ENDED = "here", "starting", "running", "s
 
 
 def heartbeat_s(lost_s: float) -> float:
-    """Seconds between two signs of life: ten fit into the time after which a host is lost."""
+    """Return the seconds between two signs of life: ten fit into the time after which a host is lost."""
     return min(1.0, lost_s / 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderCommand:
-    """What the leader's status file holds: a heartbeat that grows, and what the agents shall do.
+    """The contents of the leader's status file: a heartbeat that grows, and what the agents shall do.
 
     ``save``: end after step ``stop_at``, which is known a little later.
     """
@@ -58,7 +58,7 @@ class RankReport:
 
 @dataclass(kw_only=True)
 class AgentReport:
-    """What the agent says: rewritten by its main thread, sent by another.
+    """The report of an agent: rewritten by its main thread, sent by another.
 
     ``busy``: a rank evaluates or writes a checkpoint. ``ahead_most_s``: how far this host's clock is ahead of the
     leader's at the most, as it has seen it.

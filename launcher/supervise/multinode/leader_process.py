@@ -14,6 +14,7 @@ from launcher.errors import JobError, JobFailed
 from launcher.jobs import REQUEUED, JobPaths, JobRecord
 from launcher.plan.launch import read_launch, write_launch
 from launcher.plan.resume import prepare_attempt
+from launcher.schedulers import registry
 from launcher.supervise.guard import guard
 from launcher.supervise.multinode.agent import read_raw_record
 
@@ -26,14 +27,13 @@ def lead(paths: JobPaths) -> int:
     record = read_raw_record(paths)
     if record is None:
         raise JobError(f"cannot read {paths.record}", hint="submit it anew: launcher submit")
-    code = _settled(record)
+    code = _exit_code_if_over(record)
     if code is not None:
         return code
     launch = read_launch(paths)
-    if launch.where["kind"] == "slurm":
-        from launcher.schedulers.slurm import prepare_inside
-
-        write_launch(paths, prepare_inside(launch))
+    named = registry.get(launch.scheduler).name_hosts(launch)
+    if named != launch:
+        write_launch(paths, named)
     if record.started is not None:
         record = jobs.next_attempt(record, restarted=False)
         prepare_attempt(paths.of_attempt(record.attempt), record.cards)
@@ -43,10 +43,10 @@ def lead(paths: JobPaths) -> int:
 
 
 def lead_and_be_an_agent(paths: JobPaths) -> int:
-    """What pod 0 does: two children, the leader and the agent of host 0. Returns the leader's exit code.
+    """Start two children, the leader and the agent of host 0, as the first pod does. Returns the leader's exit code.
 
-    After a fault of the machine it is REQUEUED, which has Volcano run the job again. TERM goes to the agent, which
-    passes it on as every pod's does.
+    After a fault of the machine it is REQUEUED, by which a scheduler knows that it is to run the job again. TERM goes
+    to the agent, which passes it on as the agents of all hosts do.
     """
     leader, agent = (_child(paths, *options) for options in (("--lead",), ("--node-rank", "0")))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -63,8 +63,8 @@ def _child(paths: JobPaths, *options: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent)
 
 
-def _settled(record: JobRecord) -> int | None:
-    """The exit code when there is nothing more to do; a scheduler may start a job again that has failed for good."""
+def _exit_code_if_over(record: JobRecord) -> int | None:
+    """Return the exit code when there is nothing more to do: a scheduler may start a job again that failed for good."""
     if record.state == jobs.SUCCEEDED:
         return 0
     verdict = record.verdict or {}

@@ -1,4 +1,4 @@
-"""Where ranks meet: addresses, port and interfaces, cards as they were found, and the rank table of all that."""
+"""The rendezvous of ranks: addresses, port and interfaces, cards as they were found, and the rank table of all that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.schedulers.registration import Registration
 
 
 def bind_hosts(launch: Launch, found: Sequence[Registration]) -> Launch:
-    """``launch`` with everything that only the hosts could tell. Raises HostError when they cannot be reached."""
+    """Add to ``launch`` what only the hosts could tell. Raises HostError when they cannot be reached."""
     addresses = [_address(node, host) for node, host in zip(launch.nodes, found, strict=True)]
     _same_family(addresses, found)
     ranks_of = ranks_by_node(launch.ranks)
@@ -29,7 +29,7 @@ def bind_hosts(launch: Launch, found: Sequence[Registration]) -> Launch:
 
 
 def cluster_of(launch: Launch, found: Sequence[Registration]) -> Cluster:
-    """The hosts of a settled ``launch``, as rank tables want them."""
+    """Return the hosts of a ``launch`` that they are bound to, as rank tables want them."""
     hosts, ranks_of = [], ranks_by_node(launch.ranks)
     for node, host in zip(launch.nodes, found, strict=True):
         by_id = {raw["device_id"]: _device(raw) for raw in host.devices}
@@ -51,7 +51,7 @@ def _device(raw: object) -> Device:
 
 
 def _address(node: NodePlace, host: Registration) -> str:
-    """The one that was named, else what the host says, else the first of its first interface."""
+    """Return the one that was named, else what the host says, else the first of its first interface."""
     if node.address or host.address:
         return node.address or host.address
     first = next((address for addresses in host.addresses.values() for address in addresses), None)
@@ -68,7 +68,7 @@ def _same_family(addresses: Sequence[str], found: Sequence[Registration]) -> Non
 
 
 def _devices(launch: Launch, node: NodePlace, host: Registration, ranks: Sequence[RankPlace]) -> list[Device]:
-    """The planned cards when the plan names them, else the first ones. Empty on CPU."""
+    """Return the planned cards when the plan names them, else the first ones. Empty on CPU."""
     if launch.target == "CPU":
         return []
     planned = [rank.device_id for rank in ranks]
@@ -100,7 +100,7 @@ def _own_env(host: Registration, address: str) -> dict[str, str]:
 
 
 def host_env(address: str, interface: str | None) -> dict[str, str]:
-    """What HCCL has to be told on each host: by which address and interface it talks before the cards do.
+    """Return what HCCL has to be told on each host: by which address and interface it talks before the cards do.
 
     "=NAME" means exactly that interface (HCCL environment reference, HCCL_SOCKET_IFNAME).
     """

@@ -23,7 +23,7 @@ class StatusFile:
         self._size = 0
 
     def write(self, document: Mapping[str, Any]) -> None:
-        """Raises OSError when the folder cannot be written."""
+        """Rewrite the file. Raises OSError when the folder cannot be written."""
         body = json.dumps(document, ensure_ascii=True, separators=(",", ":")).encode()
         text = b"%08x %s" % (zlib.crc32(body), body)
         self._size = max(self._size, -(-(len(text) + 1) // _BLOCK) * _BLOCK)

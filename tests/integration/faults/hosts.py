@@ -164,8 +164,9 @@ def run_host_cell(fault: HostFault, servers: SshLab, folder: Path, mark: str) ->
     job = HostJob(
         root=folder / f"{mark[-6:]}-{fault.name}", program="", mark=mark, hosts=servers.lab.hosts,
         limits=HOST_CELL_LIMITS, env={"FAULT": fault.fault, "FAULT_RANK": "1", "GLOG_v": "3"},
-        where={"kind": "hosts", "ssh_config": str(servers.config), "python_path": [str(folder)],
-               "env": {"PATH": os.environ["PATH"], "LAUNCHER_TEST": mark}},
+        scheduler="ssh",
+        settings={"ssh_config": str(servers.config), "python_path": [str(folder)],
+                  "env": {"PATH": os.environ["PATH"], "LAUNCHER_TEST": mark}},
         entered=servers.lab.client,
     )  # fmt: skip
     try:

@@ -1,4 +1,4 @@
-"""What may stand in the manifests that we write: the fields we use, and no others.
+"""The schema of the manifests that we write: the fields we use, and no others.
 
 A compact schema of our own, strict where Kubernetes is lenient: a field that is misspelt is an error here and would be
 dropped there. Sources: Volcano's CRD batch.volcano.sh_jobs.yaml (volcano-sh/volcano 0318bf611b5e, v1alpha1) and the

@@ -1,4 +1,4 @@
-"""A few machines without a scheduler: the inventory's hosts, each reached by the system's own ssh.
+"""A few machines without a batch system: the inventory's hosts, each reached by the system's own ssh.
 
 Nothing is asked for (BatchMode) and no host key is taken on trust. One connection a host (ControlMaster) serves the
 check before the job and the agent. What runs over there is one argv, quoted; of our environment it gets only what
@@ -17,17 +17,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.cluster.discover.programs import ProgramResult, run_program
-from launcher.cluster.model import Cluster
 from launcher.engines.base import FOREIGN, Command
-from launcher.errors import HostError
+from launcher.errors import HostError, SpecError
 from launcher.jobs import JobPaths
 from launcher.plan.launch import Launch
-from launcher.schedulers import Where
-from launcher.schedulers.agents import AgentStart, agent_argv, package_env
+from launcher.plan.placement import Placement
+from launcher.schedulers.base import AgentStart, Option, Scheduler, agent_argv, package_env
 from launcher.schedulers.registration import CLOCK_S, Registration, problems
+
+if TYPE_CHECKING:
+    from launcher.plan.launch_plan import LaunchPlan
 
 _PREFIXES = ("ASCEND", "HCCL", "MS_")
 _NAMES = ("LD_LIBRARY_PATH", "PATH")
@@ -45,7 +47,7 @@ _AT_A_TIME = 32
 
 
 def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
-    """What of our environment goes to the other hosts."""
+    """Return what of our environment goes to the other hosts."""
     return {
         name: value
         for name, value in environment.items()
@@ -53,20 +55,66 @@ def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def make_where(cluster: Cluster, *, ssh_config: Path | None = None) -> Where:
-    """Hosts of an inventory. ``ssh_config`` is for ssh -F; ~/.ssh/config if None."""
-    settings: dict[str, Any] = {"kind": "hosts", "env": forwarded(os.environ)}
+class Ssh(Scheduler):
+    name = "ssh"
+    leads_here = True
+    options = (
+        Option(flag="--inventory", short="-i", form=Path, metavar="FILE", help="hosts and cards."),
+        Option(flag="--ssh-config", form=Path, metavar="FILE", help="for ssh -F; ~/.ssh/config if left out."),
+    )
+
+    def place(self, values: Mapping[str, Any], *, cards: int | None, grace_s: float) -> Placement:
+        from launcher.cluster.imagined import first_cards
+        from launcher.cluster.inventory import load_inventory
+
+        if values.get("inventory") is None:
+            raise SpecError("--scheduler ssh needs an inventory", hint="--inventory rank_tables/2x8.yaml")
+        cluster = first_cards(load_inventory(values["inventory"]), cards)
+        settings = ssh_settings(values.get("ssh_config"))
+        return Placement(cluster=cluster, scheduler=self.name, settings=settings, agents=True, named=True)
+
+    def preflight(self, plan: LaunchPlan, *, port: int | None) -> Sequence[str]:
+        """Ask all hosts at a time."""
+        return clock_notes(check_hosts(plan.launch, plan.paths.job_id, plan.paths.root.parent))
+
+    def agents(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]:
+        return agent_starts(launch, paths)
+
+    def is_connected(self, launch: Launch, paths: JobPaths, address: str) -> bool:
+        """Tell whether the job's connection to a host, which other commands share with the agent, is still open.
+
+        ssh says the same of a host that it lost and of a command that was killed there.
+        """
+        config = _config(launch.settings)
+        return not run_program(*_ssh(config, paths.job_id), "-O", "check", "--", address, timeout_s=5).fault
+
+    def close(self, launch: Launch, paths: JobPaths) -> None:
+        """Close the job's connections, idle ones too."""
+        for node in launch.nodes:
+            argv = (*_ssh(_config(launch.settings), paths.job_id), "-O", "exit", "--", node.address)
+            run_program(*argv, timeout_s=5)
+
+
+SCHEDULER = Ssh()
+
+
+def ssh_settings(ssh_config: Path | None) -> dict[str, Any]:
+    """Return what is sent to the hosts, and the file for ssh -F. Raises HostError when that is not there."""
+    settings: dict[str, Any] = {"env": forwarded(os.environ)}
     if ssh_config is not None:
         if not ssh_config.is_file():
             raise HostError(f"{ssh_config} does not exist", hint="--ssh-config takes a file as ~/.ssh/config is one")
         settings["ssh_config"] = str(ssh_config.absolute())
-    return Where(kind="hosts", cluster=cluster, settings=settings, named=True)
+    return settings
+
+
+def _config(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("-F", settings["ssh_config"]) if "ssh_config" in settings else ()
 
 
 def ssh_argv(settings: Mapping[str, Any], job_id: str, address: str, command: Sequence[str]) -> tuple[str, ...]:
-    """``command`` on ``address``. The far shell gets one string in which every argument is quoted."""
-    config = ("-F", settings["ssh_config"]) if "ssh_config" in settings else ()
-    return (*_ssh(config, job_id), "--", address, shlex.join(command))
+    """Return the argv that runs ``command`` on ``address``: one string for the far shell, every argument quoted."""
+    return (*_ssh(_config(settings), job_id), "--", address, shlex.join(command))
 
 
 def _ssh(config: Sequence[str], job_id: str) -> tuple[str, ...]:
@@ -88,7 +136,7 @@ def _ssh(config: Sequence[str], job_id: str) -> tuple[str, ...]:
 
 
 def control_folder() -> Path:
-    """A folder of ours alone for ssh's sockets; their paths must be short."""
+    """Make a folder of ours alone for ssh's sockets; their paths must be short."""
     folder = Path(tempfile.gettempdir()) / f"launcher-ssh-{os.geteuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
@@ -98,44 +146,32 @@ def control_folder() -> Path:
 
 
 def remote(settings: Mapping[str, Any], argv: Sequence[str]) -> tuple[str, ...]:
-    """``argv`` with its environment, as one command of the far side."""
+    """Return ``argv`` with its environment, as one command of the far side."""
     env = {**settings.get("env", {}), **package_env(settings.get("python_path", ()))}
     return ("env", *(f"{name}={value}" for name, value in sorted(env.items())), *argv)
 
 
 def agent_starts(launch: Launch, paths: JobPaths) -> list[AgentStart]:
-    """One ssh a host, which lives as long as the agent."""
+    """Return one ssh a host, which lives as long as the agent."""
     return [
         AgentStart(
             name=f"node_{node.node_rank}",
             command=Command(
                 argv=ssh_argv(
-                    launch.where,
+                    launch.settings,
                     paths.job_id,
                     node.address,
-                    remote(launch.where, agent_argv(paths, node.node_rank, watch_stdin=True)),
+                    remote(launch.settings, agent_argv(paths, node.node_rank, watch_stdin=True)),
                 ),
                 env=dict(os.environ),
             ),
             node_ranks=(node.node_rank,),
             holds_stdin=True,
             limit_s=float(ALIVE_S * ALIVE_COUNT),
+            line="ssh",
         )
         for node in launch.nodes
     ]
-
-
-def end_connections(launch: Launch, paths: JobPaths) -> None:
-    """Close the job's connections, idle ones too."""
-    config = ("-F", launch.where["ssh_config"]) if "ssh_config" in launch.where else ()
-    for node in launch.nodes:
-        run_program(*_ssh(config, paths.job_id), "-O", "exit", "--", node.address, timeout_s=5)
-
-
-def is_connected(launch: Launch, paths: JobPaths, address: str) -> bool:
-    """Whether the job's connection to a host, which other commands share with the agent, is still open."""
-    config = ("-F", launch.where["ssh_config"]) if "ssh_config" in launch.where else ()
-    return not run_program(*_ssh(config, paths.job_id), "-O", "check", "--", address, timeout_s=5).fault
 
 
 # ------------------------------------------------------------------------------------------------ before the job
@@ -143,7 +179,7 @@ def is_connected(launch: Launch, paths: JobPaths, address: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What the check of one host gave. ``took_s``: the whole call; ``ahead_s``: its clock, give or take half of it."""
+    """The result of one host's check. ``took_s``: the whole call; ``ahead_s``: its clock, give or take half of it."""
 
     address: str
     took_s: float = 0.0
@@ -153,7 +189,7 @@ class Checked:
 
 
 def check_hosts(launch: Launch, job_id: str, folder: Path) -> list[Checked]:
-    """All hosts at a time: reachable, same versions, same folder seen, cards free, clocks.
+    """Check all hosts at a time: reachable, same versions, same folder seen, cards free, clocks.
 
     ``folder``: the jobs folder. Raises HostError with all that is wrong, each line with its host.
     """
@@ -170,7 +206,7 @@ def check_hosts(launch: Launch, job_id: str, folder: Path) -> list[Checked]:
     if len(found) == len(checked):
         lines += problems(launch.nodes, launch.ranks, found)
     if lines:
-        end_connections(launch, JobPaths(root=folder / job_id))
+        SCHEDULER.close(launch, JobPaths(root=folder / job_id))
         raise HostError(
             "\n".join([f"the hosts cannot run the job: {len(lines)} problem(s)", *(f"  - {line}" for line in lines)]),
             hint="correct this, or name other hosts in the inventory",
@@ -180,7 +216,7 @@ def check_hosts(launch: Launch, job_id: str, folder: Path) -> list[Checked]:
 
 def _check(launch: Launch, job_id: str, address: str, token: Path) -> Checked:
     argv = (sys.executable, "-m", "launcher", "node", "--report", launch.target, "--job", str(token))
-    command = ssh_argv(launch.where, job_id, address, remote(launch.where, argv))
+    command = ssh_argv(launch.settings, job_id, address, remote(launch.settings, argv))
     before, began = time.time(), time.monotonic()
     result = run_program(*command, timeout_s=_CHECK_TIMEOUT_S)
     took_s = time.monotonic() - began
@@ -191,7 +227,7 @@ def _check(launch: Launch, job_id: str, address: str, token: Path) -> Checked:
 
 
 def _parse(result: ProgramResult) -> Registration | str:
-    """What the host reported, or why it did not."""
+    """Return what the host reported, or why it did not."""
     try:
         return Registration.from_dict(json.loads(result.stdout.strip().splitlines()[-1]))
     except (ValueError, TypeError, KeyError, IndexError):
@@ -213,7 +249,7 @@ def _what_to_do(said: str, address: str) -> str:
 
 
 def clock_notes(checked: Sequence[Checked]) -> list[str]:
-    """A line for each clock that is too far from ours."""
+    """Return a line for each clock that is too far from ours."""
     far = [item for item in checked if abs(item.ahead_s) > CLOCK_S + item.took_s / 2]
     return [
         f"The clock of {item.address} is {abs(item.ahead_s):.0f} s {'ahead of' if item.ahead_s > 0 else 'behind'} "

@@ -1,0 +1,251 @@
+"""The one interface of schedulers, and what several of them share.
+
+A scheduler gives a job its hosts, brings one agent to each, and may take the hosts away. Everything else (ranks,
+verdicts, restarts, job.json) is the same under all of them. A package adds one by an entry point of the group
+``launcher.schedulers`` that names an instance; ``launcher.schedulers.registry`` finds it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from launcher.engines.base import Command
+from launcher.errors import HostError, SpecError
+from launcher.jobs import JobPaths, JobRecord
+from launcher.jobs.verdict import Verdict
+from launcher.plan.launch import Launch
+
+if TYPE_CHECKING:
+    from launcher.cluster.model import Cluster
+    from launcher.common.rendering import RenderedFile
+    from launcher.plan.launch_plan import LaunchPlan
+    from launcher.plan.placement import Placement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of ``launcher submit`` that belongs to a scheduler, as data.
+
+    ``form``: str, int (1 and up) or Path. Equal options of several schedulers are one option.
+    """
+
+    flag: str
+    help: str
+    short: str = ""
+    metavar: str | None = None
+    form: type = str
+    choices: tuple[str, ...] = ()
+    is_flag: bool = False
+    multiple: bool = False
+
+    @property
+    def name(self) -> str:
+        """The key of its value in what ``Scheduler.place`` is given."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentStart:
+    """One process of the leader that brings agents to hosts ``node_ranks``, and lives as long as they do.
+
+    ``holds_stdin``: its stdin is kept open, and its end tells the agent that the leader is gone. ``line``: what it
+    holds to the host, in a verdict. ``cut_code``: the exit code by which it says that this line was cut, which it
+    notices within ``limit_s``; 255 is ssh's (ssh(1)).
+    """
+
+    name: str
+    command: Command
+    node_ranks: tuple[int, ...]
+    holds_stdin: bool = False
+    limit_s: float = 0.0
+    line: str = "its line"
+    cut_code: int = 255
+
+
+class NoAnswer(HostError):
+    """The scheduler did not answer: whether it has taken the job is not known."""
+
+
+class Scheduler(Protocol):
+    """One way to get hosts. What a scheduler leaves out is as the bodies here have it.
+
+    ``leads_here``: the job's leader runs where ``launcher submit`` is typed; else ``submit`` has it started elsewhere.
+    ``takes_hosts_away``: a SIGTERM on a host may be its doing, so ranks save first. ``restarts_agents``: the leader can
+    bring agents to the same hosts once more. ``has_queue``: it can be asked about jobs, and told to cancel them.
+    ``is_followed``: ``submit`` follows the job to its end. ``rank_variables``: environment variables that tell an
+    agent which host it is on. ``dry_run_file``: the one of ``files`` that a dry run prints alone.
+    """
+
+    name: str
+    options: Sequence[Option] = ()
+    leads_here: bool = False
+    takes_hosts_away: bool = False
+    restarts_agents: bool = True
+    has_queue: bool = False
+    is_followed: bool = True
+    rank_variables: Sequence[str] = ("LAUNCHER_NODE_RANK",)
+    dry_run_file: str | None = None
+
+    # ------------------------------------------------------------------------------------------------ before the job
+
+    @abstractmethod
+    def place(self, values: Mapping[str, Any], *, cards: int | None, grace_s: float) -> Placement:
+        """Return the hosts that the user asked for.
+
+        ``values`` of its own options, by name; those that were left out are missing. ``cards`` counts over all hosts.
+        Raises SpecError or HostError.
+        """
+
+    def files(self, plan: LaunchPlan) -> Sequence[RenderedFile]:
+        """Return what it adds to the files of ``plan``. Raises SpecError for what it could not run."""
+        return ()
+
+    def preflight(self, plan: LaunchPlan, *, port: int | None) -> Sequence[str]:
+        """Check that the hosts can run ``plan`` as far as they are known; return what the user should know.
+
+        ``port``: the one that the user named for MindSpore's scheduler. Raises HostError with every failed check.
+        """
+        return ()
+
+    def steps(self, plan: LaunchPlan) -> Sequence[str]:
+        """Return what ``submit`` would do before agents are started, as lines of a dry run."""
+        return ()
+
+    # ------------------------------------------------------------------------------------------------ submitting
+
+    def ready(self, launch: Launch) -> None:
+        """Raise HostError when nothing can be submitted from this host; nothing of the job is written yet."""
+        return
+
+    def submit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
+        """Have the job's leader started where its hosts are, and write the record with what is known of that.
+
+        Only asked where the leader does not run here. Returns what to tell the user. Raises HostError when it is
+        refused, and NoAnswer when that is not known.
+        """
+        raise HostError(f"scheduler {self.name} starts no leader", hint="--scheduler local")
+
+    def resubmit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
+        """Do the same for a job that goes on from its newest checkpoint."""
+        return self.submit(launch, paths, record)
+
+    # ------------------------------------------------------------------------------------------------ from outside
+
+    def query(self, record: JobRecord) -> JobRecord:
+        """Return ``record`` with what it knows beyond it; the same object when that is nothing."""
+        return record
+
+    def cancel(self, paths: JobPaths, record: JobRecord, wait_s: float | None) -> None:
+        """Take a job that waits out of the queue; ask one that runs to stop, and end it when ``wait_s`` are over.
+
+        None only asks. Raises JobError when it does not know the job.
+        """
+        return
+
+    def unstarted_note(self, paths: JobPaths) -> str:
+        """Return the note of a job that was stopped before anybody led it."""
+        return "it did not run"
+
+    def signal_meaning(self, signum: int) -> str:
+        """Return what ``signum`` means when it sends it, as a clause; "" when it never does."""
+        return ""
+
+    # ------------------------------------------------------------------------------------------------ in the leader
+
+    def name_hosts(self, launch: Launch) -> Launch:
+        """Return ``launch`` with the hosts that were given, where the leader is the first to know them."""
+        return launch
+
+    def agents(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]:
+        """Return what the leader has to start; nothing where agents come by themselves."""
+        return ()
+
+    def is_connected(self, launch: Launch, paths: JobPaths, address: str) -> bool:
+        """Tell a host that was lost (False) from an agent that was killed on one that can still be reached."""
+        return False
+
+    def close(self, launch: Launch, paths: JobPaths) -> None:
+        """Close what was opened to the hosts."""
+        return
+
+    def rank_table(self) -> str | None:
+        """Return a rank table that it makes itself, "" while it is to come; None where it makes none."""
+        return None
+
+    def in_vain(self, launch: Launch, paths: JobPaths) -> Verdict | None:
+        """Return the verdict on an attempt that it stopped and that would end so again and again; None for others."""
+        return None
+
+    def requeue_note(self, launch: Launch, paths: JobPaths) -> str | None:
+        """Return why a job that was stopped goes on later by itself; None when it does not, as after a user's stop."""
+        return None
+
+    def requeue(self) -> bool:
+        """Have the job run again. True also where it does so by itself; it may end this process."""
+        return True
+
+
+# ------------------------------------------------------------------------------------------------ shared
+
+NODES = Option(flag="--nodes", form=int, metavar="N", help="hosts to ask for; --cards in all.")
+KIND = Option(
+    flag="--kind",
+    choices=("910", "A2", "A3", "950", "310P", "CPU"),
+    help="cards of those hosts, which this one may not have.",
+)
+
+
+def counted_hosts(values: Mapping[str, Any], cards: int | None) -> Cluster:
+    """Return NODES hosts with ``cards`` in all, of KIND, under names that only the scheduler will replace."""
+    from launcher.cluster.imagined import imagined_hosts
+
+    kind = values.get("kind")
+    if kind is None:
+        raise SpecError(
+            "which cards the hosts have is not known here", hint="pass --kind A2 (or 910, A3, 950, 310P; CPU for none)"
+        )
+    return imagined_hosts(values.get("nodes") or 1, cards, kind)
+
+
+def agent_argv(paths: JobPaths, node_rank: int | None, *, watch_stdin: bool = False) -> tuple[str, ...]:
+    """Return ``launcher node`` for the attempt that ``paths`` is of; ``node_rank`` None is told by the environment."""
+    rank = () if node_rank is None else ("--node-rank", str(node_rank))
+    options = ("--watch-stdin",) if watch_stdin else ()
+    return (
+        sys.executable, "-m", "launcher", "node", "--job", str(paths.root), *rank,
+        "--attempt", str(paths.attempt), *options,
+    )  # fmt: skip
+
+
+def leader_argv(paths: JobPaths) -> tuple[str, ...]:
+    """Return the command that leads the job's next attempt, where a scheduler starts it."""
+    return (sys.executable, "-m", "launcher", "node", "--lead", "--job", str(paths.root))
+
+
+def agents_here(launch: Launch, paths: JobPaths) -> list[AgentStart]:
+    """Return one agent for each host of ``launch``, all on the leader's own host."""
+    return [_agent_here(paths, node.node_rank) for node in launch.nodes]
+
+
+def _agent_here(paths: JobPaths, node_rank: int) -> AgentStart:
+    command = Command(argv=agent_argv(paths, node_rank, watch_stdin=True), env=dict(os.environ))
+    return AgentStart(name=f"node_{node_rank}", command=command, node_ranks=(node_rank,), holds_stdin=True)
+
+
+def package_env(before: Sequence[str] = ()) -> dict[str, str]:
+    """Return the way to this package for a process that starts elsewhere; other folders ``before`` it."""
+    return {"PYTHONPATH": os.pathsep.join([*before, str(Path(__file__).resolve().parents[2])])}
+
+
+def asked_to_stop(paths: JobPaths) -> bool:
+    """Tell whether a user asked for the job's end: ``launcher stop`` writes that in the job's folder."""
+    try:
+        return bool(paths.control.read_text(encoding="utf-8").strip())
+    except OSError:
+        return False

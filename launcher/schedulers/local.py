@@ -1,0 +1,45 @@
+"""This host alone: the supervisor starts the ranks itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from launcher.errors import HostError
+from launcher.jobs import JobPaths
+from launcher.plan.launch import LOCAL, Launch
+from launcher.plan.placement import Placement
+from launcher.schedulers.base import AgentStart, Scheduler, agents_here
+
+if TYPE_CHECKING:
+    from launcher.plan.launch_plan import LaunchPlan
+
+
+class Local(Scheduler):
+    name = LOCAL
+    leads_here = True
+
+    def place(self, values: Mapping[str, Any], *, cards: int | None, grace_s: float) -> Placement:
+        from launcher.cluster.discover import local_cluster
+
+        return Placement(cluster=local_cluster(cards), scheduler=self.name, named=True)
+
+    def preflight(self, plan: LaunchPlan, *, port: int | None) -> Sequence[str]:
+        """Check this host in milliseconds. Warnings are left to ``launcher doctor``."""
+        from launcher.doctor import cheap_checks, needs_of_spec
+
+        needs = needs_of_spec(plan.spec, cards=plan.cluster.num_devices, folder=plan.paths.root.parent, port=port)
+        findings = cheap_checks(plan.cluster, needs)
+        failed = [f"  {finding.what}\n    -> {finding.fix}" for finding in findings if finding.status == "fail"]
+        if failed:
+            raise HostError(
+                "\n".join([f"this host cannot run the job: {len(failed)} check(s) failed", *failed]),
+                hint="launcher doctor shows all checks; --no-preflight insists",
+            )
+        return ()
+
+    def agents(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]:
+        return agents_here(launch, paths)
+
+
+SCHEDULER = Local()
