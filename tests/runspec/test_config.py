@@ -379,7 +379,7 @@ def test_what_would_train_something_else_is_refused_by_name(here: Path, path: st
 @pytest.mark.parametrize(("biases", "family"), [(True, "qwen2"), (False, "llama")])
 def test_biases_on_q_k_and_v_are_those_of_qwen2(here: Path, biases: bool, family: str) -> None:
     name = write(put(recipe(), "model.model_config.qkv_has_bias", biases))
-    plan = sketch(name, imagined_cluster(2, "A2"), parse_sets([]), Path("jobs")).plan
+    plan = preview(name, imagined_cluster(2, "A2"), parse_sets([]), Path("jobs")).plan
     rank = yaml.safe_load(next(file.text for file in plan.files if file.path == "ranks/rank_1.yaml"))
 
     assert plan.spec.model.family == family
