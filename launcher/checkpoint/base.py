@@ -60,6 +60,16 @@ def check_file(path: Path, model: Mapping[str, Any]) -> Base:
     return replace(base, notes=(*base.notes, *_notes_of_description(path, model)))
 
 
+def check_folder(folder: Path, found: Tensors, model: Mapping[str, Any]) -> Base:
+    """Hold tensors ``found`` of a Hugging Face folder, by MindFormers' names, and its config.json against ``model``.
+
+    Raises CheckpointError with everything that differs.
+    """
+    base = check_tensors(found, model, folder)
+    _check_heads(folder / huggingface.CONFIG, model)
+    return replace(base, notes=(*base.notes, *_notes_of_description(folder / huggingface.CONFIG, model)))
+
+
 def check_tensors(found: Tensors, model: Mapping[str, Any], path: Path) -> Base:
     """Hold whole tensors by name against ``model``; ``path`` stands in messages.
 
@@ -111,10 +121,10 @@ def _is_theirs(name: str) -> bool:
 
 def _huggingface(found: Tensors, path: Path) -> CheckpointError:
     source = path.parent if (path.parent / huggingface.CONFIG).is_file() else path
-    config = "" if source != path else " --config config.json"
+    lacks_config = f"launcher convert-ckpt {path} --config config.json -o base; then --checkpoint base"
     return CheckpointError(
         f"{path} has Hugging Face's names: {_some(_by_their_names(found))}",
-        hint=f"launcher convert-ckpt {source}{config} -o base; then --checkpoint base",
+        hint=lacks_config if source == path else f"give the folder as it is: --checkpoint {source}",
     )
 
 

@@ -28,7 +28,7 @@ from launcher.checkpoint.stream import PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Output, Whole
 from launcher.checkpoint.verify import Verified, verify_files
-from launcher.common.folders import check_target, only_new, sync_file, whole_folder
+from launcher.common.folders import check_target, is_taken, only_new, only_writer, sync_file, whole_folder
 from launcher.errors import CheckpointError
 from launcher.models import names
 from launcher.models.registry import check_model, family_of, known_text, mindspore_name, model_of_config
@@ -129,7 +129,8 @@ def _weight_paths(source: Path) -> list[Path]:
     pickled = any(source.glob("*.bin")) or any(source.glob("*.pth"))
     raise CheckpointError(
         f"{source} has no {WEIGHTS}" + (", only pickled weights, which are not opened" if pickled else ""),
-        hint="save it with transformers: model.save_pretrained(folder, safe_serialization=True)",
+        hint='save it as safetensors: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{source}', torch_dtype='auto').save_pretrained('{source}-safetensors')\"",
     )
 
 
@@ -217,6 +218,16 @@ def convert(
     with only_new(target) as place:
         made = _convert(model, place, file_format, dtype, max_shard_bytes, verify_full, on_progress)
     return replace(made, folder=target)
+
+
+def convert_once(model: Model, target: Path) -> None:
+    """Write ``model`` in the other layout into ``target`` unless that is there: of several processes one does.
+
+    Raises HostError when the disk is full.
+    """
+    with only_writer(target):
+        if not is_taken(target):
+            _convert(model, target, SAFETENSORS, None, 0, False, None)
 
 
 def _convert(

@@ -71,6 +71,8 @@ class ModelSpec(Section):
 
     preset: str | None = None
     """A model by name (`launcher config presets`): fills every key of the architecture that is not given."""
+    folder: Text | None = None
+    """A Hugging Face folder: fills every key of the architecture, checkpoint and tokenizer that are not given."""
     family: FamilyName = registry.DEFAULT
     """Kind of the architecture (docs/models.md): llama and what has its shape, or qwen2, which has biases."""
     hidden_size: PositiveInt
@@ -104,7 +106,7 @@ class ModelSpec(Section):
     pad_token_id: Count = 0
     """Token that fills rows up."""
     checkpoint: Text | None = None
-    """Base weights: .safetensors, .ckpt, or a folder that merge-ckpt wrote."""
+    """Base weights: .safetensors, .ckpt, a folder that merge-ckpt wrote, or a Hugging Face folder as it is."""
     tokenizer: Text | None = None
     """SentencePiece model; left out, the one that the dataset was made with."""
 
@@ -533,6 +535,8 @@ class RunSpec(Section):
             problems.append(
                 f"training.gradient_accumulation {steps}: a pipeline accumulates over parallel.micro_batches instead"
             )
+        if self.model.folder and self.data.sample:
+            problems.append("data.sample makes a tokenizer of its own, and model.folder has another: give data.train")
         if problems:
             raise ValueError("\n".join(problems))
         return self
