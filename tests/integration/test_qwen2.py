@@ -85,5 +85,5 @@ def test_a_hugging_face_folder_is_trained_merged_and_asked(workshop: Workshop, f
     question = ("--prompt", "小红有15元", "--max-new-tokens", "12", "--format", "jsonl", "--template", "plain")
     asked = [workshop.launcher("infer", model, *question).stdout for model in (job.record.job_id, "qwen2-tuned")]
     one, other = (json.loads(text.splitlines()[-1]) for text in asked)
-    assert one["answer"] == other["answer"]
-    assert one["answer"]
+    assert one["text"] == other["text"]
+    assert one["new_tokens"] > 0
