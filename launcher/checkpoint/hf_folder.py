@@ -15,6 +15,7 @@ from launcher.checkpoint.compare import identify
 from launcher.checkpoint.convert import Model, convert_once, open_model
 from launcher.checkpoint.huggingface import CONFIG, INDEX
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
+from launcher.checkpoint.sharded import holds_shards
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.errors import HostError
 from launcher.models.names import EMBEDDING
@@ -24,8 +25,8 @@ _VERSION = 1
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Return whether ``folder`` is a model of transformers, and not one that convert-ckpt or merge-ckpt wrote."""
-    if not (folder / CONFIG).is_file():
+    """Return whether ``folder`` is a model of transformers, and none that a command of the launcher wrote."""
+    if not (folder / CONFIG).is_file() or holds_shards(folder):
         return False
     own = next((path for name in (WEIGHTS, CKPT_WEIGHTS) if (path := folder / name).is_file()), None)
     if own is None or (folder / INDEX).is_file():
