@@ -11,7 +11,7 @@ from typing import Any
 from launcher.common.yaml_lines import YamlDocument
 from launcher.errors import SpecError
 from launcher.models.llama import SPECIAL_IDS, first_id
-from launcher.models.registry import model_of_config
+from launcher.models.registry import known_text, model_of_config
 
 # A transformers model may be made for 131072 tokens; rows are as long as people train them.
 TRAINED_LENGTH = 4096
@@ -34,7 +34,8 @@ def model_of_folder(folder: str) -> dict[str, Any]:
         found = model_of_config(config)
     except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
         raise SpecError(
-            f"{place / 'config.json'} does not describe a model that is known: {_said(error)}", hint="docs/models.md"
+            f"{place / 'config.json'} does not describe a model that is known: {_said(error)}",
+            hint=f"families are {known_text()}; docs/models.md says what is refused and why",
         ) from error
     found |= {"seq_length": min(found["seq_length"], TRAINED_LENGTH), **_special_ids(place, config)}
     found |= {"checkpoint": folder}

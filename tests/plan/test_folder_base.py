@@ -71,7 +71,11 @@ def test_rows_and_base_are_made_first_and_found_again(folder: Path) -> None:
     assert info is not None
     assert info.tokenizer is not None
     assert info.tokenizer.path == str(folder / "tokenizer.json")
+    assert not any("chat template" in note for note in whole.notes)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     again = prepared(folder)
+    said = f"Prompts are in template chatml, not in the chat template of {folder / 'chat_template.jinja'}."
+    assert said in again.notes
     assert again.pending is None
     rank = next(file.text for file in again.plan.files if file.path == "ranks/rank_0.yaml")
     assert "    qkv_has_bias: True\n    tie_word_embeddings: True\n" in rank
