@@ -116,10 +116,10 @@ def merge_shards(
 def convert_model(
     model: AnyPath, output: AnyPath, *, dtype: str | None = None, file_format: str = SAFETENSORS
 ) -> convert.Converted:
-    """Convert a Hugging Face LLaMA folder to MindFormers' layout, or a model in MindFormers' layout to Hugging Face's.
+    """Convert a Hugging Face folder to MindFormers' layout, or a model in MindFormers' layout to Hugging Face's.
 
     file_format: "safetensors" or "ckpt", for MindFormers. Tensors keep their bytes unless ``dtype`` asks for another.
-    Raises CheckpointError when ``model`` is no LLaMA or ``output`` exists; HostError when the disk is full.
+    Raises CheckpointError when ``model`` is of no known family or ``output`` exists; HostError when the disk is full.
     """
     with ExitStack() as stack:
         opened = convert.open_model(Path(model), None, stack)

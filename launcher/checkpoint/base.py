@@ -17,6 +17,16 @@ from launcher.checkpoint.model_files import MODEL_CONFIG
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.errors import CheckpointError
 from launcher.models import names
+from launcher.models.registry import (
+    check_model,
+    family_of,
+    family_of_weights,
+    inferred_shapes,
+    inferred_sizes,
+    mindspore_name,
+    model_of_config,
+    shapes_of,
+)
 
 Shape = tuple[int, ...]
 # Name -> shape and dtype of a whole tensor.
@@ -50,6 +60,16 @@ def check_file(path: Path, model: Mapping[str, Any]) -> Base:
     return replace(base, notes=(*base.notes, *_notes_of_description(path, model)))
 
 
+def check_folder(folder: Path, found: Tensors, model: Mapping[str, Any]) -> Base:
+    """Hold tensors ``found`` of a Hugging Face folder, by MindFormers' names, and its config.json against ``model``.
+
+    Raises CheckpointError with everything that differs.
+    """
+    base = check_tensors(found, model, folder)
+    _check_heads(folder / huggingface.CONFIG, model)
+    return replace(base, notes=(*base.notes, *_notes_of_description(folder / huggingface.CONFIG, model)))
+
+
 def check_tensors(found: Tensors, model: Mapping[str, Any], path: Path) -> Base:
     """Hold whole tensors by name against ``model``; ``path`` stands in messages.
 
@@ -58,11 +78,11 @@ def check_tensors(found: Tensors, model: Mapping[str, Any], path: Path) -> Base:
     if _by_their_names(found):
         raise _huggingface(found, path)
     weights = {name: shape for name, (shape, _) in found.items() if names.is_weight(name)}
-    if not set(weights) & set(names.shapes_of(model)):
+    if not set(weights) & set(shapes_of(model)):
         raise CheckpointError(
-            f"{path} holds no weight of a LLaMA; its {len(found)} tensor(s): {_some(found)}",
+            f"{path} holds no weight of a {family_of(model).title}; its {len(found)} tensor(s): {_some(found)}",
             hint=f"MindFormers' names are wanted, such as {names.EMBEDDING}; "
-            "launcher convert-ckpt DIR -o base converts a Hugging Face LLaMA",
+            "launcher convert-ckpt DIR -o base converts a Hugging Face model",
         )
     problems = list(problems_of(found, model))
     if problems:
@@ -94,17 +114,17 @@ def _by_their_names(found: Tensors) -> list[str]:
 
 def _is_theirs(name: str) -> bool:
     try:
-        return huggingface.mindspore_name(name) != name
+        return mindspore_name(name) != name
     except KeyError:
         return False
 
 
 def _huggingface(found: Tensors, path: Path) -> CheckpointError:
     source = path.parent if (path.parent / huggingface.CONFIG).is_file() else path
-    config = "" if source != path else " --config config.json"
+    lacks_config = f"launcher convert-ckpt {path} --config config.json -o base; then --checkpoint base"
     return CheckpointError(
         f"{path} has Hugging Face's names: {_some(_by_their_names(found))}",
-        hint=f"launcher convert-ckpt {source}{config} -o base; then --checkpoint base",
+        hint=lacks_config if source == path else f"give the folder as it is: --checkpoint {source}",
     )
 
 
@@ -126,7 +146,7 @@ def _dtype_problems(found: Tensors) -> Iterator[str]:
 def _shape_problems(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> Iterator[str]:
     """Sizes that are another model's by their keys; then what is odd even for that model, by name."""
     if not _has_sizes(weights):
-        yield from _name_problems(weights, names.shapes_of(model))
+        yield from _name_problems(weights, shapes_of(model))
         return
     for key, (has, wants) in _other_sizes(weights, model).items():
         if key == "tie_word_embeddings":
@@ -136,11 +156,11 @@ def _shape_problems(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> I
             yield f"it is {with_head}; tie_word_embeddings is {_text(wants)}"
             continue
         yield f"{key}: the weights have {_text(has)}, the model {_text(wants)}"
-    yield from _name_problems(weights, names.inferred_shapes(weights))
+    yield from _name_problems(weights, inferred_shapes(weights))
 
 
 def _has_sizes(weights: Mapping[str, Shape]) -> bool:
-    """Whether the shapes of ``weights`` can be read as a LLaMA's; a layer's number in a name may be any."""
+    """Whether the shapes of ``weights`` can be read as a model's; a layer's number in a name may be any."""
     return len(weights.get(names.EMBEDDING, ())) == 2 and 0 < names.num_layers(weights) <= len(weights)
 
 
@@ -155,28 +175,28 @@ def _name_problems(weights: Mapping[str, Shape], shapes: Mapping[str, Shape]) ->
     if missing:
         yield f"{len(missing)} weights are missing: {_some(missing)}"
     if unknown:
-        yield f"{len(unknown)} weights are of no LLaMA: {_some(unknown)}"
+        yield f"{len(unknown)} weights are of no {family_of_weights(weights).title}: {_some(unknown)}"
     if wrong:
         yield f"{len(wrong)} weights have another shape: {_some(wrong)}"
 
 
 def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """What the shapes of a LLaMA, whole or not, say of it; kv_size: the rows of wk."""
-    first = "model.layers.0."
-    vocab, hidden = shapes[names.EMBEDDING]
+    """What the shapes of a model, whole or not, say of it; kv_size: the rows of wk."""
+    sizes = inferred_sizes(shapes)
     return {
-        "hidden_size": hidden,
-        "num_layers": names.num_layers(shapes),
-        "kv_size": shapes.get(f"{first}attention.wk.weight", (0,))[0],
-        "intermediate_size": shapes.get(f"{first}feed_forward.w1.weight", (0,))[0],
-        "vocab_size": vocab,
-        "tie_word_embeddings": names.HEAD not in shapes,
+        "family": family_of_weights(shapes).name,
+        "hidden_size": sizes.hidden,
+        "num_layers": sizes.layers,
+        "kv_size": sizes.kv_size,
+        "intermediate_size": sizes.intermediate,
+        "vocab_size": sizes.vocab,
+        "tie_word_embeddings": sizes.tied,
     }
 
 
 def _other_sizes(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """(the base's, the spec's) of every size that differs, by the spec's key."""
-    has, wants = _sizes(weights), _sizes(names.shapes_of(model))
+    has, wants = _sizes(weights), _sizes(shapes_of(model))
     differ = {key: (has[key], wants[key]) for key in has if has[key] != wants[key]}
     head = model["hidden_size"] // model["num_heads"]
     if "kv_size" in differ and "hidden_size" not in differ:
@@ -209,7 +229,7 @@ def _hint_of_sizes(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> st
     differ = _other_sizes(weights, model)
     from launcher.runspec.presets import all_presets  # which reads YAML, and a base that fits needs none
 
-    same = [preset.name for preset in all_presets() if _sizes(names.shapes_of(preset.model)) == _sizes(weights)]
+    same = [preset.name for preset in all_presets() if _sizes(shapes_of(preset.model)) == _sizes(weights)]
     sets = " ".join(f"--set model.{key}={_text(has)}" for key, (has, _) in differ.items())
     if not differ:
         return "give a whole base: launcher merge-ckpt and launcher convert-ckpt make one"
@@ -231,7 +251,7 @@ def _described(path: Path) -> dict[str, Any]:
         if (path.parent / name).is_file():
             read = huggingface.read_json(path.parent / name)
             try:
-                return names.check_model(read["model"]) if "model" in read else huggingface.model_of_config(read)
+                return check_model(read["model"]) if "model" in read else model_of_config(read)
             except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError):
                 return {}
     return {}

@@ -28,9 +28,10 @@ from launcher.checkpoint.stream import PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Output, Whole
 from launcher.checkpoint.verify import Verified, verify_files
-from launcher.common.folders import check_target, only_new, sync_file, whole_folder
+from launcher.common.folders import check_target, is_taken, only_new, only_writer, sync_file, whole_folder
 from launcher.errors import CheckpointError
 from launcher.models import names
+from launcher.models.registry import check_model, family_of, known_text, mindspore_name, model_of_config
 
 RECORD = "convert.json"
 # How many tokens a row trains on in the run spec that is suggested, where the model could take more.
@@ -71,15 +72,15 @@ class Converted:
 def open_model(source: Path, config: Path | None, stack: ExitStack) -> Model:
     """A transformers folder, a folder that the launcher wrote, or a single weights file with ``config``.
 
-    Raises CheckpointError when it is none of these, or not a LLaMA.
+    Raises CheckpointError when it is none of these, or of no known family.
     """
     folder = source if source.is_dir() else source.parent
     paths = _weight_paths(source)
     opened = [stack.enter_context(TensorFile(path)) for path in paths]
     found = {name: whole for file in opened for name, whole in single_file(file).items()}
     layout = MINDSPORE if names.EMBEDDING in found else HF
-    tensors = found if layout == MINDSPORE else _by_our_names(found)
     model, original, template = _description(folder, config)
+    tensors = found if layout == MINDSPORE else _by_our_names(found, family_of(model).title)
     if model.get("tie_word_embeddings"):  # transformers ties whatever a file has for the head
         tensors = {name: whole for name, whole in tensors.items() if name != names.HEAD}
     _check(tensors, model, source)
@@ -128,7 +129,8 @@ def _weight_paths(source: Path) -> list[Path]:
     pickled = any(source.glob("*.bin")) or any(source.glob("*.pth"))
     raise CheckpointError(
         f"{source} has no {WEIGHTS}" + (", only pickled weights, which are not opened" if pickled else ""),
-        hint="save it with transformers: model.save_pretrained(folder, safe_serialization=True)",
+        hint='save it as safetensors: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{source}', torch_dtype='auto').save_pretrained('{source}-safetensors')\"",
     )
 
 
@@ -145,15 +147,18 @@ def _indexed(source: Path, index: Mapping[str, Any]) -> list[Path]:
     return [source / name for name in files]
 
 
-def _by_our_names(found: Mapping[str, Whole]) -> dict[str, Whole]:
+def _by_our_names(found: Mapping[str, Whole], title: str) -> dict[str, Whole]:
     renamed = {}
     for name, whole in found.items():
         if name.endswith(_BUFFERS):
             continue
         try:
-            ours = huggingface.mindspore_name(name)
+            ours = mindspore_name(name)
         except KeyError as error:
-            raise CheckpointError(f"{name} is no weight of a LLaMA", hint="only LLaMA is converted") from error
+            raise CheckpointError(
+                f"{name} is no weight of a {title}",
+                hint="give the config.json that belongs to it: --config FILE",
+            ) from error
         renamed[ours] = replace(whole, name=ours)
     return renamed
 
@@ -169,10 +174,12 @@ def _description(folder: Path, config: Path | None) -> tuple[dict[str, Any], dic
     origin = huggingface.read_json(original) if original.is_file() else (read if "model_type" in read else {})
     try:
         if "model" in read:
-            return names.check_model(read["model"]), origin, read.get("template")
-        return _fit_for_a_run_spec(huggingface.model_of_config(read)), origin, None
+            return check_model(read["model"]), origin, read.get("template")
+        return _fit_for_a_run_spec(model_of_config(read)), origin, None
     except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
-        raise CheckpointError(f"{given} does not describe a LLaMA: {error}", hint="only LLaMA is converted") from error
+        raise CheckpointError(
+            f"{given} does not describe a model that is known: {error}", hint=f"families are {known_text()}"
+        ) from error
 
 
 def _fit_for_a_run_spec(model: dict[str, Any]) -> dict[str, Any]:
@@ -211,6 +218,16 @@ def convert(
     with only_new(target) as place:
         made = _convert(model, place, file_format, dtype, max_shard_bytes, verify_full, on_progress)
     return replace(made, folder=target)
+
+
+def convert_once(model: Model, target: Path) -> None:
+    """Write ``model`` in the other layout into ``target`` unless that is there: of several processes one does.
+
+    Raises HostError when the disk is full.
+    """
+    with only_writer(target):
+        if not is_taken(target):
+            _convert(model, target, SAFETENSORS, None, 0, False, None)
 
 
 def _convert(

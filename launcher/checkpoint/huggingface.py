@@ -1,7 +1,7 @@
-"""Hugging Face's LLaMA and MindFormers': the same tensors under other names, and the files that go with them.
+"""Hugging Face's models and MindFormers': the same tensors under other names, and the files that go with them.
 
-transformers 4.57, models/llama; peft 0.21, tuners/lora; mindformers 1.9.0, models/llama. No weight is permuted or
-transposed between them.
+peft 0.21, tuners/lora. Names, and what a config.json means, are the family's (``launcher.models``); no weight is
+permuted or transposed between them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,10 @@ from launcher.checkpoint.stream import PlannedFile, planned
 from launcher.checkpoint.tensors import Output
 from launcher.errors import CheckpointError
 from launcher.models import names
+from launcher.models.llama import SPECIAL_IDS
+from launcher.models.registry import family_of, hf_name, known_text, model_of_config
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-_OUTER_BACK = {theirs: ours for ours, theirs in names.OUTER_NAMES.items()}
-_LAYER_BACK = {theirs: ours for ours, theirs in names.LAYER_NAMES.items()}
-# The ids that a run spec has unless it says otherwise.
-_SPECIAL_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-_ROPE_FACTORS = ("factor", "low_freq_factor", "high_freq_factor")
 _SENTENCEPIECE_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 # What transformers' chat templates call what the launcher's call otherwise.
 _CHAT_HEAD = (
@@ -41,22 +38,6 @@ _ANSWER_BEGINS = {
     "llama3": '{% if add_generation_prompt %}{{ header("assistant") }}{% endif %}',
     "chatml": '{% if add_generation_prompt %}{{ open("assistant") }}{% endif %}',
 }
-
-
-def hf_name(name: str) -> str:
-    """transformers' name of the MindFormers weight ``name``. Raises KeyError when it has none."""
-    match = names.LAYER.fullmatch(name)
-    if match is None:
-        return names.OUTER_NAMES[name]
-    return f"model.layers.{match[1]}.{names.LAYER_NAMES[match[2].removesuffix('.weight')]}.weight"
-
-
-def mindspore_name(name: str) -> str:
-    """MindFormers' name of the transformers weight ``name``. Raises KeyError when it has none."""
-    match = names.LAYER.fullmatch(name)
-    if match is None:
-        return _OUTER_BACK[name]
-    return f"model.layers.{match[1]}.{_LAYER_BACK[match[2].removesuffix('.weight')]}.weight"
 
 
 def peft_name(name: str) -> str:
@@ -109,7 +90,9 @@ def _renamed(name: str, rename: Any) -> str:
     try:
         return str(rename(name))
     except KeyError as error:
-        raise CheckpointError(f"{name} has no counterpart in transformers", hint="only LLaMA is converted") from error
+        raise CheckpointError(
+            f"{name} has no counterpart in transformers", hint=f"families are {known_text()}"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------ texts
@@ -155,59 +138,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def config_of_model(
     model: Mapping[str, Any], origin: Mapping[str, Any], files: Sequence[PlannedFile]
 ) -> dict[str, Any]:
-    """config.json of a transformers LLaMA for a model section of a run spec; other keys are those of ``origin``."""
+    """config.json of a transformers model for a model section of a run spec; other keys are those of ``origin``."""
     outputs = {output.whole.name: output for file in files for output in file.outputs}
-    # What transformers 5 calls torch_dtype and rope_theta with rope_scaling: both read the older names.
-    kept = {key: value for key, value in origin.items() if key not in ("dtype", "rope_parameters")}
     return {
-        "initializer_range": 0.02,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "attention_dropout": 0.0,
-        "use_cache": True,
-        **kept,
-        **_special_ids(model, origin),
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": model["hidden_size"],
-        "intermediate_size": model["intermediate_size"],
-        "num_hidden_layers": model["num_layers"],
-        "num_attention_heads": model["num_heads"],
-        "num_key_value_heads": model.get("n_kv_heads") or model["num_heads"],
-        "vocab_size": model["vocab_size"],
-        "max_position_embeddings": model.get("max_position_embedding") or model["seq_length"],
-        "rms_norm_eps": model["rms_norm_eps"],
-        "rope_theta": model["rope_theta"],
-        "rope_scaling": _rope_scaling_back(model.get("rope_scaling")),
+        **family_of(model).config_of_model(model, origin),
         "tie_word_embeddings": names.HEAD not in outputs,
         "torch_dtype": next((output.dtype for output in outputs.values()), "float32"),
-    }
-
-
-def _special_ids(model: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids of the model; what ``origin`` says of the same in other words stays: several ends, no word of padding."""
-    ids = {key: model.get(key, default) for key, default in _SPECIAL_IDS.items()}
-    same = {key for key in ids if origin and _first_id(origin.get(key), _SPECIAL_IDS[key]) == ids[key]}
-    return {key: value for key, value in ids.items() if key not in same} | {
-        key: origin[key] for key in same if key in origin
-    }
-
-
-def _first_id(value: Any, default: int) -> int:
-    """One id of what transformers writes as one, several or none."""
-    found = value[0] if isinstance(value, list) and value else value
-    return found if isinstance(found, int) and found >= 0 else default
-
-
-def _rope_scaling_back(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if scaling is None:
-        return None
-    factors = {key: scaling[key] for key in _ROPE_FACTORS}
-    return {
-        "rope_type": "llama3",
-        **factors,
-        "original_max_position_embeddings": scaling["original_max_position_embedding"],
     }
 
 
@@ -218,7 +154,7 @@ _ALWAYS = ("max_new_tokens", "repetition_penalty")
 
 def generation_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
     """Special ids, and how the model answers; sampling settings only where it samples, as transformers wants it."""
-    found = {key: config[key] for key in _SPECIAL_IDS if key in config}
+    found = {key: config[key] for key in SPECIAL_IDS if key in config}
     found |= {key: generation[key] for key in _ALWAYS if key in generation}
     if generation.get("temperature"):
         found |= {"do_sample": True, **{key: generation[key] for key in _SAMPLING if key in generation}}
@@ -324,47 +260,3 @@ def asked_model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """``model_of_config`` with the seq_length that a model is asked with unless somebody says otherwise."""
     model = model_of_config(config)
     return {**model, "seq_length": min(model["seq_length"], _MOST_CONTEXT)}
-
-
-def model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The model section of a run spec for a transformers config.json, seq_length the longest there is.
-
-    Raises KeyError, TypeError or ValueError when it is none, or asks for what MindFormers' LLaMA does not have.
-    """
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    for key, (wanted, given) in {
-        "model_type": ("llama", config.get("model_type")),
-        "head_dim": (hidden // heads, config.get("head_dim") or hidden // heads),
-        "hidden_act": ("silu", config.get("hidden_act", "silu")),
-    }.items():
-        if given != wanted:
-            raise ValueError(f"{key} is {given!r}, not {wanted!r}")
-    rope = config.get("rope_parameters") or {}  # transformers 5
-    longest = config.get("max_position_embeddings", 2048)
-    model = {
-        "hidden_size": hidden,
-        "num_layers": config["num_hidden_layers"],
-        "num_heads": heads,
-        "n_kv_heads": config.get("num_key_value_heads") or heads,
-        "intermediate_size": config["intermediate_size"],
-        "vocab_size": config["vocab_size"],
-        "seq_length": longest,
-        "max_position_embedding": longest,
-        "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
-        "rope_theta": rope.get("rope_theta") or config.get("rope_theta", 10000.0),
-        "rope_scaling": _rope_scaling(config.get("rope_scaling") or rope),
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
-        **{key: _first_id(config.get(key), default) for key, default in _SPECIAL_IDS.items()},
-    }
-    return names.check_model(model)
-
-
-def _rope_scaling(scaling: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Raises ValueError for a kind that a run spec has no word for."""
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ValueError(f"rope_scaling of type {kind!r} is not supported, only llama3")
-    factors: dict[str, Any] = {key: scaling[key] for key in _ROPE_FACTORS}
-    return {**factors, "original_max_position_embedding": scaling["original_max_position_embeddings"]}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.errors import CheckpointError
-from launcher.models import names
+from launcher.models.registry import hf_module
 
 # Keys of peft that change what the adapters mean, or add weights that no LoRA of MindFormers has.
 _NOT_PLAIN = (
@@ -66,12 +66,7 @@ def _by_pattern(patterns: Mapping[str, _Value], weight: str, default: _Value) ->
 def _matches(pattern: str, weight: str) -> bool:
     """Whether ``pattern`` is that of ``weight``: of its module's name in MindFormers, or in transformers."""
     module = weight.removesuffix(".weight")
-    return any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, _transformers_module(module)))
-
-
-def _transformers_module(module: str) -> str:
-    match = names.LAYER.fullmatch(module)
-    return f"model.layers.{match[1]}.{names.LAYER_NAMES.get(match[2], match[2])}" if match else module
+    return any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, hf_module(module)))
 
 
 def read_lora(path: Path) -> LoraConfig:

@@ -39,6 +39,7 @@ from launcher.common.folders import check_target, is_taken, only_writer, real_pa
 from launcher.common.peak_memory import peak_so_far
 from launcher.errors import CheckpointError, SpecError
 from launcher.models import names
+from launcher.models.registry import shapes_of
 from launcher.upstream.installed import installed
 
 MINDSPORE, HF, PEFT = "mindspore", "hf", "peft"
@@ -300,7 +301,7 @@ def _base_tensors(base: TensorFile) -> dict[str, Whole]:
 def _check(source: Source, shards: Shards, options: Options, tensors: Mapping[str, Whole]) -> None:
     model = source.model["model"] if source.model else None
     if shards.kind == TRAINABLE and options.layout == PEFT:
-        check_adapters(tensors, names.shapes_of(model) if model else None)
+        check_adapters(tensors, shapes_of(model) if model else None)
         check_floats(tensors)
     else:
         check_model(source.folder, tensors, model, hint=_missing_hint(shards))

@@ -11,22 +11,23 @@ from launcher.checkpoint.tensors import Whole
 from launcher.checkpoint.verify import check_architecture
 from launcher.errors import CheckpointError
 from launcher.models import names
+from launcher.models.registry import inferred_shapes, shapes_of
 
 _Shapes = Mapping[str, tuple[int, ...]]
 _MOMENTS = ("adam_m.", "adam_v.")
 
 
 def check_model(folder: Path, tensors: Mapping[str, Whole], model: Mapping[str, Any] | None, *, hint: str) -> None:
-    """Names and shapes in ``tensors`` are those of ``model`` (a run spec's section), or of one LLaMA when it is None.
+    """Names and shapes in ``tensors`` are those of ``model`` (a model section), or of what they seem to be without it.
 
     Raises CheckpointError, naming the first tensors that are missing, of another shape, or no floating point.
     """
     found = {name: whole.shape for name, whole in tensors.items() if names.is_weight(name)}
     if names.EMBEDDING not in found:
         raise CheckpointError(
-            f"{folder} has no {names.EMBEDDING}: no LLaMA of MindFormers, or a pipeline stage is missing", hint=hint
+            f"{folder} has no {names.EMBEDDING}: no model of MindFormers, or a pipeline stage is missing", hint=hint
         )
-    check_architecture(found, names.shapes_of(model) if model else names.inferred_shapes(found), hint=hint)
+    check_architecture(found, shapes_of(model) if model else inferred_shapes(found), hint=hint)
     check_adapters(tensors, found)
     check_floats(tensors)
     _check_owners(tensors, hint)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.checkpoint.lora import LoraConfig
 from launcher.checkpoint.merge import MINDSPORE, Options, Source
 from launcher.errors import CheckpointError, JobError
-from launcher.models.names import check_model
+from launcher.models.registry import check_model
 
 if TYPE_CHECKING:
     from launcher.jobs import JobPaths, JobRecord

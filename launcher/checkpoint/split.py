@@ -17,20 +17,7 @@ from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Output, Piece, Whole
 from launcher.common.folders import check_target, only_new, sync_file, whole_folder
 from launcher.errors import CheckpointError
-from launcher.models import names
-
-# Axis that tensor parallel cuts, by MindFormers' layer names (mindformers 1.9.0, models/llama, shard() methods).
-# The embedding and the head stay whole unless cut_vocabulary asks (MindFormers: vocab_emb_dp False).
-_CUT_AXIS = {
-    "attention.wq": 0,
-    "attention.wk": 0,
-    "attention.wv": 0,
-    "attention.wo": 1,
-    "feed_forward.w1": 0,
-    "feed_forward.w2": 1,
-    "feed_forward.w3": 0,
-}
-
+from launcher.models import names, registry
 
 # parallel_optimizer_threshold: MindSpore's default, and what rank YAMLs are rendered with.
 THRESHOLD_KIB = 64
@@ -88,7 +75,7 @@ def layout_of(name: str, shape: Shape, plan: SplitPlan, *, nbytes: int) -> Layou
 def _optimizer_cuts_it(name: str, rows: Shape, axis: int | None, plan: SplitPlan, nbytes: int) -> bool:
     """What mindspore 2.9.0 (opt_param_mgr.cc) cuts: parameters that are not below the threshold, before any other cut.
 
-    MindFormers keeps norms and the embedding out (parallel_optimizer=False in llama_layer.py).
+    MindFormers keeps norms, biases and the embedding out (parallel_optimizer False in llama_layer.py, layers.py).
     """
     copies = plan.data_parallel if axis is not None else plan.per_stage
     is_kept_out = len(rows) < 2 or name.endswith(names.EMBEDDING) or nbytes < plan.optimizer_threshold_kib << 10
@@ -96,22 +83,27 @@ def _optimizer_cuts_it(name: str, rows: Shape, axis: int | None, plan: SplitPlan
 
 
 def _cut_axis(name: str, shape: Shape, plan: SplitPlan) -> int | None:
-    """The axis of ``name`` that tensor parallel cuts, adapters and optimizer state as the weight they belong to."""
+    """The axis of ``name`` that tensor parallel cuts; adapters, biases and optimizer state as the weight they are of.
+
+    The embedding and the head stay whole unless cut_vocabulary asks (MindFormers: vocab_emb_dp False).
+    """
     match = names.LAYER.search(name)
-    if plan.model_parallel == 1 or len(shape) < 2:
+    if plan.model_parallel == 1 or len(shape) < (1 if name.endswith(names.BIAS) else 2):
         return None
     if match is None:
         return 0 if plan.cut_vocabulary and name.endswith((names.EMBEDDING, names.HEAD)) else None
-    axis = _CUT_AXIS.get(_stem(match[2]))
+    axis = registry.cut_axis(_stem(match[2]))
     if name.endswith(names.LORA_A):  # (r, in): cut with the weight's inputs
         return 1 if axis == 1 else None
-    if name.endswith(names.LORA_B):  # (out, r): cut with the weight's outputs
+    if name.endswith((names.LORA_B, names.BIAS)):  # (out, r) and (out,): cut with the weight's outputs
         return 0 if axis == 0 else None
     return axis
 
 
 def _stem(in_layer: str) -> str:
-    return in_layer.removesuffix(".weight").removesuffix(names.LORA_A).removesuffix(names.LORA_B)
+    return (
+        in_layer.removesuffix(".weight").removesuffix(names.BIAS).removesuffix(names.LORA_A).removesuffix(names.LORA_B)
+    )
 
 
 def stage_of(name: str, num_layers: int, plan: SplitPlan) -> range:
@@ -159,7 +151,7 @@ def _split(source: TensorFile, target: Path, plan: SplitPlan, file_format: str) 
 def _check_names(source: TensorFile) -> None:
     """Tensors of other names would all be taken to be whole on every rank."""
     in_layers = [match[2] for name in source.entries if (match := names.LAYER.search(name))]
-    if names.EMBEDDING not in source.entries and not any(_stem(name) in _CUT_AXIS for name in in_layers):
+    if names.EMBEDDING not in source.entries and all(registry.cut_axis(_stem(name)) is None for name in in_layers):
         raise CheckpointError(
             f"{source.path} has no weights by MindFormers' names", hint="launcher convert-ckpt makes such a file"
         )

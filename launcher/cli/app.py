@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logs": ("launcher.cli.jobs", "logs", "Print the logs of a job."),
     "merge-ckpt": ("launcher.cli.merge_ckpt", "merge_ckpt", "Merge the shards of a job into one model."),
     "split-ckpt": ("launcher.cli.split_ckpt", "split_ckpt", "Split a whole checkpoint into the shards of a plan."),
-    "convert-ckpt": ("launcher.cli.convert_ckpt", "convert_ckpt", "Convert a LLaMA from or to Hugging Face's layout."),
+    "convert-ckpt": ("launcher.cli.convert_ckpt", "convert_ckpt", "Convert a model from or to Hugging Face's layout."),
     "infer": ("launcher.cli.infer", "infer", "Ask a model, one prompt or many."),
     "chat": ("launcher.cli.chat", "chat", "Talk with a model in the terminal."),
     "eval": ("launcher.cli.evaluate", "evaluate", "Compare models on held-out rows."),
@@ -113,7 +113,7 @@ def show_error(error: LauncherError) -> None:
 @click.group(cls=LauncherGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="launcher")
 def main() -> None:
-    """Finetune LLaMA models on Ascend cards (or on this machine's CPU), merge the shards, ask the result.
+    """Finetune LLaMA and Qwen2 models on Ascend cards (or on this machine's CPU), merge the shards, ask the result.
 
     \b
     launcher submit --cards 2

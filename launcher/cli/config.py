@@ -36,22 +36,24 @@ def config() -> None:
 @click.argument("name")
 @click.option(
     "--preset",
-    required=True,
     metavar="P",
     shell_complete=preset_names,
     help="The model: launcher config presets lists them.",
 )
+@click.option("--model", "folder", metavar="FOLDER", help="The model: a Hugging Face folder, weights and all.")
 @click.option("--force", is_flag=True, help="Overwrite configs/NAME.yaml.")
-def new(name: str, preset: str, force: bool) -> None:
+def new(name: str, preset: str | None, folder: str | None, force: bool) -> None:
     """Write configs/NAME.yaml for a model, to be edited.
 
     \b
     launcher config new mine --preset llama2_7b
+    launcher config new mine --model ./Qwen2.5-7B-Instruct
     """
     from launcher.control import configs
 
-    path = configs.write_new(name, preset, force=force)
-    click.echo(f"Wrote {path}: fill in data.train, model.checkpoint and model.tokenizer.")
+    path = configs.write_new(name, preset=preset, folder=folder, force=force)
+    rest = "data.train" if folder else "data.train, model.checkpoint and model.tokenizer"
+    click.echo(f"Wrote {path}: fill in {rest}.")
     click.echo(f"Next: launcher plan {name} --cards 8 --kind A2")
 
 

@@ -36,7 +36,7 @@ def convert_ckpt(
     max_shard_size: str | None,
     verify: str,
 ) -> None:
-    """Convert a Hugging Face LLaMA into a base checkpoint for submit, or a merged model into a Hugging Face one.
+    """Convert a Hugging Face model into a base checkpoint for submit, or a merged model into a Hugging Face one.
 
     \b
     launcher convert-ckpt Llama-2-7b-hf -o base

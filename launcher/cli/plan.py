@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import format_option, jobs_dir_option, set_option
+from launcher.cli.options.common import data_option, format_option, jobs_dir_option, model_option, set_option
 from launcher.cli.options.completion import spec_names
 from launcher.engines.base import Command
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 )
 @set_option
 @click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
+@model_option
+@data_option
 @format_option
 @click.option("--sim", is_flag=True, help="Let MindSpore compile the run without cards (needs CANN).")
 @jobs_dir_option
@@ -39,6 +41,8 @@ def plan(
     inventory: Path | None,
     sets: tuple[str, ...],
     checkpoint: str | None,
+    model: str | None,
+    data: str | None,
     form: str,
     sim: bool,
     jobs_dir: Path,
@@ -47,13 +51,15 @@ def plan(
 
     \b
     launcher plan llama_7b_lora --cards 8 --kind A2
+    launcher plan llama_7b_lora --model ./Qwen2.5-7B-Instruct --cards 8 --kind A2
     """
     from launcher.control import preview, simulation
     from launcher.control.prepare import overrides
 
     cluster = preview.cluster_for(cards, kind, inventory)
     made_up = kind is not None and inventory is None
-    shown = preview.preview(spec, cluster, overrides(sets, checkpoint), jobs_dir, made_up=made_up)
+    changes = overrides(sets, checkpoint, model=model, data=data)
+    shown = preview.preview(spec, cluster, changes, jobs_dir, made_up=made_up)
     click.echo(json.dumps(shown.to_dict(), ensure_ascii=False, indent=1) if form == "json" else text(shown))
     if sim:
         click.echo(simulation.run(shown.plan).describe(), err=form == "json")
@@ -81,7 +87,7 @@ def _head(shown: PlanPreview) -> list[str]:
     kind = f" {plan.cluster.kind}" if plan.cluster.kind else ""
     precision = spec.precision
     return [
-        f"model     {model.preset or 'own'}: {weights:,} parameters; {trains}",
+        f"model     {model.preset or model.folder or 'own'}: {weights:,} parameters; {trains}",
         f"base      {plan.inputs.checkpoint or 'none: random weights'}",
         f"data      {plan.inputs.dataset} ({'unknown' if plan.inputs.rows is None else plan.inputs.rows} rows)",
         f"ranks     {plan.cluster.num_devices} on {plan.cluster.target}{kind}, {len(plan.cluster.hosts)} host(s)",

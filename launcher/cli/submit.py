@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import jobs_dir_option, lang_option, set_option
+from launcher.cli.options.common import data_option, jobs_dir_option, lang_option, model_option, set_option
 from launcher.cli.options.completion import spec_names
 from launcher.cli.options.run import run_options
 from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 @click.argument("spec", required=False, shell_complete=spec_names)
 @click.option("--cards", type=int, metavar="N", help="Devices to use, on all hosts; all of them if left out.")
 @click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
+@model_option
+@data_option
 @set_option
 @click.option("--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler; a free one if left out.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
@@ -36,6 +38,8 @@ def submit(
     spec: str | None,
     cards: int | None,
     checkpoint: str | None,
+    model: str | None,
+    data: str | None,
     sets: tuple[str, ...],
     port: int | None,
     dry_run: bool,
@@ -52,6 +56,7 @@ def submit(
     \b
     launcher submit --cards 2
     launcher submit llama_7b_lora --cards 8 --dry-run
+    launcher submit --model ./Qwen2.5-7B-Instruct --data my.jsonl --cards 8
     launcher submit --cards 2 --engine direct --detach
     launcher submit llama_7b_lora --scheduler ssh --inventory rank_tables/2x8.yaml
     launcher submit llama_7b_lora --scheduler slurm --nodes 2 --cards 16 --kind A2 --gres npu:8 --time 1-00:00
@@ -63,7 +68,7 @@ def submit(
 
     prepared = prepare.prepare(
         spec, cards=cards, checkpoint=checkpoint, sets=sets, port=port, jobs_dir=jobs_dir, options=run,
-        scheduler=scheduler.name, values=scheduler.values,
+        scheduler=scheduler.name, values=scheduler.values, model=model, data=data,
     )  # fmt: skip
     if dry_run:
         show.dry_run(prepared)

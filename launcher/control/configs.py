@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from pathlib import Path
 from launcher.common import resources
 from launcher.common.rendering import write_atomic
 from launcher.errors import HostError, LauncherError, SpecError
+from launcher.models.registry import family_of
 from launcher.plan import memory
 from launcher.runspec import presets
 from launcher.runspec.checking import load_spec, preset_model
+from launcher.runspec.folders import model_of_folder
 from launcher.runspec.schema import BEGIN, END, schema_text, with_reference
 from launcher.runspec.sections import ModelSpec
 
@@ -20,18 +23,15 @@ SCHEMA = "run.schema.json"
 
 _NEW = """\
 # yaml-language-server: $schema={schema}
-# LoRA finetuning of {preset} ({source}). All keys: launcher config show {name}
+# LoRA finetuning of {what} ({source}). All keys: launcher config show {name}
 name: {name}
 
 model:
-  preset: {preset}
-  # seq_length: {seq_length}
-  checkpoint: checkpoints/{preset}.safetensors
-  tokenizer: checkpoints/tokenizer.model
+{model}
 
 data:
   train: data/train.mindrecord
-  template: vicuna
+  template: {template}
   batch_size: {batch_size}
 
 training:
@@ -53,25 +53,66 @@ checkpoint:
 """
 
 
-def write_new(name: str, preset: str, *, force: bool) -> Path:
+_OF_PRESET = """\
+  preset: {preset}
+  # seq_length: {seq_length}
+  checkpoint: checkpoints/{preset}.safetensors
+  tokenizer: checkpoints/tokenizer.model"""
+# Weights and tokenizer are the folder's too.
+_OF_FOLDER = """\
+  folder: {folder}
+  seq_length: {seq_length}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Described:
+    """What a new spec says of its model."""
+
+    what: str
+    source: str
+    model: str
+    template: str
+    seq_length: int
+
+
+def _of_preset(name: str) -> _Described:
+    preset = presets.get(name)
+    length = preset.model["seq_length"]
+    text = _OF_PRESET.format(preset=name, seq_length=length)
+    return _Described(what=name, source=preset.source, model=text, template="vicuna", seq_length=length)
+
+
+def _of_folder(folder: str) -> _Described:
+    """Describe a Hugging Face folder; Qwen2's own template is ChatML."""
+    model = model_of_folder(folder)
+    text = _OF_FOLDER.format(folder=json.dumps(folder, ensure_ascii=False), seq_length=model["seq_length"])
+    template = "chatml" if model["family"] == "qwen2" else "vicuna"
+    found = {"what": Path(folder).name, "source": f"a {family_of(model).title}", "template": template}
+    return _Described(**found, model=text, seq_length=model["seq_length"])
+
+
+def write_new(name: str, *, preset: str | None = None, folder: str | None = None, force: bool) -> Path:
     """Write configs/NAME.yaml below the working folder, and the schema its first line names.
 
-    Raises SpecError for a bad name, a preset there is not, or a file that is there already; HostError when the folder
-    cannot be written.
+    The model is that of ``preset`` or of the Hugging Face ``folder``. Raises SpecError for a bad name, no or both of
+    them, one there is not, or a file that is there already; HostError when the folder cannot be written.
     """
+    if (preset is None) == (folder is None):
+        raise SpecError("give one of --preset and --model", hint=f"launcher config new {name} --preset llama2_7b")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise SpecError(f"{name!r} is no name for a spec", hint="letters, digits, '_', '.' and '-'")
     path = Path("configs") / f"{name}.yaml"
     if path.exists() and not force:
         raise SpecError(f"{path} exists already", hint="take another name, or pass --force")
-    model = presets.get(preset)
+    described = _of_folder(folder) if folder is not None else _of_preset(str(preset))
     text = _NEW.format(
         schema=SCHEMA,
         name=name,
-        preset=preset,
-        source=model.source,
-        seq_length=model.model["seq_length"],
-        batch_size=1 if model.model["seq_length"] > 2048 else 2,
+        what=described.what,
+        source=described.source,
+        model=described.model,
+        template=described.template,
+        batch_size=1 if described.seq_length > 2048 else 2,
     )
     try:
         write_atomic(path, text)

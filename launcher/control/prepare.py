@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 from launcher.cluster.model import Cluster
 from launcher.common.ports import scheduler_port
 from launcher.errors import SpecError
+from launcher.inference.sources import own_chat_template
 from launcher.jobs import JobStore
 from launcher.plan import inputs
 from launcher.plan.launch import LOCAL
 from launcher.plan.launch_plan import LaunchPlan, make_plan, with_inputs
 from launcher.plan.placement import RunOptions
 from launcher.runspec.checking import load_source, parse_spec
+from launcher.runspec.folders import model_of_folder
 from launcher.runspec.layers import Override, parse_sets
 from launcher.runspec.sections import RunSpec
 from launcher.schedulers import registry
@@ -45,6 +47,8 @@ def prepare(
     port: int | None,
     jobs_dir: Path,
     sets: Sequence[str] = (),
+    model: str | None = None,
+    data: str | None = None,
     options: RunOptions | None = None,
     scheduler: str = LOCAL,
     values: Mapping[str, Any] | None = None,
@@ -58,7 +62,7 @@ def prepare(
     placement = registry.get(scheduler).place(values or {}, cards=cards, grace_s=options.limits.grace_s)
     cluster = placement.cluster
     name = DEFAULT_SPEC[cluster.target] if spec_name is None else spec_name
-    source = load_source(name, overrides(sets, checkpoint))
+    source = load_source(name, overrides(sets, checkpoint, model=model, data=data))
     spec = parse_spec(source)
     found, pending = inputs.resolve(spec)
     port = (port or 0) if placement.agents else scheduler_port(port, cluster.hosts[0].address)
@@ -91,14 +95,32 @@ def _with_schedulers_files(plan: LaunchPlan) -> LaunchPlan:
     return replace(plan, files=(*plan.files, *registry.get(plan.launch.scheduler).files(plan)))
 
 
-def overrides(sets: Sequence[str], checkpoint: str | None = None) -> list[Override]:
-    """Return what the command line changes in a spec. Raises SpecError for what cannot be read."""
-    changes = parse_sets(sets)
+def overrides(
+    sets: Sequence[str], checkpoint: str | None = None, *, model: str | None = None, data: str | None = None
+) -> list[Override]:
+    """Return what the command line changes in a spec; ``model``: a Hugging Face folder. Raises SpecError."""
+    changes = [*_of_folder(model), *_of_data(data), *parse_sets(sets)]
     if checkpoint == "":
         raise SpecError("--checkpoint is empty", hint="give a path, or leave the option out")
     if checkpoint is not None:
         changes.append(Override(keys=("model", "checkpoint"), value=checkpoint, origin="--checkpoint"))
     return changes
+
+
+def _of_folder(model: str | None) -> Iterator[Override]:
+    """Yield all that ``model`` says, in place of a preset; rows stay as long as the spec has them."""
+    if model is None:
+        return
+    values = {"preset": None, "folder": model, **model_of_folder(model)}
+    for key, value in values.items():
+        if key != "seq_length":
+            yield Override(keys=("model", key), value=value, origin=f"--model {model}")
+
+
+def _of_data(data: str | None) -> Iterator[Override]:
+    if data is not None:
+        for key, value in (("sample", None), ("train", data)):
+            yield Override(keys=("data", key), value=value, origin=f"--data {data}")
 
 
 def _sentence(note: str) -> str:
@@ -111,6 +133,9 @@ def _remarks(asked: str | None, name: str, cluster: Cluster, spec: RunSpec) -> l
         notes.append(f"No Ascend card found: running {name} on this machine's CPU.")
     elif asked is None:
         notes.append(f"No SPEC given: running {name}.")
+    own = own_chat_template(Path(spec.model.folder)) if spec.model.folder else None
+    if own:
+        notes.append(f"Prompts are in template {spec.data.template}, not in the chat template of {own}.")
     if spec.lora and spec.model.checkpoint is None:
         notes.append("No base checkpoint: LoRA adapts random weights. It shows the path; answers will make no sense.")
     return notes

@@ -127,7 +127,8 @@ def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
         missing.append(pending.describe())
     checkpoint = _absolute(spec.model.checkpoint)
     if checkpoint is None or Path(checkpoint).exists():
-        return input_files.with_base(found, spec.model), tuple(missing)
+        base = input_files.pending_base(spec.model)
+        return input_files.with_base(found, spec.model), (*missing, *([base.describe()] if base else []))
     missing.insert(0, f"checkpoint {spec.model.checkpoint} does not exist (looked for {checkpoint})")
     return dataclasses.replace(found, checkpoint=checkpoint), tuple(missing)
 

@@ -1,4 +1,4 @@
-"""Answers from what a job left behind, or from any LLaMA that MindFormers can hold.
+"""Answers from what a job left behind, or from any model of a known family.
 
 sources       what a reference means: a job, a folder, a file; its model, tokenizer and template
 weights       its tensors, memory-mapped where possible, LoRA folded or kept apart

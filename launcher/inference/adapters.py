@@ -17,7 +17,7 @@ from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
 from launcher.inference.model import Model
-from launcher.inference.weights import Tensors, expected_shapes
+from launcher.inference.weights import Tensors
 from launcher.jobs import JobPaths, JobRecord, JobStore, is_job_folder
 from launcher.models import names
 
@@ -107,8 +107,9 @@ def _adapters(found: Mapping[str, Whole], model: Model) -> dict[str, Whole]:
     ours = {name: whole for name, whole in found.items() if names.is_adapter(name)}
     if ours:
         return ours
-    layers = [name for name in expected_shapes(model.spec) if names.LAYER.fullmatch(name)]
-    wanted = {peft_name(side): side for name in layers if "norm" not in name for side in names.adapters_of(name)}
+    family, numbers = model.spec.architecture, range(model.spec.num_layers)
+    paths = [f"model.layers.{number}.{family.path_of(layer)}" for number in numbers for layer in family.linear_layers]
+    wanted = {peft_name(side): side for path in paths for side in names.adapters_of(f"{path}.weight")}
     return {wanted[name]: replace(whole, name=wanted[name]) for name, whole in found.items() if name in wanted}
 
 

@@ -157,6 +157,7 @@ def network_config(
         "theta": spec.rope_theta,
         "max_position_embedding": spec.max_position_embedding or spec.seq_length,
         **rope_scaling(spec),
+        **spec.architecture.network_settings(),
         "tie_word_embeddings": spec.tie_word_embeddings,
         "bos_token_id": spec.bos_token_id,
         "eos_token_id": spec.eos_token_id,

@@ -246,7 +246,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _description(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """What launcher_model.json or a transformers config.json says: spec, template, dtypes and ends.
 
-    Raises CheckpointError when it does not describe a LLaMA.
+    Raises CheckpointError when it does not describe a model of a known family.
     """
     try:
         if "model" in found:
@@ -261,7 +261,7 @@ def _description(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return _transformers(found, path.parent)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} does not describe a LLaMA: {_first_line(error)}",
+            f"{path} does not describe a model that is known: {_first_line(error)}",
             hint="give the config.json or launcher_model.json that belongs to the weights: --config FILE",
         ) from error
 

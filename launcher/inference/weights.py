@@ -12,6 +12,7 @@ from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.checkpoint.tensors import Output, Whole
 from launcher.errors import CheckpointError
 from launcher.models import names
+from launcher.models.registry import shapes_of
 from launcher.runspec.sections import ModelSpec
 
 
@@ -51,7 +52,7 @@ def check(tensors: Tensors, model: ModelSpec, where: str) -> None:
 
 def expected_shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Name and shape of every weight; without the head where it is the embedding."""
-    return names.shapes_of(model.model_dump())
+    return shapes_of(model.model_dump())
 
 
 def _misfits(tensors: Tensors, model: ModelSpec) -> Iterator[str]:

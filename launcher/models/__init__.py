@@ -1,1 +1,1 @@
-"""Model families: the names and shapes of their tensors."""
+"""Model families: one module each, what it knows of configs, tensors and layers behind one Protocol (``base``)."""

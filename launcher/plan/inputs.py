@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.checkpoint.base import Base, check_file, check_tensors
-from launcher.checkpoint.huggingface import CONFIG
+from launcher.checkpoint.hf_folder import FolderBase, folder_base, is_hugging_face
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
 from launcher.checkpoint.sharded import ShardedBase, holds_shards, read_sharded
 from launcher.common import resources
@@ -78,7 +78,7 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
     Raises DataError, CheckpointError or SpecError; nothing is written.
     """
     found, pending = rows_of(spec)
-    return with_base(found, spec.model), pending
+    return with_base(found, spec.model), _together(pending, pending_base(spec.model))
 
 
 def rows_of(spec: RunSpec) -> tuple[Inputs, Pending | None]:
@@ -91,9 +91,13 @@ def rows_of(spec: RunSpec) -> tuple[Inputs, Pending | None]:
         held_out, more = _held_out(spec, spec.evaluation.data)
         notes = (*found.notes, *held_out.notes)
         found = replace(found, evaluation=held_out.dataset, evaluation_rows=held_out.rows, notes=notes)
-        parts = tuple(part for part in (pending, more) if part)
-        pending = PendingAll(parts=parts) if len(parts) > 1 else next(iter(parts), None)
+        pending = _together(pending, more)
     return found, pending
+
+
+def _together(*pending: Pending | None) -> Pending | None:
+    parts = tuple(part for part in pending if part)
+    return PendingAll(parts=parts) if len(parts) > 1 else next(iter(parts), None)
 
 
 def _held_out(spec: RunSpec, path: str) -> tuple[Inputs, Pending | None]:
@@ -120,6 +124,19 @@ def with_base(found: Inputs, model: ModelSpec) -> Inputs:
     return replace(found, checkpoint=str(base.path), base_dtypes=base.dtypes, notes=notes, shards=shards)
 
 
+def pending_base(model: ModelSpec) -> Pending | None:
+    """Return the base that must be converted first, or None. Raises CheckpointError."""
+    folder = Path(os.path.abspath(model.checkpoint)) if model.checkpoint else None  # noqa: PTH100 - as below
+    if folder is None or not is_hugging_face(folder):
+        return None
+    made = _folder_base(folder, model.model_dump(mode="json"))
+    return None if made.is_made else made
+
+
+def _folder_base(folder: Path, model: Mapping[str, Any]) -> FolderBase:
+    return folder_base(folder, model, resources.cache_root() / "bases")
+
+
 def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedBase | None]:
     """Find the weights that ``checkpoint`` means, with names, shapes and dtypes of ``model``; and how they are cut.
 
@@ -131,6 +148,8 @@ def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedB
             f"checkpoint {absolute} is a job's folder, and not a base",
             hint=f"launcher merge-ckpt {absolute.name}; then --checkpoint {JobPaths(root=absolute).merged}",
         )
+    if is_hugging_face(absolute):
+        return _folder_base(absolute, model).base, None
     if not holds_shards(absolute):
         return check_file(_whole_file(absolute), model), None
     shards = read_sharded(absolute)
@@ -387,11 +406,6 @@ def _whole_file(absolute: Path) -> Path:
 
 def _weights_in(folder: Path) -> Path:
     merged = next((path for name in (WEIGHTS, CKPT_WEIGHTS) if (path := folder / name).is_file()), None)
-    if merged is None and (folder / CONFIG).is_file():
-        raise CheckpointError(
-            f"checkpoint folder {folder} is Hugging Face's",
-            hint=f"launcher convert-ckpt {folder} -o base; then --checkpoint base",
-        )
     if merged is None:
         raise CheckpointError(f"checkpoint folder {folder} has no {WEIGHTS}", hint="name the weights file")
     return merged

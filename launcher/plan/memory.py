@@ -19,7 +19,7 @@ from functools import cached_property
 
 from launcher.checkpoint.layout import optimizer_cuts, slice_shape
 from launcher.checkpoint.split import SplitPlan, layout_of
-from launcher.models import names
+from launcher.models import base, names
 from launcher.runspec.sections import LoraSpec, ModelSpec, RunSpec
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -117,19 +117,13 @@ class Memory:
 
 
 def layer_sizes(model: ModelSpec) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of the seven projections of a layer."""
-    hidden, width = model.hidden_size, model.intermediate_size
-    return {
-        "wq": (hidden, hidden), "wk": (model.kv_width, hidden), "wv": (model.kv_width, hidden), "wo": (hidden, hidden),
-        "w1": (width, hidden), "w2": (hidden, width), "w3": (width, hidden),
-    }  # fmt: skip
+    """(outputs, inputs) of the projections of a layer."""
+    return base.linear_shapes(model.architecture, model.sizes)
 
 
 def parameter_count(model: ModelSpec) -> int:
-    """Return the weights of a LLaMA: embedding, output, and per layer attention, feed-forward and two norms."""
-    layer = sum(outputs * inputs for outputs, inputs in layer_sizes(model).values()) + 2 * model.hidden_size
-    tables = (1 if model.tie_word_embeddings else 2) * model.vocab_size * model.hidden_size
-    return model.num_layers * layer + tables + model.hidden_size
+    """Return the numbers in all weights, biases and norms among them."""
+    return base.parameter_count(model.architecture, model.sizes)
 
 
 def lora_count(model: ModelSpec, lora: LoraSpec | None) -> int:
@@ -153,10 +147,6 @@ def split_plan(spec: RunSpec) -> SplitPlan:
         optimizer_shards=-1 if parallel.shards_optimizer else 1,
         cut_vocabulary=divides and bool(parallel.vocab_split or stages > 1),
     )
-
-
-_IN_LAYER = {"wq": "attention.wq", "wk": "attention.wk", "wv": "attention.wv", "wo": "attention.wo",
-             "w1": "feed_forward.w1", "w2": "feed_forward.w2", "w3": "feed_forward.w3"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,10 +225,8 @@ class _Stage:
     @cached_property
     def layer(self) -> Held:
         """Return one layer's own weights."""
-        model = self.spec.model
-        norms = self._held("model.layers.0.attention_norm.weight", (model.hidden_size,)).times(2)
-        shapes = layer_sizes(model).items()
-        return sum((self._held(f"model.layers.0.{_IN_LAYER[name]}.weight", shape) for name, shape in shapes), norms)
+        shapes = self.spec.model.architecture.layer_shapes(self.spec.model.sizes).items()
+        return sum((self._held(f"model.layers.0.{name}", shape) for name, shape in shapes), Held())
 
     @cached_property
     def tables(self) -> Held:
@@ -262,7 +250,7 @@ class _Stage:
         lora, found = self.spec.lora, Held()
         for name in lora.targets if lora else ():
             outputs, inputs = layer_sizes(self.spec.model)[name]
-            stem, rank = f"model.layers.0.{_IN_LAYER[name]}", lora.r if lora else 0
+            stem, rank = f"model.layers.0.{self.spec.model.architecture.path_of(name)}", lora.r if lora else 0
             found += self._held(stem + names.LORA_A, (rank, inputs))
             found += self._held(stem + names.LORA_B, (outputs, rank))
         return found.times(self.layers)

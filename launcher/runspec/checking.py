@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from launcher.common.yaml_lines import Loc, YamlDocument
 from launcher.errors import SpecError
-from launcher.runspec import foreign, layers, presets
+from launcher.runspec import folders, foreign, layers, presets
 from launcher.runspec.reading import find_spec, read_source
 from launcher.runspec.sections import ModelSpec, RunSpec, Section
 
@@ -36,7 +36,7 @@ def load_source(name: str, overrides: Iterable[layers.Override] = ()) -> YamlDoc
     given = {foreign.NO_DATASET: ("data", "train"), foreign.NO_WEIGHTS: ("model", "checkpoint")}
     answered = [text for text, loc in given.items() if source.value(loc) is not None]
     source = replace(source, changes=tuple(text for text in source.changes if text not in answered))
-    return layers.fill_preset(source)
+    return layers.fill_preset(folders.fill_folder(source))
 
 
 def parse_spec(source: YamlDocument) -> RunSpec:

@@ -87,8 +87,9 @@ _ONLY: dict[str, tuple[Any, ...]] = {
                           "freeze_exclude": ([],), "lora_a_init": ("normal",), "lora_b_init": ("zeros",)}.items()},
     "model.model_config.extend_method": ("None", "LLAMA3"),
     **{f"model.model_config.{key}": (False,)
-       for key in ("use_past", "qkv_has_bias", "attn_proj_has_bias", "qkv_concat", "use_ring_attention",
+       for key in ("use_past", "attn_proj_has_bias", "qkv_concat", "use_ring_attention",
                    "input_sliced_sig", "calculate_per_token_loss", "use_eod_attn_mask_compression")},
+    "model.model_config.qkv_has_bias": (False, True),
     "model.model_config.rotary_pct": (1.0,),
     "model.model_config.emb_dropout_prob": (0.0,),
     "model.model_config.pp_interleave_num": (1,),
@@ -243,6 +244,9 @@ class _Translation:
                                   self._get("model.model_config.ffn_dim_multiplier", None))  # fmt: skip
             model["intermediate_size"] = width
             self._changes.append(f"model.intermediate_size: {width}, from multiple_of and ffn_dim_multiplier")
+        if self._get("model.model_config.qkv_has_bias", False):
+            model["family"] = "qwen2"
+            self._mark("model.family", "model.model_config.qkv_has_bias")
         pad, vocabulary = model.get("pad_token_id"), model.get("vocab_size")
         if isinstance(pad, int) and isinstance(vocabulary, int) and pad >= vocabulary:
             model["pad_token_id"] = 0

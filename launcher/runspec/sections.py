@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from launcher.models import registry
+from launcher.models.base import Family, Sizes
 
 MOST = 2**31 - 1  # MindSpore holds shapes, steps and seeds in int32 in places
 
@@ -21,13 +24,13 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 DType = Literal["float32", "float16", "bfloat16"]
 
-# The projections that a MindFormers LLaMA layer has (mindformers 1.9.0, models/llama/llama_transformer.py and
-# llama_layer.py); LoRA may be put on these and on nothing else.
-LLAMA_LINEAR_LAYERS = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
-HUGGING_FACE_NAMES = {
-    "q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "o_proj": "wo",
-    "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3",
-}  # fmt: skip
+
+def _known_family(name: str) -> str:
+    return registry.family(name).name
+
+
+FamilyName = Annotated[str, AfterValidator(_known_family), Field(json_schema_extra={"enum": list(registry.FAMILIES)})]
+
 
 # Cells between the network and its projections. mindformers 1.9.0 (pet/tuners/lora_adapter.py) does not look inside
 # a cell whose own name target_modules matches: ".*" would put LoRA on the output layer and on nothing else.
@@ -68,6 +71,10 @@ class ModelSpec(Section):
 
     preset: str | None = None
     """A model by name (`launcher config presets`): fills every key of the architecture that is not given."""
+    folder: Text | None = None
+    """A Hugging Face folder: fills every key of the architecture, checkpoint and tokenizer that are not given."""
+    family: FamilyName = registry.DEFAULT
+    """Kind of the architecture (docs/models.md): llama and what has its shape, or qwen2, which has biases."""
     hidden_size: PositiveInt
     """Width of the residual stream."""
     num_layers: PositiveInt
@@ -99,7 +106,7 @@ class ModelSpec(Section):
     pad_token_id: Count = 0
     """Token that fills rows up."""
     checkpoint: Text | None = None
-    """Base weights: .safetensors, .ckpt, or a folder that merge-ckpt wrote."""
+    """Base weights: .safetensors, .ckpt, a folder that merge-ckpt wrote, or a Hugging Face folder as it is."""
     tokenizer: Text | None = None
     """SentencePiece model; left out, the one that the dataset was made with."""
 
@@ -112,6 +119,23 @@ class ModelSpec(Section):
     def kv_width(self) -> int:
         """Outputs of wk and of wv."""
         return self.hidden_size // self.num_heads * self.kv_heads
+
+    @property
+    def architecture(self) -> Family:
+        """What is known of ``family``."""
+        return registry.family(self.family)
+
+    @property
+    def sizes(self) -> Sizes:
+        """What the shapes of all weights follow from."""
+        return Sizes(
+            hidden=self.hidden_size,
+            layers=self.num_layers,
+            kv_size=self.kv_width,
+            intermediate=self.intermediate_size,
+            vocab=self.vocab_size,
+            tied=self.tie_word_embeddings,
+        )
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelSpec:
@@ -293,8 +317,8 @@ class LoraSpec(Section):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The layers of LLaMA that the pattern matches from their beginning, as MindFormers' re.match does."""
-        return tuple(name for name in LLAMA_LINEAR_LAYERS if re.match(self.pattern, name))
+        """The layers that the pattern matches from their beginning, as MindFormers' re.match does."""
+        return tuple(name for name in registry.LINEAR_LAYERS if re.match(self.pattern, name))
 
     @model_validator(mode="after")
     def _matches_layers(self) -> LoraSpec:
@@ -305,13 +329,14 @@ class LoraSpec(Section):
 
 
 def _list_problem(lora: LoraSpec) -> str:
-    known = ", ".join(LLAMA_LINEAR_LAYERS)
-    wrong = [name for name in lora.target_modules if name not in LLAMA_LINEAR_LAYERS]
+    known = ", ".join(registry.LINEAR_LAYERS)
+    wrong = [name for name in lora.target_modules if name not in registry.LINEAR_LAYERS]
     if not lora.target_modules:
         return f"target_modules is empty; layers are {known}"
     if not wrong:
         return ""
-    renamed = [f"{HUGGING_FACE_NAMES[name]} for {name}" for name in wrong if name in HUGGING_FACE_NAMES]
+    ours = registry.OTHER_LINEAR_NAMES
+    renamed = [f"{ours[name]} for {name}" for name in wrong if name in ours]
     suggestion = f"; did you mean {', '.join(renamed)}?" if renamed else ""
     return f"target_modules names {', '.join(wrong)[:200]}: no such layer; layers are {known}{suggestion}"
 
@@ -355,7 +380,7 @@ def _pattern_problem(lora: LoraSpec) -> str:
             "MindFormers would not look inside it. Name the layers: wq|wk|wv|wo"
         )
     if not matched:
-        known = ", ".join(LLAMA_LINEAR_LAYERS)
+        known = ", ".join(registry.LINEAR_LAYERS)
         return f"target_modules {lora.pattern!r} matches no layer; layers are {known}"
     return ""
 
@@ -510,6 +535,8 @@ class RunSpec(Section):
             problems.append(
                 f"training.gradient_accumulation {steps}: a pipeline accumulates over parallel.micro_batches instead"
             )
+        if self.model.folder and self.data.sample:
+            problems.append("data.sample makes a tokenizer of its own, and model.folder has another: give data.train")
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -122,7 +122,7 @@ def make_model(folder: Path) -> Path:
 
     from launcher.data.sample import sample_lines
     from launcher.data.tokenizer import train_tokenizer
-    from launcher.models.names import shapes_of
+    from launcher.models.registry import shapes_of
 
     folder.mkdir(parents=True)
     random = np.random.default_rng(1)

@@ -24,7 +24,10 @@ import numpy as np
 from launcher.checkpoint.safetensors_format import header_bytes
 from launcher.checkpoint.split import SplitPlan, split
 from launcher.checkpoint.tensorfile import TensorFile
-from launcher.models.names import GLOBAL_STEP, adapters_of, expected_shapes
+from launcher.models import base
+from launcher.models.base import Sizes
+from launcher.models.llama import LLAMA
+from launcher.models.names import GLOBAL_STEP, adapters_of
 
 _RANK, _ALPHA = 16, 32
 _HIDDEN, _INTERMEDIATE, _VOCAB = 4096, 11008, 32000
@@ -53,7 +56,9 @@ print(json.dumps({"wall_s": seconds, "cpu_s": used.ru_utime + used.ru_stime, "an
 
 def make_whole(path: Path, layers: int) -> None:
     """A whole LoRA checkpoint in safetensors: random float16 weights, and adapters with small values."""
-    shapes = expected_shapes(hidden=_HIDDEN, layers=layers, kv_size=_HIDDEN, intermediate=_INTERMEDIATE, vocab=_VOCAB)
+    shapes = base.shapes(
+        LLAMA, Sizes(hidden=_HIDDEN, layers=layers, kv_size=_HIDDEN, intermediate=_INTERMEDIATE, vocab=_VOCAB)
+    )
     tensors: list[tuple[str, tuple[int, ...]]] = []
     for name, shape in shapes.items():
         tensors.append((name, shape))
@@ -220,7 +225,7 @@ def start_up(work: Path) -> None:
     """merge-ckpt --help, and a merge of a model of one layer with four ranks; best of five."""
     folder, whole = work / "tiny", work / "tiny.safetensors"
     rng = np.random.default_rng(0)
-    shapes = expected_shapes(hidden=32, layers=1, kv_size=32, intermediate=64, vocab=100)
+    shapes = base.shapes(LLAMA, Sizes(hidden=32, layers=1, kv_size=32, intermediate=64, vocab=100))
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     described = [(name, "float32", array.shape, array.nbytes) for name, array in arrays.items()]
     whole.write_bytes(header_bytes(described, {}) + b"".join(array.tobytes() for array in arrays.values()))

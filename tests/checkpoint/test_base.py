@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from launcher.checkpoint import convert_model
 from launcher.checkpoint.base import check_tensors
@@ -22,9 +22,10 @@ from launcher.control import prepare, start
 from launcher.control.preview import preview
 from launcher.doctor import needs_of_spec
 from launcher.doctor.job import check_base
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, HostError
 from launcher.jobs import FAILED, write_record
-from launcher.models.names import EMBEDDING, HEAD, adapters_of, shapes_of
+from launcher.models.names import EMBEDDING, HEAD, adapters_of
+from launcher.models.registry import shapes_of
 from launcher.plan import inputs
 from launcher.runspec.checking import load_spec
 from launcher.runspec.layers import parse_sets
@@ -167,15 +168,77 @@ def huggingface_folder(folder: Path) -> Path:
     return convert_model(source, folder / "hf").folder
 
 
-def test_hugging_faces_names_lead_to_convert_ckpt(tmp_path: Path) -> None:
-    folder = huggingface_folder(tmp_path)
-    for given in (folder, folder / "model.safetensors"):
-        error = refusal(given)
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
-        assert "has Hugging Face's names: model.embed_tokens.weight" in str(error)
-        assert error.hint == f"launcher convert-ckpt {folder} -o base; then --checkpoint base"
+
+def test_a_file_with_hugging_faces_names_is_given_by_its_folder(tmp_path: Path) -> None:
+    folder = huggingface_folder(tmp_path)
+    error = refusal(folder / "model.safetensors")
+    assert "has Hugging Face's names: model.embed_tokens.weight" in str(error)
+    assert error.hint == f"give the folder as it is: --checkpoint {folder}"
+    (folder / "config.json").unlink()
+    assert refusal(folder / "model.safetensors").hint.startswith("launcher convert-ckpt ")
+
+
+def test_a_hugging_face_folder_is_converted_once_and_found_again(tmp_path: Path, cache: Path) -> None:
+    folder = huggingface_folder(tmp_path)
+    found, pending = inputs.resolve(spec_of(folder))
+    assert pending is not None
+    assert found.checkpoint is not None
+    assert Path(found.checkpoint).is_relative_to(cache / "bases")
+    assert not (cache / "bases").exists()  # nothing is written yet
+    assert f"base: made of {folder}" in found.notes
+    assert f"converting the base {folder} to {Path(found.checkpoint).parent}" in pending.describe()
+
+    base = inputs.pending_base(spec_of(folder).model)
+    assert base is not None
+    base.make()
+    made = Path(found.checkpoint)
+    assert {name: array.tobytes() for name, array in load_file(made).items()} == {
+        name: array.tobytes() for name, array in weights().items()
+    }
+    before = made.stat()
+    base.make()  # another process that came second
+    assert made.stat() == before
+    assert inputs.pending_base(spec_of(folder).model) is None
+    assert inputs.find_base(spec_of(folder).model.model_dump(mode="json"), str(folder))[0].path == made
+    assert (made.parent / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+    changed = {name: array + 1 for name, array in load_file(folder / "model.safetensors").items()}
+    save_file(changed, folder / "model.safetensors")
+    assert inputs.pending_base(spec_of(folder).model) is not None
+
+
+def test_a_hugging_face_folder_that_is_not_the_base_is_refused(tmp_path: Path, cache: Path) -> None:
+    folder = huggingface_folder(tmp_path)
+    error = refusal(folder, num_layers=2)
+    assert f"{folder} is not the base of this model" in error.message
+    assert "num_layers: the weights have 3, the model 2" in error.message
+    assert "num_heads" in refusal(folder, num_heads=8).message
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
-    assert refusal(folder).hint == error.hint
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refusal(folder).message == f"{folder} lacks model-00002-of-00002.safetensors"
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json"):
+        (folder / name).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    error = refusal(folder)
+    assert "only pickled weights, which are not opened" in error.message
+    assert f"M.from_pretrained('{folder}', torch_dtype='auto').save_pretrained('{folder}-safetensors')" in error.hint
+    assert not cache.exists()
+
+
+def test_a_base_that_the_cache_has_no_room_for_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = huggingface_folder(tmp_path)
+    monkeypatch.setenv("LAUNCHER_CACHE", "/proc/cache")
+    base = inputs.pending_base(spec_of(folder).model)
+    assert base is not None
+    with pytest.raises(HostError) as caught:
+        base.make()
+    assert "LAUNCHER_CACHE" in caught.value.hint
 
 
 def test_adapters_are_never_left_out_in_silence(tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ from support.checkpoint_sets import (
 
 from launcher.checkpoint.dtypes import Array
 from launcher.checkpoint.gather import OpenShards, gather
-from launcher.checkpoint.huggingface import hf_name
 from launcher.checkpoint.merge import Options, Source, plan_merge
 from launcher.checkpoint.shards import UNNUMBERED, find_shards
 from launcher.checkpoint.split import SplitPlan, split
@@ -44,6 +43,7 @@ from launcher.checkpoint.verify import verify_files
 from launcher.common.folders import whole_folder
 from launcher.errors import CheckpointError, HostError
 from launcher.models.names import GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
+from launcher.models.registry import hf_name
 
 _TWO = SplitPlan(model_parallel=2)
 WQ = "model.layers.0.attention.wq.weight"
@@ -672,7 +672,6 @@ def test_a_full_disk_when_only_the_record_is_left_to_write(tmp_path: Path) -> No
 _KILLER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
-from launcher.checkpoint.huggingface import hf_name
 from launcher.checkpoint.merge import Options, Source, merge, plan_merge
 from contextlib import ExitStack
 

@@ -32,7 +32,6 @@ from support.checkpoint_sets import (
 from launcher.checkpoint import list_steps, open_step
 from launcher.checkpoint.compare import check_crc
 from launcher.checkpoint.dtypes import Array
-from launcher.checkpoint.huggingface import hf_name
 from launcher.checkpoint.lora import read_lora, read_single_scale
 from launcher.checkpoint.merge import PEFT, Merged, Options, Source, merge, plan_merge
 from launcher.checkpoint.safetensors_format import header_bytes
@@ -42,6 +41,7 @@ from launcher.checkpoint.tensorfile import TensorFile
 from launcher.common.folders import only_writer, real_path
 from launcher.errors import CheckpointError
 from launcher.models.names import EMBEDDING, GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
+from launcher.models.registry import hf_name
 
 WQ, W1 = "model.layers.0.attention.wq.weight", "model.layers.1.feed_forward.w1.weight"
 LORA_A = adapters_of(WQ)[0]

@@ -19,7 +19,7 @@ from launcher.data.info import read_info
 from launcher.data.sample_set import SampleSet
 from launcher.errors import CheckpointError, DataError, LauncherError, SpecError
 from launcher.jobs import JobPaths
-from launcher.models.names import shapes_of
+from launcher.models.registry import shapes_of
 from launcher.plan import inputs
 from launcher.plan.launch_plan import make_plan
 from launcher.plan.placement import Placement, RunOptions

@@ -46,6 +46,26 @@ def sizes(spec: RunSpec, target: str = "Ascend") -> dict[str, int]:
     return {term.name: term.size for term in estimate(spec, target=target, pool_gib=None).terms}
 
 
+# safetensors.total of the released weights, as the Hugging Face hub gives it for each.
+PUBLISHED = {
+    "llama2_7b": 6_738_415_616, "llama2_13b": 13_015_864_320, "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496, "llama3_1_8b": 8_030_261_248, "llama3_1_70b": 70_553_706_496,
+    "llama3_2_1b": 1_235_814_400, "llama3_2_3b": 3_212_749_824, "codellama_7b": 6_738_546_688, "yi_6b": 6_061_035_520,
+    "mistral_7b": 7_248_023_552, "qwen2_5_0_5b": 494_032_768, "qwen2_5_1_5b": 1_543_714_304,
+    "qwen2_5_3b": 3_085_938_688, "qwen2_5_7b": 7_615_616_512, "qwen2_5_14b": 14_770_033_664,
+    "qwen2_5_32b": 32_763_876_352, "qwen2_5_72b": 72_706_203_648,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_exactly_the_published_number_of_parameters(name: str) -> None:
+    assert parameter_count(model(name)) == PUBLISHED[name]
+
+
+def test_every_preset_is_held_to_a_published_number() -> None:
+    assert set(PRESETS) - {"tiny_cpu"} == set(PUBLISHED) | set(PUBLISHED_BILLIONS)
+
+
 @pytest.mark.parametrize("name", PUBLISHED_BILLIONS)
 def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     assert parameter_count(model(name)) / 1e9 == pytest.approx(PUBLISHED_BILLIONS[name], rel=0.006)
@@ -78,7 +98,14 @@ print("COUNTS" + json.dumps(counts))
 def test_counts_are_those_of_the_networks_that_mindformers_builds(tmp_path: Path) -> None:
     names = {"tie_word_embeddings", "hidden_size", "num_layers", "num_heads", "n_kv_heads", "intermediate_size",
              "vocab_size"}  # fmt: skip
-    keys = {name: {"seq_length": 128, **model(name).model_dump(include=names)} for name in PRESETS}
+    keys = {
+        name: {
+            "seq_length": 128,
+            **model(name).model_dump(include=names),
+            **model(name).architecture.network_settings(),
+        }
+        for name in PRESETS
+    }
     result = subprocess.run(
         [sys.executable, "-c", COUNT, json.dumps(keys)], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

@@ -347,7 +347,6 @@ def put(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("model.model_config.type", "QwenConfig"),
         ("moe_config.expert_num", 8),
         ("model.model_config.use_past", True),
-        ("model.model_config.qkv_has_bias", True),
         ("model.model_config.qkv_concat", True),
         ("model.model_config.extend_method", "PI"),
         ("model.model_config.pet_config.pet_type", "prefixtuning"),
@@ -375,6 +374,16 @@ def test_what_would_train_something_else_is_refused_by_name(here: Path, path: st
     assert f": {path}: " in problem
     assert problem.startswith(f"{name}:")
     assert "--set mindformers.KEY=VALUE" in caught.value.hint
+
+
+@pytest.mark.parametrize(("biases", "family"), [(True, "qwen2"), (False, "llama")])
+def test_biases_on_q_k_and_v_are_those_of_qwen2(here: Path, biases: bool, family: str) -> None:
+    name = write(put(recipe(), "model.model_config.qkv_has_bias", biases))
+    plan = preview(name, imagined_cluster(2, "A2"), parse_sets([]), Path("jobs")).plan
+    rank = yaml.safe_load(next(file.text for file in plan.files if file.path == "ranks/rank_1.yaml"))
+
+    assert plan.spec.model.family == family
+    assert rank["model"]["model_config"].get("qkv_has_bias", False) is biases
 
 
 def test_an_adapter_without_a_kind_and_a_model_without_a_name_are_refused(here: Path) -> None:

@@ -31,10 +31,12 @@ class SemiAuto:
     emulator: Emulator
     forms: Mapping[str, str] = field(default_factory=dict)
 
-    def write_spec(self, name: str, parallel: Mapping[str, Any], **training: Any) -> str:
+    def write_spec(
+        self, name: str, parallel: Mapping[str, Any], model: Mapping[str, Any] = MODEL, **training: Any
+    ) -> str:
         spec = {
             "name": name,
-            "model": MODEL,
+            "model": dict(model),
             "data": {"sample": {"size": 128, "seed": 1}, "template": "plain", "batch_size": 8},
             "training": {
                 "epochs": 1,
@@ -57,11 +59,11 @@ class SemiAuto:
 
     def submit(
         self, name: str, *options: str, cards: int = 2, code: int = 0, env: Mapping[str, str] | None = None,
-        **parallel: Any,
+        model: Mapping[str, Any] = MODEL, **parallel: Any,
     ) -> Job:  # fmt: skip
         """Run a job of ``cards`` ranks to its end; ``model_parallel`` is ``cards`` unless ``parallel`` says other."""
         degrees = parallel or {"data_parallel": 1, "model_parallel": cards}
-        spec = self.write_spec(name, {"mode": "semi_auto", **degrees})
+        spec = self.write_spec(name, {"mode": "semi_auto", **degrees}, model)
         environment = self.env(cards, **(env or {}))
         self.shop.launcher("submit", spec, "--cards", str(cards), *options, code=code, env=environment)
         return self.shop.job("last")

@@ -24,6 +24,7 @@ from launcher import jobs
 from launcher.checkpoint.sharded import check_fits, read_sharded
 from launcher.checkpoint.split import SplitPlan
 from launcher.jobs.events import read_events
+from launcher.models.registry import shapes_of
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.semi_auto]
 
@@ -122,6 +123,37 @@ def test_a_split_model_trains_as_on_one_rank_and_merges(
     said = semi_auto.shop.launcher("merge-ckpt", job.record.job_id, "--verify", "full").stdout
     assert "8 folded" in said
     check_merged(job, job.paths.merged / "model.safetensors")
+
+
+QWEN2 = {**MODEL, "family": "qwen2", "n_kv_heads": 2, "rope_theta": 1.0e6}
+
+
+def test_a_split_qwen2_has_its_biases_cut_and_merges(semi_auto: SemiAuto) -> None:
+    """MindFormers cuts the biases of wq, wk and wv with the outputs, from a whole base and from shards alike."""
+    random = np.random.default_rng(2)
+    weights = {
+        name: np.ones(shape, np.float32) if "norm" in name else random.normal(0, 0.1, shape).astype(np.float32)
+        for name, shape in shapes_of(QWEN2).items()
+    }
+    (semi_auto.shop.folder / "qwen2").mkdir()
+    save_file(weights, semi_auto.shop.folder / "qwen2" / "model.safetensors")
+    semi_auto.shop.launcher("split-ckpt", "qwen2", "--mp", "2", "-o", "qwen2_shards")
+    spec = semi_auto.write_spec("qwen2_one", {"mode": "data"}, QWEN2)
+    whole = semi_auto.shop.submit(spec, "--cards", "1", "--engine", "direct", "--checkpoint", "qwen2")
+
+    for number, form in enumerate(("qwen2", "qwen2_shards")):
+        job = semi_auto.submit(f"qwen2_{number}", "--checkpoint", form, "--engine", "direct", model=QWEN2)
+        assert losses(job) == pytest.approx(losses(whole), abs=TOLERANCE)
+        ranks = [newest(job, rank_id) for rank_id in (0, 1)]
+        for name in (name for name in weights if name.endswith(".bias")):
+            halves = [rank[name] for rank in ranks]
+            assert halves[0].shape == (weights[name].shape[0] // 2,)
+            assert np.concatenate(halves).tobytes() == weights[name].tobytes()
+        semi_auto.shop.launcher("merge-ckpt", job.record.job_id, "--verify", "full")
+        merged = load_file(job.paths.merged / "model.safetensors")
+        assert set(merged) == set(weights)
+        assert all(merged[name].tobytes() == weights[name].tobytes() for name in weights if name.endswith(".bias"))
+        check_merged(job, job.paths.merged / "model.safetensors")
 
 
 def test_a_split_model_is_evaluated_as_on_one_rank(semi_auto: SemiAuto, one_rank: Job) -> None:

@@ -21,7 +21,8 @@ from launcher.checkpoint.safetensors_format import header_bytes
 from launcher.checkpoint.split import SplitPlan, split
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.jobs import JobPaths, JobRecord, now, write_record
-from launcher.models.names import GLOBAL_STEP, adapters_of, expected_shapes
+from launcher.models.names import GLOBAL_STEP, adapters_of
+from launcher.models.registry import shapes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL: dict[str, Any] = {
@@ -55,14 +56,7 @@ def llama(
     """Random weights by MindFormers' names, adapters on q and o, a little optimizer state, and counters."""
     rng, kind = np.random.default_rng(seed), numpy_dtype(dtype)
     found: dict[str, Array] = {}
-    shapes = expected_shapes(
-        hidden=model["hidden_size"],
-        layers=model["num_layers"],
-        kv_size=model["hidden_size"] // model["num_heads"] * model["n_kv_heads"],
-        intermediate=model["intermediate_size"],
-        vocab=model["vocab_size"],
-    )
-    for name, shape in shapes.items():
+    for name, shape in shapes_of({**model, "tie_word_embeddings": False}).items():
         found[name] = (rng.standard_normal(shape) * 0.1).astype(kind)
         if lora and name.endswith(("attention.wq.weight", "attention.wo.weight")):
             lora_a, lora_b = adapters_of(name)

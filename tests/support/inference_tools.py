@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from launcher.data.sample import sample_lines
 from launcher.data.tokenizer import train_tokenizer
-from launcher.models.names import shapes_of
+from launcher.models.registry import shapes_of
 from launcher.runspec.sections import ModelSpec
 
 VOCAB = 700

@@ -1,0 +1,86 @@
+"""A Hugging Face folder as a base: what MindFormers loads is made of it once, streamed, and found again in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.checkpoint.base import Base, check_folder
+from launcher.checkpoint.compare import identify
+from launcher.checkpoint.convert import Model, convert_once, open_model
+from launcher.checkpoint.huggingface import CONFIG, INDEX
+from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
+from launcher.checkpoint.sharded import holds_shards
+from launcher.checkpoint.tensorfile import TensorFile
+from launcher.errors import HostError
+from launcher.models.names import EMBEDDING
+
+# Another number when what is made of a folder changes.
+_VERSION = 1
+
+
+def is_hugging_face(folder: Path) -> bool:
+    """Return whether ``folder`` is a model of transformers, and none that a command of the launcher wrote."""
+    if not (folder / CONFIG).is_file() or holds_shards(folder):
+        return False
+    own = next((path for name in (WEIGHTS, CKPT_WEIGHTS) if (path := folder / name).is_file()), None)
+    if own is None or (folder / INDEX).is_file():
+        return True
+    with TensorFile(own) as file:
+        return EMBEDDING not in file.entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderBase:
+    """``folder``, the model in it as ``base``, and the folder ``target`` in the cache that holds what is made of it."""
+
+    folder: Path
+    target: Path
+    base: Base
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it has been converted."""
+        return self.target.is_dir()
+
+    def describe(self) -> str:
+        """Return what will be made, and where."""
+        return f"converting the base {self.folder} to {self.target}"
+
+    def make(self) -> None:
+        """Convert it, once: of several processes one does, and the others wait.
+
+        Raises HostError when the disk is full or the cache cannot be written.
+        """
+        with ExitStack() as stack:
+            try:
+                convert_once(open_model(self.folder, None, stack), self.target)
+            except HostError as error:
+                raise HostError(error.message, hint="make room, or set LAUNCHER_CACHE to a folder elsewhere") from error
+
+
+def folder_base(folder: Path, model: Mapping[str, Any], cache: Path) -> FolderBase:
+    """Hold the weights of ``folder`` against ``model``, the model section of a run spec; nothing is written.
+
+    Only headers and samples of the weights are read. Raises CheckpointError with everything that differs.
+    """
+    with ExitStack() as stack:
+        opened = open_model(folder, None, stack)
+        found = {name: (whole.shape, whole.dtype) for name, whole in opened.tensors.items()}
+        target = cache / _key(opened)
+    base = check_folder(folder, found, model)
+    made = Base(path=target / WEIGHTS, dtypes=base.dtypes, notes=(*base.notes, f"base: made of {folder}"))
+    return FolderBase(folder=folder, target=target, base=made)
+
+
+def _key(opened: Model) -> str:
+    """Return a hash of what the weights are: sizes, times and samples of every tensor, and the config.json."""
+    identities = identify(opened.files, full=False)
+    files = sorted((item.path.name, item.size, item.mtime_ns, item.fingerprint) for item in identities)
+    text = json.dumps([_VERSION, files, opened.config], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

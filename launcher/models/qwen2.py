@@ -1,0 +1,23 @@
+"""Qwen2, Qwen2.5 and what is distilled into them (DeepSeek-R1-Distill-Qwen): LLaMA with biases on q, k and v.
+
+Yang et al., arXiv:2407.10671; transformers 4.57, models/qwen2/modeling_qwen2.py; mindformers 1.9.0, models/llama with
+qkv_has_bias. A window of attention is in the config.json of all sizes and in use in none: ``use_sliding_window``.
+"""
+
+from __future__ import annotations
+
+from launcher.models.llama import LlamaShape
+
+QWEN2 = LlamaShape(
+    name="qwen2",
+    title="Qwen2",
+    model_types=("qwen2",),
+    architectures={"qwen2": "Qwen2ForCausalLM"},
+    biases=("attention.wq", "attention.wk", "attention.wv"),
+    settings={"qkv_has_bias": True},
+    plain=dict.fromkeys(("attention_bias", "qkv_bias"), (True,)),
+    written={"use_sliding_window": False},
+    defaults={
+        "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768, "use_sliding_window": False},
+    },
+)

@@ -1,0 +1,123 @@
+"""Processes of other frameworks that answer calls: torch, transformers and peft, as the oracle of exported models."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from launcher.checkpoint.dtypes import Array
+
+IDS = [1, 5, 9, 30, 2, 17, 8, 33]
+
+
+class Child:
+    """A process that answers calls: one JSON line [function, arguments] in, one JSON line out."""
+
+    _LOOP = """
+for line in sys.stdin:
+    name, arguments = json.loads(line)
+    try:
+        answer = {"value": globals()[name](**arguments)}
+    except BaseException:
+        import traceback
+        answer = {"error": traceback.format_exc()}
+    print(json.dumps(answer), file=answers, flush=True)
+"""
+    _START = """
+import json, os, sys
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+"""
+
+    def __init__(self, python: str, code: str, folder: Path) -> None:
+        environment = {**os.environ, "GLOG_v": "3", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [python, "-c", self._START + code + self._LOOP],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=folder,  # mindformers writes where it stands
+            env=environment,
+        )
+
+    def __call__(self, function: str, **arguments: Any) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps([function, arguments], default=str), file=self.process.stdin, flush=True)
+        answer = json.loads(self.process.stdout.readline() or '{"error": "it died"}')
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
+
+    def close(self) -> None:
+        self.process.kill()  # leaving takes torch and MindSpore seconds
+        self.process.communicate(timeout=60)
+
+
+TORCH = """
+import logging
+import numpy as np, torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+def make(folder, config, dtype, bias=0.5):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.normal_(0, bias)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="20KB")
+
+class Said(logging.Handler):
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.texts = []
+    def emit(self, record):
+        self.texts.append(record.getMessage())
+
+def loads(folder):
+    said = Said()
+    logging.getLogger("transformers").addHandler(said)
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    logging.getLogger("transformers").removeHandler(said)
+    kept = {key: sorted(map(str, value)) for key, value in info.items() if value}
+    return {"class": type(model).__name__, "warnings": said.texts, "keys": kept}
+
+def logits(folder, adapter, ids, target):
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
+    if adapter:
+        from peft import PeftModel
+        model = PeftModel.from_pretrained(model, adapter)
+    model.eval()
+    with torch.no_grad():
+        np.save(target, model(torch.tensor([ids])).logits[0].numpy())
+
+def prompts(folder, chats):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
+"""
+
+
+def torch_python() -> str:
+    """The interpreter that has torch, transformers and peft: this one, or LAUNCHER_TORCH_PYTHON; or a skip."""
+    python = os.environ.get("LAUNCHER_TORCH_PYTHON")
+    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    if missing and not python:
+        pytest.skip(f"no {', '.join(missing)}: pip install '.[test]', or set LAUNCHER_TORCH_PYTHON")
+    return python or sys.executable
+
+
+def torch_logits(child: Child, model: Path, adapter: Path | None = None) -> Array:
+    """Logits (tokens, vocabulary) of a model, or of a model with an adapter, in transformers."""
+    target = model.with_name(f"{model.name}-{adapter.name if adapter else 'alone'}.npy")
+    child("logits", folder=model, adapter=adapter and str(adapter), ids=IDS, target=target)
+    found: Array = np.load(target)
+    return found
