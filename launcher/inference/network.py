@@ -123,7 +123,7 @@ def _set_context(mindformers: Any, device: str, device_id: int | None) -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether the cards of this host compute in bfloat16; taken for granted where their kind is not known."""
+    """Return whether the cards of this host compute in bfloat16; taken for granted where their kind is not known."""
     from launcher.cluster.discover import local_cluster
     from launcher.cluster.model import KINDS
 

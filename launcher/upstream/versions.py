@@ -91,5 +91,5 @@ def release_key(version: str) -> tuple[int, int, int, int, int]:
 
 
 def same_release(one: str, other: str) -> bool:
-    """Whether two version strings mean the same release."""
+    """Return whether two version strings mean the same release."""
     return release_key(one) == release_key(other)

@@ -403,7 +403,7 @@ def asked_to_stop_at(paths: JobPaths) -> float:
 
 
 def loss_parts(spec: Mapping[str, Any], rank_id: int, num_ranks: int) -> int | None:
-    """How many batches the loss of a step is the sum of; None on ranks whose loss means nothing.
+    """Return how many batches the loss of a step is the sum of; None on ranks whose loss means nothing.
 
     mindformers 1.9.0, core/callback (MFLossMonitor): of a pipeline only the last stage computes a loss, the sum over
     micro batches; accumulation sums too.

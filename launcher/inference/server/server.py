@@ -65,7 +65,7 @@ def opened(session: Session, limits: Limits, *, defaults: GenerationSpec, token:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``."""
+    """Return whether only this machine reaches ``host``."""
     if host == "localhost":
         return True
     try:
