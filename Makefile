@@ -21,7 +21,7 @@ test: lint
 	@mkdir -p build
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not semi_auto and not docs" \
 		--cov --cov-report= --cov-report=json:build/coverage.json
-	$(BIN)/python -m tests.coverage_floors build/coverage.json
+	$(BIN)/python tests/coverage_floors.py build/coverage.json
 
 # MindSpore's CPU build does not split models; a patched copy of it, which lies beside the project, does.
 semi-auto: $(VENV)/.installed-test

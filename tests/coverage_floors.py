@@ -1,6 +1,6 @@
 """The least share of lines and branches that tests must reach, room by room; ``make test`` holds it.
 
-``python -m tests.coverage_floors build/coverage.json`` prints the table and exits with 1 where a room is below its
+``python tests/coverage_floors.py build/coverage.json`` prints the table and exits with 1 where a room is below its
 floor. Only what runs in the tests' own processes counts: guards, agents and ranks run in processes of their own, which
 are not measured, so rooms that start them stand lower than they are tested.
 """
@@ -13,8 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from tests.architecture import FLOORS as ROOMS
-from tests.architecture import room_of
+from architecture import FLOORS as ROOMS
+from architecture import room_of
 
 # Found by measuring; raise a floor when a room has grown above it.
 FLOORS: dict[str, float] = {}

@@ -160,7 +160,7 @@ def _shape_problems(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> I
 
 
 def _has_sizes(weights: Mapping[str, Shape]) -> bool:
-    """Whether the shapes of ``weights`` can be read as a model's; a layer's number in a name may be any."""
+    """Return whether the shapes of ``weights`` can be read as a model's; a layer's number in a name may be any."""
     return len(weights.get(names.EMBEDDING, ())) == 2 and 0 < names.num_layers(weights) <= len(weights)
 
 

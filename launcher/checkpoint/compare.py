@@ -90,7 +90,7 @@ def _differ(name: str, first: int, other: int, path: Path, where: str) -> Checkp
 
 
 def check_crc(file: TensorFile) -> bool:
-    """Whether the file carries a CRC. Raises CheckpointError when its bytes do not give it."""
+    """Return whether the file carries a CRC. Raises CheckpointError when its bytes do not give it."""
     if file.index.crc is None:
         return False
     module = ckpt if file.format == CKPT else safetensors_format
@@ -202,7 +202,7 @@ def _is_copy(one: Piece, two: Piece) -> bool:
 
 
 def _varies(piece: Piece) -> bool:
-    """Whether the slice of ``piece`` has values that differ."""
+    """Return whether the slice of ``piece`` has values that differ."""
     array = piece.file.array(piece.entry.name).reshape(-1).view(np.uint8).reshape(-1, item_size(piece.entry.dtype))
     return bool((array != array[:1]).any())
 

@@ -167,7 +167,7 @@ class _Stage:
         return found
 
     def _knows_all(self, found: Mapping[str, Entry]) -> bool:
-        """Whether the strategy, and so the first rank, which holds ``found``, has every weight."""
+        """Return whether the strategy, and so the first rank, which holds ``found``, has every weight."""
         weights = {name for name in found if names.is_weight(name)}
         return bool(self._layouts) and self._layouts.keys() <= found.keys() and weights <= self._layouts.keys()
 

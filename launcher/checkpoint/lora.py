@@ -64,7 +64,7 @@ def _by_pattern(patterns: Mapping[str, _Value], weight: str, default: _Value) ->
 
 
 def _matches(pattern: str, weight: str) -> bool:
-    """Whether ``pattern`` is that of ``weight``: of its module's name in MindFormers, or in transformers."""
+    """Return whether ``pattern`` is that of ``weight``: of its module's name in MindFormers, or in transformers."""
     module = weight.removesuffix(".weight")
     return any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, hf_module(module)))
 

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 _BY_FOLDER = "merge its checkpoints alone: launcher merge-ckpt JOB_FOLDER/checkpoint --config config.json"
 
 
+def find_source(reference: str, jobs_dir: Path) -> Source:
+    """Return the shards of the job or folder that ``reference`` means. Raises JobError when no job fits."""
+    from launcher.jobs import find_job
+
+    found = find_job(reference, jobs_dir)
+    return job_source(*found) if found else Source(name=str(Path(reference).absolute()), folder=Path(reference))
+
+
 def job_source(paths: JobPaths, record: JobRecord) -> Source:
     """The shards of the job at ``paths``, with the scale, model, tokenizer and base of its spec and plan.
 

@@ -28,7 +28,7 @@ class ShardedBase:
 
 
 def holds_shards(path: Path) -> bool:
-    """Whether ``path`` is a folder of shards: rank_<R> folders, of its own or in its checkpoint/."""
+    """Return whether ``path`` is a folder of shards: rank_<R> folders, of its own or in its checkpoint/."""
     return path.is_dir() and any((place / "rank_0").is_dir() for place in (path, path / FULL))
 
 
@@ -90,7 +90,7 @@ def _other_slices(base: ShardedBase, plan: SplitPlan) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def _same_slices(one: Layout, other: Layout, shape: Shape) -> bool:
-    """Whether every device holds the same part of a tensor of ``shape`` by both."""
+    """Return whether every device holds the same part of a tensor of ``shape`` by both."""
     try:
         return one.num_devices == other.num_devices and all(
             boxes(one, device, shape) == boxes(other, device, shape) for device in range(one.num_devices)

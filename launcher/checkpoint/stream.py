@@ -153,7 +153,7 @@ def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
 
 
 def _is_moved(output: Output) -> bool:
-    """Whether the kernel copies the bytes, unseen: they stay as they are and consecutive, and may be any."""
+    """Return whether the kernel copies the bytes, unseen: they stay as they are and consecutive, and may be any."""
     whole = output.whole
     return output.is_copy and not output.must_be_finite and all(whole.is_wide(piece) for piece in whole.pieces)
 

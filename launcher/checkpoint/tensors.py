@@ -61,7 +61,7 @@ class Whole:
         return self.rows * self.row_bytes
 
     def is_wide(self, piece: Piece) -> bool:
-        """Whether ``piece`` has whole rows, so that its bytes are consecutive in the whole tensor too."""
+        """Return whether ``piece`` has whole rows, so that its bytes are consecutive in the whole tensor too."""
         return piece.box.size[1:] == self.shape[1:] == piece.entry.shape[1:]
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[Piece, int, int, int]]:

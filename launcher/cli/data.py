@@ -1,17 +1,20 @@
 """``launcher data``: from raw questions and answers to the rows that training reads."""
 
+# ruff: noqa: RUF009 - option() returns a field of its own at each call, as dataclasses.field does
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from launcher.cli.options.common import format_option
+from launcher.cli.options.group import declared, option, takes
 from launcher.cli.output.interruption import interruptible
 from launcher.cli.output.tables import print_json
 from launcher.data import outputs
@@ -20,6 +23,7 @@ from launcher.data.templates import DEFAULT
 if TYPE_CHECKING:
     from launcher.data.convert import Progress
     from launcher.data.info import DatasetInfo
+    from launcher.data.preprocess import PreprocessOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -148,55 +152,75 @@ def _texts(source: Path) -> Iterator[str]:
             yield message.content
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """How conversations become rows."""
+
+    tokenizer: Path = option(
+        "--tokenizer",
+        type=_FILE,
+        default="tokenizer.model",
+        show_default=True,
+        help="tokenizer.model or tokenizer.json.",
+    )
+    seq_length: int = option(
+        "--seq-length", type=click.IntRange(min=2), default=2048, show_default=True, help="As the model's."
+    )
+    template: str = option("--template", default=DEFAULT, show_default=True, help="See launcher data templates.")
+    kind: Literal["chat", "text"] = option(
+        "--type",
+        type=click.Choice(["chat", "text"]),
+        default="chat",
+        show_default=True,
+        help="What SOURCE holds.",
+    )
+    overflow: Literal["truncate", "drop", "split"] = option(
+        "--overflow",
+        type=click.Choice(["truncate", "drop", "split"]),
+        default="truncate",
+        show_default=True,
+        help="What to do with samples longer than a row.",
+    )
+    shards: int = option("--shards", type=click.IntRange(1, 1000), default=1, show_default=True, help="Files to write.")
+    eval_fraction: float = option(
+        "--eval-fraction",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        show_default=True,
+        help="Hold out this share, chosen by a hash of each id, into OUTPUT with .eval before its suffix.",
+    )
+    dedup: bool = option("--dedup", is_flag=True, help="Leave out records whose text came before.")
+    max_rejects: int = declared(_max_rejects)
+    processes: int = declared(_processes)
+    output: Path = declared(_output("train.mindrecord"))
+    resume: bool = option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+
+    def wanted(self, source: Path) -> PreprocessOptions:
+        """Return what to make of ``source``."""
+        from launcher.data.preprocess import PreprocessOptions
+
+        return PreprocessOptions(
+            source=source,
+            tokenizer=self.tokenizer,
+            target=self.output,
+            seq_length=self.seq_length,
+            template=self.template,
+            kind=self.kind,
+            overflow=self.overflow,
+            shards=self.shards,
+            eval_fraction=self.eval_fraction,
+            dedup=self.dedup,
+            max_rejects=self.max_rejects,
+            processes=self.processes,
+            resume=self.resume,
+        )
+
+
 @data.command()
 @click.argument("source", type=_FILE)
-@click.option(
-    "--tokenizer",
-    type=_FILE,
-    default="tokenizer.model",
-    show_default=True,
-    help="tokenizer.model or tokenizer.json.",
-)
-@click.option("--seq-length", type=click.IntRange(min=2), default=2048, show_default=True, help="As the model's.")
-@click.option("--template", default=DEFAULT, show_default=True, help="See launcher data templates.")
-@click.option(
-    "--type",
-    "kind",
-    type=click.Choice(["chat", "text"]),
-    default="chat",
-    show_default=True,
-    help="What SOURCE holds.",
-)
-@click.option(
-    "--overflow",
-    type=click.Choice(["truncate", "drop", "split"]),
-    default="truncate",
-    show_default=True,
-    help="What to do with samples longer than a row.",
-)
-@click.option("--shards", type=click.IntRange(1, 1000), default=1, show_default=True, help="Files to write.")
-@click.option(
-    "--eval-fraction",
-    type=click.FloatRange(0, 1, max_open=True),
-    default=0.0,
-    show_default=True,
-    help="Hold out this share, chosen by a hash of each id, into OUTPUT with .eval before its suffix.",
-)
-@click.option("--dedup", is_flag=True, help="Leave out records whose text came before.")
-@_max_rejects
-@_processes
-@_output("train.mindrecord")
-@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@takes(RowOptions, "options")
 @_force
-def preprocess(
-    source: Path,
-    tokenizer: Path,
-    output: Path,
-    kind: Literal["chat", "text"],
-    overflow: Literal["truncate", "drop", "split"],
-    force: bool,
-    **options: Any,
-) -> None:
+def preprocess(source: Path, options: RowOptions, force: bool) -> None:
     """Tokenize conversations into a MindRecord of input_ids and labels; only answers are in the loss.
 
     SOURCE is what convert writes, or what it reads; with --type text a plain text, or records {"text": ...}.
@@ -206,17 +230,13 @@ def preprocess(
     \b
     launcher data preprocess conversations.json --tokenizer tokenizer.model --seq-length 128 --template plain
     """
-    from launcher.data.preprocess import PreprocessOptions
     from launcher.data.preprocess import preprocess as run
 
-    wanted = PreprocessOptions(
-        source=source, tokenizer=tokenizer, target=output, kind=kind, overflow=overflow, **options
-    )
     with _progress("rows") as progress:
-        info, changed = run(wanted, force=force, progress=progress)
-    _say(output, changed, _summary(info))
+        info, changed = run(options.wanted(source), force=force, progress=progress)
+    _say(options.output, changed, _summary(info))
     _details(info)
-    _say_rejects(output, info.counts["rejected"])
+    _say_rejects(options.output, info.counts["rejected"])
 
 
 def _summary(info: DatasetInfo) -> str:

@@ -1,36 +1,63 @@
 """``launcher infer``."""
 
+# ruff: noqa: RUF009 - option() returns a field of its own at each call, as dataclasses.field does
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import Text
-from launcher.cli.options.model import find, generation_spec, model_options, sampling_options
+from launcher.cli.options.common import Text, model_argument
+from launcher.cli.options.group import option, takes
+from launcher.cli.options.model import ModelOptions, SamplingOptions
+
+if TYPE_CHECKING:
+    from launcher.inference.session import Question, Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """The questions and how they are put to the model."""
+
+    prompts: tuple[str, ...] = option(
+        "--prompt", multiple=True, type=Text(), help="A question; give several for one batch."
+    )
+    file: str | None = option(
+        "--file", metavar="FILE", help="Questions: .jsonl or .json with ids, else one per line; - is stdin."
+    )
+    raw: bool = option(
+        "--raw", is_flag=True, help="Give the prompt to the model as it is, without the template of training."
+    )
+    system: str | None = option("--system", type=Text(), help="Text of the system's turn.")
+    batch_size: int = option(
+        "--batch-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True, metavar="N"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The form of the answers and where they go."""
+
+    layout: str = option("--format", type=click.Choice(["text", "jsonl"]), default="text", show_default=True)
+    output: Path | None = option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="JSON lines to write; questions that it already answers are not asked again.",
+    )
 
 
 @click.command()
-@model_options
-@click.option("--prompt", "prompts", multiple=True, type=Text(), help="A question; give several for one batch.")
-@click.option(
-    "--file", "file", metavar="FILE", help="Questions: .jsonl or .json with ids, else one a line; - is stdin."
-)
-@click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without the template of training.")
-@click.option("--system", type=Text(), help="Text of the system's turn.")
-@click.option("--batch-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True, metavar="N")
-@sampling_options
-@click.option("--format", "layout", type=click.Choice(["text", "jsonl"]), default="text", show_default=True)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="JSON lines to write; what it has answered already is not asked again.",
-)
-def infer(reference: str, prompts: tuple[str, ...], file: str | None, **options: Any) -> None:
+@model_argument
+@takes(ModelOptions, "choice")
+@takes(Questions, "asked")
+@takes(SamplingOptions, "sampling")
+@takes(Answers, "answers")
+def infer(reference: str, choice: ModelOptions, asked: Questions, sampling: SamplingOptions, answers: Answers) -> None:
     """Ask MODEL: a job, a folder that merge-ckpt wrote, a folder of transformers, or a weights file.
 
     \b
@@ -39,29 +66,24 @@ def infer(reference: str, prompts: tuple[str, ...], file: str | None, **options:
     launcher infer my-llama --adapter last --raw --prompt "I love Beijing, because"
     """
     from launcher.inference.interrupts import held_back
-
-    with held_back() as interrupted:
-        _infer(reference, prompts, file, interrupted, options)
-
-
-def _infer(
-    reference: str, prompts: tuple[str, ...], file: str | None, interrupted: Callable[[], bool], options: dict[str, Any]
-) -> None:
-    from launcher.inference.asking import Asking
     from launcher.inference.prompts import collect
     from launcher.inference.session import Session
 
-    questions = collect(prompts, file, system=options["system"], raw=options["raw"])
-    session = Session(
-        find(reference, options),
-        batch_size=min(options["batch_size"], len(questions)),
-        device_id=options["device_id"],
-    )
-    session.interrupted = interrupted
-    asking = Asking(session=session, spec=generation_spec(options, session.model), as_json=options["layout"] == "jsonl")
-    if options["output"]:
-        waits = f"{options['output']}: another infer writes it; waiting for its end"
-        left, total = asking.into_file(questions, options["output"], on_wait=lambda: click.echo(waits, err=True))
-        click.echo(f"{options['output']}: {total} answers, {left} of them new", err=True)
-    else:
+    with held_back() as interrupted:
+        questions = collect(asked.prompts, asked.file, system=asked.system, raw=asked.raw)
+        batch_size = min(asked.batch_size, len(questions))
+        session = Session(choice.find(reference), batch_size=batch_size, device_id=choice.device_id)
+        session.interrupted = interrupted
+        _answer(session, questions, sampling, answers)
+
+
+def _answer(session: Session, questions: Sequence[Question], sampling: SamplingOptions, answers: Answers) -> None:
+    from launcher.inference.asking import Asking
+
+    asking = Asking(session=session, spec=sampling.spec(session.model), as_json=answers.layout == "jsonl")
+    if answers.output is None:
         asking.to_stdout(questions, stream=sys.stdout.isatty())
+        return
+    waits = f"{answers.output}: another infer writes it; waiting for its end"
+    new, total = asking.into_file(questions, answers.output, on_wait=lambda: click.echo(waits, err=True))
+    click.echo(f"{answers.output}: {total} answers, {new} of them new", err=True)

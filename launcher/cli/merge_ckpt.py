@@ -1,12 +1,13 @@
 """``launcher merge-ckpt``."""
 
+# ruff: noqa: RUF009 - option() returns a field of its own at each call, as dataclasses.field does
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,13 @@ import click
 
 from launcher.cli.options.common import job_argument, jobs_dir_option
 from launcher.cli.options.completion import step_numbers
+from launcher.cli.options.group import option, takes
 from launcher.cli.output.interruption import interruptible
 from launcher.cli.output.tables import print_json, print_table
 from launcher.errors import SpecError
 
 if TYPE_CHECKING:
-    from launcher.checkpoint.merge import Merged, MergePlan, Source
+    from launcher.checkpoint.merge import Merged, MergePlan, Options, Source
     from launcher.checkpoint.steps import Step
 
 DEFAULT_SHARD_SIZE = "5GB"
@@ -35,55 +37,110 @@ def _step(_context: click.Context, _parameter: click.Parameter, text: str | None
     return (int(match[1]), int(match[2])) if match[1] else int(match[2])
 
 
+@dataclass(frozen=True, kw_only=True)
+class MergeOptions:
+    """All options of merge-ckpt but --jobs-dir."""
+
+    step: int | tuple[int, int] | None = option(
+        "--step",
+        metavar="N",
+        callback=_step,
+        shell_complete=step_numbers,
+        help="Merge step N of the whole run (or EPOCH_STEP), not the newest complete.",
+    )
+    list_steps: bool = option("--list", is_flag=True, help="List the steps and which ranks have them; merge nothing.")
+    dry_run: bool = option("--dry-run", is_flag=True, help="Print what would be merged, read, needed and written.")
+    layout: str = option(
+        "--format",
+        type=click.Choice(["mindspore", "hf", "peft", "json"]),
+        default="mindspore",
+        show_default=True,
+        help="mindspore: for launcher infer. hf: for transformers. peft: the adapter alone. json: with --list.",
+    )
+    file_format: str = option(
+        "--file-format",
+        type=click.Choice(["safetensors", "ckpt"]),
+        default="safetensors",
+        show_default=True,
+        help="Kind of the weight files; hf and peft are always safetensors.",
+    )
+    dtype: str | None = option(
+        "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Cast the weights."
+    )
+    no_fold: bool = option("--no-fold", is_flag=True, help="Keep base weights and LoRA adapters apart, in two files.")
+    with_optimizer: bool = option(
+        "--with-optimizer", is_flag=True, help="Keep the optimizer's state too, in a file of its own."
+    )
+    verify: str = option(
+        "--verify",
+        type=click.Choice(["sample", "full"]),
+        default="sample",
+        show_default=True,
+        help="How much is compared across ranks before, and read again after.",
+    )
+    max_shard_size: str | None = option(
+        "--max-shard-size", metavar="SIZE", help="Size of one file of hf.  [default: 5GB]"
+    )
+    strategy: Path | None = option(
+        "--strategy", type=_PATH, help="Strategy file, or folder of them, when not in FOLDER/strategy."
+    )
+    base: Path | None = option(
+        "--base",
+        type=_PATH,
+        help="Whole base checkpoint (a file, or a folder of merge-ckpt or convert-ckpt), for adapters alone.",
+    )
+    config: Path | None = option(
+        "--config", type=_PATH, help="config.json or launcher_model.json of the model.  [default: the job's]"
+    )
+    tokenizer: Path | None = option(
+        "--tokenizer", type=_PATH, help="Tokenizer to put beside the weights.  [default: the job's]"
+    )
+    output: Path | None = option(
+        "-o", "--output", type=_PATH, help="Folder to write.  [default: merged in the job or folder]"
+    )
+    force: bool = option("--force", is_flag=True, help="Replace another merge in the output folder.")
+
+    def source(self, reference: str, jobs_dir: Path) -> Source:
+        """Return the job or folder that is meant; what the options say of it comes before what it knows itself."""
+        from launcher.checkpoint.of_job import find_source, read_model
+
+        source = find_source(reference, jobs_dir)
+        return replace(
+            source,
+            strategy=self.strategy or source.strategy,
+            tokenizer=self.tokenizer or source.tokenizer,
+            base=self.base or source.base,
+            model=read_model(self.config) if self.config else source.model,
+        )
+
+    def merging(self) -> Options:
+        """Return how to merge. Raises SpecError for options that contradict each other."""
+        from launcher.checkpoint.merge import HF, Options
+
+        if self.layout == "json":
+            raise SpecError("--format json goes with --list", hint="leave it out, or add --list")
+        max_shard_bytes = parse_size(self.max_shard_size or DEFAULT_SHARD_SIZE)
+        if self.max_shard_size and self.layout != HF:
+            raise SpecError(
+                f"--max-shard-size does not go with --format {self.layout}", hint="leave it out, or use --format hf"
+            )
+        return Options(
+            step=self.step,
+            layout=self.layout,
+            file_format=self.file_format,
+            dtype=self.dtype,
+            fold=not self.no_fold,
+            with_optimizer=self.with_optimizer,
+            verify_full=self.verify == "full",
+            max_shard_bytes=max_shard_bytes,
+        )
+
+
 @click.command("merge-ckpt")
 @job_argument
 @jobs_dir_option
-@click.option(
-    "--step",
-    metavar="N",
-    callback=_step,
-    shell_complete=step_numbers,
-    help="Merge step N of the whole run (or EPOCH_STEP), not the newest complete.",
-)
-@click.option("--list", "list_steps", is_flag=True, help="List the steps and which ranks have them; merge nothing.")
-@click.option("--dry-run", is_flag=True, help="Print what would be merged, read, needed and written.")
-@click.option(
-    "--format",
-    "layout",
-    type=click.Choice(["mindspore", "hf", "peft", "json"]),
-    default="mindspore",
-    show_default=True,
-    help="mindspore: for launcher infer. hf: for transformers. peft: the adapter alone. json: with --list.",
-)
-@click.option(
-    "--file-format",
-    type=click.Choice(["safetensors", "ckpt"]),
-    default="safetensors",
-    show_default=True,
-    help="Kind of the weight files; hf and peft are always safetensors.",
-)
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Cast the weights.")
-@click.option("--no-fold", is_flag=True, help="Keep base weights and LoRA adapters apart, in two files.")
-@click.option("--with-optimizer", is_flag=True, help="Keep the optimizer's state too, in a file of its own.")
-@click.option(
-    "--verify",
-    type=click.Choice(["sample", "full"]),
-    default="sample",
-    show_default=True,
-    help="How much is compared across ranks before, and read again after.",
-)
-@click.option("--max-shard-size", metavar="SIZE", help="Size of one file of hf.  [default: 5GB]")
-@click.option("--strategy", type=_PATH, help="Strategy file, or folder of them, when not in FOLDER/strategy.")
-@click.option(
-    "--base",
-    type=_PATH,
-    help="Whole base checkpoint (a file, or a folder of merge-ckpt or convert-ckpt), for adapters alone.",
-)
-@click.option("--config", type=_PATH, help="config.json or launcher_model.json of the model.  [default: the job's]")
-@click.option("--tokenizer", type=_PATH, help="Tokenizer to put beside the weights.  [default: the job's]")
-@click.option("-o", "--output", type=_PATH, help="Folder to write.  [default: merged in the job or folder]")
-@click.option("--force", is_flag=True, help="Replace another merge in the output folder.")
-def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
+@takes(MergeOptions, "options")
+def merge_ckpt(job: str, jobs_dir: Path, options: MergeOptions) -> None:
     """Merge the shards of JOB, or of a FOLDER with rank_0, rank_1, ..., into one model, LoRA folded in.
 
     \b
@@ -94,80 +151,42 @@ def merge_ckpt(job: str, jobs_dir: Path, **given: Any) -> None:
     """
     # Two threads of ours do the arithmetic; BLAS must not start more of its own under each.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    source = _source(job, jobs_dir, given)
-    if given["list_steps"]:
-        _print_steps(source, given["layout"])
-        return
-    if given["layout"] == "json":
-        raise SpecError("--format json goes with --list", hint="leave it out, or add --list")
-    from launcher.checkpoint.merge import merge, plan_merge
+    source = options.source(job, jobs_dir)
+    if options.list_steps:
+        _print_steps(source, options.layout)
+    else:
+        _merge(source, job, options)
+
+
+def _merge(source: Source, job: str, options: MergeOptions) -> None:
+    from launcher.checkpoint.merge import plan_merge
     from launcher.checkpoint.of_job import default_output
     from launcher.common.folders import check_target
 
-    options = _options(given)
-    target = given["output"] or default_output(source, options)
+    merging = options.merging()
+    target = options.output or default_output(source, merging)
     with interruptible(str(target)), ExitStack() as stack:
-        plan = plan_merge(source, options, stack)
-        if given["dry_run"]:
+        plan = plan_merge(source, merging, stack)
+        if options.dry_run:
             _print_plan(plan, target)
             check_target(target, plan.size)
             return
-        merged = merge(
-            plan,
-            target,
-            force=given["force"],
-            on_begin=lambda: _print_plan(plan, target),
-            on_progress=progress(stack, "merge"),
-            on_wait=lambda: click.echo(f"waiting: another process writes {target}", err=True),
-        )
+        merged = _carried_out(plan, target, stack, force=options.force)
     if not merged.fresh:
         _print_skipped(plan)
     _print_merged(merged, source, job)
 
 
-def _source(reference: str, jobs_dir: Path, given: dict[str, Any]) -> Source:
-    """The job or folder that is meant; what the options say of it comes before what it knows itself."""
-    from launcher.checkpoint.of_job import read_model
+def _carried_out(plan: MergePlan, target: Path, stack: ExitStack, *, force: bool) -> Merged:
+    from launcher.checkpoint.merge import merge
 
-    source = _found(reference, jobs_dir)
-    said = {key: given[key] for key in ("strategy", "tokenizer", "base") if given[key]}
-    if given["config"]:
-        said["model"] = read_model(given["config"])
-    return replace(source, **said)
-
-
-def _found(reference: str, jobs_dir: Path) -> Source:
-    from launcher.jobs import JobStore, is_job_folder
-
-    folder = Path(reference)
-    is_job = is_job_folder(folder)
-    if (os.sep in reference or folder.is_dir()) and not is_job:
-        from launcher.checkpoint.merge import Source
-
-        return Source(name=str(folder.absolute()), folder=folder)
-    from launcher.checkpoint.of_job import job_source
-
-    store = JobStore(folder.absolute().parent if is_job else jobs_dir)
-    return job_source(*store.get(folder.absolute().name if is_job else reference))
-
-
-def _options(given: dict[str, Any]) -> Any:
-    from launcher.checkpoint.merge import HF, Options
-
-    max_shard_bytes = parse_size(given["max_shard_size"] or DEFAULT_SHARD_SIZE)
-    if given["max_shard_size"] and given["layout"] != HF:
-        raise SpecError(
-            f"--max-shard-size does not go with --format {given['layout']}", hint="leave it out, or use --format hf"
-        )
-    return Options(
-        step=given["step"],
-        layout=given["layout"],
-        file_format=given["file_format"],
-        dtype=given["dtype"],
-        fold=not given["no_fold"],
-        with_optimizer=given["with_optimizer"],
-        verify_full=given["verify"] == "full",
-        max_shard_bytes=max_shard_bytes,
+    return merge(
+        plan,
+        target,
+        force=force,
+        on_begin=lambda: _print_plan(plan, target),
+        on_progress=progress(stack, "merge"),
+        on_wait=lambda: click.echo(f"waiting: another process writes {target}", err=True),
     )
 
 

@@ -325,7 +325,7 @@ class _Builder:
 
 
 def _is_host(name: str) -> bool:
-    """Whether ``name`` is an IPv4 or IPv6 address, or a name: 10.0.0.256 is neither."""
+    """Return whether ``name`` is an IPv4 or IPv6 address, or a name: 10.0.0.256 is neither."""
     if _ADDRESS_LIKE.fullmatch(name):
         return packed_ip(name) is not None
     return _HOST_NAME.fullmatch(name) is not None

@@ -19,5 +19,5 @@ def sdid(server_index: int, device_id: int) -> int:
 
 
 def sdid_fits(value: int, device_id: int) -> bool:
-    """Whether ``value`` can be the SDID of physical device ``device_id``, on whichever server."""
+    """Return whether ``value`` can be the SDID of physical device ``device_id``, on whichever server."""
     return value == sdid(value >> 22, device_id)

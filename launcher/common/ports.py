@@ -12,7 +12,7 @@ def _socket(address: str) -> socket.socket:
 
 
 def is_free(port: int, address: str = "127.0.0.1") -> bool:
-    """Whether a server could listen on ``port`` of ``address`` now."""
+    """Return whether a server could listen on ``port`` of ``address`` now."""
     with _socket(address) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

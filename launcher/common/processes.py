@@ -102,7 +102,7 @@ class ProcessId:
         return self.find() is not None
 
     def is_stopped(self) -> bool:
-        """Whether the process is suspended by SIGSTOP or the like; under a debugger it is not."""
+        """Return whether the process is suspended by SIGSTOP or the like; under a debugger it is not."""
         process = self.find()
         with contextlib.suppress(psutil.NoSuchProcess):
             return bool(process and process.status() == psutil.STATUS_STOPPED)

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import Any
 
 from launcher import jobs
 from launcher.control.stop import ask_in_queue
 from launcher.errors import JobCancelled, JobError, JobFailed
 from launcher.jobs import JobPaths, JobRecord
-from launcher.jobs.events import EventReader
+from launcher.jobs.events import Event, EventReader
 from launcher.jobs.verdict import user_language, verdict_text
 from launcher.schedulers import registry
 from launcher.schedulers.base import Scheduler
@@ -28,7 +27,7 @@ from launcher.schedulers.base import Scheduler
 POLL_S = 0.1
 _SCHEDULER_POLL_S = 3.0
 
-OnEvent = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[Event], None]
 OnState = Callable[[JobRecord], None]
 
 

@@ -108,7 +108,7 @@ class Encoder:
         ]
 
     def holds_out(self, name: str) -> bool:
-        """Whether the record ``name`` goes to the validation split."""
+        """Return whether the record ``name`` goes to the validation split."""
         return digest(name) < int(self.eval_fraction * 2**64)
 
     def _half(self, samples: list[_Sample]) -> Half:
@@ -180,7 +180,7 @@ class _Digests:
 
 
 def count_shared(encoder: Encoder, source: Source, *, processes: int) -> int:
-    """How many held-out records of ``source`` have the content of one that is not. Takes 9 bytes a record."""
+    """Return how many held-out records of ``source`` have the content of one that is not. Takes 9 bytes a record."""
     parts = list(ordered_map(lambda: _Digests(encoder), source.chunks(), processes=processes))
     numbers: Digests = np.concatenate([*(part[0] for part in parts), np.zeros(0, dtype=np.uint64)])
     held_out: Kept = np.concatenate([*(part[1] for part in parts), np.zeros(0, dtype=bool)])

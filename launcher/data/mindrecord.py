@@ -359,7 +359,7 @@ def header_columns(header: dict[str, Any]) -> tuple[str, ...]:
 
 
 def header_rows(header: dict[str, Any]) -> int:
-    """How many rows the file holds."""
+    """Return how many rows the file holds."""
     return max((page.get("end_row_id", 0) for page in header["page"]), default=0)
 
 

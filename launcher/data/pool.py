@@ -88,7 +88,7 @@ _BYTES_WORTH_A_PROCESS = 1 << 20
 
 
 def useful_processes(source: Path) -> int:
-    """How many processes pay for the file ``source``: at most one a core, one for a small or missing file."""
+    """Return how many processes pay for the file ``source``: at most one a core, one for a small or missing file."""
     try:
         size = source.stat().st_size
     except OSError:

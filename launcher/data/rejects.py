@@ -43,7 +43,7 @@ class Rejects:
             raise DataError("\n".join(self._problems()), hint=self._hint())
 
     def tell(self) -> int:
-        """How many bytes are on the disk."""
+        """Return how many bytes are on the disk."""
         self._out.flush()
         return self._out.tell()
 

@@ -127,7 +127,7 @@ def _tokenizer(info: DatasetInfo, path: Path | None) -> Tokenizer:
 
 
 def _used(ids: Ints, labels: Ints) -> int:
-    """How many tokens come before the padding."""
+    """Return how many tokens come before the padding."""
     (places,) = np.nonzero((ids != 0) | (labels != IGNORED_LABEL))
     return int(places[-1]) + 1 if len(places) else 0
 

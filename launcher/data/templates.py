@@ -286,7 +286,7 @@ def _said(text: str) -> str | int:
 
 
 def prints_verbatim(source: str) -> bool:
-    """Whether the template prints contents as they are and nothing else of it depends on them.
+    """Return whether the template prints contents as they are and nothing else of it depends on them.
 
     It does when ``messages`` is only looped over, of a message only ``role`` and ``content`` are used,
     ``content`` only as the whole of what is printed, and ``system`` only so or in ``system is none``. If in

@@ -87,11 +87,11 @@ class Tokenizer(Protocol):
         ...
 
     def is_control(self, token_id: int) -> bool:
-        """Whether ``token_id`` is a control token, unk included, and no text."""
+        """Return whether ``token_id`` is a control token, unk included, and no text."""
         ...
 
     def is_byte(self, token_id: int) -> bool:
-        """Whether ``token_id`` is one byte of a character that the vocabulary does not know."""
+        """Return whether ``token_id`` is one byte of a character that the vocabulary does not know."""
         ...
 
 

@@ -18,6 +18,7 @@ from launcher.doctor import cards, holders, hosts, job, software, system
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, Status, worst
 from launcher.doctor.job import needs_of_spec
 from launcher.errors import HostError
+from launcher.upstream.versions import installed
 
 __all__ = [
     "Finding",
@@ -61,9 +62,9 @@ def all_checks(needs: JobNeeds) -> Iterator[Finding]:
 
 
 def _software_checks(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:
-    mindspore = software.package_version("mindspore")
+    mindspore = installed("mindspore")
     yield software.check_python()
-    yield software.check_packages(mindspore, software.package_version("mindformers"))
+    yield software.check_packages(mindspore, installed("mindformers"))
     if ascend:
         yield from software.check_triple(read_software(host_root()), mindspore)
     yield from software.check_programs(needs)

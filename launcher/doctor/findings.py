@@ -79,5 +79,5 @@ class JobNeeds:
         return self.model_parallel * self.pipeline_stage
 
     def copies(self, cards: int) -> int:
-        """How many data-parallel copies ``cards`` devices hold; each writes its own checkpoints."""
+        """Return how many data-parallel copies ``cards`` devices hold; each writes its own checkpoints."""
         return self.data_parallel or max(1, cards // self.split)

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from launcher.cluster.discover.software import Software
@@ -18,11 +17,11 @@ from launcher.upstream.versions import (
     for_cann,
     for_mindformers,
     for_mindspore,
+    pip_install,
+    pip_install_here,
     release_key,
     same_release,
 )
-
-_NEWEST_PAIR = "pip install mindspore==2.9.0 mindformers==1.9.0"
 
 
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
@@ -37,24 +36,16 @@ def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
     )
 
 
-def package_version(name: str) -> str | None:
-    """The installed version of a package, not imported; None if it is not there."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def check_packages(mindspore: str | None, mindformers: str | None) -> Finding:
     """MindSpore and MindFormers are installed and belong together."""
     missing = [name for name, version in (("mindspore", mindspore), ("mindformers", mindformers)) if version is None]
     if mindspore is None or mindformers is None:
-        return failed("packages", f"{' and '.join(missing)} not installed", _NEWEST_PAIR)
+        return failed("packages", f"{' and '.join(missing)} not installed", pip_install(mindspore, mindformers))
     pair = f"mindspore {mindspore}, mindformers {mindformers}"
     wanted = for_mindformers(mindformers)
     if wanted is None:
         known = ", ".join(entry.mindformers for entry in MATRIX)
-        return warned("packages", f"{pair}: this mindformers is in no tested set ({known})", _NEWEST_PAIR)
+        return warned("packages", f"{pair}: this mindformers is in no tested set ({known})", pip_install())
     if mindspore not in wanted.mindspore:
         fix = f"pip install mindspore=={wanted.mindspore[0]}"
         return failed("packages", f"{pair}: mindformers {mindformers} goes with mindspore {wanted.mindspore[0]}", fix)
@@ -118,11 +109,11 @@ def check_programs(needs: JobNeeds) -> Iterator[Finding]:
         if found:
             yield passed(name, found)
         elif name in needs.programs:
-            fix = _NEWEST_PAIR if name == "msrun" else f"install {name}"
+            fix = pip_install_here() if name == "msrun" else f"install {name}"
             yield failed(name, f"{name} is not beside {sys.executable} and not on PATH", fix)
         else:
             yield warned(name, f"{name} is not on PATH: only needed to start ranks with it", _mpirun_fix(name))
 
 
 def _mpirun_fix(name: str) -> str:
-    return "apt-get install openmpi-bin (4.1.4 is the tested one)" if name == "mpirun" else _NEWEST_PAIR
+    return "apt-get install openmpi-bin (4.1.4 is the tested one)" if name == "mpirun" else pip_install_here()

@@ -81,7 +81,7 @@ def check_hccl_ports(root: Path, env: Mapping[str, str] = os.environ) -> Iterato
 
 
 def _handed_out(ports: range, root: Path) -> bool:
-    """Whether the range for outgoing connections overlaps ``ports`` and nobody reserved them."""
+    """Return whether the range for outgoing connections overlaps ``ports`` and nobody reserved them."""
     ends = (read_text(root / "proc/sys/net/ipv4/ip_local_port_range") or "").split()
     if len(ends) != 2 or not all(end.isdecimal() for end in ends):
         return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 
 from launcher.engines.base import CLUSTER_TIMEOUT_S, Command, EngineJob, Program, Told, find
+from launcher.upstream.versions import pip_install_here
 
 # mindspore 2.9.0, parallel/cluster/process_entity/_api.py, join_processes.
 _WORDS = re.compile(r"Worker process (?P<pid>\d+) exit with exception\. Error code: (?P<code>-?\d+)\.")
@@ -21,7 +22,7 @@ class Msrun:
     nests_ranks = True
 
     def find_program(self) -> str:
-        return find("msrun", "it comes with MindSpore: pip install mindspore==2.9.0 mindformers==1.9.0")
+        return find("msrun", f"it comes with MindSpore: {pip_install_here()}")
 
     def programs(self, job: EngineJob) -> tuple[Program, ...]:
         argv = (

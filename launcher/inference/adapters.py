@@ -18,7 +18,7 @@ from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
 from launcher.inference.model import Model
 from launcher.inference.weights import Tensors
-from launcher.jobs import JobPaths, JobRecord, JobStore, is_job_folder
+from launcher.jobs import JobPaths, JobRecord, JobStore, find_job, is_job_folder
 from launcher.models import names
 
 _FILES = ("adapter_model.safetensors", "adapter.safetensors", "adapter.ckpt")
@@ -66,9 +66,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _of_job(model: Model, reference: str, jobs_dir: Path, of_job: OfJob) -> Model:
-    path = Path(reference)
-    store = JobStore(path.absolute().parent if path.is_dir() else jobs_dir)
-    paths, record = store.get(path.absolute().name if path.is_dir() else reference)
+    paths, record = find_job(reference, jobs_dir) or JobStore(jobs_dir).get(reference)
     _check_not_folded(model, record.job_id)
     adapted = of_job(paths, record, folded=False, adapters=True)
 

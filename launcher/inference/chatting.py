@@ -28,6 +28,19 @@ Ctrl-C stops an answer."""
 _ANSWER_PART = 4
 
 
+def talk(session: Session, spec: GenerationSpec, *, system: str | None, out: TextIO) -> None:
+    """Load the model, then answer the lines of the terminal until its end, /exit, or an interrupt of the loading."""
+    template = session.template
+    with quiet():
+        session.load()
+    if session.interrupted():
+        return
+    model = session.model
+    out.write(f"{model.name}, {model.context} tokens of context, template {template.name}. /help lists commands.\n")
+    out.flush()
+    Chat(session=session, spec=spec, read=read_line, out=out, conversation=Conversation(system=system)).run()
+
+
 @dataclass(kw_only=True)
 class Conversation:
     """Turns of user and assistant in pairs, and the system's text."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.checkpoint.tensors import Fold
+from launcher.common.rendering import write_atomic
 from launcher.data.info import read_info
 from launcher.data.mindrecord import read_row
 from launcher.data.preprocess import eval_path
@@ -31,6 +32,7 @@ from launcher.inference.transcript import Transcript
 from launcher.inference.weights import Tensors
 from launcher.jobs import JobPaths
 from launcher.models import names
+from launcher.upstream.quiet import quiet
 
 BASE, ADAPTED, MERGED, OTHER = "base", "base + adapter", "merged", "model"
 
@@ -330,3 +332,74 @@ def difference(scores: Sequence[Score]) -> dict[str, Any] | None:
         "same_answers": sum(one == other for one, other in zip(apart.answers, merged.answers, strict=True)),
         "answers": len(apart.answers),
     }
+
+
+# ------------------------------------------------------------------------------------------------ all of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The scores of all candidates on the same rows."""
+
+    rows: HeldOut
+    scores: tuple[Score, ...]
+
+    @property
+    def difference(self) -> dict[str, Any] | None:
+        return difference(self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "data": str(self.rows.path),
+            "rows": len(self.rows.ids),
+            "models": [score.to_dict() for score in self.scores],
+            "difference": self.difference,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the comparison to ``path`` as JSON."""
+        write_atomic(path, json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Models and the rows they are scored on; nothing is loaded yet."""
+
+    candidates: tuple[Candidate, ...]
+    rows: HeldOut
+
+    @classmethod
+    def of(
+        cls, references: Sequence[str], jobs_dir: Path, given: Given, *, data: Path | None, limit: int | None
+    ) -> Evaluation:
+        """Find models and rows; without ``data``, the validation split of the first job.
+
+        Raises DataError when there are no such rows, and all that ``find_model`` raises.
+        """
+        if data and not read_info(data):
+            raise DataError(f"{data} does not exist or is no dataset", hint="launcher data preprocess makes one")
+        found = tuple(candidates(references, jobs_dir, given))
+        return cls(candidates=found, rows=read_rows(data or validation_split(references, jobs_dir), limit))
+
+    @property
+    def notes(self) -> list[str]:
+        """How the models were found, each note once."""
+        return list(dict.fromkeys(note for candidate in self.candidates for note in candidate.model.notes))
+
+    def run(
+        self, *, questions: int, max_new_tokens: int, device_id: int | None, interrupted: Callable[[], bool]
+    ) -> Comparison:
+        """Score one model after the other. Raises JobCancelled when interrupted."""
+        scores = []
+        with quiet():
+            for candidate in self.candidates:
+                scored = score(
+                    candidate,
+                    self.rows,
+                    questions=questions,
+                    max_new_tokens=max_new_tokens,
+                    device_id=device_id,
+                    interrupted=interrupted,
+                )
+                scores.append(scored)
+        return Comparison(rows=self.rows, scores=tuple(scores))

@@ -21,6 +21,7 @@ from launcher.inference.weights import Tensors, read, whole_array
 from launcher.models import names
 from launcher.runspec.sections import ModelSpec
 from launcher.upstream.bare_packages import package_folder, put_bare
+from launcher.upstream.versions import pip_install_here
 
 # Their __init__ import trainers, datasets (Hugging Face's), metrics (nltk, scipy): half of the time that importing
 # mindformers takes. LLaMA's modules use none of it. Tried with mindformers 1.9.0.
@@ -94,9 +95,7 @@ def _import_mindformers() -> types.SimpleNamespace:
         config = importlib.import_module("mindformers.models.llama.llama_config")
         context = importlib.import_module("mindformers.core.context.build_context")
     except ImportError as error:
-        raise HostError(
-            f"cannot import MindFormers: {error}", hint="pip install mindspore==2.9.0 mindformers==1.9.0"
-        ) from error
+        raise HostError(f"cannot import MindFormers: {error}", hint=pip_install_here()) from error
     return types.SimpleNamespace(
         build_context=context.build_context, LlamaForCausalLM=llama.LlamaForCausalLM, LlamaConfig=config.LlamaConfig
     )
@@ -124,7 +123,7 @@ def _set_context(mindformers: Any, device: str, device_id: int | None) -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether the cards of this host compute in bfloat16; taken for granted where their kind is not known."""
+    """Return whether the cards of this host compute in bfloat16; taken for granted where their kind is not known."""
     from launcher.cluster.discover import local_cluster
     from launcher.cluster.model import KINDS
 

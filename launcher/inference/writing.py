@@ -177,7 +177,7 @@ def _try_lock(handle: int) -> bool:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether ``path`` still is this file: who had it before may have put a sorted one in its place."""
+    """Return whether ``path`` still is this file: who had it before may have put a sorted one in its place."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:

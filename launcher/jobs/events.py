@@ -23,12 +23,152 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 _BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One event of a rank, or of the scheduler (``rank_id`` None).
+
+    Read by every version that shares the jobs folder: a key that a class does not know is passed over, and what an
+    earlier version did not write has its default.
+    """
+
+    kind: ClassVar[str] = ""
+    # Fields that are left out of the file while they are None: their absence says that something has only begun.
+    omitted: ClassVar[frozenset[str]] = frozenset()
+
+    time: float = 0.0
+    rank_id: int | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return what the event says beside its time, rank and kind, as it stands in the file."""
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("time", "rank_id")}
+        return {name: value for name, value in own.items() if value is not None or name not in self.omitted}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that stands for the event in its file."""
+        return {"time": self.time, "rank_id": self.rank_id, "event": self.kind, **self.fields()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begin(Event):
+    """The process runs; nothing is imported yet. The fields are those of ProcessId."""
+
+    kind = "begin"
+
+    pid: int
+    started: float
+    ticks: int = 0
+    boot: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready(Event):
+    """The context is built and the ranks have found each other; ``from_step`` steps were done before."""
+
+    kind = "ready"
+
+    mindspore: str = ""
+    mindformers: str = ""
+    from_step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Event):
+    """An optimizer step is done. Numbers that are not finite are words ("nan"): JSON has no name for them."""
+
+    kind = "step"
+
+    step: int
+    loss: float | str | None = None
+    lr: float | str | None = None
+    overflow: bool = False
+    grad_norm: float | str | None = None
+    step_s: float
+    memory_mib: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Event):
+    """The held-out rows after a step: begun while ``seconds`` is None. ``loss`` is None on ranks that have none."""
+
+    kind = "eval"
+
+    step: int = 0
+    loss: float | str | None = None
+    seconds: float | None = None
+
+    def fields(self) -> dict[str, Any]:
+        begun = {"step": self.step}
+        return begun if self.seconds is None else {**begun, "loss": self.loss, "seconds": self.seconds}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Save(Event):
+    """A checkpoint: being written while ``seconds`` is None."""
+
+    kind = "save"
+    omitted = frozenset({"seconds"})
+
+    step: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Error(Event):
+    """A Python exception ended the rank."""
+
+    kind = "error"
+
+    type: str = ""
+    message: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done(Event):
+    """Everything is saved; the process may now end as it likes."""
+
+    kind = "done"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit(Event):
+    """The process has ended; -N: by signal N. Written by its parent."""
+
+    kind = "exit"
+
+    code: int
+
+
+_KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Begin, Ready, Step, Evaluation, Save, Error, Done, Exit)}
+_NAMES = {kind: frozenset(item.name for item in fields(cls)) for kind, cls in _KINDS.items()}
+# What the supervisor calculates with. A bool is an int to Python and no number here.
+_NUMBERS = ("time", "pid", "started", "step", "step_s", "code")
+
+
+def from_json(record: dict[str, Any]) -> Event | None:
+    """Return the event that ``record`` holds; None for a kind of another version.
+
+    Raises ValueError when a key that its kind needs is missing, or is no number where one is needed.
+    """
+    kind = record["event"]
+    names = _NAMES.get(kind)
+    if names is None:
+        return None
+    known = {name: value for name, value in record.items() if name in names}
+    if any(name in known and type(known[name]) not in (int, float) for name in _NUMBERS):
+        raise ValueError(f"event {kind}: a number is none")
+    try:
+        return _KINDS[kind](**known)
+    except TypeError as error:
+        raise ValueError(f"event {kind}: {error}") from error
 
 
 class EventWriter:
@@ -48,6 +188,10 @@ class EventWriter:
         record = {"time": round(time.time(), 3), "rank_id": self._rank_id, "event": event, **fields}
         with contextlib.suppress(OSError, AttributeError):
             self._file.write(json.dumps(_plain(record), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+
+    def report(self, event: Event) -> None:
+        """Append ``event`` with the time of this moment and the writer's own rank."""
+        self.write(event.kind, **event.fields())
 
     def close(self) -> None:
         if self._file:
@@ -78,19 +222,33 @@ class EventReader:
     """
 
     path: Path
+    damaged: int = 0  # lines that are no event; kinds of other versions are none of them
     _file: Any = field(default=None)
     _rest: bytes = field(default=b"")
 
-    def new(self) -> Iterator[dict[str, Any]]:
-        """Events not seen before. A line that is still being written waits for the next call."""
+    def new(self) -> Iterator[Event]:
+        """Yield events not seen before. A line that is still being written waits for the next call."""
+        for record in self.records():
+            try:
+                event = from_json(record)
+            except ValueError:
+                self.damaged += 1
+                continue
+            if event is not None:
+                yield event
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield the objects of new lines, of unknown kinds too."""
         if self._file is None and not self._open():
             return
         while block := self._file.read(_BLOCK):
             *lines, self._rest = (self._rest + block).split(b"\n")
             for line in lines:
-                event = _parse(line)
-                if event is not None:
-                    yield event
+                record = _parse(line)
+                if record is None:
+                    self.damaged += 1
+                else:
+                    yield record
 
     def _open(self) -> bool:
         with contextlib.suppress(OSError):
@@ -112,10 +270,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events in ``path`` so far; none when the file is missing."""
+    """Return the objects of all lines in ``path`` so far, as they stand there; none when the file is missing."""
     reader = EventReader(path=path)
     try:
-        return list(reader.new())
+        return list(reader.records())
     finally:
         reader.close()
 
@@ -124,17 +282,34 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 _END_BYTES = 256 << 10
 
 
-def read_last_events(path: Path) -> list[dict[str, Any]]:
-    """The last events in ``path``: all of a short file, of a long one those in its last 256 KiB."""
+@dataclass(frozen=True, kw_only=True)
+class LastEvents:
+    """The events at the end of a file, and how many lines there are none of any version."""
+
+    events: tuple[Event, ...] = ()
+    damaged: int = 0
+
+
+def read_last_events(path: Path) -> LastEvents:
+    """Return the last events in ``path``: all of a short file, of a long one those in its last 256 KiB."""
     try:
         with path.open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - _END_BYTES)
             file.seek(start)
             *lines, _unfinished = file.read().split(b"\n")
     except OSError:
-        return []
-    events = (_parse(line) for line in lines[1 if start else 0 :])
-    return [event for event in events if event is not None]
+        return LastEvents()
+    events, damaged = [], 0
+    for line in lines[1 if start else 0 :]:
+        try:
+            record = _parse(line)
+            event = from_json(record) if record is not None else None
+        except ValueError:
+            record = event = None
+        damaged += record is None
+        if event is not None:
+            events.append(event)
+    return LastEvents(events=tuple(events), damaged=damaged)
 
 
 class Position:

@@ -31,7 +31,7 @@ def find_stamp(line: str) -> re.Match[str] | None:
 
 
 def is_stamped(line: str) -> bool:
-    """Whether the line begins with a time that the launcher wrote."""
+    """Return whether the line begins with a time that the launcher wrote."""
     return _OWN_STAMP.match(line) is not None
 
 

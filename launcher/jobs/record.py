@@ -162,7 +162,7 @@ def mark_lost_if_dead(record: JobRecord) -> JobRecord:
 
 
 def planned_steps(paths: JobPaths) -> int | None:
-    """How many steps the job's plan counts; None when that is not known."""
+    """Return how many steps the job's plan counts; None when that is not known."""
     try:
         steps = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 import secrets
 from pathlib import Path
 
 from launcher.errors import JobError, SpecError
-from launcher.jobs.paths import JobPaths
+from launcher.jobs.paths import JobPaths, is_job_folder
 from launcher.jobs.record import STATES, UNREADABLE, JobRecord, read_record, unreadable_record
 
 # No vowels and no digits that look like letters: ids are typed and read aloud, and spell nothing.
@@ -89,3 +90,15 @@ def _near(reference: str, job_ids: list[str]) -> str | None:
     parts = {part: job_id for job_id in job_ids for part in (job_id, *job_id.split("-", 1))}
     close = difflib.get_close_matches(reference, parts, n=1)
     return parts[close[0]] if close else None
+
+
+def find_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
+    """Return the job that JOB or MODEL on the command line means; None when it is the path of something else.
+
+    A path is what exists or has a separator; a job's folder is that job wherever it lies. Raises JobError when
+    ``reference`` is no path and no job fits.
+    """
+    path = Path(reference)
+    if is_job_folder(path):
+        return JobStore(path.absolute().parent).get(path.absolute().name)
+    return None if os.sep in reference or path.exists() else JobStore(jobs_dir).get(reference)

@@ -26,17 +26,17 @@ LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
 def is_adapter(name: str) -> bool:
-    """Whether ``name`` is a LoRA adapter of the model (the optimizer's state of one is not)."""
+    """Return whether ``name`` is a LoRA adapter of the model (the optimizer's state of one is not)."""
     return name.startswith(_WEIGHT_PREFIXES) and name.endswith((LORA_A, LORA_B))
 
 
 def is_weight(name: str) -> bool:
-    """Whether ``name`` is a weight of the model, adapters aside."""
+    """Return whether ``name`` is a weight of the model, adapters aside."""
     return name.startswith(_WEIGHT_PREFIXES) and not name.endswith((LORA_A, LORA_B))
 
 
 def is_known_extra(name: str) -> bool:
-    """Whether ``name`` is optimizer state or bookkeeping, which a merged model leaves out."""
+    """Return whether ``name`` is optimizer state or bookkeeping, which a merged model leaves out."""
     return name.startswith(_OPTIMIZER_PREFIXES) or name in _BOOKKEEPING
 
 

@@ -161,7 +161,7 @@ _SHARD_LEVELS = {"level1": "states", "level2": "gradients", "level3": "weights"}
 
 
 def is_foreign(source: YamlDocument) -> bool:
-    """Whether ``source`` is a MindFormers YAML and not a run spec."""
+    """Return whether ``source`` is a MindFormers YAML and not a run spec."""
     model = source.values.get("model")
     nested = isinstance(model, dict) and "model_config" in model
     return nested or ("runner_config" in source.values and "trainer" in source.values)

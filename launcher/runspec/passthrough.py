@@ -29,7 +29,7 @@ def with_passed_through(text: str, extra: Mapping[str, Any]) -> str:
 
 
 def _names(values: Any, *keys: str) -> bool:
-    """Whether ``values`` has something under ``keys``."""
+    """Return whether ``values`` has something under ``keys``."""
     for key in keys:
         if not isinstance(values, Mapping) or key not in values:
             return False

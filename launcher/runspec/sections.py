@@ -347,7 +347,7 @@ _MOST_CHOICES = 8
 
 
 def _takes_for_ever(pattern: str) -> bool:
-    """Whether trying all ways to match may take longer than anyone waits, here and in MindFormers.
+    """Return whether trying all ways to match may take longer than anyone waits, here and in MindFormers.
 
     Python's re tries them one by one: they multiply with every repetition and every "|" in a group.
     """

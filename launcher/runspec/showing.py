@@ -32,7 +32,7 @@ def _name(source: YamlDocument, text: str, loc: Loc) -> str:
 
 
 def _is_choice(loc: Loc) -> bool:
-    """Whether None at ``loc`` is decided by the plan; elsewhere it means "none"."""
+    """Return whether None at ``loc`` is decided by the plan; elsewhere it means "none"."""
     return loc[0] in ("parallel", "precision", "runtime") or loc in (
         ("data", "workers"),
         ("training", "lr_schedule", "warmup_ratio"),

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from launcher.jobs.verdict import EN, ZH
+from launcher.upstream.versions import pip_install
 
 NOT_BUILT = "cluster not built"
 
@@ -190,8 +191,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     ),
     _known(
         "module missing", "a Python package is missing in the environment that ranks use",
-        "pip install mindspore==2.9.0 mindformers==1.9.0; launcher doctor", "运行环境缺少 Python 包",
-        "pip install mindspore==2.9.0 mindformers==1.9.0；launcher doctor", pattern=r"ModuleNotFoundError",
+        f"{pip_install()}; launcher doctor", "运行环境缺少 Python 包",
+        f"{pip_install()}；launcher doctor", pattern=r"ModuleNotFoundError",
     ),
     _known(
         "no kernel", "this backend has no kernel for an operator",

@@ -44,7 +44,7 @@ def _next(handle: int) -> bytes:
 
 
 def cgroup_kills(root: Path = Path("/")) -> int:
-    """How many processes of our memory cgroup the OOM killer has ended so far; 0 when that is not counted."""
+    """Return how many processes of our memory cgroup the OOM killer has ended so far; 0 when that is not counted."""
     try:
         own = (root / "proc/self/cgroup").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -75,6 +75,6 @@ class OomWatch:
         self._pids_before = killed_pids(read_kernel_log())
 
     def killed(self, pid: int | None) -> bool:
-        """Whether the kernel names ``pid``, or our cgroup counted a kill since this object was made."""
+        """Return whether the kernel names ``pid``, or our cgroup counted a kill since this object was made."""
         named = pid is not None and pid in killed_pids(read_kernel_log()) - self._pids_before
         return named or cgroup_kills() > self._before

@@ -6,12 +6,12 @@ import signal
 import statistics
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from launcher.common.clock import Clock
 from launcher.common.processes import ProcessId
+from launcher.jobs.events import Begin, Done, Error, Evaluation, Event, Exit, Ready, Save, Step
 
 SCHEDULER = "scheduler"
 
@@ -47,7 +47,7 @@ class Rank:
     ready: bool = False
     done: bool = False
     busy: bool = False
-    error: dict[str, Any] | None = None
+    error: Error | None = None
     gone: float | None = None
     code: int | None = None
     last_step: int | None = None
@@ -57,12 +57,12 @@ class Rank:
     def failed(self) -> bool:
         return self.error is not None or (self.gone is not None and not self.done)
 
-    def note_progress(self, event: Mapping[str, Any]) -> None:
+    def note_progress(self, event: Step | Evaluation | Save) -> None:
         """Take a finished step, or an evaluation or a checkpoint that begins or ends."""
-        self.busy = event["event"] != "step" and "seconds" not in event
-        if event["event"] == "step":
-            self.last_step = event["step"]
-            self.step_times.append(event["step_s"])
+        self.busy = not isinstance(event, Step) and event.seconds is None
+        if isinstance(event, Step):
+            self.last_step = event.step
+            self.step_times.append(event.step_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,14 @@ class Failure:
     time: float
     rank_id: int | None = None
     program: str | None = None
-    event: Mapping[str, Any] | None = None
+    event: Error | None = None
     code: int | None = None
     behind: tuple[int, ...] = ()
     detail: str = ""
+
+
+def _process(event: Begin) -> ProcessId:
+    return ProcessId(pid=event.pid, started=event.started, ticks=event.ticks, boot=event.boot)
 
 
 class RankStates:
@@ -93,42 +97,40 @@ class RankStates:
         self.ranks = {rank_id: Rank(rank_id=rank_id) for rank_id in ids}
         self.engine, self._clock = engine, clock
         self.scheduler: ProcessId | None = None
-        self.scheduler_error: dict[str, Any] | None = None
+        self.scheduler_error: Error | None = None
         self.programs_gone: dict[str, tuple[float, int | None]] = {}
         self.progress_at: float | None = None
 
     # ------------------------------------------------------------------------------------------------ facts in
 
-    def note(self, event: dict[str, Any]) -> None:
+    def note(self, event: Event) -> None:
         """Take what a rank or the scheduler reported."""
-        rank = self.ranks.get(event.get("rank_id"))  # type: ignore[arg-type]
+        rank = None if event.rank_id is None else self.ranks.get(event.rank_id)
         if rank is None:
             self._note_scheduler(event)
             return
-        kind = event["event"]
-        if kind == "begin":
-            rank.process = ProcessId.from_dict(event)
-            rank.begun = True
-        elif kind == "ready":
-            rank.ready = True
-        elif kind in ("step", "eval", "save"):
+        if isinstance(event, Step | Evaluation | Save):
             rank.note_progress(event)
             self.progress_at = self._clock.monotonic()  # the events' own times follow a clock that may be set
-        elif kind == "error":
+        elif isinstance(event, Begin):
+            rank.process = _process(event)
+            rank.begun = True
+        elif isinstance(event, Ready):
+            rank.ready = True
+        elif isinstance(event, Error):
             rank.error = event
-        elif kind == "done":
+        elif isinstance(event, Done):
             rank.done = True
-        elif kind == "exit":
-            self.rank_gone(rank.rank_id, event["time"], event["code"])
+        elif isinstance(event, Exit):
+            self.rank_gone(rank.rank_id, event.time, event.code)
 
-    def _note_scheduler(self, event: dict[str, Any]) -> None:
-        kind = event["event"]
-        if kind == "begin":
-            self.scheduler = ProcessId.from_dict(event)
-        elif kind == "error":
+    def _note_scheduler(self, event: Event) -> None:
+        if isinstance(event, Begin):
+            self.scheduler = _process(event)
+        elif isinstance(event, Error):
             self.scheduler_error = event
-        elif kind == "exit":
-            self.program_gone(SCHEDULER, event["time"], event["code"])
+        elif isinstance(event, Exit):
+            self.program_gone(SCHEDULER, event.time, event.code)
 
     def rank_gone(self, rank_id: int, when: float, code: int | None = None) -> None:
         rank = self.ranks[rank_id]
@@ -214,12 +216,12 @@ class RankStates:
     def _failures(self) -> Iterable[Failure]:
         for rank in self.ranks.values():
             if rank.error is not None:
-                yield Failure(kind="exception", time=rank.error["time"], rank_id=rank.rank_id, event=rank.error)
+                yield Failure(kind="exception", time=rank.error.time, rank_id=rank.rank_id, event=rank.error)
             elif rank.gone is not None and not rank.done:
                 yield Failure(kind="exit", time=rank.gone, rank_id=rank.rank_id, code=rank.code)
         if self.scheduler_error is not None:
             error = self.scheduler_error
-            yield Failure(kind="exception", time=error["time"], program=SCHEDULER, event=error)
+            yield Failure(kind="exception", time=error.time, program=SCHEDULER, event=error)
         for name, (when, code) in self._programs_failed().items():
             yield Failure(kind="exit", time=when, program=name, code=code)
 

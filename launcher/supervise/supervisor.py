@@ -130,7 +130,7 @@ class Supervisor:
         return self.signals.stop_level() > 0 or self.paths.is_gone or not self._can_bring_agents_back()
 
     def _can_bring_agents_back(self) -> bool:
-        """Whether there can be agents for another attempt: they end with theirs."""
+        """Return whether there can be agents for another attempt: they end with theirs."""
         return not self.launch.nodes or registry.get(self.launch.scheduler).restarts_agents
 
     def _restarts(self) -> int:

@@ -99,8 +99,8 @@ def _retry(failure: Failure, known: KnownError | None) -> bool:
 
 
 def _texts(failure: Failure, lines: Sequence[str]) -> list[str]:
-    event = failure.event or {}
-    return [str(event.get("message", "")), str(event.get("traceback", "")), "\n".join(lines)]
+    said = [failure.event.message, failure.event.traceback] if failure.event else ["", ""]
+    return [*map(str, said), "\n".join(lines)]
 
 
 def _behind(states: RankStates, failure: Failure) -> tuple[int, ...]:
@@ -115,9 +115,9 @@ def _behind(states: RankStates, failure: Failure) -> tuple[int, ...]:
 
 def _how(failure: Failure, states: RankStates, findings: Findings) -> dict[str, str]:
     if failure.kind == "exception":
-        event = failure.event or {}
-        message = str(event.get("message", "")).strip()
-        how = f"{event.get('type')}: {message.splitlines()[0] if message else ''}".rstrip(": ")
+        message = str(failure.event.message).strip() if failure.event else ""
+        kind = failure.event.type if failure.event else None
+        how = f"{kind}: {message.splitlines()[0] if message else ''}".rstrip(": ")
         return {EN: how, ZH: how}
     if failure.kind == "exit":
         return _how_ended(failure, states, findings)
@@ -174,7 +174,7 @@ def _ending(paths: JobPaths, failure: Failure, engine: str | None) -> list[str]:
     Before a rank has a log, what it says is in its engine's.
     """
     if failure.event is not None:
-        return str(failure.event.get("traceback", "")).rstrip().splitlines()
+        return str(failure.event.traceback).rstrip().splitlines()
     if failure.kind == "no_progress":
         return stack_of(paths, next(iter(failure.behind), 0))
     if failure.rank_id is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib import metadata
 
 PYTHON_FROM = (3, 10)
 PYTHON_BELOW = (3, 12)
@@ -38,6 +39,33 @@ MATRIX = (
 )
 
 
+# The set that this version of the launcher was tested with.
+SUPPORTED = next(entry for entry in MATRIX if entry.mindformers == "1.9.0")
+
+
+def pip_install(mindspore: str | None = None, mindformers: str | None = None) -> str:
+    """Return the command that installs a pair that belongs together.
+
+    It is the set of the MindFormers that is installed, else of the MindSpore, as far as the table knows them; else the
+    supported one.
+    """
+    wanted = (mindformers and for_mindformers(mindformers)) or (mindspore and for_mindspore(mindspore)) or SUPPORTED
+    return f"pip install mindspore=={wanted.mindspore[0]} mindformers=={wanted.mindformers}"
+
+
+def pip_install_here() -> str:
+    """Return the command that completes or repairs the pair of this environment. Imports neither package."""
+    return pip_install(installed("mindspore"), installed("mindformers"))
+
+
+def installed(package: str) -> str | None:
+    """Return the installed version of a package, which is not imported; None if it is not there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def for_mindspore(version: str) -> VersionSet | None:
     """The set that names this MindSpore, or None."""
     return next((entry for entry in MATRIX if version in entry.mindspore), None)
@@ -63,5 +91,5 @@ def release_key(version: str) -> tuple[int, int, int, int, int]:
 
 
 def same_release(one: str, other: str) -> bool:
-    """Whether two version strings mean the same release."""
+    """Return whether two version strings mean the same release."""
     return release_key(one) == release_key(other)

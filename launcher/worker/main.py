@@ -25,7 +25,7 @@ from typing import Any
 from launcher.common.processes import ProcessId, die_with_parent
 from launcher.common.signals import Forwarding
 from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
-from launcher.jobs.events import EventWriter, Position
+from launcher.jobs.events import Begin, Done, Error, Evaluation, EventWriter, Exit, Position, Ready, Save, Step
 from launcher.jobs.log_writing import keep_small, stamp_lines, write_to
 from launcher.upstream import held_out, old_optimizer
 from launcher.worker.loading import Loads, watch_loads
@@ -87,15 +87,15 @@ def main(job_folder: str, train: Train | None = None) -> None:
         faulthandler.enable()
         faulthandler.register(STACKS_SIGNAL, all_threads=True)
         keep_small(log)
-        events.write("begin", **asdict(ProcessId.current()))
+        events.report(Begin(**asdict(ProcessId.current())))
         try:
             (train or train_rank)(paths, role.rank_id, events) if is_rank else schedule(paths)  # type: ignore[arg-type]
         except BaseException as error:
             # Reported here, at once: the interpreter's own exit takes MindSpore another 2 to 5 seconds.
-            events.write("error", type=type(error).__name__, message=str(error), traceback=traceback.format_exc())
+            events.report(Error(type=type(error).__name__, message=str(error), traceback=traceback.format_exc()))
             raise
         if is_rank:
-            events.write("done")
+            events.report(Done())
 
 
 def report_exit(events: EventWriter) -> None:
@@ -105,7 +105,7 @@ def report_exit(events: EventWriter) -> None:
         die_with_parent()
         return
     code = Forwarding(child, {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}).wait()
-    events.write("exit", code=code)
+    events.report(Exit(code=code))
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
@@ -159,7 +159,7 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
     loads = watch_loads(begins_with or "", resumed=bool(resume_from))
     done_steps = steps_in(paths.resume / f"rank_{rank_id}" / resume_from) if resume_from else 0
     versions = {"mindspore": mindspore.__version__, "mindformers": mindformers.__version__}
-    events.write("ready", **versions, from_step=done_steps)
+    events.report(Ready(**versions, from_step=done_steps))
     last_step = planned_steps(paths) or math.inf
     if done_steps >= last_step:
         return  # the attempt before was ended between its last checkpoint and its own end; MindSpore refuses 0 epochs
@@ -282,10 +282,10 @@ def report_evaluations(params: Any, events: EventWriter, parts: int | None = 1) 
 def _reported(evaluate: Callable[[], Any], params: Any, events: EventWriter, parts: int | None) -> Callable[[], Any]:
     def run() -> Any:
         step, began = int(params.cur_step_num), time.monotonic()
-        events.write("eval", step=step)
+        events.report(Evaluation(step=step))
         result = evaluate()
         loss = None if parts is None else eval_loss(result)
-        events.write("eval", step=step, loss=loss, seconds=round(time.monotonic() - began, 3))
+        events.report(Evaluation(step=step, loss=loss, seconds=round(time.monotonic() - began, 3)))
         return result
 
     return run
@@ -302,9 +302,9 @@ def report_saves(params: Any, events: EventWriter) -> None:
 def _reported_save(save: Callable[[Any], None], events: EventWriter) -> Callable[[Any], None]:
     def run(params: Any) -> None:
         step, began = int(params.cur_step_num), time.monotonic()
-        events.write("save", step=step)
+        events.report(Save(step=step))
         save(params)
-        events.write("save", step=step, seconds=round(time.monotonic() - began, 3))
+        events.report(Save(step=step, seconds=round(time.monotonic() - began, 3)))
 
     return run
 
@@ -373,7 +373,7 @@ def _progress_callback(
             params = run_context.original_args()
             seconds = time.monotonic() - self._began
             fields = step_fields(params.cur_step_num, params.net_outputs, seconds, parts)
-            events.write("step", **fields)
+            events.report(Step(**fields))
             losses.note(fields["step"], fields["loss"])
             if params.cur_step_num >= min(last_step, asked_to_stop_at(paths)):
                 run_context.request_stop()
@@ -403,7 +403,7 @@ def asked_to_stop_at(paths: JobPaths) -> float:
 
 
 def loss_parts(spec: Mapping[str, Any], rank_id: int, num_ranks: int) -> int | None:
-    """How many batches the loss of a step is the sum of; None on ranks whose loss means nothing.
+    """Return how many batches the loss of a step is the sum of; None on ranks whose loss means nothing.
 
     mindformers 1.9.0, core/callback (MFLossMonitor): of a pipeline only the last stage computes a loss, the sum over
     micro batches; accumulation sums too.

@@ -28,7 +28,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 from launcher.checkpoint.huggingface import generation_config, generation_section
-from launcher.cli.options.model import generation_spec
+from launcher.cli.options.model import SamplingOptions
 from launcher.data.messages import Message
 from launcher.data.tokenizer import load_tokenizer, train_tokenizer
 from launcher.errors import CheckpointError, DataError, HostError, JobCancelled, JobError, LauncherError, SpecError
@@ -478,10 +478,10 @@ def test_how_it_answers_travels_with_the_model(copy: Path) -> None:
     described = json.loads(file.read_text())
     file.write_text(json.dumps({**described, "generation": {"temperature": 0.7, "max_new_tokens": 9, "stop": ["##"]}}))
     model = find_model(str(copy), copy)
-    nothing = dict.fromkeys(("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty"))
+    nothing: dict[str, Any] = dict.fromkeys(("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty"))
 
-    own = generation_spec({**nothing, "stop": (), "seed": 3}, model)
-    said = generation_spec({**nothing, "temperature": 0.0, "stop": ("x",), "seed": 0}, model)
+    own = SamplingOptions(**nothing, stop=(), seed=3).spec(model)
+    said = SamplingOptions(**{**nothing, "temperature": 0.0}, stop=("x",), seed=0).spec(model)
     assert own == GenerationSpec(max_new_tokens=9, temperature=0.7, stop=("##",), seed=3)
     assert said == GenerationSpec(max_new_tokens=9, stop=("x",))
     file.write_text(json.dumps({**described, "generation": {"temperature": -1}}))

@@ -21,7 +21,18 @@ from launcher.common.processes import ProcessId, stop, tree
 from launcher.control.follow import raise_for_end
 from launcher.errors import JobError, JobFailed, SpecError
 from launcher.jobs import JobPaths, JobRecord, JobStore, loss_rank
-from launcher.jobs.events import EventReader, EventWriter, Position, read_events, read_last_events, read_position
+from launcher.jobs.events import (
+    Event,
+    EventReader,
+    EventWriter,
+    LastEvents,
+    Position,
+    Step,
+    from_json,
+    read_events,
+    read_last_events,
+    read_position,
+)
 from launcher.jobs.logs import tail
 
 
@@ -222,17 +233,23 @@ def test_the_list_has_times_of_the_users_own_clock(tmp_path: Path, monkeypatch: 
     assert "2026-01-01 08:00:00" in shown
 
 
+def last_of(*lines: str) -> tuple[Event, ...]:
+    return tuple(event for line in lines if (event := from_json(json.loads(line))))
+
+
 def test_of_a_long_run_the_end_alone_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rank_0.jsonl"
     lines = [json.dumps({"time": 1.0, "rank_id": 0, "event": "step", "step": n, "step_s": 0.1}) for n in range(9000)]
     path.write_text("".join(f"{line}\n" for line in lines) + '{"event": "do')
     last = read_last_events(path)
 
-    assert last == read_events(path)[-len(last) :]
-    assert 1000 < len(last) < 9000
+    numbers = [event.step for event in last.events if isinstance(event, Step)]
+    assert numbers == [record["step"] for record in read_events(path)[-len(numbers) :]]
+    assert 1000 < len(numbers) < 9000
     path.write_text(f"{lines[1]}\nno json\n{lines[2]}\n")
-    assert read_last_events(path) == read_events(path) == [json.loads(lines[1]), json.loads(lines[2])]
-    assert read_last_events(tmp_path / "none") == []
+    assert read_events(path) == [json.loads(lines[1]), json.loads(lines[2])]
+    assert read_last_events(path) == LastEvents(events=last_of(lines[1], lines[2]), damaged=1)
+    assert read_last_events(tmp_path / "none") == LastEvents()
 
 
 @pytest.mark.parametrize(
@@ -364,11 +381,12 @@ def test_a_reader_sees_whole_lines_only_and_survives_the_file(tmp_path: Path) ->
     reader = EventReader(path=path)
     assert list(reader.new()) == []
     with path.open("ab", buffering=0) as file:
-        file.write(b'{"event": "step", "step": 1}\nnot json\n[1]\n{"event": 3}\n{"event": "st')
-        assert [event["step"] for event in reader.new()] == [1]
+        file.write(b'{"event": "step", "step": 1, "step_s": 1}\nnot json\n[1]\n{"event": 3}\n{"event": "st')
+        assert [event.step for event in reader.new() if isinstance(event, Step)] == [1]
         path.unlink()
-        file.write(b'ep", "step": 2}\n')
-    assert [event["step"] for event in reader.new()] == [2]
+        file.write(b'ep", "step": 2, "step_s": 1}\n')
+    assert [event.step for event in reader.new() if isinstance(event, Step)] == [2]
+    assert reader.damaged == 3
     reader.close()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.histories import EPOCH, FakeClock, History, ready, steps
 
+from launcher.jobs.events import Step
 from launcher.plan.launch import HANG_FACTOR, MIN_HANG_TIMEOUT_S, Launch, Limits, NodePlace, RankPlace
 from launcher.supervise.judge import (
     BUSY_FACTOR,
@@ -232,7 +233,7 @@ def test_a_wall_clock_that_is_set_back_makes_no_hang_and_hides_none() -> None:
     """Ranks report times of the wall clock; progress is measured by ours, which nobody sets."""
     clock = FakeClock()
     states = RankStates(1, None, clock=clock)
-    states.note({"time": EPOCH - 86_400, "rank_id": 0, "event": "step", "step": 1, "step_s": 1.0})
+    states.note(Step(time=EPOCH - 86_400, rank_id=0, step=1, step_s=1.0))
     judge = Judge(Limits(hang_timeout_s=10.0), Scope(), clock=clock)
     states.ranks[0].ready = True
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.jobs import JobPaths
+from launcher.jobs.events import Event, from_json
 from launcher.jobs.verdict import EN, ZH, Verdict, user_language, verdict_text
 from launcher.plan.launch import RankPlace
 from launcher.supervise import oom
@@ -19,11 +20,13 @@ from launcher.supervise.verdict import Findings, describe_exit, find_verdict, lo
 PLACES = tuple(RankPlace(rank_id=n, local_rank=n, host="node0", device_id=n + 4) for n in range(3))
 
 
-def event(rank_id: int | None, kind: str, when: float = 1.0, **fields: object) -> dict[str, object]:
-    return {"time": when, "rank_id": rank_id, "event": kind, **fields}
+def event(rank_id: int | None, kind: str, when: float = 1.0, **fields: object) -> Event:
+    found = from_json({"time": when, "rank_id": rank_id, "event": kind, **fields})
+    assert found
+    return found
 
 
-def error(rank_id: int, message: str, when: float = 5.0) -> dict[str, object]:
+def error(rank_id: int, message: str, when: float = 5.0) -> Event:
     trace = f"Traceback (most recent call last):\n  x\nRuntimeError: {message}"
     return event(rank_id, "error", when, type="RuntimeError", message=message, traceback=trace)
 

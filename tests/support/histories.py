@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from launcher.jobs.events import Event, from_json
 from launcher.plan.launch import Limits
 from launcher.supervise.judge import TICK_S, Action, Judge, Look, Scope
 from launcher.supervise.rank_states import Failure, RankStates
@@ -73,7 +74,7 @@ class History:
         else:
             self.states.note(self._event(who, what, *values))
 
-    def _event(self, who: Any, what: str, *values: Any) -> dict[str, Any]:
+    def _event(self, who: Any, what: str, *values: Any) -> Event:
         fields: dict[str, Any] = {
             "begin": {"pid": 1, "started": 1.0},
             "step": {"step": values[0] if values else 0, "step_s": values[1] if len(values) > 1 else 1.0},
@@ -81,7 +82,9 @@ class History:
             "done_saving": {"event": "save", "seconds": 1.0},
         }.get(what, {})
         rank_id = who if isinstance(who, int) else None
-        return {"time": self.clock.time(), "rank_id": rank_id, "event": what, **fields}
+        event = from_json({"time": self.clock.time(), "rank_id": rank_id, "event": what, **fields})
+        assert event, what
+        return event
 
     def look(self) -> Look:
         return Look(folder_gone=self.folder_gone, suspended=self.suspended, num_ranks=self.ranks)

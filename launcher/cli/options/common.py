@@ -53,7 +53,7 @@ jobs_dir_option: Decorator[Any] = click.option(
     envvar="LAUNCHER_JOBS",
     default=Path("jobs"),
     show_default="jobs, or $LAUNCHER_JOBS",
-    help="Folder that holds one folder a job.",
+    help="Folder that holds one folder per job.",
 )
 
 format_option: Decorator[Any] = click.option(
@@ -64,6 +64,8 @@ format_option: Decorator[Any] = click.option(
     show_default=True,
     help="For people, or for programs.",
 )
+
+model_argument: Decorator[Any] = click.argument("reference", metavar="MODEL", default="last", shell_complete=job_ids)
 
 job_argument: Decorator[Any] = click.argument("job", default="last", shell_complete=job_ids)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
 
 import click
 
@@ -45,17 +44,17 @@ def page(paths: JobPaths, record: JobRecord) -> str:
 
 
 def _row(rank: RankProgress, tokens: int | None, slow: bool) -> tuple[str, ...]:
-    last: dict[str, Any] = rank.steps[-1] if rank.steps else {}
-    loss = last.get("loss")
+    last = rank.steps[-1] if rank.steps else None
+    loss = last.loss if last else None
     rate = f"{tokens / rank.step_s:.0f}" if tokens and rank.step_s else "-"
     return (
         str(rank.rank_id),
         rank.state,
-        str(last.get("step", "-")),
+        str(last.step) if last else "-",
         f"{loss:.4f}" if isinstance(loss, float) else str(loss or "-"),
         f"{rank.step_s:.3f}" if rank.step_s else "-",
         rate,
-        f"{last['memory_mib']} MiB" if last.get("memory_mib") else "-",
+        f"{last.memory_mib} MiB" if last and last.memory_mib else "-",
         "slow" if slow else "",
     )
 
@@ -63,7 +62,7 @@ def _row(rank: RankProgress, tokens: int | None, slow: bool) -> tuple[str, ...]:
 def _summary(first: RankProgress, steps: int | None) -> str:
     if not first.steps or first.step_s is None:
         return "no step yet"
-    done = first.steps[-1]["step"]
+    done = first.steps[-1].step
     left = "" if steps is None else f", {duration(first.step_s * max(0, steps - done))} left"
     return f"step {done}/{steps or '?'}{left}"
 

@@ -21,7 +21,7 @@ import click
 from launcher import jobs
 from launcher.engines.base import Command
 from launcher.jobs import JobPaths, JobRecord, JobStore
-from launcher.jobs.events import read_last_events
+from launcher.jobs.events import Done, Evaluation, Event, Exit, Ready, Step, read_last_events
 from launcher.jobs.verdict import user_language, verdict_text
 from launcher.plan.launch_plan import LaunchPlan
 
@@ -178,40 +178,40 @@ class Progress:
         """A line of its own, above the bar where there is one."""
         self._bar.console.print(line, highlight=False, markup=False) if self._bar else click.echo(line, err=True)
 
-    def note(self, event: dict[str, Any]) -> None:
+    def note(self, event: Event) -> None:
         """Take an event of any rank; only one rank's are shown."""
-        if event.get("rank_id") != self._loss_rank:
+        if event.rank_id != self._loss_rank:
             return
-        if event["event"] == "step":
+        if isinstance(event, Step):
             self._note_step(event)
-        elif event["event"] == "eval" and "loss" in event:
+        elif isinstance(event, Evaluation) and event.seconds is not None:
             self._note_evaluation(event)
-        elif event["event"] == "ready" and event.get("from_step"):
-            self._note_resumed(event["from_step"])
-        elif self._bar and event["event"] in ("ready", "done"):
-            self._bar.update(self._task, description={"ready": "compiling", "done": "saved"}[event["event"]])
+        elif isinstance(event, Ready) and event.from_step:
+            self._note_resumed(event.from_step)
+        elif self._bar and isinstance(event, Ready | Done):
+            self._bar.update(self._task, description="saved" if isinstance(event, Done) else "compiling")
 
     def _note_resumed(self, step: int) -> None:
         left = "nothing is left to train" if step == self._steps else "going on from its checkpoint"
         self._say(f"step {step}/{_known(self._steps)}  {left}")
 
-    def _note_step(self, event: dict[str, Any]) -> None:
-        loss, step = event["loss"], event["step"]
+    def _note_step(self, event: Step) -> None:
+        loss, step = event.loss, event.step
         if isinstance(loss, float):
             self.first_loss = loss if self.first_loss is None else self.first_loss
             self.last_loss = loss
         if self._compiled:
-            self._times.append(event["step_s"])
+            self._times.append(event.step_s)
         self._compiled = True
-        detail = f"loss {_number(loss, '.4f')}  lr {_number(event['lr'], '.2e')}  {self._left(step)}"
+        detail = f"loss {_number(loss, '.4f')}  lr {_number(event.lr, '.2e')}  {self._left(step)}"
         if self._bar:
             self._bar.update(self._task, description="training", completed=step, detail=detail)
         elif time.monotonic() >= self._next_line or step == self._steps:
             click.echo(f"step {step}/{_known(self._steps)}  {detail}", err=True)
             self._next_line = time.monotonic() + 5.0
 
-    def _note_evaluation(self, event: dict[str, Any]) -> None:
-        self._say(f"step {event['step']}  held-out loss {_number(event['loss'], '.4f')}  ({event['seconds']:.1f} s)")
+    def _note_evaluation(self, event: Evaluation) -> None:
+        self._say(f"step {event.step}  held-out loss {_number(event.loss, '.4f')}  ({event.seconds or 0:.1f} s)")
 
     def _left(self, step: int) -> str:
         """Time left by the median step; the first step compiles and says nothing about the others."""
@@ -252,7 +252,7 @@ def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None =
     rows = [("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS")]
     for paths, record in found:
         steps = last_steps(paths, record)
-        step, loss = (str(steps[-1]["step"]), _number(steps[-1]["loss"], ".4f")) if steps else ("-", "-")
+        step, loss = (str(steps[-1].step), _number(steps[-1].loss, ".4f")) if steps else ("-", "-")
         cards = f"{record.cards} {record.target}"
         rows.append((record.job_id, record.state, cards, _local(record.created), step, loss))
     if not found:
@@ -261,7 +261,7 @@ def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None =
     return table(rows)
 
 
-def last_steps(paths: JobPaths, record: JobRecord) -> list[dict[str, Any]]:
+def last_steps(paths: JobPaths, record: JobRecord) -> list[Step]:
     """Steps of the rank whose loss counts, in the newest attempt that finished one."""
     rank_id = jobs.loss_rank(paths, record.cards)
     attempts = (progress_of(paths.of_attempt(number), rank_id).steps for number in range(record.attempt, 0, -1))
@@ -298,24 +298,28 @@ class RankProgress:
 
     rank_id: int
     state: str
-    steps: list[dict[str, Any]]
+    steps: list[Step]
+    damaged: int = 0  # lines that cannot be read
 
     @property
     def step_s(self) -> float | None:
         """Median step time of the last steps; the first one compiles."""
-        times = [step["step_s"] for step in self.steps[1:][-20:]] or [step["step_s"] for step in self.steps]
+        times = [step.step_s for step in self.steps[1:][-20:]] or [step.step_s for step in self.steps]
         return statistics.median(times) if times else None
 
 
 def progress_of(paths: JobPaths, rank_id: int) -> RankProgress:
-    events = [event for event in read_last_events(paths.rank_events(rank_id)) if event["event"] != "exit"]
-    steps = [event for event in events if event["event"] == "step"]
-    return RankProgress(rank_id=rank_id, state=events[-1]["event"] if events else "not started", steps=steps)
+    last = read_last_events(paths.rank_events(rank_id))
+    events = [event for event in last.events if not isinstance(event, Exit)]
+    steps = [event for event in events if isinstance(event, Step)]
+    state = events[-1].kind if events else "not started"
+    return RankProgress(rank_id=rank_id, state=state, steps=steps, damaged=last.damaged)
 
 
 def rank_json(progress: RankProgress) -> dict[str, Any]:
-    last = progress.steps[-1] if progress.steps else None
-    return {"rank_id": progress.rank_id, "state": progress.state, "step_s": progress.step_s, "last_step": last}
+    last = progress.steps[-1].to_json() if progress.steps else None
+    known = {"rank_id": progress.rank_id, "state": progress.state, "step_s": progress.step_s, "last_step": last}
+    return {**known, "unreadable_events": progress.damaged}
 
 
 # A rank whose steps take this many times the median of all is named.
@@ -346,6 +350,7 @@ def status(paths: JobPaths, record: JobRecord) -> str:
         f"folder    {paths.root}",
         *(_rank_line(rank) for rank in ranks),
         *(f"slow      rank {rank.rank_id}: {rank.step_s:.2f} s a step" for rank in stragglers(ranks)),
+        *(f"events    rank {rank.rank_id}: {rank.damaged} line(s) cannot be read" for rank in ranks if rank.damaged),
         *(f"warning   {warning}" for warning in record.warnings),
     ]
     for entry in record.earlier:
@@ -380,6 +385,6 @@ def _rank_line(rank: RankProgress) -> str:
     if not rank.steps:
         return f"rank {rank.rank_id:<4} {rank.state}"
     last = rank.steps[-1]
-    loss, memory = _number(last["loss"], ".4f"), last.get("memory_mib")
+    loss, memory = _number(last.loss, ".4f"), last.memory_mib
     speed = f"{rank.step_s or 0:.2f} s a step" + (f"  {memory} MiB" if memory else "")
-    return f"rank {rank.rank_id:<4} {rank.state:<6} step {last['step']}  loss {loss}  {speed}"
+    return f"rank {rank.rank_id:<4} {rank.state:<6} step {last.step}  loss {loss}  {speed}"

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def cpu_device_count() -> int:
-    """How many ranks the CPU of this host may carry: its cores, at least 2, or $LAUNCHER_CPU_DEVICES."""
+    """Return how many ranks the CPU of this host may carry: its cores, at least 2, or $LAUNCHER_CPU_DEVICES."""
     named = os.environ.get("LAUNCHER_CPU_DEVICES")
     if named is None:
         return max(2, os.cpu_count() or 1)

@@ -121,7 +121,7 @@ def _chips(layout: str, rows: list[list[str]]) -> list[Chip]:
 
 
 def _is_first(layout: str, row: list[str]) -> bool:
-    """Whether ``row`` is the upper one of a chip: its second cell is a health word, not a bus id."""
+    """Return whether ``row`` is the upper one of a chip: its second cell is a health word, not a bus id."""
     cell = row[2] if layout == "950" and len(row) > 2 else row[1] if len(row) > 1 else ""
     return cell.isalpha() and cell != "NA"
 

@@ -59,7 +59,7 @@ def lint(document: Any, report: Report) -> None:
 
 
 def is_legacy(document: dict[str, Any]) -> bool:
-    """Whether this is one of the two templates from before ``version`` ("lab" and "cloud")."""
+    """Return whether this is one of the two templates from before ``version`` ("lab" and "cloud")."""
     return "version" not in document and "group_list" in document and "server_list" not in document
 
 

@@ -340,7 +340,7 @@ class Report:
         return [problem for problem in self.problems if problem.code.startswith(letter)]
 
     def count(self, letter: str) -> int:
-        """How many findings of that level there are, those not kept included."""
+        """Return how many findings of that level there are, those not kept included."""
         return sum(count for code, count in self.counts.items() if code.startswith(letter))
 
     @property

@@ -34,7 +34,7 @@ class Task:
     row: Row | None = None
 
     def cancelled(self) -> bool:
-        """Whether nobody waits for the answer any more, or it took too long."""
+        """Return whether nobody waits for the answer any more, or it took too long."""
         if time.monotonic() > self.deadline:
             self.timed_out = True
         return self.timed_out or self.left.is_set()

@@ -12,16 +12,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
 
 from launcher import __version__
-from launcher.errors import HostError, SpecError
+from launcher.errors import DataError, HostError, SpecError
+from launcher.inference.sampling import GenerationSpec
 from launcher.inference.server.connections import Connection, Patience
-from launcher.inference.server.http import Service, application
+from launcher.inference.server.http import Limits, Service, application
 from launcher.inference.server.queue import TaskQueue
+from launcher.inference.session import Session
+from launcher.upstream.quiet import quiet
 
 # How long a request may take to arrive, and an answer to be taken once it is complete.
 _SLOW_CLIENT_S = 30.0
@@ -40,8 +44,28 @@ def check_address(host: str, token: str | None) -> None:
         raise SpecError("the token is shorter than 16 characters", hint="openssl rand -hex 32 makes a good one")
 
 
+def read_token(path: Path | None) -> str | None:
+    """Return the token in ``path``, else that of $LAUNCHER_TOKEN. Raises DataError when the file cannot be read."""
+    if path is None:
+        return os.environ.get("LAUNCHER_TOKEN") or None
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the token in {path}: {error}", hint="give another --token-file") from error
+
+
+def opened(session: Session, limits: Limits, *, defaults: GenerationSpec, token: str | None) -> Service:
+    """Load the model and return the service around it. Raises DataError for a model without a template."""
+    _ = session.template
+    with quiet():
+        session.load()
+    queue = TaskQueue(session, most_waiting=limits.most_waiting)
+    created = int(time.time())
+    return Service(session=session, queue=queue, limits=limits, defaults=defaults, token=token, created=created)
+
+
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches ``host``."""
+    """Return whether only this machine reaches ``host``."""
     if host == "localhost":
         return True
     try:

@@ -1,0 +1,98 @@
+"""Events: each kind keeps what it says, and readers of another version are not lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher.jobs.events import (
+    Begin,
+    Done,
+    Error,
+    Evaluation,
+    Event,
+    EventReader,
+    EventWriter,
+    Exit,
+    Ready,
+    Save,
+    Step,
+    from_json,
+    read_last_events,
+)
+
+ALL = (
+    Begin(time=1.5, rank_id=3, pid=7, started=1.0, ticks=9, boot="b"),
+    Begin(time=1.5, pid=7, started=1.0),
+    Ready(time=1.5, rank_id=3, mindspore="2", mindformers="1", from_step=4),
+    Step(time=1.5, rank_id=3, step=1, loss=0.5, lr=0.1, overflow=True, grad_norm=2.0, step_s=0.25, memory_mib=12),
+    Step(time=1.5, rank_id=3, step=1, loss="nan", step_s=0.25),
+    Evaluation(time=1.5, rank_id=3, step=1),
+    Evaluation(time=1.5, rank_id=3, step=1, seconds=2.0),
+    Evaluation(time=1.5, rank_id=3, step=1, loss=0.5, seconds=2.0),
+    Save(time=1.5, rank_id=3, step=1),
+    Save(time=1.5, rank_id=3, step=1, seconds=2.0),
+    Error(time=1.5, rank_id=3, type="ValueError", message="m", traceback="t"),
+    Done(time=1.5, rank_id=3),
+    Exit(time=1.5, rank_id=3, code=-9),
+)
+
+
+@pytest.mark.parametrize("event", ALL, ids=lambda event: event.kind)
+def test_every_kind_goes_through_json(event: Event) -> None:
+    assert from_json(json.loads(json.dumps(event.to_json()))) == event
+
+
+@pytest.mark.parametrize("event", ALL, ids=lambda event: event.kind)
+def test_keys_of_another_version_are_passed_over(event: Event) -> None:
+    assert from_json({**event.to_json(), "colour": "red"}) == event
+
+
+def test_kinds_of_another_version_are_passed_over_and_are_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "rank_0.jsonl"
+    path.write_text('{"time": 1, "rank_id": 0, "event": "pause"}\n{"time": 1, "rank_id": 0, "event": "done"}\n')
+    reader = EventReader(path=path)
+    assert list(reader.new()) == [Done(time=1, rank_id=0)]
+    reader.close()
+    assert reader.damaged == read_last_events(path).damaged == 0
+
+
+def test_what_an_earlier_version_did_not_write_has_a_default() -> None:
+    old = from_json({"time": 1.0, "rank_id": 0, "event": "step", "step": 2, "step_s": 0.5})
+    assert old == Step(time=1.0, rank_id=0, step=2, step_s=0.5)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no json",
+        "[1]",
+        '{"event": 3}',
+        '{"event": "exit"}',
+        '{"event": "step", "step": 1}',
+        '{"event": "step", "step": "one", "step_s": 1}',
+        '{"event": "begin", "pid": null, "started": 1}',
+    ],
+)
+def test_damaged_lines_are_counted_and_hide_no_others(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "rank_0.jsonl"
+    path.write_text(f'{line}\n{{"time": 1, "rank_id": 0, "event": "done"}}\n')
+    reader = EventReader(path=path)
+    assert list(reader.new()) == [Done(time=1, rank_id=0)]
+    reader.close()
+    assert reader.damaged == 1
+    assert read_last_events(path).damaged == 1
+
+
+def test_what_has_only_begun_says_so_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rank_0.jsonl"
+    with EventWriter(path, 0) as events:
+        events.report(Save(step=1))
+        events.report(Evaluation(step=1))
+        events.report(Evaluation(step=1, seconds=1.0))
+    begun, evaluating, ended = (json.loads(line) for line in path.read_text().splitlines())
+    assert "seconds" not in begun
+    assert evaluating.keys() == {"time", "rank_id", "event", "step"}
+    assert (ended["loss"], ended["seconds"], ended["rank_id"]) == (None, 1.0, 0)
