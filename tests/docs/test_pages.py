@@ -15,7 +15,7 @@ from docs.pages import PAGES, ROOT
 from launcher.cli.app import COMMANDS, main
 
 # Options of other programs that pages name.
-FOREIGN = {"--join", "--official", "--signal"}
+FOREIGN = {"--join", "--nice", "--official", "--signal"}
 
 
 # A changelog also speaks of what is gone.
@@ -42,7 +42,7 @@ def check(words: list[str]) -> str:
         command, context = found, click.Context(found, info_name=name, parent=context)
     known = {text for option in command.params for text in (*option.opts, *option.secondary_opts)} | {"-h", "--help"}
     asked = [word.partition("=")[0] for word in left if re.match(r"--?[a-zA-Z]", word)]
-    return next((f"{command.name} has no option {word}" for word in asked if word not in known), "")
+    return next((f"{command.name} has no option {word}" for word in asked if word not in known | FOREIGN), "")
 
 
 @pytest.mark.parametrize("page", TRUE_NOW, ids=names)

@@ -1,4 +1,4 @@
-"""A fifth scheduler, which a package adds by an entry point: ``background.py``, beside this file."""
+"""A fifth scheduler, which a package adds by an entry point: ``examples/own_scheduler``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launcher.errors import HostError, SpecError
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.schedulers import registry
 
-HERE = Path(__file__).parent
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_scheduler"
 
 # As ``launcher submit`` does it, but for the ranks, which are small programs.
 SUBMIT = """
@@ -43,7 +43,7 @@ def installed(tmp_path: Path) -> Path:
     (info / "entry_points.txt").write_text(
         "[launcher.schedulers]\nbackground = background:SCHEDULER\nbroken = no_such_module:SCHEDULER\n"
     )
-    (site / "background.py").write_text((HERE / "background.py").read_text())
+    (site / "background.py").write_text((EXAMPLE / "background.py").read_text())
     return site
 
 

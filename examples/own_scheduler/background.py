@@ -1,7 +1,4 @@
-"""A scheduler as a package of its own would add it: jobs in the background of this host, at a low priority.
-
-Its entry point: [launcher.schedulers] background = background:SCHEDULER
-"""
+"""A scheduler that a package adds: jobs in the background of this host, at a low priority."""
 
 from __future__ import annotations
 
