@@ -31,7 +31,7 @@ from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
 from launcher.inference.model import Model
 from launcher.inference.weights import OpenTensors, Tensors
-from launcher.jobs import JobPaths, JobRecord, find_job
+from launcher.jobs import JobPaths, JobRecord, exists, find_job
 from launcher.models import names
 from launcher.runspec.sections import GenerationSection, ModelSpec
 
@@ -68,7 +68,7 @@ def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Mo
 def as_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
     """The job that ``reference`` means, or None when it is a folder or file. Raises JobError when it is neither."""
     path = Path(reference)
-    if not path.exists() and (os.sep in reference or path.suffix in _WEIGHT_SUFFIXES):
+    if not exists(path) and (os.sep in reference or path.suffix in _WEIGHT_SUFFIXES):
         raise JobError(f"no file or folder {reference}", hint="give a job, a folder or a .safetensors or .ckpt file")
     return find_job(reference, jobs_dir)
 

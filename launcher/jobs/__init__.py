@@ -25,5 +25,6 @@ from launcher.jobs.record import read_record as read_record
 from launcher.jobs.record import step_to_stop_at as step_to_stop_at
 from launcher.jobs.record import write_record as write_record
 from launcher.jobs.store import JobStore as JobStore
+from launcher.jobs.store import exists as exists
 from launcher.jobs.store import find_job as find_job
 from launcher.jobs.store import select_jobs as select_jobs

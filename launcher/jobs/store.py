@@ -92,6 +92,14 @@ def _near(reference: str, job_ids: list[str]) -> str | None:
     return parts[close[0]] if close else None
 
 
+def exists(path: Path) -> bool:
+    """Return whether there is such a path; a name that no file system takes is the name of none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def find_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
     """Return the job that JOB or MODEL on the command line means; None when it is the path of something else.
 
@@ -101,4 +109,4 @@ def find_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | Non
     path = Path(reference)
     if is_job_folder(path):
         return JobStore(path.absolute().parent).get(path.absolute().name)
-    return None if os.sep in reference or path.exists() else JobStore(jobs_dir).get(reference)
+    return None if os.sep in reference or exists(path) else JobStore(jobs_dir).get(reference)
