@@ -129,7 +129,7 @@ def _with_mapping(info: NpuInfo, mapping: NpuInfo) -> NpuInfo:
 
 
 def _counted(info: NpuInfo) -> NpuInfo:
-    """Warn when ``-l`` counts more chips than ``info`` shows: one that dropped off the bus is only counted."""
+    """Return ``info`` with a warning if ``-l`` counts more chips: one that dropped off the bus is only counted."""
     counted = sum(parse_list(run_program("npu-smi", "info", "-l").stdout).values())
     if counted <= len(info.chips) or info.warning:
         return info
@@ -162,7 +162,7 @@ def _card(device_id: int, chip: Chip | None, info: NpuInfo) -> Card:
 
 
 def _completed(hccn: HccnConf, ids: list[int]) -> HccnConf:
-    """Return the cards with addresses from hccn_tool where hccn.conf has none; calls of 0.3 s run in parallel."""
+    """Return ``hccn`` with addresses from hccn_tool for missing ``ids``; calls take 0.3 s, so they run in parallel."""
     missing = [device_id for device_id in ids if device_id not in hccn.addresses]
     if not missing:
         return hccn

@@ -65,7 +65,7 @@ def _cann(root: Path) -> str | None:
 
 
 def _cann_files(root: Path) -> list[Path]:
-    """Yield the version files of CANN: the one chosen by set_env.sh, then the usual places, the newest first."""
+    """Return the version files of CANN: the one chosen by set_env.sh, then the usual places, the newest first."""
     chosen = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
     found = sorted(Path(chosen).glob("*-linux/ascend_toolkit_install.info")) if chosen else []
     for pattern in _CANN_FILES:

@@ -34,7 +34,7 @@ def runtime_visible(value: str) -> Visible:
 
 
 def container_visible(value: str) -> Visible:
-    """Read ASCEND_VISIBLE_DEVICES: physical ids such as ``0-2,4``, given to ascend-docker-runtime by the container."""
+    """Read ASCEND_VISIBLE_DEVICES: physical ids such as ``0-2,4``, set on the container for ascend-docker-runtime."""
     ids: list[int] = []
     for part in value.split(","):
         first, dash, last = part.strip().partition("-")

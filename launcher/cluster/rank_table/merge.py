@@ -78,7 +78,7 @@ def _old_rank(device: dict[str, Any]) -> int:
 
 
 def _kept_fields(server: dict[str, Any], *, single: bool) -> dict[str, Any]:
-    """Return the server's keys without its devices, and with the pod_ip that msrun wants of several servers."""
+    """Return the server's keys without its devices; the pod_ip for msrun is replaced if it held for one server only."""
     fields = {key: value for key, value in server.items() if key != "device"}
     if single:
         fields.setdefault("pod_ip", "127.0.0.1")
