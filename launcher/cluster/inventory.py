@@ -58,7 +58,7 @@ class HostGroup(_Section):
 
 
 class Inventory(_Section):
-    """All hosts of a cluster, of one ``kind`` of chip; with "CPU" the ``devices`` are ranks."""
+    """The inventory of a cluster: its hosts, of one ``kind`` of chip; with "CPU" the ``devices`` are ranks."""
 
     kind: Annotated[Literal["910", "A2", "A3", "950", "310P", "CPU"], BeforeValidator(str)]  # YAML makes 910 a number
     hosts: Annotated[tuple[HostGroup, ...], Field(min_length=1)]

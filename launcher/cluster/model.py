@@ -112,7 +112,7 @@ class Rank:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """All hosts of a run.
+    """The hosts of a run.
 
     ``target`` is MindSpore's device_target, "Ascend" or "CPU"; ``kind`` a key of KINDS, or None if unknown.
     """

@@ -70,7 +70,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """Every decision of one run. ``submit`` writes ``files`` and ``launch`` and runs them; ``--dry-run`` prints them.
+    """The decisions of one run. ``submit`` writes ``files`` and ``launch`` and runs them; ``--dry-run`` prints them.
 
     ``decisions``: those about the spec, in words; ``notes``: all remarks for the user.
     """

@@ -124,7 +124,7 @@ class Scheduler(Protocol):
         return
 
     def submit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
-        """Have the job's leader started where its hosts are, and write the record with the scheduler's answer.
+        """Start the job's leader where its hosts are, and write the record with the scheduler's answer.
 
         Only called where the leader does not run here. Returns lines for the user. Raises HostError when the job is
         refused, and NoAnswer when that is unknown.
@@ -187,7 +187,7 @@ class Scheduler(Protocol):
         return None
 
     def requeue(self) -> bool:
-        """Have the job run again; it may end this process. Returns True also where the job runs again by itself."""
+        """Make the job run again; it may end this process. Returns True also where the job runs again by itself."""
         return True
 
 

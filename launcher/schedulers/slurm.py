@@ -390,7 +390,7 @@ def _queued_again(number: str) -> bool:
 
 
 def requeue() -> bool:
-    """Have Slurm run this job again. It ends this process with the job, usually before this function returns."""
+    """Make Slurm run this job again. It ends this process with the job, usually before this function returns."""
     number = os.environ["SLURM_JOB_ID"]
     # A running job has reached its time limit; any other state here is Slurm's own end of the run.
     if state_of(number) != "RUNNING":

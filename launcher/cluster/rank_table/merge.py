@@ -135,7 +135,7 @@ def _merged_pods(
 
 
 def _identities_v1(document: dict[str, Any]) -> list[str]:
-    """Yield the values that may occur only once in a merged table: server ids, device addresses, SDIDs within a pod."""
+    """Return the values that may occur only once in a merged table: server ids, device addresses, SDIDs in a pod."""
     pods = pods_by_server(document)
     found = []
     for server in document["server_list"]:

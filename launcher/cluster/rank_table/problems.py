@@ -304,7 +304,7 @@ class Problem:
 
 @dataclass(kw_only=True)
 class Report:
-    """Every finding of one file, in order. ``counts`` includes findings beyond KEPT_PER_CODE."""
+    """The findings of one file, in order. ``counts`` includes findings beyond KEPT_PER_CODE."""
 
     name: str
     version: str | None = None
