@@ -1,4 +1,4 @@
-"""The run specs in configs/: new ones, a list of them, and the files that follow from the schema."""
+"""The run specs in configs/: making new ones, listing them, and the files generated from the schema."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ _OF_FOLDER = """\
 
 @dataclass(frozen=True, kw_only=True)
 class _Described:
-    """What a new spec says of its model."""
+    """The description of its model in a new spec."""
 
     what: str
     source: str
@@ -94,8 +94,8 @@ def _of_folder(folder: str) -> _Described:
 def write_new(name: str, *, preset: str | None = None, folder: str | None = None, force: bool) -> Path:
     """Write configs/NAME.yaml below the working folder, and the schema its first line names.
 
-    The model is that of ``preset`` or of the Hugging Face ``folder``. Raises SpecError for a bad name, no or both of
-    them, one there is not, or a file that is there already; HostError when the folder cannot be written.
+    The model is that of ``preset`` or of the Hugging Face ``folder``. Raises SpecError for a bad name, for none or both
+    of them, for a missing one, or for a file that exists already; HostError when the folder cannot be written.
     """
     if (preset is None) == (folder is None):
         raise SpecError("give one of --preset and --model", hint=f"launcher config new {name} --preset llama2_7b")
@@ -125,7 +125,7 @@ def write_new(name: str, *, preset: str | None = None, folder: str | None = None
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSpec:
-    """A run spec that can be named. ``problem``: why it cannot be used; its model and what it trains are "" then."""
+    """A run spec with a name. ``problem``: the reason why it cannot be used; the other descriptions are "" then."""
 
     name: str
     file: str
@@ -136,7 +136,7 @@ class ListedSpec:
 
 
 def listed_specs() -> list[ListedSpec]:
-    """Every spec that can be named: those of configs/ in the working folder, then the shipped ones."""
+    """Return every spec with a name: those of configs/ in the working folder, then the shipped ones."""
     return [_listed(name) for name in resources.names("configs", ".yaml")]
 
 
@@ -156,7 +156,7 @@ def _listed(name: str) -> ListedSpec:
 
 
 def preset_models() -> Iterator[tuple[presets.Preset, ModelSpec, int]]:
-    """Every preset with its model and the number of parameters. Raises SpecError for one that is no model."""
+    """Yield every preset with its model and number of parameters. Raises SpecError for one that is not a model."""
     for preset in presets.all_presets():
         model = preset_model(preset)
         yield preset, model, memory.parameter_count(model)
@@ -176,7 +176,7 @@ def check_reference(file: Path) -> None:
 
 
 def update_reference(file: Path) -> None:
-    """Bring the reference in ``file`` up to date. Raises LauncherError when it has no place for one."""
+    """Update the reference in ``file``. Raises LauncherError when it has no place for one."""
     write_atomic(file, _refreshed(file))
 
 

@@ -1,4 +1,4 @@
-"""One job's folder: its paths, its record, the store that finds jobs, what ranks report, logs, the verdict."""
+"""One job's folder: its paths, its record, the store that finds jobs, the ranks' events, logs, the verdict."""
 
 from launcher.jobs.paths import JobPaths as JobPaths
 from launcher.jobs.paths import is_job_folder as is_job_folder
