@@ -1,6 +1,6 @@
-"""From the shards of one step to whole tensors: which slice of which rank makes which part.
+"""Map the shards of one step to whole tensors: each part to a slice of a rank.
 
-Only the ranks that are needed are opened: of 128 data-parallel copies one, and a few more to compare with.
+Only the ranks that are needed are opened: one of 128 data-parallel copies, and a few more for comparison.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from launcher.models import names
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
-    """The ranks that hold the same slice of ``name``; the first is the one that is merged."""
+    """The ranks that hold the same slice of ``name``; the first rank's copy is merged."""
 
     name: str
     ranks: tuple[int, ...]
@@ -31,7 +31,7 @@ class Copies:
 
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
-    """Every tensor of a step, which slices are there several times, and the strategy files that were read."""
+    """The tensors of a step, its replicated slices, and the strategy files that were read."""
 
     tensors: Mapping[str, Whole]
     copies: tuple[Copies, ...]
@@ -40,7 +40,7 @@ class Gathered:
 
 
 class OpenShards:
-    """The files of one step, opened when they are needed; use it in a ``with`` statement."""
+    """The files of one step, opened on demand; use it in a ``with`` statement."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
@@ -55,13 +55,13 @@ class OpenShards:
         self._stack.close()
 
     def __getitem__(self, rank: int) -> TensorFile:
-        """The file of ``rank``. Raises CheckpointError as TensorFile does."""
+        """Return the file of ``rank``. Raises CheckpointError as TensorFile does."""
         if rank not in self._files:
             self._files[rank] = self._stack.enter_context(TensorFile(self.paths[rank]))
         return self._files[rank]
 
     def entries(self, rank: int) -> Mapping[str, Entry]:
-        """What the file of ``rank`` holds; it is not kept open for that."""
+        """Return the entries of the file of ``rank``, which is not kept open for that."""
         if rank in self._files:
             return self._files[rank].entries
         with TensorFile(self.paths[rank]) as file:
@@ -82,7 +82,7 @@ def _allow_open_files(count: int) -> None:
 
 
 def read_stages(paths: Sequence[Path], num_ranks: int) -> Stages:
-    """The layouts of all stages. ``paths``: one strategy file a rank, or one of all stages.
+    """Read the layouts of all stages. ``paths``: one strategy file per rank, or one file of all stages.
 
     Raises CheckpointError when the strategies are not of ``num_ranks`` ranks.
     """
@@ -109,7 +109,7 @@ def _devices(path: Path, stages: Stages) -> int:
 
 
 def gather(shards: OpenShards, strategies: Sequence[Path]) -> Gathered:
-    """The whole tensors of the step in ``shards``. Without ``strategies`` every rank holds everything.
+    """Return the whole tensors of the step in ``shards``. Without ``strategies`` every rank holds everything.
 
     Raises CheckpointError when the strategy does not fit the files or a slice is on no rank.
     """
@@ -135,7 +135,7 @@ def gather(shards: OpenShards, strategies: Sequence[Path]) -> Gathered:
 
 
 def _across_stages(shards: OpenShards, known: Whole, other: Whole) -> list[Copies]:
-    """A tensor that two pipeline stages hold (counters, a tied embedding): piece by piece the same."""
+    """Return the copies of a tensor that two pipeline stages hold (counters, a tied embedding), piece by piece."""
     rank_of = {id(file): rank for rank, file in shards.opened.items()}
     pairs = zip(known.pieces, other.pieces, strict=True)
     return [
@@ -146,7 +146,7 @@ def _across_stages(shards: OpenShards, known: Whole, other: Whole) -> list[Copie
 
 
 class _Stage:
-    """The ranks of one pipeline stage: ``size`` of them from ``first`` on."""
+    """The ranks of one pipeline stage: ``size`` ranks starting at ``first``."""
 
     def __init__(self, shards: OpenShards, first: int, size: int, layouts: Mapping[str, Layout]) -> None:
         self._shards = shards
@@ -158,7 +158,7 @@ class _Stage:
         return [self._whole(name, entry) for name, entry in self._entries().items()]
 
     def _entries(self) -> dict[str, Entry]:
-        """Each tensor of the stage as some rank holds it: MindSpore may have left each on one of the ranks."""
+        """Return each tensor of the stage as some rank holds it: MindSpore may have kept each on one rank only."""
         found = dict(self._shards[self._first].entries)
         if not self._knows_all(found):
             for rank in range(self._first + 1, self._first + self._size):
@@ -167,7 +167,7 @@ class _Stage:
         return found
 
     def _knows_all(self, found: Mapping[str, Entry]) -> bool:
-        """Return whether the strategy, and so the first rank, which holds ``found``, has every weight."""
+        """Return whether the strategy lists every weight in ``found`` and the first rank holds all that it lists."""
         weights = {name for name in found if names.is_weight(name)}
         return bool(self._layouts) and self._layouts.keys() <= found.keys() and weights <= self._layouts.keys()
 
@@ -193,7 +193,7 @@ class _Stage:
         return Whole(name=name, dtype=entry.dtype, shape=shape, pieces=tuple(pieces)), copies
 
     def _holder(self, name: str, ranks: Iterable[int]) -> int:
-        """The first of ``ranks`` that has ``name``: MindSpore may have removed what others hold too."""
+        """Return the first of ``ranks`` that has ``name``: MindSpore may have removed redundant copies."""
         for rank in ranks:
             if name in self._shards[rank].entries:
                 return rank
@@ -222,7 +222,7 @@ def _held(placed: Sequence[Box]) -> Shape:
 
 
 def _same_slice(layout: Layout, first: int) -> list[tuple[int, ...]]:
-    """Ranks that hold the same slice, in groups; with ``field`` every device has its own."""
+    """Return groups of ranks that hold the same slice; with ``field`` every device has its own."""
     groups: dict[object, list[int]] = {}
     for device, position in enumerate(positions(layout)):
         groups.setdefault(device if layout.field else position, []).append(first + device)
@@ -230,7 +230,7 @@ def _same_slice(layout: Layout, first: int) -> list[tuple[int, ...]]:
 
 
 def single_file(file: TensorFile) -> dict[str, Whole]:
-    """The tensors of a file that is whole by itself."""
+    """Return the tensors of an unsharded file."""
     return {
         name: Whole(
             name=name,

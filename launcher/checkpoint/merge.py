@@ -49,9 +49,9 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where shards lie and what is known of the run that wrote them.
+    """The folder of the shards and the known facts of the run that wrote them.
 
-    lora: alpha and r of the adapters. model: what launcher_model.json shall hold. base: a whole base checkpoint, or a
+    lora: alpha and r of the adapters. model: the content for launcher_model.json. base: a whole base checkpoint, or a
     folder of merge-ckpt or convert-ckpt that holds one, for folders that hold adapters alone.
     """
 
@@ -67,7 +67,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to merge. ``step``: counted over the whole run, or (epoch, step in it); None is the newest complete one.
+    """Options of a merge. ``step``: counted over the whole run, or (epoch, step in it); None: the newest complete one.
 
     layout: MINDSPORE, HF or PEFT. file_format: SAFETENSORS or CKPT (MINDSPORE only). dtype: None keeps each
     tensor's own. max_shard_bytes: size of one file (HF only).
@@ -83,7 +83,7 @@ class Options:
     max_shard_bytes: int = 5_000_000_000
 
     def check(self) -> None:
-        """Raises SpecError for options that do not go together: none is passed over in silence."""
+        """Raise SpecError for options that exclude each other: none is ignored silently."""
         if self.layout == MINDSPORE:
             return
         wrong = {
@@ -100,10 +100,9 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class MergePlan:
-    """All decisions of one merge, nothing written yet.
+    """The decisions of one merge, nothing written yet.
 
-    scales: what B A of each adapted weight is multiplied by. texts: small files by name. notes: what the user should
-    know.
+    scales: the scale of B A for each adapted weight. texts: small files by name. notes: for the user.
     """
 
     source: Source
@@ -121,12 +120,12 @@ class MergePlan:
 
     @property
     def scale(self) -> float | None:
-        """The scale of all adapters; None when there are none, or several scales."""
+        """Return the scale of all adapters; None when there are none, or several scales."""
         return only_scale(self.scales)
 
     @property
     def step(self) -> int | None:
-        """The step that is merged, by ``chosen.said_by``."""
+        """Return the number of the merged step, by ``chosen.said_by``."""
         return self.chosen.number
 
     @property
@@ -139,13 +138,13 @@ class MergePlan:
 
     @property
     def size(self) -> int:
-        """Bytes that the result needs on disk."""
+        """Return the bytes that the result needs on disk."""
         return sum(file.bytes.size for file in self.files) + sum(map(len, self.texts.values()))
 
     @property
     def peak_bytes(self) -> int:
-        """An upper bound of the memory that merging needs: what planning took, the interpreter and the index of every
-        file among it, and the buffers of writing or of verifying."""
+        """Return an upper bound of the memory for merging: the peak of planning (with the interpreter and the index of
+        every file) and the buffers of writing or verifying."""
         adapters = [output.fold for output in self.outputs if output.fold]
         largest = max((8 * (fold.lora_a.nbytes + fold.lora_b.nbytes) for fold in adapters), default=0)
         widest = max((output.whole.row_items * 4 for output in self.outputs), default=0)
@@ -153,7 +152,7 @@ class MergePlan:
         return peak_so_far() + largest + max(writing, verifying_bytes(widest // 4, full=self.options.verify_full))
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the result beside the inputs: with equal recipes the same inputs give the same bytes."""
+        """Return everything but the inputs that decides the result: equal recipes and inputs give equal bytes."""
         return {
             "step": self.step,
             "moment": moment_text(self.chosen.moment),
@@ -175,12 +174,12 @@ class MergePlan:
         return digest.hexdigest()
 
     def identities(self) -> dict[TensorFile, Identity]:
-        """Every checkpoint file that is read or compared, and what tells it from others."""
+        """Return the checkpoint files that are read or compared, each with its identity."""
         files = [*self.opened.opened.values(), *([self.base] if self.base else [])]
         return dict(zip(files, identify(files, full=self.options.verify_full), strict=True))
 
     def inputs(self, identities: Mapping[TensorFile, Identity]) -> list[dict[str, Any]]:
-        """Every file that is read, compared or copied, for merge.json."""
+        """Return the files that are read, compared or copied, for merge.json."""
         ranks = {file: rank for rank, file in self.opened.opened.items()}
         found: list[dict[str, Any]] = []
         for file, identity in identities.items():
@@ -194,7 +193,7 @@ class MergePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What merging made, or found already made (``fresh`` False). ``step``: None when no file says it."""
+    """The result of a merge, made now or found already made (``fresh`` False). ``step``: None when no file says it."""
 
     folder: Path
     step: int | None
@@ -210,10 +209,10 @@ class Merged:
 
 
 def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
-    """Decide everything. Files stay open until ``stack`` closes.
+    """Plan a merge. Files stay open until ``stack`` closes.
 
-    Raises CheckpointError when the shards are not complete, of one step, and such as their strategy says; SpecError
-    when options do not go together.
+    Raises CheckpointError when the shards are incomplete, of several steps, or not as their strategy says; SpecError
+    when options exclude each other.
     """
     options.check()
     shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
@@ -263,7 +262,7 @@ def _plan_step(
 
 
 def _open_base(source: Source, shards: Shards, options: Options, stack: ExitStack) -> TensorFile | None:
-    """The base of shards that hold adapters alone; None where it is not needed."""
+    """Open the base of shards that hold adapters alone; return None where it is not needed."""
     if shards.kind != TRAINABLE or options.layout == PEFT:
         return None
     if source.base is None:
@@ -274,7 +273,7 @@ def _open_base(source: Source, shards: Shards, options: Options, stack: ExitStac
 
 
 def base_file(path: Path) -> Path:
-    """The weights that ``path`` means: the file itself, or the one in a folder of merge-ckpt or convert-ckpt.
+    """Return the weights file of ``path``: the file itself, or the one in a folder of merge-ckpt or convert-ckpt.
 
     Raises CheckpointError when a folder holds none.
     """
@@ -319,7 +318,7 @@ def _missing_hint(shards: Shards) -> str:
 
 
 def _scales(source: Source, shards: Shards, options: Options, tensors: Mapping[str, Whole]) -> dict[str, float]:
-    """What B A of each adapted weight is multiplied by; empty without adapters, or when they stay apart unscaled."""
+    """Return the scale of B A for each adapted weight; empty without adapters, or when they are kept unfolded."""
     weights = sorted({names.weight_of(name) for name in tensors if names.is_adapter(name)})
     config = source.lora or (read_lora(shards.adapter_config) if shards.adapter_config and weights else None)
     if not weights or (config is None and not options.fold and options.layout == MINDSPORE):
@@ -372,7 +371,7 @@ def _notes(
 
 
 class _Outputs:
-    """What is written of ``tensors``, and into which files."""
+    """Selects the tensors to write and groups them into files."""
 
     def __init__(self, tensors: Mapping[str, Whole], options: Options, scales: Mapping[str, float]) -> None:
         self._tensors = tensors
@@ -400,7 +399,7 @@ class _Outputs:
         return [planned(name, outputs, suffix, "mindformers") for name, outputs in groups.items() if outputs]
 
     def left_out(self) -> tuple[str, ...]:
-        """Names that are no weight, no adapter, and nothing known of the optimizer: worth a word."""
+        """Return the names of unknown tensors (no weight, adapter or known optimizer state), which deserve a note."""
         if self._options.with_optimizer:
             return ()
         rest = (name for name in self._tensors if not names.is_weight(name) and not names.is_adapter(name))
@@ -454,10 +453,10 @@ def merge(
 ) -> Merged:
     """Carry out ``plan`` into the folder ``target``, which is whole afterwards or untouched.
 
-    A link is followed. on_begin: called when there is something to do. on_wait: called when another process writes
-    there, which has to end first. on_progress: called with bytes written, and how many there will be.
-    The same merge made before writes nothing. Raises CheckpointError when copies differ, a file is damaged, another
-    merge is in ``target`` and not ``force``, or the result is not what it should be; HostError when the disk is full.
+    A link is followed. on_begin: called when there is something to do. on_wait: called when another process is writing
+    ``target`` and is waited for. on_progress: called with bytes written and bytes in total.
+    Writes nothing when ``target`` holds the same merge. Raises CheckpointError when copies differ, a file is damaged,
+    ``target`` holds another merge and not ``force``, or verification fails; HostError when the disk is full.
     """
     place = real_path(target)
     check_target(place, 0)
@@ -509,7 +508,7 @@ def _merged(plan: MergePlan, target: Path, verified: Verified | None) -> Merged:
 
 
 def _finish(scratch: Path, texts: Mapping[str, bytes]) -> None:
-    """Write the small files and bring everything to the disk."""
+    """Write the small files and sync everything to the disk."""
     for name, content in texts.items():
         (scratch / name).write_bytes(content)
     for path in scratch.iterdir():
@@ -517,7 +516,7 @@ def _finish(scratch: Path, texts: Mapping[str, bytes]) -> None:
 
 
 def _compare(plan: MergePlan, identities: Mapping[TensorFile, Identity]) -> None:
-    """Inputs against their CRC, each other, and what the strategy says of them."""
+    """Compare inputs with their CRC, with each other, and with the strategy."""
     for file in identities:
         check_crc(file)
     check_not_copied(plan.gathered.tensors.values(), identities)
@@ -562,7 +561,7 @@ def _already(
     *,
     force: bool,
 ) -> Merged | None:
-    """The same merge found in ``target``, or None when it is to be replaced. Verified in full if that is asked for."""
+    """Return the same merge found in ``target``, fully verified if requested, or None when it is to be replaced."""
     record, full = read_record(target), plan.options.verify_full
     found, verified = differences(record, plan.recipe(), inputs, compared=full), None
     if full and not found:
@@ -581,7 +580,7 @@ def _already(
 
 
 def _held_against(plan: MergePlan, target: Path) -> tuple[list[str], Verified | None]:
-    """How the files in ``target`` differ from what the shards give, in words, or how that was verified."""
+    """Return the differences of ``target`` from the shards in words, or none and the verification result."""
     try:
         return [], _verify(plan, target)
     except CheckpointError as error:

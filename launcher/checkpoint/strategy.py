@@ -1,7 +1,7 @@
-"""Strategy files: how MindSpore laid each parameter over the devices of its pipeline stage. Protobuf and JSON.
+"""Strategy files: the layout of each parameter over the devices of its pipeline stage. Protobuf and JSON.
 
-node_strategy.proto and parallel/_parallel_serialization.py of mindspore 2.9.0. A file is of one stage (one a rank), or
-of all of them (``merge_pipeline_strategys``; its names begin with the stage: "1-model.norm_out.weight").
+node_strategy.proto and parallel/_parallel_serialization.py of mindspore 2.9.0. A file describes one stage (one file
+per rank), or all stages (``merge_pipeline_strategys``; names begin with the stage: "1-model.norm_out.weight").
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _STAGED = re.compile(r"(\d+)-(.+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How one parameter lies on the devices of a stage.
+    """The layout of one parameter on the devices of a stage.
 
     device_matrix: device counts, outermost first; a rank's coordinates in it are its mixed-radix digits.
     tensor_map: for each axis of the tensor the device axes that cut it, outer cut first, counted from the innermost
     (0 is the last of device_matrix); empty when the axis is whole.
     opt_step, opt_size: axis 0 of what the tensor map leaves is cut again among opt_size of the ranks that hold the
-    same slice (optimizer parallel); opt_size -1 means all of them; opt_step 0 means it is not.
+    same slice (optimizer parallel); opt_size -1 means all of these ranks; opt_step 0 means no such cut.
     split_rows: rows of each slice along axis 0 when they are uneven (``param_split_shape``). ``field``: rows are cut
     within each of ``field`` equal groups (wide embedding tables).
     """
@@ -48,7 +48,7 @@ class Layout:
         return math.prod(self.device_matrix)
 
     def cuts(self) -> tuple[int, ...]:
-        """Into how many parts the tensor map cuts each axis."""
+        """Return the number of parts that the tensor map cuts each axis into."""
         return tuple(math.prod(self.device_matrix[-1 - dim] for dim in dims) for dims in self.tensor_map)
 
 
@@ -56,7 +56,7 @@ Stages = dict[int, dict[str, Layout]]
 
 
 def read_strategy(path: Path) -> Stages:
-    """Layouts by stage and parameter. Raises CheckpointError when ``path`` is no strategy file."""
+    """Read layouts by stage and parameter. Raises CheckpointError when ``path`` is not a strategy file."""
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
@@ -112,7 +112,7 @@ def _read_protobuf(raw: bytes) -> tuple[int, dict[str, Layout]]:
 
 
 def _stage(item: bytes) -> int:
-    """ParallelStrategyItem.parallel_strategys.stage: the stage that the operators of this file run in."""
+    """Return ParallelStrategyItem.parallel_strategys.stage, the stage that the operators of this file run in."""
     strategies = dict(fields(item)).get(2, b"")
     stage = dict(fields(_message(strategies))).get(1, 0)
     if not isinstance(stage, int):
@@ -177,7 +177,7 @@ def _tensor_map(dims: list[Any]) -> tuple[tuple[int, ...], ...]:
 
 
 def write_strategy(stage: int, layouts: Mapping[str, Layout]) -> bytes:
-    """The protobuf strategy file of one stage, as a semi-auto run would have left it."""
+    """Return the bytes of a protobuf strategy file of one stage, as a semi-auto run writes it."""
     strategies = _varint_field(1, stage) + _message_field(2, _list_message((1,)))
     operator = _message_field(1, b"Default/launcher") + _message_field(2, strategies)
     items = [_varint_field(1, stage), _message_field(2, operator)]
