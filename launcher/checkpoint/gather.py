@@ -75,8 +75,10 @@ class OpenShards:
 
 def _allow_open_files(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # One file per rank exceeds the usual soft limit of 1024; the rest is for everything else that is open.
     wanted = count + 256
     if soft < wanted:
+        # Not every rank's file has to be opened: without the permission, try with the limit there is.
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard > 0 else wanted, hard))
 
@@ -89,6 +91,7 @@ def read_stages(paths: Sequence[Path], num_ranks: int) -> Stages:
     stages = read_strategy(paths[0])
     per_stage = _devices(paths[0], stages)
     if len(paths) > 1:
+        # All ranks of a stage write the same strategy, so the file of each stage's first rank is enough.
         found = {number: read_strategy(paths[rank]) for number, rank in enumerate(range(0, num_ranks, per_stage))}
         # A file names its stage only when it lists operators; which ranks it is of says it always.
         stages = {number: stage.get(number) or next(iter(stage.values())) for number, stage in found.items()}
@@ -121,6 +124,7 @@ def gather(shards: OpenShards, strategies: Sequence[Path]) -> Gathered:
     copies: list[Copies] = []
     for stage, layouts in stages.items():
         for whole, same in _Stage(shards, stage * per_stage, per_stage, layouts).gather():
+            # Counters and a tied embedding are in several stages: the first one is merged, the others are compared.
             known = tensors.setdefault(whole.name, whole)
             if known.shape != whole.shape or known.dtype != whole.dtype:
                 raise CheckpointError(
@@ -172,6 +176,7 @@ class _Stage:
         return bool(self._layouts) and self._layouts.keys() <= found.keys() and weights <= self._layouts.keys()
 
     def _whole(self, name: str, entry: Entry) -> tuple[Whole, list[Copies]]:
+        # No layout (a counter, or no strategy files): every rank of the stage holds the whole tensor.
         layout = self._layouts.get(name) or Layout(
             device_matrix=(self._size,), tensor_map=tuple(() for _ in entry.shape)
         )
@@ -189,6 +194,7 @@ class _Stage:
                 f"the strategy does not fit {self._shards.paths[self._first]}: {name}: {error}",
                 hint="give the strategy files of the run that wrote these checkpoints",
             ) from error
+        # As Whole requires: a block then meets its pieces in the order of the new file.
         pieces.sort(key=lambda piece: piece.box.start)
         return Whole(name=name, dtype=entry.dtype, shape=shape, pieces=tuple(pieces)), copies
 
@@ -218,6 +224,7 @@ class _Stage:
 
 def _held(placed: Sequence[Box]) -> Shape:
     size = placed[0].size
+    # With ``field`` a slice consists of several boxes, one after another along axis 0.
     return (sum(box.size[0] for box in placed), *size[1:]) if size else ()
 
 

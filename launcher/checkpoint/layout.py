@@ -36,12 +36,14 @@ class Position:
 def positions(layout: Layout) -> tuple[Position, ...]:
     """Return the position of every device of the stage, by device number. Raises LayoutError for impossible cuts."""
     opt_size = optimizer_cuts(layout)
+    # tensor_map counts device axes from the innermost: reversed, its numbers are indexes.
     cut = {dim for dims in layout.tensor_map for dim in dims}
     radix = layout.device_matrix[::-1]
     found = []
     for device in range(layout.num_devices):
         digits = _digits(device, radix)
         index = tuple(_compose(dims, digits, radix) for dims in layout.tensor_map)
+        # Outermost axis first: opt_size consecutive replicas then hold all of the optimizer's cuts.
         replicas = tuple(dim for dim in reversed(range(len(radix))) if dim not in cut)
         found.append(Position(index=index, opt_index=_compose(replicas, digits, radix) % opt_size))
     return tuple(found)
@@ -111,6 +113,7 @@ def slice_shape(layout: Layout, shape: Shape, device: int) -> Shape:
     cuts[0] *= optimizer_cuts(layout)
     if layout.split_rows:
         return layout.split_rows[positions(layout)[device].index[0]], *shape[1:]
+    # With ``field`` all devices share the rows, whatever the tensor map says.
     if layout.field:
         cuts = [layout.num_devices, *[1] * (len(shape) - 1)]
     if any(size % cut for size, cut in zip(shape, cuts, strict=True)):
@@ -131,6 +134,7 @@ def boxes(layout: Layout, device: int, shape: Shape) -> tuple[Box, ...]:
         return _field_boxes(layout, device, size)
     position = positions(layout)[device]
     start = [index * extent for index, extent in zip(position.index, size, strict=True)]
+    # The optimizer cuts what the tensor map has left: its index is the inner one.
     start[0] = (position.index[0] * optimizer_cuts(layout) + position.opt_index) * size[0]
     if layout.split_rows:
         start[0] = sum(layout.split_rows[: position.index[0]])

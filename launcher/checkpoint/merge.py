@@ -145,9 +145,11 @@ class MergePlan:
     def peak_bytes(self) -> int:
         """Return an upper bound of the memory for merging: the peak of planning (with the interpreter and the index of
         every file) and the buffers of writing or verifying."""
+        # Adapters are held in their own dtype and in float32, or in float64 while verifying.
         adapters = [output.fold for output in self.outputs if output.fold]
         largest = max((8 * (fold.lora_a.nbytes + fold.lora_b.nbytes) for fold in adapters), default=0)
         widest = max((output.whole.row_items * 4 for output in self.outputs), default=0)
+        # A thread has six buffers, each of a block, or of one row in float32 where a row is larger.
         writing = NUM_THREADS * 6 * max(BLOCK_BYTES, widest)
         return peak_so_far() + largest + max(writing, verifying_bytes(widest // 4, full=self.options.verify_full))
 
@@ -162,6 +164,7 @@ class MergePlan:
             "dtype": self.options.dtype,
             "fold": self.options.fold,
             "with_optimizer": self.options.with_optimizer,
+            # Without effect in other layouts, where it must not make the same merge look like another.
             "max_shard_bytes": self.options.max_shard_bytes if self.options.layout == HF else None,
             "small_files": self._digest_of_texts(),
             "record": RECORD_VERSION,
@@ -170,6 +173,7 @@ class MergePlan:
     def _digest_of_texts(self) -> str:
         digest = hashlib.sha256()
         for name, content in sorted(self.texts.items()):
+            # With the length no other split into names and contents gives the same bytes.
             digest.update(f"{name} {len(content)}\n".encode() + content)
         return digest.hexdigest()
 
@@ -220,11 +224,13 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     chosen = choose_step(shards, options.step)
     while True:
         try:
+            # A failed attempt closes its own files; those of the plan stay open with ``stack``.
             with ExitStack() as opened:
                 plan = _plan_step(source, options, shards, base, chosen, opened)
                 stack.push(opened.pop_all())
                 return plan
         except DamagedFile as error:
+            # An interrupted save damages the newest files only: take the step before, unless one was requested.
             older = step_before(shards, chosen, error.message) if options.step is None else None
             if older is None:
                 raise
@@ -238,8 +244,10 @@ def _plan_step(
     opened = stack.enter_context(OpenShards(paths))
     gathered = gather(opened, shards.strategies)
     for rank in compared_ranks(gathered.copies, full=options.verify_full):
+        # Opened while planning, so that a damaged copy shows before anything is written.
         _ = opened[rank]
     chosen = check_steps(chosen, paths, opened.opened, full=options.verify_full)
+    # Trained tensors replace those of the base.
     tensors = {**(_base_tensors(base) if base else {}), **gathered.tensors}
     _check(source, shards, options, tensors)
     scales = _scales(source, shards, options, tensors)
@@ -321,6 +329,7 @@ def _scales(source: Source, shards: Shards, options: Options, tensors: Mapping[s
     """Return the scale of B A for each adapted weight; empty without adapters, or when they are kept unfolded."""
     weights = sorted({names.weight_of(name) for name in tensors if names.is_adapter(name)})
     config = source.lora or (read_lora(shards.adapter_config) if shards.adapter_config and weights else None)
+    # Unfolded adapters in MindFormers' layout are complete without a scale: a note tells that infer will ask for it.
     if not weights or (config is None and not options.fold and options.layout == MINDSPORE):
         return {}
     if config is None:
@@ -346,6 +355,7 @@ def _check_config(config: LoraConfig, weights: Sequence[str], tensors: Mapping[s
                 f"{names.adapters_of(weight)[0]} has rank {rows}, the run says r = {rank}",
                 hint="adapter_config.json is of another run",
             )
+    # A pattern without a match is a sign of another run's config, whose scales would be wrong without any error.
     unused = config.unused_pattern(weights)
     if unused:
         raise CheckpointError(
@@ -362,6 +372,7 @@ def _notes(
         notes.append(f"LoRA scales by weight: {scales_text(scales)}")
     if not scales and any(map(names.is_adapter, tensors)):
         notes.append("no adapter_config.json: the scale is not written, and launcher infer --adapter will ask for it")
+    # Without a model section a missing head cannot be told from a tied one.
     if source.model is None and names.EMBEDDING in tensors and names.HEAD not in tensors and options.layout != PEFT:
         notes.append(
             f"no {names.HEAD} on any of {shards.num_ranks} ranks: taken for a model whose head is its embedding "
@@ -411,6 +422,7 @@ class _Outputs:
 
     def _output(self, name: str) -> Output:
         whole = self._tensors[name]
+        # A requested dtype is for weights: counters stay whole numbers.
         dtype = self._options.dtype if self._options.dtype and whole.dtype in FLOATS else whole.dtype
         fold = self._fold(name) if self._options.fold and names.is_weight(name) else None
         return Output(name=name, dtype=dtype, whole=whole, fold=fold)
@@ -458,7 +470,9 @@ def merge(
     Writes nothing when ``target`` holds the same merge. Raises CheckpointError when copies differ, a file is damaged,
     ``target`` holds another merge and not ``force``, or verification fails; HostError when the disk is full.
     """
+    # The lock and the final rename need the real folder; the result shows the path as the user gave it.
     place = real_path(target)
+    # An impossible target fails before waiting for another writer; space is checked only when something is written.
     check_target(place, 0)
     with only_writer(place, on_wait):
         identities = plan.identities()
@@ -482,6 +496,7 @@ def _write(
     check_target(target, plan.size)
     if on_begin is not None:
         on_begin()
+    # Inputs are compared before the scratch folder is made: refused shards leave nothing behind.
     clock = _Clock()
     _compare(plan, identities)
     clock.lap("compare")
@@ -520,6 +535,7 @@ def _compare(plan: MergePlan, identities: Mapping[TensorFile, Identity]) -> None
     for file in identities:
         check_crc(file)
     check_not_copied(plan.gathered.tensors.values(), identities)
+    # Only what goes into the result is compared: optimizer state that is left out may differ and costs no reading.
     wanted = {output.whole.name for output in plan.outputs} | {
         whole.name for output in plan.outputs if output.fold for whole in (output.fold.lora_a, output.fold.lora_b)
     }
@@ -569,6 +585,7 @@ def _already(
         found, verified = _held_against(plan, target)
     if not found:
         if full:
+            # Inputs may be rewritten files with the same bytes: with their new times the next quick check passes.
             write_atomic(target / MERGE_RECORD, _text({**record, "inputs": inputs}))
         return _merged(plan, target, verified)
     if force:

@@ -108,6 +108,7 @@ def _find_shards(folder: Path, strategy: Path | None, num_ranks: int | None) -> 
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}", hint="give a job, or a folder that holds rank_<R> folders")
     root, kind, found = _rank_folders(folder)
+    # Without num_ranks, missing last ranks do not show here; read_stages compares the count with the strategy's.
     count = num_ranks or max(found) + 1
     absent = [rank for rank in range(count) if rank not in found]
     if absent:
@@ -127,6 +128,7 @@ def _find_shards(folder: Path, strategy: Path | None, num_ranks: int | None) -> 
 
 
 def _rank_folders(folder: Path) -> tuple[Path, str, dict[int, Path]]:
+    # Full checkpoints go first: they need no base.
     for root in (folder / FULL, folder, folder / TRAINABLE):
         found = {int(match[1]): path for path in _folders(root) if (match := _RANK.fullmatch(path.name))}
         if found:
@@ -152,6 +154,7 @@ def _saved(folder: Path, rank: int) -> dict[Moment, Path]:
             continue
         _check_rank(path, rank)
         moment = (int(match["epoch"]), int(match["step"])) if match["epoch"] else UNNUMBERED
+        # Two prefixes are two runs in one folder: either choice would be a guess.
         if moment in found:
             raise CheckpointError(
                 f"two files of the same step: {found[moment]} and {path.name}", hint="move one of them away"
@@ -183,6 +186,7 @@ def _strategies(folder: Path, root: Path, given: Path | None, count: int) -> tup
         if len(files) > 1:
             raise CheckpointError(f"which strategy file: {', '.join(map(str, files))}?", hint="give one as --strategy")
         return tuple(files)
+    # Ordered by number below, because by name rank_10 precedes rank_2.
     if sorted(numbered) != list(range(count)):
         raise CheckpointError(
             f"there are strategy files of {len(numbered)} ranks (the last is {max(numbered)}), "

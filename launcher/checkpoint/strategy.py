@@ -17,6 +17,7 @@ from typing import Any
 from launcher.checkpoint.wire import BYTES, WireError, fields, read_varint, signed, tag, varint
 from launcher.errors import CheckpointError
 
+# Strategy files end in .ckpt too: weights that were given by mistake are refused before they are read into memory.
 _MAX_FILE_BYTES = 64 << 20
 _MAX_DEVICES = 1 << 20
 _STAGED = re.compile(r"(\d+)-(.+)")
@@ -65,6 +66,7 @@ def read_strategy(path: Path) -> Stages:
         return _by_stage(stage, named)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    # A damaged file or one of another kind fails anywhere in parsing, with any of these.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is no strategy file: {error}", hint="copy it again from the run that trained"
@@ -83,10 +85,12 @@ def _by_stage(stage: int, named: Mapping[str, Layout]) -> Stages:
 
 
 def _checked(name: str, layout: Layout) -> Layout:
+    # Checked once here, so that the arithmetic of layout.py can index without bounds checks.
     axes = len(layout.device_matrix)
     if not axes or min(layout.device_matrix) < 1 or layout.num_devices > _MAX_DEVICES:
         raise ValueError(f"{name}: device matrix {list(layout.device_matrix)}")
     used = [dim for dims in layout.tensor_map for dim in dims]
+    # A device axis cuts at most one axis of a tensor.
     if any(not 0 <= dim < axes for dim in used) or len(used) != len(set(used)):
         raise ValueError(f"{name}: tensor map {layout.tensor_map} over {axes} device axes")
     slices = layout.cuts()[0] if layout.tensor_map else 1
@@ -158,6 +162,7 @@ def _dims(message: bytes) -> list[int]:
 
 def _numbers(message: bytes) -> Iterator[int]:
     for number, value in fields(message):
+        # Protobuf writers may pack repeated numbers or write them one by one; readers have to take both.
         if number == 1 and isinstance(value, int):
             yield signed(value)
         elif number == 1 and isinstance(value, bytes):
@@ -173,12 +178,14 @@ def _packed(data: bytes) -> Iterator[int]:
 
 def _tensor_map(dims: list[Any]) -> tuple[tuple[int, ...], ...]:
     each = (dim if isinstance(dim, list) else [dim] for dim in dims)
+    # MindSpore writes -1 for an axis that no device axis cuts.
     return tuple(tuple(number for number in axis if number != -1) for axis in each)
 
 
 def write_strategy(stage: int, layouts: Mapping[str, Layout]) -> bytes:
     """Return the bytes of a protobuf strategy file of one stage, as a semi-auto run writes it."""
     strategies = _varint_field(1, stage) + _message_field(2, _list_message((1,)))
+    # MindSpore's merge_pipeline_strategys and ``_stage`` take the stage from the first operator: one is needed.
     operator = _message_field(1, b"Default/launcher") + _message_field(2, strategies)
     items = [_varint_field(1, stage), _message_field(2, operator)]
     for name, layout in layouts.items():
@@ -187,6 +194,7 @@ def write_strategy(stage: int, layouts: Mapping[str, Layout]) -> bytes:
 
 
 def _layout_message(layout: Layout) -> bytes:
+    # One message unless an axis is cut by several device axes, as ``_layout`` reads it.
     flat = all(len(axis) < 2 for axis in layout.tensor_map)
     maps = [[axis[0] if axis else -1 for axis in layout.tensor_map]] if flat else []
     nested = [list(axis) or [-1] for axis in layout.tensor_map] if not flat else []
@@ -239,6 +247,7 @@ def _json_layout(item: Mapping[str, Any]) -> Layout:
 
 
 def _ints(values: Any) -> tuple[int, ...]:
+    # Not isinstance: a bool is an int too, but no number of this format.
     if not all(type(value) is int for value in values):
         raise TypeError(f"{values!r} are not whole numbers")
     return tuple(values)

@@ -92,6 +92,7 @@ def plan_file(outputs: Sequence[Output], file_format: str, metadata: Mapping[str
 def _plan_ckpt(outputs: Sequence[Output]) -> FilePlan:
     literals, chunks, offset = [], [], 0
     for output in outputs:
+        # Cut where save_checkpoint cuts; max(), because a tensor without elements still needs its frame.
         rows = max(1, ckpt.SLICE_BYTES // max(1, output.row_bytes))
         for start in range(0, max(1, output.whole.rows), rows):
             stop = min(start + rows, output.whole.rows)
@@ -141,6 +142,7 @@ def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     for chunk in chunks:
         output = chunk.output
         limit = _COPY_BYTES if _is_moved(output) else BLOCK_BYTES
+        # A row costs the widest of its forms: in the new file, in the source, and in float32 while adapters are added.
         wide = max(output.row_bytes, output.whole.row_bytes, output.whole.row_items * 4 if output.fold else 1, 1)
         rows = max(1, limit // wide)
         for start in range(chunk.start, chunk.stop, rows):
@@ -166,6 +168,7 @@ def _run(fd: int, blocks: list[Chunk], on_bytes: OnBytes) -> None:
         worker = _Worker(fd, adapters)
         while not stop.is_set():
             with lock:
+                # In file order from one queue, so that threads mostly work on one weight and share its adapters.
                 block = next(pending, None)
             if block is None:
                 return
@@ -176,6 +179,7 @@ def _run(fd: int, blocks: list[Chunk], on_bytes: OnBytes) -> None:
             futures = [pool.submit(work) for _ in range(NUM_THREADS)]
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
+            # Also after Ctrl-C: leaving the pool waits for its threads, which would otherwise finish the file first.
             stop.set()
         for future in futures:
             future.result()
@@ -191,6 +195,7 @@ class _Adapters:
 
     def get(self, fold: Fold) -> tuple[Array, Array]:
         with self._lock:
+            # Loaded while the lock is held: the other threads need the same adapters next and would read them again.
             if self._value is None or self._key is not fold:
                 self._value = load_adapters(fold)
                 self._key = fold
@@ -279,6 +284,7 @@ class _Worker:
         """
         items, many = factors[0].shape[1], step * _PRODUCT_TILES
         delta = self._buffer("delta", min(many, rows) * items, "float32").reshape(-1, items)
+        # The first tile of each group computes the product; the later tiles take their rows from the buffer.
         begin = first // many * many
         if first == begin:
             end = min(begin + many, rows)
@@ -286,6 +292,7 @@ class _Worker:
         return delta[first - begin : min(first - begin + step, rows - begin)].reshape(-1)
 
     def _widen(self, source: Array, out: Array) -> None:
+        # The caster's scratch holds one tile: a single row that is larger goes through numpy.
         if source.dtype == np.float16 and source.size <= _TILE_ITEMS:
             self._caster.widen(source, out)
         else:
@@ -347,5 +354,6 @@ def _copy_some(source_fd: int, source: int, target_fd: int, target: int, nbytes:
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
     while len(data):
+        # Linux writes at most 2 GiB per call, and less on a disk that fills up.
         count = os.pwrite(fd, data, offset)
         data, offset = data[count:], offset + count
