@@ -321,6 +321,15 @@ def _control_id(name: str, tokenizer: Tokenizer) -> int:
     if found is None:
         raise DataError(
             f"the template needs the token {name}, which {tokenizer.info.path} does not have",
-            hint="use the tokenizer that the template was made for, or another template",
+            hint=f"use the tokenizer that the template was made for, or another template{_fitting(tokenizer)}",
         )
     return found
+
+
+# A control token that tells which of our templates a tokenizer was made for.
+_MADE_FOR = {"<|im_start|>": "chatml", "<|start_header_id|>": "llama3"}
+
+
+def _fitting(tokenizer: Tokenizer) -> str:
+    found = next((template for token, template in _MADE_FOR.items() if tokenizer.token_id(token) is not None), None)
+    return f": --set data.template={found} (--template {found} of launcher data preprocess)" if found else ""

@@ -10,6 +10,7 @@ whether an answer follows or not, and those of an answer are known without count
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -182,6 +183,9 @@ def _means_other(tokenizer: Tokenizer, token: int, own: frozenset[int]) -> bool:
     return token not in own if own else _is_text(tokenizer, token)
 
 
+_NO_PIECE = "\N{REPLACEMENT CHARACTER}"
+
+
 class SentencePieceTokenizer:
     """A SentencePiece model: one processor with the model's dummy prefix, one without."""
 
@@ -218,18 +222,24 @@ class SentencePieceTokenizer:
         return found if self._processor.id_to_piece(found) == token else None
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._processor.decode([int(token) for token in ids])
-        return text
+        """Return the text of ``ids``; U+FFFD for each that has no piece, as a model's vocabulary may be larger."""
+        runs = [(has, list(run)) for has, run in itertools.groupby(map(int, ids), self._has)]
+        return "".join(self._processor.decode(run) if has else _NO_PIECE * len(run) for has, run in runs)
+
+    def _has(self, token_id: int) -> bool:
+        return 0 <= token_id < self.info.vocab_size
 
     def piece(self, token_id: int) -> str:
-        name: str = self._processor.id_to_piece(token_id)
+        name: str = self._processor.id_to_piece(token_id) if self._has(token_id) else _NO_PIECE
         return name
 
     def is_control(self, token_id: int) -> bool:
-        return bool(self._processor.is_control(token_id) or self._processor.is_unknown(token_id))
+        return self._has(token_id) and bool(
+            self._processor.is_control(token_id) or self._processor.is_unknown(token_id)
+        )
 
     def is_byte(self, token_id: int) -> bool:
-        return bool(self._processor.is_byte(token_id))
+        return self._has(token_id) and bool(self._processor.is_byte(token_id))
 
 
 # What tokenizers call their bos and eos where no tokenizer_config.json says so.
