@@ -57,7 +57,7 @@ _OF_PRESET = """\
   preset: {preset}
   # seq_length: {seq_length}
   checkpoint: checkpoints/{preset}.safetensors
-  tokenizer: checkpoints/tokenizer.model"""
+  tokenizer: checkpoints/{tokenizer}"""
 # Weights and tokenizer are the folder's too.
 _OF_FOLDER = """\
   folder: {folder}
@@ -75,18 +75,28 @@ class _Described:
     seq_length: int
 
 
+# Qwen's tokenizer has no <s>, which vicuna needs; its own template is ChatML.
+_TEMPLATES = {"qwen2": "chatml"}
+
+
+def _template(family: str) -> str:
+    return _TEMPLATES.get(family, "vicuna")
+
+
 def _of_preset(name: str) -> _Described:
     preset = presets.get(name)
     length = preset.model["seq_length"]
-    text = _OF_PRESET.format(preset=name, seq_length=length)
-    return _Described(what=name, source=preset.source, model=text, template="vicuna", seq_length=length)
+    family = preset.model.get("family", "llama")
+    tokenizer = "tokenizer.json" if family in _TEMPLATES else "tokenizer.model"
+    text = _OF_PRESET.format(preset=name, seq_length=length, tokenizer=tokenizer)
+    return _Described(what=name, source=preset.source, model=text, template=_template(family), seq_length=length)
 
 
 def _of_folder(folder: str) -> _Described:
-    """Describe a Hugging Face folder; Qwen2's own template is ChatML."""
+    """Describe a Hugging Face folder."""
     model = model_of_folder(folder)
     text = _OF_FOLDER.format(folder=json.dumps(folder, ensure_ascii=False), seq_length=model["seq_length"])
-    template = "chatml" if model["family"] == "qwen2" else "vicuna"
+    template = _template(model["family"])
     found = {"what": Path(folder).name, "source": f"a {family_of(model).title}", "template": template}
     return _Described(**found, model=text, seq_length=model["seq_length"])
 
