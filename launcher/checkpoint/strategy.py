@@ -139,7 +139,7 @@ def _layout(raw: bytes) -> Layout:
         elif number in numbers and isinstance(value, int):
             numbers[number] = signed(value)
     maps = lists[2]
-    # One message lists the device axis of each tensor axis; several, one a tensor axis, list several device axes each.
+    # One message lists one device axis per tensor axis; several list the device axes of one tensor axis each.
     nested: list[Any] = maps if len(maps) > 1 else (maps[0] if maps else [])
     return Layout(
         device_matrix=tuple(_first(lists[1])),
