@@ -1,6 +1,5 @@
 """``launcher data``: from raw questions and answers to the rows that training reads."""
 
-# ruff: noqa: RUF009 - option() returns a field of its own at each call, as dataclasses.field does
 from __future__ import annotations
 
 import sys

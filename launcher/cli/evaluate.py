@@ -1,6 +1,5 @@
 """``launcher eval``."""
 
-# ruff: noqa: RUF009 - option() returns a field of its own at each call, as dataclasses.field does
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
 """``launcher infer``."""
 
-# ruff: noqa: RUF009 - option() returns a field of its own at each call, as dataclasses.field does
 from __future__ import annotations
 
 import sys
