@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -19,12 +20,12 @@ from launcher.common.atomic import write_atomic
 from launcher.common.processes import ProcessId
 from launcher.engines import ENGINES
 from launcher.errors import HostError, JobError
-from launcher.jobs import JobPaths, JobRecord
+from launcher.jobs import JobPaths, JobRecord, is_job_folder
 from launcher.jobs.verdict import EN
 from launcher.plan import inputs
 from launcher.plan.launch import Launch, read_launch, write_launch
 from launcher.plan.launch_plan import LaunchPlan
-from launcher.plan.resume import newest_saved, prepare_attempt, take_back
+from launcher.plan.resume import folder_in_configs, newest_saved, prepare_attempt, take_back
 from launcher.schedulers import registry
 from launcher.schedulers.base import NoAnswer, Scheduler
 from launcher.upstream import installed
@@ -175,6 +176,7 @@ def _begin_again(paths: JobPaths, record: JobRecord) -> Started:
         launch = read_launch(paths).with_free_port()
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise JobError(f"cannot read {paths.launch}: {error}", hint="submit it anew: launcher submit") from error
+    _check_not_moved(paths)
     ENGINES[launch.engine].find_program()
     if newest_saved(paths, record.cards) is None:
         inputs.check_base_again(paths)
@@ -183,6 +185,23 @@ def _begin_again(paths: JobPaths, record: JobRecord) -> Started:
         return _begin_again_here(paths, record, launch)
     planned = replace(record, state=jobs.PLANNED, host="", supervisor=None, guard=None, exit_code=None)
     return Started(paths=paths, lines=tuple(scheduler.resubmit(launch, paths, planned)))
+
+
+def _check_not_moved(paths: JobPaths) -> None:
+    """Raise JobError when the rank YAMLs name another folder: the ranks would save there, and not in this copy."""
+    try:
+        named = folder_in_configs(paths)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise JobError(
+            f"cannot read {paths.root / 'ranks' / 'rank_0.yaml'}: {error}", hint="submit it anew: launcher submit"
+        ) from error
+    if named is None or named.resolve() == paths.root.resolve():
+        return
+    if is_job_folder(named):
+        hint = shlex.join(["launcher", "resume", named.name, "--jobs-dir", str(named.parent)])
+    else:
+        hint = shlex.join(["mv", str(paths.root), str(named)])
+    raise JobError(f"{paths.root} was copied or moved: its rank files write to {named}", hint=hint)
 
 
 def _begin_again_here(paths: JobPaths, record: JobRecord, launch: Launch) -> Started:

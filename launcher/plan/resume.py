@@ -55,6 +55,20 @@ def take_back(paths: JobPaths) -> None:
     shutil.rmtree(paths.attempt_folder, ignore_errors=True)
 
 
+def folder_in_configs(paths: JobPaths) -> Path | None:
+    """Return the job's folder as its rank YAMLs name it, where ranks save; None when rank 0 has none.
+
+    Raises OSError, ValueError, TypeError or KeyError when that file cannot be read.
+    """
+    import yaml  # a supervisor needs it for no first attempt
+
+    file = paths.root / "ranks" / "rank_0.yaml"
+    try:
+        return Path(yaml.safe_load(file.read_text(encoding="utf-8"))["output_dir"]) if file.is_file() else None
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
 def has_got_on(paths: JobPaths, world_size: int) -> bool:
     """Tell whether there is a complete checkpoint that the attempt of ``paths`` did not begin with."""
     newest = newest_saved(paths, world_size)
