@@ -1,12 +1,29 @@
-"""Forwarding of signals to a child process."""
+"""Signals that a process handles for a while, and those on their way to a child process."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+
+@contextmanager
+def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Call ``handler`` for these signals inside the block, which the main thread runs; restore theirs afterwards."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def not_ignored(numbers: Iterable[int]) -> list[int]:
+    """Leave out what is ignored: nohup has SIGHUP ignored, and so it stays."""
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class Forwarding:

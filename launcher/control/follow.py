@@ -16,6 +16,7 @@ from dataclasses import replace
 from types import FrameType
 
 from launcher import jobs
+from launcher.common.signals import handled, not_ignored
 from launcher.control.stop import ask_in_queue
 from launcher.errors import JobCancelled, JobError, JobFailed
 from launcher.jobs import JobPaths, JobRecord
@@ -144,14 +145,8 @@ def noted_signals() -> Iterator[list[int]]:
     def note(signum: int, _frame: FrameType | None) -> None:
         received.append(signum)
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else []
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
+    with handled([signal.SIGINT, signal.SIGTERM, *not_ignored([signal.SIGHUP])], note):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _sender(record: JobRecord, signum: int) -> str:

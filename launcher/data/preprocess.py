@@ -29,6 +29,7 @@ import numpy as np
 
 from launcher import __version__
 from launcher.common.rendering import write_atomic
+from launcher.common.signals import handled
 from launcher.data import outputs
 from launcher.data.convert import Progress
 from launcher.data.encode import Batch, Encoder, Half, Kept, count_shared, duplicates
@@ -236,13 +237,8 @@ def _held_back() -> Iterator[Callable[[], None]]:
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(signum, lambda number, _: came.append(number)) for signum in signals]
-    try:
+    with handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda number, _: came.append(number)):
         yield check
-    finally:
-        for signum, handler in zip(signals, before, strict=True):
-            signal.signal(signum, handler)
 
 
 class _Output:

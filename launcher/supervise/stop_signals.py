@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from launcher.common.signals import handled
 from launcher.jobs import JobPaths
 
 # Schedulers are told to send USR1 before the time is up.
@@ -82,16 +83,16 @@ def catch_stop_signals() -> Iterator[StopSignals]:
     def note_passed_on(signum: int, _frame: FrameType | None) -> None:
         signals.passed_on.append(STOP_SIGNALS[signum - PASSED_ON[STOP_SIGNALS[0]]])
 
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-    for passed in PASSED_ON.values():
-        signal.signal(passed, note_passed_on)
-    # A handler alone does not end a select; a byte in the pipe does.
-    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
-        yield signals
+        with handled(STOP_SIGNALS, note):
+            for passed in PASSED_ON.values():  # for good: one that the guard passes on late would end the process
+                signal.signal(passed, note_passed_on)
+            # A handler alone does not end a select; a byte in the pipe does.
+            wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+            try:
+                yield signals
+            finally:
+                signal.set_wakeup_fd(wakeup)
     finally:
-        signal.set_wakeup_fd(wakeup)
-        for number, handler in before.items():
-            signal.signal(number, handler)
         os.close(reading)
         os.close(writing)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from launcher.common.signals import handled, not_ignored
 from launcher.errors import JobCancelled
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -33,19 +34,11 @@ def interruptible(what: str) -> Iterator[None]:
             asked = True
             raise _Interrupted(signum)
 
-    before = {number: signal.signal(number, on_signal) for number in _SIGNALS if not _ignored(number)}
     try:
-        yield
+        with handled(not_ignored(_SIGNALS), on_signal):
+            yield
     except _Interrupted as error:
         name = signal.Signals(error.signum).name
         raise JobCancelled(
             f"{name}: {what} is not written", signum=error.signum, hint="the same command starts it again"
         ) from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _ignored(number: int) -> bool:
-    """nohup has HUP ignored: so it stays."""
-    return signal.getsignal(number) is signal.SIG_IGN

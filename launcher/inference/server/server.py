@@ -19,6 +19,7 @@ from typing import Any, cast
 import uvicorn
 
 from launcher import __version__
+from launcher.common.signals import handled
 from launcher.errors import DataError, HostError, SpecError
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.server.connections import Connection, Patience
@@ -135,9 +136,5 @@ def _stopped_by_signals(tasks: TaskQueue) -> Iterator[None]:
     def stop(_: int, __: FrameType | None) -> None:
         tasks.stopping.set()
 
-    former = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handled((signal.SIGTERM, signal.SIGINT), stop):
         yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
