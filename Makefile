@@ -1,5 +1,6 @@
 # make demo   the whole product on this machine's CPU (3 to 5 min after the first installation)
-# make test   lint, then all tests (about 12 min)
+# make test   lint, then all tests (about 15 min)
+# make test-fast  the tests that start no jobs and no MindSpore, while you work
 # make docs-check  every command that README, docs/ and examples/ show, held to what they say it prints (about 8 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test docs-check semi-auto faults lint clean
+.PHONY: demo test test-fast docs-check semi-auto faults lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -22,6 +23,9 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not semi_auto and not docs" \
 		--cov --cov-report= --cov-report=json:build/coverage.json
 	$(BIN)/python tests/coverage_floors.py build/coverage.json
+
+test-fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
 
 # MindSpore's CPU build does not split models; a patched copy of it, which lies beside the project, does.
 semi-auto: $(VENV)/.installed-test

@@ -1,4 +1,4 @@
-"""Every error this program raises on purpose, and the exit code of each.
+"""The errors that this program raises on purpose, with their exit codes.
 
 LauncherError          1   anything not listed below
   SpecError            2   the run spec or a command line is wrong; lists every problem
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 
 class LauncherError(Exception):
-    """What went wrong and where (the message) and what to type next (``hint``)."""
+    """An error whose message says what went wrong and where; ``hint`` says what to type next."""
 
     exit_code = 1
 

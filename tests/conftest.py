@@ -20,12 +20,23 @@ settings.register_profile("launcher", deadline=None)
 settings.load_profile("launcher")
 
 
+# Left out of `make test-fast`: tests that start jobs, and places where most tests run commands or take seconds.
+SLOW_PLACES = {
+    "integration", "schedulers", "docs", "semi_auto", "cli", "doctor", "control", "test_data_preprocess.py",
+    "test_checkpoint_oracles.py", "test_merging.py", "test_merge_inputs.py", "test_memory_published.py",
+}  # fmt: skip
+STARTS_JOBS = {"no_survivors", "workshop", "trained"}
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests of the one trained model go to one worker of pytest-xdist: it is trained once."""
     for item in items:
-        if "workshop" in getattr(item, "fixturenames", ()):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "workshop" in fixtures:
             item.add_marker(pytest.mark.xdist_group("trained"))
+        if fixtures & STARTS_JOBS or SLOW_PLACES & set(item.path.parts) or item.get_closest_marker("mindspore"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

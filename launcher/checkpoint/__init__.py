@@ -1,7 +1,7 @@
-"""Sharded checkpoints from Python: the steps there are, whole tensors as numpy arrays, merged and converted models.
+"""Sharded checkpoints from Python: list steps, read whole tensors as numpy arrays, merge, convert and split models.
 
-What the commands merge-ckpt, convert-ckpt and split-ckpt do, without a command line. MindSpore is not imported, and
-nothing is held in memory but what is asked for. All weights are (out, in); bfloat16 arrays have the dtype of
+The library behind the commands merge-ckpt, convert-ckpt and split-ckpt. MindSpore is not imported, and only the
+requested tensors are held in memory. All weights are (out, in); bfloat16 arrays have the dtype of
 ``ml_dtypes.bfloat16``. Folders hold rank_0, rank_1, ... as merge-ckpt takes them; paths may be text.
 
 >>> from launcher.checkpoint import list_steps, merge_shards, open_step

@@ -1,4 +1,4 @@
-"""The functions of ``launcher.checkpoint``; see there for what they are for."""
+"""The functions of ``launcher.checkpoint``, which documents their purpose."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AnyPath = Union[str, "PathLike[str]"]
 
 
 def list_steps(folder: AnyPath, *, complete: bool = True) -> list[steps.Step]:
-    """The steps in ``folder``, oldest first. complete: only those that all ranks saved, in files that are whole.
+    """Return the steps in ``folder``, oldest first. complete: only steps that all ranks saved, in undamaged files.
 
     Raises CheckpointError when there are no shards, or a rank's folder is missing.
     """
@@ -34,7 +34,7 @@ def list_steps(folder: AnyPath, *, complete: bool = True) -> list[steps.Step]:
 
 
 class OpenStep(Mapping[str, Array]):
-    """The whole tensors of one step by MindFormers' names, put together when they are asked for.
+    """The whole tensors of one step by MindFormers' names, assembled on access.
 
     number: the step. scale: that of all LoRA adapters, None when there are none or each has its own.
     """
@@ -76,10 +76,10 @@ def _array(output: Output) -> Array:
 def open_step(
     source: AnyPath | merge.Source, *, step: int | Moment | None = None, fold: bool = True, optimizer: bool = False
 ) -> Iterator[OpenStep]:
-    """The tensors of a step, the newest complete one unless ``step`` says another: a number, or (epoch, step in it).
+    """Open the tensors of a step: the newest complete one, or ``step``: a number, or (epoch, step in the epoch).
 
     source: a folder, or what ``checkpoint.of_job.job_source`` makes of a job. fold: W + alpha / r * B A in place of W
-    (out, in), lora_a (r, in) and lora_b (out, r); else the three stand apart. optimizer: its state and counters too.
+    (out, in), lora_a (r, in) and lora_b (out, r); else the three stay separate. optimizer: with its state and counters.
     Raises CheckpointError when the step is not complete or the shards are not what their strategy says.
     """
     options = merge.Options(step=step, fold=fold, with_optimizer=optimizer)
@@ -138,7 +138,7 @@ def split_checkpoint(
     cut_vocabulary: bool = False,
     file_format: str = SAFETENSORS,
 ) -> int:
-    """Split a whole checkpoint into rank folders with strategy files: the inverse of merging. Returns the ranks.
+    """Split a whole checkpoint into rank folders with strategy files: the inverse of merging. Return the rank count.
 
     optimizer_shards: among how many data-parallel copies axis 0 is cut again; -1 for all of them.
     optimizer_threshold_kib: smaller parameters are not cut so, as the run's parallel_optimizer_threshold says.
@@ -158,7 +158,7 @@ def split_checkpoint(
 
 
 def read_file(path: AnyPath) -> dict[str, Array]:
-    """Every tensor of a .ckpt or .safetensors file, all in memory. Raises CheckpointError when it is damaged."""
+    """Read all tensors of a .ckpt or .safetensors file into memory. Raises CheckpointError when it is damaged."""
     with TensorFile(Path(path)) as file:
         return {name: file.array(name) for name in file.entries}
 

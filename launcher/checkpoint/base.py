@@ -1,6 +1,6 @@
-"""Whether weights are the base that a run spec describes: by names, shapes and dtypes alone, all that differs at once.
+"""Check weights against the model of a run spec by names, shapes and dtypes; all differences are reported at once.
 
-Nothing but headers is read, so a base of any size is checked in milliseconds.
+Only headers are read, so a base of any size is checked in milliseconds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BESIDE_SHAPES = ("num_heads", "rms_norm_eps", "rope_theta", "rope_scaling")
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base that fits: where it is, the dtypes of its weights, and what the user should know of it."""
+    """A base that fits: its path, the dtypes of its weights, and notes for the user."""
 
     path: Path
     dtypes: tuple[str, ...]
@@ -48,9 +48,9 @@ class Base:
 
 
 def check_file(path: Path, model: Mapping[str, Any]) -> Base:
-    """Hold the weights file ``path`` against ``model``, the model section of a run spec.
+    """Check the weights file ``path`` against ``model``, the model section of a run spec.
 
-    What the file's folder says of the model (launcher_model.json, config.json) is held against it too. Raises
+    The model description beside the file (launcher_model.json, config.json) is checked too. Raises
     CheckpointError with everything that differs, or when the file is damaged.
     """
     with TensorFile(path) as file:
@@ -61,7 +61,7 @@ def check_file(path: Path, model: Mapping[str, Any]) -> Base:
 
 
 def check_folder(folder: Path, found: Tensors, model: Mapping[str, Any]) -> Base:
-    """Hold tensors ``found`` of a Hugging Face folder, by MindFormers' names, and its config.json against ``model``.
+    """Check tensors ``found`` of a Hugging Face folder, by MindFormers' names, and its config.json against ``model``.
 
     Raises CheckpointError with everything that differs.
     """
@@ -71,7 +71,7 @@ def check_folder(folder: Path, found: Tensors, model: Mapping[str, Any]) -> Base
 
 
 def check_tensors(found: Tensors, model: Mapping[str, Any], path: Path) -> Base:
-    """Hold whole tensors by name against ``model``; ``path`` stands in messages.
+    """Check whole tensors by name against ``model``; ``path`` appears in messages.
 
     Raises CheckpointError with everything that differs, and what to type.
     """
@@ -93,14 +93,14 @@ def check_tensors(found: Tensors, model: Mapping[str, Any], path: Path) -> Base:
 
 
 def problems_of(found: Tensors, model: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with whole tensors of MindFormers' names that are to be ``model``."""
+    """Return the problems of whole tensors, by MindFormers' names, that should be those of ``model``."""
     yield from _adapter_problems(found)
     yield from _dtype_problems(found)
     yield from _shape_problems({name: shape for name, (shape, _) in found.items() if names.is_weight(name)}, model)
 
 
 def listed(heading: str, problems: Iterable[str]) -> str:
-    """A message with a line for each problem."""
+    """Return a message with a line for each problem."""
     return "\n".join([heading, *(f"  - {problem}" for problem in problems)])
 
 
@@ -108,7 +108,7 @@ def listed(heading: str, problems: Iterable[str]) -> str:
 
 
 def _by_their_names(found: Tensors) -> list[str]:
-    """Names in ``found`` that transformers gives to weights and MindFormers does not."""
+    """Return the names in ``found`` that are transformers' names of weights and not MindFormers'."""
     return [name for name in found if _is_theirs(name)]
 
 
@@ -144,7 +144,7 @@ def _dtype_problems(found: Tensors) -> Iterator[str]:
 
 
 def _shape_problems(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> Iterator[str]:
-    """Sizes that are another model's by their keys; then what is odd even for that model, by name."""
+    """Yield differing sizes by their spec keys, then the shapes that do not fit even the other model, by name."""
     if not _has_sizes(weights):
         yield from _name_problems(weights, shapes_of(model))
         return
@@ -160,7 +160,7 @@ def _shape_problems(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> I
 
 
 def _has_sizes(weights: Mapping[str, Shape]) -> bool:
-    """Return whether the shapes of ``weights`` can be read as a model's; a layer's number in a name may be any."""
+    """Return whether the shapes of ``weights`` can be read as a model's; layer numbers in names are ignored."""
     return len(weights.get(names.EMBEDDING, ())) == 2 and 0 < names.num_layers(weights) <= len(weights)
 
 
@@ -181,7 +181,7 @@ def _name_problems(weights: Mapping[str, Shape], shapes: Mapping[str, Shape]) ->
 
 
 def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """What the shapes of a model, whole or not, say of it; kv_size: the rows of wk."""
+    """Return the sizes that follow from the shapes of a model, complete or not; kv_size: the rows of wk."""
     sizes = inferred_sizes(shapes)
     return {
         "family": family_of_weights(shapes).name,
@@ -195,7 +195,7 @@ def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def _other_sizes(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """(the base's, the spec's) of every size that differs, by the spec's key."""
+    """Return (the base's, the spec's) value of every size that differs, by the spec's key."""
     has, wants = _sizes(weights), _sizes(shapes_of(model))
     differ = {key: (has[key], wants[key]) for key in has if has[key] != wants[key]}
     head = model["hidden_size"] // model["num_heads"]
@@ -219,13 +219,13 @@ def _hint(found: Tensors, weights: Mapping[str, Shape], model: Mapping[str, Any]
 
 
 def _merged_by(path: Path) -> str:
-    """The job that the rank folder ``path`` lies in belongs to, else the folder that holds all ranks."""
+    """Return the job that the rank folder of ``path`` belongs to, else the folder that holds all ranks."""
     folder = path.parent.parent
     return folder.parent.name if folder.name == "checkpoint" else str(folder)
 
 
 def _hint_of_sizes(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> str:
-    """The preset, or the keys, that describe the base."""
+    """Return a hint with the preset, or the keys, that describe the base."""
     differ = _other_sizes(weights, model)
     from launcher.runspec.presets import all_presets  # which reads YAML, and a base that fits needs none
 
@@ -246,7 +246,7 @@ def _hint_of_sizes(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> st
 
 
 def _described(path: Path) -> dict[str, Any]:
-    """What the base's own folder says of the model, or nothing."""
+    """Return the model description in the base's own folder; empty when there is none."""
     for name in (MODEL_CONFIG, huggingface.CONFIG):
         if (path.parent / name).is_file():
             read = huggingface.read_json(path.parent / name)
@@ -258,7 +258,7 @@ def _described(path: Path) -> dict[str, Any]:
 
 
 def _check_heads(path: Path, model: Mapping[str, Any]) -> None:
-    """Raises CheckpointError for another number of heads: shapes are the same, the model is not."""
+    """Raise CheckpointError for another number of heads: the shapes are the same, the model is not."""
     heads = _described(path).get("num_heads", model["num_heads"])
     if heads != model["num_heads"]:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""MindSpore's .ckpt: protobuf messages ``Checkpoint.Value`` one after the other, read and framed without protobuf.
+"""MindSpore's .ckpt: consecutive protobuf messages ``Checkpoint.Value``, read and framed without the protobuf library.
 
 checkpoint.proto of mindspore 2.9.0: Checkpoint{1: Value*}, Value{1: tag, 2: TensorProto, 3: MapTensorProto},
 TensorProto{1: dims*, 2: tensor_type, 3: tensor_content}. The generated classes hold a whole file in memory.
@@ -36,7 +36,7 @@ class _Value:
 
 
 def read_index(file: Readable) -> Index:
-    """The tensors of a .ckpt. Raises CheckpointError when it is damaged or encrypted."""
+    """Read the index of a .ckpt. Raises CheckpointError when it is damaged or encrypted."""
     if file.pread(0, min(4, file.size)) in _CIPHER_MAGICS:
         raise CheckpointError(
             f"{file.path} is encrypted", hint="load it with mindspore (dec_key=...) and save it without enc_key"
@@ -68,7 +68,7 @@ def _stored_crc(file: Readable) -> int | None:
 
 
 def computed_crc(file: Readable) -> int:
-    """CRC-32 of the messages of a .ckpt: what save_checkpoint(crc_check=True) stores. Reads the whole file."""
+    """Compute the CRC-32 of a .ckpt's messages that save_checkpoint(crc_check=True) stores. Reads the whole file."""
     crc, offset, end = 0, 0, file.size - _CRC_BYTES
     while offset < end:
         block = file.pread(offset, min(1 << 20, end - offset))
@@ -110,7 +110,7 @@ def _values(file: Readable, end: int) -> Iterator[_Value]:
 
 
 def _parse_value(value: _Value, head: bytes, at: int, base: int, stop: int) -> None:
-    """Fields of one Value; ``head`` are its first bytes, which lie at ``base`` in the file."""
+    """Parse the fields of one Value; ``head`` holds its first bytes, which lie at ``base`` in the file."""
     while base + at < stop:
         key, at = read_varint(head, at)
         if key == tag(1, BYTES):
@@ -147,7 +147,7 @@ def _parse_tensor(value: _Value, head: bytes, at: int, base: int, stop: int) -> 
 
 
 def frame(name: str, dtype: str, shape: tuple[int, ...], nbytes: int) -> bytes:
-    """What stands before ``nbytes`` bytes of content of the tensor ``name`` in a .ckpt."""
+    """Return the bytes that precede ``nbytes`` bytes of content of the tensor ``name`` in a .ckpt."""
     kind = CKPT_NAMES[dtype].encode()
     dims = b"".join(tag_bytes(1, 0) + varint(dim) for dim in shape or (0,))
     tensor = dims + tag_bytes(2, BYTES) + varint(len(kind)) + kind + tag_bytes(3, BYTES) + varint(nbytes)

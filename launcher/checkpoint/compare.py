@@ -1,4 +1,4 @@
-"""Are the copies of a slice that several ranks hold the same, and is each file the one that was written?"""
+"""Check that copies of a slice on several ranks are equal, and that each file is the one that was written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HASHED_TENSOR_BYTES, _HASHED_END_BYTES = 64 << 10, 4 << 10
 
 
 def compare_copies(shards: OpenShards, copies: Iterable[Copies], *, full: bool) -> int:
-    """Compare slices that several ranks hold; returns how many bytes were looked at on each side.
+    """Compare slices that several ranks hold; return the number of bytes compared on each side.
 
     Raises CheckpointError, naming tensor and ranks, when two differ or a rank lacks what its file should hold.
     """
@@ -47,7 +47,7 @@ def _some(ranks: Sequence[int]) -> Sequence[int]:
 
 
 def compared_ranks(copies: Iterable[Copies], *, full: bool) -> list[int]:
-    """The ranks that ``compare_copies`` will read."""
+    """Return the ranks that ``compare_copies`` will read."""
     found: set[int] = set()
     for same in copies:
         found.update(same.ranks[:1], same.ranks[1:] if full else _some(same.ranks[1:]))
@@ -101,7 +101,7 @@ def check_crc(file: TensorFile) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What tells an input file from others and from itself before it was written again.
+    """The identity of an input file, which tells it from other files and from its own earlier versions.
 
     fingerprint: of sampled bytes of every tensor; sha256: of all bytes, None when not taken.
     """
@@ -114,7 +114,7 @@ class Identity:
     sha256: str | None
 
     def record(self) -> dict[str, str | int]:
-        """For merge.json."""
+        """Return the identity as merge.json holds it."""
         found: dict[str, str | int] = {
             "path": str(self.path.absolute()),
             "bytes": self.size,
@@ -126,7 +126,7 @@ class Identity:
 
 
 def identify(files: Iterable[TensorFile], *, full: bool) -> list[Identity]:
-    """The identity of each file; all bytes are only read when ``full`` or when there are few of them."""
+    """Return the identity of each file; all bytes are read only when ``full`` or for small files."""
     files = list(files)
     whole = full or sum(file.size for file in files) <= _HASH_ALL_BYTES
     return [
@@ -143,7 +143,7 @@ def identify(files: Iterable[TensorFile], *, full: bool) -> list[Identity]:
 
 
 def small_record(path: Path) -> dict[str, str | int]:
-    """Path, size and SHA-256 of a small file, for merge.json. Raises CheckpointError when it cannot be read."""
+    """Return path, size and SHA-256 of a small file, for merge.json. Raises CheckpointError when it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -159,7 +159,7 @@ def _sha256(file: TensorFile) -> str:
 
 
 def _fingerprint(file: TensorFile) -> str:
-    """SHA-256 over what every tensor is, and small ones whole, large ones at both ends: training moves every value."""
+    """Return a SHA-256 over every tensor's description and bytes: small tensors whole, large ones at both ends."""
     digest = hashlib.sha256()
     for entry in file.entries.values():
         digest.update(f"{entry.name} {entry.dtype}{entry.shape}\n".encode())
@@ -178,10 +178,10 @@ def _hashed_spans(entry: Entry) -> Iterator[tuple[int, int]]:
 
 
 def check_not_copied(tensors: Iterable[Whole], identities: Mapping[TensorFile, Identity]) -> None:
-    """No rank has the file of another, whose slices are others by the strategy.
+    """Check that no rank has a copy of another rank's file where the strategy gives the two different slices.
 
-    Slices that are equal by themselves prove nothing (fresh adapters are zero, norms are one): a file is refused when
-    all its bytes are those of another rank's and a slice in it is not one value throughout.
+    Equal slices alone prove nothing (fresh adapters are zero, norms are one): a file is refused when all its bytes
+    equal those of another rank's file and at least one of its slices is not constant.
     Raises CheckpointError, naming both files.
     """
     for whole in tensors:

@@ -1,4 +1,4 @@
-"""Whole models from Hugging Face's layout to MindFormers' and back: renamed and streamed, never loaded."""
+"""Convert whole models between Hugging Face's layout and MindFormers': renamed and streamed, never loaded."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What converting made. ``notes``: what the user should know."""
+    """The result of a conversion. ``notes``: for the user."""
 
     folder: Path
     layout: str
@@ -70,7 +70,7 @@ class Converted:
 
 
 def open_model(source: Path, config: Path | None, stack: ExitStack) -> Model:
-    """A transformers folder, a folder that the launcher wrote, or a single weights file with ``config``.
+    """Open a transformers folder, a folder that the launcher wrote, or a single weights file with ``config``.
 
     Raises CheckpointError when it is none of these, or of no known family.
     """
@@ -96,7 +96,7 @@ def open_model(source: Path, config: Path | None, stack: ExitStack) -> Model:
 
 
 def _check(tensors: Mapping[str, Whole], model: Mapping[str, Any], source: Path) -> None:
-    """Raises CheckpointError with everything in which ``tensors`` are not ``model``."""
+    """Raise CheckpointError with all differences between ``tensors`` and ``model``."""
     problems = list(problems_of({name: (whole.shape, whole.dtype) for name, whole in tensors.items()}, model))
     if problems:
         raise CheckpointError(
@@ -164,7 +164,7 @@ def _by_our_names(found: Mapping[str, Whole], title: str) -> dict[str, Whole]:
 
 
 def _description(folder: Path, config: Path | None) -> tuple[dict[str, Any], dict[str, Any], str | None]:
-    """The model section, the transformers config if there is one, and the chat template of training."""
+    """Return the model section, the transformers config if there is one, and the chat template of training."""
     original = folder / huggingface.CONFIG
     own = folder / MODEL_CONFIG
     given = config or next((path for path in (own, original) if path.is_file()), None)
@@ -183,7 +183,7 @@ def _description(folder: Path, config: Path | None) -> tuple[dict[str, Any], dic
 
 
 def _fit_for_a_run_spec(model: dict[str, Any]) -> dict[str, Any]:
-    """``model`` itself when a run spec takes it, so that it can be trained and asked. Raises ValueError otherwise."""
+    """Return ``model`` when it is valid in a run spec, for training and inference. Raises ValueError otherwise."""
     from pydantic import ValidationError
 
     from launcher.runspec.sections import ModelSpec
@@ -221,7 +221,7 @@ def convert(
 
 
 def convert_once(model: Model, target: Path) -> None:
-    """Write ``model`` in the other layout into ``target`` unless that is there: of several processes one does.
+    """Write ``model`` in the other layout into ``target`` unless it exists; of several processes exactly one writes.
 
     Raises HostError when the disk is full.
     """
@@ -320,7 +320,7 @@ def _notes(model: Model) -> list[str]:
 
 
 def run_section(model: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """The model section to put into a run spec that trains ``checkpoint``."""
+    """Return the model section for a run spec that trains ``checkpoint``."""
     length = min(model["seq_length"], TRAINED_LENGTH)
     return {key: value for key, value in model.items() if value is not None} | {
         "seq_length": length,

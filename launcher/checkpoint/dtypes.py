@@ -47,7 +47,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of ``name`` (a key of CKPT_NAMES); bfloat16 is that of ml_dtypes, imported when asked for."""
+    """Return the numpy dtype of ``name`` (a key of CKPT_NAMES); bfloat16 is ml_dtypes', imported on demand."""
     if name == "bfloat16":
         import ml_dtypes
 
@@ -56,5 +56,5 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def item_size(name: str) -> int:
-    """Bytes of one element of dtype ``name``."""
+    """Return the bytes of one element of dtype ``name``."""
     return 2 if name == "bfloat16" else np.dtype(name).itemsize

@@ -1,4 +1,4 @@
-"""What a checkpoint file of either format holds, before any tensor is read: names, types, shapes, where bytes lie."""
+"""The index of a checkpoint file of either format: names, dtypes, shapes and byte ranges, before a tensor is read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What a file holds: its tensors in file order, its metadata, and the CRC it carries, if any."""
+    """The contents of a file: its tensors in file order, its metadata, and its stored CRC, if any."""
 
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Index:
 
 
 class Readable(Protocol):
-    """An open file, as the readers of the two formats need it; ``entries`` is there once they have read its index."""
+    """An open file, as the readers of the two formats need it; ``entries`` is set once they have read its index."""
 
     @property
     def path(self) -> Path: ...
@@ -60,7 +60,7 @@ class Readable(Protocol):
 
 
 def format_of(path: Path) -> str:
-    """CKPT or SAFETENSORS, by the name. Raises CheckpointError when it is neither."""
+    """Return CKPT or SAFETENSORS, by the file name. Raises CheckpointError when it is neither."""
     found = SUFFIXES.get(path.suffix)
     if found is None:
         raise CheckpointError(f"{path} is no checkpoint by its name", hint="give a .ckpt or .safetensors file")
@@ -68,18 +68,18 @@ def format_of(path: Path) -> str:
 
 
 class DamagedFile(CheckpointError):
-    """A file whose bytes are not what its format says: half written, cut off, or of another kind."""
+    """A file whose bytes do not match its format: half written, truncated, or of another kind."""
 
 
 def damaged(path: Path, reason: str) -> DamagedFile:
-    """The error for a file whose bytes are not what its format says."""
+    """Return the error for a file whose bytes do not match its format."""
     return DamagedFile(
         f"{path} is damaged: {reason}", hint="copy it again from the host that wrote it, or merge an earlier --step"
     )
 
 
 def check_name(path: Path, raw: bytes) -> str:
-    """``raw`` as a tensor name. Raises CheckpointError for what no training writes: paths, controls, not UTF-8."""
+    """Decode ``raw`` as a tensor name. Raises CheckpointError for paths, control characters and invalid UTF-8."""
     if len(raw) > _MAX_NAME_BYTES:
         raise damaged(path, f"a tensor name of {len(raw)} bytes")
     try:
@@ -92,7 +92,7 @@ def check_name(path: Path, raw: bytes) -> str:
 
 
 def check_entry(path: Path, entry: Entry) -> Entry:
-    """``entry`` itself when its shape and its bytes agree. Raises CheckpointError otherwise."""
+    """Return ``entry`` when its shape and its bytes agree. Raises CheckpointError otherwise."""
     stored = sum(nbytes for _, nbytes in entry.extents)
     if len(entry.shape) > _MAX_DIMS or any(dim < 0 for dim in entry.shape) or entry.nbytes != stored:
         shape = list(entry.shape[:_MAX_DIMS])

@@ -1,6 +1,6 @@
-"""From the shards of one step to whole tensors: which slice of which rank makes which part.
+"""Map the shards of one step to whole tensors: each part to a slice of a rank.
 
-Only the ranks that are needed are opened: of 128 data-parallel copies one, and a few more to compare with.
+Only the ranks that are needed are opened: one of 128 data-parallel copies, and a few more for comparison.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from launcher.models import names
 
 @dataclass(frozen=True, kw_only=True)
 class Copies:
-    """The ranks that hold the same slice of ``name``; the first is the one that is merged."""
+    """The ranks that hold the same slice of ``name``; the first rank's copy is merged."""
 
     name: str
     ranks: tuple[int, ...]
@@ -31,7 +31,7 @@ class Copies:
 
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
-    """Every tensor of a step, which slices are there several times, and the strategy files that were read."""
+    """The tensors of a step, its replicated slices, and the strategy files that were read."""
 
     tensors: Mapping[str, Whole]
     copies: tuple[Copies, ...]
@@ -40,7 +40,7 @@ class Gathered:
 
 
 class OpenShards:
-    """The files of one step, opened when they are needed; use it in a ``with`` statement."""
+    """The files of one step, opened on demand; use it in a ``with`` statement."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
@@ -55,13 +55,13 @@ class OpenShards:
         self._stack.close()
 
     def __getitem__(self, rank: int) -> TensorFile:
-        """The file of ``rank``. Raises CheckpointError as TensorFile does."""
+        """Return the file of ``rank``. Raises CheckpointError as TensorFile does."""
         if rank not in self._files:
             self._files[rank] = self._stack.enter_context(TensorFile(self.paths[rank]))
         return self._files[rank]
 
     def entries(self, rank: int) -> Mapping[str, Entry]:
-        """What the file of ``rank`` holds; it is not kept open for that."""
+        """Return the entries of the file of ``rank``, which is not kept open for that."""
         if rank in self._files:
             return self._files[rank].entries
         with TensorFile(self.paths[rank]) as file:
@@ -75,20 +75,23 @@ class OpenShards:
 
 def _allow_open_files(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # One file per rank exceeds the usual soft limit of 1024; the rest is for everything else that is open.
     wanted = count + 256
     if soft < wanted:
+        # Not every rank's file has to be opened: without the permission, try with the limit there is.
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard > 0 else wanted, hard))
 
 
 def read_stages(paths: Sequence[Path], num_ranks: int) -> Stages:
-    """The layouts of all stages. ``paths``: one strategy file a rank, or one of all stages.
+    """Read the layouts of all stages. ``paths``: one strategy file per rank, or one file of all stages.
 
     Raises CheckpointError when the strategies are not of ``num_ranks`` ranks.
     """
     stages = read_strategy(paths[0])
     per_stage = _devices(paths[0], stages)
     if len(paths) > 1:
+        # All ranks of a stage write the same strategy, so the file of each stage's first rank is enough.
         found = {number: read_strategy(paths[rank]) for number, rank in enumerate(range(0, num_ranks, per_stage))}
         # A file names its stage only when it lists operators; which ranks it is of says it always.
         stages = {number: stage.get(number) or next(iter(stage.values())) for number, stage in found.items()}
@@ -109,7 +112,7 @@ def _devices(path: Path, stages: Stages) -> int:
 
 
 def gather(shards: OpenShards, strategies: Sequence[Path]) -> Gathered:
-    """The whole tensors of the step in ``shards``. Without ``strategies`` every rank holds everything.
+    """Return the whole tensors of the step in ``shards``. Without ``strategies`` every rank holds everything.
 
     Raises CheckpointError when the strategy does not fit the files or a slice is on no rank.
     """
@@ -121,6 +124,7 @@ def gather(shards: OpenShards, strategies: Sequence[Path]) -> Gathered:
     copies: list[Copies] = []
     for stage, layouts in stages.items():
         for whole, same in _Stage(shards, stage * per_stage, per_stage, layouts).gather():
+            # Counters and a tied embedding are in several stages: the first one is merged, the others are compared.
             known = tensors.setdefault(whole.name, whole)
             if known.shape != whole.shape or known.dtype != whole.dtype:
                 raise CheckpointError(
@@ -135,7 +139,7 @@ def gather(shards: OpenShards, strategies: Sequence[Path]) -> Gathered:
 
 
 def _across_stages(shards: OpenShards, known: Whole, other: Whole) -> list[Copies]:
-    """A tensor that two pipeline stages hold (counters, a tied embedding): piece by piece the same."""
+    """Return the copies of a tensor that two pipeline stages hold (counters, a tied embedding), piece by piece."""
     rank_of = {id(file): rank for rank, file in shards.opened.items()}
     pairs = zip(known.pieces, other.pieces, strict=True)
     return [
@@ -146,7 +150,7 @@ def _across_stages(shards: OpenShards, known: Whole, other: Whole) -> list[Copie
 
 
 class _Stage:
-    """The ranks of one pipeline stage: ``size`` of them from ``first`` on."""
+    """The ranks of one pipeline stage: ``size`` ranks starting at ``first``."""
 
     def __init__(self, shards: OpenShards, first: int, size: int, layouts: Mapping[str, Layout]) -> None:
         self._shards = shards
@@ -158,7 +162,7 @@ class _Stage:
         return [self._whole(name, entry) for name, entry in self._entries().items()]
 
     def _entries(self) -> dict[str, Entry]:
-        """Each tensor of the stage as some rank holds it: MindSpore may have left each on one of the ranks."""
+        """Return each tensor of the stage as some rank holds it: MindSpore may have kept each on one rank only."""
         found = dict(self._shards[self._first].entries)
         if not self._knows_all(found):
             for rank in range(self._first + 1, self._first + self._size):
@@ -167,11 +171,12 @@ class _Stage:
         return found
 
     def _knows_all(self, found: Mapping[str, Entry]) -> bool:
-        """Return whether the strategy, and so the first rank, which holds ``found``, has every weight."""
+        """Return whether the strategy lists every weight in ``found`` and the first rank holds all that it lists."""
         weights = {name for name in found if names.is_weight(name)}
         return bool(self._layouts) and self._layouts.keys() <= found.keys() and weights <= self._layouts.keys()
 
     def _whole(self, name: str, entry: Entry) -> tuple[Whole, list[Copies]]:
+        # No layout (a counter, or no strategy files): every rank of the stage holds the whole tensor.
         layout = self._layouts.get(name) or Layout(
             device_matrix=(self._size,), tensor_map=tuple(() for _ in entry.shape)
         )
@@ -189,11 +194,12 @@ class _Stage:
                 f"the strategy does not fit {self._shards.paths[self._first]}: {name}: {error}",
                 hint="give the strategy files of the run that wrote these checkpoints",
             ) from error
+        # As Whole requires: a block then meets its pieces in the order of the new file.
         pieces.sort(key=lambda piece: piece.box.start)
         return Whole(name=name, dtype=entry.dtype, shape=shape, pieces=tuple(pieces)), copies
 
     def _holder(self, name: str, ranks: Iterable[int]) -> int:
-        """The first of ``ranks`` that has ``name``: MindSpore may have removed what others hold too."""
+        """Return the first of ``ranks`` that has ``name``: MindSpore may have removed redundant copies."""
         for rank in ranks:
             if name in self._shards[rank].entries:
                 return rank
@@ -218,11 +224,12 @@ class _Stage:
 
 def _held(placed: Sequence[Box]) -> Shape:
     size = placed[0].size
+    # With ``field`` a slice consists of several boxes, one after another along axis 0.
     return (sum(box.size[0] for box in placed), *size[1:]) if size else ()
 
 
 def _same_slice(layout: Layout, first: int) -> list[tuple[int, ...]]:
-    """Ranks that hold the same slice, in groups; with ``field`` every device has its own."""
+    """Return groups of ranks that hold the same slice; with ``field`` every device has its own."""
     groups: dict[object, list[int]] = {}
     for device, position in enumerate(positions(layout)):
         groups.setdefault(device if layout.field else position, []).append(first + device)
@@ -230,7 +237,7 @@ def _same_slice(layout: Layout, first: int) -> list[tuple[int, ...]]:
 
 
 def single_file(file: TensorFile) -> dict[str, Whole]:
-    """The tensors of a file that is whole by itself."""
+    """Return the tensors of an unsharded file."""
     return {
         name: Whole(
             name=name,

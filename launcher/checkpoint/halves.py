@@ -1,7 +1,7 @@
-"""float16 to float32 and back in whole-array integer steps: bit for bit numpy's casts, several times as fast.
+"""Casts between float16 and float32 by whole-array operations: bit for bit numpy's casts, several times as fast.
 
 numpy 1.26 converts halves one element at a time. Here the exponent is moved by an exact multiplication with a power
-of two, and rounding is done by adding and taking away a number whose last place is the half's last place.
+of two, and rounding is done by adding and subtracting a number whose last place is the half's last place.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _GREAT_EXPONENT = (127 + 15) << 23
 
 
 class HalfCaster:
-    """Casts tiles of at most ``size`` elements; holds its scratch, so make one a thread."""
+    """Casts tiles of at most ``size`` elements; holds its own scratch memory, so create one per thread."""
 
     def __init__(self, size: int) -> None:
         self._ints = np.empty(size, np.int32)
         self._other = np.empty(size, np.int32)
 
     def widen(self, source: npt.NDArray[np.float16], out: npt.NDArray[np.float32]) -> None:
-        """``out[:] = source``; both of one axis and C-contiguous."""
+        """Do ``out[:] = source``; both of one axis and C-contiguous."""
         bits = source.view(np.int16)
         if np.bitwise_and(bits, _SPECIAL, out=self._other.view(np.int16)[: bits.size]).max(initial=0) == _SPECIAL:
             np.copyto(out, source)
@@ -46,7 +46,7 @@ class HalfCaster:
         np.multiply(out, _UP, out=out)
 
     def narrow(self, source: npt.NDArray[np.float32], out: npt.NDArray[np.float16]) -> None:
-        """``out[:] = source``, to nearest, ties to even; ``source`` is lost. Both of one axis and C-contiguous."""
+        """Do ``out[:] = source``, to nearest, ties to even; destroys ``source``. Both of one axis and C-contiguous."""
         magic, bits = self._ints[: source.size], source.view(np.int32)
         np.bitwise_and(bits, _EXPONENT, out=magic)
         if magic.max(initial=0) >= _GREAT_EXPONENT:  # it may become infinite, or is not finite: rare, so by numpy
@@ -67,6 +67,6 @@ class HalfCaster:
 
 
 def plain_cast(source: Array, out: Array) -> Any:
-    """``out[:] = source`` by numpy's own loops."""
+    """Do ``out[:] = source`` by numpy's own loops."""
     with np.errstate(over="ignore"):
         np.copyto(out, source, casting="unsafe")

@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a base: what MindFormers loads is made of it once, streamed, and found again in a cache."""
+"""A Hugging Face folder as a base: converted once for MindFormers by streaming, then reused from a cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _VERSION = 1
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Return whether ``folder`` is a model of transformers, and none that a command of the launcher wrote."""
+    """Return whether ``folder`` is a model of transformers that no command of the launcher wrote."""
     if not (folder / CONFIG).is_file() or holds_shards(folder):
         return False
     own = next((path for name in (WEIGHTS, CKPT_WEIGHTS) if (path := folder / name).is_file()), None)
@@ -37,7 +37,7 @@ def is_hugging_face(folder: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderBase:
-    """``folder``, the model in it as ``base``, and the folder ``target`` in the cache that holds what is made of it."""
+    """A Hugging Face ``folder``, its model as ``base``, and the cache folder ``target`` for the converted model."""
 
     folder: Path
     target: Path
@@ -45,15 +45,15 @@ class FolderBase:
 
     @property
     def is_made(self) -> bool:
-        """Whether it has been converted."""
+        """Return whether the folder has been converted."""
         return self.target.is_dir()
 
     def describe(self) -> str:
-        """Return what will be made, and where."""
+        """Describe the conversion and its target."""
         return f"converting the base {self.folder} to {self.target}"
 
     def make(self) -> None:
-        """Convert it, once: of several processes one does, and the others wait.
+        """Convert the folder once: of several processes one converts and the others wait.
 
         Raises HostError when the disk is full or the cache cannot be written.
         """
@@ -65,7 +65,7 @@ class FolderBase:
 
 
 def folder_base(folder: Path, model: Mapping[str, Any], cache: Path) -> FolderBase:
-    """Hold the weights of ``folder`` against ``model``, the model section of a run spec; nothing is written.
+    """Check the weights of ``folder`` against ``model``, the model section of a run spec; nothing is written.
 
     Only headers and samples of the weights are read. Raises CheckpointError with everything that differs.
     """
@@ -79,7 +79,7 @@ def folder_base(folder: Path, model: Mapping[str, Any], cache: Path) -> FolderBa
 
 
 def _key(opened: Model) -> str:
-    """Return a hash of what the weights are: sizes, times and samples of every tensor, and the config.json."""
+    """Return a hash that identifies the weights: file sizes, times, samples of every tensor, and the config.json."""
     identities = identify(opened.files, full=False)
     files = sorted((item.path.name, item.size, item.mtime_ns, item.fingerprint) for item in identities)
     text = json.dumps([_VERSION, files, opened.config], sort_keys=True)

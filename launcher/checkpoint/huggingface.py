@@ -1,7 +1,7 @@
-"""Hugging Face's models and MindFormers': the same tensors under other names, and the files that go with them.
+"""Hugging Face's models and MindFormers': the same tensors under different names, and their accompanying files.
 
-peft 0.21, tuners/lora. Names, and what a config.json means, are the family's (``launcher.models``); no weight is
-permuted or transposed between them.
+peft 0.21, tuners/lora. Tensor names and the meaning of config.json are defined by the family (``launcher.models``);
+no weight is permuted or transposed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _ANSWER_BEGINS = {
 
 
 def peft_name(name: str) -> str:
-    """peft's name of the MindFormers adapter ``name``. Raises KeyError when it has none."""
+    """Return peft's name of the MindFormers adapter ``name``. Raises KeyError when it has none."""
     side = "lora_A" if name.endswith(names.LORA_A) else "lora_B"
     stem = name.removesuffix(names.LORA_A).removesuffix(names.LORA_B)
     return f"base_model.model.{hf_name(stem + '.weight').removesuffix('.weight')}.{side}.weight"
@@ -51,7 +51,7 @@ def peft_name(name: str) -> str:
 
 
 def in_order(outputs: Iterable[Output]) -> list[Output]:
-    """As a forward pass meets them: embedding, layers, norm, head."""
+    """Sort in the order of a forward pass: embedding, layers, norm, head."""
     return sorted(outputs, key=lambda output: _order(output.whole.name))
 
 
@@ -63,7 +63,7 @@ def _order(name: str) -> tuple[int, int, str]:
 
 
 def weight_files(outputs: Sequence[Output], max_bytes: int) -> list[PlannedFile]:
-    """``outputs`` by transformers' names, in files of at most ``max_bytes`` of tensors where a tensor is not larger."""
+    """Plan ``outputs`` under transformers' names, in files of at most ``max_bytes`` unless one tensor is larger."""
     groups: list[list[Output]] = [[]]
     for output in in_order(outputs):
         if groups[-1] and sum(item.nbytes for item in groups[-1]) + output.nbytes > max_bytes:
@@ -79,7 +79,7 @@ def weight_files(outputs: Sequence[Output], max_bytes: int) -> list[PlannedFile]
 
 
 def adapter_file(outputs: Sequence[Output]) -> PlannedFile:
-    """The adapters by peft's names. Raises CheckpointError when there are none."""
+    """Plan the file of adapters under peft's names. Raises CheckpointError when there are none."""
     if not outputs:
         raise CheckpointError("these shards have no LoRA adapters", hint="use --format hf")
     renamed = [replace(output, name=_renamed(output.name, peft_name)) for output in outputs]
@@ -101,10 +101,10 @@ def _renamed(name: str, rename: Any) -> str:
 def model_texts(
     model: Mapping[str, Any] | None, base: Path | None, tokenizer: Path | None, files: Sequence[PlannedFile]
 ) -> dict[str, bytes]:
-    """The small files of a transformers model, by name.
+    """Return the small files of a transformers model, by name.
 
-    model: what launcher_model.json holds. base: base checkpoint of the run, whose folder may hold the config.json it
-    was converted from, with what MindFormers has no word for (rope scaling). tokenizer: a SentencePiece model.
+    model: the content of launcher_model.json. base: base checkpoint of the run, whose folder may hold the config.json
+    it was converted from, with settings that MindFormers cannot express (rope scaling). tokenizer: of SentencePiece.
     Raises CheckpointError when ``model`` is None: shapes do not say how many heads there are.
     """
     if model is None:
@@ -125,7 +125,7 @@ def _origin_config(base: Path | None) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``. Raises CheckpointError when there is none."""
+    """Read the JSON object in ``path``. Raises CheckpointError when there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
@@ -138,7 +138,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def config_of_model(
     model: Mapping[str, Any], origin: Mapping[str, Any], files: Sequence[PlannedFile]
 ) -> dict[str, Any]:
-    """config.json of a transformers model for a model section of a run spec; other keys are those of ``origin``."""
+    """Return the config.json of transformers for a model section of a run spec; other keys come from ``origin``."""
     outputs = {output.whole.name: output for file in files for output in file.outputs}
     return {
         **family_of(model).config_of_model(model, origin),
@@ -153,7 +153,7 @@ _ALWAYS = ("max_new_tokens", "repetition_penalty")
 
 
 def generation_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Special ids, and how the model answers; sampling settings only where it samples, as transformers wants it."""
+    """Return generation_config.json: special ids and defaults; sampling settings only if the model samples."""
     found = {key: config[key] for key in SPECIAL_IDS if key in config}
     found |= {key: generation[key] for key in _ALWAYS if key in generation}
     if generation.get("temperature"):
@@ -162,7 +162,7 @@ def generation_config(config: Mapping[str, Any], generation: Mapping[str, Any]) 
 
 
 def generation_section(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run spec's ``generation`` from what a generation_config.json says."""
+    """Return a run spec's ``generation`` section for a generation_config.json."""
     found = {key: config[key] for key in _ALWAYS if config.get(key) is not None}
     if config.get("do_sample"):
         found |= {key: default if config.get(key) is None else config[key] for key, default in _SAMPLING.items()}
@@ -177,7 +177,7 @@ def _index(files: Sequence[PlannedFile]) -> dict[str, Any]:
 
 
 def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, bytes]:
-    """The tokenizer and the files that make AutoTokenizer load it. Raises CheckpointError when it is not there."""
+    """Return the tokenizer and the files that AutoTokenizer needs. Raises CheckpointError when it is missing."""
     found = tokenizer_files(tokenizer)
     is_fast = TOKENIZER_JSON in found
     config = {
@@ -198,9 +198,9 @@ def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, byte
 
 
 def _chat_template(name: str | None, *, by_name: bool) -> str | None:
-    """The chat template of training in transformers' terms; None where that cannot say what training did.
+    """Return the chat template of training for transformers; None where transformers cannot reproduce it.
 
-    by_name: the tokenizer finds control tokens by their names in a text, as that of a tokenizer.json does.
+    by_name: the tokenizer recognises control tokens by their names in a text, as a tokenizer.json does.
     """
     from launcher.common import resources
 
@@ -214,7 +214,7 @@ def _chat_template(name: str | None, *, by_name: bool) -> str | None:
 
 
 def adapter_texts(scales: Mapping[str, float], files: Sequence[PlannedFile]) -> dict[str, bytes]:
-    """adapter_config.json of a peft LoRA whose weights are in ``files``. scales: by the names of the weights."""
+    """Return the adapter_config.json of a peft LoRA whose weights are in ``files``. scales: by weight name."""
     first = [output for output in files[0].outputs if names.LORA_A in output.whole.name]
     ranks = {_peft_module(output.name): output.shape[0] for output in first}
     alphas = {
@@ -257,6 +257,6 @@ _MOST_CONTEXT = 4096
 
 
 def asked_model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``model_of_config`` with the seq_length that a model is asked with unless somebody says otherwise."""
+    """Return ``model_of_config`` with the default seq_length of inference."""
     model = model_of_config(config)
     return {**model, "seq_length": min(model["seq_length"], _MOST_CONTEXT)}

@@ -1,4 +1,4 @@
-"""From the slices of a parameter to boxes of the whole tensor, and back: pure arithmetic, no files."""
+"""Map the slices of a parameter to boxes of the whole tensor, and back: pure arithmetic, no files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Box:
-    """``size`` elements along each axis of the whole tensor from ``start`` on; row ``row`` of the slice comes first."""
+    """``size`` elements along each axis of the whole tensor from ``start`` on; begins at row ``row`` of the slice."""
 
     start: Shape
     size: Shape
@@ -26,7 +26,7 @@ class Box:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
-    """Which part of a tensor a device holds: its index along each axis, and among the optimizer's cuts of axis 0."""
+    """The part of a tensor that a device holds: its index along each axis, and among the optimizer's cuts of axis 0."""
 
     index: Shape
     opt_index: int
@@ -34,14 +34,16 @@ class Position:
 
 @functools.lru_cache(maxsize=1024)
 def positions(layout: Layout) -> tuple[Position, ...]:
-    """The position of every device of the stage, by its number in it. Raises LayoutError for impossible cuts."""
+    """Return the position of every device of the stage, by device number. Raises LayoutError for impossible cuts."""
     opt_size = optimizer_cuts(layout)
+    # tensor_map counts device axes from the innermost: reversed, its numbers are indexes.
     cut = {dim for dims in layout.tensor_map for dim in dims}
     radix = layout.device_matrix[::-1]
     found = []
     for device in range(layout.num_devices):
         digits = _digits(device, radix)
         index = tuple(_compose(dims, digits, radix) for dims in layout.tensor_map)
+        # Outermost axis first: opt_size consecutive replicas then hold all of the optimizer's cuts.
         replicas = tuple(dim for dim in reversed(range(len(radix))) if dim not in cut)
         found.append(Position(index=index, opt_index=_compose(replicas, digits, radix) % opt_size))
     return tuple(found)
@@ -63,7 +65,7 @@ def _compose(dims: Shape, digits: Shape, radix: Shape) -> int:
 
 
 def optimizer_cuts(layout: Layout) -> int:
-    """Into how many parts optimizer parallel cuts axis 0 of a slice; 1 when it does not. Raises LayoutError."""
+    """Return how many parts optimizer parallel cuts axis 0 of a slice into; 1 for none. Raises LayoutError."""
     if layout.opt_step == 0 or layout.opt_size == 0:
         return 1
     replicas = layout.num_devices // math.prod(layout.cuts())
@@ -75,7 +77,7 @@ def optimizer_cuts(layout: Layout) -> int:
 
 
 def _check_step(layout: Layout) -> None:
-    """With one replicated device axis the step is how far apart neighbours on it are (parallel/_tensor.py)."""
+    """Check opt_step: with one replicated device axis it is the distance of neighbours on it (parallel/_tensor.py)."""
     cut = {dim for dims in layout.tensor_map for dim in dims}
     radix = layout.device_matrix[::-1]
     repeated = [dim for dim, size in enumerate(radix) if dim not in cut and size > 1]
@@ -86,7 +88,7 @@ def _check_step(layout: Layout) -> None:
 
 
 def whole_shape(layout: Layout, slice_shape: Shape) -> Shape:
-    """The shape of the tensor whose slices have ``slice_shape``. Raises LayoutError when the layout does not fit it."""
+    """Return the shape of the tensor whose slices have ``slice_shape``. Raises LayoutError when they do not fit."""
     if len(layout.tensor_map) != len(slice_shape):
         raise LayoutError(f"{len(layout.tensor_map)} axes in the strategy, {len(slice_shape)} in the file")
     if not slice_shape:
@@ -102,7 +104,7 @@ def whole_shape(layout: Layout, slice_shape: Shape) -> Shape:
 
 
 def slice_shape(layout: Layout, shape: Shape, device: int) -> Shape:
-    """The shape of what ``device`` holds of a tensor of ``shape``. Raises LayoutError when it cannot be cut so."""
+    """Return the shape of ``device``'s slice of a tensor of ``shape``. Raises LayoutError for an impossible cut."""
     if len(layout.tensor_map) != len(shape):
         raise LayoutError(f"{len(layout.tensor_map)} axes in the strategy, {len(shape)} in the tensor")
     if not shape:
@@ -111,6 +113,7 @@ def slice_shape(layout: Layout, shape: Shape, device: int) -> Shape:
     cuts[0] *= optimizer_cuts(layout)
     if layout.split_rows:
         return layout.split_rows[positions(layout)[device].index[0]], *shape[1:]
+    # With ``field`` all devices share the rows, whatever the tensor map says.
     if layout.field:
         cuts = [layout.num_devices, *[1] * (len(shape) - 1)]
     if any(size % cut for size, cut in zip(shape, cuts, strict=True)):
@@ -120,9 +123,9 @@ def slice_shape(layout: Layout, shape: Shape, device: int) -> Shape:
 
 @functools.lru_cache(maxsize=1 << 16)
 def boxes(layout: Layout, device: int, shape: Shape) -> tuple[Box, ...]:
-    """Where what ``device`` holds lies in the whole tensor of ``shape``. Raises LayoutError as slice_shape does.
+    """Return the boxes of ``device``'s slice in the whole tensor of ``shape``. Raises LayoutError as slice_shape does.
 
-    Layers are alike: the boxes of one are those of all.
+    Cached, because all layers have the same boxes.
     """
     size = slice_shape(layout, shape, device)
     if not shape:
@@ -131,6 +134,7 @@ def boxes(layout: Layout, device: int, shape: Shape) -> tuple[Box, ...]:
         return _field_boxes(layout, device, size)
     position = positions(layout)[device]
     start = [index * extent for index, extent in zip(position.index, size, strict=True)]
+    # The optimizer cuts what the tensor map has left: its index is the inner one.
     start[0] = (position.index[0] * optimizer_cuts(layout) + position.opt_index) * size[0]
     if layout.split_rows:
         start[0] = sum(layout.split_rows[: position.index[0]])
@@ -138,7 +142,10 @@ def boxes(layout: Layout, device: int, shape: Shape) -> tuple[Box, ...]:
 
 
 def _field_boxes(layout: Layout, device: int, size: Shape) -> tuple[Box, ...]:
-    """_reshape_param_data_with_weight: each of ``field`` groups of rows holds the devices' shares one after another."""
+    """Return a box per group: each of ``field`` groups of rows holds the devices' shares one after another.
+
+    As in MindSpore's _reshape_param_data_with_weight.
+    """
     share = size[0] // layout.field
     if share * layout.field != size[0]:
         raise LayoutError(f"{size[0]} rows in {layout.field} fields")

@@ -1,4 +1,4 @@
-"""What LoRA's B A is multiplied by for each weight, as adapter_config.json of MindFormers and of peft says it.
+"""The scale of LoRA's B A for each weight, from the adapter_config.json of MindFormers or peft.
 
 peft 0.21, tuners/lora/layer.py (update_layer) and utils/other.py (get_pattern_key).
 """
@@ -27,7 +27,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """alpha and rank of the adapters, and those of weights whose name ends in what a pattern (a regex) matches.
+    """alpha and rank of the adapters, with exceptions for weights whose name ends in a match of a pattern (a regex).
 
     rank_stabilized: the scale is alpha / sqrt(rank), not alpha / rank.
     """
@@ -43,17 +43,17 @@ class LoraConfig:
         _rank(self.rank)
 
     def rank_of(self, weight: str) -> int:
-        """r of the adapters of ``weight``, by MindFormers' name."""
+        """Return r of the adapters of ``weight``, by MindFormers' name."""
         return _by_pattern(self.rank_pattern, weight, self.rank)
 
     def scale_of(self, weight: str) -> float:
-        """What B A of ``weight`` is multiplied by."""
+        """Return the scale of B A for ``weight``."""
         rank = self.rank_of(weight)
         alpha = _by_pattern(self.alpha_pattern, weight, self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
     def unused_pattern(self, weights: Iterable[str]) -> str:
-        """A pattern that matches none of ``weights``; empty when there is none."""
+        """Return a pattern that matches none of ``weights``, or "" when all match."""
         found = list(weights)
         patterns = (*self.alpha_pattern, *self.rank_pattern)
         return next((key for key in patterns if not any(_matches(key, weight) for weight in found)), "")
@@ -64,15 +64,15 @@ def _by_pattern(patterns: Mapping[str, _Value], weight: str, default: _Value) ->
 
 
 def _matches(pattern: str, weight: str) -> bool:
-    """Return whether ``pattern`` is that of ``weight``: of its module's name in MindFormers, or in transformers."""
+    """Return whether ``pattern`` matches the module name of ``weight`` in MindFormers or in transformers."""
     module = weight.removesuffix(".weight")
     return any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, hf_module(module)))
 
 
 def read_lora(path: Path) -> LoraConfig:
-    """The settings in an adapter_config.json.
+    """Read the settings in an adapter_config.json.
 
-    Raises CheckpointError when it does not say alpha and r, or is of something else than plain LoRA.
+    Raises CheckpointError when it lacks alpha or r, or is not for plain LoRA.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -90,23 +90,23 @@ def read_lora(path: Path) -> LoraConfig:
 
 
 def only_scale(scales: Mapping[str, float]) -> float | None:
-    """The one value of ``scales``; None when there is none or several."""
+    """Return the single value of ``scales``; None when there are none or several."""
     found = set(scales.values())
     return found.pop() if len(found) == 1 else None
 
 
 def recorded_scale(scales: Mapping[str, float]) -> float | dict[str, float] | None:
-    """``scales`` for merge.json: the one, each, or none."""
+    """Return ``scales`` for merge.json: a single value, one per weight, or None."""
     return only_scale(scales) if len(set(scales.values())) < 2 else dict(scales)
 
 
 def scales_text(scales: Mapping[str, float]) -> str:
-    """The different ones of ``scales`` in a sentence."""
+    """List the distinct values of ``scales`` in a sentence."""
     return ", ".join(f"{scale:g}" for scale in sorted(set(scales.values())))
 
 
 def read_single_scale(path: Path) -> float:
-    """The one scale of all adapters, from an adapter_config.json. Raises CheckpointError when there are several."""
+    """Read the single scale of all adapters from adapter_config.json. Raises CheckpointError when there are several."""
     found = read_lora(path)
     if found.alpha_pattern or found.rank_pattern:
         raise CheckpointError(

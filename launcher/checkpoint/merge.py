@@ -49,9 +49,9 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where shards lie and what is known of the run that wrote them.
+    """The folder of the shards and the known facts of the run that wrote them.
 
-    lora: alpha and r of the adapters. model: what launcher_model.json shall hold. base: a whole base checkpoint, or a
+    lora: alpha and r of the adapters. model: the content for launcher_model.json. base: a whole base checkpoint, or a
     folder of merge-ckpt or convert-ckpt that holds one, for folders that hold adapters alone.
     """
 
@@ -67,7 +67,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to merge. ``step``: counted over the whole run, or (epoch, step in it); None is the newest complete one.
+    """Options of a merge. ``step``: counted over the whole run, or (epoch, step in it); None: the newest complete one.
 
     layout: MINDSPORE, HF or PEFT. file_format: SAFETENSORS or CKPT (MINDSPORE only). dtype: None keeps each
     tensor's own. max_shard_bytes: size of one file (HF only).
@@ -83,7 +83,7 @@ class Options:
     max_shard_bytes: int = 5_000_000_000
 
     def check(self) -> None:
-        """Raises SpecError for options that do not go together: none is passed over in silence."""
+        """Raise SpecError for options that exclude each other: none is ignored silently."""
         if self.layout == MINDSPORE:
             return
         wrong = {
@@ -100,10 +100,9 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class MergePlan:
-    """All decisions of one merge, nothing written yet.
+    """The decisions of one merge, nothing written yet.
 
-    scales: what B A of each adapted weight is multiplied by. texts: small files by name. notes: what the user should
-    know.
+    scales: the scale of B A for each adapted weight. texts: small files by name. notes: for the user.
     """
 
     source: Source
@@ -121,12 +120,12 @@ class MergePlan:
 
     @property
     def scale(self) -> float | None:
-        """The scale of all adapters; None when there are none, or several scales."""
+        """Return the scale of all adapters; None when there are none, or several scales."""
         return only_scale(self.scales)
 
     @property
     def step(self) -> int | None:
-        """The step that is merged, by ``chosen.said_by``."""
+        """Return the number of the merged step, by ``chosen.said_by``."""
         return self.chosen.number
 
     @property
@@ -139,21 +138,23 @@ class MergePlan:
 
     @property
     def size(self) -> int:
-        """Bytes that the result needs on disk."""
+        """Return the bytes that the result needs on disk."""
         return sum(file.bytes.size for file in self.files) + sum(map(len, self.texts.values()))
 
     @property
     def peak_bytes(self) -> int:
-        """An upper bound of the memory that merging needs: what planning took, the interpreter and the index of every
-        file among it, and the buffers of writing or of verifying."""
+        """Return an upper bound of the memory for merging: the peak of planning (with the interpreter and the index of
+        every file) and the buffers of writing or verifying."""
+        # Adapters are held in their own dtype and in float32, or in float64 while verifying.
         adapters = [output.fold for output in self.outputs if output.fold]
         largest = max((8 * (fold.lora_a.nbytes + fold.lora_b.nbytes) for fold in adapters), default=0)
         widest = max((output.whole.row_items * 4 for output in self.outputs), default=0)
+        # A thread has six buffers, each of a block, or of one row in float32 where a row is larger.
         writing = NUM_THREADS * 6 * max(BLOCK_BYTES, widest)
         return peak_so_far() + largest + max(writing, verifying_bytes(widest // 4, full=self.options.verify_full))
 
     def recipe(self) -> dict[str, Any]:
-        """What decides the result beside the inputs: with equal recipes the same inputs give the same bytes."""
+        """Return everything but the inputs that decides the result: equal recipes and inputs give equal bytes."""
         return {
             "step": self.step,
             "moment": moment_text(self.chosen.moment),
@@ -163,6 +164,7 @@ class MergePlan:
             "dtype": self.options.dtype,
             "fold": self.options.fold,
             "with_optimizer": self.options.with_optimizer,
+            # Without effect in other layouts, where it must not make the same merge look like another.
             "max_shard_bytes": self.options.max_shard_bytes if self.options.layout == HF else None,
             "small_files": self._digest_of_texts(),
             "record": RECORD_VERSION,
@@ -171,16 +173,17 @@ class MergePlan:
     def _digest_of_texts(self) -> str:
         digest = hashlib.sha256()
         for name, content in sorted(self.texts.items()):
+            # With the length no other split into names and contents gives the same bytes.
             digest.update(f"{name} {len(content)}\n".encode() + content)
         return digest.hexdigest()
 
     def identities(self) -> dict[TensorFile, Identity]:
-        """Every checkpoint file that is read or compared, and what tells it from others."""
+        """Return the checkpoint files that are read or compared, each with its identity."""
         files = [*self.opened.opened.values(), *([self.base] if self.base else [])]
         return dict(zip(files, identify(files, full=self.options.verify_full), strict=True))
 
     def inputs(self, identities: Mapping[TensorFile, Identity]) -> list[dict[str, Any]]:
-        """Every file that is read, compared or copied, for merge.json."""
+        """Return the files that are read, compared or copied, for merge.json."""
         ranks = {file: rank for rank, file in self.opened.opened.items()}
         found: list[dict[str, Any]] = []
         for file, identity in identities.items():
@@ -194,7 +197,7 @@ class MergePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What merging made, or found already made (``fresh`` False). ``step``: None when no file says it."""
+    """The result of a merge, made now or found already made (``fresh`` False). ``step``: None when no file says it."""
 
     folder: Path
     step: int | None
@@ -210,10 +213,10 @@ class Merged:
 
 
 def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
-    """Decide everything. Files stay open until ``stack`` closes.
+    """Plan a merge. Files stay open until ``stack`` closes.
 
-    Raises CheckpointError when the shards are not complete, of one step, and such as their strategy says; SpecError
-    when options do not go together.
+    Raises CheckpointError when the shards are incomplete, of several steps, or not as their strategy says; SpecError
+    when options exclude each other.
     """
     options.check()
     shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
@@ -221,11 +224,13 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     chosen = choose_step(shards, options.step)
     while True:
         try:
+            # A failed attempt closes its own files; those of the plan stay open with ``stack``.
             with ExitStack() as opened:
                 plan = _plan_step(source, options, shards, base, chosen, opened)
                 stack.push(opened.pop_all())
                 return plan
         except DamagedFile as error:
+            # An interrupted save damages the newest files only: take the step before, unless one was requested.
             older = step_before(shards, chosen, error.message) if options.step is None else None
             if older is None:
                 raise
@@ -239,8 +244,10 @@ def _plan_step(
     opened = stack.enter_context(OpenShards(paths))
     gathered = gather(opened, shards.strategies)
     for rank in compared_ranks(gathered.copies, full=options.verify_full):
+        # Opened while planning, so that a damaged copy shows before anything is written.
         _ = opened[rank]
     chosen = check_steps(chosen, paths, opened.opened, full=options.verify_full)
+    # Trained tensors replace those of the base.
     tensors = {**(_base_tensors(base) if base else {}), **gathered.tensors}
     _check(source, shards, options, tensors)
     scales = _scales(source, shards, options, tensors)
@@ -263,7 +270,7 @@ def _plan_step(
 
 
 def _open_base(source: Source, shards: Shards, options: Options, stack: ExitStack) -> TensorFile | None:
-    """The base of shards that hold adapters alone; None where it is not needed."""
+    """Open the base of shards that hold adapters alone; return None where it is not needed."""
     if shards.kind != TRAINABLE or options.layout == PEFT:
         return None
     if source.base is None:
@@ -274,7 +281,7 @@ def _open_base(source: Source, shards: Shards, options: Options, stack: ExitStac
 
 
 def base_file(path: Path) -> Path:
-    """The weights that ``path`` means: the file itself, or the one in a folder of merge-ckpt or convert-ckpt.
+    """Return the weights file of ``path``: the file itself, or the one in a folder of merge-ckpt or convert-ckpt.
 
     Raises CheckpointError when a folder holds none.
     """
@@ -319,9 +326,10 @@ def _missing_hint(shards: Shards) -> str:
 
 
 def _scales(source: Source, shards: Shards, options: Options, tensors: Mapping[str, Whole]) -> dict[str, float]:
-    """What B A of each adapted weight is multiplied by; empty without adapters, or when they stay apart unscaled."""
+    """Return the scale of B A for each adapted weight; empty without adapters, or when they are kept unfolded."""
     weights = sorted({names.weight_of(name) for name in tensors if names.is_adapter(name)})
     config = source.lora or (read_lora(shards.adapter_config) if shards.adapter_config and weights else None)
+    # Unfolded adapters in MindFormers' layout are complete without a scale: a note tells that infer will ask for it.
     if not weights or (config is None and not options.fold and options.layout == MINDSPORE):
         return {}
     if config is None:
@@ -347,6 +355,7 @@ def _check_config(config: LoraConfig, weights: Sequence[str], tensors: Mapping[s
                 f"{names.adapters_of(weight)[0]} has rank {rows}, the run says r = {rank}",
                 hint="adapter_config.json is of another run",
             )
+    # A pattern without a match is a sign of another run's config, whose scales would be wrong without any error.
     unused = config.unused_pattern(weights)
     if unused:
         raise CheckpointError(
@@ -363,6 +372,7 @@ def _notes(
         notes.append(f"LoRA scales by weight: {scales_text(scales)}")
     if not scales and any(map(names.is_adapter, tensors)):
         notes.append("no adapter_config.json: the scale is not written, and launcher infer --adapter will ask for it")
+    # Without a model section a missing head cannot be told from a tied one.
     if source.model is None and names.EMBEDDING in tensors and names.HEAD not in tensors and options.layout != PEFT:
         notes.append(
             f"no {names.HEAD} on any of {shards.num_ranks} ranks: taken for a model whose head is its embedding "
@@ -372,7 +382,7 @@ def _notes(
 
 
 class _Outputs:
-    """What is written of ``tensors``, and into which files."""
+    """Selects the tensors to write and groups them into files."""
 
     def __init__(self, tensors: Mapping[str, Whole], options: Options, scales: Mapping[str, float]) -> None:
         self._tensors = tensors
@@ -400,7 +410,7 @@ class _Outputs:
         return [planned(name, outputs, suffix, "mindformers") for name, outputs in groups.items() if outputs]
 
     def left_out(self) -> tuple[str, ...]:
-        """Names that are no weight, no adapter, and nothing known of the optimizer: worth a word."""
+        """Return the names of unknown tensors (no weight, adapter or known optimizer state), which deserve a note."""
         if self._options.with_optimizer:
             return ()
         rest = (name for name in self._tensors if not names.is_weight(name) and not names.is_adapter(name))
@@ -412,6 +422,7 @@ class _Outputs:
 
     def _output(self, name: str) -> Output:
         whole = self._tensors[name]
+        # A requested dtype is for weights: counters stay whole numbers.
         dtype = self._options.dtype if self._options.dtype and whole.dtype in FLOATS else whole.dtype
         fold = self._fold(name) if self._options.fold and names.is_weight(name) else None
         return Output(name=name, dtype=dtype, whole=whole, fold=fold)
@@ -454,12 +465,14 @@ def merge(
 ) -> Merged:
     """Carry out ``plan`` into the folder ``target``, which is whole afterwards or untouched.
 
-    A link is followed. on_begin: called when there is something to do. on_wait: called when another process writes
-    there, which has to end first. on_progress: called with bytes written, and how many there will be.
-    The same merge made before writes nothing. Raises CheckpointError when copies differ, a file is damaged, another
-    merge is in ``target`` and not ``force``, or the result is not what it should be; HostError when the disk is full.
+    A link is followed. on_begin: called when there is something to do. on_wait: called when another process is writing
+    ``target`` and is waited for. on_progress: called with bytes written and bytes in total.
+    Writes nothing when ``target`` holds the same merge. Raises CheckpointError when copies differ, a file is damaged,
+    ``target`` holds another merge and not ``force``, or verification fails; HostError when the disk is full.
     """
+    # The lock and the final rename need the real folder; the result shows the path as the user gave it.
     place = real_path(target)
+    # An impossible target fails before waiting for another writer; space is checked only when something is written.
     check_target(place, 0)
     with only_writer(place, on_wait):
         identities = plan.identities()
@@ -483,6 +496,7 @@ def _write(
     check_target(target, plan.size)
     if on_begin is not None:
         on_begin()
+    # Inputs are compared before the scratch folder is made: refused shards leave nothing behind.
     clock = _Clock()
     _compare(plan, identities)
     clock.lap("compare")
@@ -509,7 +523,7 @@ def _merged(plan: MergePlan, target: Path, verified: Verified | None) -> Merged:
 
 
 def _finish(scratch: Path, texts: Mapping[str, bytes]) -> None:
-    """Write the small files and bring everything to the disk."""
+    """Write the small files and sync everything to the disk."""
     for name, content in texts.items():
         (scratch / name).write_bytes(content)
     for path in scratch.iterdir():
@@ -517,10 +531,11 @@ def _finish(scratch: Path, texts: Mapping[str, bytes]) -> None:
 
 
 def _compare(plan: MergePlan, identities: Mapping[TensorFile, Identity]) -> None:
-    """Inputs against their CRC, each other, and what the strategy says of them."""
+    """Compare inputs with their CRC, with each other, and with the strategy."""
     for file in identities:
         check_crc(file)
     check_not_copied(plan.gathered.tensors.values(), identities)
+    # Only what goes into the result is compared: optimizer state that is left out may differ and costs no reading.
     wanted = {output.whole.name for output in plan.outputs} | {
         whole.name for output in plan.outputs if output.fold for whole in (output.fold.lora_a, output.fold.lora_b)
     }
@@ -562,7 +577,7 @@ def _already(
     *,
     force: bool,
 ) -> Merged | None:
-    """The same merge found in ``target``, or None when it is to be replaced. Verified in full if that is asked for."""
+    """Return the same merge found in ``target``, fully verified if requested, or None when it is to be replaced."""
     record, full = read_record(target), plan.options.verify_full
     found, verified = differences(record, plan.recipe(), inputs, compared=full), None
     if full and not found:
@@ -570,6 +585,7 @@ def _already(
         found, verified = _held_against(plan, target)
     if not found:
         if full:
+            # Inputs may be rewritten files with the same bytes: with their new times the next quick check passes.
             write_atomic(target / MERGE_RECORD, _text({**record, "inputs": inputs}))
         return _merged(plan, target, verified)
     if force:
@@ -581,7 +597,7 @@ def _already(
 
 
 def _held_against(plan: MergePlan, target: Path) -> tuple[list[str], Verified | None]:
-    """How the files in ``target`` differ from what the shards give, in words, or how that was verified."""
+    """Return the differences of ``target`` from the shards in words, or none and the verification result."""
     try:
         return [], _verify(plan, target)
     except CheckpointError as error:

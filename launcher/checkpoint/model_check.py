@@ -1,4 +1,4 @@
-"""Are tensors one whole model: every weight of it, of a type that trains, each adapter with its partner?"""
+"""Check that tensors form one whole model: every weight, of a trainable dtype, each adapter with its partner."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MOMENTS = ("adam_m.", "adam_v.")
 
 
 def check_model(folder: Path, tensors: Mapping[str, Whole], model: Mapping[str, Any] | None, *, hint: str) -> None:
-    """Names and shapes in ``tensors`` are those of ``model`` (a model section), or of what they seem to be without it.
+    """Check names and shapes in ``tensors`` against ``model`` (a model section), or the model they appear to be.
 
-    Raises CheckpointError, naming the first tensors that are missing, of another shape, or no floating point.
+    Raises CheckpointError, naming the first tensors that are missing, of another shape, or not floating point.
     """
     found = {name: whole.shape for name, whole in tensors.items() if names.is_weight(name)}
     if names.EMBEDDING not in found:
@@ -34,7 +34,7 @@ def check_model(folder: Path, tensors: Mapping[str, Whole], model: Mapping[str, 
 
 
 def check_adapters(tensors: Mapping[str, Whole], weights: _Shapes | None) -> None:
-    """Each adapter in ``tensors`` has its partner, and both fit each other and their weight.
+    """Check that each adapter in ``tensors`` has its partner, and that both fit each other and their weight.
 
     weights: shapes by name; None when they are not known. Raises CheckpointError.
     """
@@ -54,7 +54,7 @@ def check_adapters(tensors: Mapping[str, Whole], weights: _Shapes | None) -> Non
 
 
 def check_floats(tensors: Mapping[str, Whole]) -> None:
-    """Raises CheckpointError when a weight or an adapter is of whole numbers, as quantized ones are."""
+    """Raise CheckpointError when a weight or an adapter has an integer dtype, as quantized ones do."""
     trained = (whole for name, whole in tensors.items() if names.is_weight(name) or names.is_adapter(name))
     odd = next((whole for whole in trained if whole.dtype not in FLOATS), None)
     if odd:
@@ -64,7 +64,7 @@ def check_floats(tensors: Mapping[str, Whole]) -> None:
 
 
 def _check_owners(tensors: Mapping[str, Whole], hint: str) -> None:
-    """What the optimizer has state of is there: a head that was trained is not taken for a tied one."""
+    """Check that every owner of optimizer state is present, so that a trained head is not taken for a tied one."""
     owners = {owner: name for name in tensors if (owner := names.owner_of_state(name))}
     lost = next((owner for owner in owners if owner not in tensors), None)
     if lost:
@@ -72,7 +72,7 @@ def _check_owners(tensors: Mapping[str, Whole], hint: str) -> None:
 
 
 def check_moments(tensors: Mapping[str, Whole]) -> None:
-    """Raises CheckpointError when a tensor has one of Adam's two moments and not the other."""
+    """Raise CheckpointError when a tensor has one of Adam's two moments and not the other."""
     first, second = ({name.removeprefix(key) for name in tensors if name.startswith(key)} for key in _MOMENTS)
     odd = next(iter(sorted(first ^ second)), None)
     if odd:

@@ -13,7 +13,7 @@ TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def tokenizer_files(path: Path) -> dict[str, bytes]:
-    """A tokenizer under the name that says its kind, and what says the special tokens of a tokenizer.json.
+    """Return a tokenizer under the standard name of its kind, with a tokenizer.json's files of special tokens.
 
     Raises CheckpointError when ``path`` cannot be read.
     """

@@ -1,4 +1,4 @@
-"""What ``merge-ckpt`` merges: a job, or a folder of shards that some other run left."""
+"""Sources of ``merge-ckpt``: a job, or a folder of shards from any other run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def find_source(reference: str, jobs_dir: Path) -> Source:
 
 
 def job_source(paths: JobPaths, record: JobRecord) -> Source:
-    """The shards of the job at ``paths``, with the scale, model, tokenizer and base of its spec and plan.
+    """Return the shards of the job at ``paths``, with the scale, model, tokenizer and base of its spec and plan.
 
     Raises JobError when the job has not ended or its files are gone.
     """
@@ -64,10 +64,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_model(path: Path) -> dict[str, Any]:
-    """How a model is built, as launcher_model.json has it, from such a file or a Hugging Face config.json.
+    """Read the model description, in the form of launcher_model.json, from such a file or a Hugging Face config.json.
 
-    The latter does not say which template the model was trained with: it is None.
-
+    A config.json does not name the chat template of training: it is None.
     Raises CheckpointError when ``path`` is neither.
     """
     from launcher.checkpoint.huggingface import asked_model_of_config
@@ -89,6 +88,6 @@ def read_model(path: Path) -> dict[str, Any]:
 
 
 def default_output(source: Source, options: Options) -> Path:
-    """Where a merge goes unless --output says so: merged/ in the source's folder, or merged-hf/, merged-peft/."""
+    """Return the folder of a merge without --output: merged/ in the source's folder, or merged-hf/, merged-peft/."""
     suffix = "" if options.layout == MINDSPORE else f"-{options.layout}"
     return source.folder / f"merged{suffix}"

@@ -1,4 +1,4 @@
-"""merge.json: what a merge was made of, and whether another would give the same."""
+"""merge.json: the record of a merge's inputs and options, and its comparison with another merge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RECORD_VERSION = 2
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """merge.json of ``folder``. Raises CheckpointError when it is missing or damaged."""
+    """Read merge.json of ``folder``. Raises CheckpointError when it is missing or damaged."""
     try:
         record = json.loads((folder / MERGE_RECORD).read_text(encoding="utf-8"))
         if not isinstance(record, dict) or "step" not in record:
@@ -31,10 +31,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 def differences(
     record: Mapping[str, Any], recipe: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], *, compared: bool
 ) -> list[str]:
-    """How the merge of ``record`` differs from one of ``recipe`` and ``inputs``, in words; empty when it does not.
+    """Return how the merge of ``record`` differs from one of ``recipe`` and ``inputs``, in words; empty for none.
 
-    Files that only one of them read are no difference: a full comparison reads more. compared: the result will be held
-    against every byte of the inputs, so that a file which was written again may have the same bytes.
+    Files that only one of them read do not count: a full comparison reads more. compared: the result will be compared
+    with every byte of the inputs, so a file that was rewritten with the same bytes does not count either.
     """
     try:
         known = record["recipe"]
@@ -58,7 +58,7 @@ def _key(item: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _change(one: Mapping[str, Any], two: Mapping[str, Any], *, compared: bool) -> str:
-    """What has become of the file ``one``, which is ``two`` now; empty when it is the same."""
+    """Describe the change from the file ``one`` to ``two``; empty when they are the same."""
     if _differ(one, two, ("bytes", "fingerprint", "sha256")):
         return "is another file than then, or has changed"
     proven = compared or ("sha256" in one and "sha256" in two)

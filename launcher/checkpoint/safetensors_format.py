@@ -1,4 +1,4 @@
-"""safetensors: eight bytes of header length, a JSON header, the tensors. Read and framed here for the offsets.
+"""safetensors: eight bytes of header length, a JSON header, the tensors. Read here to know byte offsets.
 
 The format: github.com/huggingface/safetensors, README, "Format".
 """
@@ -20,7 +20,7 @@ _MAX_COUNT = 1 << 32
 
 
 def read_index(file: Readable) -> Index:
-    """The tensors of a safetensors file. Raises CheckpointError when it is damaged."""
+    """Read the index of a safetensors file. Raises CheckpointError when it is damaged."""
     header, base = _header(file)
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -72,7 +72,7 @@ def _whole(value: Any) -> int:
 
 
 def _check_packed(file: Readable, entries: list[Entry], base: int) -> None:
-    """Tensors follow one another without gap or overlap to the end of the file: the format demands it."""
+    """Check that tensors lie without gap or overlap up to the end of the file, as the format demands."""
     for entry in entries:
         offset, nbytes = entry.extents[0]
         if offset != base:
@@ -83,9 +83,9 @@ def _check_packed(file: Readable, entries: list[Entry], base: int) -> None:
 
 
 def computed_crc(file: Readable) -> int:
-    """CRC-32 over names and tensors in order of name: what save_checkpoint(crc_check=True) stores.
+    """Compute the CRC-32 over names and tensors, sorted by name, that save_checkpoint(crc_check=True) stores.
 
-    Of a whole number without axes (step_num) mindspore 2.9.0 hashes ``bytes(number)``: as many zeros as it says.
+    For an integer scalar (step_num) mindspore 2.9.0 hashes ``bytes(number)``: that many zero bytes.
     """
     crc = 0
     for name in sorted(file.entries):
@@ -114,7 +114,7 @@ def _crc_of_zeros(file: Readable, name: str, crc: int) -> int:
 
 
 def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
-    """Length and header of a file that holds ``tensors`` ((name, dtype, shape, bytes), in this order)."""
+    """Return length and header of a file that holds ``tensors`` ((name, dtype, shape, bytes), in this order)."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, dtype, shape, nbytes in tensors:

@@ -1,4 +1,4 @@
-"""A base checkpoint that is cut already: one file a rank, loaded as it is where the run cuts the model the same way."""
+"""A sharded base checkpoint: one file per rank, loaded unchanged where the run cuts the model the same way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from launcher.models import names
 
 @dataclass(frozen=True, kw_only=True)
 class ShardedBase:
-    """A base in shards. ``files``: one a rank. ``tensors``: the whole ones, unread. ``stages``: how they are cut."""
+    """A base in shards. ``files``: one per rank. ``tensors``: whole, unread. ``stages``: their layouts by stage."""
 
     folder: Path
     files: tuple[str, ...]
@@ -35,7 +35,7 @@ def holds_shards(path: Path) -> bool:
 def read_sharded(folder: Path) -> ShardedBase:
     """Read the headers and strategy files of the newest complete step in ``folder``.
 
-    Raises CheckpointError when a rank or a slice is missing, or when nothing says how the tensors are cut.
+    Raises CheckpointError when a rank or a slice is missing, or when there is no strategy for the tensors.
     """
     shards = find_shards(folder)
     if not shards.strategies:
@@ -55,7 +55,7 @@ def read_sharded(folder: Path) -> ShardedBase:
 
 
 def check_fits(base: ShardedBase, plan: SplitPlan) -> None:
-    """Raise CheckpointError when ranks that split the model by ``plan`` need other slices than they would find."""
+    """Raise CheckpointError when ranks that split the model by ``plan`` need slices other than the stored ones."""
     why = _other_counts(base, plan) or _other_slices(base, plan)
     if why:
         raise CheckpointError(
@@ -90,7 +90,7 @@ def _other_slices(base: ShardedBase, plan: SplitPlan) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def _same_slices(one: Layout, other: Layout, shape: Shape) -> bool:
-    """Return whether every device holds the same part of a tensor of ``shape`` by both."""
+    """Return whether every device holds the same part of a tensor of ``shape`` under both layouts."""
     try:
         return one.num_devices == other.num_devices and all(
             boxes(one, device, shape) == boxes(other, device, shape) for device in range(one.num_devices)
@@ -100,7 +100,7 @@ def _same_slices(one: Layout, other: Layout, shape: Shape) -> bool:
 
 
 def _options(plan: SplitPlan) -> str:
-    """What split-ckpt is given for ``plan``."""
+    """Return the options of split-ckpt for ``plan``."""
     text = f"--dp {plan.data_parallel} --mp {plan.model_parallel} --pp {plan.pipeline_stage}"
     text += " --optimizer-parallel" if plan.optimizer_shards != 1 else ""
     return text + (" --cut-vocabulary" if plan.cut_vocabulary else "")

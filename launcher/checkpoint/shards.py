@@ -1,4 +1,4 @@
-"""Which shards a folder holds, of which steps, and which step is complete: decided from names alone, nothing is opened.
+"""Find the shards in a folder, their steps, and the complete steps, from file names alone; nothing is opened.
 
 A folder holds ``rank_<R>/`` folders, or ``checkpoint/rank_<R>/`` beside ``strategy/`` and ``adapter_config.json``.
 """
@@ -28,13 +28,13 @@ FULL, TRAINABLE = "checkpoint", "checkpoint_trainable"
 
 
 def moment_text(moment: Moment) -> str:
-    """``moment`` as file names have it: EPOCH_STEP."""
+    """Return ``moment`` as in file names: EPOCH_STEP."""
     return "unnumbered" if moment == UNNUMBERED else f"{moment[0]}_{moment[1]}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """What a folder holds. ``files``: for each rank its files by moment. ``kind``: FULL, or TRAINABLE for adapters."""
+    """The shards of a folder. ``files``: by rank, then by moment. ``kind``: FULL, or TRAINABLE for adapters."""
 
     folder: Path
     kind: str
@@ -47,15 +47,15 @@ class Shards:
         return len(self.files)
 
     def moments(self) -> list[Moment]:
-        """Every moment that any rank saved, oldest first: by number, never by name."""
+        """Return the moments that any rank saved, oldest first: by number, never by name."""
         return sorted(set().union(*self.files))
 
     def missing(self, moment: Moment) -> list[int]:
-        """The ranks that have no file of ``moment``."""
+        """Return the ranks that have no file of ``moment``."""
         return [rank for rank, files in enumerate(self.files) if moment not in files]
 
     def complete(self) -> list[Moment]:
-        """The moments that all ranks saved, oldest first. Raises CheckpointError when there is none."""
+        """Return the moments that all ranks saved, oldest first. Raises CheckpointError when there is none."""
         found = [moment for moment in self.moments() if not self.missing(moment)]
         if found:
             return found
@@ -69,7 +69,7 @@ class Shards:
         )
 
     def at(self, moment: Moment) -> tuple[Path, ...]:
-        """The files of ``moment``, one a rank. Raises CheckpointError when formats are mixed or a rank has none."""
+        """Return one file of ``moment`` per rank. Raises CheckpointError when formats are mixed or a rank has none."""
         if self.missing(moment):
             raise CheckpointError(
                 f"{moment_text(moment)} is not complete: missing on {ranks_text(self.missing(moment))}",
@@ -87,12 +87,12 @@ def _listed(files: Mapping[Moment, Path]) -> str:
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
-    """``ranks`` in a sentence: "rank 3", "ranks 1-2, 7"."""
+    """Return ``ranks`` for a sentence: "rank 3", "ranks 1-2, 7"."""
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {spans(ranks)}"
 
 
 def find_shards(folder: Path, *, strategy: Path | None = None, num_ranks: int | None = None) -> Shards:
-    """What ``folder`` holds. ``num_ranks``: how many ranks wrote it, when that is known.
+    """Find the shards in ``folder``. ``num_ranks``: the number of ranks that wrote it, when known.
 
     Raises CheckpointError when there are no shards, a rank is missing, or a folder holds files of two runs.
     """
@@ -108,6 +108,7 @@ def _find_shards(folder: Path, strategy: Path | None, num_ranks: int | None) -> 
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}", hint="give a job, or a folder that holds rank_<R> folders")
     root, kind, found = _rank_folders(folder)
+    # Without num_ranks, missing last ranks do not show here; read_stages compares the count with the strategy's.
     count = num_ranks or max(found) + 1
     absent = [rank for rank in range(count) if rank not in found]
     if absent:
@@ -127,6 +128,7 @@ def _find_shards(folder: Path, strategy: Path | None, num_ranks: int | None) -> 
 
 
 def _rank_folders(folder: Path) -> tuple[Path, str, dict[int, Path]]:
+    # Full checkpoints go first: they need no base.
     for root in (folder / FULL, folder, folder / TRAINABLE):
         found = {int(match[1]): path for path in _folders(root) if (match := _RANK.fullmatch(path.name))}
         if found:
@@ -152,6 +154,7 @@ def _saved(folder: Path, rank: int) -> dict[Moment, Path]:
             continue
         _check_rank(path, rank)
         moment = (int(match["epoch"]), int(match["step"])) if match["epoch"] else UNNUMBERED
+        # Two prefixes are two runs in one folder: either choice would be a guess.
         if moment in found:
             raise CheckpointError(
                 f"two files of the same step: {found[moment]} and {path.name}", hint="move one of them away"
@@ -161,7 +164,7 @@ def _saved(folder: Path, rank: int) -> dict[Moment, Path]:
 
 
 def _check_rank(path: Path, rank: int) -> None:
-    """The rank in a file's name, if there is one, is that of its folder."""
+    """Raise CheckpointError when a file's name has another rank than its folder."""
     match = _RANK_IN_NAME.match(path.stem)
     if match and int(match[1]) != rank:
         raise CheckpointError(
@@ -171,7 +174,7 @@ def _check_rank(path: Path, rank: int) -> None:
 
 
 def _strategies(folder: Path, root: Path, given: Path | None, count: int) -> tuple[Path, ...]:
-    """One strategy file a rank, or the one file of all stages, or none."""
+    """Return one strategy file per rank, or the one file of all stages, or none."""
     if given is not None and given.is_file():
         return (given,)
     places = (given,) if given else (folder / "strategy", root.parent / "strategy")
@@ -183,6 +186,7 @@ def _strategies(folder: Path, root: Path, given: Path | None, count: int) -> tup
         if len(files) > 1:
             raise CheckpointError(f"which strategy file: {', '.join(map(str, files))}?", hint="give one as --strategy")
         return tuple(files)
+    # Ordered by number below, because by name rank_10 precedes rank_2.
     if sorted(numbered) != list(range(count)):
         raise CheckpointError(
             f"there are strategy files of {len(numbered)} ranks (the last is {max(numbered)}), "

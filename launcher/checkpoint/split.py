@@ -1,4 +1,4 @@
-"""The inverse of merging: a whole checkpoint into the shards of a plan, with their strategy files."""
+"""Split a whole checkpoint into the shards of a plan, with their strategy files: the inverse of merging."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ THRESHOLD_KIB = 64
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPlan:
-    """Degrees to split for. Ranks are numbered stage by stage; in a stage data parallel is outer, tensor inner.
+    """Degrees of a split. Ranks are numbered stage by stage; within a stage data parallel is outer, tensor inner.
 
     optimizer_shards: among how many data-parallel copies axis 0 is cut again; 1 for none, -1 for all.
     optimizer_threshold_kib: parameters of fewer KiB are not cut for the optimizer (parallel_optimizer_threshold).
@@ -49,7 +49,7 @@ class SplitPlan:
 
 
 def layout_of(name: str, shape: Shape, plan: SplitPlan, *, nbytes: int) -> Layout:
-    """How ``name`` is laid over the devices of its stage. nbytes: of the whole parameter, or the one it is state of.
+    """Return the layout of ``name`` on its stage. nbytes: of the whole parameter, or of the one it is state of.
 
     Raises CheckpointError when tensor parallel cannot cut it evenly.
     """
@@ -73,9 +73,10 @@ def layout_of(name: str, shape: Shape, plan: SplitPlan, *, nbytes: int) -> Layou
 
 
 def _optimizer_cuts_it(name: str, rows: Shape, axis: int | None, plan: SplitPlan, nbytes: int) -> bool:
-    """What mindspore 2.9.0 (opt_param_mgr.cc) cuts: parameters that are not below the threshold, before any other cut.
+    """Return whether optimizer parallel cuts it: if it is not below the threshold before any other cut.
 
-    MindFormers keeps norms, biases and the embedding out (parallel_optimizer False in llama_layer.py, layers.py).
+    mindspore 2.9.0, opt_param_mgr.cc; MindFormers excludes norms, biases and the embedding (parallel_optimizer False in
+    llama_layer.py, layers.py).
     """
     copies = plan.data_parallel if axis is not None else plan.per_stage
     is_kept_out = len(rows) < 2 or name.endswith(names.EMBEDDING) or nbytes < plan.optimizer_threshold_kib << 10
@@ -83,7 +84,7 @@ def _optimizer_cuts_it(name: str, rows: Shape, axis: int | None, plan: SplitPlan
 
 
 def _cut_axis(name: str, shape: Shape, plan: SplitPlan) -> int | None:
-    """The axis of ``name`` that tensor parallel cuts; adapters, biases and optimizer state as the weight they are of.
+    """Return the axis of ``name`` that tensor parallel cuts; adapters, biases and state are cut as their weight.
 
     The embedding and the head stay whole unless cut_vocabulary asks (MindFormers: vocab_emb_dp False).
     """
@@ -107,7 +108,7 @@ def _stem(in_layer: str) -> str:
 
 
 def stage_of(name: str, num_layers: int, plan: SplitPlan) -> range:
-    """The pipeline stages that hold ``name``: layers in even runs, the head last, counters everywhere."""
+    """Return the pipeline stages that hold ``name``: layers in equal runs, the head last, counters everywhere."""
     match = names.LAYER.search(name)
     if match:
         stage = int(match[1]) * plan.pipeline_stage // max(1, num_layers)
@@ -120,7 +121,7 @@ def stage_of(name: str, num_layers: int, plan: SplitPlan) -> range:
 
 
 def split(source: TensorFile, target: Path, plan: SplitPlan, *, file_format: str = SAFETENSORS) -> int:
-    """Split ``source`` into ``target``/rank_<R>/ and ``target``/strategy/; returns the number of ranks.
+    """Split ``source`` into ``target``/rank_<R>/ and ``target``/strategy/; return the number of ranks.
 
     Raises CheckpointError when ``target`` exists, names are not MindFormers' or a tensor cannot be cut; HostError
     when the disk is full.
@@ -149,7 +150,7 @@ def _split(source: TensorFile, target: Path, plan: SplitPlan, file_format: str) 
 
 
 def _check_names(source: TensorFile) -> None:
-    """Tensors of other names would all be taken to be whole on every rank."""
+    """Check tensor names: unknown ones would silently be replicated whole on every rank."""
     in_layers = [match[2] for name in source.entries if (match := names.LAYER.search(name))]
     if names.EMBEDDING not in source.entries and all(registry.cut_axis(_stem(name)) is None for name in in_layers):
         raise CheckpointError(
@@ -185,7 +186,7 @@ def _rank_outputs(
 
 
 def _slice(source: TensorFile, entry: Entry, box: Box) -> Output:
-    """``box`` of a tensor of ``source`` as a tensor of its own."""
+    """Return ``box`` of a tensor of ``source`` as a tensor of its own."""
     start = tuple(0 for _ in box.size)
     placed = Box(start=start, size=box.size, row=box.start[0] if box.start else 0)
     piece = Piece(file=source, entry=entry, box=placed, skip=box.start[1:])

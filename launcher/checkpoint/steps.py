@@ -1,4 +1,4 @@
-"""Which step is merged: the newest by number that every rank saved, or the one that was asked for."""
+"""Choose the step to merge: the newest by number that every rank saved, or the requested one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BY_TENSOR, BY_NAME = GLOBAL_STEP, "file name"
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A newer moment that some ranks lack, or whose files are damaged."""
+    """A newer moment that was skipped because ranks lack it or its files are damaged."""
 
     moment: Moment
     missing: tuple[int, ...] = ()
@@ -55,9 +55,9 @@ class Step:
 
 
 def choose_step(shards: Shards, wanted: int | Moment | None) -> Step:
-    """The newest moment complete on all ranks, or the one that is ``wanted``: a step, or a moment.
+    """Return the newest moment complete on all ranks, or the ``wanted`` one: a step, or a moment.
 
-    Raises CheckpointError when there is none, or when names alone do not tell which epoch's step is meant.
+    Raises CheckpointError when there is none, or when file names leave open which epoch's step is meant.
     """
     complete = shards.complete()
     if wanted is None:
@@ -79,7 +79,7 @@ def choose_step(shards: Shards, wanted: int | Moment | None) -> Step:
 
 
 def step_before(shards: Shards, step: Step, damage: str) -> Step | None:
-    """The newest complete step before ``step``, which is skipped for its ``damage``; None when there is none."""
+    """Return the newest complete step before ``step``, skipped for its ``damage``; None when there is none."""
     older = [moment for moment in shards.complete() if moment < step.moment]
     if not older:
         return None
@@ -88,23 +88,23 @@ def step_before(shards: Shards, step: Step, damage: str) -> Step | None:
 
 
 def _incomplete(shards: Shards, oldest: Moment) -> tuple[Skipped, ...]:
-    """Moments after ``oldest`` that some ranks lack, newest first."""
+    """Return the moments after ``oldest`` that some ranks lack, newest first."""
     found = (Skipped(moment=moment, missing=tuple(shards.missing(moment))) for moment in reversed(shards.moments()))
     return tuple(skipped for skipped in found if skipped.missing and skipped.moment > oldest)
 
 
 def damaged_ranks(shards: Shards, moment: Moment) -> list[int]:
-    """The ranks whose file of ``moment`` is there and is not whole."""
+    """Return the ranks whose file of ``moment`` exists and is damaged."""
     return [rank for rank, files in enumerate(shards.files) if moment in files and not is_whole(files[moment])]
 
 
 def list_steps(shards: Shards) -> list[Step]:
-    """Every moment that any rank saved, oldest first."""
+    """Return the moments that any rank saved, oldest first."""
     return [_described(shards, moment) for moment in shards.moments()]
 
 
 def _described(shards: Shards, moment: Moment, skipped: tuple[Skipped, ...] = ()) -> Step:
-    """``moment`` with the step that the first rank which knows it says."""
+    """Return ``moment`` with the step number from the first rank that stores it."""
     paths = [files[moment] for files in shards.files if moment in files]
     asked = paths[:1] if shards.kind == TRAINABLE else paths  # adapters alone have no such tensor on any rank
     number = next((number for path in asked if (number := _step_said(path)) is not None), None)
@@ -116,7 +116,7 @@ def _described(shards: Shards, moment: Moment, skipped: tuple[Skipped, ...] = ()
 
 
 def _step_said(path: Path) -> int | None:
-    """The step in ``path``; a damaged file says none."""
+    """Return the step number in ``path``; None for a damaged file."""
     try:
         return _step_in(path)
     except DamagedFile:
@@ -132,10 +132,10 @@ def _step_in(path: Path) -> int | None:
 
 
 def check_steps(step: Step, paths: Sequence[Path], needed: Iterable[int], *, full: bool) -> Step:
-    """Hold the steps that ranks' files say against each other, whatever their weights; returns ``step`` as they say.
+    """Check that the ranks' files agree on the step; return ``step`` with their number.
 
-    paths: one file a rank; a file without the tensor says nothing (redundancy may be removed). needed: ranks that are
-    asked in any case. Raises CheckpointError when they disagree.
+    paths: one file per rank; a file without the step tensor does not count (redundancy may be removed). needed: ranks
+    whose file is read in any case. Raises CheckpointError when they disagree.
     """
     count = len(paths)
     spread = range(count) if full or count <= _MAX_ASKED else range(0, count, -(-count // _MAX_ASKED))

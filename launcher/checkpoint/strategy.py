@@ -1,7 +1,7 @@
-"""Strategy files: how MindSpore laid each parameter over the devices of its pipeline stage. Protobuf and JSON.
+"""Strategy files: the layout of each parameter over the devices of its pipeline stage. Protobuf and JSON.
 
-node_strategy.proto and parallel/_parallel_serialization.py of mindspore 2.9.0. A file is of one stage (one a rank), or
-of all of them (``merge_pipeline_strategys``; its names begin with the stage: "1-model.norm_out.weight").
+node_strategy.proto and parallel/_parallel_serialization.py of mindspore 2.9.0. A file describes one stage (one file
+per rank), or all stages (``merge_pipeline_strategys``; names begin with the stage: "1-model.norm_out.weight").
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from launcher.checkpoint.wire import BYTES, WireError, fields, read_varint, signed, tag, varint
 from launcher.errors import CheckpointError
 
+# Strategy files end in .ckpt too: weights that were given by mistake are refused before they are read into memory.
 _MAX_FILE_BYTES = 64 << 20
 _MAX_DEVICES = 1 << 20
 _STAGED = re.compile(r"(\d+)-(.+)")
@@ -24,13 +25,13 @@ _STAGED = re.compile(r"(\d+)-(.+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How one parameter lies on the devices of a stage.
+    """The layout of one parameter on the devices of a stage.
 
     device_matrix: device counts, outermost first; a rank's coordinates in it are its mixed-radix digits.
     tensor_map: for each axis of the tensor the device axes that cut it, outer cut first, counted from the innermost
     (0 is the last of device_matrix); empty when the axis is whole.
     opt_step, opt_size: axis 0 of what the tensor map leaves is cut again among opt_size of the ranks that hold the
-    same slice (optimizer parallel); opt_size -1 means all of them; opt_step 0 means it is not.
+    same slice (optimizer parallel); opt_size -1 means all of these ranks; opt_step 0 means no such cut.
     split_rows: rows of each slice along axis 0 when they are uneven (``param_split_shape``). ``field``: rows are cut
     within each of ``field`` equal groups (wide embedding tables).
     """
@@ -48,7 +49,7 @@ class Layout:
         return math.prod(self.device_matrix)
 
     def cuts(self) -> tuple[int, ...]:
-        """Into how many parts the tensor map cuts each axis."""
+        """Return the number of parts that the tensor map cuts each axis into."""
         return tuple(math.prod(self.device_matrix[-1 - dim] for dim in dims) for dims in self.tensor_map)
 
 
@@ -56,7 +57,7 @@ Stages = dict[int, dict[str, Layout]]
 
 
 def read_strategy(path: Path) -> Stages:
-    """Layouts by stage and parameter. Raises CheckpointError when ``path`` is no strategy file."""
+    """Read layouts by stage and parameter. Raises CheckpointError when ``path`` is not a strategy file."""
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
@@ -65,6 +66,7 @@ def read_strategy(path: Path) -> Stages:
         return _by_stage(stage, named)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
+    # A damaged file or one of another kind fails anywhere in parsing, with any of these.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is no strategy file: {error}", hint="copy it again from the run that trained"
@@ -83,10 +85,12 @@ def _by_stage(stage: int, named: Mapping[str, Layout]) -> Stages:
 
 
 def _checked(name: str, layout: Layout) -> Layout:
+    # Checked once here, so that the arithmetic of layout.py can index without bounds checks.
     axes = len(layout.device_matrix)
     if not axes or min(layout.device_matrix) < 1 or layout.num_devices > _MAX_DEVICES:
         raise ValueError(f"{name}: device matrix {list(layout.device_matrix)}")
     used = [dim for dims in layout.tensor_map for dim in dims]
+    # A device axis cuts at most one axis of a tensor.
     if any(not 0 <= dim < axes for dim in used) or len(used) != len(set(used)):
         raise ValueError(f"{name}: tensor map {layout.tensor_map} over {axes} device axes")
     slices = layout.cuts()[0] if layout.tensor_map else 1
@@ -112,7 +116,7 @@ def _read_protobuf(raw: bytes) -> tuple[int, dict[str, Layout]]:
 
 
 def _stage(item: bytes) -> int:
-    """ParallelStrategyItem.parallel_strategys.stage: the stage that the operators of this file run in."""
+    """Return ParallelStrategyItem.parallel_strategys.stage, the stage that the operators of this file run in."""
     strategies = dict(fields(item)).get(2, b"")
     stage = dict(fields(_message(strategies))).get(1, 0)
     if not isinstance(stage, int):
@@ -135,7 +139,7 @@ def _layout(raw: bytes) -> Layout:
         elif number in numbers and isinstance(value, int):
             numbers[number] = signed(value)
     maps = lists[2]
-    # One message lists the device axis of each tensor axis; several, one a tensor axis, list several device axes each.
+    # One message lists one device axis per tensor axis; several list the device axes of one tensor axis each.
     nested: list[Any] = maps if len(maps) > 1 else (maps[0] if maps else [])
     return Layout(
         device_matrix=tuple(_first(lists[1])),
@@ -158,6 +162,7 @@ def _dims(message: bytes) -> list[int]:
 
 def _numbers(message: bytes) -> Iterator[int]:
     for number, value in fields(message):
+        # Protobuf writers may pack repeated numbers or write them one by one; readers have to take both.
         if number == 1 and isinstance(value, int):
             yield signed(value)
         elif number == 1 and isinstance(value, bytes):
@@ -173,12 +178,14 @@ def _packed(data: bytes) -> Iterator[int]:
 
 def _tensor_map(dims: list[Any]) -> tuple[tuple[int, ...], ...]:
     each = (dim if isinstance(dim, list) else [dim] for dim in dims)
+    # MindSpore writes -1 for an axis that no device axis cuts.
     return tuple(tuple(number for number in axis if number != -1) for axis in each)
 
 
 def write_strategy(stage: int, layouts: Mapping[str, Layout]) -> bytes:
-    """The protobuf strategy file of one stage, as a semi-auto run would have left it."""
+    """Return the bytes of a protobuf strategy file of one stage, as a semi-auto run writes it."""
     strategies = _varint_field(1, stage) + _message_field(2, _list_message((1,)))
+    # MindSpore's merge_pipeline_strategys and ``_stage`` take the stage from the first operator: one is needed.
     operator = _message_field(1, b"Default/launcher") + _message_field(2, strategies)
     items = [_varint_field(1, stage), _message_field(2, operator)]
     for name, layout in layouts.items():
@@ -187,6 +194,7 @@ def write_strategy(stage: int, layouts: Mapping[str, Layout]) -> bytes:
 
 
 def _layout_message(layout: Layout) -> bytes:
+    # One message unless an axis is cut by several device axes, as ``_layout`` reads it.
     flat = all(len(axis) < 2 for axis in layout.tensor_map)
     maps = [[axis[0] if axis else -1 for axis in layout.tensor_map]] if flat else []
     nested = [list(axis) or [-1] for axis in layout.tensor_map] if not flat else []
@@ -239,6 +247,7 @@ def _json_layout(item: Mapping[str, Any]) -> Layout:
 
 
 def _ints(values: Any) -> tuple[int, ...]:
+    # Not isinstance: a bool is an int too, but no number of this format.
     if not all(type(value) is int for value in values):
         raise TypeError(f"{values!r} are not whole numbers")
     return tuple(values)

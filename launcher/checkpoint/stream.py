@@ -1,5 +1,5 @@
-"""Write tensors into a checkpoint file in one pass: copied inside the kernel where no arithmetic is needed, else by
-blocks of rows; two threads, a few MiB of memory each, whatever the size of the model.
+"""Write tensors into a checkpoint file in one pass: copied inside the kernel where no arithmetic is needed, else in
+blocks of rows by a few threads with a few MiB of memory each, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _NO_COPY = {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EPE
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Rows [start, stop) of ``output`` lie at ``offset`` in the new file."""
+    """Rows [start, stop) of ``output``, which lie at ``offset`` in the new file."""
 
     output: Output
     start: int
@@ -52,7 +52,7 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class FilePlan:
-    """Every byte of a file to come: ``literals`` (offset, bytes) between the tensors of ``chunks``."""
+    """The planned bytes of a file: ``literals`` (offset, bytes) between the tensors of ``chunks``."""
 
     literals: tuple[tuple[int, bytes], ...]
     chunks: tuple[Chunk, ...]
@@ -61,7 +61,7 @@ class FilePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedFile:
-    """A file of a result: its name, the tensors in it, and every byte."""
+    """A planned file of a result: its name, its tensors, and its bytes."""
 
     name: str
     outputs: tuple[Output, ...]
@@ -69,13 +69,13 @@ class PlannedFile:
 
 
 def planned(name: str, outputs: Sequence[Output], file_format: str, made_for: str) -> PlannedFile:
-    """The file ``name`` with ``outputs``. ``made_for``: the "format" in the metadata of safetensors."""
+    """Plan the file ``name`` with ``outputs``. ``made_for``: the "format" in the metadata of safetensors."""
     plan = plan_file(outputs, file_format, {"format": made_for})
     return PlannedFile(name=name, outputs=tuple(outputs), bytes=plan)
 
 
 def plan_file(outputs: Sequence[Output], file_format: str, metadata: Mapping[str, str]) -> FilePlan:
-    """Where everything goes in a file of ``file_format``."""
+    """Plan the place of every byte in a file of ``file_format``."""
     if file_format == CKPT:
         return _plan_ckpt(outputs)
     # Wide elements first, as the safetensors library sorts them: every tensor is aligned then.
@@ -92,6 +92,7 @@ def plan_file(outputs: Sequence[Output], file_format: str, metadata: Mapping[str
 def _plan_ckpt(outputs: Sequence[Output]) -> FilePlan:
     literals, chunks, offset = [], [], 0
     for output in outputs:
+        # Cut where save_checkpoint cuts; max(), because a tensor without elements still needs its frame.
         rows = max(1, ckpt.SLICE_BYTES // max(1, output.row_bytes))
         for start in range(0, max(1, output.whole.rows), rows):
             stop = min(start + rows, output.whole.rows)
@@ -104,7 +105,7 @@ def _plan_ckpt(outputs: Sequence[Output]) -> FilePlan:
 
 
 def write_file(path: Path, plan: FilePlan, on_bytes: OnBytes) -> None:
-    """Write the new file ``path``; not synced. ``on_bytes`` hears of bytes written, from several threads.
+    """Write the new file ``path``, without syncing. ``on_bytes`` is called with bytes written, from several threads.
 
     Raises HostError when the disk is full or the file may not be written, CheckpointError when a source is damaged.
     """
@@ -122,9 +123,9 @@ def write_file(path: Path, plan: FilePlan, on_bytes: OnBytes) -> None:
 
 
 def _reserve(fd: int, size: int) -> None:
-    """Take ``size`` bytes of the disk at once: a full disk shows now, and writing costs half as much on ext4.
+    """Reserve ``size`` bytes of disk at once: a full disk fails early, and writing costs half as much on ext4.
 
-    fallocate(2) itself: os.posix_fallocate writes every page where a file system (NFS) cannot reserve.
+    Calls fallocate(2) directly: os.posix_fallocate writes every page where a file system (NFS) cannot reserve.
     """
     if sys.platform == "linux":
         fallocate = ctypes.CDLL(None, use_errno=True).fallocate
@@ -141,6 +142,7 @@ def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     for chunk in chunks:
         output = chunk.output
         limit = _COPY_BYTES if _is_moved(output) else BLOCK_BYTES
+        # A row costs the widest of its forms: in the new file, in the source, and in float32 while adapters are added.
         wide = max(output.row_bytes, output.whole.row_bytes, output.whole.row_items * 4 if output.fold else 1, 1)
         rows = max(1, limit // wide)
         for start in range(chunk.start, chunk.stop, rows):
@@ -153,7 +155,7 @@ def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
 
 
 def _is_moved(output: Output) -> bool:
-    """Return whether the kernel copies the bytes, unseen: they stay as they are and consecutive, and may be any."""
+    """Return whether the kernel can copy the bytes: unchanged, consecutive, and not checked to be finite."""
     whole = output.whole
     return output.is_copy and not output.must_be_finite and all(whole.is_wide(piece) for piece in whole.pieces)
 
@@ -166,6 +168,7 @@ def _run(fd: int, blocks: list[Chunk], on_bytes: OnBytes) -> None:
         worker = _Worker(fd, adapters)
         while not stop.is_set():
             with lock:
+                # In file order from one queue, so that threads mostly work on one weight and share its adapters.
                 block = next(pending, None)
             if block is None:
                 return
@@ -176,13 +179,14 @@ def _run(fd: int, blocks: list[Chunk], on_bytes: OnBytes) -> None:
             futures = [pool.submit(work) for _ in range(NUM_THREADS)]
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
+            # Also after Ctrl-C: leaving the pool waits for its threads, which would otherwise finish the file first.
             stop.set()
         for future in futures:
             future.result()
 
 
 class _Adapters:
-    """The adapters of the weight at work, in float32: lora_a (r, in), scale * lora_b (out, r). Threads share them."""
+    """The adapters of the current weight in float32, shared by threads: lora_a (r, in), scale * lora_b (out, r)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -191,6 +195,7 @@ class _Adapters:
 
     def get(self, fold: Fold) -> tuple[Array, Array]:
         with self._lock:
+            # Loaded while the lock is held: the other threads need the same adapters next and would read them again.
             if self._value is None or self._key is not fold:
                 self._value = load_adapters(fold)
                 self._key = fold
@@ -198,14 +203,14 @@ class _Adapters:
 
 
 def load_adapters(fold: Fold) -> tuple[Array, Array]:
-    """lora_a (r, in) and scale * lora_b (out, r) in float32."""
+    """Return lora_a (r, in) and scale * lora_b (out, r) in float32."""
     lora_b = fold.lora_b.read().astype(np.float32)
     lora_b *= np.float32(fold.scale)
     return fold.lora_a.read().astype(np.float32), lora_b
 
 
 class _Worker:
-    """One thread's buffers, used for one block after another."""
+    """The writer of one thread, with buffers that are reused for each block."""
 
     def __init__(self, fd: int, adapters: _Adapters) -> None:
         self._fd = fd
@@ -214,7 +219,7 @@ class _Worker:
         self._buffers: dict[str, Array] = {}
 
     def write(self, block: Chunk) -> int:
-        """Write ``block`` and return how many bytes that were."""
+        """Write ``block`` and return the number of bytes."""
         output = block.output
         if _is_moved(output):
             self._copy(block)
@@ -242,7 +247,7 @@ class _Worker:
         _write(self._fd, byte_view(source), block.offset)
 
     def _check_finite(self, block: Chunk, values: Array) -> None:
-        """Raise CheckpointError when one of ``values`` is infinite or no number: when its exponent is the largest."""
+        """Raise CheckpointError when one of ``values`` is infinite or NaN: when its exponent is all ones."""
         dtype = block.output.dtype
         bits = values.view(f"uint{8 * item_size(dtype)}")
         doubled = self._buffer("doubled", min(bits.size, _TILE_ITEMS), str(bits.dtype))
@@ -273,12 +278,13 @@ class _Worker:
         return result
 
     def _delta(self, factors: tuple[Array, Array], start: int, first: int, rows: int, step: int) -> Array:
-        """Rows [first, first + step) of scale * B A of the block that begins at row ``start``.
+        """Return rows [first, first + step) of scale * B A of the block that begins at row ``start``.
 
-        Products of several tiles are taken at once: BLAS packs lora_a anew each time.
+        Computes the products of several tiles at once, because BLAS packs lora_a anew for each call.
         """
         items, many = factors[0].shape[1], step * _PRODUCT_TILES
         delta = self._buffer("delta", min(many, rows) * items, "float32").reshape(-1, items)
+        # The first tile of each group computes the product; the later tiles take their rows from the buffer.
         begin = first // many * many
         if first == begin:
             end = min(begin + many, rows)
@@ -286,6 +292,7 @@ class _Worker:
         return delta[first - begin : min(first - begin + step, rows - begin)].reshape(-1)
 
     def _widen(self, source: Array, out: Array) -> None:
+        # The caster's scratch holds one tile: a single row that is larger goes through numpy.
         if source.dtype == np.float16 and source.size <= _TILE_ITEMS:
             self._caster.widen(source, out)
         else:
@@ -320,7 +327,7 @@ def _not_finite(block: Chunk, values: Array) -> CheckpointError:
 
 
 def _via_float32(output: Output) -> bool:
-    """Whether a cast through float32 tiles is exact: from or to float16, the other side no wider than float32."""
+    """Return whether a cast through float32 tiles is exact: from or to float16, the other side at most float32."""
     pair = {output.dtype, output.whole.dtype}
     return "float16" in pair and pair <= {"float16", "bfloat16", "float32"}
 
@@ -347,5 +354,6 @@ def _copy_some(source_fd: int, source: int, target_fd: int, target: int, nbytes:
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
     while len(data):
+        # Linux writes at most 2 GiB per call, and less on a disk that fills up.
         count = os.pwrite(fd, data, offset)
         data, offset = data[count:], offset + count

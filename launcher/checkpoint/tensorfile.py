@@ -1,7 +1,7 @@
-"""One checkpoint file: which tensors it holds and where their bytes lie, and reads of them by rows.
+"""One checkpoint file: its tensors, their byte ranges, and reads by rows.
 
-Everything is read with pread: a file that shrinks meanwhile gives an error, never a crash, and nothing is held in
-memory but what was asked for.
+Everything is read with pread: a file that shrinks meanwhile gives an error, never a crash, and only the requested
+bytes are held in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class TensorFile:
     """An open checkpoint file of either format; use it in a ``with`` statement. Reads are safe in several threads."""
 
     def __init__(self, path: Path) -> None:
-        """Raises CheckpointError when there is no such file, or it is damaged, encrypted or neither format."""
+        """Open ``path``. Raises CheckpointError when it is missing, damaged, encrypted or of neither format."""
         self.path = path
         self.format = format_of(path)
         try:
@@ -53,7 +53,7 @@ class TensorFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file; a second time does nothing."""
+        """Close the file; closing it again does nothing."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -63,7 +63,7 @@ class TensorFile:
         return self.index.entries
 
     def pread(self, offset: int, nbytes: int) -> bytes:
-        """Exactly ``nbytes`` bytes at ``offset``. Raises CheckpointError when it ends before or the disk fails."""
+        """Read exactly ``nbytes`` bytes at ``offset``. Raises CheckpointError when the file ends or the disk fails."""
         try:
             data = os.pread(self.fd, nbytes, offset)
         except OSError as error:
@@ -77,13 +77,13 @@ class TensorFile:
         return bytes(buffer)
 
     def read_into(self, entry: Entry, start: int, out: memoryview) -> None:
-        """Fill ``out`` with the bytes of ``entry`` from its byte ``start`` on."""
+        """Fill ``out`` with the bytes of ``entry``, beginning at its byte ``start``."""
         for offset, nbytes in self.spans(entry, start, len(out)):
             self._fill(out[:nbytes], offset)
             out = out[nbytes:]
 
     def spans(self, entry: Entry, start: int, nbytes: int) -> list[tuple[int, int]]:
-        """Where ``nbytes`` bytes of ``entry`` from its byte ``start`` on lie: (offset in the file, bytes), in order."""
+        """Locate ``nbytes`` bytes of ``entry`` from its byte ``start`` on: (offset in the file, bytes), in order."""
         found = []
         for offset, length in entry.extents:
             if start < length and nbytes > 0:
@@ -108,7 +108,7 @@ class TensorFile:
         return CheckpointError(f"cannot read {self.path}: {error.strerror}", hint="look at the disk it is on")
 
     def array(self, name: str) -> Array:
-        """The whole tensor ``name``, in its own shape and dtype. Raises KeyError when there is none."""
+        """Read the whole tensor ``name``, in its own shape and dtype. Raises KeyError when there is none."""
         entry = self.entries[name]
         out = np.empty(entry.shape, numpy_dtype(entry.dtype))
         if out.nbytes:
@@ -117,9 +117,9 @@ class TensorFile:
 
 
 def _shared(index: Index) -> Index:
-    """``index`` with the entries of the file read before when they are equal.
+    """Return ``index``, sharing the entries of the file read before when they are equal.
 
-    Hundreds of ranks hold slices of equal shapes at equal places: their indexes are most of what a merge has in memory.
+    Hundreds of ranks hold slices of equal shapes at equal offsets: their indexes would be most of a merge's memory.
     """
     global _latest_entries
     if index.entries != _latest_entries:
@@ -128,12 +128,12 @@ def _shared(index: Index) -> Index:
 
 
 def byte_view(array: Array) -> memoryview:
-    """The bytes of a C-contiguous ``array``, writable when it is. Works for bfloat16, which has no buffer format."""
+    """View a C-contiguous ``array`` as bytes, writable when it is. Works for bfloat16, which has no buffer format."""
     return memoryview(array.reshape(-1).view(np.uint8).data)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether ``path`` is as its format says, which is what resume, merge-ckpt and --list call a whole checkpoint.
+    """Return whether ``path`` is valid in its format: the test of resume, merge-ckpt and --list for a whole checkpoint.
 
     Its tensors are not read. Raises CheckpointError when it cannot be read.
     """

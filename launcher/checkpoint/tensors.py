@@ -1,4 +1,4 @@
-"""Whole tensors that lie in slices in several files, and what is to be written of them. Nothing is read here."""
+"""Whole tensors made of slices in several files, and the outputs to write from them. Planning reads nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Whole:
         return piece.box.size[1:] == self.shape[1:] == piece.entry.shape[1:]
 
     def parts(self, start: int, stop: int) -> Iterator[tuple[Piece, int, int, int]]:
-        """Each piece in rows [start, stop): the piece, its first row and last + 1, and that first row in its slice."""
+        """Yield (piece, first row, last row + 1, that first row in the piece's slice) for rows [start, stop)."""
         for piece in self.pieces:
             first = piece.box.start[0] if piece.box.start else 0
             rows = piece.box.size[0] if piece.box.size else 1
@@ -100,14 +100,14 @@ class Whole:
         np.copyto(out[place], source)
 
     def read(self) -> Array:
-        """The whole tensor, in its shape and dtype."""
+        """Read the whole tensor, in its shape and dtype."""
         out = np.empty((self.rows, *self.shape[1:]), numpy_dtype(self.dtype))
         if out.size:
             self.read_rows(0, self.rows, out, np.empty(self.scratch_bytes(self.rows), np.uint8))
         return out.reshape(self.shape)
 
     def scratch_bytes(self, rows: int) -> int:
-        """Bytes of scratch that ``read_rows`` needs for ``rows`` rows."""
+        """Return the bytes of scratch that ``read_rows`` needs for ``rows`` rows."""
         narrow = [piece.row_items for piece in self.pieces if not self.is_wide(piece)]
         return rows * max(narrow, default=0) * item_size(self.dtype)
 
@@ -144,11 +144,11 @@ class Output:
 
     @property
     def must_be_finite(self) -> bool:
-        """Whether infinities and NaNs in it are an error: in weights and adapters, not in the optimizer's state."""
+        """Return whether infinities and NaNs are an error: in weights and adapters, not in the optimizer's state."""
         name = self.whole.name
         return self.dtype in FLOATS and (names.is_weight(name) or names.is_adapter(name))
 
     @property
     def is_copy(self) -> bool:
-        """Whether the bytes go over as they are."""
+        """Return whether the bytes are copied unchanged."""
         return self.fold is None and self.dtype == self.whole.dtype

@@ -1,4 +1,4 @@
-"""What was written, read again and held against what it was made of."""
+"""Verify written files: read them again and compare them with their inputs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _BLOCK_ITEMS = 1 << 20
 @dataclass(frozen=True, kw_only=True)
 class Verified:
     """``max_error``: the largest |written - (W + scale B A)|, computed in float64, among ``values`` values of
-    ``tensors`` tensors; ``tolerance``: half a place of the result's type at the largest of them, and what float32
-    sums may lose."""
+    ``tensors`` tensors; ``tolerance``: half a unit in the last place of the result's dtype at the largest of
+    these values, plus the rounding error of float32 sums."""
 
     tensors: int
     values: int
@@ -34,13 +34,13 @@ class Verified:
 
 
 def verifying_bytes(row_items: int, *, full: bool) -> int:
-    """An upper bound of what ``verify_files`` holds of tensors with at most ``row_items`` elements a row."""
+    """Return an upper bound of ``verify_files``' memory for tensors with at most ``row_items`` elements per row."""
     items = max(_BLOCK_ITEMS if full else min(_BLOCK_ITEMS, _SAMPLE_ROWS * row_items), row_items)
     return 64 * items  # what was written and its source, and half a dozen arrays in float64
 
 
 def verify_files(files: Mapping[Path, Sequence[Output]], *, full: bool) -> Verified:
-    """Read ``files`` again. Raises CheckpointError when a name, a shape or a value is not what it should be."""
+    """Read ``files`` again. Raises CheckpointError when a name, a shape or a value is wrong."""
     found = [_verify_file(path, outputs, full=full) for path, outputs in files.items()]
     return Verified(
         tensors=sum(item.tensors for item in found),
@@ -135,7 +135,7 @@ def _error(
 
 
 def _half_place(dtype: str, value: float) -> float:
-    """Half the distance between neighbours of ``dtype`` at ``value``."""
+    """Return half the distance between neighbours of ``dtype`` at ``value``."""
     digits = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
     if dtype not in FLOATS:
         return 0.0
@@ -171,7 +171,7 @@ def check_architecture(
     *,
     hint: str = "the model is another one",
 ) -> None:
-    """Raises CheckpointError, naming the first tensors, when names or shapes are not the architecture's."""
+    """Raise CheckpointError, naming the first tensors, when names or shapes are not the architecture's."""
     wrong = [f"missing {name}" for name in expected if name not in found]
     wrong += [f"unknown {name}" for name in found if name not in expected]
     wrong += [

@@ -1,4 +1,4 @@
-"""Protobuf's wire format (protobuf.dev/programming-guides/encoding): as much as checkpoints and strategies need."""
+"""Protobuf's wire format (protobuf.dev/programming-guides/encoding), the part that checkpoints and strategies need."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ FIXED32 = 5
 
 
 class WireError(ValueError):
-    """Bytes that are no protobuf message."""
+    """Bytes that are not a protobuf message."""
 
 
 def tag(number: int, kind: int) -> int:
-    """The key of field ``number`` with wire type ``kind``."""
+    """Return the key of field ``number`` with wire type ``kind``."""
     return number << 3 | kind
 
 
 def varint(value: int) -> bytes:
-    """``value`` as a varint; a negative one as its 64-bit two's complement."""
+    """Encode ``value`` as a varint; a negative one as its 64-bit two's complement."""
     value &= (1 << 64) - 1
     out = bytearray()
     while value > 127:
@@ -31,7 +31,7 @@ def varint(value: int) -> bytes:
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The unsigned varint at ``at`` and the position after it. Raises WireError."""
+    """Return the unsigned varint at ``at`` and the position after it. Raises WireError."""
     value = shift = 0
     while at < len(data) and shift < 70:
         byte = data[at]
@@ -44,7 +44,7 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def field(data: bytes, at: int) -> tuple[bytes, int]:
-    """The length-delimited field at ``at`` and the position after it. Raises WireError."""
+    """Return the length-delimited field at ``at`` and the position after it. Raises WireError."""
     size, at = read_varint(data, at)
     if at + size > len(data):
         raise WireError(f"a field of {size} bytes that is not whole")
@@ -52,7 +52,7 @@ def field(data: bytes, at: int) -> tuple[bytes, int]:
 
 
 def skip(data: bytes, at: int, key: int) -> int:
-    """The position after the value of the field ``key`` at ``at``. Raises WireError."""
+    """Return the position after the value of the field ``key`` at ``at``. Raises WireError."""
     kind = key & 7
     if kind == VARINT:
         return read_varint(data, at)[1]
@@ -64,7 +64,7 @@ def skip(data: bytes, at: int, key: int) -> int:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of every field of a message that is in memory whole. Raises WireError."""
+    """Yield (number, value) of every field of a message in memory. Raises WireError."""
     at = 0
     while at < len(data):
         key, at = read_varint(data, at)
@@ -79,5 +79,5 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def signed(value: int) -> int:
-    """An int32 or int64 that was read as an unsigned varint."""
+    """Return the signed value of an int32 or int64 that was read as an unsigned varint."""
     return value - (1 << 64) if value >> 63 else value

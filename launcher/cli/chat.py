@@ -23,11 +23,12 @@ def chat(reference: str, choice: ModelOptions, system: str | None, sampling: Sam
     launcher chat last
     launcher chat last --system "Answer in one sentence." --temperature 0.7
     """
-    from launcher.inference.chatting import talk
     from launcher.inference.interrupts import held_back
-    from launcher.inference.session import Session
 
-    with held_back() as interrupted:
+    with held_back() as interrupted:  # before numpy is imported: its threads inherit what is held back
+        from launcher.inference.chatting import talk
+        from launcher.inference.session import Session
+
         session = Session(choice.find(reference), batch_size=1, device_id=choice.device_id)
         session.interrupted = interrupted
         talk(session, sampling.spec(session.model), system=system, out=sys.stdout)

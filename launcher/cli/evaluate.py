@@ -65,10 +65,11 @@ def evaluate(references: tuple[str, ...], options: EvalOptions, form: str, choic
 
 
 def _compared(references: tuple[str, ...], options: EvalOptions, choice: ModelOptions) -> Comparison:
-    from launcher.inference.evaluation import Evaluation
     from launcher.inference.interrupts import held_back
 
-    with held_back() as interrupted:
+    with held_back() as interrupted:  # before numpy is imported: its threads inherit what is held back
+        from launcher.inference.evaluation import Evaluation
+
         evaluation = Evaluation.of(references, choice.jobs_dir, choice.given(), data=options.data, limit=options.limit)
         for note in evaluation.notes:
             click.echo(f"note: {note}", err=True)

@@ -65,10 +65,11 @@ def infer(reference: str, choice: ModelOptions, asked: Questions, sampling: Samp
     launcher infer my-llama --adapter last --raw --prompt "I love Beijing, because"
     """
     from launcher.inference.interrupts import held_back
-    from launcher.inference.prompts import collect
-    from launcher.inference.session import Session
 
-    with held_back() as interrupted:
+    with held_back() as interrupted:  # before numpy is imported: its threads inherit what is held back
+        from launcher.inference.prompts import collect
+        from launcher.inference.session import Session
+
         questions = collect(asked.prompts, asked.file, system=asked.system, raw=asked.raw)
         batch_size = min(asked.batch_size, len(questions))
         session = Session(choice.find(reference), batch_size=batch_size, device_id=choice.device_id)

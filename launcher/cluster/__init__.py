@@ -1,1 +1,1 @@
-"""Hardware and its address book: devices, inventories, what a host has, rank tables."""
+"""Hardware and its addresses: devices, inventories, discovery of a host's cards, rank tables."""

@@ -6,7 +6,7 @@ import socket
 
 
 def packed_ip(text: str) -> bytes | None:
-    """``text`` as 4 or 16 bytes, so that two spellings of one address are equal; None when it is no address."""
+    """Return the address ``text`` as 4 or 16 bytes, the same for all its spellings; None when it is not an address."""
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     try:
         return socket.inet_pton(family, text)

@@ -1,4 +1,4 @@
-"""Clusters that are not looked for: cut down to so many cards, or made up where only a scheduler knows the hosts."""
+"""Clusters not discovered: cut down to a number of cards, or made up where only a scheduler knows the hosts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def imagined_cluster(cards: int, kind: str) -> Cluster:
 
 
 def imagined_hosts(nodes: int, cards: int | None, kind: str) -> Cluster:
-    """Return ``nodes`` hosts with ``cards`` devices in all (full hosts if None), of ``kind`` or "CPU".
+    """Return ``nodes`` hosts with ``cards`` devices in total (full hosts if None), of ``kind`` or "CPU".
 
     Raises SpecError when the cards do not divide evenly: HCCL wants as many on each host.
     """

@@ -1,6 +1,6 @@
-"""The inventory: which hosts there are, by what address, with which devices. A YAML file that users own.
+"""The inventory: a user's YAML file of hosts with their addresses and devices.
 
-Groups of hosts are written with ranges: ``10.0.[1-4].[1-16]`` is 64 addresses, the last range running fastest, and
+Groups of hosts are written with ranges: ``10.0.[1-4].[1-16]`` is 64 addresses, the last range varying fastest, and
 ``0-7`` or ``0-3,6`` is a list of numbers. A range keeps leading zeros: ``node[01-12]``.
 """
 
@@ -33,7 +33,7 @@ class _Section(BaseModel):
 
 
 class LevelSpec(_Section):
-    """One network layer of every device of a group (950). ``addr`` gives one address a device, host by host."""
+    """One network layer of every device of a group (950). ``addr`` gives one address per device, host by host."""
 
     net_layer: Annotated[int, Field(ge=0, le=7)]
     net_instance_id: Annotated[str, Field(min_length=1, max_length=1024)]
@@ -45,7 +45,7 @@ class LevelSpec(_Section):
 
 
 class HostGroup(_Section):
-    """One host or many alike. All that is counted by device goes host by host, device by device."""
+    """One host, or many that are alike. Values per device are listed host by host, device by device."""
 
     address: str
     name: str | None = None
@@ -58,14 +58,14 @@ class HostGroup(_Section):
 
 
 class Inventory(_Section):
-    """All hosts of a cluster, of one ``kind`` of chip; "CPU" for none, where ``devices`` are ranks."""
+    """The inventory of a cluster: its hosts, of one ``kind`` of chip; with "CPU" the ``devices`` are ranks."""
 
     kind: Annotated[Literal["910", "A2", "A3", "950", "310P", "CPU"], BeforeValidator(str)]  # YAML makes 910 a number
     hosts: Annotated[tuple[HostGroup, ...], Field(min_length=1)]
 
 
 def load_inventory(path: Path) -> Cluster:
-    """The cluster that the inventory at ``path`` describes. Raises SpecError with every problem in it.
+    """Return the cluster that the inventory at ``path`` describes. Raises SpecError with every problem in it.
 
     A sample that ships with the package is found from any folder as rank_tables/NAME.yaml.
     """
@@ -84,7 +84,7 @@ def _file(path: Path) -> Path:
 
 
 def parse_inventory(text: str, *, name: str) -> Cluster:
-    """The cluster that ``text`` describes; ``name`` stands in messages. Raises SpecError with every problem in it."""
+    """Return the cluster that ``text`` describes; messages have ``name``. Raises SpecError with every problem in it."""
     source = _source(text, name)
     try:
         inventory = Inventory.model_validate_json(json.dumps(source.values), strict=True)
@@ -133,7 +133,7 @@ def _source(text: str, name: str) -> YamlDocument:
 
 
 def _place(item: Any) -> tuple[int | str, ...]:
-    """Where ``item`` is; pydantic appends the member of a union that it tried, which the user never wrote."""
+    """Return the place of ``item`` without the member of a union, which pydantic appends and no user wrote."""
     loc: tuple[int | str, ...] = item["loc"]
     if len(loc) > 2 and loc[2] in _EXPECTED:
         return loc[:3]
@@ -162,14 +162,14 @@ def _problem(source: YamlDocument, item: Any) -> str:
 
 
 class _Builder:
-    """Turns groups into hosts and collects every problem on the way."""
+    """The conversion of groups to hosts, which collects every problem on the way."""
 
     def __init__(self, source: YamlDocument) -> None:
         self.source = source
         self.problems: list[str] = []
 
     def hosts(self, inventory: Inventory, index: int, group: HostGroup) -> list[Host]:
-        """The hosts of ``group``; none when something in it is wrong, which is then in ``problems``."""
+        """Return the hosts of ``group``; none when something in it is wrong, which is then in ``problems``."""
         before = len(self.problems)
         at = ("hosts", index)
         addresses = self._names(at, "address", group.address)
@@ -191,7 +191,7 @@ class _Builder:
         ]
 
     def unique(self, hosts: tuple[Host, ...]) -> None:
-        """Note what stands twice among names, addresses and device addresses."""
+        """Note names, addresses and device addresses that occur twice."""
         for what, values in (
             ("name", [host.name for host in hosts]),
             ("address", [host.address for host in hosts]),
@@ -325,7 +325,7 @@ class _Builder:
 
 
 def _is_host(name: str) -> bool:
-    """Return whether ``name`` is an IPv4 or IPv6 address, or a name: 10.0.0.256 is neither."""
+    """Return True if ``name`` is an IPv4 or IPv6 address, or a host name: 10.0.0.256 is neither."""
     if _ADDRESS_LIKE.fullmatch(name):
         return packed_ip(name) is not None
     return _HOST_NAME.fullmatch(name) is not None
@@ -342,7 +342,7 @@ def _net_level(level: LevelSpec, address: str) -> NetLevel:
 
 
 def _joined(levels: tuple[NetLevel, ...]) -> tuple[NetLevel, ...]:
-    """Several addresses of one layer (written as several levels) become one level with several addresses."""
+    """Join levels of the same layer, each written with one address, to one level with several addresses."""
     layers: dict[tuple[int, str], NetLevel] = {}
     for level in levels:
         key = (level.net_layer, level.net_instance_id)

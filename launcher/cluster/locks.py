@@ -1,8 +1,8 @@
-"""Cards that a job has are locked on their host: two jobs never take the same one.
+"""Locks on the cards of a job on their host, so that two jobs never take the same one.
 
-A lock is an flock(2) on a file in one folder for all users of the host, held by the job's supervisor; the kernel gives
-it back when that process is gone, however it ended. The file says who has it. Nothing is ever deleted: a file without
-a holder locks nothing.
+A lock is an flock(2) on a file in one folder for all users of the host, held by the job's supervisor; the kernel
+releases it when that process is gone, however it ended. The file names the holder. Nothing is ever deleted: a file
+without a holder locks nothing.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ WAIT_S = 0.5
 
 
 def lock_folder() -> Path:
-    """$LAUNCHER_LOCKS, or one folder for the host. Never in a job's folder: hosts may share that."""
+    """Return $LAUNCHER_LOCKS, or one folder for the host; never a job's folder, which hosts may share."""
     return Path(os.environ.get("LAUNCHER_LOCKS") or "/tmp/launcher-locks")  # noqa: S108 - sticky, like /tmp itself
 
 
 def check_free(names: Iterable[str]) -> None:
-    """Raises HostError when a job has one of the cards now."""
+    """Raise HostError when a job has one of the cards now."""
     with hold(names, holder="a check"):
         pass
 
 
 @contextmanager
 def hold(names: Iterable[str], *, holder: str) -> Iterator[None]:
-    """Have the locks ``names`` inside. Raises HostError when another process has one of them."""
+    """Hold the locks ``names`` inside the block. Raises HostError when another process has one of them."""
     handles: list[int] = []
     try:
+        # In one order for all jobs, so that two that want the same cards do not each hold one of them.
         for name in sorted(names):
             handles.append(_lock(name, holder))
         yield
@@ -48,7 +49,10 @@ def hold(names: Iterable[str], *, holder: str) -> Iterator[None]:
 def wait_and_hold(
     names: Iterable[str], *, holder: str, tell: Callable[[str], None], give_up: Callable[[], bool]
 ) -> Iterator[bool]:
-    """Like ``hold``, but waits for others to end; ``tell`` is called with whom it waits for. False after giving up."""
+    """Wait for the locks and hold them inside the block; ``tell`` is called with a note on their holder.
+
+    Yields False after giving up.
+    """
     names, told = tuple(names), ""
     while not give_up():
         with contextlib.ExitStack() as stack:
@@ -83,7 +87,7 @@ def _lock(name: str, holder: str) -> int:
 
 
 def _open(file: Path) -> int:
-    """Open for locking, whoever made the file. Raises HostError when that is not allowed."""
+    """Open a lock file, whichever user made it. Raises HostError when that is not allowed."""
     try:
         if not file.parent.is_dir():
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The hardware of a run: devices on hosts, and how ranks are laid on them."""
+"""The hardware of a run: devices on hosts, and the placement of ranks on them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One family of Ascend chips, as far as a launcher has to tell them apart.
+    """One family of Ascend chips, with the properties that matter to a launcher.
 
-    ``table_version`` is the version of HCCL rank table it wants, ``per_server`` how many devices a full server
-    has, ``max_device_id`` the largest physical id there is. ``ip_needed`` tells whether HCCL wants a ``device_ip``
-    even when all devices sit in one server.
+    ``table_version``: version of its HCCL rank table; ``per_server``: devices of a full server; ``max_device_id``: the
+    largest physical id. ``ip_needed``: HCCL wants a ``device_ip`` even when all devices are in one server.
     Source: HCCL user guide, rank_table_config_{910,a2,a3,a5,300i_duo}.md (hicann/hccl 09300b70df9a).
     """
 
@@ -53,7 +52,7 @@ class NetAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class NetLevel:
-    """What a 950 device has in one network layer: 0 in the box, 1 in the pod, 2 and up beyond it."""
+    """The addresses of a 950 device in one network layer: 0 in the box, 1 in the pod, 2 and up beyond it."""
 
     net_layer: int
     net_instance_id: str
@@ -67,8 +66,8 @@ class Device:
 
     ``device_id`` is the physical id, N of /dev/davinciN and of the rank table. ``device_ip`` is the address of the
     chip's network card, without which two servers cannot talk. ``super_device_id`` (A3) is the SDID, and
-    ``levels`` (950) its addresses; other kinds have neither. ``logic_id`` counts the chips that this OS or container
-    has, and is what ASCEND_RT_VISIBLE_DEVICES takes; None where it is not known (an inventory).
+    ``levels`` (950) its addresses; other kinds have neither. ``logic_id`` counts the chips of this OS or container and
+    is the id for ASCEND_RT_VISIBLE_DEVICES; None where it is unknown (an inventory).
     """
 
     device_id: int
@@ -80,9 +79,9 @@ class Device:
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """One server. ``address`` is what the other hosts and msrun reach it by; ``name`` its host name.
+    """One server. ``address``: the one by which other hosts and msrun reach it; ``name``: its host name.
 
-    ``server_id`` names it in a rank table (its address when left out), ``super_pod_id`` the pod it is part of (A3).
+    ``server_id``: its name in a rank table (its address by default); ``super_pod_id``: the pod that it is in (A3).
     """
 
     name: str
@@ -93,7 +92,7 @@ class Host:
 
     @property
     def visible(self) -> tuple[int, ...]:
-        """Logic ids of the devices in order of local rank, for ASCEND_RT_VISIBLE_DEVICES."""
+        """Return the logic ids of the devices in order of local rank, for ASCEND_RT_VISIBLE_DEVICES."""
         return tuple(device.device_id if device.logic_id is None else device.logic_id for device in self.devices)
 
 
@@ -113,9 +112,9 @@ class Rank:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """All hosts of a run.
+    """The hosts of a run.
 
-    ``target`` is MindSpore's device_target, "Ascend" or "CPU"; ``kind`` a key of KINDS, or None if not known.
+    ``target`` is MindSpore's device_target, "Ascend" or "CPU"; ``kind`` a key of KINDS, or None if unknown.
     """
 
     target: str
@@ -127,7 +126,7 @@ class Cluster:
         return sum(len(host.devices) for host in self.hosts)
 
     def ranks(self) -> Iterator[Rank]:
-        """Ranks in order: hosts as listed, devices of a host as listed."""
+        """Yield the ranks in order: hosts as listed, devices of a host as listed."""
         rank_id = 0
         for node_rank, host in enumerate(self.hosts):
             for local_rank, device in enumerate(host.devices):

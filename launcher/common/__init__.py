@@ -1,1 +1,1 @@
-"""What any program could use: whole writes, processes, ports, signals, templates."""
+"""Helpers for any program: whole writes, processes, ports, signals, templates."""

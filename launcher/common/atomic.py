@@ -1,4 +1,4 @@
-"""Writes that are whole or absent. Apart from ``common.rendering`` so that small processes need no templates."""
+"""Writes that are whole or absent; not in ``common.rendering``, so that small processes do not import templates."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 def write_atomic(target: Path, data: str | bytes, *, parents: bool = True) -> None:
     """Write so that a reader sees the old file or the new one, never half of it.
 
-    ``parents``: folders that are missing are made. Without it that is a FileNotFoundError: a folder that somebody
-    removed stays removed.
+    ``parents``: make missing folders. Without it a missing folder is a FileNotFoundError, so that a folder that was
+    removed is not made again.
     """
     if parents:
         target.parent.mkdir(parents=True, exist_ok=True)

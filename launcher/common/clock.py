@@ -1,4 +1,4 @@
-"""Time as a parameter: the module ``time`` is a clock, and tests bring one that they turn themselves."""
+"""Time as a parameter: the module ``time`` is a clock, and tests pass one that they set themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """``time()`` is the wall clock, in seconds since the epoch; ``monotonic()`` is never set back."""
+    """A source of time. ``time()``: wall clock, in seconds since the epoch; ``monotonic()`` is never set back."""
 
     def time(self) -> float: ...
 

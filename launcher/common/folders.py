@@ -21,9 +21,9 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 @contextmanager
 def whole_folder(target: Path, *, replace: bool) -> Iterator[Path]:
-    """A scratch folder beside ``target`` that becomes ``target`` when the block ends well, synced to disk.
+    """Yield a scratch folder beside ``target`` that becomes ``target`` when the block succeeds, synced to disk.
 
-    What a killed process left is removed: a scratch folder is locked as long as its process lives.
+    Scratch folders of killed processes are removed: a scratch folder is locked as long as its process lives.
     Raises HostError when the folder cannot be made or renamed, or the disk is full in the block.
     """
     # The name comes first: an interruption at any later point finds it to be removed.
@@ -45,10 +45,10 @@ def whole_folder(target: Path, *, replace: bool) -> Iterator[Path]:
 
 @contextmanager
 def made_once(target: Path) -> Iterator[Path]:
-    """A scratch folder that becomes ``target`` when the block ends well; the first of several processes wins.
+    """Yield a scratch folder that becomes ``target`` when the block succeeds; the first of several processes wins.
 
-    For what every process makes the same: a cache. Raises OSError when the scratch folder cannot be made; where it
-    cannot be put in place there is no ``target`` afterwards.
+    It is for caches, which every process makes the same. Raises OSError when the scratch folder cannot be made; if it
+    cannot be put in place, there is no ``target`` afterwards.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -61,7 +61,7 @@ def made_once(target: Path) -> Iterator[Path]:
 
 
 def real_path(target: Path) -> Path:
-    """``target`` with links followed: a link stays, and what it leads to is written."""
+    """Return ``target`` with links followed, so that writing replaces the link's destination and not the link."""
     with suppress(OSError):  # a name that is too long leads nowhere
         if target.is_symlink():
             return Path(os.path.realpath(target))
@@ -70,9 +70,9 @@ def real_path(target: Path) -> Path:
 
 @contextmanager
 def only_writer(target: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Be the only process that writes ``target``; ``on_wait`` is called when another has to end first.
+    """Make this process the only writer of ``target``; ``on_wait`` is called when another has to end first.
 
-    Where the file system has no locks, or a lock may not be made, writing is not kept apart: the first to end wins.
+    Without locks (a file system that has none, no permission) writers are not kept apart: the first to end wins.
     """
     path = target.parent / f".{target.name[:100]}.lock"
     try:
@@ -83,13 +83,14 @@ def only_writer(target: Path, on_wait: Callable[[], None] | None = None) -> Iter
     try:
         yield
     finally:
+        # Before the handle is closed: a process that gets the lock afterwards finds another file and tries again.
         path.unlink(missing_ok=True)
         os.close(handle)
 
 
 @contextmanager
 def only_new(target: Path) -> Iterator[Path]:
-    """Where ``target`` leads to. Raises CheckpointError when it is there, or another process is writing it."""
+    """Yield the real path of ``target``. Raises CheckpointError when it exists, or another process is writing it."""
 
     def refuse() -> None:
         raise CheckpointError(f"another process writes {target}", hint="wait for it, or give another --output")
@@ -130,7 +131,7 @@ def _scratch_prefix(target: Path) -> str:
 
 
 def _make_scratch(target: Path, scratch: Path) -> int:
-    """Make ``scratch`` and lock it; returns the handle that holds the lock."""
+    """Make ``scratch`` and lock it. Returns the handle that holds the lock."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(target)
@@ -143,7 +144,7 @@ def _make_scratch(target: Path, scratch: Path) -> int:
 
 
 def cannot_write(target: Path, error: OSError) -> HostError:
-    """The error for a ``target`` that cannot be made."""
+    """Return the error for a ``target`` that cannot be made."""
     return HostError(f"cannot write {target}: {error.strerror}", hint="give another --output")
 
 
@@ -152,6 +153,7 @@ def _put(scratch: Path, target: Path, *, replace: bool) -> None:
         if not (replace and target.exists()):
             scratch.rename(target)
         elif not _exchange(scratch, target):
+            # Without the swap there is a moment without target, but never a half one: the old folder goes last.
             old = scratch.with_name(f".{target.name[:100]}.old-{secrets.token_hex(4)}")
             target.rename(old)
             scratch.rename(target)
@@ -161,7 +163,7 @@ def _put(scratch: Path, target: Path, *, replace: bool) -> None:
 
 
 def _exchange(one: Path, two: Path) -> bool:
-    """Swap two folders at once (renameat2(2)), so that there is never none; False where that is not to be had."""
+    """Swap two folders atomically (renameat2(2)), so that there is always one; False where that is not supported."""
     if sys.platform != "linux":
         return False
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -181,7 +183,7 @@ def remove_stale(target: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Bring the bytes of ``path`` to the disk."""
+    """Sync the bytes of ``path`` to the disk. Raises HostError when that fails."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -197,8 +199,9 @@ def _sync_folder(path: Path) -> None:
 
 
 def check_target(target: Path, needed: int) -> None:
-    """Raises HostError when ``needed`` bytes cannot be written into a folder ``target``, CheckpointError for a file."""
+    """Raise HostError when ``needed`` bytes cannot be written into a folder ``target``, CheckpointError for a file."""
     try:
+        # The folder itself may not exist yet: the nearest one that does is on the same disk.
         parent = next(path for path in (target, *target.absolute().parents) if path.exists())
         is_folder = parent.is_dir()
         usage = shutil.disk_usage(parent)
@@ -206,6 +209,7 @@ def check_target(target: Path, needed: int) -> None:
         raise cannot_write(target, error) from error
     if not is_folder:
         raise CheckpointError(f"{parent} is a file", hint="give a folder that is not there yet as --output")
+    # Pseudo file systems such as /proc report a size of 0.
     if usage.total == 0 or not os.access(parent, os.W_OK | os.X_OK):
         reason = "it holds no files of ours" if usage.total == 0 else "permission denied"
         raise HostError(f"cannot write in {parent}: {reason}", hint="give another --output")
@@ -217,12 +221,12 @@ def check_target(target: Path, needed: int) -> None:
 
 
 def size_text(size: int) -> str:
-    """``size`` bytes as people read it, in MB or GB."""
+    """Return ``size`` bytes in MB or GB."""
     return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"
 
 
 def is_taken(target: Path) -> bool:
-    """Whether something is at ``target``; an empty folder is as good as none. Raises HostError for no possible path."""
+    """Return True if something other than an empty folder is at ``target``. Raises HostError for an impossible path."""
     try:
         return target.exists() and not (target.is_dir() and not any(target.iterdir()))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""How much memory this process has needed."""
+"""The peak memory of this process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def peak_so_far() -> int:
-    """The most bytes of memory that this process has had resident, since its program began.
+    """Return the peak resident memory of this process in bytes, since its program began.
 
-    getrusage(2) says more when the parent was larger: its peak is inherited through fork and exec.
+    getrusage(2) is too high when the parent was larger: its peak is inherited through fork and exec.
     """
     with suppress(OSError):
         match = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)

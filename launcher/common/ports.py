@@ -12,8 +12,9 @@ def _socket(address: str) -> socket.socket:
 
 
 def is_free(port: int, address: str = "127.0.0.1") -> bool:
-    """Return whether a server could listen on ``port`` of ``address`` now."""
+    """Return True if a server could listen on ``port`` of ``address`` now."""
     with _socket(address) as probe:
+        # Connections that linger after a job (TIME_WAIT) do not make its port taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
@@ -23,7 +24,7 @@ def is_free(port: int, address: str = "127.0.0.1") -> bool:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port that is free now; the system picks it."""
+    """Return a port that is free now, picked by the system."""
     with _socket(address) as probe:
         probe.bind((address, 0))
         port: int = probe.getsockname()[1]
@@ -31,7 +32,7 @@ def free_port(address: str = "127.0.0.1") -> int:
 
 
 def scheduler_port(named: int | None, address: str = "127.0.0.1") -> int:
-    """The port for MindSpore's scheduler: ``named`` if the user named one, else a free one.
+    """Return the port for MindSpore's scheduler: ``named`` if the user named one, else a free one.
 
     Raises HostError when the named one is taken: msrun would find out after 37 s to 10 min.
     """

@@ -1,10 +1,10 @@
-"""Processes by pid, start time *and* boot, so that a pid that was given to somebody else is never signalled.
+"""Processes by pid, start time *and* boot, so that a pid that was given to another process is never signalled.
 
-Start times are ticks since the boot, as the kernel counts them: a clock that is set changes none of them, whereas
-seconds since the epoch (psutil's create_time) follow every step of the clock.
+Start times are ticks since the boot, as the kernel counts them: setting the clock does not change them, whereas seconds
+since the epoch (psutil's create_time) follow every change of the clock.
 
-What belongs to a job is found by descent, never by name: the supervisor and its guard are "child subreapers"
-(prctl(2)), so whatever a job starts stays below them, also when its parent has died or it made a session of its own.
+Processes of a job are found by descent, never by name: the supervisor and its guard are "child subreapers" (prctl(2)),
+so every process that a job starts stays below them, even when its parent has died or it made a session of its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OnEnd = Callable[[int, int], None]
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on. Raises psutil.NoSuchProcess when there is no such process."""
+    """Return the fields of /proc/PID/stat from the state on. Raises psutil.NoSuchProcess when there is no process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError) as error:
@@ -50,7 +50,7 @@ def _stat(pid: int) -> list[str]:
 
 @cache
 def _boot() -> str:
-    """The kernel's name for its own run, which a restart of the host changes; "" where it does not tell."""
+    """Return the kernel's boot id, which a restart of the host changes; "" where it is not readable."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return ""
@@ -58,10 +58,10 @@ def _boot() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessId:
-    """One process of this host. ``ticks``: its start, in clock ticks since the boot that ``boot`` names.
+    """One process of this host. ``ticks``: its start, in clock ticks since the boot with id ``boot``.
 
-    ``started`` is the same in seconds since the epoch, by the clock of that moment: for people, and the one thing that
-    records of earlier versions have.
+    ``started`` is the same in seconds since the epoch, by the clock of that moment: for people, and for records of
+    earlier versions, which have nothing else.
     """
 
     pid: int
@@ -71,7 +71,7 @@ class ProcessId:
 
     @classmethod
     def of_pid(cls, pid: int) -> ProcessId:
-        """Raises psutil.NoSuchProcess when it is gone."""
+        """Return the process with this pid. Raises psutil.NoSuchProcess when it is gone."""
         started = psutil.Process(pid).create_time()
         return cls(pid=pid, started=started, ticks=int(_stat(pid)[_START_TICKS]), boot=_boot())
 
@@ -81,12 +81,12 @@ class ProcessId:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ProcessId:
-        """Read a record's or an event's; keys of other versions are passed over. Raises KeyError without a pid."""
+        """Read a process from a record or event, ignoring keys of other versions. Raises KeyError without a pid."""
         ticks, boot = int(raw.get("ticks", 0)), str(raw.get("boot", ""))
         return cls(pid=raw["pid"], started=raw["started"], ticks=ticks, boot=boot)
 
     def find(self) -> psutil.Process | None:
-        """The process, or None when it has ended (a zombie has ended) or its pid now belongs to another."""
+        """Return the process; None when it has ended (a zombie has ended) or its pid now belongs to another."""
         try:
             stat = _stat(self.pid)
             return psutil.Process(self.pid) if stat[_STATE] not in "ZX" and self._began(stat) else None
@@ -102,20 +102,20 @@ class ProcessId:
         return self.find() is not None
 
     def is_stopped(self) -> bool:
-        """Return whether the process is suspended by SIGSTOP or the like; under a debugger it is not."""
+        """Return True if the process is suspended by SIGSTOP or the like; False under a debugger."""
         process = self.find()
         with contextlib.suppress(psutil.NoSuchProcess):
             return bool(process and process.status() == psutil.STATUS_STOPPED)
         return False
 
     def send(self, signum: int) -> None:
-        """Signal the process if it is still the one that was recorded."""
+        """Send ``signum`` if the process is still the recorded one."""
         if self.find():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
 
     def open_pidfd(self) -> int | None:
-        """A file descriptor that is readable once the process has ended; None when it has already."""
+        """Return a file descriptor that is readable once the process has ended; None when it has already."""
         try:
             handle = os.pidfd_open(self.pid)
         except OSError:
@@ -126,16 +126,17 @@ class ProcessId:
         return None
 
     def exit_code(self) -> int | None:
-        """How it ended, as Popen says it, while it is a zombie; None when it is none, or the kernel does not tell."""
+        """Return the exit code as Popen has it, while the process is a zombie; None if it is not, or it is unknown."""
         with contextlib.suppress(psutil.NoSuchProcess):
             stat = _stat(self.pid)
             if stat[_STATE] == "Z" and self._began(stat):
+                # The kernel shows 0 to processes without the right to look, so 0 says nothing here.
                 return os.waitstatus_to_exitcode(int(stat[_EXIT_CODE])) or None
         return None
 
 
 def die_with_parent(signum: int = signal.SIGKILL) -> None:
-    """Have the kernel send ``signum`` to this process when its parent dies. Kept over exec, not over fork."""
+    """Make the kernel send ``signum`` to this process when its parent dies. Kept over exec, not over fork."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signum))
 
 
@@ -145,7 +146,7 @@ def adopt_orphans() -> None:
 
 
 def descendants() -> list[ProcessId]:
-    """Every living process below this one."""
+    """Return every living process below this one."""
     found = [_of(child.pid) for child in psutil.Process().children(recursive=True)]
     return [process for process in found if process and process.is_alive()]
 
@@ -157,8 +158,12 @@ def _of(pid: int) -> ProcessId | None:
 
 
 def children(pid: int) -> list[ProcessId]:
-    """Children of a process in order of birth, zombies too; none when it is gone. Costs one small file a thread."""
+    """Return the children of a process in order of start, including zombies; none when it is gone.
+
+    It reads one small file per thread.
+    """
     try:
+        # The kernel lists children by the thread that started them (proc(5)).
         texts = [file.read_text(encoding="ascii") for file in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
         return []
@@ -167,7 +172,7 @@ def children(pid: int) -> list[ProcessId]:
 
 
 def environment_of(pid: int) -> dict[str, str]:
-    """What a process was started with; nothing of one that has ended."""
+    """Return the environment with which a process was started; empty for one that has ended."""
     try:
         raw = Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:
@@ -177,7 +182,7 @@ def environment_of(pid: int) -> dict[str, str]:
 
 
 def reap(note: OnEnd | None = None) -> None:
-    """Collect the children that have ended."""
+    """Collect the children that have ended; call ``note`` for each."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -190,10 +195,11 @@ def reap(note: OnEnd | None = None) -> None:
 
 
 def kill_descendants(note: OnEnd | None = None) -> list[ProcessId]:
-    """KILL whatever is below this process, again until nothing is. Returns what would not die in KILL_TIMEOUT_S."""
+    """Kill all descendants, repeatedly, until there are none. Returns those still alive after KILL_TIMEOUT_S."""
     deadline = time.monotonic() + KILL_TIMEOUT_S
     left = descendants()
     while left and time.monotonic() < deadline:
+        # A process may start others while it is being killed; the next round finds them below us.
         for process in left:
             process.send(signal.SIGKILL)
         time.sleep(0.005)
@@ -204,7 +210,7 @@ def kill_descendants(note: OnEnd | None = None) -> list[ProcessId]:
 
 
 def tree(root: ProcessId) -> list[ProcessId]:
-    """``root`` and all its descendants, found while their parents live: orphans cannot be found afterwards."""
+    """Return ``root`` and all its descendants. Call it while their parents live: orphans cannot be found afterwards."""
     leader = root.find()
     if leader is None:
         return []
@@ -213,7 +219,7 @@ def tree(root: ProcessId) -> list[ProcessId]:
 
 
 def stop(processes: Iterable[ProcessId], *, grace_s: float) -> list[ProcessId]:
-    """TERM, up to ``grace_s`` seconds, then KILL. Returns those that had to be killed."""
+    """Send TERM, wait up to ``grace_s`` seconds, then send KILL. Returns the processes that had to be killed."""
     waiting = [process for process in processes if process.is_alive()]
     for process in waiting:
         process.send(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Ranges of numbers as people write them: ``0-3,7`` and ``host[1-4]``, read and written."""
+"""Ranges of numbers in short notation, ``0-3,7`` and ``host[1-4]``: reading and writing them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SPAN = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 
 def expand(text: str, *, most: int = MOST_RANKS) -> list[str]:
-    """``text`` with every ``[a-b]`` or ``[a,c-d]`` written out, the last one running fastest.
+    """Return ``text`` with every ``[a-b]`` or ``[a,c-d]`` expanded, the last one varying fastest.
 
-    Raises ValueError when a range is no range, runs backwards, or more than ``most`` texts would come out.
+    Raises ValueError when a range is malformed or runs backwards, or when there would be more than ``most`` texts.
     """
     pieces = _RANGE.split(text)
     if "[" in "".join(pieces[::2]) or "]" in "".join(pieces[::2]):
@@ -29,7 +29,7 @@ def expand(text: str, *, most: int = MOST_RANKS) -> list[str]:
 
 
 def numbers(text: str | int, *, most: int = MOST_RANKS) -> list[int]:
-    """``0-3,6`` as [0, 1, 2, 3, 6]. Raises ValueError when it is no list of numbers."""
+    """Return ``0-3,6`` as [0, 1, 2, 3, 6]. Raises ValueError when the text is not a list of numbers."""
     return [int(number) for number in _choices(str(text), most)]
 
 
@@ -49,7 +49,7 @@ def _choices(text: str, most: int) -> list[str]:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Ascending ``numbers`` in short: "0-3, 7, 9-10"; at most ten spans."""
+    """Return ascending ``numbers`` in short, "0-3, 7, 9-10"; at most ten spans."""
     found: list[list[int]] = []
     for number in numbers:
         if found and number == found[-1][1] + 1:
@@ -61,7 +61,7 @@ def spans(numbers: Sequence[int]) -> str:
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """A sort key that takes runs of digits as numbers: node9 before node10, 10.0.0.9 before 10.0.0.10."""
+    """Return a sort key that compares digits as numbers: node9 before node10, 10.0.0.9 before 10.0.0.10."""
     return tuple(
         (1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"([0-9]+)", text) if part
     )

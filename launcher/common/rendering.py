@@ -1,4 +1,4 @@
-"""Templates to text, and text to disk: strict templates, checked results, writes that are whole or absent."""
+"""Rendering of templates to files: strict templates, checked results, writes that are whole or absent."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ _NOT_YAML = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedFile:
-    """A file that a plan will write: ``path`` relative to the job's folder, and its whole text."""
+    """A file that a plan will write: its ``path`` relative to the job's folder, and its whole text."""
 
     path: str
     text: str
 
 
 def to_json(value: Any) -> str:
-    """``value`` as JSON on one line, which is YAML too. Non-ASCII stays as it is: PyYAML misreads surrogates.
+    """Return ``value`` as JSON on one line, which is YAML too. Non-ASCII is not escaped: PyYAML misreads surrogates.
 
-    JSON allows some characters in a string that YAML takes for a line's end or does not take at all.
+    Some characters are escaped that JSON allows in a string but YAML reads as a line's end or rejects.
     """
     return _NOT_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def to_number(value: float) -> str:
-    """``value`` as a number that YAML 1.1 readers (PyYAML, so MindFormers) take for one: 1.0e-05, never 1e-05."""
+    """Return ``value`` as a number for YAML 1.1 readers (PyYAML, so MindFormers) too: 1.0e-05, never 1e-05."""
     text = repr(float(value))
     mantissa, exponent_sign, exponent = text.partition("e")
     return f"{mantissa if '.' in mantissa else mantissa + '.0'}{exponent_sign}{exponent}"
 
 
 def environment() -> jinja2.Environment:
-    """The Jinja2 environment of all templates: a name that is missing is an error, never an empty string."""
+    """Return the Jinja2 environment of all templates: a missing name is an error, never an empty string."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader([str(folder) for folder in resources.search_path("templates")]),
         undefined=jinja2.StrictUndefined,
@@ -60,10 +60,10 @@ def environment() -> jinja2.Environment:
 
 
 def render(env: jinja2.Environment, template: str, path: str, **context: Any) -> RenderedFile:
-    """Render ``template`` to a file at ``path`` and read the text back before anybody else does.
+    """Return ``template`` rendered to a file at ``path``, its text parsed again as a check.
 
-    Raises LauncherError when the template is missing, is wrong, or gives text that is not the YAML or JSON its
-    name promises: a template in the user's working folder may be anything.
+    Raises LauncherError when the template is missing or wrong, or gives text that is not the YAML or JSON of its name:
+    a template in the user's working folder may hold anything.
     """
     try:
         text = env.get_template(template).render(**context)

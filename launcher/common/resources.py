@@ -1,4 +1,4 @@
-"""Where templates and configs lie: the user's working folder wins, then the checkout, then the wheel.
+"""The folders of templates and configs: the user's working folder first, then the checkout, then the wheel.
 
 The wheel carries both folders below ``launcher/_data`` (see pyproject.toml). An editable install and a checkout
 have them beside the package instead.
@@ -14,20 +14,20 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def search_path(kind: str) -> list[Path]:
-    """Existing folders that may hold files of ``kind`` ("templates" or "configs"), the winning one first."""
+    """Return the existing folders for files of ``kind`` ("templates" or "configs"), in order of precedence."""
     candidates = (Path.cwd() / kind, _PACKAGE.parent / kind, _PACKAGE / "_data" / kind)
     return list(dict.fromkeys(folder for folder in candidates if folder.is_dir()))
 
 
 def find(kind: str, name: str) -> Path | None:
-    """The file ``name`` of ``kind``, or None. ``name`` may lie in a subfolder but never above."""
+    """Return the file ``name`` of ``kind``, or None. ``name`` may be in a subfolder but never above."""
     if ".." in Path(name).parts or Path(name).is_absolute():
         return None
     return next((folder / name for folder in search_path(kind) if (folder / name).is_file()), None)
 
 
 def names(kind: str, suffix: str) -> list[str]:
-    """Names of all files of ``kind`` that end in ``suffix``, without it, sorted."""
+    """Return the names of all files of ``kind`` that end in ``suffix``, without it, sorted."""
     return sorted(set(_stems(kind, suffix)))
 
 
@@ -38,7 +38,7 @@ def _stems(kind: str, suffix: str) -> Iterator[str]:
 
 
 def cache_root() -> Path:
-    """Where made data is kept: $LAUNCHER_CACHE, or ``launcher`` in the user's cache folder."""
+    """Return the folder for cached data: $LAUNCHER_CACHE, or ``launcher`` in the user's cache folder."""
     named = os.environ.get("LAUNCHER_CACHE")
     if named:
         return Path(named).absolute()

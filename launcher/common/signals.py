@@ -1,4 +1,4 @@
-"""Signals that a process handles for a while, and those on their way to a child process."""
+"""Signals that a process handles for a while, and their forwarding to a child process."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def not_ignored(numbers: Iterable[int]) -> list[int]:
 
 
 class Forwarding:
-    """Signals to this process go to its child until that has ended; later ones do nothing.
+    """The forwarding of signals from this process to its child until the child has ended; later ones do nothing.
 
-    ``numbers``: what comes as which signal. The child's pid is signalled only while it cannot belong to another.
+    ``numbers``: the signal to send for each one received. The child's pid is signalled only while it cannot belong to
+    another process.
     """
 
     def __init__(self, child: int, numbers: Mapping[int, int]) -> None:
@@ -44,7 +45,7 @@ class Forwarding:
     def wait(self) -> int:
         """Wait for the child's end and return its exit code, -N for a signal.
 
-        The child is not collected: should we be killed before we have said how it ended, whoever adopts it can tell.
+        The child is not collected: if this process is killed before it reports, its adopter can still read the code.
         """
         end: Any = os.waitid(os.P_PID, self._child, os.WEXITED | os.WNOWAIT)  # only WNOHANG may have none
         self._alive = False

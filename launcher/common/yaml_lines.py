@@ -1,7 +1,7 @@
-"""YAML to values with the place of each: what errors are pointed at, and where a value came from.
+"""YAML read with the line of each value, for error messages and for the origin of a value.
 
-A document is read as YAML 1.2 core: ``1e-5`` is a number and ``no`` a word, which PyYAML's own YAML 1.1 rules get the
-other way round. PyYAML composes the nodes; walking them gives lines, and bounds what aliases expand to.
+A document is read as YAML 1.2 core: ``1e-5`` is a number and ``no`` a word, contrary to PyYAML's own YAML 1.1 rules.
+PyYAML composes the nodes; walking them gives the lines, and limits the expansion of aliases.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _CoreLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 class YamlDocument:
     """A YAML document with the place of every key.
 
-    ``origins`` names what gave a value that is not written in the file: an option, a variable, a preset. ``changes``
-    says what was translated on the way in.
+    ``origins``: the source of each value that is not written in the file: an option, a variable, a preset.
+    ``changes``: the translations made while reading.
     """
 
     name: str
@@ -59,7 +59,7 @@ class YamlDocument:
     changes: tuple[str, ...] = ()
 
     def place(self, loc: Loc) -> str:
-        """ "file:line" of ``loc`` or what gave it; else that of the nearest enclosing key that is written down."""
+        """Return "file:line" or the origin of ``loc``; else that of the nearest enclosing key that has one."""
         for end in range(len(loc), -1, -1):
             if loc[:end] in self.origins:
                 return self.origins[loc[:end]]
@@ -70,11 +70,11 @@ class YamlDocument:
         return self.name
 
     def _origin_below(self, loc: Loc) -> str | None:
-        """What gave a key of the section at ``loc``, when nothing else did."""
+        """Return the origin of any key below ``loc``, or None."""
         return next((text for place, text in self.origins.items() if place[: len(loc)] == loc), None)
 
     def value(self, loc: Loc) -> Any:
-        """What stands at ``loc``, or None."""
+        """Return the value at ``loc``, or None."""
         found: Any = self.values
         for key in loc:
             try:
@@ -85,7 +85,7 @@ class YamlDocument:
 
 
 def parse_text(text: str, *, name: str, what: str = "a run spec") -> YamlDocument:
-    """Return ``text`` as a YamlDocument; ``name`` and ``what`` it is stand in messages. Raises SpecError."""
+    """Return ``text`` as a YamlDocument. Raises SpecError, with ``name`` and ``what`` in its message."""
     try:
         values, lines = _load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -96,7 +96,7 @@ def parse_text(text: str, *, name: str, what: str = "a run spec") -> YamlDocumen
 
 
 def parse_value(text: str) -> Any:
-    """One value as a spec would have it: "1e-5" is a number, "[1, 2]" a list. Raises ValueError if it is no YAML."""
+    """Return one value read as in a spec: "1e-5" is a number, "[1, 2]" a list. Raises ValueError if it is not YAML."""
     try:
         return _load(text)[0]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -118,7 +118,8 @@ def _load(text: str) -> tuple[Any, dict[Loc, int]]:
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values below ``node`` when every alias is written out. Raises YAMLError when a value holds itself."""
+    """Return the number of values below ``node`` with every alias expanded. Raises YAMLError when a value contains
+    itself."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if known.get(id(node)) == 0:
@@ -158,7 +159,7 @@ def _lines_of_mapping(node: yaml.MappingNode, loc: Loc) -> Iterator[tuple[Loc, i
 
 
 def _check_text(node: yaml.Node) -> None:
-    """A file name cannot hold a NUL, and UTF-8 no lone surrogate: "\\0" and "\\ud800" in quotes make them."""
+    """Raise YAMLError for NUL, which no file name may hold, and lone surrogates, which UTF-8 has not ("\\ud800")."""
     if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in node.value):
         raise yaml.MarkedYAMLError(problem="a character that no file can hold", problem_mark=node.start_mark)
 

@@ -1,1 +1,1 @@
-"""Verbs on a job: prepare, submit, follow, stop, resume."""
+"""Operations on a job: prepare, submit, follow, stop, resume."""

@@ -1,4 +1,4 @@
-"""The run specs in configs/: new ones, a list of them, and the files that follow from the schema."""
+"""The run specs in configs/: making new ones, listing them, and the files generated from the schema."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _OF_PRESET = """\
   preset: {preset}
   # seq_length: {seq_length}
   checkpoint: checkpoints/{preset}.safetensors
-  tokenizer: checkpoints/tokenizer.model"""
+  tokenizer: checkpoints/{tokenizer}"""
 # Weights and tokenizer are the folder's too.
 _OF_FOLDER = """\
   folder: {folder}
@@ -66,7 +66,7 @@ _OF_FOLDER = """\
 
 @dataclass(frozen=True, kw_only=True)
 class _Described:
-    """What a new spec says of its model."""
+    """The description of its model in a new spec."""
 
     what: str
     source: str
@@ -75,18 +75,28 @@ class _Described:
     seq_length: int
 
 
+# Qwen's tokenizer has no <s>, which vicuna needs; its own template is ChatML.
+_TEMPLATES = {"qwen2": "chatml"}
+
+
+def _template(family: str) -> str:
+    return _TEMPLATES.get(family, "vicuna")
+
+
 def _of_preset(name: str) -> _Described:
     preset = presets.get(name)
     length = preset.model["seq_length"]
-    text = _OF_PRESET.format(preset=name, seq_length=length)
-    return _Described(what=name, source=preset.source, model=text, template="vicuna", seq_length=length)
+    family = preset.model.get("family", "llama")
+    tokenizer = "tokenizer.json" if family in _TEMPLATES else "tokenizer.model"
+    text = _OF_PRESET.format(preset=name, seq_length=length, tokenizer=tokenizer)
+    return _Described(what=name, source=preset.source, model=text, template=_template(family), seq_length=length)
 
 
 def _of_folder(folder: str) -> _Described:
-    """Describe a Hugging Face folder; Qwen2's own template is ChatML."""
+    """Describe a Hugging Face folder."""
     model = model_of_folder(folder)
     text = _OF_FOLDER.format(folder=json.dumps(folder, ensure_ascii=False), seq_length=model["seq_length"])
-    template = "chatml" if model["family"] == "qwen2" else "vicuna"
+    template = _template(model["family"])
     found = {"what": Path(folder).name, "source": f"a {family_of(model).title}", "template": template}
     return _Described(**found, model=text, seq_length=model["seq_length"])
 
@@ -94,8 +104,8 @@ def _of_folder(folder: str) -> _Described:
 def write_new(name: str, *, preset: str | None = None, folder: str | None = None, force: bool) -> Path:
     """Write configs/NAME.yaml below the working folder, and the schema its first line names.
 
-    The model is that of ``preset`` or of the Hugging Face ``folder``. Raises SpecError for a bad name, no or both of
-    them, one there is not, or a file that is there already; HostError when the folder cannot be written.
+    The model is that of ``preset`` or of the Hugging Face ``folder``. Raises SpecError for a bad name, for none or both
+    of them, for a missing one, or for a file that exists already; HostError when the folder cannot be written.
     """
     if (preset is None) == (folder is None):
         raise SpecError("give one of --preset and --model", hint=f"launcher config new {name} --preset llama2_7b")
@@ -125,7 +135,7 @@ def write_new(name: str, *, preset: str | None = None, folder: str | None = None
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSpec:
-    """A run spec that can be named. ``problem``: why it cannot be used; its model and what it trains are "" then."""
+    """A run spec with a name. ``problem``: the reason why it cannot be used; the other descriptions are "" then."""
 
     name: str
     file: str
@@ -136,7 +146,7 @@ class ListedSpec:
 
 
 def listed_specs() -> list[ListedSpec]:
-    """Every spec that can be named: those of configs/ in the working folder, then the shipped ones."""
+    """Return every spec with a name: those of configs/ in the working folder, then the shipped ones."""
     return [_listed(name) for name in resources.names("configs", ".yaml")]
 
 
@@ -156,7 +166,7 @@ def _listed(name: str) -> ListedSpec:
 
 
 def preset_models() -> Iterator[tuple[presets.Preset, ModelSpec, int]]:
-    """Every preset with its model and the number of parameters. Raises SpecError for one that is no model."""
+    """Yield every preset with its model and number of parameters. Raises SpecError for one that is not a model."""
     for preset in presets.all_presets():
         model = preset_model(preset)
         yield preset, model, memory.parameter_count(model)
@@ -176,7 +186,7 @@ def check_reference(file: Path) -> None:
 
 
 def update_reference(file: Path) -> None:
-    """Bring the reference in ``file`` up to date. Raises LauncherError when it has no place for one."""
+    """Update the reference in ``file``. Raises LauncherError when it has no place for one."""
     write_atomic(file, _refreshed(file))
 
 

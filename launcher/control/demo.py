@@ -1,7 +1,7 @@
-"""The whole product for real on this machine's CPU: data, a tiny base model, LoRA on two ranks, merge, answers.
+"""The whole workflow for real on this machine's CPU: data, a tiny base model, LoRA on two ranks, merge, answers.
 
-Every stage is a command that a user could type, run as a process of its own and printed first. The base learns to
-blurt out the answer of a problem; LoRA teaches it to write down the working.
+Every stage is a command that a user could type, run as a process of its own and printed first. The base learns to give
+the bare answer to a problem; LoRA teaches it to write down the working.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Demo:
     _began: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        """Go through every stage. Raises LauncherError when one fails, or when finetuning did not help as it must."""
+        """Run every stage. Raises LauncherError when one fails, or when finetuning did not help as it must."""
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
@@ -129,7 +129,7 @@ class Demo:
         return str(self.folder / name)
 
     def _split(self) -> None:
-        """Return the training and held-out conversations, and what the base is trained on."""
+        """Write the training and held-out conversations, and those that the base is trained on."""
         conversations = json.loads(Path(self._path("conversations.json")).read_text(encoding="utf-8"))
         train, held_out = conversations[:-HELD_OUT], conversations[-HELD_OUT:]
         for name, part in (("train", train), (VALIDATION, held_out), ("base", list(base_conversations(train)))):
@@ -142,7 +142,7 @@ class Demo:
         )
 
     def _write_spec(self, name: str, steps: int, base: Path | None) -> Path:
-        """tiny_cpu with this demo's data; without LoRA where there is no base."""
+        """Write the spec tiny_cpu with this demo's data; without LoRA if there is no base."""
         values = load_spec("tiny_cpu").model_dump(mode="json", exclude_none=True)
         values["name"] = f"demo_{name}"
         values["model"] |= {"seq_length": SEQ_LENGTH, "tokenizer": self._path("tokenizer.model")}
@@ -165,7 +165,7 @@ class Demo:
         return [part.partition("\n")[2].strip() for part in output.split("\n> ", len(questions))]
 
     def _launcher(self, *arguments: str, show: bool = True) -> str:
-        """Run a launcher command, passing on what it prints; returns its stdout. Raises LauncherError if it fails."""
+        """Run a launcher command, print its output, and return its stdout. Raises LauncherError if it fails."""
         shown = " ".join(argument if "\n" not in argument else "..." for argument in arguments)
         self.echo(f"  $ launcher {shown}")
         process = subprocess.Popen(
@@ -184,7 +184,7 @@ class Demo:
 
 
 class _Stage:
-    """Prints a stage's title, and its time at its end."""
+    """A stage of the demo: prints its title, and at its end its time."""
 
     def __init__(self, demo: Demo, title: str) -> None:
         self._demo, self._title = demo, title
@@ -198,7 +198,7 @@ class _Stage:
 
 
 def base_conversations(train: Sequence[Conversation]) -> Iterator[Conversation]:
-    """Yield what the base learns of each problem: its bare answer when asked, its working only as part of a text."""
+    """Yield the base's conversations on each problem: the bare answer when asked, the working only within a text."""
     for number, record in enumerate(train):
         question, solution = (turn["value"] for turn in record["conversations"])
         yield _conversation(f"short{number}", question, solution.splitlines()[-1])

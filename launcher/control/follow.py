@@ -1,4 +1,4 @@
-"""Following a job from a terminal: its events, its end, and what Ctrl-C means there.
+"""Following a job from a terminal: its events, its end, and the meaning of Ctrl-C.
 
 Ctrl-C (SIGINT) and SIGTERM are passed on: the job is stopped, at once when repeated. SIGHUP, a terminal that is closed,
 ends the following and not the job.
@@ -39,8 +39,8 @@ class Detached(Exception):
 def follow(paths: JobPaths, on_event: OnEvent, on_state: OnState, signals: list[int]) -> JobRecord:
     """Call ``on_event`` with every event of every rank of the newest attempt and ``on_state`` with each new state.
 
-    ``signals`` is what ``noted_signals`` gave. Returns the final record. Raises Detached on SIGHUP, and JobError when
-    the job's record is gone.
+    ``signals``: from ``noted_signals``. Returns the final record. Raises Detached on SIGHUP, and JobError when the
+    job's record is gone.
     """
     follower = _Follower(paths, on_event, on_state)
     while True:
@@ -63,7 +63,7 @@ class _Follower:
         self._scheduler: Scheduler | None = None
 
     def look(self) -> JobRecord:
-        """Read the record, then events: what is written before an end is seen before it."""
+        """Read the record before the events, so that events written before an end are seen before it."""
         record = jobs.read_record(self._paths)
         if record is not None:
             record = self._ask_scheduler(record)
@@ -82,7 +82,7 @@ class _Follower:
         return record
 
     def _ask_scheduler(self, record: JobRecord) -> JobRecord:
-        """Ask a queue about a job that it has, every few seconds: why it waits, or that it is gone."""
+        """Return ``record`` with the queue's reason why the job waits, or its loss; ask every few seconds."""
         if record.is_final or self._queue_of(record) is None:
             return record
         if time.monotonic() > self._asked_at + _SCHEDULER_POLL_S:
@@ -95,7 +95,7 @@ class _Follower:
         return replace(record, note=told.note) if told and record.state == jobs.PLANNED else record
 
     def pass_on(self, signals: list[int], record: JobRecord) -> None:
-        """Send them to the supervisor, once there is one that can take them; in a queue to where it can be reached."""
+        """Pass the signals on to the supervisor once it exists, or through the scheduler that has the job queued."""
         if signal.SIGHUP in signals:
             raise Detached
         if queue := self._queue_of(record):
@@ -117,7 +117,7 @@ class _Follower:
         return self._scheduler if self._scheduler and self._scheduler.has_queue else None
 
     def wait(self, record: JobRecord) -> None:
-        """A while, or until the supervisor has ended."""
+        """Wait a while, or until the supervisor has ended."""
         handle = record.supervisor.open_pidfd() if record.supervisor else None
         if handle is None:
             time.sleep(POLL_S)
@@ -129,15 +129,17 @@ class _Follower:
 
 
 def ask_scheduler(record: JobRecord) -> JobRecord:
-    """Return ``record`` with what the scheduler that has the job knows beyond it; as it is where that is not here."""
+    """Return ``record`` with the knowledge of the job's scheduler added; unchanged where that is not installed."""
     scheduler = registry.find(record.scheduler)
     return scheduler.query(record) if scheduler else record
 
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """SIGINT, SIGTERM and SIGHUP that came inside, for ``follow`` to pass on. To be begun before the job is, so that
-    none falls between. nohup has SIGHUP ignored: so it stays."""
+    """Yield a list of the SIGINT, SIGTERM and SIGHUP received in the block, for ``follow`` to pass on.
+
+    Enter it before the job starts, so that no signal is lost. SIGHUP stays ignored under nohup.
+    """
     received: list[int] = []
 
     def note(signum: int, _frame: FrameType | None) -> None:
@@ -148,7 +150,7 @@ def noted_signals() -> Iterator[list[int]]:
 
 
 def _sender(record: JobRecord, signum: int) -> str:
-    """Name the signal, with what its scheduler means by it."""
+    """Return the name of the signal, with its meaning for the job's scheduler."""
     scheduler = registry.find(record.scheduler)
     meaning = scheduler.signal_meaning(signum) if scheduler else ""
     return ", ".join(filter(None, (signal.Signals(signum).name, meaning)))

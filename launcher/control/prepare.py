@@ -1,4 +1,4 @@
-"""From what the user typed to a run that can begin: spec, hosts, inputs, plan; and the data that it lacks."""
+"""Preparation of a run from the command line: spec, hosts, inputs, plan; and the data that must be made first."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A plan, and the data that must be made before it can run. ``remarks``: what to tell beside the plan's notes."""
+    """A plan, and the data that must be made before it can run. ``remarks``: notes besides those of the plan."""
 
     plan: LaunchPlan
     pending: inputs.Pending | None = None
@@ -35,7 +35,7 @@ class PreparedRun:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return everything that the user should be told, as sentences."""
+        """Return all notes for the user, as sentences."""
         return (*self.remarks, *map(_sentence, self.plan.notes))
 
 
@@ -53,10 +53,10 @@ def prepare(
     scheduler: str = LOCAL,
     values: Mapping[str, Any] | None = None,
 ) -> PreparedRun:
-    """Decide everything for a run of ``spec_name`` on ``cards`` devices that ``scheduler`` gives; write nothing.
+    """Decide everything for a run of ``spec_name`` on ``cards`` devices from ``scheduler``; write nothing.
 
-    ``values``: of the scheduler's own options. Raises SpecError, DataError, CheckpointError or HostError for what does
-    not fit.
+    ``values``: those of the scheduler's own options. Raises SpecError, DataError, CheckpointError or HostError for
+    anything that does not fit.
     """
     options = options or RunOptions()
     placement = registry.get(scheduler).place(values or {}, cards=cards, grace_s=options.limits.grace_s)
@@ -79,7 +79,7 @@ def prepare(
 
 
 def complete(run: PreparedRun) -> PreparedRun:
-    """Make the data that ``run`` lacks, and return it with what follows from the rows: steps, files, notes.
+    """Make the missing data of ``run``, and return ``run`` with the steps, files and notes that depend on the rows.
 
     Job id, hosts, argv and environment stay as they were shown. Raises DataError, CheckpointError or SpecError.
     """
@@ -91,14 +91,14 @@ def complete(run: PreparedRun) -> PreparedRun:
 
 
 def _with_schedulers_files(plan: LaunchPlan) -> LaunchPlan:
-    """Add what the scheduler is given: a batch script, a manifest."""
+    """Add the files for the scheduler: a batch script, a manifest."""
     return replace(plan, files=(*plan.files, *registry.get(plan.launch.scheduler).files(plan)))
 
 
 def overrides(
     sets: Sequence[str], checkpoint: str | None = None, *, model: str | None = None, data: str | None = None
 ) -> list[Override]:
-    """Return what the command line changes in a spec; ``model``: a Hugging Face folder. Raises SpecError."""
+    """Return the command line's changes to a spec; ``model``: a Hugging Face folder. Raises SpecError."""
     changes = [*_of_folder(model), *_of_data(data), *parse_sets(sets)]
     if checkpoint == "":
         raise SpecError("--checkpoint is empty", hint="give a path, or leave the option out")
@@ -108,7 +108,7 @@ def overrides(
 
 
 def _of_folder(model: str | None) -> Iterator[Override]:
-    """Yield all that ``model`` says, in place of a preset; rows stay as long as the spec has them."""
+    """Yield overrides for all settings of ``model``, in place of a preset; the spec's seq_length is kept."""
     if model is None:
         return
     values = {"preset": None, "folder": model, **model_of_folder(model)}
@@ -142,8 +142,8 @@ def _remarks(asked: str | None, name: str, cluster: Cluster, spec: RunSpec) -> l
 
 
 def preflight(plan: LaunchPlan, *, port: int | None) -> Sequence[str]:
-    """Check that the hosts of ``plan`` can run it, as far as they are known; return what the user should know.
+    """Check that the hosts of ``plan`` can run it, as far as they are known; return notes for the user.
 
-    Raises HostError with every failed check and what to type for it.
+    Raises HostError with every failed check and the command to type for it.
     """
     return registry.get(plan.launch.scheduler).preflight(plan, port=port)

@@ -1,4 +1,4 @@
-"""A plan to look at: of the cards that are here, or of cards that are not, with inputs that may be missing still."""
+"""Preview of a plan, for the cards of this host or for imagined ones, with inputs that may still be missing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PORT = 8118
 
 @dataclass(frozen=True, kw_only=True)
 class PlanPreview:
-    """A plan, what the user should know about it, and the changes that make it fit when it does not."""
+    """A plan, notes on it for the user, and the changes that make it fit when it does not."""
 
     plan: LaunchPlan
     notes: tuple[str, ...]
@@ -74,7 +74,7 @@ def preview(
 ) -> PlanPreview:
     """Return the plan of ``spec_name`` on ``cluster``. Raises SpecError for what can never run.
 
-    ``made_up``: that these cards are not there must be said.
+    ``made_up``: the notes must say that these cards do not exist here.
     """
     source = load_source(spec_name, overrides)
     spec = parse_spec(source)
@@ -105,7 +105,7 @@ def _changes(plan: LaunchPlan) -> list[Change]:
 
 
 def _msrun() -> str:
-    """Find msrun; a plan can be looked at where it is not installed."""
+    """Return the path of msrun, or its name where it is not installed: a preview does not need it."""
     try:
         return ENGINES["msrun"].find_program()
     except HostError:
@@ -113,9 +113,9 @@ def _msrun() -> str:
 
 
 def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
-    """Find the files of ``spec``; those that are not there yet are taken for what the spec calls them, and named.
+    """Return the input files of ``spec``; missing ones are named in notes and keep the spec's names.
 
-    Raises CheckpointError for a base that is there and is not the model's.
+    Raises CheckpointError for a base that exists and does not match the model.
     """
     missing = []
     try:
@@ -172,7 +172,7 @@ def _local(cards: int | None) -> Cluster:
 
 
 def groups(degrees: Degrees) -> dict[str, list[tuple[int, ...]]]:
-    """Group the ranks that work together, for each degree above 1.
+    """Return the groups of ranks that work together, for each degree above 1.
 
     MindSpore cuts the ranks into pipeline stages first; in a stage, ranks that share a layer are neighbours
     (mindspore 2.9.0, device matrix [data, model]).
@@ -194,7 +194,7 @@ def groups(degrees: Degrees) -> dict[str, list[tuple[int, ...]]]:
 
 
 def node_commands(plan: LaunchPlan) -> Iterator[Command]:
-    """Yield what runs on each host: msrun with that host's number of ranks, its place, and its cards."""
+    """Yield the command of each host: msrun with that host's number of ranks, its place, and its cards."""
     for node_rank, host in enumerate(plan.cluster.hosts):
         own = {"--local_worker_num": len(host.devices), "--node_rank": node_rank}
         argv = tuple(_with_value(argument, own) for argument in plan.command.argv)

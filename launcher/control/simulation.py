@@ -1,4 +1,4 @@
-"""``launcher plan --sim``: MindSpore compiles rank 0 without cards and says how much memory it would take.
+"""``launcher plan --sim``: MindSpore compiles rank 0 without cards and reports the memory it would take.
 
 MS_SIMULATION_LEVEL=1 compiles the graph of one rank of many (mindspore 2.9.0, environment variables). The compiler is
 CANN's, so there must be one. Not yet run on a host with CANN.
@@ -43,7 +43,7 @@ class Simulated:
 
 
 def run(plan: LaunchPlan, *, root: Path | None = None, python: str = sys.executable) -> Simulated:
-    """Compile rank 0 of ``plan``. Raises HostError when CANN is not there, or when compiling fails."""
+    """Compile rank 0 of ``plan``. Raises HostError when CANN is missing, or when compiling fails."""
     if read_software(root or host_root()).cann is None:
         raise HostError(
             "--sim: there is no CANN on this host, and its compiler is what simulates",

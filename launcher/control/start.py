@@ -1,4 +1,4 @@
-"""From a plan to a running job: its folder, its supervisor, or its scheduler; and once more for a job that ended."""
+"""Starting a job from a plan, by its supervisor or its scheduler; and starting an ended job again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from launcher.upstream import installed
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A job that was begun. ``guard``: of its supervisor, None where a scheduler starts that. ``lines``: to be said."""
+    """A started job. ``guard``: its supervisor's, None where a scheduler starts it. ``lines``: text for the user."""
 
     paths: JobPaths
     guard: subprocess.Popen[bytes] | None = None
@@ -42,7 +42,7 @@ class Started:
 
 @contextmanager
 def _new_folder(root: Path) -> Iterator[None]:
-    """Make ``root`` for what is written inside; nothing of it is left when that fails, and what was there stays."""
+    """Make ``root`` for the files written in the block; remove it if that fails, unless it existed before."""
     try:
         root.mkdir(parents=True)
     except FileExistsError as error:
@@ -61,7 +61,7 @@ def _cannot_write(root: Path, error: OSError) -> HostError:
 
 
 def _write_files(plan: LaunchPlan) -> None:
-    """Write everything that the plan says in the job's folder."""
+    """Write the plan's files into the job's folder."""
     paths = plan.paths
     for file in plan.files:
         write_atomic(paths.root / file.path, file.text)
@@ -73,10 +73,10 @@ def _write_files(plan: LaunchPlan) -> None:
 
 
 def begin(plan: LaunchPlan) -> Started:
-    """Write the job's folder and have its supervisor started, which from then on is alone responsible for the job.
+    """Write the job's folder and have its supervisor started, which alone is responsible for the job from then on.
 
-    Raises HostError when another job has one of the cards, unless the job is to wait for them, when the scheduler does
-    not take the job, and when the folder cannot be written; then nothing is left of it.
+    Raises HostError when another job has one of the cards (unless the job is to wait for them), when the scheduler
+    refuses the job, and when the folder cannot be written; then nothing is left of it.
     """
     scheduler = registry.get(plan.launch.scheduler)
     if not scheduler.leads_here:
@@ -101,14 +101,14 @@ def _give_to(scheduler: Scheduler, plan: LaunchPlan) -> Started:
 
 
 def _never_begun(paths: JobPaths, record: JobRecord, error: HostError) -> None:
-    """Write the end of a job that its scheduler did not take; else it would be shown as one that waits."""
+    """Write the end of a job that its scheduler refused; it would be shown as waiting otherwise."""
     verdict = {"rank_id": None, "reason": error.message, "text": {EN: error.message}}
     ended = replace(record, state=jobs.FAILED, ended=jobs.now(), exit_code=error.exit_code, verdict=verdict)
     jobs.write_record(paths, ended)
 
 
 def write_job(plan: LaunchPlan, *, host: str | None = None) -> JobRecord:
-    """Write the job's folder with its record. ``host``: where the leader will be; here if None.
+    """Write the job's folder with its record. ``host``: the host of its leader; this one if None.
 
     Raises JobError when the folder exists, HostError when it cannot be written.
     """
@@ -142,8 +142,8 @@ def begin_again(paths: JobPaths, record: JobRecord) -> Started:
     """Start another attempt at a job that has ended without success, from its newest complete checkpoint.
 
     Raises JobError when the job runs, has succeeded, or cannot be read, or another process is about to do the same;
-    CheckpointError when it begins anew from a base that is not its model's; HostError when the engine is missing or the
-    disk is full.
+    CheckpointError when it starts anew from a base that does not match its model; HostError when the engine is missing
+    or the disk is full.
     """
     with _alone(paths):
         return _begin_again(paths, jobs.read_record(paths) or record)
@@ -151,7 +151,7 @@ def begin_again(paths: JobPaths, record: JobRecord) -> Started:
 
 @contextmanager
 def _alone(paths: JobPaths) -> Iterator[None]:
-    """Hold the lock on beginning an attempt, which the kernel gives back when its holder is gone."""
+    """Hold the lock on starting an attempt, which the kernel releases when its holder is gone."""
     try:
         handle = os.open(paths.resume_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -226,6 +226,6 @@ def _begin_again_here(paths: JobPaths, record: JobRecord, launch: Launch) -> Sta
 
 
 def _cannot_resume(paths: JobPaths, error: OSError) -> HostError:
-    """Take the attempt back, so that the job can be resumed later."""
+    """Undo the attempt, so that the job can be resumed later."""
     take_back(paths)
     return HostError(f"cannot write {paths.root}: {error}", hint=f"df -h; then launcher resume {paths.job_id}")

@@ -1,4 +1,4 @@
-"""Stopping a job from another process than the one that supervises it."""
+"""Stopping a job from a process other than its supervisor."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _POLL_S = 0.05
 def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:
     """Ask the supervisor to stop, wait until it has, and return the final record.
 
-    ``save`` asks for a checkpoint after a step that all ranks finish; the grace bounds the wait for it too. Raises
-    JobError when the job has ended, is another host's, or does not end in time.
+    ``save`` asks for a checkpoint after a step that all ranks finish; the grace limits the wait for it too. Raises
+    JobError when the job has ended, runs on another host, or does not end in time.
     """
     if record.is_final:
         raise JobError(f"job {record.job_id} is not running: {record.state}", hint=f"launcher status {record.job_id}")
@@ -55,7 +55,7 @@ def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float |
 
 
 def _wait(paths: JobPaths, seconds: float) -> JobRecord | None:
-    """Return the final record, once everything of the job is gone; None when that takes longer."""
+    """Return the final record, once all processes of the job are gone; None when that takes too long."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         current = jobs.read_record(paths)
@@ -75,13 +75,13 @@ def _stop_in_queue(
 
 
 def ask_in_queue(scheduler: Scheduler, paths: JobPaths, record: JobRecord, *, at_once: bool) -> None:
-    """Ask a job of a queue to stop, without waiting for its end; ``at_once``: it was asked before."""
+    """Ask a queued job to stop, without waiting for its end; ``at_once``: it was asked before."""
     _write_flag(paths, save=False, grace_s=0.0 if at_once else None, at_once=at_once)
     scheduler.cancel(paths, record, None)
 
 
 def _stop_before_it_runs(scheduler: Scheduler | None, paths: JobPaths, record: JobRecord) -> JobRecord:
-    """End a job that nobody leads: whoever would begin it sees that it has an end, and leaves it."""
+    """Write the end of a job without a leader: a process that would start it sees the end and does not."""
     note = scheduler.unstarted_note(paths) if scheduler else "it did not run"
     ended = replace(record, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note=note)
     jobs.write_record(paths, ended)
@@ -89,7 +89,7 @@ def _stop_before_it_runs(scheduler: Scheduler | None, paths: JobPaths, record: J
 
 
 def _stop_from_afar(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:
-    """Stop a job by the flag alone, which its leader reads every second."""
+    """Stop a job through the flag file alone, which its leader reads every second."""
     grace_s = _write_flag(paths, save=save, grace_s=grace_s)
     ended = _wait(paths, grace_s * (2 if save else 1) + _SLACK_S)
     if ended:
@@ -100,7 +100,7 @@ def _stop_from_afar(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: 
 
 
 def _write_flag(paths: JobPaths, *, save: bool, grace_s: float | None, at_once: bool = False) -> float:
-    """Write it in place, and return the grace: on NFS a new file of the same name is seen a minute later."""
+    """Write the flag in place and return the grace: NFS may show a new file of the same name a minute late."""
     grace_s = _limits(paths).grace_s if grace_s is None else grace_s
     with paths.control.open("w", encoding="utf-8") as control:
         control.write(json.dumps({"save": save, "grace_s": grace_s, "at_once": at_once}) + "\n")

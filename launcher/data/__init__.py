@@ -1,9 +1,9 @@
 """From raw question-and-answer files to the MindRecord rows that training reads.
 
-sample      makes a dataset of school arithmetic problems, in the schema of BELLE School Math
+sample      generates a dataset of school arithmetic problems, in the schema of BELLE School Math
 convert     raw records to conversations
-tokenizer   trains a SentencePiece model, and wraps the models others trained
-templates   how a conversation becomes text, for training and for inference alike
+tokenizer   trains SentencePiece models, and wraps existing tokenizers
+templates   renders conversations as text, for training and inference alike
 preprocess  conversations to rows of token ids and labels
-info        what a dataset on disk holds, without MindSpore
+info        describes a dataset on disk, without MindSpore
 """

@@ -1,4 +1,4 @@
-"""Rows made on demand, once: what ``launcher submit`` does with a raw JSON dataset."""
+"""Rows prepared once on demand, for raw JSON datasets given to ``launcher submit``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from launcher.data.preprocess import PreprocessOptions, fingerprint
 
 
 def in_cache(options: PreprocessOptions, folder: Path) -> PreprocessOptions:
-    """``options`` with a target below ``folder``, named by their fingerprint.
+    """Return ``options`` with a target below ``folder``, named by their fingerprint.
 
-    ``options.target`` gives the file's name only. The same input, tokenizer, template and options are found
-    again, wherever the input lies; nothing is written. Raises DataError when the input cannot be read.
+    ``options.target`` gives the file's name only. The same input, tokenizer, template and options give the same
+    target, wherever the input lies; nothing is written. Raises DataError when the input cannot be read.
     """
     return dataclasses.replace(options, target=folder / fingerprint(options)[:16] / options.target.name)

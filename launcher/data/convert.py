@@ -1,4 +1,4 @@
-"""Records of any known format to conversations."""
+"""Convert records of any known format to conversations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What ``convert`` did: conversations by format, rejected records, and whether the output changed."""
+    """The result of ``convert``: conversations by format, rejected records, and whether the output changed."""
 
     kinds: Counter[str]
     rejected: int
@@ -45,7 +45,7 @@ class _Batch:
 
 
 def read_conversations(path: Path) -> Iterator[Conversation]:
-    """The conversations of ``path``. Raises DataError, naming file and line, for a record that is none."""
+    """Read the conversations of ``path``. Raises DataError, naming file and line, for an invalid record."""
     for chunk in Source(path).chunks():
         found, rejects = conversations(chunk)
         for reject in rejects:
@@ -54,7 +54,7 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
 
 
 def conversations(chunk: Chunk) -> tuple[list[tuple[str, Conversation]], list[Reject]]:
-    """The records of ``chunk``: kind and conversation of each, and those that are none."""
+    """Return kind and conversation of each record of ``chunk``, and the rejected records."""
     values = parse_fast(chunk)
     if values is not None:
         with suppress(RecordError):
@@ -78,7 +78,7 @@ def _one_by_one(chunk: Chunk) -> tuple[list[tuple[str, Conversation]], list[Reje
 
 
 def rejected(record: Record, error: RecordError) -> Reject:
-    """``record``, which is JSON but of no use."""
+    """Reject ``record``, which is JSON but not usable."""
     raw = orjson.dumps(record.value).decode()
     return Reject(number=record.number, line=record.line, reason=str(error), raw=raw)
 
@@ -93,11 +93,11 @@ def convert(
     processes: int = 1,
     progress: Progress = lambda *_: None,
 ) -> Converted:
-    """Write ``source`` as a JSON array of conversations, or one conversation a line if ``lines``.
+    """Write ``source`` as a JSON array of conversations, or one conversation per line if ``lines``.
 
-    Rejected records go to ``rejects_path(target)``. ``progress`` is told bytes read, bytes in all,
-    conversations. Raises DataError for input that is not readable, for more than ``max_rejects`` bad records,
-    and OutputExistsError.
+    Rejected records go to ``rejects_path(target)``. ``progress`` is called with bytes read, bytes in total and
+    conversations. Raises DataError for unreadable input and for more than ``max_rejects`` bad records, and
+    OutputExistsError.
     """
     with outputs.scratch(target) as folder:
         built, kept = folder / target.name, folder / "rejects"
@@ -128,7 +128,7 @@ def _write(
 
 
 class _Converter:
-    """What each process does: a chunk of records to conversations as JSON."""
+    """The job of each process: converts a chunk of records to conversations as JSON."""
 
     def __init__(self, separator: bytes) -> None:
         self._separator = separator

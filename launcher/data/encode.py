@@ -1,4 +1,4 @@
-"""What each process of preprocessing does: a chunk of records to rows as they lie in the file."""
+"""The job of each preprocessing process: encodes a chunk of records to rows in the bytes of the file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NUMBERS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Half:
-    """What one chunk gives to one of the two outputs."""
+    """The share of one chunk in one of the two outputs."""
 
     packed: PackedRows
     lengths: Ints
@@ -40,7 +40,7 @@ class Half:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one chunk gives: a half for training, one for validation if there is such a split."""
+    """The result of one chunk: a half for training, and one for validation if there is such a split."""
 
     halves: list[Half]
     rejects: list[Reject]
@@ -49,7 +49,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
-    """A record on its way: its id, its tokens, and the characters of its text."""
+    """A record being encoded: its id, its tokens, and the number of characters of its text."""
 
     id: str
     encoded: Encoded
@@ -68,12 +68,12 @@ class Encoder:
 
     @cached_property
     def byte_pieces(self) -> Kept:
-        """For every piece of the vocabulary whether it is a byte of a character that has no piece."""
+        """Return the mask of vocabulary pieces that are single bytes of unknown characters."""
         tokenizer = self.tokenizer
         return np.array([tokenizer.is_byte(token) for token in range(tokenizer.info.vocab_size)], dtype=bool)
 
     def __call__(self, item: tuple[Chunk, Kept | None], /) -> Batch:
-        """Rows of a chunk, less the records that are not kept; rejected records have no entry there."""
+        """Encode the kept records of a chunk to rows; rejected records have no entry in the mask."""
         chunk, kept = item
         found, rejects, kinds = self.read(chunk)
         chosen = found if kept is None else [item for item, keep in zip(found, kept, strict=True) if keep]
@@ -83,7 +83,7 @@ class Encoder:
         return Batch(halves=halves, rejects=rejects, kinds=kinds)
 
     def read(self, chunk: Chunk) -> tuple[list[tuple[str, Any]], list[Reject], Counter[str]]:
-        """The records of ``chunk``, each with its id; those that are none; how many of each format."""
+        """Return the records of ``chunk`` with their ids, the rejected ones, and counts by format."""
         if self.template is None:
             texts, rejects = _texts(chunk)
             return texts, rejects, Counter(text=len(texts))
@@ -155,19 +155,19 @@ def _texts(chunk: Chunk) -> tuple[list[tuple[str, str]], list[Reject]]:
 
 
 def digest(text: str) -> int:
-    """64 bits that depend on ``text`` alone."""
+    """Return a 64-bit hash of ``text``."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def said(messages: Sequence[Message]) -> str:
-    """All that makes two conversations the same, as one text."""
+    """Return one text per conversation that is equal for equal conversations."""
     return "\0".join(
         [f"{role}\0{content}" if in_loss else f"-{role}\0{content}" for role, content, in_loss in messages]
     )
 
 
 class _Digests:
-    """A chunk to one number a record, the same for records of the same content; and which are held out."""
+    """Maps a chunk to one hash per record, equal for equal contents, and the mask of held-out records."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
@@ -180,7 +180,7 @@ class _Digests:
 
 
 def count_shared(encoder: Encoder, source: Source, *, processes: int) -> int:
-    """Return how many held-out records of ``source`` have the content of one that is not. Takes 9 bytes a record."""
+    """Return how many held-out records of ``source`` are also in training. Takes 9 bytes per record."""
     parts = list(ordered_map(lambda: _Digests(encoder), source.chunks(), processes=processes))
     numbers: Digests = np.concatenate([*(part[0] for part in parts), np.zeros(0, dtype=np.uint64)])
     held_out: Kept = np.concatenate([*(part[1] for part in parts), np.zeros(0, dtype=bool)])
@@ -188,7 +188,7 @@ def count_shared(encoder: Encoder, source: Source, *, processes: int) -> int:
 
 
 def duplicates(encoder: Encoder, source: Source, *, processes: int) -> Iterator[Kept]:
-    """For every chunk of ``source`` which of its records come for the first time. Takes 16 bytes a record."""
+    """Return, chunk by chunk of ``source``, the mask of first occurrences. Takes 16 bytes per record."""
     parts = ordered_map(lambda: _Digests(encoder), source.chunks(), processes=processes)
     chunks = [numbers for numbers, _ in parts]
     lengths = [len(chunk) for chunk in chunks]

@@ -1,12 +1,12 @@
-"""Records of the datasets in use, to conversations.
+"""Convert records of common dataset formats to conversations.
 
 belle      BELLE School Math: {"instruction": "题目：...", "input": "", "output": "..."}
 alpaca     Stanford Alpaca: {"instruction": ..., "input": ..., "output": ...}; "system", "history": [[q, a], ...]
 sharegpt   ShareGPT and FastChat: {"id": ..., "conversations": [{"from": "human", "value": ...}, ...]}; "system"
 openai     OpenAI: {"messages": [{"role": "user", "content": ...}, ...]}; "weight": 0: not in the loss
 
-Every record is looked at by itself, so that a file may mix them. What belongs to a conversation and cannot be kept,
-such as calls of tools, makes a record a bad one: it would train as something else.
+Each record is examined by itself, so a file may mix formats. A record with parts that cannot be kept, such as tool
+calls, is rejected: without them it would train something else.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _TOOLS = ("tools", "functions", "tool_calls", "function_call")
 
 
 class RecordError(Exception):
-    """Why a record cannot be used. It never leaves this package."""
+    """The reason why a record cannot be used. It never leaves this package."""
 
 
 def to_conversation(value: Any, number: int) -> tuple[str, Conversation]:
-    """The kind of the record ``value`` and its conversation; ``number`` becomes its id where it has none.
+    """Return the kind of the record ``value`` and its conversation; ``number`` becomes its id where it has none.
 
     Raises RecordError.
     """
@@ -54,7 +54,7 @@ def to_conversation(value: Any, number: int) -> tuple[str, Conversation]:
 
 
 def to_text(value: Any) -> str:
-    """The text of the record {"text": ...}. Raises RecordError."""
+    """Return the text of the record {"text": ...}. Raises RecordError."""
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise RecordError('no {"text": "..."}')
     text: str = value["text"]
@@ -83,7 +83,7 @@ def _instruction(value: dict[str, Any]) -> tuple[str, tuple[Message, ...]]:
 
 
 def _history(pairs: Any) -> Iterator[Message]:
-    """The turns before the question, as LLaMA-Factory writes them: pairs of question and answer."""
+    """Yield the turns before the question, in LLaMA-Factory's form: pairs of question and answer."""
     for pair in pairs if isinstance(pairs, list) else [pairs]:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise RecordError("history is no list of pairs of question and answer")
@@ -91,7 +91,7 @@ def _history(pairs: Any) -> Iterator[Message]:
 
 
 def _with_system(value: dict[str, Any], messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """``messages`` with the "system" that stands beside them."""
+    """Return ``messages`` preceded by the record's "system" text, if any."""
     system = value.get("system")
     if system is None or system == "":
         return messages
@@ -137,7 +137,7 @@ def _turn(turn: Any, role_key: str, text_key: str) -> Message:
 
 
 def _joined_parts(parts: list[Any]) -> str:
-    """OpenAI's content in parts, where all of them are text."""
+    """Join OpenAI's content parts, which must all be text."""
     if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
         raise RecordError("content holds parts that are not text")
     return "".join(part["text"] for part in parts)

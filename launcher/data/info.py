@@ -1,4 +1,4 @@
-"""What a dataset on disk holds, read without MindSpore."""
+"""Describe a dataset on disk, without MindSpore."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _TOKENIZER = frozenset(part.name for part in fields(TokenizerInfo))
 class DatasetInfo:
     """A MindRecord dataset of one or more ``files``.
 
-    ``rows`` are seq_length + 1 tokens long. What only ``launcher data preprocess`` knows is None or empty for
-    a file that somebody else wrote: ``seq_length`` (tokens), ``template``, ``tokenizer``, ``counts``,
-    ``fingerprint``, and ``stats``, all that the statistics hold.
+    ``rows`` are seq_length + 1 tokens long. Fields from the statistics of ``launcher data preprocess`` are None or
+    empty for files of other origin: ``seq_length`` (tokens), ``template``, ``tokenizer``, ``counts``,
+    ``fingerprint``, and ``stats``, the complete statistics.
     """
 
     path: Path
@@ -40,15 +40,14 @@ class DatasetInfo:
 
 
 def stats_path(dataset: Path) -> Path:
-    """Where ``launcher data preprocess`` writes what it knows about ``dataset``."""
+    """Return the path of the statistics that ``launcher data preprocess`` writes for ``dataset``."""
     return dataset.with_name(f"{dataset.name}.stats.json")
 
 
 def read_info(path: Path) -> DatasetInfo | None:
-    """What the dataset ``path`` holds, or None when it is missing or not a MindRecord.
+    """Read the description of the dataset ``path``; None when it is missing or not a MindRecord.
 
-    A dataset of several shards is named as it was when it was written, without the number that each file ends
-    with.
+    A dataset of several shards is named without the number at the end of each file.
     """
     stats = read_stats(path) or {}
     names = stats.get("files") or _shard_names(path)
@@ -70,7 +69,7 @@ def _shard_names(path: Path) -> list[str]:
 
 
 def read_stats(dataset: Path) -> dict[str, Any] | None:
-    """The statistics of ``dataset``, or None."""
+    """Return the statistics of ``dataset``, or None."""
     try:
         stats = json.loads(stats_path(dataset).read_text("utf-8"))
     except (OSError, ValueError):

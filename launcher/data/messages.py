@@ -1,4 +1,4 @@
-"""A conversation, whatever file it came from."""
+"""Conversations, independent of the format of their file."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Conversation(NamedTuple):
     messages: tuple[Message, ...]
 
     def record(self) -> dict[str, Any]:
-        """The conversation as the reference recipe writes it: id, conversations of from and value.
+        """Return the conversation in the form of the reference recipe: id, conversations of from and value.
 
-        An answer that is not in the loss has OpenAI's weight beside them.
+        An answer that is not in the loss also has OpenAI's weight.
         """
         turns = [
             {"from": _NAMES[role], "value": content}
@@ -48,7 +48,7 @@ _NAMES = {"user": "human", "assistant": "assistant", "system": "system"}
 
 
 def as_messages(question: str | Sequence[Message], system: str | None = None) -> tuple[Message, ...]:
-    """A question, or turns, as turns; ``system`` goes first and replaces a system turn that is there."""
+    """Return a question, or turns, as turns; ``system`` goes first and replaces an existing system turn."""
     turns = (Message(role="user", content=question),) if isinstance(question, str) else tuple(question)
     if system is None:
         return turns

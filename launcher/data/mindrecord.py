@@ -1,15 +1,15 @@
 """MindRecord 3.0, the file format that MindSpore trains from, written and read without MindSpore.
 
-FILE holds a header and pages; FILE.db is a SQLite index that says where each row lies. Both belong together.
-What is written here is what MindSpore's FileWriter writes (for one page even the same bytes), about six times
-as fast, because a whole batch of rows is packed by a few numpy calls instead of row by row, and without the
-import of MindSpore, which takes longer than preprocessing a small dataset.
+FILE holds a header and pages; FILE.db is a SQLite index of the position of each row. Both belong together.
+The output equals that of MindSpore's FileWriter (for one page byte for byte), about six times as fast, because
+a few numpy calls pack a whole batch of rows, and without importing MindSpore, which takes longer than
+preprocessing a small dataset.
 
 FILE     8 bytes length (little-endian) and JSON, padded to header_size; then pages of page_size bytes each
 blob     the values of the rows: for each row 8 bytes of length (little-endian), then for each column 8 bytes
-         of length (big-endian), 4 bytes number of values (big-endian), two bits a value for its width (0: 1
+         of length (big-endian), 4 bytes number of values (big-endian), two bits per value for its width (0: 1
          byte, 1: 2 bytes, 2: 4 bytes; the first value in the highest bits), and the values, little-endian
-raw      13 bytes a row: 8 bytes of length, then MessagePack of {"id": 0}, the number of the schema
+raw      13 bytes per row: 8 bytes of length, then MessagePack of {"id": 0}, the number of the schema
 
 Source: mindspore/ccsrc/minddata/mindrecord (io/shard_writer.cc, common/shard_utils.cc, meta/shard_column.cc)
 of MindSpore 2.9, and files that its FileWriter wrote.
@@ -55,9 +55,9 @@ class PackedRows:
 
 
 def pack_rows(values: Ints, length: int | None = None) -> PackedRows:
-    """``values``, int32 of shape (rows, columns, width), as blob bytes of rows of ``length`` numbers.
+    """Pack ``values``, int32 of shape (rows, columns, width), to blob bytes of rows of ``length`` numbers.
 
-    From ``width`` on, the last value of each row and column is repeated; it must fit into one byte then.
+    Beyond ``width`` the last value of each row and column is repeated; it must then fit into one byte.
     """
     rows, columns, width = values.shape
     length = width if length is None else length
@@ -69,6 +69,7 @@ def pack_rows(values: Ints, length: int | None = None) -> PackedRows:
     wide = [low.astype(np.int8) != low] if narrow else [dense.astype(np.int8) != dense, low != dense]
     widths = sum((over.view(np.uint8) for over in wide[1:]), start=wide[0].view(np.uint8))
     tags = _pack_tags(widths, length)
+    # Every value takes one byte, wide ones more; then come the number of values and the tags.
     sizes = np.add.reduce((1 << widths) - 1, axis=2, dtype=np.int64) + length + 4 + tags.shape[2]
     padding = np.repeat(values[:, :, -1:].astype(np.int8).view(np.uint8), length - dense.shape[2], axis=2)
     return PackedRows(
@@ -79,7 +80,7 @@ def pack_rows(values: Ints, length: int | None = None) -> PackedRows:
 
 
 def _without_padding(values: Ints) -> Ints:
-    """``values`` up to where, in every row and column, one value of one byte follows until the end."""
+    """Cut off the common tail of ``values`` in which each row and column repeats one value of one byte."""
     last = values[:, :, -1:]
     if values.size == 0 or int(last.min()) < -128 or int(last.max()) > 127:
         return values
@@ -102,7 +103,7 @@ def _assemble(
     tags: npt.NDArray[np.uint8],
     sizes: npt.NDArray[np.int64],
 ) -> bytes:
-    """The rows with every value at full width, less the bytes that ``wide`` says are not needed."""
+    """Return the bytes of the rows: every value at full width, without the bytes that ``wide`` marks as unneeded."""
     rows, columns, _ = dense.shape
     length = dense.shape[2] + padding.shape[2]
     head = 12 + tags.shape[2]
@@ -122,6 +123,7 @@ def _assemble(
         for width, over in enumerate(wide):
             for byte in range(1 << width, 2 << width):
                 mask[:, part][:, head + byte : tail : dense.itemsize] = over[:, column]
+    # One selection over the whole batch instead of a loop over rows: the reason for the speed.
     data: bytes = out[mask].tobytes()
     return data
 
@@ -137,7 +139,7 @@ class Page:
 
 @dataclass(kw_only=True)
 class ShardState:
-    """All that is needed to go on with a shard after an interruption, but the bytes on the disk."""
+    """The state to resume a shard after an interruption, beside the bytes on the disk."""
 
     pages: list[Page] = field(default_factory=list)
     saved_bytes: int = 0
@@ -148,10 +150,9 @@ class ShardState:
 
 
 class ShardWriter:
-    """Writes one FILE of a dataset and its index. Nothing can read it before ``finish``.
+    """Writes one FILE of a dataset and its index. It is not readable before ``finish``.
 
-    ``row_length`` is the number of tokens in a row. Beside FILE lies FILE.rows, the sizes of the rows, until
-    then.
+    ``row_length`` is the number of tokens in a row. Until ``finish``, FILE.rows holds the sizes of the rows.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class ShardWriter:
         mode = "r+b" if state else "wb"
         self._file = path.open(mode)
         self._sizes = self._sizes_path.open(mode)
+        # Both files may be ahead of the journal: later sizes are cut off, later blobs are overwritten.
         self._sizes.truncate(8 * self.state.rows)
         self._sizes.seek(8 * self.state.rows)
 
@@ -176,6 +178,7 @@ class ShardWriter:
             room = self._page_bytes - page.used
             stop = int(np.searchsorted(ends, begin + room, side="right"))
             end = int(ends[stop - 1])
+            # Pages have a fixed size in the file: the unused end of the page before stays empty.
             self._file.seek(HEADER_BYTES + (len(self.state.pages) - 1) * self._page_bytes + page.used)
             self._file.write(data[begin:end])
             page.used += end - begin
@@ -188,6 +191,7 @@ class ShardWriter:
         pages = self.state.pages
         if not pages or pages[-1].used + size > self._page_bytes:
             pages.append(Page(start=self.state.rows, end=self.state.rows))
+            # The place for the header is fixed before the number of pages is known.
             if len(pages) * _HEADER_BYTES_PER_PAGE > HEADER_BYTES:
                 raise DataError(f"{self._path.name} would be larger than its header allows", hint="add --shards 8")
         return pages[-1]
@@ -240,6 +244,7 @@ class ShardWriter:
     def _write_index(self, raw: list[dict[int, Page]]) -> None:
         index = self._path.with_name(f"{self._path.name}.db")
         with closing(sqlite3.connect(index, isolation_level=None)) as db:
+            # No journal and no syncs: the index is synced and moved into place only when it is complete.
             db.execute("PRAGMA synchronous=OFF")
             db.execute("PRAGMA journal_mode=OFF")
             db.execute("BEGIN")
@@ -272,10 +277,11 @@ _CREATE_INDEX = (
 
 
 def page_bytes(row_length: int, least: int = PAGE_BYTES) -> int:
-    """The size of pages for rows of ``row_length`` tokens: ``least``, or what holds the longest such row.
+    """Return the page size for rows of ``row_length`` tokens: ``least``, doubled until the longest row fits.
 
-    Raises DataError when there is none.
+    Raises DataError when no valid page size is large enough.
     """
+    # The worst case: four bytes for every value.
     longest = 8 + len(COLUMNS) * (12 + -(-row_length // 4) + 4 * row_length)
     size = least
     while size < longest:
@@ -286,7 +292,7 @@ def page_bytes(row_length: int, least: int = PAGE_BYTES) -> int:
 
 
 def _raw_pages(pages: Sequence[Page], size: int) -> Iterator[dict[int, Page]]:
-    """The blob pages (by number) whose rows share a raw page; the rows of a blob page are never parted."""
+    """Yield the blob pages (by number) whose rows share a raw page; the rows of a blob page stay together."""
     groups: dict[int, Page] = {}
     room = size // len(_RAW_ROW)
     for number, page in enumerate(pages):
@@ -328,7 +334,7 @@ def _raw_entry(number: int, first_id: int, groups: dict[int, Page], shard_id: in
 
 
 def write_mindrecord(path: Path, values: Iterable[Ints], *, row_length: int) -> int:
-    """Write batches of int32 of shape (rows, 2, row_length) to ``path``; returns the number of rows."""
+    """Write batches of int32 of shape (rows, 2, row_length) to ``path``; return the number of rows."""
     writer = ShardWriter(path, row_length=row_length)
     for batch in values:
         packed = pack_rows(batch)
@@ -341,7 +347,7 @@ def write_mindrecord(path: Path, values: Iterable[Ints], *, row_length: int) -> 
 
 
 def read_header(path: Path) -> dict[str, Any] | None:
-    """The header of the MindRecord file ``path``, or None when it is missing or no MindRecord."""
+    """Read the header of the MindRecord file ``path``; None when it is missing or not a MindRecord."""
     try:
         with path.open("rb") as source:
             length = int.from_bytes(source.read(8), "little")
@@ -354,7 +360,7 @@ def read_header(path: Path) -> dict[str, Any] | None:
 
 
 def header_columns(header: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the columns, sorted."""
+    """Return the names of the columns, sorted."""
     return tuple(sorted(name for schema in header.get("schema") or [] for name in schema.get("schema", {})))
 
 
@@ -364,9 +370,9 @@ def header_rows(header: dict[str, Any]) -> int:
 
 
 def read_row(path: Path, row: int) -> dict[str, Ints]:
-    """Row ``row`` (from 0) of the one file ``path``: each int32 column as an array of shape (length,).
+    """Read row ``row`` (from 0) of the single file ``path``: each int32 column as an array of shape (length,).
 
-    Raises DataError when the file is no MindRecord, its index is missing, or there is no such row.
+    Raises DataError when the file is not a MindRecord, its index is missing, or there is no such row.
     """
     header = read_header(path)
     if header is None:

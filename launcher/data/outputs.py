@@ -1,4 +1,4 @@
-"""Output files that are whole or absent, never overwritten unasked, and left alone when nothing changed."""
+"""Output files that are whole or absent, never overwritten unless forced, and untouched when nothing changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.errors import DataError
 
 
 class OutputExistsError(DataError):
-    """The output is there already and would become another one."""
+    """The output exists and its content would change."""
 
     def __init__(self, target: Path) -> None:
         super().__init__(
@@ -24,7 +24,7 @@ class OutputExistsError(DataError):
 
 @contextmanager
 def scratch(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` to build it in, gone at the end whatever happens.
+    """Make a folder beside ``target`` to build it in, removed at the end in any case.
 
     Raises DataError when the folder cannot be made, or when the disk is full.
     """
@@ -47,9 +47,9 @@ def refuse_folder(target: Path) -> None:
 
 
 def put(built: Path, target: Path, *, force: bool) -> bool:
-    """Move ``built`` to ``target``; False when the same bytes are there already.
+    """Move ``built`` to ``target``; return False when the same bytes are there already.
 
-    Raises OutputExistsError when other bytes are there and ``force`` is not set.
+    Raises OutputExistsError when other bytes are there without ``force``.
     """
     refuse_folder(target)
     if target.exists():
@@ -63,7 +63,7 @@ def put(built: Path, target: Path, *, force: bool) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Make sure that the bytes of ``path`` are on the disk."""
+    """Sync the bytes of ``path`` to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -72,7 +72,7 @@ def flush(path: Path) -> None:
 
 
 def put_or_remove(built: Path | None, target: Path) -> None:
-    """Move ``built`` over ``target``, or remove ``target``, which tells of an older run, if None."""
+    """Move ``built`` over ``target``; if None, remove ``target``, which belongs to an older run."""
     if built is None:
         target.unlink(missing_ok=True)
     else:
@@ -80,7 +80,7 @@ def put_or_remove(built: Path | None, target: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of the file's bytes in hexadecimal. Raises DataError when it cannot be read."""
+    """Return the SHA-256 of the file's bytes in hexadecimal. Raises DataError when it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as source:

@@ -1,4 +1,4 @@
-"""Work in several processes whose results come in order, whatever their number."""
+"""Parallel work in several processes, with results in input order whatever their number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ R = TypeVar("R", covariant=True)
 
 
 class Job(Protocol[T, R]):
-    """What a process does with one item, once it is made."""
+    """The function of a process, called for one item after the other."""
 
     def __call__(self, item: T, /) -> R: ...
 
@@ -30,10 +30,10 @@ _job: Any = None
 
 
 def ordered_map(make: Callable[[], Job[T, R]], items: Iterable[T], *, processes: int) -> Iterator[R]:
-    """``make()(item)`` for every item, in order. Each process calls ``make`` once.
+    """Yield ``make()(item)`` for every item, in order. Each process calls ``make`` once.
 
-    With ``processes`` 1 all is done in this one.
-    At most three items a process are under way, so that memory does not grow with the input.
+    With ``processes`` 1 everything runs in this process.
+    At most three items per process are in flight, so that memory does not grow with the input.
     Raises what the job raises, and DataError when a process dies.
     """
     if processes == 1:
@@ -83,12 +83,12 @@ def _run(item: Any) -> Any:
     return _job(item)
 
 
-# Starting a process costs a hundredth of a second; below this many bytes a process it does not pay.
+# Starting a process costs a hundredth of a second; below this many bytes per process it does not pay.
 _BYTES_WORTH_A_PROCESS = 1 << 20
 
 
 def useful_processes(source: Path) -> int:
-    """Return how many processes pay for the file ``source``: at most one a core, one for a small or missing file."""
+    """Return how many processes pay off for ``source``: at most one per core, one for a small or missing file."""
     try:
         size = source.stat().st_size
     except OSError:

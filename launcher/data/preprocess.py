@@ -1,9 +1,9 @@
-"""Conversations or texts to a MindRecord of rows: in several processes, in order, whole or not at all.
+"""Preprocess conversations or texts to a MindRecord of rows: in several processes, in order, whole or not at all.
 
-Each process takes chunks of records and gives back rows as they lie in the file; this one reads, counts and
-writes. Chunks follow from the input alone, so the output does not depend on how many processes there are. The
-output is built in a folder beside it, ``.NAME.partial``. There a journal says every few seconds how far
-everything is, from which an interrupted run goes on.
+Worker processes turn chunks of records into rows in the bytes of the file; the parent reads, counts and writes.
+Chunks depend on the input alone, so the output does not depend on the number of processes. It is built in a
+folder beside it, ``.NAME.partial``, where a journal records the progress every few seconds, so that an
+interrupted run can be resumed.
 """
 
 from __future__ import annotations
@@ -51,12 +51,11 @@ _JOURNAL_EVERY_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessOptions:
-    """What is asked for.
+    """Options of preprocessing.
 
     ``seq_length`` in tokens, rows are one longer. ``kind``: "chat" for conversations in any format that
     ``convert`` knows, "text" for plain text or {"text": ...}. ``eval_fraction`` of the records, chosen by a
-    hash of their id, goes to ``eval_path(target)``. The last three change how the rows are made, but not the
-    rows.
+    hash of their id, goes to ``eval_path(target)``. The last three options do not affect the rows.
     """
 
     source: Path
@@ -75,18 +74,18 @@ class PreprocessOptions:
 
 
 def eval_path(target: Path) -> Path:
-    """Where the validation split of ``target`` goes: train.mindrecord, train.eval.mindrecord."""
+    """Return the path of the validation split of ``target``: train.eval.mindrecord for train.mindrecord."""
     return target.with_name(f"{target.stem}.eval{target.suffix}")
 
 
 def preprocess(
     options: PreprocessOptions, *, force: bool, progress: Progress = lambda *_: None
 ) -> tuple[DatasetInfo, bool]:
-    """Write the rows, their index and their statistics; what is there now, and whether it was made now.
+    """Write the rows, their index and their statistics; return the dataset, and whether it was made now.
 
-    ``progress`` is told bytes read, bytes in all, rows.
-    Raises DataError for input, tokenizer or template that are missing or wrong and for too many bad records,
-    OutputExistsError for an output that was made from something else, JobCancelled when interrupted.
+    ``progress`` is called with bytes read, bytes in total and rows.
+    Raises DataError for a missing or wrong input, tokenizer or template and for too many bad records,
+    OutputExistsError for an existing output of other inputs or options, JobCancelled when interrupted.
     """
     outputs.refuse_folder(options.target)
     encoder = make_encoder(options)
@@ -104,7 +103,7 @@ def preprocess(
 
 
 def make_encoder(options: PreprocessOptions) -> Encoder:
-    """Tokenizer and template of ``options``. Raises DataError when one is missing or the two do not fit."""
+    """Return the encoder of ``options``. Raises DataError when tokenizer or template is missing or they do not fit."""
     tokenizer = load_tokenizer(options.tokenizer)
     template = get_template(options.template) if options.kind == "chat" else None
     if template:
@@ -115,15 +114,16 @@ def make_encoder(options: PreprocessOptions) -> Encoder:
         tokenizer=tokenizer,
         template=template,
         seq_length=options.seq_length,
+        # Plain text has no answer that a cut could spoil, so nothing of it is dropped.
         overflow=options.overflow if options.kind == "chat" else "split",
         eval_fraction=options.eval_fraction,
     )
 
 
 def fingerprint(options: PreprocessOptions, encoder: Encoder | None = None) -> str:
-    """What the rows follow from, as a hash: the bytes of the input, tokenizer, template and options.
+    """Return a hash of everything that decides the rows: the bytes of the input, tokenizer, template and options.
 
-    The input is only read when it is not the file (by size and time) that the output in place was made from.
+    The input is only read when it is not the file (by size and time) that the existing output was made from.
     """
     return _hash(
         _known_sha256(options) or outputs.file_sha256(options.source),
@@ -167,7 +167,7 @@ def _stat(path: Path) -> list[Any]:
 
 
 def _names(target: Path, shards: int) -> list[Path]:
-    """The files of a dataset, as MindSpore's FileWriter names them."""
+    """Return the files of a dataset, named as by MindSpore's FileWriter."""
     if shards == 1:
         return [target]
     width = len(str(shards - 1))
@@ -175,15 +175,16 @@ def _names(target: Path, shards: int) -> list[Path]:
 
 
 class _OtherRunError(DataError):
-    """There is an interrupted run to resume, but not of what is asked for. It stays as it is."""
+    """The interrupted run has other inputs or options. Its files are kept."""
 
 
 @contextmanager
 def _workplace(target: Path) -> Iterator[Path]:
-    """The folder in which ``target`` is built. It stays when the run was interrupted, else it goes."""
+    """Make and lock the folder in which ``target`` is built. It is kept when the run is interrupted, else removed."""
     folder = target.with_name(f".{target.name}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # The folder itself is locked, so that no lock file is left behind.
         lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise DataError(f"cannot write {target}: {error.strerror}") from error
@@ -192,6 +193,7 @@ def _workplace(target: Path) -> Iterator[Path]:
         yield folder
     except BlockingIOError:
         raise DataError(f"another run is writing {target}") from None
+    # Before the other cases, which remove the folder: the interrupted run can still be resumed.
     except _OtherRunError:
         raise
     except KeyboardInterrupt as error:
@@ -211,7 +213,7 @@ def _workplace(target: Path) -> Iterator[Path]:
 
 
 class _Interrupted(KeyboardInterrupt):
-    """SIGINT, SIGTERM or SIGHUP came and was held back until now."""
+    """SIGINT, SIGTERM or SIGHUP came earlier and was deferred until now."""
 
     def __init__(self, signum: int) -> None:
         super().__init__()
@@ -220,10 +222,10 @@ class _Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def _held_back() -> Iterator[Callable[[], None]]:
-    """SIGINT, SIGTERM and SIGHUP do nothing until the function it gives is called, which raises _Interrupted then.
+    """Defer SIGINT, SIGTERM and SIGHUP until the yielded function is called, which then raises _Interrupted.
 
-    Half of a batch written, or half of the files in place, would be worse than a second of patience. Masking
-    signals is not enough: the kernel would give them to one of the threads of the pool.
+    Half a batch written, or half of the files in place, would be worse than a second of delay. Masking signals
+    is not enough: the kernel would deliver them to one of the threads of the pool.
     """
     came: list[int] = []
 
@@ -231,6 +233,7 @@ def _held_back() -> Iterator[Callable[[], None]]:
         if came:
             raise _Interrupted(came[0])
 
+    # Python installs handlers in the main thread only, and interrupts no other.
     if threading.current_thread() is not threading.main_thread():
         yield check
         return
@@ -239,7 +242,7 @@ def _held_back() -> Iterator[Callable[[], None]]:
 
 
 class _Output:
-    """One of the two outputs, training and validation: its shards and what was counted."""
+    """One of the two outputs, training and validation: its shards and its counts."""
 
     def __init__(self, target: Path, folder: Path, options: PreprocessOptions, state: dict[str, Any] | None) -> None:
         self.target = target
@@ -275,6 +278,7 @@ class _Output:
 
     def state(self) -> dict[str, Any]:
         for writer in self.writers:
+            # The journal must never be ahead of the bytes that it describes.
             writer.flush()
         return {
             "shards": [dataclasses.asdict(writer.state) for writer in self.writers],
@@ -286,7 +290,7 @@ class _Output:
             writer.close()
 
     def finish(self) -> list[Path]:
-        """Finish the shards; all files that they consist of, each index before its file."""
+        """Finish the shards; return their files, each index before its file."""
         for shard, writer in enumerate(self.writers):
             writer.finish([name.name for name in self.names], shard)
         built = [self._folder / name.name for name in self.names]
@@ -299,13 +303,13 @@ def _shard_state(state: dict[str, Any]) -> ShardState:
 
 
 def _empty(folder: Path) -> None:
-    """Remove what a run that was interrupted left in ``folder``."""
+    """Remove the files that an interrupted run left in ``folder``."""
     for path in folder.iterdir():
         path.unlink()
 
 
 class _Run:
-    """One run of preprocessing, from the journal of an earlier one if there is one to resume."""
+    """One run of preprocessing, resumed from the journal of an interrupted one if there is one."""
 
     def __init__(self, options: PreprocessOptions, encoder: Encoder, folder: Path, progress: Progress) -> None:
         self._options = options
@@ -313,6 +317,7 @@ class _Run:
         self._folder = folder
         self._progress = progress
         self._source = Source(options.source, text=options.kind == "text" and _is_text(options.source))
+        # Path, size and time stand for the input here: its hash is known only at the end.
         self._key = [*_key(options, encoder), *map(str, _stat(options.source))]
         state = self._journal() if options.resume else None
         if state is None:
@@ -331,7 +336,7 @@ class _Run:
         self._outputs = [_Output(target, folder, options, saved) for target, saved in zip(targets, states, strict=True)]
 
     def to_the_end(self) -> None:
-        """Do all that is left to do and move the results into place."""
+        """Do the remaining work and move the results into place."""
         try:
             processes = self._options.processes or useful_processes(self._options.source)
             chunks = self._chunks(processes)
@@ -346,6 +351,7 @@ class _Run:
 
     def _work(self, chunks: Iterator[tuple[Chunk, Kept | None]], processes: int, check: Callable[[], None]) -> None:
         written = time.monotonic()
+        # Finished chunks are read again, for the hash of the input, but not encoded again.
         for batch in ordered_map(lambda: self._encoder, islice(chunks, self._done, None), processes=processes):
             self._add(batch)
             try:
@@ -362,12 +368,13 @@ class _Run:
     def _chunks(self, processes: int) -> Iterator[tuple[Chunk, Kept | None]]:
         if not self._options.dedup:
             return ((chunk, None) for chunk in self._source.chunks())
+        # A reading of its own: all records are compared before the first row is written.
         first_reading = Source(self._options.source, text=self._source.is_text)
         kept = duplicates(self._encoder, first_reading, processes=processes)
         return zip(self._source.chunks(), kept, strict=True)
 
     def _count_shared(self, processes: int) -> None:
-        """Note how many held-out records are in training too; duplicates that are left out are in neither."""
+        """Count held-out records that are also in training; with ``dedup`` there are none."""
         if self._options.eval_fraction and not self._options.dedup:
             again = Source(self._options.source, text=self._source.is_text)
             self._outputs[1].tally.counts["in_training"] = count_shared(self._encoder, again, processes=processes)
@@ -410,18 +417,22 @@ class _Run:
         write_atomic(self._folder / "journal.json", json.dumps(state))
 
     def _publish(self) -> None:
-        """Move files into place: statistics last, for they say that everything is there."""
+        """Move files into place: statistics last, because they mark a complete dataset."""
+        # finish() changes the files, so that from here on nothing can be resumed.
         (self._folder / "journal.json").unlink(missing_ok=True)
         self._rejects.tell()
         built = [output.finish() for output in self._outputs]
+        # The older dataset may have a validation split even if this run has none.
         for target in (self._options.target, eval_path(self._options.target)):
             remove_dataset(target)
         for output, parts in zip(self._outputs, built, strict=True):
             for part in parts:
+                # Otherwise a crash could keep the new name without the bytes.
                 outputs.flush(part)
                 part.replace(output.target.with_name(part.name))
         kept = self._folder / "rejects"
         outputs.put_or_remove(kept if self._rejects.count else None, rejects_path(self._options.target))
+        # Training comes last: its statistics stand for the validation split as well.
         for output in reversed(self._outputs):
             write_atomic(
                 stats_path(output.target),
@@ -470,6 +481,7 @@ def remove_dataset(target: Path) -> None:
     stats = read_stats(target) or {}
     stats_path(target).unlink(missing_ok=True)
     for name in {target.name, *map(str, stats.get("files", ()))}:
+        # The statistics are a file that anyone can edit: only names in this folder are removed.
         file = target.with_name(Path(name).name)
         file.unlink(missing_ok=True)
         file.with_name(f"{file.name}.db").unlink(missing_ok=True)

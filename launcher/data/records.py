@@ -1,8 +1,7 @@
-"""Large JSON files in chunks of whole records, for several processes to parse, in little memory.
+"""Split large JSON files into chunks of whole records, for several processes to parse, in little memory.
 
-Where a record ends is found by numpy over a block of bytes at a time: quotes that are not escaped say what
-lies in strings, brackets outside of strings say how deep a comma lies. Parsing is left to whoever gets the
-chunk.
+Ends of records are found by numpy in one block of bytes at a time: unescaped quotes delimit strings, and
+brackets outside of strings give the depth of each comma. The receiver of a chunk parses it.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """One record that cannot be used, and why. ``raw`` is what the file holds there."""
+    """One record that cannot be used, and the reason. ``raw``: its bytes in the file."""
 
     number: int
     line: int
@@ -58,7 +57,7 @@ class Reject:
 
 
 class Source:
-    """A JSON array, JSON Lines or a text, also as .gz, read once from begin to end.
+    """A JSON array, JSON Lines or a text, also as .gz, read once from beginning to end.
 
     After reading, ``sha256`` is that of the file's bytes. ``position`` and ``size`` are in bytes of the file.
     """
@@ -75,7 +74,7 @@ class Source:
         return self._digest.hexdigest()
 
     def chunks(self) -> Iterator[Chunk]:
-        """The records in order. Raises DataError for a file that is empty, not JSON, or broken off."""
+        """Yield chunks of the records in order. Raises DataError for a file that is empty, not JSON, or truncated."""
         try:
             with self.path.open("rb", buffering=0) as raw:
                 stream = io.BufferedReader(_Watched(raw, self), _BLOCK_BYTES)
@@ -87,7 +86,7 @@ class Source:
             raise DataError(f"cannot read {self.path}: {getattr(error, 'strerror', None) or error}") from error
 
     def saw(self, block: memoryview) -> None:
-        """Count ``block``, which was read from the file."""
+        """Count and hash ``block``, which was read from the file."""
         self._digest.update(block)
         self.position += len(block)
 
@@ -107,13 +106,13 @@ class Source:
 
 
 class Readable(Protocol):
-    """What chunks are cut from."""
+    """The stream that chunks are cut from."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class _UnixLines:
-    """A text whose lines end with line feeds alone, however they end in the file."""
+    """A text with line feeds alone as line ends, whatever the file has."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -126,7 +125,7 @@ class _UnixLines:
 
 
 class _Watched(io.RawIOBase):
-    """A file whose bytes are counted and hashed on their way."""
+    """A file whose bytes are counted and hashed while they are read."""
 
     def __init__(self, raw: Any, source: Source) -> None:
         self._raw = raw
@@ -158,7 +157,7 @@ def _plain(stream: Any) -> BinaryIO:
 
 
 def _start(stream: Readable) -> bytes:
-    """The first block that holds more than white space."""
+    """Read up to the first block that holds more than white space."""
     start = b""
     while block := stream.read(_BLOCK_BYTES):
         start += block
@@ -168,7 +167,7 @@ def _start(stream: Readable) -> bytes:
 
 
 def _cut(path: Path, data: bytes, stream: Readable, kind: Kind, separator: bytes) -> Iterator[Chunk]:
-    """Chunks that end with ``separator``, or with the file."""
+    """Yield chunks that end with ``separator``, or with the file."""
     line = 1
     record = 0
     while data:
@@ -185,7 +184,7 @@ def _cut(path: Path, data: bytes, stream: Readable, kind: Kind, separator: bytes
 
 
 def _array(path: Path, data: bytes, stream: Readable) -> Iterator[Chunk]:
-    """Chunks of the elements of an array, without the commas between chunks."""
+    """Yield chunks of array elements, without the commas between chunks."""
     opening = data.index(b"[") + 1
     line = 1 + data.count(b"\n", 0, opening)
     data = data[opening:]
@@ -221,7 +220,7 @@ def _carried(path: Path, data: bytes, line: int) -> bytes:
 
 
 def split_array(data: bytes) -> tuple[npt.NDArray[np.int64], int | None]:
-    """Where in ``data``, which begins inside of an array, its commas lie, and its closing bracket."""
+    """Return the positions of the array's commas and of its closing bracket in ``data``, which begins inside it."""
     # Backslashes come in pairs but for one that escapes what follows it; both replacements keep the length.
     plain = data.replace(b"\\\\", b"__").replace(b'\\"', b"__") if b"\\" in data else data
     codes = np.frombuffer(plain, dtype=np.uint8)
@@ -243,7 +242,7 @@ _STRUCTURAL[ord(",")] = True
 
 
 def parse_fast(chunk: Chunk) -> list[Any] | None:
-    """The values of a chunk of JSON, one a record, or None when a record is not JSON or a line is blank."""
+    """Return the values of a chunk of JSON, one per record; None when a record is not JSON or a line is blank."""
     try:
         if chunk.kind == "array":
             values: list[Any] = orjson.loads(b"[" + chunk.data + b"]")
@@ -254,7 +253,7 @@ def parse_fast(chunk: Chunk) -> list[Any] | None:
 
 
 def parse(chunk: Chunk) -> Iterator[Record | Reject]:
-    """The records of a chunk of JSON; those that are not JSON as Reject."""
+    """Return the records of a chunk of JSON; those that are not JSON as Reject."""
     if chunk.kind == "array":
         return _parse_array(chunk)
     return _parse_lines(chunk)
@@ -288,7 +287,7 @@ def _parse_one(data: bytes, number: int, line: int) -> Record | Reject:
 
 
 def paragraphs(chunk: Chunk) -> Iterator[Record | Reject]:
-    """The paragraphs of a chunk of text, which blank lines part."""
+    """Yield the paragraphs of a chunk of text, which blank lines separate."""
     line = chunk.first_line
     for data in chunk.data.split(b"\n\n"):
         if data.strip():

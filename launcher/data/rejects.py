@@ -1,4 +1,4 @@
-"""Records that cannot be used: counted, shown, kept in a file, and too many of them stop the run."""
+"""Rejected records: counted, shown, kept in a file; too many of them stop the run."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _RAW_CHARACTERS = 100_000
 
 
 def rejects_path(target: Path) -> Path:
-    """Where the rejected records of a run that writes ``target`` are kept."""
+    """Return the file for the rejected records of a run that writes ``target``."""
     return target.with_name(f"{target.name}.rejects.jsonl")
 
 
 class Rejects:
-    """The rejected records of one run. They are written to ``path``, a scratch file, as they come."""
+    """The rejected records of one run, written to ``path``, a scratch file, as they come."""
 
     def __init__(self, source: Path, path: Path, *, most: int, keep: int = 0) -> None:
-        """``most`` are allowed; ``keep`` bytes of ``path`` are from before an interruption."""
+        """Allow ``most`` rejects; ``keep`` bytes of ``path`` are from before an interruption."""
         self._source = source
         self._most = most
         self._out: BinaryIO = path.open("r+b" if keep else "wb")
@@ -48,7 +48,7 @@ class Rejects:
         return self._out.tell()
 
     def close(self) -> None:
-        """Close the file; more than once does no harm."""
+        """Close the file; closing it again does nothing."""
         self._out.close()
 
     def _problems(self) -> list[str]:

@@ -1,8 +1,8 @@
-"""Samples of any length to rows of one length.
+"""Fit samples of any length into rows of one length.
 
 A row is seq_length + 1 tokens long: LlamaForCausalLM trains on tokens[:-1] and shifts the labels itself, so
-that labels are aligned with input_ids and seq_length tokens are predicted. Labels are -100 where nothing is
-in the loss.
+that labels are aligned with input_ids and seq_length tokens are predicted. Labels are -100 for tokens that
+are not in the loss.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class _Piece(NamedTuple):
 class Rows:
     """Rows, int32 of shape (rows, 2, width): input_ids and labels, padded to the longest of them.
 
-    From there to seq_length + 1 all is padding, which is left to ``pack_rows``.
-    ``ids`` are all tokens of the samples and ``lengths`` how many each has, before anything was cut.
+    ``pack_rows`` adds the rest of the padding up to seq_length + 1.
+    ``ids`` are all tokens of the samples and ``lengths`` their number per sample, before anything was cut.
     ``counts``: conversations, rows, tokens, loss_tokens, padding (tokens), truncated, dropped, split, and
     without_loss (samples of which no row has anything in the loss), lost_tokens (in the loss, but cut off).
     """
@@ -48,10 +48,10 @@ class Rows:
 
 
 def fit(samples: Sequence[Encoded], *, seq_length: int, overflow: Overflow) -> Rows:
-    """Rows of ``samples``; longer ones than seq_length + 1 tokens are cut, left out, or split over several.
+    """Return rows of ``samples``; those of more than seq_length + 1 tokens are truncated, dropped, or split.
 
     Split rows share one token, the last of one and the first of the next, so that every token but the first
-    of a sample is predicted exactly once. Rows in which nothing of it is in the loss are left out.
+    of a sample is predicted exactly once. Rows without a token in the loss are dropped.
     """
     counts: Counter[str] = Counter(conversations=len(samples))
     lengths = np.array([len(sample.ids) for sample in samples], dtype=np.int32)
@@ -112,7 +112,7 @@ def _count(counts: Counter[str], values: Ints, pieces: Sequence[_Piece], length:
 
 
 def join(texts: Sequence[Sequence[int]], bos_id: int | None, eos_id: int | None) -> list[Encoded]:
-    """Texts one after the other as one sample, each between bos and eos. All but bos is in the loss."""
+    """Concatenate texts to one sample, each between bos and eos. Everything but bos is in the loss."""
     ids: list[int] = []
     in_loss = bytearray()
     for tokens in texts:

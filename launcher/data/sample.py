@@ -45,20 +45,20 @@ class Problem:
     answer: int | str
 
     def record(self) -> dict[str, str]:
-        """The problem as BELLE publishes it: instruction, input, output."""
+        """Return the problem in BELLE's schema: instruction, input, output."""
         lines = [f"{number}. {step}" for number, step in enumerate(self.steps, start=1)]
         output = "\n".join([*lines, f"答案：{self.answer}"])
         return {"instruction": f"题目：{self.question}", "input": "", "output": output}
 
 
 class Dice:
-    """Draws that are the same on every machine and in every version of Python."""
+    """Random draws that are the same on every machine and in every version of Python."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random  # noqa: S311 - arithmetic problems, not secrets
 
     def number(self, low: int, high: int) -> int:
-        """A whole number from ``low`` to ``high``, both included."""
+        """Draw a whole number from ``low`` to ``high``, both included."""
         return low + int(self._random() * (high - low + 1))
 
     def pick(self, choices: Sequence[T]) -> T:
@@ -80,9 +80,9 @@ def _template(function: Template) -> Template:
 
 
 def problems(size: int, seed: int, templates: Mapping[str, Template] = TEMPLATES) -> Iterator[Problem]:
-    """``size`` problems that differ from one another; ours run out after about a million.
+    """Yield ``size`` distinct problems; the templates give about a million.
 
-    Raises DataError when the templates do not give that many different ones.
+    Raises DataError when the templates do not give that many distinct ones.
     """
     dice, seen = Dice(seed), set[str]()
     for _ in range(size):
@@ -102,7 +102,7 @@ def _unseen(dice: Dice, seen: set[str], templates: Mapping[str, Template]) -> Pr
 
 
 def sample_lines(size: int, seed: int) -> Iterator[str]:
-    """The dataset as JSON Lines, each with its newline."""
+    """Yield the dataset as JSON Lines, each with its newline."""
     for problem in problems(size, seed):
         yield json.dumps(problem.record(), ensure_ascii=False) + "\n"
 

@@ -1,4 +1,4 @@
-"""Sample data of a run spec: made once, kept in a cache, found again by what it follows from."""
+"""Sample data of a run spec: made once and cached under a hash of its options."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SampleSet:
 
     @property
     def rows(self) -> int:
-        """One row a problem: none is so long that nothing of its answer is left."""
+        """Return the number of rows, one per problem: none is so long that its whole answer is cut off."""
         return self.size
 
     def exists(self) -> bool:
@@ -51,7 +51,7 @@ class SampleSet:
         return f"making {self.size} sample rows in {self.folder}"
 
     def make(self) -> None:
-        """Make the folder, whole or not at all. Another process may be making the same: the first one wins."""
+        """Make the folder, whole or not at all. If several processes make it at once, the first one wins."""
         with made_once(self.folder) as scratch:
             self._fill(scratch)
             self._name_final_places(scratch)
@@ -59,7 +59,7 @@ class SampleSet:
             raise DataError(f"cannot put the sample rows into {self.folder}", hint="look at the disk it is on")
 
     def _name_final_places(self, scratch: Path) -> None:
-        """The statistics name files; they are about to move."""
+        """Replace the scratch folder by the final one in the statistics, which name files."""
         stats = stats_path(scratch / self.dataset.name)
         text = stats.read_text(encoding="utf-8")
         write_atomic(stats, text.replace(str(scratch), str(self.folder)))

@@ -1,4 +1,4 @@
-"""Rows and templates as text for a terminal: what is in the loss in green, control tokens in grey."""
+"""Show rows and templates in a terminal: tokens in the loss in green, control tokens in grey."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _EXAMPLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """A row without its ``padding``, which is that many tokens."""
+    """A row without its padding; ``padding``: the number of padding tokens."""
 
     info: DatasetInfo
     tokenizer: Tokenizer
@@ -56,7 +56,7 @@ def _read(path: Path, row: int, tokenizer: Path | None) -> _Row:
 
 
 def show_row(path: Path, row: int, tokenizer: Path | None = None) -> Iterator[str]:
-    """Row ``row`` of the dataset ``path``: its text, and its tokens with their labels, padding left out.
+    """Show row ``row`` of the dataset ``path``: its text, and its tokens with their labels, without padding.
 
     Raises DataError when there is no such dataset or row, or no tokenizer is known for it.
     """
@@ -74,7 +74,7 @@ def show_row(path: Path, row: int, tokenizer: Path | None = None) -> Iterator[st
 
 
 def row_values(path: Path, row: int, tokenizer: Path | None = None) -> dict[str, Any]:
-    """Row ``row`` for programs: its text, and id, label and piece of each token, padding left out. Raises DataError."""
+    """Return row ``row`` for programs: text, and id, label and piece of each token, no padding. Raises DataError."""
     shown = _read(path, row, tokenizer)
     piece = shown.tokenizer.piece
     pairs = zip(shown.ids, shown.labels, strict=True)
@@ -89,12 +89,12 @@ def row_values(path: Path, row: int, tokenizer: Path | None = None) -> dict[str,
 
 
 def template_values(name: str) -> dict[str, Any]:
-    """The template ``name`` for programs: the stretches of an example of two questions."""
+    """Return the template ``name`` for programs: the segments of an example with two questions."""
     return {"name": name, "example": [segment._asdict() for segment in get_template(name).segments(_EXAMPLE)]}
 
 
 def show_template(name: str) -> Iterator[str]:
-    """The template ``name``, with a conversation of two questions as an example."""
+    """Show the template ``name``, with a conversation of two questions as an example."""
     segments = get_template(name).segments(_EXAMPLE)
     yield click.style(name, bold=True)
     for line in "".join(map(_styled, segments)).split("\n"):
@@ -141,7 +141,7 @@ def _coloured(tokenizer: Tokenizer, ids: Sequence[int], labels: Sequence[int]) -
 
 
 def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ``ids`` with control tokens by name."""
+    """Return the text of ``ids`` with control tokens by name."""
     return "".join(_run(tokenizer, list(group)) for _, group in groupby(ids, key=tokenizer.is_control))
 
 
@@ -157,5 +157,5 @@ def _styled(segment: Segment) -> str:
 
 
 def _visible(piece: str) -> str:
-    """``piece`` on one line, without what would move the cursor."""
+    """Return ``piece`` on one line, with control characters escaped."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in piece)

@@ -1,4 +1,4 @@
-"""What preprocessing counts, as numbers for stats.json and as text for a terminal."""
+"""The counts of preprocessing, as numbers for stats.json and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tally:
             self.lengths += new.astype(np.int32)
 
     def state(self) -> dict[str, Any]:
-        """The tally as JSON, for ``restored``."""
+        """Return the tally as JSON, for ``restored``."""
         (seen,) = np.nonzero(self.lengths)
         return {
             "counts": dict(self.counts),
@@ -53,12 +53,12 @@ class Tally:
         return tally
 
     def percentile(self, share: float) -> int:
-        """The length that ``share`` of the samples do not exceed, in tokens."""
+        """Return the length in tokens that ``share`` of the samples do not exceed."""
         total = np.cumsum(self.lengths)
         return int(np.searchsorted(total, share * total[-1])) if total[-1] else 0
 
     def length_stats(self) -> dict[str, Any]:
-        """Median, 95th and 99th percentile and maximum of the lengths in tokens, and their histogram."""
+        """Return median, 95th and 99th percentile and maximum of the lengths in tokens, and their histogram."""
         return {
             "median": self.percentile(0.5),
             "p95": self.percentile(0.95),
@@ -68,7 +68,7 @@ class Tally:
         }
 
     def histogram(self) -> list[tuple[int, int, int]]:
-        """Up to twelve bins of one width, a power of two: first and last length, and how many samples."""
+        """Return up to twelve bins of equal width, a power of two: first and last length, and number of samples."""
         (seen,) = np.nonzero(self.lengths)
         if not len(seen):
             return []
@@ -80,7 +80,7 @@ class Tally:
         return [(at, at + width - 1, int(self.lengths[at : at + width].sum())) for at in bins]
 
     def warnings(self) -> Iterator[str]:
-        """What is suspicious about the tokenizer."""
+        """Yield warnings about an unsuitable tokenizer."""
         tokens, characters = self.counts["text_tokens"], self.counts["characters"]
         if characters < _FEW_CHARACTERS:
             return
@@ -95,7 +95,7 @@ class Tally:
 
 
 def bars(histogram: Sequence[Sequence[int]]) -> Iterator[str]:
-    """The histogram as lines of text."""
+    """Yield the histogram as lines of text."""
     most = max((count for _, _, count in histogram), default=0) or 1
     for start, end, count in histogram:
         bar = "█" * round(_BAR_WIDTH * count / most) or ("▏" if count else "")

@@ -1,15 +1,15 @@
-"""Chat templates: how a conversation becomes the text a model sees, in training and when it is asked.
+"""Chat templates, which render a conversation as the text of the model, in training and in inference.
 
-A template is a Jinja2 file, ``templates/chat/NAME.jinja``. It is given
+A template is a Jinja2 file, ``templates/chat/NAME.jinja``. Its variables are
 
-messages      the turns but for the system's; each has ``role`` ("user" or "assistant") and ``content``
+messages      the turns except the system's; each has ``role`` ("user" or "assistant") and ``content``
 system        the text of the system turn, or none
 bos, eos      the tokenizer's own tokens, to be printed where they belong
 token(NAME)   a control token by name, such as token("<|im_end|>")
 
-and puts what the model shall learn between ``{% generation %}`` and ``{% endgeneration %}``. There is no
-second template for inference: the prompt is the training text up to where the answer would begin. So the two
-cannot drift apart. What users wrote stays text, even where it spells a control token.
+and it encloses the text in the loss in ``{% generation %}`` and ``{% endgeneration %}``. There is no second
+template for inference: the prompt is the training text up to the beginning of the answer, so the two cannot
+drift apart. Users' contents stay text, even where they spell a control token.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BOS, _EOS = "<s>", "</s>"
 
 # Named tuples, because millions are made.
 class Segment(NamedTuple):
-    """A stretch of a conversation: text or the name of one control token, and whether it is in the loss."""
+    """A segment of a conversation: text or the name of one control token, and whether it is in the loss."""
 
     text: str
     in_loss: bool
@@ -61,7 +61,7 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Stretch:
-    """A segment whose text is not known yet: texts, and numbers of the messages that go between them."""
+    """A segment whose text is not known yet: texts, and indexes of the messages to insert between them."""
 
     parts: tuple[str | int, ...]
     in_loss: bool
@@ -85,7 +85,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class ChatTemplate:
-    """One template, for training and for inference. Get one with ``get_template``."""
+    """A template for training and inference. Get one with ``get_template``."""
 
     def __init__(self, name: str, source: str, template: jinja2.Template) -> None:
         self.name = name
@@ -97,10 +97,10 @@ class ChatTemplate:
         self._patterns: dict[tuple[str, ...], list[_Stretch]] = {}
 
     def prompt(self, question: str | Sequence[Message], system: str | None = None) -> str:
-        """The text to give to a model so that it answers, without a bos at its beginning.
+        """Return the prompt for an answer as text, without a bos at its beginning.
 
-        ``question``: one question, or turns that end with the user's. Control tokens inside show as their
-        names (bos and eos as "<s>" and "</s>"); to have them as ids, use ``encode_prompt``.
+        ``question``: one question, or turns that end with the user's. Control tokens appear by their names (bos
+        and eos as "<s>" and "</s>"); ``encode_prompt`` gives their ids.
         Raises DataError when the turns do not end with the user's.
         """
         segments = self.prompt_segments(question, system)
@@ -111,18 +111,18 @@ class ChatTemplate:
     def encode_prompt(
         self, tokenizer: Tokenizer, question: str | Sequence[Message], system: str | None = None
     ) -> list[int]:
-        """The same prompt as token ids, bos included: exactly what stood before the answer in training."""
+        """Return the prompt as token ids, bos included: exactly the ids before the answer in training."""
         return encode(self.prompt_segments(question, system), tokenizer).ids
 
     def encode(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> Encoded:
-        """A whole conversation as token ids for training.
+        """Encode a whole conversation as token ids for training.
 
         Raises DataError when the tokenizer lacks a control token of the template.
         """
         return encode(self.segments(messages), tokenizer)
 
     def prompt_segments(self, question: str | Sequence[Message], system: str | None = None) -> list[Segment]:
-        """Everything that stands before the next answer."""
+        """Return the segments before the next answer."""
         messages = as_messages(question, system)
         if not messages or messages[-1].role != "user":
             raise DataError("a prompt must end with the user's turn")
@@ -135,7 +135,7 @@ class ChatTemplate:
         return segments[:last]
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """The conversation in order; neighbouring texts that are in the loss alike are one segment."""
+        """Return the conversation in order; adjacent texts with the same loss mask form one segment."""
         if not self._verbatim:
             mark = _unused(messages)
             return list(_joined(_parse(self._render(messages, mark), mark)))
@@ -186,7 +186,7 @@ class ChatTemplate:
 
 
 def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
-    """Segments as token ids. Each is encoded by itself, so the mask is exact by construction."""
+    """Encode segments as token ids. Each is encoded by itself, so the loss mask is exact by construction."""
     ids: list[int] = []
     in_loss = bytearray()
     start = True
@@ -199,7 +199,7 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
 
 
 def get_template(name: str = DEFAULT) -> ChatTemplate:
-    """The template ``name``; one in the user's working folder (templates/chat/NAME.jinja) wins over ours.
+    """Return the template ``name``; one in the working folder (templates/chat/NAME.jinja) takes precedence.
 
     Raises DataError when there is none of that name, or when it is not valid Jinja2.
     """
@@ -214,7 +214,7 @@ def get_template(name: str = DEFAULT) -> ChatTemplate:
 
 
 def template_names() -> list[str]:
-    """All names that ``get_template`` knows, sorted."""
+    """Return the names that ``get_template`` knows, sorted."""
     files = itertools.chain.from_iterable(
         (folder / "chat").glob("*.jinja") for folder in resources.search_path("templates")
     )
@@ -272,7 +272,7 @@ def _joined(segments: Iterator[Segment]) -> Iterator[Segment]:
 
 
 def _stretches(text: str, mark: str) -> Iterator[_Stretch]:
-    """As ``_joined``, of a text that was rendered with names in place of what was said."""
+    """Join as ``_joined`` does, in a text that was rendered with placeholders instead of contents."""
     for (in_loss, control), group in itertools.groupby(_parse(text, mark), key=lambda part: part[1:]):
         if control:
             yield from (_Stretch(parts=(part.text,), in_loss=in_loss, control=True) for part in group)
@@ -286,11 +286,11 @@ def _said(text: str) -> str | int:
 
 
 def prints_verbatim(source: str) -> bool:
-    """Return whether the template prints contents as they are and nothing else of it depends on them.
+    """Return whether the template prints contents unchanged and nothing else in it depends on them.
 
-    It does when ``messages`` is only looped over, of a message only ``role`` and ``content`` are used,
-    ``content`` only as the whole of what is printed, and ``system`` only so or in ``system is none``. If in
-    doubt: False.
+    That is so when ``messages`` is only looped over, of a message only ``role`` and ``content`` are used,
+    ``content`` only as the whole of a printed expression, and ``system`` only so or in ``system is none``. In
+    doubt, return False.
     """
     tree = _environment().parse(source)
     nodes = [tree, *tree.find_all(jinja2.nodes.Node)]
@@ -321,6 +321,15 @@ def _control_id(name: str, tokenizer: Tokenizer) -> int:
     if found is None:
         raise DataError(
             f"the template needs the token {name}, which {tokenizer.info.path} does not have",
-            hint="use the tokenizer that the template was made for, or another template",
+            hint=f"use the tokenizer that the template was made for, or another template{_fitting(tokenizer)}",
         )
     return found
+
+
+# A control token that tells which of our templates a tokenizer was made for.
+_MADE_FOR = {"<|im_start|>": "chatml", "<|start_header_id|>": "llama3"}
+
+
+def _fitting(tokenizer: Tokenizer) -> str:
+    found = next((template for token, template in _MADE_FOR.items() if tokenizer.token_id(token) is not None), None)
+    return f": --set data.template={found} (--template {found} of launcher data preprocess)" if found else ""

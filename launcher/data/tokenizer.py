@@ -1,15 +1,16 @@
-"""Tokenizers, one interface for training data and for inference.
+"""Tokenizers behind one interface for training data and inference.
 
 SentencePiece models (``tokenizer.model``) and those of Hugging Face (``tokenizer.json``).
 
-Text is encoded in runs. A run at the start of a text, or after a control token, gets what the model puts
-before a text (LLaMA's "▁"); a run that continues another one does not. So the tokens of a prompt are the same
-whether an answer follows or not, and those of an answer are known without counting pieces of a joined string.
+Text is encoded in runs. A run at the start of a text, or after a control token, gets the model's prefix of a
+text (LLaMA's "▁"); a run that continues another one does not. So the tokens of a prompt are the same whether
+an answer follows or not, and those of an answer are known without counting pieces of a joined string.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ _CONFIG, _MAP, _GENERATION = "tokenizer_config.json", "special_tokens_map.json",
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerInfo:
-    """Which tokenizer it was: ``path`` absolute, ``sha256`` of the file, ``vocab_size`` in pieces.
+    """The identity of a tokenizer: ``path`` absolute, ``sha256`` of the file, ``vocab_size`` in pieces.
 
     ``beside``: a hash of the files beside a tokenizer.json that change its ids; empty where there is none.
     """
@@ -43,7 +44,7 @@ class TokenizerInfo:
 
 
 class Tokenizer(Protocol):
-    """What templates and preprocessing ask of a tokenizer."""
+    """The interface of tokenizers for templates and preprocessing."""
 
     @property
     def info(self) -> TokenizerInfo: ...
@@ -62,32 +63,32 @@ class Tokenizer(Protocol):
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Control tokens that end a text or an answer, eos among them."""
+        """Return the control tokens that end a text or an answer, including eos."""
         ...
 
     @property
     def starts_after_control(self) -> bool:
-        """Whether a text after a control token is encoded as one at the very start is."""
+        """Return whether a text after a control token is encoded like one at the very start."""
         ...
 
     def encode(self, text: str, *, start: bool) -> list[int]:
-        """Ids of ``text``, none a control token. ``start``: nothing stands before it, or what counts as nothing."""
+        """Return the ids of ``text``, none a control token. ``start``: it begins a text, or counts as doing so."""
         ...
 
     def token_id(self, token: str) -> int | None:
-        """Id of the control token ``token``, such as "<|im_end|>", or None when there is none."""
+        """Return the id of the control token ``token``, such as "<|im_end|>", or None when there is none."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; control tokens give nothing."""
+        """Return the text of ``ids``; control tokens are skipped."""
         ...
 
     def piece(self, token_id: int) -> str:
-        """What the vocabulary calls ``token_id``."""
+        """Return the vocabulary's name of ``token_id``."""
         ...
 
     def is_control(self, token_id: int) -> bool:
-        """Return whether ``token_id`` is a control token, unk included, and no text."""
+        """Return whether ``token_id`` is a control token (including unk) and not text."""
         ...
 
     def is_byte(self, token_id: int) -> bool:
@@ -97,16 +98,16 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Where a tokenizer is, and a note where another file was passed over; ``path`` None when there is none."""
+    """The path of a tokenizer, and a note if another file was passed over; ``path`` None when there is none."""
 
     path: Path | None
     note: str = ""
 
 
 def find_tokenizer(place: Path) -> Found:
-    """The tokenizer that ``place``, a file or a folder, means; nothing is loaded.
+    """Find the tokenizer of ``place``, a file or a folder; nothing is loaded.
 
-    In a folder tokenizer.model goes before tokenizer.json, unless its bytes are no SentencePiece model.
+    In a folder tokenizer.model precedes tokenizer.json, unless its bytes are not a SentencePiece model.
     """
     if not place.is_dir():
         return Found(path=place)
@@ -120,7 +121,7 @@ def find_tokenizer(place: Path) -> Found:
 
 
 def _not_sentencepiece(path: Path) -> str:
-    """What ``path`` is if it is no SentencePiece model, by its first bytes; else empty."""
+    """Describe ``path`` if, by its first bytes, it is not a SentencePiece model; else return ""."""
     with path.open("rb") as file:
         head = file.read(64)
     if head.startswith(b"GGUF"):
@@ -132,9 +133,9 @@ def _not_sentencepiece(path: Path) -> str:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in the file ``path``, or the one that ``find_tokenizer`` finds in a folder.
+    """Load the tokenizer in the file ``path``, or the one that ``find_tokenizer`` finds in a folder.
 
-    Raises DataError when there is none, or when the file is not what its name says.
+    Raises DataError when there is none, or when the file's content does not match its name.
     """
     file = find_tokenizer(path).path
     if file is None or not file.is_file():
@@ -146,10 +147,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def special_conflicts(tokenizer: Tokenizer, *, bos: int, eos: int, pad: int) -> dict[str, int]:
-    """The special tokens for which a model has an id that means something else to its ``tokenizer``.
+    """Return the tokenizer's own ids, by name, of special tokens for which the model has a conflicting id.
 
-    Returns the tokenizer's own id by name. A pad that is text would hide that text from the model (mindformers 1.9.0
-    masks it, models/llama/llama.py); a bos or an eos must be the tokenizer's, or a control token where it names none.
+    A pad that is text would hide that text from the model (mindformers 1.9.0 masks it, models/llama/llama.py); a bos
+    or an eos must be the tokenizer's, or a control token where it names none.
     """
     found = {}
     stand_in = tokenizer.eos_id if tokenizer.eos_id is not None else 0
@@ -164,7 +165,7 @@ def special_conflicts(tokenizer: Tokenizer, *, bos: int, eos: int, pad: int) -> 
 
 
 def stand_in_pad(tokenizer: Tokenizer) -> int:
-    """The tokenizer's pad; else unk; else its last control token that neither begins nor ends a text; else eos."""
+    """Return the pad id; else unk; else the last control token that neither begins nor ends a text; else eos."""
     if tokenizer.pad_id is not None:
         return tokenizer.pad_id
     if tokenizer.unk_id is not None and not _is_text(tokenizer, tokenizer.unk_id):
@@ -180,6 +181,9 @@ def _is_text(tokenizer: Tokenizer, token: int) -> bool:
 
 def _means_other(tokenizer: Tokenizer, token: int, own: frozenset[int]) -> bool:
     return token not in own if own else _is_text(tokenizer, token)
+
+
+_NO_PIECE = "\N{REPLACEMENT CHARACTER}"
 
 
 class SentencePieceTokenizer:
@@ -218,18 +222,24 @@ class SentencePieceTokenizer:
         return found if self._processor.id_to_piece(found) == token else None
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._processor.decode([int(token) for token in ids])
-        return text
+        """Return the text of ``ids``; U+FFFD for each that has no piece, as a model's vocabulary may be larger."""
+        runs = [(has, list(run)) for has, run in itertools.groupby(map(int, ids), self._has)]
+        return "".join(self._processor.decode(run) if has else _NO_PIECE * len(run) for has, run in runs)
+
+    def _has(self, token_id: int) -> bool:
+        return 0 <= token_id < self.info.vocab_size
 
     def piece(self, token_id: int) -> str:
-        name: str = self._processor.id_to_piece(token_id)
+        name: str = self._processor.id_to_piece(token_id) if self._has(token_id) else _NO_PIECE
         return name
 
     def is_control(self, token_id: int) -> bool:
-        return bool(self._processor.is_control(token_id) or self._processor.is_unknown(token_id))
+        return self._has(token_id) and bool(
+            self._processor.is_control(token_id) or self._processor.is_unknown(token_id)
+        )
 
     def is_byte(self, token_id: int) -> bool:
-        return bool(self._processor.is_byte(token_id))
+        return self._has(token_id) and bool(self._processor.is_byte(token_id))
 
 
 # What tokenizers call their bos and eos where no tokenizer_config.json says so.
@@ -238,7 +248,7 @@ _EOS_NAMES = ("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[EOS]")
 
 
 class HuggingFaceTokenizer:
-    """A ``tokenizer.json``; its special tokens are those that the files beside it name, if any."""
+    """A ``tokenizer.json``, with the special tokens named in the files beside it, if any."""
 
     def __init__(self, path: Path) -> None:
         raw = path.read_bytes()
@@ -269,7 +279,7 @@ class HuggingFaceTokenizer:
         self.end_ids = frozenset(token for token in known if isinstance(token, int))
 
     def _named(self, config: Mapping[str, Any], key: str, usual: Sequence[str]) -> int | None:
-        """The id of what ``config`` calls ``key``; of a usual name where it has no such key. Null means: none."""
+        """Return the id of the token under ``key`` in ``config``; without the key, of a usual name. Null means none."""
         configured = config.get(key)
         name = configured.get("content") if isinstance(configured, dict) else configured
         found = (self.token_id(name) for name in ([name] if key in config else usual) if isinstance(name, str))
@@ -328,10 +338,10 @@ def _mapping(raw: bytes) -> dict[str, Any]:
 
 
 def _as_transformers(described: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json with the change that transformers makes to it by its tokenizer_config.json.
+    """Return a tokenizer.json with the change that transformers makes to it by its tokenizer_config.json.
 
-    transformers 4.57, tokenization_utils_fast.py: add_prefix_space, False where it is not said, goes before what the
-    outermost pre-tokenizer says.
+    transformers 4.57, tokenization_utils_fast.py: add_prefix_space, False by default, overrides the setting of the
+    outermost pre-tokenizer.
     """
     outermost = described.get("pre_tokenizer")
     if config and isinstance(outermost, dict) and "add_prefix_space" in outermost:
@@ -341,7 +351,7 @@ def _as_transformers(described: dict[str, Any], config: Mapping[str, Any]) -> di
 
 
 def _first_alone(part: Any) -> bool:
-    """Whether a Metaspace puts its "▁" before the first text alone, and not before one that follows a control token."""
+    """Return whether a Metaspace puts "▁" before the first text only, not before texts after a control token."""
     if isinstance(part, list):
         return any(map(_first_alone, part))
     if not isinstance(part, dict):
@@ -402,12 +412,12 @@ def _present(token_id: int) -> int | None:
 
 
 def train_tokenizer(texts: Iterable[str], target: Path, *, vocab_size: int, special: Sequence[str] = ()) -> None:
-    """Train a byte-pair model as LLaMA's was and write it to ``target``, which must not be read meanwhile.
+    """Train a byte-pair model with LLaMA's settings and write it to ``target``, which must not be read meanwhile.
 
-    Byte fallback, digits apart, spaces kept, unk 0, bos 1, eos 2, no padding token. The same texts give the
-    same bytes. ``vocab_size`` counts pieces; 259 of them are the control tokens and the bytes. ``special``
-    are more control tokens, which no text is ever encoded to; they get the ids from 3 on. Raises DataError
-    when the texts do not hold that many pieces, or more characters than fit.
+    Byte fallback, split digits, spaces kept, unk 0, bos 1, eos 2, no padding token. The same texts give the
+    same bytes. ``vocab_size`` counts pieces; 259 of them are the control tokens and the bytes. ``special``:
+    further control tokens, which no text is ever encoded to, with ids from 3 on. Raises DataError when the
+    texts have too few pieces, or more characters than fit.
     """
     import sentencepiece
 
@@ -441,7 +451,7 @@ def train_tokenizer(texts: Iterable[str], target: Path, *, vocab_size: int, spec
 
 
 def _noting(texts: Iterable[str], stopped: list[BaseException]) -> Iterator[str]:
-    """``texts``; what ends them early is noted, as SentencePiece makes a RuntimeError of it."""
+    """Yield ``texts`` and note an exception that ends them, because SentencePiece turns it into a RuntimeError."""
     try:
         yield from texts
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Can this host run the job? Checks with pass, warn or fail, and what to type for everything that is no pass.
+"""Checks if this host can run a job: each gives pass, warn or fail, and the command to type for a warn or fail.
 
 ``cheap_checks`` is for submit's preflight: it reads files and runs no program. ``all_checks`` also asks npu-smi,
 hccn_tool and the other hosts.
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def cheap_checks(cluster: Cluster, needs: JobNeeds) -> list[Finding]:
-    """The checks that cost milliseconds, for a job on ``cluster``. No program is run, nothing is written."""
+    """Return the findings of the checks that take milliseconds, for a job on ``cluster``; they run no program."""
     findings = list(_software_checks(needs, ascend=cluster.target == "Ascend"))
     if cluster.target == "Ascend":
         findings += holders.check_holders([device.device_id for device in cluster.hosts[0].devices], host_root())
@@ -44,7 +44,7 @@ def cheap_checks(cluster: Cluster, needs: JobNeeds) -> list[Finding]:
 
 
 def all_checks(needs: JobNeeds) -> Iterator[Finding]:
-    """Every check, one finding after the other; takes some seconds on a full server."""
+    """Yield the findings of every check, which takes some seconds on a full server."""
     root = host_root()
     report = look_around(root)
     ascend = bool(report.cards) or (root / "usr/local/Ascend").exists()
@@ -71,7 +71,7 @@ def _software_checks(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:
 
 
 def _rank_table(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:
-    """Of the inventory's hosts, or of this host's cards; another check tells when it has fewer than are asked for."""
+    """Check the rank table of the inventory's hosts or this host's cards; another check finds a lack of cards."""
     cluster = needs.hosts
     if cluster is None and ascend:
         with contextlib.suppress(HostError):

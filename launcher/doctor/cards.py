@@ -1,4 +1,4 @@
-"""The cards: visible, healthy, free, linked, addressed, and able to do what the job asks."""
+"""Checks of the cards: visible, healthy, free, linked, addressed, and able to run the job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DOCTOR_CARDS = "launcher devices"
 
 
 def check_cards(report: HostReport, needs: JobNeeds, root: Path) -> Iterator[Finding]:
-    """Everything about the cards of this host that npu-smi can tell."""
+    """Run every check of this host's cards that needs npu-smi."""
     yield visible_finding(len(report.usable), len(report.cards), report.npu_smi_fault, needs, root)
     if not report.cards:
         return
@@ -31,12 +31,12 @@ def check_cards(report: HostReport, needs: JobNeeds, root: Path) -> Iterator[Fin
 
 
 def chosen(cards: tuple[Card, ...], needs: JobNeeds) -> tuple[Card, ...]:
-    """The cards that the job would get: the first ones."""
+    """Return the cards that the job would get: the first ones."""
     return cards[: needs.cards] if needs.cards else cards
 
 
 def visible_finding(usable: int, present: int, fault: str, needs: JobNeeds, root: Path) -> Finding:
-    """There are as many cards as the job asks for; no card at all is fine on a host that has no trace of Ascend."""
+    """Check that there are as many cards as the job needs; none at all is fine on a host without a trace of Ascend."""
     if present == 0:
         if not fault or not (root / "usr/local/Ascend").exists():
             return _cpu_finding(needs)
@@ -68,7 +68,7 @@ def _visible_fix(fault: str) -> str:
 
 
 def check_visibility(report: HostReport) -> Iterator[Finding]:
-    """ASCEND_RT_VISIBLE_DEVICES and ASCEND_VISIBLE_DEVICES say what the runtime will understand."""
+    """Check that the runtime can read ASCEND_RT_VISIBLE_DEVICES and ASCEND_VISIBLE_DEVICES."""
     value = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "")
     logic = [card.logic_id for card in report.cards if card.logic_id is not None]
     if report.runtime_visible is not None:
@@ -94,7 +94,7 @@ def _runtime(value: str, visible: Visible, logic: list[int]) -> Finding:
 
 
 def check_health(cards: tuple[Card, ...], fault: str = "", warning: str = "") -> Finding:
-    """npu-smi calls every card OK."""
+    """Check that npu-smi shows every card as OK."""
     if fault:
         return warned("health", f"the cards' health is not known: {fault}", "npu-smi info")
     bad = [card for card in cards if card.chip is None or card.chip.health not in ("OK", "Warning")]
@@ -113,7 +113,7 @@ def check_health(cards: tuple[Card, ...], fault: str = "", warning: str = "") ->
 
 
 def check_busy(cards: tuple[Card, ...]) -> Finding:
-    """No process holds a card."""
+    """Check that no process holds a card."""
     held = [f"card {card.device_id}: pid {process.pid} ({process.name}, {process.memory_mib} MiB)"
             for card in cards for process in card.processes]  # fmt: skip
     if not held:
@@ -126,7 +126,7 @@ def check_busy(cards: tuple[Card, ...]) -> Finding:
 
 
 def check_bfloat16(needs: JobNeeds, kinds: set[str | None]) -> Iterator[Finding]:
-    """bfloat16 is only asked of cards that have it."""
+    """Check that the cards have bfloat16 if the job uses it."""
     if not needs.bfloat16 or not kinds:
         return
     lacking = [kind for kind in kinds if kind in KINDS and not KINDS[kind].bfloat16]
@@ -140,7 +140,7 @@ def check_bfloat16(needs: JobNeeds, kinds: set[str | None]) -> Iterator[Finding]
 
 
 def check_network(report: HostReport, needs: JobNeeds) -> Iterator[Finding]:
-    """hccn.conf is readable, every card has an address and its link is up."""
+    """Check that hccn.conf is readable, every card has an address, and its link is up."""
     cards = chosen(report.usable, needs)
     ids = [card.device_id for card in cards]
     several = needs.hosts is not None and len(needs.hosts.hosts) > 1
@@ -152,7 +152,7 @@ def check_network(report: HostReport, needs: JobNeeds) -> Iterator[Finding]:
 
 
 def check_addresses(hccn: HccnConf, ids: list[int], *, required: bool) -> Finding:
-    """``required``: several hosts, or a kind of card that wants device_ip even in one."""
+    """Check that every card has an address. ``required``: several hosts, or cards that want one even on one host."""
     complain = failed if required else warned
     if hccn.bad_lines:
         return failed("hccn", f"{hccn.bad_lines[0]} makes no sense", "correct that line of hccn.conf")
@@ -167,7 +167,7 @@ def check_addresses(hccn: HccnConf, ids: list[int], *, required: bool) -> Findin
 
 
 def links_finding(ports: Iterable[Port]) -> Finding:
-    """Every network port that hccn_tool was asked about is up."""
+    """Check that every network port that hccn_tool was asked about is up."""
     ports = list(ports)
     down = [port.device_id for port in ports if port.link == "DOWN"]
     unknown = [port for port in ports if port.fault]

@@ -1,4 +1,4 @@
-"""What a check says, and what a job needs."""
+"""The finding of a check, and the needs of a job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Status = Literal["pass", "warn", "fail"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """The outcome of one check: ``what`` was found, and ``fix``, what to type next ("" for a pass)."""
+    """The outcome of one check: ``what`` was found, and ``fix``, the next thing to type ("" for a pass)."""
 
     id: str
     status: Status
@@ -36,7 +36,7 @@ def failed(ident: str, what: str, fix: str) -> Finding:
 
 
 def worst(findings: Iterable[Finding]) -> Status:
-    """The worst status of ``findings``; "pass" for none."""
+    """Return the worst status of ``findings``; "pass" for none."""
     statuses = {finding.status for finding in findings}
     return "fail" if "fail" in statuses else "warn" if "warn" in statuses else "pass"
 
@@ -52,11 +52,11 @@ class NeededFile:
 
 @dataclass(frozen=True, kw_only=True)
 class JobNeeds:
-    """What a job asks of a host; what is None or empty is not checked.
+    """The needs of a job; those that are None or empty are not checked.
 
-    ``checkpoint_bytes`` is all that one data-parallel copy of the model will have on disk at one time, ``folder``
-    where. ``hosts`` is an inventory's cluster, and ``inventory_fault`` why it could not be read. ``model`` is what its
-    base checkpoint must be.
+    ``checkpoint_bytes``: the most that one data-parallel copy of the model has on disk at one time, in ``folder``.
+    ``hosts``: an inventory's cluster; ``inventory_fault``: the reason why it could not be read. ``model``: the model
+    that its base checkpoint must match.
     """
 
     cards: int | None = None
@@ -75,9 +75,9 @@ class JobNeeds:
 
     @property
     def split(self) -> int:
-        """How many cards one copy of the model is spread over."""
+        """Return the number of cards that share one copy of the model."""
         return self.model_parallel * self.pipeline_stage
 
     def copies(self, cards: int) -> int:
-        """Return how many data-parallel copies ``cards`` devices hold; each writes its own checkpoints."""
+        """Return the number of data-parallel copies on ``cards`` devices; each writes its own checkpoints."""
         return self.data_parallel or max(1, cards // self.split)

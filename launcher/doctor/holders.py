@@ -1,4 +1,4 @@
-"""Which processes have a card open, from /proc: cheap, without npu-smi, but blind to other users' processes."""
+"""Processes that have a card open, from /proc: cheap, without npu-smi, but blind to other users' processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from launcher.doctor.findings import Finding, passed, warned
 
 
 def check_holders(device_ids: list[int], root: Path) -> list[Finding]:
-    """Warn about processes that have one of the cards open; npu-smi alone knows whether they use it."""
+    """Warn about processes that have one of the cards open; only npu-smi knows if they use it."""
     held = holders(device_ids, root)
     if not held:
         return [passed("busy", "no process of ours has the cards open")]
@@ -18,7 +18,7 @@ def check_holders(device_ids: list[int], root: Path) -> list[Finding]:
 
 
 def holders(device_ids: list[int], root: Path) -> list[tuple[int, str, int]]:
-    """(pid, name, device id) of every process that has /dev/davinciN open and that we may look at."""
+    """Return (pid, name, device id) of every process that has /dev/davinciN open and is visible to us."""
     wanted = {f"/dev/davinci{device_id}": device_id for device_id in device_ids}
     found = []
     for process in root.glob("proc/[0-9]*"):
@@ -30,7 +30,7 @@ def holders(device_ids: list[int], root: Path) -> list[tuple[int, str, int]]:
 
 
 def _open_files(folder: Path) -> list[str]:
-    """Targets of the links in /proc/PID/fd; none when the process ended meanwhile or is not ours to look at."""
+    """Return the targets of the links in /proc/PID/fd; none when the process has ended or is not readable to us."""
     found = []
     try:
         for entry in folder.iterdir():

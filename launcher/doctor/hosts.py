@@ -1,4 +1,4 @@
-"""Checks over the hosts of an inventory: names that stand twice, clocks that differ."""
+"""Checks of the hosts of an inventory: names that occur twice, clocks that differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AT_A_TIME = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Skew:
-    """How far the clock of ``address`` is ahead of ours, give or take ``error_s``; ``fault`` why it is not known."""
+    """The clock of ``address`` minus ours, with its error ``error_s``; ``fault``: the reason why it is unknown."""
 
     address: str
     ahead_s: float = 0.0
@@ -30,7 +30,7 @@ class Skew:
 
 
 def check_inventory(needs: JobNeeds) -> Iterator[Finding]:
-    """The inventory can be read, and no host in it stands twice."""
+    """Check that the inventory can be read, and no host in it occurs twice."""
     if needs.inventory_fault:
         yield failed("inventory", needs.inventory_fault, "correct the inventory")
     if needs.hosts is None:
@@ -46,7 +46,7 @@ def check_inventory(needs: JobNeeds) -> Iterator[Finding]:
 
 
 def check_clocks(hosts: Cluster, measure: Callable[[str], Skew] | None = None) -> Finding:
-    """The clocks of all hosts that can be reached over ssh agree with this host's."""
+    """Check that the clocks of all hosts reachable over ssh agree with this host's."""
     own = own_names()
     others = [host.address for host in hosts.hosts if not own & {host.address, host.name}]
     if not others:
@@ -57,7 +57,7 @@ def check_clocks(hosts: Cluster, measure: Callable[[str], Skew] | None = None) -
 
 
 def clocks_finding(skews: list[Skew]) -> Finding:
-    """What the measured clocks amount to."""
+    """Return the finding on the measured clocks."""
     known = [skew for skew in skews if not skew.fault]
     apart = [skew for skew in known if abs(skew.ahead_s) > _SKEW_S + skew.error_s]
     if apart:

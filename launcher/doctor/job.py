@@ -1,4 +1,4 @@
-"""What only the run spec tells: files, degrees, disk; and how a RunSpec becomes JobNeeds."""
+"""Checks that need the run spec: files, degrees, disk; and the conversion of a RunSpec to JobNeeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from launcher.runspec.sections import RunSpec
 
 
 def check_files(needs: JobNeeds) -> Iterator[Finding]:
-    """Everything the job reads is there and readable."""
+    """Check that every input file of the job exists and is readable."""
     for needed in needs.files:
         ident = needed.what.replace(" ", "-")
         if not needed.path.exists():
@@ -28,7 +28,7 @@ def check_files(needs: JobNeeds) -> Iterator[Finding]:
 
 
 def check_base(needs: JobNeeds) -> Iterator[Finding]:
-    """The base checkpoint, where it is there, has the names, shapes and dtypes of the model. Headers alone are read."""
+    """Check that the base checkpoint, if it exists, has the model's names, shapes and dtypes; reads only headers."""
     from launcher.plan.inputs import find_base  # numpy comes with it, and help needs none
 
     model = needs.model
@@ -43,7 +43,7 @@ def check_base(needs: JobNeeds) -> Iterator[Finding]:
 
 
 def check_degrees(needs: JobNeeds, available: int) -> Iterator[Finding]:
-    """data_parallel x model_parallel x pipeline_stage is the number of cards."""
+    """Check that data_parallel x model_parallel x pipeline_stage is the number of cards."""
     cards = needs.cards or available
     if needs.data_parallel is None and needs.split == 1:
         return
@@ -58,7 +58,7 @@ def check_degrees(needs: JobNeeds, available: int) -> Iterator[Finding]:
 
 
 def check_rank_table(cluster: Cluster) -> Finding:
-    """HCCL would take the rank table that a job on ``cluster`` is given."""
+    """Check that HCCL would accept the rank table of a job on ``cluster``."""
     try:
         table = table_of(cluster)
         checked_text(table, "rank_table.json", kind=cluster.kind)
@@ -74,7 +74,7 @@ def check_rank_table(cluster: Cluster) -> Finding:
 def needs_of_spec(
     spec: RunSpec, *, cards: int | None = None, folder: Path | None = None, port: int | None = None
 ) -> JobNeeds:
-    """What a run of ``spec`` on ``cards`` devices asks of a host."""
+    """Return the needs of a run of ``spec`` on ``cards`` devices."""
     return JobNeeds(
         cards=cards,
         data_parallel=spec.parallel.data_parallel,
@@ -104,9 +104,9 @@ def _files(spec: RunSpec) -> Iterator[NeededFile]:
 
 
 def checkpoint_bytes(spec: RunSpec) -> int:
-    """Bytes of all checkpoints that one copy of the model has on disk at one time: ``keep``, and one being written.
+    """Return the bytes of all checkpoints of one model copy on disk at one time: ``keep``, and one being written.
 
-    A checkpoint holds all weights, and AdamW's moments of what is trained. Data-parallel ranks write one each
+    A checkpoint holds all weights, and AdamW's moments of trained ones. Data-parallel ranks write one each
     (mindformers 1.9.0); model-parallel and pipeline ranks share one between them.
     """
     weights = parameter_count(spec.model)

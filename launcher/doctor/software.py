@@ -1,4 +1,4 @@
-"""Python, packages, CANN and driver, and the programs that start ranks."""
+"""Checks of Python, packages, CANN and driver, and the programs that start ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from launcher.upstream.versions import (
 
 
 def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
-    """Python is one that MindSpore's wheels exist for."""
+    """Check that MindSpore has wheels for this Python."""
     text = f"Python {version[0]}.{version[1]}"
     if PYTHON_FROM <= version < PYTHON_BELOW:
         return passed("python", text)
@@ -37,7 +37,7 @@ def check_python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
 
 
 def check_packages(mindspore: str | None, mindformers: str | None) -> Finding:
-    """MindSpore and MindFormers are installed and belong together."""
+    """Check that MindSpore and MindFormers are installed and belong together."""
     missing = [name for name, version in (("mindspore", mindspore), ("mindformers", mindformers)) if version is None]
     if mindspore is None or mindformers is None:
         return failed("packages", f"{' and '.join(missing)} not installed", pip_install(mindspore, mindformers))
@@ -53,7 +53,7 @@ def check_packages(mindspore: str | None, mindformers: str | None) -> Finding:
 
 
 def check_triple(software: Software, mindspore: str | None) -> Iterator[Finding]:
-    """CANN is the one this MindSpore was built for, and the driver is not older than CANN wants."""
+    """Check that CANN is the one this MindSpore was built for, and the driver is not too old for CANN."""
     if software.driver_complete is False:
         yield failed(
             "driver", "/etc/ascend_install.info: the driver's installation is not complete", "install the driver again"
@@ -103,7 +103,7 @@ def _driver(software: Software) -> Finding:
 
 
 def check_programs(needs: JobNeeds) -> Iterator[Finding]:
-    """The programs that start ranks: those the job needs must be there, mpirun may be."""
+    """Check the programs that start ranks: those the job needs must exist, mpirun may be missing."""
     for name in dict.fromkeys((*needs.programs, "msrun", "mpirun")):
         found = shutil.which(name, path=os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))))
         if found:

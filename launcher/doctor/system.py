@@ -1,4 +1,4 @@
-"""The host itself: its name, ports, shared memory, limits, disk, and variables left over from other jobs."""
+"""Checks of the host itself: name, ports, shared memory, limits, disk, and variables left over from other jobs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LEFTOVERS = (
 
 
 def check_host_name(addresses: list[str] | None, name: str, *, several: bool) -> Finding:
-    """The host's name means an address that others reach. ``addresses`` is None when it means nothing."""
+    """Check that the host's name resolves to an address that others reach. ``addresses``: None if it does not."""
     complain = failed if several else warned
     fix = f"add a line to /etc/hosts: <address of this host> {name}"
     if addresses is None:
@@ -43,7 +43,7 @@ def check_host_name(addresses: list[str] | None, name: str, *, several: bool) ->
 
 
 def resolve(name: str) -> list[str] | None:
-    """Addresses of ``name``, or None."""
+    """Return the addresses of ``name``, or None."""
     try:
         return list(dict.fromkeys(str(entry[4][0]) for entry in socket.getaddrinfo(name, None)))
     except (OSError, UnicodeError):
@@ -51,7 +51,7 @@ def resolve(name: str) -> list[str] | None:
 
 
 def check_scheduler_port(port: int | None) -> Finding:
-    """The port of MindSpore's scheduler is free; without one named, a free one is picked at the start."""
+    """Check that the port of MindSpore's scheduler is free; if none is named, a free one is picked at the start."""
     if port is None:
         return passed("scheduler-port", "a free port will be picked")
     if is_free(port, ""):
@@ -60,7 +60,7 @@ def check_scheduler_port(port: int | None) -> Finding:
 
 
 def check_hccl_ports(root: Path, env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """HCCL's host ports are free now and nobody's to hand out."""
+    """Check that HCCL's host ports are free and the kernel does not hand them out."""
     named = env.get("HCCL_IF_BASE_PORT", str(_HCCL_BASE))
     if not (named.isascii() and named.isdecimal() and int(named) in _HCCL_BASE_RANGE):
         yield failed(
@@ -81,7 +81,7 @@ def check_hccl_ports(root: Path, env: Mapping[str, str] = os.environ) -> Iterato
 
 
 def _handed_out(ports: range, root: Path) -> bool:
-    """Return whether the range for outgoing connections overlaps ``ports`` and nobody reserved them."""
+    """Return True if the range for outgoing connections overlaps ``ports`` and they are not reserved."""
     ends = (read_text(root / "proc/sys/net/ipv4/ip_local_port_range") or "").split()
     if len(ends) != 2 or not all(end.isdecimal() for end in ends):
         return False
@@ -99,7 +99,7 @@ def _in_spans(port: int, text: str) -> bool:
 
 
 def check_shared_memory(root: Path) -> Finding:
-    """Shared memory is large enough for the dataset's workers."""
+    """Check that shared memory is large enough for the dataset's workers."""
     place = root / "dev" / "shm"
     try:
         stat = os.statvfs(place)
@@ -117,7 +117,7 @@ def check_shared_memory(root: Path) -> Finding:
 
 
 def check_limits(cards: int) -> Iterator[Finding]:
-    """Open files and processes suffice for ``cards`` ranks."""
+    """Check that the limits of open files and processes suffice for ``cards`` ranks."""
     files = max(_FILES_LEAST, cards * _FILES_A_RANK)
     yield _limit("open-files", resource.RLIMIT_NOFILE, files, "-n")
     yield _limit("processes", resource.RLIMIT_NPROC, cards * _PROCESSES_A_RANK, "-u")
@@ -138,7 +138,7 @@ def _limit(ident: str, kind: int, wanted: int, flag: str) -> Finding:
 
 
 def check_disk(needs: JobNeeds, cards: int) -> Iterator[Finding]:
-    """The disk of the job's folder has room for the checkpoints of ``cards`` ranks."""
+    """Check that the disk of the job's folder has room for the checkpoints of ``cards`` ranks."""
     if needs.folder is None:
         return
     wanted = needs.checkpoint_bytes * needs.copies(cards)
@@ -159,7 +159,7 @@ def check_disk(needs: JobNeeds, cards: int) -> Iterator[Finding]:
 
 
 def size(count: int) -> str:
-    """``count`` bytes for people: "1.5 GiB"."""
+    """Return ``count`` bytes for people: "1.5 GiB"."""
     value, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
@@ -169,7 +169,7 @@ def size(count: int) -> str:
 
 
 def check_environment(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """No variable of another start method is left over, and HCCL's time-outs make sense."""
+    """Check that no variable of another start method is left over, and HCCL's time-outs are plausible."""
     left = [name for name in _LEFTOVERS if env.get(name)]
     if left:
         what = f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} set, and would steer the ranks"
@@ -198,7 +198,7 @@ def _hccl_problems(env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _seconds(env: Mapping[str, str], name: str) -> int | None:
-    """The number in ``name``; None when it is not set, -1 when it is not a number."""
+    """Return the number in ``name``; None when it is not set, -1 when it is not a number."""
     text = env.get(name)
     if text is None:
         return None

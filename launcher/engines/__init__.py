@@ -1,4 +1,4 @@
-"""Programs that make ranks run. All have one small interface, ``launcher.engines.base.Engine``."""
+"""Engines, the programs that start ranks. All have one small interface, ``launcher.engines.base.Engine``."""
 
 from __future__ import annotations
 

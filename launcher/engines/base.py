@@ -1,7 +1,7 @@
-"""The one interface of engines: which programs, with which environment, make the ranks of a job run on this host.
+"""The one interface of engines: the programs, with their environment, that start the ranks of a job on this host.
 
-An engine starts nothing. The supervisor starts the programs it names, watches them and the ranks below them, and stops
-them; it treats all engines alike. Nothing heavy is imported here or below: the supervisor stays small.
+An engine starts nothing itself. The supervisor starts the programs it names, watches them and the ranks below them, and
+stops them; it treats all engines alike. Nothing heavy is imported here or below, so the supervisor stays small.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ TUNING_OF_MANY = {
 
 
 def tuning(world_size: int) -> dict[str, str]:
-    """Return the time-outs of MindSpore's cluster for a job of ``world_size``; what the user sets wins."""
+    """Return the time-outs of MindSpore's cluster for a job of ``world_size``; the user's own settings win."""
     return TUNING_OF_MANY if world_size > MANY_RANKS else TUNING
 
 
-# What another launcher may have left in our environment, and what MindSpore would take for orders: MS_ROLE or
+# Variables that another launcher may have left in our environment and that MindSpore would obey: MS_ROLE or
 # MS_SCHED_HOST alone switches the dynamic cluster on (mindspore 2.9.0, UseDynamicCluster).
 FOREIGN = (
     "MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID", "RANK_ID", "RANK_SIZE", "DEVICE_ID",
@@ -67,7 +67,7 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """One process that the supervisor starts. ``rank_id`` is None for what is no rank: msrun, mpirun, a scheduler."""
+    """One process that the supervisor starts. ``rank_id``: None when it is not a rank but an engine or a scheduler."""
 
     name: str
     command: Command
@@ -76,7 +76,7 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """The first rank that failed, in an engine's own words: its number, or its process, and how that ended."""
+    """The first rank that failed, as the engine's output names it: its number or its process, and its exit code."""
 
     code: int
     rank_id: int | None = None
@@ -85,13 +85,12 @@ class Told:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineJob:
-    """The launch document as an engine sees it: the job on this host.
+    """The part of the launch document that an engine needs: the job on this host.
 
-    ``world_size`` counts the ranks of the whole job; this host, number ``node_rank`` of all, has ``local_ranks`` of
-    them from ``first_rank`` on (all of them if None). ``address`` and ``port`` are where MindSpore's scheduler listens,
-    on host 0. ``visible``: logic ids of the cards in order of local rank, empty on CPU. ``program``: path of msrun or
-    mpirun. ``worker``: what the interpreter runs as a rank, before the job's folder. ``env``: variables the user asked
-    for.
+    ``world_size`` counts the ranks of the whole job; this host, number ``node_rank``, has ``local_ranks`` of them from
+    ``first_rank`` on (all of them if None). MindSpore's scheduler listens on ``address`` and ``port``, on host 0.
+    ``visible``: logic ids of the cards in order of local rank, empty on CPU. ``program``: path of msrun or mpirun.
+    ``worker``: the interpreter's arguments for a rank, before the job's folder. ``env``: variables from the user.
     """
 
     paths: JobPaths
@@ -110,16 +109,16 @@ class EngineJob:
 
     @property
     def local_count(self) -> int:
-        """Number of ranks on this host."""
+        """Return the number of ranks on this host."""
         return self.world_size if self.local_ranks is None else self.local_ranks
 
     @property
     def worker_argv(self) -> tuple[str, ...]:
-        """Argv of a rank. ``python`` is found on the PATH that ``base_env`` gives: msrun insists on that name."""
+        """Return a rank's arguments, after ``python``: msrun insists on that name, found on PATH of ``base_env``."""
         return (*self.worker, str(self.paths.root))
 
     def base_env(self, engine: str) -> dict[str, str]:
-        """Return the variables that all programs of the job get."""
+        """Return the variables for all programs of the job."""
         env = {**tuning(self.world_size), **self.env}
         env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         env["PYTHONUNBUFFERED"] = "1"  # a rank's last words are in its log when it is killed
@@ -132,7 +131,7 @@ class EngineJob:
         return env
 
     def cluster_env(self) -> dict[str, str]:
-        """Return MindSpore's dynamic cluster as variables: who meets where (tutorials, parallel/dynamic_cluster.md)."""
+        """Return the variables of MindSpore's dynamic cluster: its size and address (parallel/dynamic_cluster.md)."""
         return {
             "MS_WORKER_NUM": str(self.world_size),
             "MS_SCHED_HOST": self.address,
@@ -142,7 +141,7 @@ class EngineJob:
         }
 
     def scheduler(self, engine: str) -> tuple[Program, ...]:
-        """Return the scheduler as a program of its own, on host 0; none for one rank, which has nobody to find."""
+        """Return the scheduler as a program of its own, on host 0; none for a single rank, which needs none."""
         if self.world_size == 1 or self.node_rank != 0:
             return ()
         env = {**self.base_env(engine), **self.cluster_env(), "MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
@@ -150,7 +149,7 @@ class EngineJob:
 
 
 class Engine(Protocol):
-    """``nests_ranks``: ranks are started by the engine's own process and not by the supervisor."""
+    """One way to start ranks. ``nests_ranks``: the engine's own process starts them, not the supervisor."""
 
     name: str
     nests_ranks: bool
@@ -159,10 +158,10 @@ class Engine(Protocol):
         """Return the path of the engine's own program, "" when it has none. Raises HostError when it is missing."""
 
     def programs(self, job: EngineJob) -> tuple[Program, ...]:
-        """Return what to start, in this order."""
+        """Return the programs to start, in this order."""
 
     def told(self, said: str) -> Told | None:
-        """Return the rank that the engine's output ``said`` names as the first that failed; None when it names none."""
+        """Return the first failed rank named in the engine's output ``said``; None when it names none."""
 
 
 def find(name: str, hint: str) -> str:

@@ -1,4 +1,4 @@
-"""Scheduler and ranks as children of the supervisor itself: nothing in between, and the fastest start and end.
+"""Direct start: scheduler and ranks are children of the supervisor itself, for the fastest start and end.
 
 The variables are those of MindSpore's dynamic cluster (tutorials, parallel/dynamic_cluster.md), which msrun sets too.
 msrun spends 2 s on importing mindspore before it starts anything, and looks at its ranks once a second.
@@ -29,6 +29,7 @@ class Direct:
         rank_id = job.first_rank + local_rank
         env = {**job.base_env(self.name), "RANK_ID": str(rank_id), "RANK_SIZE": str(job.world_size)}
         env["DEVICE_ID"] = str(local_rank)
+        # A single rank needs no cluster; with MS_ROLE it would wait for a scheduler that is not there.
         if job.world_size > 1:
             env |= {**job.cluster_env(), "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank_id)}
         if job.rank_table:

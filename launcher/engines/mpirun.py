@@ -1,9 +1,9 @@
 """Open MPI's mpirun, on one host.
 
-On Ascend, MindSpore finds its ranks through MPI itself and moves data by HCCL; no scheduler, and RANK_TABLE_FILE must
-be unset (tutorials, parallel/mpirun.md). On CPU there is no device collective under MPI ("Failed to initialize
-communication library on device side"): there mpirun only spawns, and the worker maps what Open MPI says of a rank to
-MindSpore's dynamic cluster (see ``launcher.worker.main``), whose scheduler runs beside it.
+On Ascend, MindSpore finds its ranks through MPI itself and moves data by HCCL; there is no scheduler, and
+RANK_TABLE_FILE must be unset (tutorials, parallel/mpirun.md). On CPU there is no device collective under MPI ("Failed
+to initialize communication library on device side"): there mpirun only spawns, and the worker maps Open MPI's rank
+variables to MindSpore's dynamic cluster (see ``launcher.worker.main``), whose scheduler runs beside it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Mpirun:
         argv = (
             job.program,
             *(("--allow-run-as-root",) if os.geteuid() == 0 else ()),
+            # The plan sets the number of ranks, not Open MPI's slots; "isolated" keeps it from using ssh or Slurm.
             *("--oversubscribe", "--bind-to", "none", "--mca", "plm", "isolated"),
             *("-n", str(job.world_size)),
             sys.executable,

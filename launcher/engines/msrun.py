@@ -1,9 +1,9 @@
-"""MindSpore's own launcher, msrun: one on each host of a job.
+"""MindSpore's own launcher, msrun: one process on each host of a job.
 
-Facts that decide the command, all read in mindspore 2.9.0, parallel/cluster: without ``--join=True`` msrun returns 0
-at once; with it a ``tail -f`` a rank copies the rank's log into msrun's own and outlives a killed msrun, unless
-``--tail_worker_log`` names no rank that there is; ``RANK_ID`` is exported on one host; the script is run as ``python``
-from PATH, so our interpreter's folder goes first there.
+Facts behind the command, all read in mindspore 2.9.0, parallel/cluster: without ``--join=True`` msrun returns 0 at
+once; with it one ``tail -f`` per rank copies the rank's log into msrun's own and outlives a killed msrun, unless
+``--tail_worker_log`` names only ranks that do not exist; ``RANK_ID`` is exported on one host; the script is run as
+``python`` from PATH, so our interpreter's folder goes first there.
 """
 
 from __future__ import annotations

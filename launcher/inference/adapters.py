@@ -26,13 +26,13 @@ _SUFFIXES = (".safetensors", ".ckpt")
 
 
 class OfJob(Protocol):
-    """What makes a model of a job's newest step, its adapters beside the weights."""
+    """Builds a model from a job's newest step, with its adapters beside the weights."""
 
     def __call__(self, paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool) -> Model: ...
 
 
 def with_adapter(model: Model, reference: str, jobs_dir: Path, of_job: OfJob) -> Model:
-    """``model`` with the adapter that ``reference`` means, kept apart from the weights.
+    """Return ``model`` with the adapter that ``reference`` names, kept apart from the weights.
 
     A job, a folder (peft's adapter_model.safetensors, or what ``merge-ckpt --no-fold`` wrote), or a file beside its
     adapter_config.json. Raises CheckpointError when there is no adapter, or it is in the weights of ``model`` already;
@@ -58,7 +58,7 @@ def _check_not_folded(model: Model, source: str | None) -> None:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """The record of the merge that made the weights or adapters at ``path``; empty where there is none beside them."""
+    """Return the record of the merge that made the weights or adapters at ``path``; empty where there is none."""
     try:
         return read_record(path if path.is_dir() else path.parent)
     except CheckpointError:
@@ -101,7 +101,7 @@ def _of_file(model: Model, path: Path) -> Model:
 
 
 def _adapters(found: Mapping[str, Whole], model: Model) -> dict[str, Whole]:
-    """Those of ``found`` that are adapters, by MindFormers' names."""
+    """Return the adapters in ``found``, by MindFormers' names."""
     ours = {name: whole for name, whole in found.items() if names.is_adapter(name)}
     if ours:
         return ours
@@ -112,7 +112,7 @@ def _adapters(found: Mapping[str, Whole], model: Model) -> dict[str, Whole]:
 
 
 def _scale(folder: Path) -> float:
-    """alpha / r, from adapter_config.json or the adapter.json of ``merge-ckpt --no-fold``."""
+    """Return alpha / r, from adapter_config.json or the adapter.json of ``merge-ckpt --no-fold``."""
     own = folder / "adapter.json"
     if own.is_file():
         try:

@@ -19,14 +19,14 @@ from launcher.upstream.quiet import quiet
 
 @dataclass(frozen=True, kw_only=True)
 class Asking:
-    """What is asked with. ``as_json``: one object a line in place of text."""
+    """A session with its settings. ``as_json``: one object per line instead of text."""
 
     session: Session
     spec: GenerationSpec
     as_json: bool = False
 
     def to_stdout(self, questions: Sequence[Question], *, stream: bool) -> None:
-        """Print all answers in order. ``stream``: a single one as it grows. Raises DataError for what does not fit."""
+        """Print all answers in order. ``stream``: a single one as it grows. Raises DataError if prompts do not fit."""
         prepared = self.session.prepare(questions)
         alone = len(questions) == 1
         with quiet() as stdout:
@@ -52,11 +52,11 @@ class Asking:
     def into_file(
         self, questions: Sequence[Question], path: Path, *, on_wait: Callable[[], None] = lambda: None
     ) -> tuple[int, int]:
-        """Answer what ``path`` has no answer to yet; returns how many that were, and how many are there now.
+        """Answer the questions without an answer in ``path``; return how many were added, and how many are there now.
 
-        ``on_wait``: called once when another process writes the file, before its end is waited for.
-        Raises DataError for what does not fit, and when the file holds something else or what was answered in another
-        way; HostError when it cannot be written.
+        ``on_wait``: called once when another process is writing the file, before waiting for it.
+        Raises DataError if prompts do not fit, or the file holds anything else or answers made with other settings;
+        HostError when it cannot be written.
         """
         prepared = self.session.prepare(questions)
         made = made_with(self.session, self.spec, prepared)

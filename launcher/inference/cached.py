@@ -1,12 +1,12 @@
 """A key-value cache on CPU, through MindFormers' own layers.
 
-MindFormers keeps keys and values in paged attention, whose kernels only Ascend has. Without them its ``generate`` pads
-every row to seq_length and computes all of it again for each token: its graph is compiled for that one shape. Here
+MindFormers keeps keys and values in paged attention, whose kernels exist only on Ascend. Without them its ``generate``
+pads every row to seq_length and recomputes all of it for each token: its graph is compiled for that one shape. Here
 one graph with dynamic shapes runs the same cells (embedding, norms, projections, rotary positions, feed-forward, head)
-on the new tokens alone, and takes and gives back the keys and values of the tokens before.
+on the new tokens alone; it takes the keys and values of earlier tokens and returns them with the new ones.
 
-Of a batch, all rows share the columns of the cache: first those of the prompts, shorter ones padded, then one a step.
-A mask keeps each row to its own.
+All rows of a batch share the columns of the cache: first the prompts, shorter ones padded, then one column per step.
+A mask hides the columns that are padding for a row.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ Ints = npt.NDArray[np.int32]
 
 
 class Cache:
-    """Keys and values of one batch at a time. ``forward`` takes the place of the network's."""
+    """Keys and values of one batch at a time. ``forward`` replaces the network's."""
 
     def __init__(self, network: Any, described: Mapping[str, Any]) -> None:
-        """``described``: all that ``network`` was built from, but for its weights."""
+        """Prepare a cache. ``described``: everything that ``network`` was built from except its weights."""
         self._step = _make_step(network)
+        # Only the first run compiles, so only that one needs the graph cache.
         self._first: AbstractContextManager[None] = graph_cache(described)
         rotary = network.model.freqs_mgr
         self._cos, self._sin = rotary.freqs_cos.asnumpy(), rotary.freqs_sin.asnumpy()
@@ -42,7 +43,7 @@ class Cache:
         self.end()
 
     def begin(self, num_rows: int) -> None:
-        """Forget what was; ``num_rows`` rows follow."""
+        """Clear the cache for a new batch of ``num_rows`` rows."""
         self._keep = np.arange(num_rows)
         self._prompt: Ints | None = None
         # A column that nobody looks at: MindSpore has no tensor without elements.
@@ -51,14 +52,14 @@ class Cache:
         self._columns = np.zeros((num_rows, 1), bool)
 
     def end(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._keys = self._values = ()
         self._columns = np.zeros((0, 0), bool)
         self._prompt = None
         self._keep = np.arange(0)
 
     def forward(self, *, input_ids: Any, valid_length_each_example: Any, **_: Any) -> tuple[Any, None]:
-        """Logits (rows, vocab) float32 that follow each row of ``input_ids``; ended rows' are of no meaning."""
+        """Return logits (rows, vocab) float32 after each row of ``input_ids``; those of ended rows are meaningless."""
         lengths = np.asarray(valid_length_each_example, dtype=np.int32)
         if self._prompt is None:
             self._prompt = lengths
@@ -66,7 +67,7 @@ class Cache:
         return self._next(np.asarray(input_ids), lengths), None
 
     def all_logits(self, tokens: Any) -> Any:
-        """Logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new), which begin their rows."""
+        """Return logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new), which begin their rows."""
         rows, new = tokens.shape
         self.begin(rows)
         places = np.tile(np.arange(new), (rows, 1))
@@ -75,12 +76,13 @@ class Cache:
         return logits.reshape(rows, new, -1)
 
     def _prefill(self, tokens: Any, lengths: Ints) -> Any:
-        """All tokens of the prompts, by columns, so many at a time that memory stays bounded."""
+        """Run the prompts in groups of columns, which bounds the memory; return the logits after each prompt."""
         width = max(1, _PASS_TOKENS // len(tokens))
         found = None
         for start in range(0, tokens.shape[1], width):
             part = tokens[:, start : start + width]
             places = np.tile(np.arange(start, start + part.shape[1]), (len(part), 1))
+            # A prompt's last token lies in one group of columns; the logits of other groups are discarded.
             here = (lengths - 1 >= start) & (lengths - 1 < start + part.shape[1])
             last = np.arange(len(part)) * part.shape[1] + np.where(here, lengths - 1 - start, 0)
             logits = self._run(part, places, places < lengths[:, None], last)
@@ -89,16 +91,19 @@ class Cache:
 
     def _next(self, input_ids: Any, lengths: Ints) -> Any:
         rows = self._keep
+        # ``generate`` passes whole rows; only the newest token of each is not in the cache yet.
         place = lengths[rows, None] - 1
         tokens = input_ids[rows[:, None], place]
         logits = self._run(tokens, place, np.ones_like(place, dtype=bool), np.arange(len(rows)))
+        # ``generate`` expects logits for every row, dropped ones included.
         found = np.zeros((len(input_ids), logits.shape[-1]), np.float32)
         found[rows] = logits
         return found
 
     def shrink(self, active: Any) -> None:
-        """Leave out rows that have ended when they are half of those here. ``active``: whether each row goes on."""
+        """Drop ended rows when they are at least half of those left. ``active``: whether each row goes on."""
         kept = np.asarray(active, dtype=bool)[self._keep]
+        # Not for each ended row: copying the cache costs more than computing a few idle rows.
         if not kept.any() or 2 * kept.sum() > len(kept):
             return
         index = _tensor(np.flatnonzero(kept).astype(np.int32))
@@ -108,16 +113,18 @@ class Cache:
         self._columns, self._keep = self._columns[kept], self._keep[kept]
 
     def _run(self, tokens: Any, places: Any, real: Any, wanted: Any) -> Any:
-        """One pass. tokens, places, real (rows, new): ids, positions, and which are no padding; wanted: which of
-        the rows * new tokens logits are wanted of."""
+        """Run one pass and return its logits. tokens, places, real (rows, new): ids, positions, False for padding;
+        wanted: flat indexes of the rows * new tokens to return logits for."""
         new = tokens.shape[1]
         before = self._columns.shape[1]
         self._columns = np.concatenate([self._columns, real], axis=1)
+        # Causal among the new columns; columns that are padding for a row stay hidden from it.
         earlier = np.arange(before + new)[None, :] <= before + np.arange(new)[:, None]
         seen = self._columns[:, None, :] & earlier[None]
         with self._first:
             logits, self._keys, self._values = self._call(
                 np.ascontiguousarray(tokens, np.int32),
+                # By position, not by column: shorter prompts are padded, so the two differ from row to row.
                 self._cos[places][:, None],
                 self._sin[places][:, None],
                 np.where(seen, np.float32(0), _MASKED)[:, None],
@@ -129,6 +136,7 @@ class Cache:
     def _call(self, *arrays: Any) -> Any:
         from mindspore import mutable
 
+        # Without mutable() the tuples would be constants, and every new length would compile a graph of its own.
         return self._step(*map(_tensor, arrays), mutable(self._keys), mutable(self._values))
 
 
@@ -139,12 +147,13 @@ def _tensor(array: Any) -> Any:
 
 
 def _make_step(network: Any) -> Any:
-    """The cell that runs ``network`` on new tokens; compiled once, for all shapes, when it is first run."""
+    """Return the cell that runs ``network`` on new tokens; compiled once for all shapes, on its first run."""
     import mindspore
     from mindspore import Tensor, mutable, nn, ops
 
     class Step(nn.Cell):  # type: ignore[misc]
         def __init__(self) -> None:
+            # The cells belong to ``network``: their parameters keep the names that they have there.
             super().__init__(auto_prefix=False)
             self.num_layers = len(network.model.layers)
             self.layers = network.model.layers
@@ -181,6 +190,7 @@ def _make_step(network: Any) -> Any:
                 x = self.reshape(self.transpose(x, (0, 2, 1, 3)), (rows, new, attention.n_head * attention.head_dim))
                 hidden = hidden + attention.wo(x)
                 hidden = hidden + layer.feed_forward(layer.ffn_norm(hidden))
+            # The head is the largest product of all: it only runs on the wanted tokens.
             hidden = self.gather(self.reshape(hidden, (rows * new, -1)), wanted, 0)
             return self.head(self.norm(hidden)), all_keys, all_values
 

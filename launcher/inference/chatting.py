@@ -1,4 +1,4 @@
-"""A conversation in a terminal: turns, what is left out when they outgrow the context, and the commands."""
+"""A conversation in a terminal: turns, dropping old turns when they outgrow the context, and the commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ANSWER_PART = 4
 
 
 def talk(session: Session, spec: GenerationSpec, *, system: str | None, out: TextIO) -> None:
-    """Load the model, then answer the lines of the terminal until its end, /exit, or an interrupt of the loading."""
+    """Load the model, then answer lines from the terminal until end of input, /exit, or Ctrl-C while loading."""
     template = session.template
     with quiet():
         session.load()
@@ -43,7 +43,7 @@ def talk(session: Session, spec: GenerationSpec, *, system: str | None, out: Tex
 
 @dataclass(kw_only=True)
 class Conversation:
-    """Turns of user and assistant in pairs, and the system's text."""
+    """Turns of user and assistant in pairs, and the system text."""
 
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Conversation:
 
 @dataclass(kw_only=True)
 class Chat:
-    """Reads lines, answers them. ``read``: the next line, None at the end; ``out``: where everything is written."""
+    """Reads lines and answers them. ``read``: returns the next line, None at the end; ``out``: for all output."""
 
     session: Session
     spec: GenerationSpec
@@ -67,7 +67,7 @@ class Chat:
     conversation: Conversation = field(default_factory=Conversation)
 
     def run(self) -> None:
-        """Until the end of input or /exit."""
+        """Run until end of input or /exit."""
         while True:
             try:
                 line = self._line()
@@ -78,7 +78,7 @@ class Chat:
                 self._say(f"error: {error.message}" + (f"\n  hint: {error.hint}" if error.hint else ""))
 
     def _line(self) -> str | None:
-        """The next line that is not blank, None at the end. Raises DataError when it is not text."""
+        """Return the next line that is not blank, None at the end. Raises DataError when it is not text."""
         while True:
             try:
                 with let_through():
@@ -152,9 +152,9 @@ class Chat:
         self.conversation.add(question, answer.text)
 
     def fitting(self, question: str) -> tuple[Prepared, int]:
-        """The conversation with ``question`` as ids, and how many of its first turns had to be left out to fit.
+        """Return the conversation with ``question`` as ids, and how many of its first turns were dropped to fit.
 
-        Turns are left out in pairs, and for good. Raises DataError when ``question`` does not fit alone.
+        Turns are dropped in pairs, and for good. Raises DataError when ``question`` alone does not fit.
         """
         context = self.session.model.context
         room = context - min(self.spec.max_new_tokens, context // _ANSWER_PART)
@@ -178,9 +178,9 @@ class Chat:
 
 
 def read_line(lines: TextIO | None = None) -> str | None:
-    """The next line of stdin, with line editing and history on a terminal; None at its end.
+    """Read the next line of stdin, with line editing and history on a terminal; None at its end.
 
-    Raises UnicodeDecodeError for a line that is not text, which costs no other line.
+    Raises UnicodeDecodeError for a line that is not text; other lines stay readable.
     """
     lines = lines or sys.stdin
     if not lines.isatty():

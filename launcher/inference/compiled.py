@@ -1,7 +1,7 @@
-"""Graphs compiled once for a model's architecture and kept in the user's cache: a second start need not compile.
+"""Graphs compiled once per model architecture and kept in the user's cache, so that a second start need not compile.
 
-MindSpore keeps the graph, not the weights (0.4 MB for 8 layers); it takes 4 s to make and 0.4 s to read. It does not
-look at constants when it compares, so everything that a graph depends on is in the folder's name.
+MindSpore keeps the graph, not the weights (0.4 MB for 8 layers); compiling takes 4 s and reading 0.4 s. MindSpore does
+not compare constants, so the folder's name contains everything that a graph depends on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GRAPH_SOURCE = Path(__file__).with_name("cached.py")
 
 @contextmanager
 def graph_program() -> Iterator[None]:
-    """Import MindSpore inside: it takes argv[0] for the program that made a graph, reads it to see whether it changed,
+    """Context for importing MindSpore: it takes argv[0] for the program that made a graph, reads it to detect changes,
     and fails where there is none (python -c)."""
     program, sys.argv[0] = sys.argv[0], str(_GRAPH_SOURCE)
     try:
@@ -35,9 +35,9 @@ def graph_program() -> Iterator[None]:
 
 @contextmanager
 def graph_cache(described: Mapping[str, Any]) -> Iterator[None]:
-    """What is compiled inside is read from the cache, or goes there. ``described``: all that decides the graph.
+    """Context that reads compiled graphs from the cache or adds them. ``described``: all that decides the graph.
 
-    A cache that cannot be written is done without. Set LAUNCHER_NO_GRAPH_CACHE to do without it anyway.
+    A cache that cannot be written is not used. Set LAUNCHER_NO_GRAPH_CACHE to disable it.
     """
     folder = _folder(described)
     if folder is None:

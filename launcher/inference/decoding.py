@@ -1,8 +1,7 @@
-"""Many rows at once through MindFormers' ``generate``: its loop, its padding and its paged attention, our choice of
-tokens.
+"""Batched decoding through MindFormers' ``generate``: its loop, padding and paged attention, our choice of tokens.
 
-``generate`` asks the network for logits (``forward``) and for the tokens that follow (``postprocess``); the second is
-answered here, row by row, and says which rows have ended. mindformers 1.9.0, generation/text_generator.py.
+``generate`` asks the network for logits (``forward``) and for the next tokens (``postprocess``); the second call is
+answered here, row by row, with the rows that have ended. mindformers 1.9.0, generation/text_generator.py.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ OnText = Callable[[str], None]
 
 @dataclass(kw_only=True)
 class Row:
-    """One prompt and its answer in the making.
+    """One prompt and its growing answer.
 
-    prompt: token ids. limit: new tokens at most, what the context leaves included. ends: ids that end an answer.
-    cancelled: asked before each token; True ends the row. on_text: given each piece of text that will not change.
+    prompt: token ids. limit: new tokens at most, within the context. ends: ids that end an answer. cancelled: called
+    before each token; True ends the row. on_text: called with each piece of text that will not change.
     """
 
     prompt: Sequence[int]
@@ -48,8 +47,9 @@ class Row:
         return self.transcript.tokens
 
     def advance(self, logits: Any) -> int:
-        """Choose the next token and take it in. ``logits`` (vocab,) float32."""
+        """Choose the next token and add it to the answer. ``logits`` (vocab,) float32."""
         token = self.sampler.pick(logits, [*self.prompt, *self.new_tokens])
+        # An end token is not part of the text, but ``generate`` expects a token for the row.
         if token in self.ends:
             self.end(STOP)
             return token
@@ -63,17 +63,17 @@ class Row:
         return token
 
     def end(self, reason: str) -> None:
-        """The answer is complete, or as complete as it gets."""
+        """End the row with ``reason`` and pass on the rest of its text."""
         self.finish = reason
         if self.on_text and (news := self.transcript.news(final=True)):
             self.on_text(news)
 
 
 class Decoder:
-    """A network that answers. Not for several threads at once."""
+    """A network that generates answers; not thread-safe."""
 
     def __init__(self, network: Any, *, pad_id: int, cache: Any = None) -> None:
-        """``cache``: what ``forward`` of the network is given to keep keys and values in (CPU), or None (Ascend)."""
+        """Install ``postprocess`` in ``network``. ``cache``: replaces its ``forward`` on CPU; None on Ascend."""
         self.network = network
         self._pad_id = pad_id
         self._cache = cache
@@ -93,6 +93,7 @@ class Decoder:
         try:
             self.network.generate(
                 batch,
+                # The highest limit; rows with a lower one end in _postprocess.
                 max_new_tokens=max(row.limit for row in rows),
                 do_sample=False,
                 eos_token_id=[-1],  # rows end in _postprocess
@@ -101,11 +102,12 @@ class Decoder:
         finally:
             if self._cache is not None:
                 self._cache.end()
+            # An exception leaves the blocks of the paged cache allocated.
             if self.network.block_mgr:
                 self.network.block_mgr.clear_cache()
 
     def all_logits(self, tokens: Any) -> Any:
-        """Logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new) int32.
+        """Return logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new) int32.
 
         On Ascend the network must be built without its own cache, and rows must be as long as its context.
         """
@@ -116,14 +118,14 @@ class Decoder:
         return self.network(Tensor(tokens)).asnumpy().reshape(*tokens.shape, -1)
 
     def _padding(self) -> int:
-        """An id to fill rows up with that no row ends with: ``generate`` finds the end of a row by it."""
+        """Return a padding id that no prompt ends with: ``generate`` finds the end of a row by it."""
         last = {row.prompt[-1] for row in self._rows}
         return next(token for token in itertools.chain([self._pad_id], itertools.count()) if token not in last)
 
     def _postprocess(
         self, input_ids: Any, is_finished: list[bool], res: Any, current_index: Any = None, **_: Any
     ) -> tuple[list[int], None, None, list[bool]]:
-        """Tokens that follow, for all rows; ended rows get the padding."""
+        """Return the next token of each row; ended rows get the padding."""
         logits = self._rows_of_logits(res, current_index)
         targets = [self._pad_id] * len(self._rows)
         for number, row in enumerate(self._rows):
@@ -139,7 +141,7 @@ class Decoder:
         return targets, None, None, is_finished
 
     def _rows_of_logits(self, res: Any, current_index: Any) -> Any:
-        """(rows, vocab) float32 of what the network gave: the last position of each row, where it gave all."""
+        """Return logits (rows, vocab) float32: the last position of each row where the network gave all positions."""
         logits = res[0] if isinstance(res, tuple) else res
         if hasattr(logits, "asnumpy"):
             logits = logits.asnumpy()

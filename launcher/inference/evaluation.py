@@ -1,4 +1,4 @@
-"""How good models are on held-out rows: loss, perplexity, and whether the final number of an answer is right."""
+"""Evaluate models on held-out rows: loss, perplexity, and the share of answers with the right final number."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+|/\d+)?")
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A model under evaluation, and what it is to the others."""
+    """A model under evaluation, and its role among the others."""
 
     role: str
     model: Model
@@ -53,7 +53,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """losses: cross entropy in nats of each token. right: of the ``asked`` answers, which had the right number.
+    """losses: cross entropy in nats of each token. right: for each answer, True if its final number is right.
     answers: their texts."""
 
     role: str
@@ -86,8 +86,8 @@ class Score:
 
 
 def candidates(references: Sequence[str], jobs_dir: Path, given: Given) -> Iterator[Candidate]:
-    """The models that ``references`` mean. One with LoRA stands three times: its base, its base with the adapter kept
-    apart, and merged (folded in memory when it is not)."""
+    """Return the models that ``references`` name. A model with LoRA counts three times: its base, its base with the
+    adapter kept apart, and merged (folded in memory unless it is already)."""
     for reference in references:
         model = find_model(reference, jobs_dir, given)
         if given.adapter:
@@ -108,7 +108,7 @@ def candidates(references: Sequence[str], jobs_dir: Path, given: Given) -> Itera
 
 
 def _apart(reference: str, jobs_dir: Path, given: Given) -> tuple[Model, Model] | None:
-    """Base, and base with adapter, of a job that trained LoRA and whose checkpoints are still there."""
+    """Return base, and base with adapter, of a job that trained LoRA and still has its checkpoints."""
     job = as_job(reference, jobs_dir)
     if job is None or not job[0].checkpoints.is_dir():
         return None
@@ -122,7 +122,7 @@ def _apart(reference: str, jobs_dir: Path, given: Given) -> tuple[Model, Model] 
 
 
 def folded(model: Model) -> Model:
-    """``model`` with its adapters folded into its weights, as merging does it."""
+    """Return ``model`` with its adapters folded into its weights, as merging does."""
 
     def tensors(stack: ExitStack) -> Tensors:
         found = model.open(stack)
@@ -141,7 +141,7 @@ def folded(model: Model) -> Model:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Rows of a MindRecord. ids, labels: int32, of one length a row, as for training."""
+    """Rows of a MindRecord. ids, labels: int32, all rows of one length, as for training."""
 
     path: Path
     ids: tuple[Ints, ...]
@@ -149,7 +149,7 @@ class HeldOut:
 
 
 def read_rows(path: Path, limit: int | None = None) -> HeldOut:
-    """Raises DataError when ``path`` is no dataset, or learns nothing."""
+    """Read the rows of ``path``. Raises DataError when it is no dataset or has no tokens in the loss."""
     info = read_info(path)
     if info is None:
         raise DataError(f"{path} is no MindRecord file", hint="launcher data preprocess makes one")
@@ -174,7 +174,7 @@ def _rows(file: Path, limit: int | None) -> Iterator[dict[str, Ints]]:
 
 
 def validation_split(references: Sequence[str], jobs_dir: Path) -> Path:
-    """The rows that ``preprocess --eval-fraction`` kept back from the training of the first job among ``references``.
+    """Return the validation rows (``preprocess --eval-fraction``) of the first job among ``references``.
 
     Raises DataError when there is no such job, or no such file.
     """
@@ -199,14 +199,14 @@ def _split_of(paths: JobPaths) -> Path | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """The first question of a row as ids, and the text of its right answer."""
+    """The first question of a row as ids, and the text of its reference answer."""
 
     prompt: tuple[int, ...]
     right: str
 
 
 def problems(rows: HeldOut, tokenizer: Tokenizer, count: int) -> list[Problem]:
-    """The first ``count`` rows whose answer has a number in it."""
+    """Return the problems of the first ``count`` rows whose answer contains a number."""
     found: list[Problem] = []
     for ids, labels in zip(rows.ids, rows.labels, strict=True):
         if len(found) >= count:
@@ -221,7 +221,7 @@ def problems(rows: HeldOut, tokenizer: Tokenizer, count: int) -> list[Problem]:
 
 
 def final_number(text: str) -> str | None:
-    """The last number in ``text``, without thousands separators: "共 1,250.50 元" gives "1250.50"."""
+    """Return the last number in ``text``, without thousands separators: "共 1,250.50 元" gives "1250.50"."""
     found = _NUMBER.findall(text)
     return found[-1].replace(",", "") if found else None
 
@@ -238,9 +238,9 @@ def score(
     device_id: int | None = None,
     interrupted: Callable[[], bool] = bool,
 ) -> Score:
-    """Losses of all ``rows``, and answers to the first ``questions`` problems, of one model.
+    """Compute losses on all ``rows`` and answers to the first ``questions`` problems for one model.
 
-    Raises DataError when rows or tokenizer are another model's, JobCancelled when ``interrupted`` says so.
+    Raises DataError when rows or tokenizer are another model's, JobCancelled when ``interrupted`` returns True.
     """
     session = Session(candidate.model, batch_size=_ROWS_AT_ONCE, device_id=device_id, incremental=False)
     session.interrupted = interrupted
@@ -271,7 +271,7 @@ def _check_rows(rows: HeldOut, model: Model) -> None:
 
 
 def _losses(session: Session, rows: HeldOut) -> Iterator[Floats]:
-    """Cross entropy of the tokens in the loss, in the order of the rows, some rows at once."""
+    """Compute the cross entropy of the tokens in the loss, in row order, a few rows at a time."""
     for start in range(0, len(rows.ids), _ROWS_AT_ONCE):
         _stop_if(session.interrupted())
         ids = np.stack(rows.ids[start : start + _ROWS_AT_ONCE])
@@ -290,7 +290,7 @@ def _stop_if(interrupted: bool) -> None:
 
 
 def cross_entropy(logits: Any, labels: Any) -> Floats:
-    """logits (N, vocab) float32, labels (N,) int; returns (N,) float64, in nats."""
+    """Return (N,) float64, in nats, for logits (N, vocab) float32 and labels (N,) int."""
     logits = logits.astype(np.float64)
     top = logits.max(axis=-1, keepdims=True)
     log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[:, 0]
@@ -321,7 +321,7 @@ def _answers(session: Session, asked: Sequence[Problem], max_new_tokens: int) ->
 
 
 def difference(scores: Sequence[Score]) -> dict[str, Any] | None:
-    """By how much base + adapter and merged differ; None when they were not both scored."""
+    """Return the difference between base + adapter and merged; None unless both were scored."""
     by_role = {score.role: score for score in scores}
     apart, merged = by_role.get(ADAPTED), by_role.get(MERGED)
     if apart is None or merged is None:
@@ -363,7 +363,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Models and the rows they are scored on; nothing is loaded yet."""
+    """The models and their evaluation rows; nothing is loaded yet."""
 
     candidates: tuple[Candidate, ...]
     rows: HeldOut
@@ -383,7 +383,7 @@ class Evaluation:
 
     @property
     def notes(self) -> list[str]:
-        """How the models were found, each note once."""
+        """Return the distinct notes on how the models were found."""
         return list(dict.fromkeys(note for candidate in self.candidates for note in candidate.model.notes))
 
     def run(

@@ -1,8 +1,8 @@
 """Ctrl-C while MindSpore runs.
 
-MindSpore puts a handler of its own on SIGINT whenever it compiles or runs a graph, which sends SIGTERM to the process:
-no Python code would hear of Ctrl-C. So SIGINT is held back, in every thread, and asked for between two tokens. Must be
-entered before anything starts threads (numpy does when it is imported), as threads inherit what is held back.
+MindSpore installs its own SIGINT handler whenever it compiles or runs a graph; the handler sends SIGTERM to the
+process, so no Python code would see Ctrl-C. Therefore SIGINT is blocked in every thread and polled between two tokens.
+Must be entered before anything starts threads (importing numpy does), because threads inherit the signal mask.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _HELD = {signal.SIGINT}
 
 @contextmanager
 def held_back() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGINT waits. What it gives says, once for each, whether one came. Then SIGINT is as before."""
+    """Block SIGINT inside. The yielded function returns True once per SIGINT that came. Restores SIGINT at the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
         yield lambda: signal.sigtimedwait(_HELD, 0) is not None
@@ -27,7 +27,7 @@ def held_back() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def let_through() -> Iterator[None]:
-    """Inside ``held_back``, where MindSpore does not run: Ctrl-C raises KeyboardInterrupt."""
+    """Unblock SIGINT inside ``held_back`` where MindSpore does not run: Ctrl-C raises KeyboardInterrupt."""
     _restore_handler()
     before = signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     try:

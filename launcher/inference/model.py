@@ -1,4 +1,4 @@
-"""A model that can be asked, found but not loaded."""
+"""A model for inference, found but not loaded."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from launcher.runspec.sections import GenerationSection, ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model that can be asked, nothing of it loaded yet.
+    """A model for inference, with nothing loaded yet.
 
-    ends: ids that end an answer beside the tokenizer's own. generation: how it answers by default.
-    folded: the job whose adapters are in the weights, where they are folded in memory.
-    notes: what the user should know of how it was found.
-    template: None when it is not known, which is no matter for raw prompts.
+    ends: ids that end an answer beside the tokenizer's own. generation: default sampling settings.
+    folded: the job whose adapters are folded into the weights in memory.
+    notes: for the user, on how it was found.
+    template: None when unknown, which does not matter for raw prompts.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Model:
 
     @property
     def context(self) -> int:
-        """Tokens that prompt and answer have together."""
+        """Return the maximum number of tokens of prompt and answer together."""
         return self.spec.seq_length
 
     def check(self) -> None:
-        """Raises CheckpointError when files are damaged, or names or shapes do not fit. Reads headers only."""
+        """Raise CheckpointError when files are damaged, or names or shapes do not fit. Reads headers only."""
         with ExitStack() as stack:
             check(self.open(stack), self.spec, str(self.where))

@@ -1,4 +1,4 @@
-"""MindFormers' network on this host: imported, built and filled. The one place of inference that sets MindSpore up."""
+"""MindFormers' network on this host: imported, built and loaded. The only part of inference that sets MindSpore up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BLOCK = 16
 
 
 def target() -> str:
-    """What this host computes on: "Ascend" or "CPU"."""
+    """Return the device that this host computes on: "Ascend" or "CPU"."""
     from launcher.cluster.discover import ascend_device_ids
 
     return "Ascend" if ascend_device_ids() else "CPU"
@@ -39,7 +39,7 @@ def target() -> str:
 
 @contextmanager
 def mindspore_errors() -> Iterator[None]:
-    """What MindSpore raises, as one error with its first line; its stacks are thousands of lines of C++."""
+    """Turn MindSpore's exceptions into one error with the first line; their stacks are thousands of lines of C++."""
     try:
         yield
     except (RuntimeError, TypeError, ValueError, MemoryError) as error:
@@ -49,7 +49,7 @@ def mindspore_errors() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A network ready to be asked. ``described``: all that decides its graph, but for the weights."""
+    """A network ready for inference. ``described``: everything that decides its graph except the weights."""
 
     network: Any
     device: str
@@ -57,10 +57,10 @@ class Built:
 
 
 def build(model: Model, *, batch_size: int, device_id: int | None = None, incremental: bool = True) -> Built:
-    """LlamaForCausalLM with the weights of ``model``.
+    """Build LlamaForCausalLM with the weights of ``model``.
 
     incremental: with MindFormers' own cache, where the device has it (Ascend). Raises CheckpointError when the weights
-    do not fit, HostError when MindSpore is not there or the device is not.
+    do not fit, HostError when MindSpore or the device is missing.
     """
     device = target()
     mindformers = _import_mindformers()
@@ -85,7 +85,7 @@ def build(model: Model, *, batch_size: int, device_id: int | None = None, increm
 
 
 def _import_mindformers() -> types.SimpleNamespace:
-    """The three names of MindFormers that are needed. RUN_MODE must be set before any of its modules is imported."""
+    """Import the three needed names of MindFormers. RUN_MODE must be set before any of its modules is imported."""
     os.environ["RUN_MODE"] = "predict"
     _skip_packages()
     try:
@@ -102,7 +102,7 @@ def _import_mindformers() -> types.SimpleNamespace:
 
 
 def _skip_packages() -> None:
-    """Put empty packages where only the __init__ of a package would be run; their modules are found as ever."""
+    """Replace packages by empty ones so that their __init__ does not run; their modules are found as usual."""
     root = None if os.environ.get("LAUNCHER_FULL_IMPORT") else package_folder("mindformers", _SKIPPED_VERSION)
     if root is None:
         return
@@ -123,7 +123,7 @@ def _set_context(mindformers: Any, device: str, device_id: int | None) -> None:
 
 
 def has_bfloat16() -> bool:
-    """Return whether the cards of this host compute in bfloat16; taken for granted where their kind is not known."""
+    """Return whether the cards of this host compute in bfloat16; assumed for cards of unknown kind."""
     from launcher.cluster.discover import local_cluster
     from launcher.cluster.model import KINDS
 
@@ -132,14 +132,14 @@ def has_bfloat16() -> bool:
 
 
 def sixteen_bits(wanted: str, *, bfloat16: bool) -> str:
-    """``wanted`` as Ascend's attention kernels take it: bfloat16 where the card has it, else float16."""
+    """Return ``wanted`` in a dtype of Ascend's attention kernels: bfloat16 where the card has it, else float16."""
     return wanted if wanted == "float16" else ("bfloat16" if bfloat16 else "float16")
 
 
 def network_config(
     model: Model, device: str, batch_size: int, *, incremental: bool = True, bfloat16: bool = True
 ) -> dict[str, Any]:
-    """What LlamaConfig is given. CPU: what has kernels there. Ascend: what is fast there."""
+    """Return the settings for LlamaConfig. CPU: those that have kernels there. Ascend: the fast ones."""
     spec = model.spec
     ascend = device == "Ascend"
     compute = sixteen_bits(model.compute_dtype, bfloat16=bfloat16) if ascend else "float32"
@@ -178,7 +178,7 @@ def network_config(
 
 
 def rope_scaling(spec: ModelSpec) -> dict[str, Any]:
-    """Llama 3's stretched wavelengths, as templates/rank.yaml.j2 asks for them in training."""
+    """Return the settings of Llama 3's stretched wavelengths, as templates/rank.yaml.j2 has them in training."""
     scaling = spec.rope_scaling
     if scaling is None:
         return {}
@@ -192,7 +192,7 @@ def rope_scaling(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _empty(mindformers: Any, config: dict[str, Any]) -> Any:
-    """The network without weights: making random ones takes longer than reading the right ones."""
+    """Build the network without weights: initializing random ones takes longer than reading the real ones."""
     from mindspore.nn.utils import no_init_parameters
 
     with no_init_parameters():
@@ -202,7 +202,7 @@ def _empty(mindformers: Any, config: dict[str, Any]) -> Any:
 
 
 def _add_lora(network: Any, tensors: Tensors) -> None:
-    """MindFormers' own LoRA cells around the layers that have adapters, as in training."""
+    """Wrap the layers that have adapters in MindFormers' own LoRA cells, as in training."""
     from mindformers.pet.pet_config import LoraConfig
     from mindformers.pet.tuners.lora_adapter import LoraAdapter
 

@@ -20,12 +20,12 @@ _PER_CALL = ("temperature", "top_p", "top_k", "max_tokens", "max_new_tokens", "s
 def collect(
     prompts: Sequence[str], file: str | None, *, system: str | None = None, raw: bool = False
 ) -> list[Question]:
-    """All questions: those given one by one, then those of ``file`` ("-" is stdin).
+    """Collect questions: first those given one by one, then those of ``file`` ("-" is stdin).
 
-    A .jsonl file has an object a line, a .json file an array of them: "prompt" (with "system" if it likes), or
-    "messages" of role and content, and an "id" if it likes; any other has one question a line, blank lines left out.
+    A .jsonl file has one object per line, a .json file an array of objects: "prompt" (optionally with "system"), or
+    "messages" of role and content, and an optional "id"; any other file has one question per line, blank lines skipped.
     Without an id, a question's id is its number.
-    Raises SpecError when there is none or one is empty, DataError when the file cannot be read or is not as it should.
+    Raises SpecError when there is no question or one is empty, DataError when the file is unreadable or malformed.
     """
     if any(not prompt.strip() for prompt in prompts):
         raise SpecError("a --prompt is empty", hint='launcher infer JOB --prompt "..."')
@@ -79,7 +79,7 @@ def _read(file: str) -> list[dict[str, Any]]:
 
 
 def _whole(text: str) -> list[Any] | None:
-    """The records of one JSON value, an array or a single object; None for lines of JSON."""
+    """Return the records of one JSON value, an array or a single object; None for JSON Lines."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -103,7 +103,7 @@ def _parse(name: str, lines: Iterable[tuple[str, str]]) -> Iterator[dict[str, An
 
 
 def parse_record(record: Any) -> dict[str, Any]:
-    """``record`` with "prompt" or "turns". Raises ValueError when it asks nothing."""
+    """Normalize ``record`` to "prompt" or "turns". Raises ValueError when it holds no question."""
     if not isinstance(record, dict):
         raise ValueError("it is no object")
     asked_for = [key for key in _PER_CALL if key in record]
@@ -133,9 +133,9 @@ def _system(record: dict[str, Any]) -> dict[str, str]:
 
 
 def parse_messages(turns: Any) -> tuple[Message, ...]:
-    """Turns of role and content (OpenAI) or of from and value (FastChat), up to the last of the user's.
+    """Parse turns of role and content (OpenAI) or of from and value (FastChat), up to the last user turn.
 
-    Raises ValueError when there is none, or a turn is not of this kind.
+    Raises ValueError when there is none, or a turn has another form.
     """
     if not isinstance(turns, list):
         raise ValueError("messages must be a list")
@@ -162,7 +162,7 @@ def _message(turn: Any) -> Message:
 
 
 def _check_text(*texts: str) -> None:
-    """Raises ValueError when one holds half of a surrogate pair, which JSON can say and no tokenizer takes."""
+    """Raise ValueError for a lone surrogate, which JSON can express and no tokenizer accepts."""
     for text in texts:
         try:
             text.encode()

@@ -1,4 +1,4 @@
-"""How an answer was made, so that a file of answers is only continued in the same way."""
+"""The inputs and settings of an answer, so that a file of answers is only continued with the same ones."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _PROMPT, _MODEL, _WEIGHTS = "prompt", "model", "weights"
 
 
 def made_with(session: Session, spec: GenerationSpec, prepared: Sequence[Prepared]) -> dict[str, dict[str, Any]]:
-    """By the id of each question, what its answer follows from: weights, template, sampling, and a hash of the prompt's
-    token ids, which the system's text and earlier turns are part of. Reads samples of the weights."""
+    """Return by question id what decides its answer: weights, template, sampling, and a hash of the prompt's token ids,
+    which include the system text and earlier turns. Reads samples of the weights."""
     sampling = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(spec).items()}
     if spec.temperature == 0:
         sampling = {name: value for name, value in sampling.items() if name not in _OF_DRAWING}
@@ -42,7 +42,7 @@ def _template(session: Session, item: Prepared) -> str | None:
 
 
 def weights_id(model: Model) -> str:
-    """A hash of the weights and adapters that does not depend on where they lie."""
+    """Return a hash of the weights and adapters that does not depend on their location."""
     with ExitStack() as stack:
         tensors = model.open(stack)
         files = {file.path: file for whole in _wholes(tensors) for file in _files(whole)}
@@ -67,7 +67,7 @@ def _hash(text: str) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, same_question: bool) -> list[str]:
-    """What of an answer was made in another way; the prompt only counts for the ``same_question``."""
+    """Return the settings in which an answer differs; the prompt only counts for the ``same_question``."""
     ignored = {_MODEL} if same_question else {_MODEL, _PROMPT}
     names = [name for name in dict.fromkeys([*now, *before]) if name not in ignored]
     return [_difference(name, before, now) for name in names if before.get(name) != now.get(name)]

@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits of one row."""
+"""Sampling: the choice of the next token from the logits of one row."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSpec:
-    """How answers are made.
+    """Sampling settings of answers.
 
-    ``temperature`` 0 is greedy search. ``top_k`` 0 is all tokens. ``repetition_penalty`` 1 is none; above, tokens
-    that the prompt or the answer holds become less likely (arXiv:1909.05858). ``seed`` only matters above
-    temperature 0. ``stop``: texts that end an answer and are no part of it.
+    ``temperature`` 0 is greedy search. ``top_k`` 0 keeps all tokens. ``repetition_penalty`` 1 is none; above 1, tokens
+    in the prompt or the answer become less likely (arXiv:1909.05858). ``seed`` only matters above temperature 0.
+    ``stop``: texts that end an answer and are not part of it.
     """
 
     max_new_tokens: int = 128
@@ -31,7 +31,7 @@ class GenerationSpec:
 
 
 class Sampler:
-    """Chooses the tokens of one row. Rows do not share a random state, so an answer follows from its prompt and the
+    """Chooses the tokens of one row. Rows do not share a random state, so an answer depends on its prompt and the
     seed alone, whatever else is in the batch."""
 
     def __init__(self, spec: GenerationSpec) -> None:
@@ -39,8 +39,8 @@ class Sampler:
         self._random = np.random.default_rng(spec.seed)
 
     def pick(self, logits: Logits, seen: Sequence[int]) -> int:
-        """The next token. ``logits`` (vocab,) float32, ``seen`` the row so far. As transformers orders it: penalty,
-        temperature, top-k, top-p."""
+        """Return the next token. ``logits`` (vocab,) float32, ``seen``: the row so far. In the order of transformers:
+        penalty, temperature, top-k, top-p."""
         if self._spec.repetition_penalty != 1.0:
             logits = _penalized(logits, seen, self._spec.repetition_penalty)
         if self._spec.temperature == 0:
@@ -50,7 +50,7 @@ class Sampler:
         return int(self._random.choice(kept, p=weights / weights.sum()))
 
     def _candidates(self, scores: Any) -> tuple[Any, Any]:
-        """Tokens that may be drawn and their scores, the likeliest first."""
+        """Return the tokens that may be drawn and their scores, the likeliest first."""
         count = min(self._spec.top_k or len(scores), len(scores))
         kept = np.argpartition(-scores, count - 1)[:count] if count < len(scores) else np.arange(len(scores))
         kept = kept[np.argsort(-scores[kept], kind="stable")]

@@ -1,4 +1,4 @@
-"""Questions in, answers out: what the command line, the server and the evaluation share."""
+"""Sessions from questions to answers, shared by the command line, the server and the evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked. ``messages`` end with the user's turn; ``text`` instead is given to the model as it is."""
+    """A question. ``messages`` end with the user's turn; ``text``, if set, goes to the model unchanged."""
 
     id: str
     messages: tuple[Message, ...] = ()
@@ -33,7 +33,7 @@ class Question:
 
     @property
     def shown(self) -> str:
-        """The question as people asked it."""
+        """Return the question as the user wrote it."""
         return self.text if self.text is not None else self.messages[-1].content
 
 
@@ -53,14 +53,14 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A question as token ids, known to fit."""
+    """A question as token ids that fit into the context."""
 
     question: Question
     ids: tuple[int, ...]
 
 
 def _check_device(device_id: int | None) -> None:
-    """MindSpore on CPU takes any number and means nothing by it; on Ascend it fails in words about contexts."""
+    """Raise HostError for a missing card: MindSpore ignores the number on CPU and fails obscurely on Ascend."""
     cards = 0 if device_id is None else len(ascend_device_ids())
     if device_id is None or device_id < cards:
         return
@@ -74,7 +74,7 @@ def _check_device(device_id: int | None) -> None:
 
 
 class Session:
-    """A model on one device. It is loaded when it is first needed, which takes seconds: make one, ask it often."""
+    """A model on one device. It is loaded on first use, which takes seconds: create one session and reuse it."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Session:
         device_id: int | None = None,
         incremental: bool = True,
     ) -> None:
-        """``incremental`` False: without MindFormers' own cache, so that ``all_logits`` works on Ascend too.
+        """Load the tokenizer. ``incremental`` False: no MindFormers cache, so ``all_logits`` works on Ascend too.
 
         Raises DataError when there is no tokenizer, or it is another model's, HostError when there is no such card.
         Loads nothing else.
@@ -95,11 +95,12 @@ class Session:
         self._device_id = device_id
         self._incremental = incremental
         self.interrupted: Callable[[], bool] = bool  # bool() is False: nobody interrupts
+        # Loaded first: a wrong tokenizer should fail in milliseconds, not after the weights.
         self.tokenizer = _tokenizer(model)
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """Ids that end an answer: the model's, and what the template puts after one."""
+        """Return the ids that end an answer: the model's, and those that the template puts after one."""
         ends = {self.model.spec.eos_token_id, *self.model.ends}
         if self.model.template:
             ends |= set(_template_ends(self.model.template, self.tokenizer))
@@ -108,7 +109,7 @@ class Session:
     # ---------------------------------------------------------------------------------------- before it is loaded
 
     def prepare(self, questions: Iterable[Question]) -> list[Prepared]:
-        """Questions as token ids. Raises DataError, naming each, for those that leave no room for an answer."""
+        """Encode questions. Raises DataError, naming each question that leaves no room for an answer."""
         prepared = [Prepared(question=question, ids=tuple(self.encode(question))) for question in questions]
         context = self.model.context
         long = [item for item in prepared if len(item.ids) >= context]
@@ -124,7 +125,7 @@ class Session:
         return prepared
 
     def encode(self, question: Question) -> list[int]:
-        """Token ids of a question in the template of training, or of its bare text, a bos token first.
+        """Return the token ids of a question in the template of training, or of its bare text, a bos token first.
 
         Raises DataError when there is no template, or a prompt is empty.
         """
@@ -136,7 +137,7 @@ class Session:
 
     @property
     def template(self) -> ChatTemplate:
-        """Raises SpecError when it is not known."""
+        """Return the chat template. Raises SpecError when it is not known."""
         if self.model.template is None:
             where = self.model.where
             own = own_chat_template(where if where.is_dir() else where.parent)
@@ -157,6 +158,7 @@ class Session:
         built = network.build(
             self.model, batch_size=self.batch_size, device_id=self._device_id, incremental=self._incremental
         )
+        # Only Ascend has the kernels of MindFormers' own cache.
         cache = None
         if built.device == "CPU":
             from launcher.inference.cached import Cache
@@ -166,32 +168,33 @@ class Session:
 
     @cached_property
     def on_cpu(self) -> bool:
-        """Whether the model runs on this host's CPU."""
+        """Return whether the model runs on this host's CPU."""
         from launcher.inference import network
 
         return network.target() == "CPU"
 
     def load(self) -> None:
-        """Load the model now and run it once, as it is compiled when it first runs.
+        """Load the model now and run it once, because the first run compiles it.
 
-        Raises CheckpointError when it does not fit, HostError when MindSpore is not there.
+        Raises CheckpointError when it does not fit, HostError when MindSpore is missing.
         """
         question = Question(id="-", text="?")
         self.batch([Prepared(question=question, ids=(self.model.spec.bos_token_id,))], GenerationSpec(max_new_tokens=1))
 
     def batches(self, prepared: Sequence[Prepared], spec: GenerationSpec) -> Iterator[list[tuple[int, Answer]]]:
-        """Answers with the place of each question, batch by batch: rows of like length go together, longest first, so
-        that what does not fit into memory shows at once. Raises JobCancelled when it is interrupted."""
+        """Yield answers with the index of each question, batch by batch: rows of similar length together, longest
+        first, so that a lack of memory shows at once. Raises JobCancelled when interrupted."""
         order = sorted(range(len(prepared)), key=lambda place: -len(prepared[place].ids))
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
             answers = self.batch([prepared[place] for place in places], spec, cancelled=self._interrupted_once())
+            # Partial answers of a cancelled batch would look like short complete ones.
             if any(answer.finish == CANCELLED for answer in answers):
                 raise JobCancelled("stopped", signum=signal.SIGINT)
             yield list(zip(places, answers, strict=True))
 
     def _interrupted_once(self) -> Callable[[], bool]:
-        """``interrupted``, and True for good once it was: each row asks."""
+        """Return a latch of ``interrupted`` that stays True, because every row asks."""
         found: list[bool] = []
 
         def cancelled() -> bool:
@@ -202,7 +205,7 @@ class Session:
         return cancelled
 
     def answers(self, prepared: Sequence[Prepared], spec: GenerationSpec) -> Iterator[tuple[int, Answer]]:
-        """Answers with the place of each question, as they come."""
+        """Yield answers with the index of each question, as they come."""
         for answers in self.batches(prepared, spec):
             yield from answers
 
@@ -214,12 +217,13 @@ class Session:
         on_text: OnText | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> list[Answer]:
-        """One batch. ``on_text``: given the text of the first row piece by piece."""
+        """Answer one batch. ``on_text``: called with the text of the first row piece by piece."""
         from launcher.inference.network import mindspore_errors
 
         decoder = self._decoder
         rows = [self.row(item, spec, cancelled) for item in prepared]
         rows[0].on_text = on_text
+        # The decoder is loaded by now: ``seconds`` measures answers only.
         began = time.monotonic()
         with mindspore_errors():
             decoder.run(rows)
@@ -227,7 +231,7 @@ class Session:
         return [_answer(item, row, seconds) for item, row in zip(prepared, rows, strict=True)]
 
     def row(self, item: Prepared, spec: GenerationSpec, cancelled: Callable[[], bool] | None = None) -> Row:
-        """``item`` as the decoder takes it."""
+        """Return ``item`` as a row for the decoder."""
         return Row(
             prompt=item.ids,
             spec=spec,
@@ -238,21 +242,21 @@ class Session:
         )
 
     def run(self, rows: Sequence[Row]) -> None:
-        """Answer rows that ask for different things, as one batch."""
+        """Answer rows with different settings as one batch."""
         from launcher.inference.network import mindspore_errors
 
         with mindspore_errors():
             self._decoder.run(rows)
 
     def all_logits(self, tokens: Any) -> Any:
-        """Logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new) int32."""
+        """Return logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new) int32."""
         from launcher.inference.network import mindspore_errors
 
         with mindspore_errors():
             return self._decoder.all_logits(tokens)
 
     def answer(self, prompts: Sequence[str], spec: GenerationSpec, *, raw: bool = False) -> list[Answer]:
-        """Answers to ``prompts``, in their order. ``raw``: without the prompt template."""
+        """Return answers to ``prompts``, in their order. ``raw``: without the chat template."""
         questions = [
             Question(id=str(number), text=text if raw else None, messages=(Message("user", text),))
             for number, text in enumerate(prompts)
@@ -277,6 +281,7 @@ def _tokenizer(model: Model) -> Tokenizer:
     if model.tokenizer is None:
         raise DataError(f"no tokenizer goes with {model.name}", hint="give it: --tokenizer tokenizer.model")
     tokenizer = load_tokenizer(model.tokenizer)
+    # Fewer pieces than the model knows are normal: vocabularies are often padded to a round number.
     if tokenizer.info.vocab_size > model.spec.vocab_size:
         raise DataError(
             f"{model.tokenizer} has {tokenizer.info.vocab_size} pieces, {model.name} knows {model.spec.vocab_size}",
@@ -287,9 +292,10 @@ def _tokenizer(model: Model) -> Tokenizer:
 
 
 def _template_ends(template: ChatTemplate, tokenizer: Tokenizer) -> Iterator[int]:
-    """The control token that the template has in the loss after an answer, if there is one."""
+    """Yield the control token that the template has in the loss after an answer, if there is one."""
     segments = template.segments((Message("user", "?"), Message("assistant", "?")))
     in_loss = [segment for segment in segments if segment.in_loss]
+    # The control token that closes an answer in training is how the model ends one.
     if in_loss and in_loss[-1].control:
         name = in_loss[-1].text
         token = tokenizer.eos_id if name == "</s>" else tokenizer.token_id(name)

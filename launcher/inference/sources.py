@@ -1,5 +1,4 @@
-"""What a reference on the command line means: where the weights are, how the model is built, its tokenizer and
-template.
+"""Resolve a reference on the command line to a model's weights, architecture, tokenizer and template.
 
 A job, a folder that merge-ckpt wrote, a folder of transformers, a .ckpt or .safetensors file, a folder of shards; and
 an adapter on top of any of them.
@@ -31,7 +30,7 @@ from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
 from launcher.inference.model import Model
 from launcher.inference.weights import OpenTensors, Tensors
-from launcher.jobs import JobPaths, JobRecord, find_job
+from launcher.jobs import JobPaths, JobRecord, exists, find_job
 from launcher.models import names
 from launcher.runspec.sections import GenerationSection, ModelSpec
 
@@ -41,7 +40,7 @@ _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What the user said about a model beside its reference; None where nothing was said."""
+    """The user's options for a model beside its reference; None where not given."""
 
     adapter: str | None = None
     config: Path | None = None
@@ -51,9 +50,9 @@ class Given:
 
 
 def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Model:
-    """The model that ``reference`` means: a job (an id, a prefix, "last"), a folder or a file.
+    """Find the model that ``reference`` names: a job (an id, a prefix, "last"), a folder or a file.
 
-    Raises JobError when there is none such, CheckpointError when it is no model, DataError for a bad tokenizer or
+    Raises JobError when there is none, CheckpointError when it is not a model, DataError for a bad tokenizer or
     template.
     """
     given = given or Given()
@@ -66,9 +65,9 @@ def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Mo
 
 
 def as_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
-    """The job that ``reference`` means, or None when it is a folder or file. Raises JobError when it is neither."""
+    """Return the job that ``reference`` names, or None for a folder or file. Raises JobError when it is neither."""
     path = Path(reference)
-    if not path.exists() and (os.sep in reference or path.suffix in _WEIGHT_SUFFIXES):
+    if not exists(path) and (os.sep in reference or path.suffix in _WEIGHT_SUFFIXES):
         raise JobError(f"no file or folder {reference}", hint="give a job, a folder or a .safetensors or .ckpt file")
     return find_job(reference, jobs_dir)
 
@@ -79,7 +78,7 @@ def _found(reference: str, jobs_dir: Path, given: Given) -> Model:
 
 
 def _with_given(model: Model, given: Given) -> Model:
-    """``model`` with what the user said in place of what was found."""
+    """Return ``model`` with the user's options in place of what was found."""
     if given.tokenizer:
         model = replace(model, tokenizer=given.tokenizer)
     if given.template:
@@ -103,7 +102,7 @@ def _changed(spec: ModelSpec, **values: Any) -> ModelSpec:
 
 
 def _job(paths: JobPaths, record: JobRecord, given: Given) -> Model:
-    """The job's merged model, or its newest complete step folded in memory."""
+    """Return the job's merged model, or its newest complete step folded in memory."""
     if _beside(paths.merged, (WEIGHTS, CKPT_WEIGHTS)) and (paths.merged / MODEL_CONFIG).is_file():
         model = _path(paths.merged, given)
         return replace(model, name=record.job_id, notes=(*model.notes, *_newer_step(paths, record)))
@@ -111,8 +110,8 @@ def _job(paths: JobPaths, record: JobRecord, given: Given) -> Model:
 
 
 def _newer_step(paths: JobPaths, record: JobRecord) -> tuple[str, ...]:
-    """A note when the job has trained on since it was merged. Shards that cannot be read say nothing: what is merged
-    is whole without them."""
+    """Return a note when the job has newer steps than its merge. Unreadable shards are ignored: the merged model is
+    complete without them."""
     try:
         merged = read_record(paths.merged)["step"]
         newest = choose_step(find_shards(paths.root, num_ranks=record.cards), None).number
@@ -125,7 +124,7 @@ def _newer_step(paths: JobPaths, record: JobRecord) -> tuple[str, ...]:
 
 
 def job_step(paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool = False) -> Model:
-    """The newest complete step of a job. folded: LoRA in the weights. adapters: LoRA beside them. Neither: without.
+    """Return the newest complete step of a job. folded: LoRA in the weights. adapters: beside them. Neither: without.
 
     Raises CheckpointError when no step is complete, JobError when the job is running.
     """
@@ -180,9 +179,9 @@ def _path(path: Path, given: Given) -> Model:
 
 
 def _with_ids_of(tokenizer: Path, spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
-    """``spec`` with the special tokens that a config.json leaves out as the tokenizer has them.
+    """Return ``spec`` with the special tokens that config.json leaves out taken from the tokenizer.
 
-    Not those beyond the model's vocabulary: that the tokenizer is another model's is said where the two are compared.
+    Ids beyond the model's vocabulary are not taken: a foreign tokenizer is reported where the two are compared.
     """
     missing = [key for key in _SPECIAL_IDS if config.get(key) is None]
     if not missing or not tokenizer.is_file():
@@ -195,14 +194,14 @@ def _with_ids_of(tokenizer: Path, spec: ModelSpec, config: Mapping[str, Any]) ->
 
 
 def _template_notes(folder: Path, template: ChatTemplate | None, given: Given) -> Iterator[str]:
-    """Which template is used in place of the folder's own, which this launcher does not render."""
+    """Return a note on the template used in place of the folder's own, which launcher does not render."""
     own = own_chat_template(folder)
     if template is None and given.template and own:
         yield f"prompts are in template {given.template}, not in the chat template of {own}"
 
 
 def own_chat_template(folder: Path) -> Path | None:
-    """The file of ``folder`` that holds the model's own chat template, as transformers looks for it."""
+    """Find the file of ``folder`` that holds the model's own chat template, in the places of transformers."""
     file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if file.is_file():
         return file
@@ -240,7 +239,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _description(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What launcher_model.json or a transformers config.json says: spec, template, dtypes and ends.
+    """Read launcher_model.json or a transformers config.json: spec, template, dtypes and ends.
 
     Raises CheckpointError when it does not describe a model of a known family.
     """
@@ -284,7 +283,7 @@ def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
-    """One id, several or none, as transformers writes them."""
+    """Return the ids that transformers writes as null, a number or a list."""
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list) else (int(value),)

@@ -1,4 +1,4 @@
-"""The text of an answer while it grows: what may be shown already, and where a stop text ends it."""
+"""The text of a growing answer: the part that may be shown already, and its end at a stop text."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class Transcript:
         self.stopped = False
 
     def add(self, token: int) -> None:
-        """Take one more token. ``stopped`` is True from the moment a stop text is complete."""
+        """Add one token. ``stopped`` is True once a stop text is complete."""
         self.tokens.append(token)
         if self._stop:
             self.stopped = self._end(self._decoded()) is not None
 
     @property
     def text(self) -> str:
-        """The answer as it stands, without the stop text that ended it."""
+        """Return the answer so far, without the stop text that ended it."""
         decoded = self._decoded()
         return decoded[: self._end(decoded)].strip()
 
     def news(self, *, final: bool = False) -> str:
-        """What came since the last call and will not change; with ``final``, all the rest.
+        """Return the text added since the last call that will not change; with ``final``, all the rest.
 
-        Half a character, white space that may be the end, and what may become a stop text are held back.
+        Incomplete characters, trailing white space and possible beginnings of a stop text are held back.
         """
         text = self.text if final or self.stopped else self._settled()
         news, self._shown = text[self._shown :], max(self._shown, len(text))
@@ -54,6 +54,6 @@ class Transcript:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
+    """Return the length of the longest suffix of ``text`` that is a prefix of ``stop``."""
     longest = min(len(text), len(stop) - 1)
     return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

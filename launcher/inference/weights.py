@@ -1,4 +1,4 @@
-"""The tensors of a model as arrays: memory-mapped where they lie whole in one file, LoRA folded in on the way."""
+"""The tensors of a model as arrays: memory-mapped where they lie whole in one file, with LoRA folded in on reading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from launcher.runspec.sections import ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Tensors:
-    """What a network is filled with, by MindFormers' names. ``adapters`` are LoRA that stays apart, of ``scale``
+    """The tensors to load into a network, by MindFormers' names. ``adapters``: unfolded LoRA; ``scale``: its
     alpha / r."""
 
     weights: Mapping[str, Output]
@@ -27,12 +27,12 @@ class Tensors:
 
     @property
     def rank(self) -> int:
-        """LoRA's r. Raises StopIteration when there are no adapters."""
+        """Return LoRA's r. Raises StopIteration when there are no adapters."""
         return next(whole.shape[0] for name, whole in self.adapters.items() if name.endswith(names.LORA_A))
 
     @property
     def adapted(self) -> frozenset[str]:
-        """The layers that have adapters: wq, wv, ..."""
+        """Return the layers that have adapters: wq, wv, ..."""
         return frozenset(name.rsplit(".", 2)[1] for name in self.adapters)
 
 
@@ -40,7 +40,7 @@ OpenTensors = Callable[[ExitStack], Tensors]
 
 
 def check(tensors: Tensors, model: ModelSpec, where: str) -> None:
-    """Raises CheckpointError when names or shapes are not those of ``model``, before anything is loaded."""
+    """Raise CheckpointError when names or shapes are not those of ``model``, before anything is loaded."""
     wrong = list(_misfits(tensors, model))
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -51,7 +51,7 @@ def check(tensors: Tensors, model: ModelSpec, where: str) -> None:
 
 
 def expected_shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight; without the head where it is the embedding."""
+    """Return name and shape of every weight; without the head where it is the embedding."""
     return shapes_of(model.model_dump())
 
 
@@ -72,7 +72,7 @@ def _misfits(tensors: Tensors, model: ModelSpec) -> Iterator[str]:
 
 
 def read(output: Output) -> Array:
-    """The tensor ``output`` is about, in its dtype; a view of the file where nothing is to be computed."""
+    """Read the tensor of ``output`` in its dtype; a view of the file where nothing has to be computed."""
     array = whole_array(output.whole)
     if output.fold is not None:
         lora_a, lora_b = (whole_array(part).astype(np.float32) for part in (output.fold.lora_a, output.fold.lora_b))
@@ -82,7 +82,7 @@ def read(output: Output) -> Array:
 
 
 def whole_array(whole: Whole) -> Array:
-    """All of ``whole``; mapped, not read, where its bytes lie in one piece."""
+    """Return all of ``whole``; memory-mapped where its bytes are contiguous."""
     piece = whole.pieces[0]
     if len(whole.pieces) > 1 or len(piece.entry.extents) > 1 or piece.entry.shape != whole.shape or not whole.nbytes:
         return whole.read()

@@ -1,4 +1,4 @@
-"""Answers on their way out: text or JSON lines, in the order of the questions, and a file that can be continued."""
+"""Output of answers: text or JSON Lines, in the order of the questions, and a file that can be continued."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _POLL_S = 0.2
 
 
 def to_text(answer: Answer, *, alone: bool) -> str:
-    """The answer, under its question when it is not ``alone``."""
+    """Format the answer, below its question unless it is ``alone``."""
     return answer.text if alone else f"> {answer.prompt}\n{answer.text}"
 
 
 def to_json(answer: Answer) -> str:
-    """One line of JSON."""
+    """Format the answer as one line of JSON."""
     return json.dumps(asdict(answer), ensure_ascii=False)
 
 
 class InOrder:
-    """Gives what comes in any order on in the order of its places, as soon as it can."""
+    """Passes on items that come in any order in the order of their places, as early as possible."""
 
     def __init__(self, give: Callable[[Answer], None]) -> None:
         self._give = give
@@ -49,13 +49,13 @@ class InOrder:
 
 
 class OutputFile:
-    """JSON lines that a later call continues: answers are added as they come, and sorted when all are there.
+    """A JSON Lines file that a later call continues: answers are appended as they come, and sorted when complete.
 
-    Get one with ``locked``: nobody else writes to it meanwhile. ``lines``: the records that are there, by id.
+    Get one with ``locked``: nobody else writes to it meanwhile. ``lines``: the existing records, by id.
     """
 
     def __init__(self, path: Path, handle: int) -> None:
-        """Raises DataError when the file holds something else."""
+        """Read the existing records. Raises DataError when the file holds anything else."""
         self.path = path
         self._handle = handle
         self.lines = self._read()
@@ -64,7 +64,7 @@ class OutputFile:
         return len(self.lines)
 
     def check(self, made: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raises DataError unless all that is there was made as ``made`` says of the questions, by id."""
+        """Raise DataError unless all existing answers were made with the settings in ``made``, by question id."""
         (now, *_) = made.values()
         for name, line in self.lines.items():
             if not isinstance(line.get(_MADE_WITH), dict):
@@ -78,7 +78,7 @@ class OutputFile:
                 )
 
     def add(self, answers: Sequence[Answer], made: Mapping[str, Mapping[str, Any]]) -> None:
-        """Write ``answers`` behind what is there, and to the disk. Raises HostError when that fails."""
+        """Append ``answers`` and sync them to the disk. Raises HostError when that fails."""
         new = {answer.id: {**asdict(answer), _MADE_WITH: made[answer.id]} for answer in answers}
         with _writing(self.path), open(self._handle, "ab", closefd=False) as out:
             out.write(_to_lines(new.values()))
@@ -87,7 +87,7 @@ class OutputFile:
         self.lines |= new
 
     def sort(self, ids: Sequence[str]) -> None:
-        """Bring the answers into the order of ``ids``; others stay in front. Nothing can be added afterwards."""
+        """Sort the answers in the order of ``ids``; others stay in front. Nothing can be added afterwards."""
         others = {name: line for name, line in self.lines.items() if name not in set(ids)}
         ordered = others | {name: self.lines[name] for name in ids}
         if [*self.lines] != [*ordered]:
@@ -109,7 +109,7 @@ class OutputFile:
         return lines
 
     def _mended(self, lines: dict[str, dict[str, Any]], tail: bytes, place: int) -> dict[str, dict[str, Any]]:
-        """Cut off half a line that a killed run left, or end a whole one, so that what is added stands on its own."""
+        """Cut off half a line that a killed run left, or end a complete one, so that appends begin a new line."""
         try:
             found = _parse(tail)
         except ValueError:
@@ -126,10 +126,10 @@ class OutputFile:
 
 @contextmanager
 def locked(path: Path, *, on_wait: Callable[[], None], interrupted: Callable[[], bool]) -> Iterator[OutputFile]:
-    """The file at ``path``, which is made when it is not there, and removed again when nothing came into it.
+    """Open and lock the file at ``path``, which is created if missing, and removed again if it stays empty.
 
-    While another process has it, ``on_wait`` is called once and then waited. Raises HostError when it cannot be
-    written, DataError when it holds something else, JobCancelled when ``interrupted``.
+    While another process has it, calls ``on_wait`` once and waits. Raises HostError when it cannot be written,
+    DataError when it holds anything else, JobCancelled when ``interrupted``.
     """
     path = Path(os.path.realpath(path))  # a symbolic link stays one
     with _writing(path):
@@ -160,7 +160,7 @@ def _open_locked(path: Path, on_wait: Callable[[], None], interrupted: Callable[
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """A handle, and whether the file was made."""
+    """Return a handle, and whether the file was created."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
     try:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
@@ -177,7 +177,7 @@ def _try_lock(handle: int) -> bool:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Return whether ``path`` still is this file: who had it before may have put a sorted one in its place."""
+    """Return whether ``path`` still is this file: its previous owner may have replaced it by a sorted one."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -196,13 +196,13 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _to_lines(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """JSON lines in UTF-8. What a path has beside that becomes an escape, which JSON reads as it was."""
+    """Encode JSON Lines in UTF-8. Undecodable bytes of a path become escapes, which JSON reads back unchanged."""
     text = "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records)
     return text.encode("utf-8", "backslashreplace")
 
 
 def _parse(raw: bytes) -> dict[str, dict[str, Any]]:
-    """Records by id. Raises ValueError when a line is none, or an id comes twice."""
+    """Parse records by id. Raises ValueError when a line is not a record, or an id comes twice."""
     found: dict[str, dict[str, Any]] = {}
     for line in raw.splitlines():
         record = json.loads(line)

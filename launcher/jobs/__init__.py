@@ -1,4 +1,4 @@
-"""One job's folder: its paths, its record, the store that finds jobs, what ranks report, logs, the verdict."""
+"""One job's folder: its paths, its record, the store that finds jobs, the ranks' events, logs, the verdict."""
 
 from launcher.jobs.paths import JobPaths as JobPaths
 from launcher.jobs.paths import is_job_folder as is_job_folder
@@ -25,5 +25,6 @@ from launcher.jobs.record import read_record as read_record
 from launcher.jobs.record import step_to_stop_at as step_to_stop_at
 from launcher.jobs.record import write_record as write_record
 from launcher.jobs.store import JobStore as JobStore
+from launcher.jobs.store import exists as exists
 from launcher.jobs.store import find_job as find_job
 from launcher.jobs.store import select_jobs as select_jobs

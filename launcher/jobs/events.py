@@ -1,4 +1,4 @@
-"""What ranks report: one JSON object a line in ``events/rank_<rank_id>.jsonl``, appended and never rewritten.
+"""Events of ranks: one JSON object per line in ``events/rank_<rank_id>.jsonl``, appended and never rewritten.
 
 Every event has ``time`` (seconds since the epoch), ``rank_id`` and ``event``:
 
@@ -35,8 +35,8 @@ _BLOCK = 1 << 20
 class Event:
     """One event of a rank, or of the scheduler (``rank_id`` None).
 
-    Read by every version that shares the jobs folder: a key that a class does not know is passed over, and what an
-    earlier version did not write has its default.
+    Versions that share a jobs folder read each other's events: unknown keys are ignored, and keys that an earlier
+    version did not write have their defaults.
     """
 
     kind: ClassVar[str] = ""
@@ -47,18 +47,18 @@ class Event:
     rank_id: int | None = None
 
     def fields(self) -> dict[str, Any]:
-        """Return what the event says beside its time, rank and kind, as it stands in the file."""
+        """Return the event's fields without time, rank and kind, as written in the file."""
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("time", "rank_id")}
         return {name: value for name, value in own.items() if value is not None or name not in self.omitted}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object that stands for the event in its file."""
+        """Return the event's JSON object, as written in its file."""
         return {"time": self.time, "rank_id": self.rank_id, "event": self.kind, **self.fields()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Begin(Event):
-    """The process runs; nothing is imported yet. The fields are those of ProcessId."""
+    """The start of the process, before any import. The fields are those of ProcessId."""
 
     kind = "begin"
 
@@ -81,7 +81,7 @@ class Ready(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Event):
-    """An optimizer step is done. Numbers that are not finite are words ("nan"): JSON has no name for them."""
+    """A finished optimizer step. Numbers that are not finite are words ("nan"), because JSON has none for them."""
 
     kind = "step"
 
@@ -149,14 +149,14 @@ class Exit(Event):
 
 _KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Begin, Ready, Step, Evaluation, Save, Error, Done, Exit)}
 _NAMES = {kind: frozenset(item.name for item in fields(cls)) for kind, cls in _KINDS.items()}
-# What the supervisor calculates with. A bool is an int to Python and no number here.
+# Fields that the supervisor calculates with. A bool is an int to Python but not a number here.
 _NUMBERS = ("time", "pid", "started", "step", "step_s", "code")
 
 
 def from_json(record: dict[str, Any]) -> Event | None:
-    """Return the event that ``record`` holds; None for a kind of another version.
+    """Return the event in ``record``; None for a kind of another version.
 
-    Raises ValueError when a key that its kind needs is missing, or is no number where one is needed.
+    Raises ValueError when a required key is missing or a numeric one is not a number.
     """
     kind = record["event"]
     names = _NAMES.get(kind)
@@ -172,10 +172,10 @@ def from_json(record: dict[str, Any]) -> Event | None:
 
 
 class EventWriter:
-    """Appends events to one file. Each line is written with one call, so a reader sees whole lines.
+    """The writer of one event file. Each line is written with one call, so a reader sees whole lines.
 
-    A full disk or a folder that is gone loses events and never ends a rank. The folder is its supervisor's to make:
-    what comes late must not bring back a job that was removed.
+    A full disk or a missing folder loses events but never ends a rank. Only the supervisor makes the folder: a late
+    event must not bring back a job that was removed.
     """
 
     def __init__(self, path: Path, rank_id: int | None) -> None:
@@ -190,7 +190,7 @@ class EventWriter:
             self._file.write(json.dumps(_plain(record), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
     def report(self, event: Event) -> None:
-        """Append ``event`` with the time of this moment and the writer's own rank."""
+        """Append ``event`` with the current time and the writer's own rank."""
         self.write(event.kind, **event.fields())
 
     def close(self) -> None:
@@ -207,7 +207,7 @@ class EventWriter:
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    """NaN and infinity as words: JSON has no name for them."""
+    """Return ``record`` with NaN and infinity as words, because JSON has none for them."""
     return {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
@@ -216,9 +216,9 @@ def _plain(record: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class EventReader:
-    """Reads what was appended to one file since the last call.
+    """The reader of one event file; each call continues behind the last one.
 
-    The file stays open once it was found, so that events reach us even when the folder is deleted meanwhile.
+    The file stays open once it was found, so that events arrive even when the folder is deleted meanwhile.
     """
 
     path: Path
@@ -238,7 +238,7 @@ class EventReader:
                 yield event
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield the objects of new lines, of unknown kinds too."""
+        """Yield the objects of new lines, including unknown kinds."""
         if self._file is None and not self._open():
             return
         while block := self._file.read(_BLOCK):
@@ -270,7 +270,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of all lines in ``path`` so far, as they stand there; none when the file is missing."""
+    """Return the objects of all lines in ``path`` so far, unchanged; none when the file is missing."""
     reader = EventReader(path=path)
     try:
         return list(reader.records())
@@ -278,20 +278,20 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         reader.close()
 
 
-# What is read of the end of a long file: some 1,500 steps.
+# The part read at the end of a long file: about 1,500 steps.
 _END_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class LastEvents:
-    """The events at the end of a file, and how many lines there are none of any version."""
+    """The events at the end of a file. ``damaged``: number of lines there that are not an event of any version."""
 
     events: tuple[Event, ...] = ()
     damaged: int = 0
 
 
 def read_last_events(path: Path) -> LastEvents:
-    """Return the last events in ``path``: all of a short file, of a long one those in its last 256 KiB."""
+    """Return the last events in ``path``: all of a short file, those in the last 256 KiB of a long one."""
     try:
         with path.open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - _END_BYTES)
@@ -300,6 +300,7 @@ def read_last_events(path: Path) -> LastEvents:
     except OSError:
         return LastEvents()
     events, damaged = [], 0
+    # A read from the middle of the file begins inside a line.
     for line in lines[1 if start else 0 :]:
         try:
             record = _parse(line)
@@ -313,7 +314,7 @@ def read_last_events(path: Path) -> LastEvents:
 
 
 class Position:
-    """The step a rank has entered last, in a file of a few bytes that is rewritten in place: cheap at any rate."""
+    """The step that a rank has entered last, in a file of a few bytes that is rewritten in place at little cost."""
 
     def __init__(self, path: Path) -> None:
         self._handle: int | None = None
@@ -327,7 +328,7 @@ class Position:
 
 
 def read_position(path: Path) -> int:
-    """The step that the rank has entered last, 0 before the first."""
+    """Return the step that the rank has entered last, 0 before the first."""
     try:
         return int(path.read_bytes() or b"0")
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""How a rank's log is written: every line with its time, nothing cut, and long logs put aside.
+"""The writing of a rank's log: every line with its time, nothing cut, and long logs put aside.
 
 A rank appends to ``worker_<rank_id>.log``. When that is long it becomes ``worker_<rank_id>.log.1``, the next one .2,
-and so on; nothing is thrown away. MindSpore and MindFormers put a time on their lines; a line that has none gets one
-when Python code writes it. What does not pass through Python (a child process, a crash inside C++) stays as it is.
+and so on; nothing is thrown away. MindSpore and MindFormers put a time on their lines; a line without one gets one
+when Python code writes it. Output that bypasses Python (a child process, a crash inside C++) is left unchanged.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ STAMP_LENGTH = len("2026-11-24T09:23:35.750 ")
 
 
 def find_stamp(line: str) -> re.Match[str] | None:
-    """Date, time and milliseconds near the beginning of a line, whoever wrote them."""
+    """Return date, time and milliseconds near the beginning of a line, whichever program wrote them."""
     return _STAMP.search(line, 0, _STAMP_WITHIN)
 
 
 def is_stamped(line: str) -> bool:
-    """Return whether the line begins with a time that the launcher wrote."""
+    """Return True if the line begins with a time that the launcher wrote."""
     return _OWN_STAMP.match(line) is not None
 
 
 class StampedStream(io.TextIOWrapper):
-    """A text stream whose lines begin with local time in milliseconds, unless they say theirs themselves."""
+    """A text stream whose lines begin with local time in milliseconds, unless they have a time of their own."""
 
     def __init__(self, handle: int) -> None:
         super().__init__(
@@ -61,7 +61,7 @@ class StampedStream(io.TextIOWrapper):
 
 
 def stamp_lines() -> None:
-    """From now on what Python code of this process prints has a time on every line."""
+    """Put a time on every line that Python code of this process prints from now on."""
     sys.stdout, sys.stderr = StampedStream(1), StampedStream(2)
 
 
@@ -70,18 +70,20 @@ _ROTATE_POLL_S = 1.0
 
 
 def write_to(log: Path) -> None:
-    """Append this process's stdout and stderr to ``log`` from here on. Stays with what there is when it cannot."""
+    """Append this process's stdout and stderr to ``log`` from now on; leave them unchanged if it cannot be opened."""
     with contextlib.suppress(OSError):
         handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        # The descriptors, not sys.stdout: C++ code and child processes write to them too.
         for number in (1, 2):
             os.dup2(handle, number)
         os.close(handle)
 
 
 def rotate(log: Path) -> bool:
-    """Put ``log``, to which this process writes, aside under the next number and begin a new one. No line is lost."""
+    """Rename ``log``, to which this process writes, to the next number and begin a new one. No line is lost."""
     number = 1 + max((int(p.suffix[1:]) for p in log.parent.glob(f"{log.name}.*") if p.suffix[1:].isdigit()), default=0)
     try:
+        # Until write_to replaces the descriptors, lines go to the renamed file: none is lost.
         log.rename(log.with_name(f"{log.name}.{number}"))
     except OSError:
         return False
@@ -90,7 +92,7 @@ def rotate(log: Path) -> bool:
 
 
 def keep_small(log: Path) -> None:
-    """From now on rotate ``log`` whenever it is longer than $LAUNCHER_LOG_MIB MiB (64)."""
+    """Rotate ``log``, from now on, whenever it is longer than $LAUNCHER_LOG_MIB MiB (64)."""
     limit = int(os.environ.get("LAUNCHER_LOG_MIB", "0")) << 20 or ROTATE_BYTES
 
     def watch() -> None:

@@ -1,7 +1,7 @@
-"""Log files of a job: their ends, reading them together in order of time, and following them.
+"""Log files of a job: reading their ends, merging them in order of time, and following them.
 
-``launcher.jobs.log_writing`` says how they are written. A line without a time (from a rank's own child process, say)
-belongs to the moment of the line before it.
+``launcher.jobs.log_writing`` writes them. A line without a time (for example from a rank's own child process) has the
+time of the line before it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _TRACEBACK = "Traceback (most recent call last)"
 _AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
-# Programs of engines, whose logs are shown before those of what brings agents to their hosts.
+# Programs of engines, whose logs are shown before those of the processes that start agents.
 PROGRAMS = ("msrun", "mpirun", "scheduler")
 
 Echo = Callable[[str], object]
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last ``lines`` lines of a log, bytes that are not UTF-8 replaced; reads at most its last 64 KiB."""
+    """Return the last ``lines`` lines of a log, bytes that are not UTF-8 replaced; reads at most its last 64 KiB."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -55,7 +55,7 @@ def tail(path: Path, lines: int) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """Which lines are shown. ``ranks``: None means all, and the engine's. ``since``: seconds since the epoch."""
+    """The choice of lines to show. ``ranks``: None for all and the engine. ``since``: seconds since the epoch."""
 
     ranks: tuple[int, ...] | None = None
     lines: int | None = None
@@ -64,7 +64,7 @@ class Wanted:
 
 
 def parse_ranks(text: str) -> tuple[int, ...]:
-    """ "0,3-5" -> (0, 3, 4, 5). Raises SpecError for anything else."""
+    """Return the ranks in a text such as "0,3-5": (0, 3, 4, 5). Raises SpecError for any other text."""
     try:
         return tuple(sorted(set(numbers(text))))
     except ValueError as error:
@@ -72,7 +72,7 @@ def parse_ranks(text: str) -> tuple[int, ...]:
 
 
 def parse_since(text: str, now: datetime | None = None) -> float:
-    """ "10m" (s, m, h, d ago) or an ISO time, local unless it says otherwise. Seconds since the epoch."""
+    """Return the time of "10m" (s, m, h, d ago) or of an ISO time, by default local, in seconds since the epoch."""
     match = _AGO.fullmatch(text)
     try:
         if match:
@@ -85,7 +85,7 @@ def parse_since(text: str, now: datetime | None = None) -> float:
 
 @dataclass(kw_only=True)
 class Source:
-    """One log, rotated parts and all, and how its lines are announced among others."""
+    """One log with its rotated parts. ``name`` marks its lines among those of other logs."""
 
     name: str
     path: Path
@@ -96,19 +96,20 @@ class Source:
     _skipped: int = field(default=0)
 
     def parts(self) -> list[Path]:
-        """Oldest first."""
+        """Return the files of the log, the oldest first."""
         rotated = [
             (int(p.suffix[1:]), p) for p in self.path.parent.glob(f"{self.path.name}.*") if p.suffix[1:].isdigit()
         ]
         return [*(path for _, path in sorted(rotated)), *([self.path] if self.path.is_file() else [])]
 
     def lines(self) -> Iterator[str]:
-        """What there is; after ``skip_to_end`` what there was then."""
+        """Yield the lines so far; after ``skip_to_end`` only those that existed then."""
         for part in self.parts():
             with contextlib.suppress(OSError), part.open("rb") as file:
                 yield from self._lines_of(file)
 
     def _lines_of(self, file: BinaryIO) -> Iterator[str]:
+        # Only the file that is followed grows; parts that were put aside are read whole.
         bounded = self._file is not None and os.fstat(file.fileno()).st_ino == self._inode
         left = self._skipped if bounded else math.inf
         for line in file:
@@ -118,17 +119,19 @@ class Source:
             yield line.rstrip(b"\n").decode("utf-8", "replace")
 
     def skip_to_end(self) -> None:
-        """New lines are those that are whole from now on; ``lines`` gives the others."""
+        """Make ``new`` start with lines completed from now on; ``lines`` yields those before."""
         self._open()
         if self._file is not None:
             size = os.fstat(self._file).st_size
             start = max(0, size - _TAIL_BYTES)
+            # Only whole lines count as shown: the rest of an unfinished one is read with its end.
             end = os.pread(self._file, size - start, start)
             self._skipped = start + end.rfind(b"\n") + 1 if b"\n" in end else start
             os.lseek(self._file, self._skipped, os.SEEK_SET)
 
     def new(self) -> Iterator[str]:
-        """Whole lines written since the last call. A log that was put aside is read to its end first."""
+        """Yield whole lines written since the last call. A log that was put aside is read to its end first."""
+        # Twice: the old file to its end, then the new file that took its name.
         for _ in range(2):
             if self._file is None:
                 self._open()
@@ -159,7 +162,8 @@ class Source:
 
 
 def sources(paths: JobPaths, num_ranks: int, ranks: Sequence[int] | None) -> list[Source]:
-    """Logs of ``ranks``; of the engine's programs and all ranks when None. Raises JobError for a rank there is not."""
+    """Return the logs of ``ranks``, or of the engine's programs and all ranks if None. Raises JobError for a rank that
+    the job does not have."""
     wrong = [rank for rank in ranks or () if rank >= num_ranks]
     if wrong:
         raise JobError(f"job {paths.job_id} has ranks 0 to {num_ranks - 1}, not {wrong[0]}", hint="--rank 0")
@@ -176,9 +180,9 @@ def sources(paths: JobPaths, num_ranks: int, ranks: Sequence[int] | None) -> lis
 
 
 def print_logs(paths: JobPaths, num_ranks: int, wanted: Wanted, echo: Echo, style: Style | None = None) -> None:
-    """Give the chosen lines of all chosen logs to ``echo``, in order of time.
+    """Pass the chosen lines of all chosen logs to ``echo``, in order of time.
 
-    Raises JobError when a rank is not one of the job, or has written nothing though it was asked for.
+    Raises JobError when a requested rank is not one of the job or has written nothing.
     """
     _print(_started(paths, sources(paths, num_ranks, wanted.ranks), wanted), wanted, echo, style or plain)
 
@@ -194,6 +198,7 @@ def _started(paths: JobPaths, chosen: list[Source], wanted: Wanted) -> list[Sour
 def _print(chosen: list[Source], wanted: Wanted, echo: Echo, style: Style) -> None:
     mark = style if len(chosen) > 1 else bare
     streams = [_stream(source, wanted, mark) for source in chosen]
+    # Each log is in order of time by itself, so merging needs no log in memory.
     for _, line in heapq.merge(*streams, key=lambda item: item[0]):
         echo(line)
 
@@ -215,7 +220,7 @@ def bare(_source: Source, line: str) -> str:
 
 
 def select(lines: Iterable[str], wanted: Wanted) -> Iterator[tuple[float, str]]:
-    """The wanted ones of a log's lines, with their time (0 before the first line that has one)."""
+    """Yield the wanted lines of a log, with their time (0 before the first line that has one)."""
     timed = ((when, line) for when, line in _timed(lines) if when >= wanted.since)
     kept = _only_errors(timed) if wanted.errors else timed
     return iter(deque(kept, maxlen=wanted.lines)) if wanted.lines is not None else iter(kept)
@@ -229,7 +234,7 @@ def _timed(lines: Iterable[str]) -> Iterator[tuple[float, str]]:
 
 
 def time_of(line: str) -> float | None:
-    """When a line was written, in seconds since the epoch, if it says so near its beginning."""
+    """Return the time near the beginning of a line, in seconds since the epoch; None if there is none."""
     match = find_stamp(line)
     if match is None:
         return None
@@ -240,18 +245,18 @@ def time_of(line: str) -> float | None:
 
 
 def without_stamp(line: str) -> str:
-    """The line as the rank wrote it, without the time that the launcher put before it."""
+    """Return the line as the rank wrote it, without the time that the launcher put before it."""
     return line[STAMP_LENGTH:] if is_stamped(line) else line
 
 
 def _only_errors(timed: Iterable[tuple[float, str]]) -> Iterator[tuple[float, str]]:
-    """Lines that report an error, and whole tracebacks."""
+    """Yield lines that report an error, and whole tracebacks."""
     wanted = _ErrorLines()
     return ((when, line) for when, line in timed if wanted(line))
 
 
 class _ErrorLines:
-    """Says of one line after another of a log whether it belongs to an error."""
+    """A filter for the lines of one log, called in order: True for a line that belongs to an error."""
 
     def __init__(self) -> None:
         self._inside = False
@@ -259,6 +264,7 @@ class _ErrorLines:
     def __call__(self, line: str) -> bool:
         said = without_stamp(line)
         starts = _TRACEBACK in said
+        # A traceback ends with the first line that is not indented: the exception itself, which is still shown.
         continues = self._inside and (not said.strip() or said.startswith((" ", "\t")))
         chosen = starts or self._inside or bool(_ERROR.search(said))
         self._inside = starts or continues
@@ -268,17 +274,19 @@ class _ErrorLines:
 def follow_logs(
     paths: JobPaths, num_ranks: int, wanted: Wanted, echo: Echo, style: Style, *, now: Callable[[], tuple[int, bool]]
 ) -> None:
-    """Print what there is, then what comes, until the job has ended.
+    """Print the lines so far, then new ones, until the job has ended.
 
-    ``now`` says which attempt is to be shown, and whether the job is still to end. A new attempt's logs follow those
-    of the one before; logs that are not there yet are waited for.
+    ``now`` returns the attempt to show, and True while the job runs. A new attempt's logs follow those of the one
+    before; logs that do not exist yet are waited for.
     """
     attempt, running = now()
     chosen = sources(paths.of_attempt(attempt), num_ranks, wanted.ranks)
     followed = _Followed(chosen if running else _started(paths, chosen, wanted), wanted, echo, style)
+    # Before the loop: the lines of all logs so far are shown in order of time, those after it as they come.
     followed.look_back()
     while running:
         time.sleep(_POLL_S)
+        # Asked before the logs are read: lines written until the job's end are then read after it.
         newest, running = now()
         followed.read_on()
         if newest != attempt:
@@ -291,7 +299,7 @@ def follow_logs(
 
 
 class _Followed:
-    """The logs of one attempt that are read on."""
+    """The logs of one attempt that are being followed."""
 
     def __init__(self, chosen: list[Source], wanted: Wanted, echo: Echo, style: Style) -> None:
         self._wanted, self._echo, self._style = wanted, echo, style
@@ -299,19 +307,19 @@ class _Followed:
         self.add(chosen)
 
     def add(self, chosen: list[Source]) -> None:
-        """Read these too, from their beginning, but for those that are read already."""
+        """Follow these logs too, from their beginning, except those already followed."""
         for source in chosen:
             self._logs.setdefault(source.name, (source, _ErrorLines()))
 
     def look_back(self) -> None:
-        """Show what there is; ``read_on`` goes on behind it."""
+        """Show the lines so far; ``read_on`` continues behind them."""
         chosen = [source for source, _ in self._logs.values()]
         for source in chosen:
             source.skip_to_end()
         _print(chosen, self._wanted, self._echo, self._style)
 
     def read_on(self) -> None:
-        """Show whole lines that came since."""
+        """Show whole lines written since the last call."""
         mark = self._style if len(self._logs) > 1 else bare
         for source, is_error in self._logs.values():
             for line in source.new():
@@ -319,7 +327,7 @@ class _Followed:
                     self._echo(mark(source, line))
 
     def close(self) -> None:
-        """Read none of them any more."""
+        """Stop following all logs."""
         for source, _ in self._logs.values():
             source.close()
         self._logs.clear()

@@ -1,4 +1,4 @@
-"""Every path of a job: the only place that knows a file name."""
+"""The paths of a job: the only module that knows its file names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from launcher.errors import JobError
 
 
 def is_job_folder(path: Path) -> bool:
-    """Whether ``path`` is the folder of a job. Raises JobError when it is a folder that cannot be looked into."""
+    """Return True if ``path`` is the folder of a job. Raises JobError when it cannot be looked into."""
     try:
         return (path / "job.json").is_file()
     except OSError as error:
@@ -18,7 +18,7 @@ def is_job_folder(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class JobPaths:
-    """Where everything of one job lies. What belongs to one attempt (logs, events) lies in that attempt's folder."""
+    """The paths of one job. Files of one attempt (logs, events) are in that attempt's folder."""
 
     root: Path
     attempt: int = 1
@@ -32,9 +32,9 @@ class JobPaths:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the job's folder was removed or renamed; a file server that does not answer removes nothing.
+        """Return True if the job's folder was removed or renamed; False when the file server does not answer.
 
-        A folder without our own files is not the job's: MindSpore and MindFormers make what they miss of a path.
+        A folder without our own files is not the job's: MindSpore and MindFormers make missing folders again.
         """
         return _is_missing(self.record) and _is_missing(self.launch)
 
@@ -44,7 +44,7 @@ class JobPaths:
 
     @property
     def resume_lock(self) -> Path:
-        """Locked while a ``launcher resume`` prepares an attempt."""
+        """The file that is locked while a ``launcher resume`` prepares an attempt."""
         return self.root / ".resume"
 
     @property
@@ -53,27 +53,27 @@ class JobPaths:
 
     @property
     def launch(self) -> Path:
-        """What the supervisor carries out: the engine, its job, and limits (see ``launcher.plan.launch``)."""
+        """The launch document for the supervisor: engine, job and limits (see ``launcher.plan.launch``)."""
         return self.root / "launch.json"
 
     def make_attempt_folders(self) -> None:
-        """What an attempt writes into, below the job's folder: when that is gone this is a FileNotFoundError."""
+        """Make the attempt's folders below the job's. Raises FileNotFoundError when the job's folder is gone."""
         for folder in (self.attempt_folder.parent, self.attempt_folder, self.logs, self.events, self.work):
             folder.mkdir(exist_ok=True)
 
     @property
     def control(self) -> Path:
-        """How ``launcher stop`` wants the job stopped; read by the supervisor when it is signalled."""
+        """The request of ``launcher stop``, with its options; the supervisor reads it when it is signalled."""
         return self.root / "control.json"
 
     @property
     def spec(self) -> Path:
-        """The run spec as it was used, after every default and override."""
+        """The run spec as used, after every default and override."""
         return self.root / "spec.json"
 
     @property
     def attempt_folder(self) -> Path:
-        """Everything that one start of the job's processes leaves, but for checkpoints. Restarts get a new one."""
+        """The folder for everything that one start of the job's processes leaves, except checkpoints."""
         return self.root / "attempts" / str(self.attempt)
 
     @property
@@ -82,27 +82,27 @@ class JobPaths:
 
     @property
     def events(self) -> Path:
-        """Folder of ``rank_<rank_id>.jsonl``: what each rank reports, one JSON object a line."""
+        """The folder of ``rank_<rank_id>.jsonl``, the events of each rank."""
         return self.attempt_folder / "events"
 
     @property
     def work(self) -> Path:
-        """Working folder of the ranks: MindFormers drops files into it (output/, rank_*/, analyze_fail.ir)."""
+        """The working folder of the ranks: MindFormers writes files into it (output/, rank_*/, analyze_fail.ir)."""
         return self.attempt_folder / "work"
 
     @property
     def resume(self) -> Path:
-        """Folder of ``rank_<rank_id>/``: links to the checkpoint this attempt starts from, if it resumes."""
+        """The folder of ``rank_<rank_id>/``: links to the checkpoint from which this attempt resumes, if it does."""
         return self.attempt_folder / "resume"
 
     @property
     def stop_at(self) -> Path:
-        """Holds the step after which all ranks save and end, when the job is asked to stop that way."""
+        """The file with the step after which all ranks save and end, when the job is asked to stop that way."""
         return self.attempt_folder / "stop_at"
 
     @property
     def nodes(self) -> Path:
-        """What hosts say to each other in this attempt, when the job runs on several (``supervise.multinode``)."""
+        """The folder for messages between the hosts of this attempt, if there are several (``supervise.multinode``)."""
         return self.attempt_folder / "nodes"
 
     @property
@@ -113,30 +113,30 @@ class JobPaths:
         return self.nodes / f"node_{node_rank}"
 
     def node_here(self, node_rank: int) -> Path:
-        """What a host said of itself when its agent came."""
+        """The report of a host on itself when its agent started."""
         return self.nodes / f"node_{node_rank}.here.json"
 
     def node_end(self, node_rank: int) -> Path:
-        """How the attempt ended on a host."""
+        """The report on the attempt's end on a host."""
         return self.nodes / f"node_{node_rank}.end.json"
 
     @property
     def start(self) -> Path:
-        """The launch with hosts, addresses and cards as they were found."""
+        """The launch document with hosts, addresses and cards as found."""
         return self.nodes / "start.json"
 
     def node_start(self, node_rank: int) -> Path:
-        """What one agent carries out of it: a host shall not read what concerns ten thousand others."""
+        """One agent's share of the launch document, so that no host has to read that of thousands of others."""
         return self.nodes / f"node_{node_rank}.start.json"
 
     @property
     def takeover(self) -> Path:
-        """Made by the one agent that writes the job's end when the leader is lost."""
+        """The file made by the one agent that writes the job's end when the leader is lost."""
         return self.nodes / "takeover"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of ``rank_<rank_id>/``: what training saved, of all attempts."""
+        """The folder of ``rank_<rank_id>/``: the checkpoints of all attempts."""
         return self.root / "checkpoint"
 
     @property
@@ -149,23 +149,23 @@ class JobPaths:
 
     @property
     def supervisor_log(self) -> Path:
-        """What the supervisor itself wrote: empty unless something went wrong in it."""
+        """The supervisor's own output: empty unless something went wrong in it."""
         return self.root / "supervisor.log"
 
     @property
     def reserve(self) -> Path:
-        """A few KiB that are given back when the disk is full, so that the job's end can be written down."""
+        """A file of some KiB that is deleted when the disk is full, to make room for the job's end."""
         return self.root / ".reserve"
 
     def rank_config(self, rank_id: int) -> Path:
         return self.root / "ranks" / f"rank_{rank_id}.yaml"
 
     def log(self, program: str) -> Path:
-        """What ``program`` ("msrun", "scheduler", ...) wrote to stdout and stderr."""
+        """Return the log of ``program`` ("msrun", "scheduler", ...): its stdout and stderr."""
         return self.logs / f"{program}.log"
 
     def rank_log(self, rank_id: int) -> Path:
-        """What the rank wrote to stdout and stderr. msrun names it so."""
+        """Return the log of a rank: its stdout and stderr. The name is msrun's."""
         return self.logs / f"worker_{rank_id}.log"
 
     def rank_events(self, rank_id: int) -> Path:
@@ -176,11 +176,11 @@ class JobPaths:
         return self.events / "scheduler.jsonl"
 
     def rank_position(self, rank_id: int) -> Path:
-        """Holds the step that the rank has entered last, rewritten in place at each step."""
+        """Return the file with the step that the rank has entered last, rewritten in place at each step."""
         return self.events / f"rank_{rank_id}.at"
 
     def rank_stacks(self, rank_id: int) -> Path:
-        """Stacks of all threads of the rank, when the job hung."""
+        """Return the file for the stacks of all threads of the rank, written when the job hangs."""
         return self.logs / f"stacks_{rank_id}.txt"
 
 

@@ -1,4 +1,4 @@
-"""What job.json holds. It has one writer, the process that supervises the job."""
+"""The record of a job, job.json. Its only writer is the process that supervises the job."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ FINAL_STATES = frozenset({SUCCEEDED, FAILED, CANCELLED, LOST, UNREADABLE})
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """What job.json holds. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one.
+    """The contents of job.json. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one.
 
-    ``host``: where its leader is; "" while only a scheduler knows. ``scheduler`` names that, and ``scheduler_job`` is
-    its own name or number for the job, "" where it has none.
+    ``host``: the host of its leader; "" while only the scheduler knows it. ``scheduler``: its name; ``scheduler_job``:
+    the scheduler's own name or number for the job, "" where it has none.
     """
 
     job_id: str
@@ -67,7 +67,7 @@ class JobRecord:
 
     @classmethod
     def from_json(cls, text: str) -> JobRecord:
-        """Keys of other versions are passed over. Raises ValueError, TypeError or KeyError for no job record."""
+        """Read a record, ignoring keys of other versions. Raises ValueError, TypeError or KeyError for other text."""
         raw = json.loads(text)
         if not isinstance(raw, dict):
             raise ValueError("it holds no JSON object")
@@ -78,6 +78,7 @@ class JobRecord:
             raw[key] = ProcessId.from_dict(raw[key]) if raw.get(key) else None
         raw["processes"] = {name: ProcessId.from_dict(process) for name, process in raw.get("processes", {}).items()}
         record = cls(**raw)
+        # A damaged record must not pass: commands act on these without a further check.
         if record.state not in STATES or not isinstance(record.cards, int) or not isinstance(record.attempt, int):
             raise ValueError(f"state {record.state!r}, cards {record.cards!r}, attempt {record.attempt!r}")
         if not isinstance(record.scheduler, str) or not isinstance(record.scheduler_job, str):
@@ -88,17 +89,18 @@ class JobRecord:
 def _in_todays_words(raw: dict[str, Any]) -> dict[str, Any]:
     """Take the scheduler from ``where``, in which earlier versions wrote its name as ``kind`` and the job's ``id``."""
     where = raw.get("where") or {}
+    # Today's keys win, so a record that has both is read as written.
     return {"scheduler": where["kind"], "scheduler_job": where.get("id", ""), **raw} if where else raw
 
 
 def known_keys(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Of ``raw`` what the dataclass ``kind`` has a field for: two versions may share a jobs folder."""
+    """Return the items of ``raw`` that the dataclass ``kind`` has fields for: versions may share a jobs folder."""
     names = {item.name for item in fields(kind)}
     return {key: value for key, value in raw.items() if key in names}
 
 
 def next_attempt(record: JobRecord, *, restarted: bool = True) -> JobRecord:
-    """The record of the attempt after the one that ``record`` is of, which goes into ``earlier``."""
+    """Return the record of the next attempt; the attempt of ``record`` becomes an entry of ``earlier``."""
     verdict = record.verdict or {}
     entry = {
         "attempt": record.attempt,
@@ -116,17 +118,17 @@ def next_attempt(record: JobRecord, *, restarted: bool = True) -> JobRecord:
 
 
 def now() -> str:
-    """This moment, UTC, to the millisecond."""
+    """Return the current time, UTC, in milliseconds, as ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def write_record(paths: JobPaths, record: JobRecord) -> None:
-    """Into the job's folder, which must be there."""
+    """Write the record into the job's folder, which must exist."""
     write_atomic(paths.record, record.to_json(), parents=False)
 
 
 def read_record(paths: JobPaths) -> JobRecord | None:
-    """The job's record, its state checked against the process table; None when it cannot be read."""
+    """Return the job's record, its state checked against the process table; None when it cannot be read."""
     try:
         record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -135,7 +137,7 @@ def read_record(paths: JobPaths) -> JobRecord | None:
 
 
 def unreadable_record(paths: JobPaths) -> JobRecord | None:
-    """What can be said of a job whose job.json nobody understands; None when the file is gone."""
+    """Return a record of state UNREADABLE for a job.json that cannot be read; None when the file is gone."""
     try:
         created = datetime.fromtimestamp(paths.record.stat().st_mtime, timezone.utc).isoformat(timespec="milliseconds")
         JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
@@ -150,10 +152,11 @@ def unreadable_record(paths: JobPaths) -> JobRecord | None:
 
 
 def mark_lost_if_dead(record: JobRecord) -> JobRecord:
-    """Return ``record``, but "lost" when it says a supervisor is at work and that process is gone from this host.
+    """Return ``record``, with state LOST when it is not final but its supervisor is gone from this host.
 
-    While the supervisor's guard lives the record is believed: the guard is clearing up and writes the end.
+    While the supervisor's guard lives the record is kept: the guard is clearing up and writes the end.
     """
+    # The process table of another host cannot be seen from here: its record is believed.
     if record.is_final or record.host != socket.gethostname():
         return record
     if any(process and process.is_alive() for process in (record.supervisor, record.guard)):
@@ -162,7 +165,7 @@ def mark_lost_if_dead(record: JobRecord) -> JobRecord:
 
 
 def planned_steps(paths: JobPaths) -> int | None:
-    """Return how many steps the job's plan counts; None when that is not known."""
+    """Return the number of steps in the job's plan; None when it is unknown."""
     try:
         steps = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -171,7 +174,7 @@ def planned_steps(paths: JobPaths) -> int | None:
 
 
 def loss_rank(paths: JobPaths, cards: int) -> int:
-    """The rank whose loss is the run's: rank 0, or in a pipeline the first of the last stage."""
+    """Return the rank whose loss is the run's: rank 0, or in a pipeline the first of the last stage."""
     try:
         stages = json.loads(paths.spec.read_text(encoding="utf-8"))["parallel"]["pipeline_stage"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -180,12 +183,13 @@ def loss_rank(paths: JobPaths, cards: int) -> int:
 
 
 def first_of_last_stage(cards: int, pipeline_stage: int) -> int:
-    """MindSpore numbers ranks stage by stage."""
+    """Return the first rank of the last pipeline stage; MindSpore numbers ranks stage by stage."""
     return cards // pipeline_stage * (pipeline_stage - 1)
 
 
 def step_to_stop_at(paths: JobPaths, unbegun_step: int) -> int:
-    """The step that a job which is asked to stop ends after: ``unbegun_step``, or its last when that comes before."""
+    """Return the step after which a job that is asked to stop ends: ``unbegun_step``, or its last if that is sooner."""
+    # After its last step a job saves anyway; a later step would never come.
     return min(unbegun_step, planned_steps(paths) or unbegun_step)
 
 

@@ -1,4 +1,4 @@
-"""The folder that holds one folder a job: new ones, a list, and the one that a reference means."""
+"""The folder with one folder per job: making new ones, listing them, and finding the job of a reference."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ID_LENGTH = 5
 
 
 class JobStore:
-    """The folder that holds one folder a job."""
+    """The folder with one folder per job."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def new_paths(self, name: str) -> JobPaths:
-        """Paths for a job to come; nothing is made. The random part comes first, so a short prefix names a job."""
+        """Return paths for a new job; nothing is made. The random part comes first, so a short prefix names a job."""
         while True:
             token = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
             paths = JobPaths(root=self.root.absolute() / f"{token}-{name}")
@@ -31,7 +31,7 @@ class JobStore:
                 return paths
 
     def all(self) -> list[tuple[JobPaths, JobRecord]]:
-        """Every job, oldest first, its state checked against the process table; UNREADABLE where nothing is known."""
+        """Return every job, oldest first, its state checked against the process table; damaged ones as UNREADABLE."""
         found = []
         for record_file in self.root.glob("*/job.json"):
             paths = JobPaths(root=record_file.parent.absolute())
@@ -41,7 +41,7 @@ class JobStore:
         return sorted(found, key=lambda item: (item[1].created, item[1].job_id))
 
     def get(self, reference: str) -> tuple[JobPaths, JobRecord]:
-        """The job that ``reference`` means: an id, a unique prefix of one, or "last".
+        """Return the job that ``reference`` names: an id, a unique prefix of one, or "last".
 
         Raises JobError when there is none, when a prefix fits several, or when its job.json cannot be read.
         """
@@ -77,7 +77,8 @@ class JobStore:
 def select_jobs(
     jobs: list[tuple[JobPaths, JobRecord]], *, states: str | None, name: str | None
 ) -> list[tuple[JobPaths, JobRecord]]:
-    """Jobs in one of ``states`` ("running,failed") whose id contains ``name``. Raises SpecError for no state."""
+    """Return the jobs in one of ``states`` ("running,failed") whose id contains ``name``. Raises SpecError for an
+    unknown state."""
     wanted = [state.strip() for state in (states or "").split(",") if state.strip()]
     unknown = [state for state in wanted if state not in STATES]
     if unknown:
@@ -86,19 +87,27 @@ def select_jobs(
 
 
 def _near(reference: str, job_ids: list[str]) -> str | None:
-    """The job whose id, or the random part or the name in it, is nearest to ``reference``."""
+    """Return the job whose id, or the random part or the name in it, is nearest to ``reference``."""
     parts = {part: job_id for job_id in job_ids for part in (job_id, *job_id.split("-", 1))}
     close = difflib.get_close_matches(reference, parts, n=1)
     return parts[close[0]] if close else None
 
 
-def find_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
-    """Return the job that JOB or MODEL on the command line means; None when it is the path of something else.
+def exists(path: Path) -> bool:
+    """Return whether there is such a path; a name that no file system takes is the name of none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
-    A path is what exists or has a separator; a job's folder is that job wherever it lies. Raises JobError when
-    ``reference`` is no path and no job fits.
+
+def find_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
+    """Return the job that JOB or MODEL on the command line names; None when it is the path of something else.
+
+    A text that exists or has a separator is a path; the path of a job's folder names that job, wherever it is. Raises
+    JobError when ``reference`` is not a path and no job fits.
     """
     path = Path(reference)
     if is_job_folder(path):
         return JobStore(path.absolute().parent).get(path.absolute().name)
-    return None if os.sep in reference or path.exists() else JobStore(jobs_dir).get(reference)
+    return None if os.sep in reference or exists(path) else JobStore(jobs_dir).get(reference)

@@ -1,4 +1,4 @@
-"""A verdict as a job's record holds it: which rank failed first, how, why, and what to type next, by language."""
+"""The verdict in a job's record: the rank that failed first, how, why, and what to type next, by language."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ EN, ZH = "en", "zh"
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """``rank_id`` is the rank that failed first, None when the cause is no rank. ``text`` is the report, by language.
+    """A verdict. ``rank_id``: the rank that failed first, None if it was not a rank. ``text``: the report by language.
 
-    ``stopped``: ranks that this launcher ended itself, which failed in nothing. ``retry``: a fault of the machine or of
-    communication, after which a restart may succeed. ``signature`` is equal for two equal Python exceptions.
+    ``stopped``: healthy ranks that the launcher ended. ``retry``: a fault of the machine or of communication, after
+    which a restart may succeed. ``signature`` is equal for two equal Python exceptions.
     """
 
     rank_id: int | None
@@ -39,7 +39,7 @@ class Verdict:
 
 
 def verdict_text(verdict: Mapping[str, Any], lang: str, job_id: str = "JOB") -> str:
-    """The report that a record holds, in ``lang`` if it has that; what it says to type is for ``job_id``."""
+    """Return the report in a record, in ``lang`` if present, with ``job_id`` in the commands that it names."""
     text = verdict.get("text", "")
     if isinstance(text, Mapping):
         text = text.get(lang) or text.get(EN) or ""
@@ -47,7 +47,7 @@ def verdict_text(verdict: Mapping[str, Any], lang: str, job_id: str = "JOB") -> 
 
 
 def user_language(environment: Mapping[str, str] = os.environ) -> str:
-    """ "zh" when LAUNCHER_LANG or the locale says Chinese, else "en"."""
+    """Return "zh" when LAUNCHER_LANG or the locale is Chinese, else "en"."""
     for name in ("LAUNCHER_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
         if environment.get(name):
             return ZH if environment[name].lower().startswith(("zh", "chinese")) else EN

@@ -1,1 +1,1 @@
-"""Model families: one module each, what it knows of configs, tensors and layers behind one Protocol (``base``)."""
+"""Model families: one module each, with its configs, tensors and layers behind one Protocol (``base``)."""

@@ -1,7 +1,7 @@
-"""LLaMA, and every model that has its shape: Llama 1 to 3.2, CodeLlama, Yi, DeepSeek-LLM, Mistral 7B, SmolLM2.
+"""LLaMA and models of the same structure: Llama 1 to 3.2, CodeLlama, Yi, DeepSeek-LLM, Mistral 7B, SmolLM2.
 
 mindformers 1.9.0, models/llama/llama.py; transformers 4.57, models/llama/modeling_llama.py and
-models/mistral/modeling_mistral.py. Checked by logits that agree. All weights are (out, in) in both; none is permuted.
+models/mistral/modeling_mistral.py. Verified by equal logits. All weights are (out, in) in both; none is permuted.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaShape:
-    """A family of MindFormers' LlamaForCausalLM. See ``models.base.Family`` for what each part is.
+    """A family of MindFormers' LlamaForCausalLM. ``models.base.Family`` documents its parts.
 
-    biases: paths that have a bias. settings: what model_config is told of it. plain: what a config.json may say beside
-    what all families of this shape may. written: what is written to one that the base did not come with. defaults: what
-    transformers takes for a key that config.json leaves out, by model_type.
+    biases: paths that have a bias. settings: the family's settings in model_config. plain: values that its config.json
+    may have beside those common to families of this structure. written: keys for a config.json that the base did not
+    come with. defaults: transformers' defaults for keys that config.json leaves out, by model_type.
     """
 
     name: str
@@ -136,7 +136,7 @@ class LlamaShape:
         }
 
     def _problems(self, config: Mapping[str, Any]) -> Iterator[str]:
-        """What ``config`` says that makes it another computation, each by its key."""
+        """Yield the settings of ``config`` that make it another computation, each by its key."""
         size = config["hidden_size"] // config["num_attention_heads"]
         if config.get("head_dim") not in (None, size):
             yield f"head_dim is {config['head_dim']}, not {size} (hidden_size / num_attention_heads)"
@@ -190,13 +190,13 @@ LLAMA = LlamaShape(
 
 
 def first_id(value: Any, default: int) -> int:
-    """One id of what transformers writes as one, several or none."""
+    """Return one id from a value that transformers writes as one id, several or none."""
     found = value[0] if isinstance(value, list) and value else value
     return found if isinstance(found, int) and found >= 0 else default
 
 
 def _special_ids(model: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids of the model; what ``origin`` says of the same in other words stays: several ends, no word of padding."""
+    """Return the model's special ids; equivalent forms in ``origin`` are kept: several ends, a missing pad."""
     ids = {key: model.get(key, default) for key, default in SPECIAL_IDS.items()}
     same = {key for key in ids if origin and first_id(origin.get(key), SPECIAL_IDS[key]) == ids[key]}
     return {key: value for key, value in ids.items() if key not in same} | {
@@ -205,7 +205,7 @@ def _special_ids(model: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[st
 
 
 def _rope_scaling(scaling: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Raises ValueError for a kind that a run spec has no word for."""
+    """Convert rope_scaling of config.json. Raises ValueError for a kind that a run spec cannot express."""
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
         return None

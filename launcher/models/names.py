@@ -1,6 +1,6 @@
-"""What MindFormers and MindSpore call the tensors of a checkpoint, and which of them are the model.
+"""The tensor names of MindFormers and MindSpore checkpoints: weights, adapters, and optimizer state.
 
-mindformers 1.9.0, models/llama/llama.py and pet/tuners; what a layer holds, and its names elsewhere, is its family's.
+mindformers 1.9.0, models/llama/llama.py and pet/tuners; the family defines a layer's tensors and their other names.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ def is_known_extra(name: str) -> bool:
 
 
 def adapters_of(weight: str) -> tuple[str, str]:
-    """The names of lora_a and lora_b of ``weight``."""
+    """Return the names of lora_a and lora_b of ``weight``."""
     stem = weight.removesuffix(".weight")
     return stem + LORA_A, stem + LORA_B
 
 
 def weight_of(adapter: str) -> str:
-    """The name of the weight that ``adapter`` is of."""
+    """Return the name of the weight that ``adapter`` belongs to."""
     return adapter.removesuffix(LORA_A).removesuffix(LORA_B) + ".weight"
 
 
 def owner_of_state(name: str) -> str:
-    """The weight or adapter that the optimizer's state ``name`` is of; empty when it is of none."""
+    """Return the weight or adapter that the optimizer state ``name`` belongs to; empty when there is none."""
     owner = next((name.removeprefix(prefix) for prefix in _OPTIMIZER_PREFIXES if name.startswith(prefix)), "")
     return owner if is_weight(owner) or is_adapter(owner) else ""
 
 
 def num_layers(names: Iterable[str]) -> int:
-    """One more than the highest layer in ``names``."""
+    """Return the highest layer number in ``names`` plus one."""
     found = (LAYER.match(name) for name in names)
     return max((int(match[1]) + 1 for match in found if match), default=0)

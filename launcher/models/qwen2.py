@@ -1,7 +1,7 @@
-"""Qwen2, Qwen2.5 and what is distilled into them (DeepSeek-R1-Distill-Qwen): LLaMA with biases on q, k and v.
+"""Qwen2, Qwen2.5 and models distilled into them (DeepSeek-R1-Distill-Qwen): LLaMA with biases on q, k and v.
 
 Yang et al., arXiv:2407.10671; transformers 4.57, models/qwen2/modeling_qwen2.py; mindformers 1.9.0, models/llama with
-qkv_has_bias. A window of attention is in the config.json of all sizes and in use in none: ``use_sliding_window``.
+qkv_has_bias. The config.json of every size has a sliding window, but none uses it: ``use_sliding_window``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every family that is known, and the questions that are asked of whichever a model is of."""
+"""The registry of known families, and functions that dispatch to the family of a model."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NOT_YET = {
 
 
 def known_text() -> str:
-    """The families in a sentence, with the model_type that each is recognised by."""
+    """Return the families as text, with the model_type that each is recognised by."""
     return "; ".join(f"{family.name} (model_type {', '.join(family.model_types)})" for family in FAMILIES.values())
 
 
 def family(name: str | None) -> Family:
-    """The family ``name``, LLaMA when nothing is said. Raises ValueError, with those that are known."""
+    """Return the family ``name``, LLaMA by default. Raises ValueError, listing the known families."""
     found = FAMILIES.get(name or DEFAULT)
     if found is None:
         raise ValueError(f"there is no model family {name!r}; families are {', '.join(FAMILIES)}")
@@ -37,12 +37,12 @@ def family(name: str | None) -> Family:
 
 
 def family_of(model: Mapping[str, Any]) -> Family:
-    """The family of a model section of a run spec; one that does not say is of LLaMA."""
+    """Return the family of a model section of a run spec, LLaMA by default."""
     return family(model.get("family"))
 
 
 def family_of_config(config: Mapping[str, Any]) -> Family:
-    """The family that a config.json of transformers is of. Raises ValueError, with those that are known."""
+    """Return the family of a config.json of transformers. Raises ValueError, listing the known families."""
     kind = config.get("model_type")
     found = next((one for one in FAMILIES.values() if kind in one.model_types), None)
     if found is None:
@@ -52,7 +52,7 @@ def family_of_config(config: Mapping[str, Any]) -> Family:
 
 
 def family_of_weights(weights: Iterable[str]) -> Family:
-    """The family that weights by MindFormers' names are of: the one that has most of them, LLaMA where none has."""
+    """Return the family of weights by MindFormers' names: the most specific one that fits, LLaMA if none does."""
     found = list(weights)
     return next((one for one in reversed(FAMILIES.values()) if one.is_of(found)), LLAMA)
 
@@ -77,12 +77,12 @@ _ENDS = (".weight", ".bias")
 
 
 def hf_name(name: str) -> str:
-    """transformers' name of the MindFormers weight ``name``. Raises KeyError when no family has it."""
+    """Return transformers' name of the MindFormers weight ``name``. Raises KeyError when no family has it."""
     return _renamed(name, _OUTER_NAMES, _LAYER_NAMES)
 
 
 def mindspore_name(name: str) -> str:
-    """MindFormers' name of the transformers weight ``name``. Raises KeyError when no family has it."""
+    """Return MindFormers' name of the transformers weight ``name``. Raises KeyError when no family has it."""
     return _renamed(name, _OUTER_BACK, _LAYER_BACK)
 
 
@@ -95,13 +95,13 @@ def _renamed(name: str, outer: Mapping[str, str], in_layer: Mapping[str, str]) -
 
 
 def hf_module(module: str) -> str:
-    """transformers' name of the module that the MindFormers weight ``module`` + ".weight" is of; else its own."""
+    """Return transformers' name of the module of the MindFormers weight ``module`` + ".weight"; else ``module``."""
     match = LAYER.fullmatch(module)
     return f"model.layers.{match[1]}.{_LAYER_NAMES.get(match[2], match[2])}" if match else module
 
 
 def cut_axis(path: str) -> int | None:
-    """The axis of the weight at ``path`` in a layer that tensor parallel cuts; None where it cuts none."""
+    """Return the axis of the weight at ``path`` in a layer that tensor parallel cuts; None where it cuts none."""
     return _CUT_AXES.get(path)
 
 
@@ -113,7 +113,7 @@ _MAX_COUNT, _MAX_LAYERS = 1 << 30, 10_000
 
 
 def check_model(model: Any) -> dict[str, Any]:
-    """``model`` itself when it is the model section of a run spec, as far as names and shapes need it.
+    """Return ``model`` when it is a valid model section of a run spec, as far as names and shapes need it.
 
     Raises ValueError, KeyError or TypeError when it is not.
     """
@@ -139,7 +139,7 @@ def _check_count(key: str, value: Any) -> None:
 
 
 def sizes_of(model: Mapping[str, Any]) -> Sizes:
-    """The sizes of a model section of a run spec."""
+    """Return the sizes of a model section of a run spec."""
     heads = model["num_heads"]
     return Sizes(
         hidden=model["hidden_size"],
@@ -152,20 +152,20 @@ def sizes_of(model: Mapping[str, Any]) -> Sizes:
 
 
 def shapes_of(model: Mapping[str, Any]) -> dict[str, Shape]:
-    """Name and shape of every weight of a model section; MindFormers has no head for a tied one."""
+    """Return name and shape of every weight of a model section; MindFormers has no head for a tied one."""
     return base.shapes(family_of(model), sizes_of(model))
 
 
 def inferred_shapes(found: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Name and shape of every weight of the model that the weights ``found`` (with the embedding) seem to be of.
+    """Return name and shape of every weight of the model that ``found`` (with the embedding) appears to be.
 
-    Without a head it is taken for one that is tied to the embedding.
+    Without a head it is taken for a model whose head is tied to the embedding.
     """
     return base.shapes(family_of_weights(found), inferred_sizes(found))
 
 
 def inferred_sizes(found: Mapping[str, Shape]) -> Sizes:
-    """The sizes that the shapes of weights, whole or not, but with the embedding, say of their model."""
+    """Infer the sizes of a model from the shapes of its weights, complete or not, with the embedding."""
     vocab, hidden = (*found[EMBEDDING], 0)[:2]
     first = "model.layers.0."
     return Sizes(
@@ -179,8 +179,8 @@ def inferred_sizes(found: Mapping[str, Shape]) -> Sizes:
 
 
 def model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The model section of a run spec for a transformers config.json, seq_length the longest there is.
+    """Return the model section of a run spec for a transformers config.json, with the largest seq_length.
 
-    Raises KeyError, TypeError or ValueError when it is none, or asks for what no family computes.
+    Raises KeyError, TypeError or ValueError when it is invalid, or describes a model that no family computes.
     """
     return check_model(family_of_config(config).model_of_config(config))

@@ -1,1 +1,1 @@
-"""From a run spec and a cluster to a launch plan: every file, argv and environment variable. Nothing is touched."""
+"""Planning: a run spec and a cluster give a launch plan with every file, argv and variable. Nothing is written."""

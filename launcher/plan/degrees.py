@@ -1,4 +1,4 @@
-"""The defaults of a spec, resolved for a model and its cards. What cannot be is refused before anything is spawned."""
+"""Defaults of a spec, resolved for its model and cards. Impossible specs are refused before anything is spawned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_WARMUP_RATIO = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class Degrees:
-    """The ways in which the job is split; their product is the world size."""
+    """The degrees of parallelism of a job; their product is the world size."""
 
     data_parallel: int
     model_parallel: int
@@ -28,13 +28,13 @@ class Degrees:
 
     @property
     def split(self) -> int:
-        """Ranks that hold one model between them."""
+        """Return the number of ranks that hold one copy of the model together."""
         return self.model_parallel * self.pipeline_stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """``spec`` without anything open, what was decided (``notes``), and the memory of its fullest rank."""
+    """A resolved spec: no value is open. ``notes``: the decisions; ``memory``: that of its fullest rank."""
 
     spec: RunSpec
     degrees: Degrees
@@ -43,7 +43,7 @@ class Resolved:
 
 
 def resolve_defaults(spec: RunSpec, cluster: Cluster) -> Resolved:
-    """Decide what ``spec`` leaves open. Raises SpecError for what model, cards and settings cannot do together."""
+    """Return ``spec`` with every open value decided. Raises SpecError when model, cards and settings do not fit."""
     check_target(spec, cluster)
     notes = []
     if spec.training.optimizer.type == "FP32StateAdamWeightDecay":
@@ -73,7 +73,7 @@ def _with(spec: RunSpec, section: str, **changes: Any) -> RunSpec:
 
 
 def _resolve_plain(spec: RunSpec, cluster: Cluster) -> RunSpec:
-    """Return the precision, runtime and schedule: what follows from the cards alone."""
+    """Return ``spec`` with precision, runtime and schedule, which depend on the kind of cards alone."""
     ascend = cluster.target == "Ascend"
     schedule = spec.training.lr_schedule
     if schedule.warmup_ratio is None and schedule.warmup_steps is None:
@@ -93,6 +93,7 @@ def _precision(spec: RunSpec, cluster: Cluster) -> PrecisionSpec:
         params: Any = given.params or "float32"
     else:
         compute = given.compute or _card_dtype(cluster)
+        # Trained weights need float32: small updates vanish in 16 bits. With LoRA the base is frozen.
         params = given.params or (compute if spec.lora else "float32")
     loss_scale = given.loss_scale
     if loss_scale is None:
@@ -102,7 +103,7 @@ def _precision(spec: RunSpec, cluster: Cluster) -> PrecisionSpec:
 
 
 def _card_dtype(cluster: Cluster) -> str:
-    """bfloat16 where the card has it; float16 where it has not or the kind is not known."""
+    """Return bfloat16 if the card has it; float16 if it has not or its kind is unknown."""
     return "bfloat16" if cluster.kind and KINDS[cluster.kind].bfloat16 else "float16"
 
 
@@ -112,13 +113,14 @@ def _runtime(given: RuntimeSpec, ascend: bool) -> RuntimeSpec:
 
 
 def _default_pool(spec: RunSpec, cluster: Cluster) -> float:
+    # Without a kind the compute dtype tells: a card with bfloat16 is at least an A2.
     if cluster.kind:
         return memory.POOL_GIB[cluster.kind]
     return memory.POOL_GIB["A2"] if spec.precision.compute == "bfloat16" else memory.POOL_GIB["910"]
 
 
 def pool_gib(spec: RunSpec, cluster: Cluster) -> float | None:
-    """Return the GiB that a rank may use: the card's pool, or on CPU the host's memory shared out among its ranks."""
+    """Return the GiB that a rank may use: the card's pool, or on CPU the host's memory divided by its ranks."""
     if cluster.target == "CPU":
         return psutil.virtual_memory().total / GIB / max(len(host.devices) for host in cluster.hosts)
     return spec.runtime.max_device_memory_gib
@@ -128,7 +130,7 @@ def pool_gib(spec: RunSpec, cluster: Cluster) -> float | None:
 
 
 def check_target(spec: RunSpec, cluster: Cluster) -> None:
-    """Raise SpecError when ``spec`` asks for what the cards, or MindSpore's CPU backend, cannot do."""
+    """Raise SpecError when the cards, or MindSpore's CPU backend, cannot do what ``spec`` asks for."""
     if cluster.target == "CPU":
         _check_cpu(spec)
         return
@@ -143,8 +145,8 @@ def check_target(spec: RunSpec, cluster: Cluster) -> None:
 def check_loading(spec: RunSpec, cluster: Cluster) -> None:
     """Raise SpecError when MindFormers would not load the base of a resolved ``spec``.
 
-    In semi_auto it compiles the graph before it loads, which it does with data sinking alone (mindformers 1.9.0,
-    checkpoint/utils.py, compile_model); a whole .ckpt is loaded before.
+    In semi_auto mode it compiles the graph before it loads, which works with data sinking only (mindformers 1.9.0,
+    checkpoint/utils.py, compile_model); a whole .ckpt is loaded before that.
     """
     checkpoint, ascend = spec.model.checkpoint, cluster.target == "Ascend"
     split = spec.parallel.mode == "semi_auto" and cluster.num_devices > 1
@@ -195,7 +197,7 @@ def _check_cpu(spec: RunSpec) -> None:
 
 
 def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -> list[str]:
-    """Yield why MindFormers could not split ``model`` this way; empty when it can."""
+    """Return the reasons why MindFormers could not split ``model`` this way; empty when it can."""
     parts, stages = degrees.model_parallel, degrees.pipeline_stage
     rules = (
         (model.num_heads % parts, f"num_heads {model.num_heads} is not a multiple of model_parallel {parts}"),
@@ -219,7 +221,7 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
 
 
 def _check_recompute(runtime: RuntimeSpec, degrees: Degrees) -> None:
-    """Raise SpecError for more numbers than stages (mindformers 1.9.0, tools/check_rules.py)."""
+    """Raise SpecError for more numbers in runtime.recompute than stages (mindformers 1.9.0, tools/check_rules.py)."""
     if isinstance(runtime.recompute, tuple) and len(runtime.recompute) > degrees.pipeline_stage:
         raise SpecError(
             f"runtime.recompute {list(runtime.recompute)}: one number for each of {degrees.pipeline_stage} stage(s)",
@@ -228,7 +230,7 @@ def _check_recompute(runtime: RuntimeSpec, degrees: Degrees) -> None:
 
 
 def _stage_rules(model: ModelSpec, parallel: ParallelSpec, stages: int) -> Iterator[tuple[bool, str]]:
-    """mindformers 1.9.0, models/utils.py, LayerSetting: one offset a stage, and all layers are in some stage."""
+    """Yield the rules on layer_offset: one per stage, no empty stage (mindformers 1.9.0, models/utils.py)."""
     offset = parallel.layer_offset
     if offset is None:
         return
@@ -242,14 +244,15 @@ def _stage_rules(model: ModelSpec, parallel: ParallelSpec, stages: int) -> Itera
 
 
 def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[RunSpec, Degrees, bool]:
-    """Return ``spec`` with degrees whose product is the number of devices, these, and whether there was a choice.
+    """Return ``spec`` with degrees whose product is the number of devices, the degrees, and True if they were chosen.
 
-    Left out, they are the split into the fewest parts that fits the cards, the estimate's error included; where that
-    error decides, the one that needs the least. Raises SpecError when given ones do not multiply to the cards or do
-    not suit the model, or when nothing fits.
+    Unset degrees become the split into the fewest parts that fits the cards, the estimate's error included; if none
+    fits with that error, the one that needs the least memory. Raises SpecError when given degrees do not multiply to
+    the number of cards or do not suit the model, or when nothing fits.
     """
     parallel, world_size = spec.parallel, cluster.num_devices
     given = (parallel.model_parallel, parallel.pipeline_stage)
+    # Nothing is open: CPU and mode "data" do not split the model, and given degrees are the user's.
     if cluster.target == "CPU" or parallel.mode == "data" or None not in given:
         degrees = _given_degrees(spec, world_size)
         return with_degrees(spec, degrees), degrees, False
@@ -258,6 +261,7 @@ def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[
         raise _no_split(spec, cluster)
     tried = [(made, degrees) for degrees in options for made in _shared_out(spec, degrees)]
     needs = [memory.estimate(made, target="Ascend", pool_gib=limit) for made, _ in tried]
+    # The first that fits has the fewest parts: every further part costs communication.
     for (made, degrees), need in zip(tried, needs, strict=True):
         if need.verdict in ("fits", "unknown"):
             return made, degrees, True
@@ -268,9 +272,9 @@ def choose_split(spec: RunSpec, cluster: Cluster, limit: float | None) -> tuple[
 
 
 def _shared_out(spec: RunSpec, degrees: Degrees) -> Iterator[RunSpec]:
-    """Yield ``spec`` split so; and, where it leaves that open, with its optimizer states shared out too.
+    """Yield ``spec`` with these degrees; and, if it leaves that open, with its optimizer states sharded too.
 
-    As MindFormers' recipes for full-parameter finetuning have it. With LoRA there are few states, and frozen weights
+    MindFormers' recipes for full-parameter finetuning do the same. With LoRA there are few states, and frozen weights
     would be gathered whole at every step.
     """
     yield with_degrees(spec, degrees)
@@ -319,7 +323,7 @@ def _other_product(parallel: ParallelSpec, data_parallel: int, product: int, wor
 
 
 def _no_split(spec: RunSpec, cluster: Cluster) -> SpecError:
-    """Return why each split of all cards that the given degrees leave cannot be, the most frequent reasons first."""
+    """Return the error for cards that cannot be split, with the most frequent reasons against each split first."""
     world_size = cluster.num_devices
     reasons = Counter(reason for degrees in _options(spec, cluster) for reason in _obstacles(spec, degrees, cluster))
     if not reasons:  # the given degrees do not divide the cards
@@ -337,9 +341,10 @@ _SHOWN_REASONS = 10
 
 
 def _obstacles(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> list[str]:
-    """Yield why ``degrees`` are not picked. Ranks that share a layer talk at every layer, so they stay on one host."""
+    """Return the reasons against ``degrees``. Ranks that share a layer communicate in each one: they need one host."""
     per_host = min(len(host.devices) for host in cluster.hosts)
     found = split_problems(spec.model, spec.parallel, degrees)
+    # Host by host the ranks are dealt in order, so a group crosses hosts unless its size divides theirs.
     if per_host % degrees.model_parallel:
         found.append(
             f"model_parallel {degrees.model_parallel} ranks share a layer, and the smallest host has {per_host} card(s)"
@@ -348,7 +353,7 @@ def _obstacles(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> list[str]:
 
 
 def _options(spec: RunSpec, cluster: Cluster) -> Iterator[Degrees]:
-    """Yield splits of all devices, fewest parts first, and of those the one that shares layers before a pipeline."""
+    """Yield the splits of all devices, the fewest parts first; for each, model parallelism before a pipeline."""
     parallel, world_size = spec.parallel, cluster.num_devices
     for split in (number for number in range(1, world_size + 1) if world_size % number == 0):
         for stages in (number for number in range(1, split + 1) if split % number == 0):
@@ -363,9 +368,10 @@ def _as_given(degrees: Degrees, parallel: ParallelSpec) -> bool:
 
 
 def with_degrees(spec: RunSpec, degrees: Degrees) -> RunSpec:
-    """Return ``spec`` with these degrees, and the mode and micro batches that they ask for."""
+    """Return ``spec`` with these degrees, and the mode and micro batches that they need."""
     parallel = spec.parallel
     needs_split = degrees.split > 1 or parallel.shards_optimizer or spec.training.gradient_accumulation > 1
+    # Fewer micro batches than stages leave stages idle; twice as many shorten the idle time at both ends of a step.
     micro = parallel.micro_batches or (2 * degrees.pipeline_stage if degrees.pipeline_stage > 1 else 1)
     divides = degrees.model_parallel > 1 and spec.model.vocab_size % degrees.model_parallel == 0
     return _with(
@@ -403,14 +409,14 @@ def _chosen_note(degrees: Degrees, spec: RunSpec, need: Memory) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """A change to the spec, as one would type it, and the memory it leads to."""
+    """A change to the spec, as typed after --set, and the resulting memory."""
 
     keys: str
     memory: Memory
 
 
 def smallest_changes(spec: RunSpec, degrees: Degrees, need: Memory, cluster: Cluster) -> list[Change]:
-    """Return the single changes that make a resolved ``spec`` fit that does not, those that change no result first."""
+    """Return the single changes that make a resolved ``spec`` fit; those that do not change results come first."""
     if need.verdict in ("fits", "unknown"):
         return []
     found = []
@@ -452,8 +458,10 @@ def _higher_levels(spec: RunSpec, degrees: Degrees) -> Iterator[tuple[str, RunSp
 
 
 def _wider_splits(spec: RunSpec, degrees: Degrees, cluster: Cluster) -> Iterator[tuple[str, RunSpec]]:
+    # The spec is resolved by now, so its own degrees would leave no other split.
     free = spec.model_copy(update={"parallel": ParallelSpec()})
     for option in _options(free, cluster):
+        # A split into as many parts or fewer needs no less memory.
         if option.split > degrees.split and not _obstacles(free, option, cluster):
             keys = f"parallel.mode=semi_auto parallel.model_parallel={option.model_parallel}"
             keys += f" parallel.pipeline_stage={option.pipeline_stage}" if option.pipeline_stage > 1 else ""

@@ -1,4 +1,4 @@
-"""The files a run reads: found and checked before anything is spawned, sample data made when the spec asks for it."""
+"""The input files of a run: found and checked before anything is spawned, sample data made when the spec wants it."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ WEIGHTS_SUFFIXES = (".safetensors", ".ckpt")
 
 
 class Pending(Protocol):
-    """Data that is not there yet and can be made."""
+    """Data that does not exist yet and can be made."""
 
     def describe(self) -> str:
-        """Return what will be made, and where."""
+        """Return a description of the data and of its place."""
 
     def make(self) -> None:
-        """Make it, whole or not at all."""
+        """Make the data, whole or not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PendingRows:
-    """Rows of a raw dataset that nobody has tokenized yet."""
+    """Rows of a raw dataset that is not tokenized yet."""
 
     options: PreprocessOptions
 
@@ -60,7 +60,7 @@ class PendingRows:
 
 @dataclass(frozen=True, kw_only=True)
 class PendingAll:
-    """Several that are not there yet."""
+    """Several pieces of data that do not exist yet."""
 
     parts: tuple[Pending, ...]
 
@@ -73,7 +73,7 @@ class PendingAll:
 
 
 def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
-    """Return the absolute paths of everything ``spec`` reads, checked, and the data that must be made first, if any.
+    """Return the absolute paths of all inputs of ``spec``, checked, and the data that must be made first, if any.
 
     Raises DataError, CheckpointError or SpecError; nothing is written.
     """
@@ -82,7 +82,7 @@ def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
 
 
 def rows_of(spec: RunSpec) -> tuple[Inputs, Pending | None]:
-    """The rows of training and of evaluation, without a base, and what must be made first. The base may be missing.
+    """Return the rows of training and evaluation, and the data to make first; the base may be missing.
 
     Raises DataError or SpecError.
     """
@@ -101,7 +101,7 @@ def _together(*pending: Pending | None) -> Pending | None:
 
 
 def _held_out(spec: RunSpec, path: str) -> tuple[Inputs, Pending | None]:
-    """Find the rows of evaluation, which are made as those of training are."""
+    """Find the rows of evaluation, which are made like those of training."""
     if len(spec.data.input_columns) > 2:
         raise SpecError(
             f"data.input_columns has {len(spec.data.input_columns)} columns; evaluation reads input_ids and labels",
@@ -116,7 +116,7 @@ def _held_out(spec: RunSpec, path: str) -> tuple[Inputs, Pending | None]:
 
 
 def with_base(found: Inputs, model: ModelSpec) -> Inputs:
-    """Return ``found`` with the base checkpoint of ``model``, which is held against it. Raises CheckpointError."""
+    """Return ``found`` with the base checkpoint of ``model``, checked against it. Raises CheckpointError."""
     if model.checkpoint is None:
         return found
     base, shards = find_base(model.model_dump(mode="json"), model.checkpoint)
@@ -138,7 +138,7 @@ def _folder_base(folder: Path, model: Mapping[str, Any]) -> FolderBase:
 
 
 def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedBase | None]:
-    """Find the weights that ``checkpoint`` means, with names, shapes and dtypes of ``model``; and how they are cut.
+    """Return the weights at ``checkpoint``, checked against ``model``, and their shards if they are in shards.
 
     ``model`` is the model section of a spec. Raises CheckpointError.
     """
@@ -158,7 +158,7 @@ def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedB
 
 
 def check_base_again(paths: JobPaths) -> None:
-    """Hold the base of a job that was planned before against its model once more: it may have changed since.
+    """Check the base of a job that was planned before against its model again, as it may have changed since.
 
     Raises CheckpointError, and JobError when the job's own files cannot be read.
     """
@@ -174,7 +174,7 @@ def check_base_again(paths: JobPaths) -> None:
 
 
 def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
-    """Find the training rows of ``spec``, and what must be made first; no base. Raises DataError or SpecError."""
+    """Return the training rows of ``spec`` and the data to make first; no base. Raises DataError or SpecError."""
     if spec.data.sample:
         sample = sample_set.SampleSet(
             size=spec.data.sample.size,
@@ -197,7 +197,7 @@ def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
 
 
 def _dataset(spec: RunSpec, key: str, path: str) -> tuple[Inputs, Pending | None]:
-    """Return the rows that ``key`` of the spec names: a .mindrecord, or raw records, which are tokenized first."""
+    """Return the rows named by ``key`` of the spec: a .mindrecord, or raw records, which are tokenized first."""
     dataset = _existing(path, "dataset", "launcher data preprocess makes one", DataError)
     if _is_raw(Path(dataset)):
         return _raw(spec, key, Path(dataset))
@@ -236,7 +236,7 @@ def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None
 
 
 def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
-    """Yield what of the records is not in the rows, where that is known."""
+    """Yield a note for records that are cut or left out of the rows, where that is known."""
     cut, without_loss, lost = (info.counts.get(name, 0) for name in ("truncated", "without_loss", "lost_tokens"))
     if cut or without_loss:
         records, total = info.counts["conversations"], info.counts["loss_tokens"] + lost
@@ -260,7 +260,7 @@ def _ready(spec: RunSpec, key: str, dataset: str) -> Inputs:
 
 
 def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
-    """Read what the MindRecord file says of itself."""
+    """Read the description in a MindRecord file."""
     if Path(dataset).suffix != ".mindrecord":
         raise DataError(
             f"dataset {dataset} is neither a .mindrecord file nor raw ({', '.join(RAW_SUFFIXES)}, each also .gz)",
@@ -285,7 +285,7 @@ def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> st
 
 
 def _find_tokenizer(spec: RunSpec, info: DatasetInfo) -> str | None:
-    """Return the spec's tokenizer, else the one that the dataset says it was made with, if it is still there."""
+    """Return the spec's tokenizer, else the one with which the dataset was made, if it still exists."""
     if named := _tokenizer_of_spec(spec):
         return named
     if info.tokenizer and Path(info.tokenizer.path).is_file():
@@ -294,7 +294,7 @@ def _find_tokenizer(spec: RunSpec, info: DatasetInfo) -> str | None:
 
 
 def _tokenizer_of_spec(spec: RunSpec) -> str | None:
-    """Return the file that model.tokenizer means."""
+    """Return the file that model.tokenizer names."""
     if not spec.model.tokenizer:
         return None
     named = _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
@@ -323,7 +323,7 @@ def _choice_of_tokenizer(spec: RunSpec, tokenizer: str) -> Iterator[str]:
 
 
 def _other_tokenizers(spec: RunSpec, key: str, made_with: TokenizerInfo | None) -> Iterator[str]:
-    """A note for each tokenizer of the run that is not the one of the rows, by its bytes; ids may mean other pieces."""
+    """Yield a note for each tokenizer of the run that differs, by its bytes, from the one of the rows."""
     if made_with is None:
         return
     for what, place in (("model.tokenizer", _tokenizer_of_spec(spec)), ("the base's", _tokenizer_of_base(spec))):
@@ -364,7 +364,7 @@ def _check_fit(spec: RunSpec, key: str, info: DatasetInfo, dataset: str) -> None
 
 
 def _other_length(spec: RunSpec, key: str, length: int | None, dataset: Path) -> str:
-    """Return the hint on rows of another length: what is to be typed names an output of its own."""
+    """Return the hint for rows of another length; its command names an output of its own."""
     options = f"--seq-length {spec.model.seq_length} --template {spec.data.template}"
     again = f"launcher data preprocess RECORDS {options} -o {dataset.stem}-{spec.model.seq_length}.mindrecord"
     if key != "data.train":
@@ -373,7 +373,7 @@ def _other_length(spec: RunSpec, key: str, length: int | None, dataset: Path) ->
 
 
 def _checked_tokenizer(model: ModelSpec, tokenizer: str) -> TokenizerInfo:
-    """Identify ``tokenizer``. Raises SpecError when the spec's vocabulary or special tokens are not its."""
+    """Return the info of ``tokenizer``. Raises SpecError when the spec's vocabulary or special tokens differ."""
     from launcher.data.tokenizer import load_tokenizer
 
     found = load_tokenizer(Path(tokenizer))
@@ -387,13 +387,13 @@ def _checked_tokenizer(model: ModelSpec, tokenizer: str) -> TokenizerInfo:
 
 
 def check_tokenizer(spec: RunSpec) -> None:
-    """Hold the spec's vocabulary and special tokens against its tokenizer, where that is there. Raises SpecError."""
+    """Check the spec's vocabulary and special tokens against its tokenizer, if that exists. Raises SpecError."""
     if spec.model.tokenizer and Path(spec.model.tokenizer).exists() and (file := _tokenizer_of_spec(spec)):
         _checked_tokenizer(spec.model, file)
 
 
 def _whole_file(absolute: Path) -> Path:
-    """Return the file that ``absolute`` means: itself, or the weights of merge-ckpt and convert-ckpt in a folder."""
+    """Return the weights file at ``absolute``: itself, or the file of merge-ckpt or convert-ckpt in that folder."""
     if absolute.is_dir():
         return _weights_in(absolute)
     if absolute.suffix not in WEIGHTS_SUFFIXES:

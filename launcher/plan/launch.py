@@ -1,4 +1,4 @@
-"""The launch document, launch.json, which tells the supervisor engine, hardware and limits. Read without pydantic."""
+"""The launch document, launch.json: engine, hardware and limits for the supervisor. It is read without pydantic."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LOCAL = "local"
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Seconds to wait for each thing, and how often to try.
+    """Time-outs in seconds, and the number of restarts.
 
     ``grace_s``: from TERM to KILL. ``start_timeout_s``: until all ranks are ready. ``hang_timeout_s``: without a step;
-    None means HANG_FACTOR times the step time seen, at least MIN_HANG_TIMEOUT_S. ``leave_s``: for a rank that has said
-    that it is done to end. ``stopped_s``: how long a rank may be suspended (SIGSTOP) while another runs.
-    ``max_restarts``: after faults of the machine or of communication. With several hosts, ``lost_s``: a host that has
-    shown no sign of life for so long is lost; ``register_s``: until all hosts have reported.
+    None means HANG_FACTOR times the step time seen, at least MIN_HANG_TIMEOUT_S. ``leave_s``: until a rank that has
+    reported "done" ends. ``stopped_s``: for a rank suspended (SIGSTOP) while another runs. ``max_restarts``: after
+    faults of the machine or of communication. With several hosts, ``lost_s``: a host without a sign of life for this
+    time is lost; ``register_s``: until all hosts have reported.
     """
 
     grace_s: float = 30.0
@@ -43,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class RankPlace:
-    """The place of a rank, in the words of the plan."""
+    """The place of a rank as planned."""
 
     rank_id: int
     local_rank: int
@@ -56,7 +56,7 @@ class RankPlace:
 class NodePlace:
     """One host of a job on several. ``env``: variables that differ from host to host.
 
-    ``address`` is "" and ``visible`` empty where only the host itself will tell.
+    ``address`` is "" and ``visible`` empty where only the host itself knows them.
     """
 
     node_rank: int
@@ -69,12 +69,12 @@ class NodePlace:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """The launch document: it holds all that one start of a job's processes needs.
+    """The launch document: everything that one start of a job's processes needs.
 
-    ``locks``: names of cards that no other job may have meanwhile. ``nodes``: the hosts, when there is one agent a
-    host; empty where the supervisor starts the ranks itself. ``scheduler`` names what gives the hosts and brings agents
-    to them (``launcher.schedulers``), and ``settings`` are its own. What one agent carries out has ``ranks`` of its
-    host alone, its ``node_rank``, and the ``world_size`` of the whole job.
+    ``locks``: names of cards that no other job may have meanwhile. ``nodes``: the hosts, if each has an agent; empty
+    where the supervisor starts the ranks itself. ``scheduler``: the one that gives the hosts and starts agents on them
+    (``launcher.schedulers``); ``settings`` are its own. The share of one agent has only the ``ranks`` of its host, its
+    ``node_rank``, and the ``world_size`` of the whole job.
     """
 
     engine: str
@@ -97,11 +97,11 @@ class Launch:
     world_size: int | None = None
 
     def for_node(self, node_rank: int) -> Launch:
-        """Return what the agent of one host carries out."""
+        """Return the share of one host's agent."""
         return self._share(self.nodes[node_rank], ranks_by_node(self.ranks)[node_rank])
 
     def for_nodes(self) -> Iterator[Launch]:
-        """Yield what each agent carries out, host by host; there may be ten thousand."""
+        """Yield the share of each agent, host by host; there may be ten thousand."""
         ranks = ranks_by_node(self.ranks)
         return (self._share(node, ranks[node.node_rank]) for node in self.nodes)
 
@@ -112,7 +112,7 @@ class Launch:
         )  # fmt: skip
 
     def programs(self, paths: JobPaths) -> tuple[Program, ...]:
-        """Return what the engine starts for the attempt that ``paths`` is of."""
+        """Return the engine's programs for the attempt of ``paths``."""
         job = EngineJob(
             paths=paths,
             world_size=len(self.ranks) if self.world_size is None else self.world_size,
@@ -135,7 +135,7 @@ class Launch:
         return ENGINES[self.engine].nests_ranks
 
     def with_free_port(self) -> Launch:
-        """Return the same with a port that is free now; where there are agents, the first host finds it itself."""
+        """Return this launch with a port that is free now; where there are agents, the first host picks it itself."""
         if self.nodes:
             return self
         return self if is_free(self.port, self.address) else replace(self, port=free_port(self.address))
@@ -145,7 +145,7 @@ class Launch:
 
     @classmethod
     def from_json(cls, text: str) -> Launch:
-        """Read one, passing over keys of other versions. Raises ValueError, TypeError or KeyError for no launch."""
+        """Read a launch, ignoring keys of other versions. Raises ValueError, TypeError or KeyError for other text."""
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ValueError("it holds no JSON object")
@@ -161,7 +161,7 @@ class Launch:
 
 
 def ranks_by_node(ranks: Iterable[RankPlace]) -> dict[int, list[RankPlace]]:
-    """Group ranks by host, in order."""
+    """Return the ranks of each host, in order."""
     found: dict[int, list[RankPlace]] = {}
     for rank in ranks:
         found.setdefault(rank.node_rank, []).append(rank)
@@ -183,5 +183,5 @@ def write_launch(paths: JobPaths, launch: Launch) -> None:
 
 
 def read_launch(paths: JobPaths) -> Launch:
-    """Read launch.json. Raises OSError, ValueError, TypeError or KeyError when there is none that can be read."""
+    """Read launch.json. Raises OSError, ValueError, TypeError or KeyError when it cannot be read."""
     return Launch.from_json(paths.launch.read_text(encoding="utf-8"))

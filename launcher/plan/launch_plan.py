@@ -1,4 +1,4 @@
-"""The plan: every file, argv and environment variable of a run, decided without touching anything."""
+"""The plan: every file, argv and environment variable of a run, decided without writing anything."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ _OPTIMIZER_LEVEL = {"states": "level1", "gradients": "level2", "weights": "level
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Files a run reads, all checked: absolute paths, and the number of rows in ``dataset`` (None if unknown).
+    """The input files of a run, all checked: absolute paths, and the number of rows in ``dataset`` (None if unknown).
 
-    ``checkpoint``: the base, a file; or a folder of shards, and then ``shards`` is what was read of it.
-    base_dtypes: those of its weights. notes: what the user should know of the files.
+    ``checkpoint``: the base, a file; or a folder of shards, which ``shards`` then describes. ``base_dtypes``: those of
+    its weights. ``notes``: remarks on the files for the user.
     """
 
     dataset: str
@@ -70,9 +70,9 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """Every decision of one run. ``submit`` writes ``files`` and ``launch`` and runs that; ``--dry-run`` prints this.
+    """The decisions of one run. ``submit`` writes ``files`` and ``launch`` and runs them; ``--dry-run`` prints them.
 
-    ``decisions``: what was decided about the spec, in words; ``notes``: all that the user should know.
+    ``decisions``: those about the spec, in words; ``notes``: all remarks for the user.
     """
 
     paths: JobPaths
@@ -91,22 +91,23 @@ class LaunchPlan:
 
     @property
     def command(self) -> Command:
-        """The command that says most about the run: msrun's, mpirun's, or rank 0's."""
+        """Return the most informative command of the run: msrun's, mpirun's, or rank 0's."""
         launch = self.launch.for_node(0) if self.launch.nodes else self.launch
+        # The scheduler's command says nothing about the run; it is the same for every job.
         return next(program.command for program in launch.programs(self.paths) if program.name != "scheduler")
 
     @property
     def global_batch(self) -> int:
-        """Rows that one optimizer step sees, over all ranks."""
+        """Return the number of rows per optimizer step, over all ranks."""
         return global_batch(self.spec)
 
     @property
     def loss_rank(self) -> int:
-        """The rank whose loss is the run's."""
+        """Return the rank whose loss is the run's."""
         return first_of_last_stage(self.cluster.num_devices, self.degrees.pipeline_stage)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what plan.json holds."""
+        """Return the contents of plan.json."""
         return {
             "job_id": self.paths.job_id,
             "spec": self.spec_name,
@@ -172,7 +173,7 @@ def _too_few_rows(rows: int, rows_per_rank: int, rows_per_step: int, *, semi_aut
 
 
 def global_batch(spec: RunSpec) -> int:
-    """Return the rows that one optimizer step of a resolved ``spec`` sees, over all ranks.
+    """Return the number of rows per optimizer step of a resolved ``spec``, over all ranks.
 
     mindformers 1.9.0, trainer/base_trainer.py: batch_size x data_parallel x micro_batch_num in a pipeline, x
     gradient_accumulation_steps without one.
@@ -183,7 +184,7 @@ def global_batch(spec: RunSpec) -> int:
 
 
 def backend_values(cluster: Cluster, spec: RunSpec) -> dict[str, Any]:
-    """Return settings that depend on what the ranks run on. Ascend: what is fast there. CPU: what has kernels there."""
+    """Return the settings that depend on the device: on Ascend the fast ones, on CPU those that have kernels."""
     ascend = cluster.target == "Ascend"
     if ascend:
         train_cell = "MFTrainOneStepCell"
@@ -208,12 +209,13 @@ def make_plan(
     paths: JobPaths,
     options: RunOptions | None = None,
 ) -> LaunchPlan:
-    """Decide everything, touch nothing.
+    """Return the plan: decide everything, write nothing.
 
     Raises SpecError when spec, cluster and inputs do not fit together, HostError when the engine is missing.
     """
     resolved, cluster = resolve_defaults(spec, placement.cluster), placement.cluster
     env = run_environment(resolved.spec, cluster, paths)
+    # Two steps: once data is made, steps and files are decided anew, but nothing that was shown before.
     undecided = LaunchPlan(
         paths=paths,
         spec=resolved.spec,
@@ -229,12 +231,13 @@ def make_plan(
 
 
 def with_inputs(plan: LaunchPlan, inputs: Inputs) -> LaunchPlan:
-    """Return ``plan`` with what follows from the files it reads: steps, rank files, links, notes.
+    """Return ``plan`` with everything that depends on its input files: steps, rank files, links, notes.
 
     Nothing else is decided anew. Raises SpecError when there are too few rows, CheckpointError when the base does not
     fit.
     """
     spec, cluster, paths = plan.spec, plan.cluster, plan.paths
+    # First: with shards of another split the rank files would link ranks to wrong parts.
     check_shards(spec, inputs)
     env = environment()
     files = [rank_table_file(env, cluster)]
@@ -251,7 +254,10 @@ def with_inputs(plan: LaunchPlan, inputs: Inputs) -> LaunchPlan:
 
 
 def _rounding_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
-    """MindSpore casts a base to precision.params without a word; only float32 holds the 16-bit kinds exactly."""
+    """Yield a note if MindSpore will round the base to precision.params, which it does silently.
+
+    Only float32 holds the 16-bit dtypes exactly.
+    """
     params = spec.precision.params or "float32"
     rounded = [dtype for dtype in inputs.base_dtypes if dtype != params and (params != "float32" or dtype == "float64")]
     if rounded:
@@ -261,7 +267,7 @@ def _rounding_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
 def rank_table_file(env: jinja2.Environment, cluster: Cluster) -> RenderedFile:
     """Return the rank table of ``cluster``. Raises SpecError with every reason for which HCCL would refuse it.
 
-    On CPU nothing but msrun reads it.
+    On CPU only msrun reads it.
     """
     if cluster.target == "CPU":
         return render_rank_table(env, cluster)
@@ -270,9 +276,9 @@ def rank_table_file(env: jinja2.Environment, cluster: Cluster) -> RenderedFile:
 
 
 def _evaluation_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
-    """Held-out rows that fill no batch are not read. Raises SpecError when none does.
+    """Yield a note on held-out rows that fill no batch and so are not read. Raises SpecError if they fill none at all.
 
-    mindformers 1.9.0 takes batches apart by what training sums over (trainer/base_trainer.py, create_eval_dataset).
+    mindformers 1.9.0 divides batches by gradient_accumulation (trainer/base_trainer.py, create_eval_dataset).
     """
     if spec.evaluation is None or inputs.evaluation_rows is None:
         return
@@ -291,7 +297,7 @@ def _evaluation_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
 
 
 def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[str, str]:
-    """Return variables the run asks for: the spec's ``env``, HCCL's, and where the ranks are, the same on every rank.
+    """Return the variables of the run, the same on every rank: the spec's ``env``, HCCL's, and those on its hosts.
 
     ``env`` wins over ``hccl``, and the user's shell over our defaults.
     """
@@ -301,10 +307,10 @@ def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[st
 
 
 def _places(cluster: Cluster, paths: JobPaths) -> dict[str, str]:
-    """Return what MindFormers asks of the environment before it lets more ranks than a host has share files.
+    """Return the variables that MindFormers requires before ranks of several hosts may share files.
 
-    It takes a host to have 8 cards, and of a shared folder believes in nfs, dpc and sshfs alone (mindformers 1.9.0,
-    utils/file_utils.py). The job's folder is shared wherever there are several hosts: their agents meet in it.
+    It assumes 8 cards per host, and takes only nfs, dpc and sshfs for shared folders (mindformers 1.9.0,
+    utils/file_utils.py). With several hosts the job's folder is always shared: their agents communicate through it.
     """
     found = {"DEVICE_NUM_PER_NODE": str(max(len(host.devices) for host in cluster.hosts))}
     if len(cluster.hosts) > 1:
@@ -321,6 +327,7 @@ def _hccl(spec: RunSpec) -> dict[str, str]:
     return {
         name: str(getattr(spec.hccl, key))
         for key, name in names.items()
+        # A default of ours must not replace what an administrator has exported; a key in the spec must.
         if key in spec.hccl.model_fields_set or name not in os.environ
     }
 
@@ -329,7 +336,7 @@ def _hccl(spec: RunSpec) -> dict[str, str]:
 
 
 def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> dict[str, Any]:
-    """Return what templates/rank.yaml.j2 is given, but for the rank itself."""
+    """Return the variables of templates/rank.yaml.j2, except the rank itself."""
     base = base_checkpoint(spec, cluster, inputs, paths)
     return {
         "spec": spec,
@@ -353,9 +360,9 @@ def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPath
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """The base checkpoint as ranks get it. ``transform``: MindFormers cuts a whole one into each rank's part.
+    """The base checkpoint for the ranks. ``transform``: MindFormers cuts a whole one into each rank's part.
 
-    ``links``: what the job's ``base`` folder holds, which is all that ``argument`` names.
+    ``links``: the contents of the job's ``base`` folder, which ``argument`` names.
     """
 
     argument: str = ""
@@ -365,19 +372,20 @@ class Base:
 
 
 def base_checkpoint(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths) -> Base:
-    """Return what ``load_checkpoint`` of the rank YAMLs says, and the folder of links that it names.
+    """Return the value of ``load_checkpoint`` for the rank YAMLs, and the folder of links that it names.
 
-    Always a folder with nothing else in it: mindformers 1.9.0 (utils/load_checkpoint_utils.py, trainer/utils.py) takes
-    a single file of several ranks for an error, guesses from names like rank_0 in a path that a file is a shard, and
-    reads every file beside it. In it lie a rank's own file in rank_R, or one whole file. Data-parallel ranks load whole
-    safetensors from rank folders alone; semi-auto ranks have MindFormers cut it (auto_trans_ckpt), which reads no more
-    than each needs. A whole .ckpt is loaded by every rank before its graph is compiled, and cut there.
+    It is always a folder with nothing else in it: mindformers 1.9.0 (utils/load_checkpoint_utils.py, trainer/utils.py)
+    refuses a single file for several ranks, guesses from names like rank_0 in a path that a file is a shard, and reads
+    every file beside it. The folder holds each rank's own file in rank_R, or one whole file. Data-parallel ranks load
+    whole safetensors from rank folders only; semi-auto ranks have MindFormers cut it (auto_trans_ckpt), which reads no
+    more than each needs. A whole .ckpt is loaded by every rank before its graph is compiled, and cut there.
     """
     if inputs.checkpoint is None:
         return Base()
     semi_auto, ranks = spec.parallel.mode == "semi_auto", range(cluster.num_devices)
     files = _files_by_rank(inputs, cluster)
     file_format = "ckpt" if files[0].endswith(".ckpt") else "safetensors"
+    # Otherwise MindFormers cuts one whole file, or every rank loads it whole.
     in_rank_folders = inputs.shards is not None or (len(ranks) > 1 and not semi_auto and file_format == "safetensors")
     places = [f"base/rank_{rank}" for rank in ranks] if in_rank_folders else ["base"]
     return Base(
@@ -395,13 +403,13 @@ def _files_by_rank(inputs: Inputs, cluster: Cluster) -> tuple[str, ...]:
 
 
 def check_shards(spec: RunSpec, inputs: Inputs) -> None:
-    """Raise CheckpointError when the base is in shards that are not those of a resolved ``spec``'s ranks."""
+    """Raise CheckpointError when the base is in shards that do not match the ranks of a resolved ``spec``."""
     if inputs.shards is not None:
         check_fits(inputs.shards, split_plan(spec))
 
 
 def _schedule_steps(spec: RunSpec, rows: int | None) -> int:
-    """total_steps of the schedule. A run that ``steps`` cuts short must still reach the schedule's end."""
+    """Return total_steps of the schedule. A run that ``steps`` cuts short must still reach the schedule's end."""
     if spec.training.lr_schedule.total_steps != -1 or spec.training.steps is None:
         return spec.training.lr_schedule.total_steps
     return count_steps(spec, rows) or spec.training.steps
@@ -413,7 +421,7 @@ _COMMENT = re.compile(r"^#.*\n", re.MULTILINE)
 def rank_files(
     env: jinja2.Environment, spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPaths
 ) -> Iterator[RenderedFile]:
-    """Yield one YAML a rank. Those that differ in comments alone are read back once: there may be thousands."""
+    """Yield one YAML per rank. Those that differ only in comments are checked once: there may be thousands."""
     context = rank_context(spec, cluster, inputs, paths)
     bodies: dict[str, str] = {}
     for rank in cluster.ranks():
@@ -427,7 +435,7 @@ def rank_files(
 
 
 def _rank_text(env: jinja2.Environment, rank: Rank, context: dict[str, Any]) -> str:
-    """Return the template's text; "" when it fails, which ``render`` then reports properly."""
+    """Return the template's text; "" when it fails, and ``render`` then reports the error."""
     try:
         return env.get_template("rank.yaml.j2").render(rank=rank, **context)
     except (jinja2.TemplateError, ValueError):

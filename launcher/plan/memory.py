@@ -1,14 +1,14 @@
-"""The memory that a rank needs, term by term, from the resolved run spec alone. Nothing is measured here.
+"""Estimate of a rank's memory, term by term, from the resolved run spec alone. Nothing is measured here.
 
 ``h`` is the hidden size, ``kv`` the width of keys, ``i`` of the feed-forward layer, ``a`` the query heads, ``s`` the
 sequence length, ``t`` = batch_size x s the tokens a rank works on, ``V`` the vocabulary, ``L`` the layers of a rank,
-``mp`` the model_parallel degree, ``c`` the bytes of the compute dtype. What is kept for the backward pass follows
-Korthikanti et al., "Reducing Activation Recomputation", arXiv:2205.05198, section 4, redone for LLaMA's layer
-(RMSNorm, rotary, SwiGLU, no attention dropout) and for frozen weights, whose inputs need not be kept.
+``mp`` the model_parallel degree, ``c`` the bytes of the compute dtype. The activations kept for the backward pass
+follow Korthikanti et al., "Reducing Activation Recomputation", arXiv:2205.05198, section 4, adapted to LLaMA's layer
+(RMSNorm, rotary, SwiGLU, no attention dropout) and to frozen weights, whose inputs need not be kept.
 
-A step has two peaks, and the larger counts: when its backward pass begins, activations are all there and gradients are
-not; when it ends, it is the other way round. Left out: workspaces of single operators and fragmentation.
-tests/plan/test_memory_published.py holds the estimate against published figures; ``LEAST`` and ``MOST`` are its error.
+A step has two peaks, and the larger counts: when its backward pass begins, all activations exist and no gradients;
+when it ends, it is the other way round. Not counted: workspaces of single operators and fragmentation.
+tests/plan/test_memory_published.py compares the estimate with published figures; ``LEAST``, ``MOST`` are its error.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Framework:
-    """The memory that a framework keeps beside the model's numbers. The defaults are MindFormers 1.9.0's on Ascend.
+    """The properties of a framework that determine memory. The defaults are MindFormers 1.9.0's on Ascend.
 
     adam_bytes: both moments of a weight. update_bytes: copies of each trained weight while it is updated.
-    sums_in_place: whether gradients that accumulate are the ones that the optimizer reads.
+    sums_in_place: the optimizer reads the accumulated gradients themselves, not a copy.
     logit_bytes, logit_copies: a logit at the loss's peak, in bytes and in copies of the compute dtype.
-    norm_bytes: a number of a norm's input; None: in the compute dtype. mask_bytes: a number's dropout mask.
-    row_bytes: a row and head of attention.
+    norm_bytes: per number of a norm's input; None: the compute dtype's. mask_bytes: dropout mask per number.
+    row_bytes: per row and head of attention.
     """
 
     # core/optim/adamw.py, clone_state: float32, one weight after the other.
@@ -61,7 +61,7 @@ class Framework:
 MINDFORMERS = Framework()
 ADAM_BYTES = MINDFORMERS.adam_bytes
 GIB = 1 << 30
-# What was used, against the estimate, for four of five published figures (tests/plan/test_memory_published.py).
+# Ratio of used to estimated memory for four of five published figures (tests/plan/test_memory_published.py).
 LEAST, MOST = 0.9, 1.25
 
 # HBM of a card, and what MindSpore may take of it; the rest is CANN's and HCCL's (MindFormers' own configurations
@@ -72,9 +72,9 @@ POOL_GIB = {"910": 30.0, "A2": 58.0, "A3": 58.0, "950": 76.0, "310P": 21.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One part of a rank's memory: its size in bytes, how it is computed, and for what.
+    """One part of a rank's memory: its name, its size in bytes, and the formula behind it.
 
-    ``counts``: whether it is there at the peak; what is not there then is shown all the same.
+    ``counts``: it exists at the peak; terms that do not are shown all the same.
     """
 
     name: str
@@ -85,14 +85,14 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """The need of the fullest rank. ``pool_gib`` is what MindSpore may take; None where nothing is known."""
+    """The memory of the fullest rank. ``pool_gib``: the limit of MindSpore's pool; None if unknown."""
 
     terms: tuple[Term, ...]
     pool_gib: float | None
 
     @property
     def pool(self) -> int:
-        """Bytes that come out of MindSpore's pool: all but the communication buffers."""
+        """Return the bytes in MindSpore's pool: all but the communication buffers."""
         return sum(term.size for term in self.terms if term.counts and term.name != "communication")
 
     @property
@@ -101,15 +101,16 @@ class Memory:
 
     @property
     def verdict(self) -> str:
-        """ "fits", "does not fit", "tight" where the estimate's error decides, or "unknown"."""
+        """Return "fits", "does not fit", "tight" where the estimate's error decides, or "unknown"."""
         if self.pool_gib is None:
             return "unknown"
+        # The error works both ways: "fits" must hold at its upper end, "does not fit" at its lower.
         share = self.pool / (self.pool_gib * GIB)
         return "fits" if share * MOST <= 1 else "does not fit" if share * LEAST > 1 else "tight"
 
     @property
     def band(self) -> tuple[float, float]:
-        """GiB of the pool between which four of five runs end, by the estimate's error."""
+        """Return the lower and upper GiB of the pool between which four of five runs end, by the estimate's error."""
         return self.pool * LEAST / GIB, self.pool * MOST / GIB
 
 
@@ -117,17 +118,17 @@ class Memory:
 
 
 def layer_sizes(model: ModelSpec) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of the projections of a layer."""
+    """Return (outputs, inputs) of each projection of a layer."""
     return base.linear_shapes(model.architecture, model.sizes)
 
 
 def parameter_count(model: ModelSpec) -> int:
-    """Return the numbers in all weights, biases and norms among them."""
+    """Return the number of parameters, including biases and norms."""
     return base.parameter_count(model.architecture, model.sizes)
 
 
 def lora_count(model: ModelSpec, lora: LoraSpec | None) -> int:
-    """Return the weights that LoRA adds: r x (inputs + outputs) of every layer it is put on."""
+    """Return the number of weights that LoRA adds: r x (inputs + outputs) of every layer with an adapter."""
     if lora is None:
         return 0
     sizes = layer_sizes(model)
@@ -135,7 +136,7 @@ def lora_count(model: ModelSpec, lora: LoraSpec | None) -> int:
 
 
 def split_plan(spec: RunSpec) -> SplitPlan:
-    """Return how a resolved ``spec`` lays the model over its ranks."""
+    """Return the distribution of the model over the ranks of a resolved ``spec``."""
     parallel = spec.parallel
     parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
     # A pipeline cuts the vocabulary whether asked or not, where it divides (templates/rank.yaml.j2, vocab_emb_dp).
@@ -151,9 +152,9 @@ def split_plan(spec: RunSpec) -> SplitPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """Numbers of some weights on one rank. ``whole``: as the rank computes with them, after tensor parallel.
+    """Sizes of some weights on one rank, in numbers. ``whole``: as the rank computes with them, after tensor parallel.
 
-    ``kept``: what it keeps of them when optimizer parallel cuts them. ``cut``: the part of ``whole`` that is so cut.
+    ``kept``: the part that the rank keeps under optimizer parallel. ``cut``: the part of ``whole`` that this cuts.
     """
 
     whole: int = 0
@@ -164,12 +165,13 @@ class Held:
         return Held(whole=self.whole + other.whole, kept=self.kept + other.kept, cut=self.cut + other.cut)
 
     def times(self, count: int) -> Held:
-        """Return ``count`` of these weights."""
+        """Return the sizes of ``count`` times these weights."""
         return Held(whole=count * self.whole, kept=count * self.kept, cut=count * self.cut)
 
 
 def _held(name: str, shape: tuple[int, ...], plan: SplitPlan, bytes_: int) -> Held:
     layout = layout_of(name, shape, plan, nbytes=math.prod(shape) * bytes_)
+    # Without the optimizer's cut: the forward pass gathers the weight to this size.
     whole = math.prod(slice_shape(replace(layout, opt_step=0), shape, 0))
     cuts = optimizer_cuts(layout)
     return Held(whole=whole, kept=whole // cuts, cut=whole if cuts > 1 else 0)
@@ -180,7 +182,7 @@ def _held(name: str, shape: tuple[int, ...], plan: SplitPlan, bytes_: int) -> He
 
 @dataclass(frozen=True, kw_only=True)
 class _Stage:
-    """The contents of one pipeline stage. ``in_flight``: batches whose activations wait for their backward pass."""
+    """One pipeline stage. ``in_flight``: number of batches whose activations wait for their backward pass."""
 
     spec: RunSpec
     layers: int
@@ -195,7 +197,7 @@ class _Stage:
 
     @property
     def table_parts(self) -> int:
-        """Ranks that share embedding and output layer (mindformers 1.9.0, models/llama/llama.py)."""
+        """Return the number of ranks that share embedding and output layer (mindformers 1.9.0, llama.py)."""
         parallel, model = self.spec.parallel, self.spec.model
         split = parallel.vocab_split or (parallel.pipeline_stage or 1) > 1
         return self.parts if split and model.vocab_size % self.parts == 0 else 1
@@ -214,25 +216,26 @@ class _Stage:
 
     @cached_property
     def plan(self) -> SplitPlan:
-        """Return the launcher's own split: what is estimated is what is written and merged."""
+        """Return the launcher's own split, the same that writing and merging use."""
         return split_plan(self.spec)
 
     @property
     def level(self) -> str:
-        """Name what data-parallel ranks share: off, states, gradients or weights."""
+        """Return the level of sharding between data-parallel ranks: off, states, gradients or weights."""
         return self.spec.parallel.optimizer_shard or "off"
 
     @cached_property
     def layer(self) -> Held:
-        """Return one layer's own weights."""
+        """Return the weights of one layer."""
         shapes = self.spec.model.architecture.layer_shapes(self.spec.model.sizes).items()
         return sum((self._held(f"model.layers.0.{name}", shape) for name, shape in shapes), Held())
 
     @cached_property
     def tables(self) -> Held:
-        """Return the embedding, output layer and last norm, as far as this stage has them."""
+        """Return the embedding, output layer and last norm, if this stage has them."""
         model = self.spec.model
         shape, found = (model.vocab_size, model.hidden_size), Held()
+        # With tied embeddings the last stage reads the table too.
         if self.first or (self.last and model.tie_word_embeddings):
             found += self._held(names.EMBEDDING, shape)
         if self.last:
@@ -246,7 +249,7 @@ class _Stage:
 
     @cached_property
     def lora(self) -> Held:
-        """Return the adapters: of A and B the one beside the axis that tensor parallel cuts is cut, the other whole."""
+        """Return the adapters: of A and B, the one at the axis that tensor parallel cuts is cut, the other is whole."""
         lora, found = self.spec.lora, Held()
         for name in lora.targets if lora else ():
             outputs, inputs = layer_sizes(self.spec.model)[name]
@@ -264,14 +267,15 @@ class _Stage:
 
 
 def _layer_activations(stage: _Stage) -> int:
-    """Return the bytes that one layer keeps for its backward pass when nothing is recomputed.
+    """Return the bytes that one layer keeps for its backward pass without recomputation.
 
-    Inputs of both norms; inputs of trained projections; queries, keys, values, attention's output and its rows; and
-    in the feed-forward layer silu's input and output, and what it is multiplied by.
+    They are: inputs of both norms; inputs of trained projections; queries, keys, values, attention's output and rows;
+    and in the feed-forward layer silu's input and output, and the factor that it is multiplied by.
     """
     model, c, made = stage.spec.model, stage.compute_bytes, stage.framework
     inputs, kv_width = _kept_inputs(stage), model.hidden_size if made.repeats_kv else model.kv_width
     whole = 2 * model.hidden_size * (made.norm_bytes or c) + inputs.whole
+    # Outside attention and feed-forward only sequence parallel splits the tokens.
     whole /= stage.parts if stage.spec.parallel.sequence_parallel else 1
     swiglu = 2 if made.recomputes_pointwise else 3
     split = c * (2 * model.hidden_size + 2 * kv_width + swiglu * model.intermediate_size) + inputs.split
@@ -279,7 +283,7 @@ def _layer_activations(stage: _Stage) -> int:
 
 
 def _attention_bytes(stage: _Stage) -> int:
-    """Return a token's share of what attention keeps: numbers a row, or all weights before and after the cast."""
+    """Return the bytes per token that attention keeps: numbers per row, or all weights before and after the cast."""
     model, spec = stage.spec.model, stage.spec
     if spec.runtime.flash_attention:
         return model.num_heads * stage.framework.row_bytes
@@ -290,7 +294,7 @@ def _attention_bytes(stage: _Stage) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """Bytes a token of the inputs of trained projections: ``whole`` on every model-parallel rank, or ``split``."""
+    """Bytes per token of the inputs of trained projections: ``whole`` on every model-parallel rank, or ``split``."""
 
     whole: float
     split: float
@@ -301,7 +305,7 @@ _READERS = (("wq", "wk", "wv"), ("wo",), ("w1", "w3"), ("w2",))
 
 
 def _kept_inputs(stage: _Stage) -> _Inputs:
-    """Return the inputs of trained projections: one for all readers, or with dropout one an adapter, and its mask."""
+    """Return the inputs of trained projections: one for all readers, or with dropout one per adapter and its mask."""
     kept = [_reader_inputs(stage, readers) for readers in _READERS]
     return _Inputs(whole=kept[0] + kept[2], split=kept[1] + kept[3])
 
@@ -330,7 +334,7 @@ def _kept(stage: _Stage) -> int:
 
 
 def _one_layer(stage: _Stage) -> int:
-    """Return a layer's backward pass: gradients of its activations, and what is recomputed, gathered or cast for it."""
+    """Return the bytes of a layer's backward pass: its gradients, and tensors recomputed, gathered or cast for it."""
     model, c = stage.spec.model, stage.compute_bytes
     found = stage.tokens * c * (2 * model.hidden_size + 2 * model.intermediate_size // stage.parts)
     found += _layer_activations(stage) if stage.spec.runtime.recompute is True else 0
@@ -338,17 +342,17 @@ def _one_layer(stage: _Stage) -> int:
 
 
 def _copied_by_layer(stage: _Stage) -> bool:
-    """Tell whether a layer's weights are gathered or cast when it is its turn, and let go of after it."""
+    """Return True if a layer's weights are gathered or cast just for that layer, and freed after it."""
     casts = stage.param_bytes != stage.compute_bytes and stage.spec.runtime.recompute is True
     return stage.level == "weights" or (stage.level == "off" and bool(casts))
 
 
 def _copies(stage: _Stage) -> tuple[int, str]:
-    """Return the bytes of the copies of weights that stay from their forward to their backward pass, and what they are.
+    """Return the bytes of weight copies that stay from the forward to the backward pass, and their description.
 
-    Frozen weights are cut as trained ones are (mindspore, opt_param_mgr.cc, SplitParam, does not ask). Up to
-    optimizer_level level2 the AllGather in front of a layer is marked as not to be computed again, so that its result
-    stays; level3 marks it as to be (operator_info.cc, AddCommOpFusionType). A cast of float32 weights goes before it.
+    Frozen weights are cut like trained ones (mindspore, opt_param_mgr.cc, SplitParam). Up to optimizer_level level2 the
+    AllGather in front of a layer is excluded from recomputation, so its result stays; level3 includes it
+    (operator_info.cc, AddCommOpFusionType). A cast of float32 weights comes before it.
     """
     bytes_ = min(stage.compute_bytes, stage.param_bytes)
     if stage.level in ("states", "gradients"):
@@ -360,10 +364,10 @@ def _copies(stage: _Stage) -> tuple[int, str]:
 
 
 def _accumulated(stage: _Stage) -> tuple[int, str]:
-    """Return the numbers of the gradients that are summed up over batches, which are there all the time.
+    """Return the number of gradients that are summed over batches and so exist all the time, also as text.
 
-    Each gradient of a weight that optimizer parallel cuts is reduced and scattered as soon as it is there; what
-    accumulates is whole below level2 (mindspore, parameter_manager.cc, SetClonedTensorShapeForOptimizer).
+    A gradient of a weight that optimizer parallel cuts is reduced and scattered as soon as it exists; the accumulated
+    one is whole below level2 (mindspore, parameter_manager.cc, SetClonedTensorShapeForOptimizer).
     """
     spec, trained = stage.spec, stage.trained
     if max(spec.training.gradient_accumulation, spec.parallel.pipeline_stage or 1) == 1:
@@ -379,17 +383,19 @@ def _loss(stage: _Stage) -> int:
 
 
 def _communication(spec: RunSpec) -> tuple[int, int]:
-    """(groups, bytes): HCCL gives every group twice HCCL_BUFFSIZE (CANN, HCCL_BUFFSIZE)."""
+    """Return (groups, bytes): HCCL gives every group twice HCCL_BUFFSIZE (CANN, HCCL_BUFFSIZE)."""
     parallel = spec.parallel
     degrees = (parallel.data_parallel or 1, parallel.model_parallel or 1, parallel.pipeline_stage or 1)
     wider = [degree for degree in degrees if degree > 1]
+    # One group for each degree in use, and one of all ranks unless a single degree is that already.
     groups = len(wider) + (1 if len(wider) > 1 else 0)
     return groups, groups * 2 * spec.hccl.buffer_mib << 20
 
 
 def _stages(spec: RunSpec, framework: Framework) -> list[_Stage]:
-    """Return the first and the last stage: no other holds more."""
+    """Return the first and the last stage: no other needs more memory."""
     pipeline = spec.parallel.pipeline_stage or 1
+    # The fullest stage: the rounded share, and the largest offset on top.
     layers = -(-spec.model.num_layers // pipeline) + max(spec.parallel.layer_offset or (0,))
     micro = spec.parallel.micro_batches or pipeline
     if pipeline == 1:
@@ -401,13 +407,13 @@ def _stages(spec: RunSpec, framework: Framework) -> list[_Stage]:
 
 
 def estimate(spec: RunSpec, *, target: str, pool_gib: float | None, framework: Framework = MINDFORMERS) -> Memory:
-    """Return memory of the fullest rank of a resolved ``spec``. ``target`` is "Ascend" or "CPU" (no HCCL buffers)."""
+    """Return the memory of the fullest rank of a resolved ``spec``. ``target``: "Ascend" or "CPU" (no HCCL buffers)."""
     found = [Memory(terms=_terms(stage, target), pool_gib=pool_gib) for stage in _stages(spec, framework)]
     return max(found, key=lambda memory: memory.total)
 
 
 def _terms(stage: _Stage, target: str) -> tuple[Term, ...]:
-    """Yield what is always there; then what is there when the backward pass begins, or when it ends."""
+    """Return the terms: those that always exist, then those at the beginning and the end of the backward pass."""
     params, adam = stage.param_bytes, stage.framework.adam_bytes
     base, lora, trained = stage.base.kept, stage.lora.kept, stage.trained.kept
     (summed, counted), groups = _accumulated(stage), _communication(stage.spec) if target == "Ascend" else (0, 0)
@@ -424,7 +430,7 @@ def _terms(stage: _Stage, target: str) -> tuple[Term, ...]:
 
 
 def _peak(stage: _Stage) -> tuple[Term, ...]:
-    """The terms of both peaks of a step; those of the larger count."""
+    """Return the terms of both peaks of a step; those of the larger peak count."""
     (copies, copied), trained, params = _copies(stage), stage.trained.kept, stage.param_bytes
     layers, layer = f"{stage.in_flight} x {stage.layers} layers", _one_layer(stage)
     kept = (
@@ -436,6 +442,7 @@ def _peak(stage: _Stage) -> tuple[Term, ...]:
         Term(name="at work", size=max(layer, _loss(stage)),
              formula=f"larger of one layer's backward pass and the loss, t x V x ({_logit(stage)})"),
     )  # fmt: skip
+    # A framework that sums in place has counted these gradients as accumulated.
     fresh = 0 if stage.framework.sums_in_place and _accumulated(stage)[0] else trained
     ends = (
         Term(name="gradients", size=fresh * params, formula=f"{fresh:,} x {params} bytes"),

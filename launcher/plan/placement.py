@@ -1,4 +1,4 @@
-"""Placement and run options: with the run spec and its inputs, all that a plan is made from."""
+"""Placement and run options: with the run spec and its inputs, everything that a plan is made from."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from launcher.errors import SpecError
 from launcher.jobs import JobPaths
 from launcher.plan.launch import LOCAL, Launch, Limits, NodePlace, RankPlace
 
-# How long ranks that have said that they are done may take to end. The driver frees a card when its process is gone
-# in whatever way; on Ascend an end in order is given time all the same.
+# Time for ranks that have reported "done" to end. The driver frees a card however its process ends; on Ascend an
+# orderly end is given time all the same.
 LEAVE_S = {"CPU": 0.3, "Ascend": 15.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """The hosts of a run, as a scheduler gives them.
+    """The hosts of a run, as given by a scheduler.
 
     ``cluster``: with made-up names where only the scheduler will know the hosts; ``named``: the names are real.
-    ``settings`` go into launch.json and are all that leader and agents know of the scheduler. ``agents``: one agent on
-    each host starts the ranks there; without agents the supervisor starts them itself, on one host.
+    ``settings`` go into launch.json and are all that leader and agents know about the scheduler. ``agents``: one agent
+    on each host starts the ranks there; without agents the supervisor starts them itself, on one host.
     """
 
     cluster: Cluster
@@ -35,10 +35,10 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The way in which a job is to be run, whatever it trains.
+    """Options for running a job that do not depend on what it trains.
 
-    ``engine`` None: msrun, or direct where there are agents. ``program``: path of the engine's own program, found if
-    None. ``port``: of MindSpore's scheduler; with 0 the first host finds a free one.
+    ``engine`` None: msrun, or direct where there are agents. ``program``: path of the engine's program, looked up if
+    None. ``port``: of MindSpore's scheduler; with 0 the first host picks a free one.
     """
 
     engine: str | None = None
@@ -49,9 +49,9 @@ class RunOptions:
 
 
 def make_launch(placement: Placement, paths: JobPaths, *, env: Mapping[str, str], options: RunOptions) -> Launch:
-    """Return what the supervisor of the job at ``paths`` is told.
+    """Return the launch document for the supervisor of the job at ``paths``.
 
-    Raises HostError when the engine is missing, SpecError for one that cannot do it there.
+    Raises HostError when the engine is missing, SpecError for one that cannot run there.
     """
     cluster, engine = placement.cluster, _engine(placement, options)
     on_cards = cluster.target == "Ascend" and not placement.agents
@@ -101,7 +101,7 @@ def _rank_places(cluster: Cluster) -> tuple[RankPlace, ...]:
 
 
 def _node_places(placement: Placement) -> tuple[NodePlace, ...]:
-    """Leave open the addresses that only a scheduler will know, and cards that no inventory names."""
+    """Return the hosts, without addresses that only a scheduler will know and cards that no inventory names."""
     on_cards = placement.named and placement.cluster.target == "Ascend"
 
     def place(node_rank: int, host: Host) -> NodePlace:

@@ -1,4 +1,4 @@
-"""A new attempt at a job: from the newest step that all ranks saved, in a folder of its own."""
+"""Preparation of a new attempt at a job: from the newest step that all ranks saved, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Moment = tuple[int, int]
 
 
 def prepare_attempt(paths: JobPaths, world_size: int) -> Moment | None:
-    """Make the folder of the attempt that ``paths`` is of, with links to what it starts from.
+    """Make the folder of the attempt of ``paths``, with links to the checkpoints that it starts from.
 
     Returns the (epoch, step within the epoch) of the newest checkpoint that is complete on all ranks; None when there
-    is none, and the attempt begins at the beginning. Checkpoints after that moment, which only some ranks have, are
+    is none, and the attempt starts from the beginning. Checkpoints after that moment, which only some ranks have, are
     moved into the attempt's folder.
     """
     if _was_begun_only(paths):
@@ -43,13 +43,13 @@ def prepare_attempt(paths: JobPaths, world_size: int) -> Moment | None:
 
 
 def _was_begun_only(paths: JobPaths) -> bool:
-    """Tell whether the attempt's folder holds what we make and nothing of a rank or supervisor: we were killed."""
+    """Return True if the attempt's folder has only what is made here: an earlier preparation was killed."""
     folder = paths.attempt_folder
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"stale", "resume"}
 
 
 def take_back(paths: JobPaths) -> None:
-    """Undo ``prepare_attempt``: checkpoints that it moved go back, and its folder is no more."""
+    """Undo ``prepare_attempt``: move checkpoints back and remove its folder."""
     for file in paths.attempt_folder.glob("stale/rank_*/*"):
         file.rename(paths.checkpoints / file.parent.name / file.name)
     shutil.rmtree(paths.attempt_folder, ignore_errors=True)
@@ -70,13 +70,13 @@ def folder_in_configs(paths: JobPaths) -> Path | None:
 
 
 def has_got_on(paths: JobPaths, world_size: int) -> bool:
-    """Tell whether there is a complete checkpoint that the attempt of ``paths`` did not begin with."""
+    """Return True if there is a complete checkpoint newer than the one from which the attempt of ``paths`` started."""
     newest = newest_saved(paths, world_size)
     return newest is not None and newest not in saved_moments(paths.resume / "rank_0")
 
 
 def newest_saved(paths: JobPaths, world_size: int) -> Moment | None:
-    """Return the newest moment that all ranks have a whole checkpoint of; None when there is none."""
+    """Return the newest moment for which all ranks have a whole checkpoint; None when there is none."""
     return _newest(_saved(paths, world_size))
 
 
@@ -85,18 +85,18 @@ def _saved(paths: JobPaths, world_size: int) -> list[Mapping[Moment, Path]]:
 
 
 def _newest(saved: Sequence[Mapping[Moment, Path]]) -> Moment | None:
-    """Return the newest moment that all ranks have."""
+    """Return the newest moment common to all ranks."""
     return max(set.intersection(*(set(files) for files in saved)), default=None) if saved else None
 
 
 def saved_moments(folder: Path) -> Mapping[Moment, Path]:
-    """Find the whole checkpoints in a rank's folder: a file that is still being written has another name or no end."""
+    """Return the whole checkpoints in a rank's folder; a file still being written has another name or no end."""
     matches = ((path, _FILE.fullmatch(path.name)) for path in folder.glob("*"))
     return {(int(m["epoch"]), int(m["step"])): path for path, m in matches if m and _can_be_loaded(path)}
 
 
 def _can_be_loaded(path: Path) -> bool:
-    """Tell whether a checkpoint is whole and can be read here."""
+    """Return True if a checkpoint is whole and can be read here."""
     from launcher.checkpoint.tensorfile import is_whole  # with numpy, which a supervisor needs for no first attempt
 
     try:

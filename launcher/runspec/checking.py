@@ -1,4 +1,4 @@
-"""From values to a RunSpec, with every problem in one report: place, key, value, reason, and "did you mean"."""
+"""Checking of values into a RunSpec, with every problem in one report: place, key, value, reason, "did you mean"."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def load_spec(name: str, overrides: Iterable[layers.Override] = ()) -> RunSpec:
 
 
 def load_source(name: str, overrides: Iterable[layers.Override] = ()) -> YamlDocument:
-    """All values of the spec ``name``: the file's, the preset's, $LAUNCHER_* and ``overrides``.
+    """Return all values of the spec ``name``: the file's, the preset's, $LAUNCHER_* and ``overrides``.
 
-    A MindFormers YAML is translated on the way; ``changes`` of the result says how.
+    A MindFormers YAML is translated on the way; ``changes`` of the result lists how.
     """
     source = read_source(find_spec(name))
     if foreign.is_foreign(source):
@@ -40,7 +40,7 @@ def load_source(name: str, overrides: Iterable[layers.Override] = ()) -> YamlDoc
 
 
 def parse_spec(source: YamlDocument) -> RunSpec:
-    """The RunSpec that ``source`` describes. Raises SpecError with every problem: place, key, value and reason."""
+    """Return the RunSpec in ``source``. Raises SpecError with every problem: place, key, value and reason."""
     try:
         return _validate(source.values)
     except TypeError as error:
@@ -51,7 +51,7 @@ def parse_spec(source: YamlDocument) -> RunSpec:
 
 
 def preset_model(preset: presets.Preset) -> ModelSpec:
-    """The model that ``preset`` describes. Raises SpecError with every problem of its file."""
+    """Return the model in ``preset``. Raises SpecError with every problem of its file."""
     values = {**_GOOD, "model": {"preset": preset.name, **preset.model}}
     return parse_spec(replace(preset.document, values=values)).model
 
@@ -67,7 +67,7 @@ _GOOD = {"name": "x", "model": {**_GOOD_MODEL, "seq_length": 64}, "data": {"samp
 
 
 def _problems_between_sections(source: YamlDocument, error: ValidationError) -> Iterator[str]:
-    """What pydantic leaves unsaid: it checks rules between sections only when each is good by itself."""
+    """Yield problems that pydantic omits: it checks rules between sections only if each section is valid."""
     bad = {item["loc"][0] for item in error.errors() if item["loc"]}
     good = {key: value for key, value in source.values.items() if key not in bad}
     try:
@@ -122,7 +122,7 @@ def _problem(source: YamlDocument, kind: str, loc: Loc, message: str) -> str:
 
 
 def _named(source: YamlDocument, section: Loc, reason: str) -> Loc:
-    """The key that a reason about ``section`` begins with, by its full name or by that in the section; else that."""
+    """Return the key at the beginning of a reason, by its full name or its name in ``section``; else ``section``."""
     key = tuple(reason.split()[0].rstrip(":").split("."))
     return next((loc for loc in (key, (*section, *key)) if source.value(loc) is not None), section)
 
@@ -133,7 +133,7 @@ def _short(value: Any) -> str:
 
 
 def keys_at(loc: Loc) -> list[str]:
-    """Keys that the section at ``loc`` may have; none where there is no section."""
+    """Return the keys allowed in the section at ``loc``; none if there is no section."""
     model: Any = RunSpec
     for key in loc:
         model = section_of(model.model_fields[str(key)].annotation) if str(key) in model.model_fields else None
@@ -143,7 +143,7 @@ def keys_at(loc: Loc) -> list[str]:
 
 
 def section_of(annotation: Any) -> type[Section] | None:
-    """The section that a key of this type holds, or None for a plain value."""
+    """Return the section class of a key's type, or None for a plain value."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)

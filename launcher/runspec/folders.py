@@ -1,4 +1,4 @@
-"""A model section from a Hugging Face folder: ``model.folder`` fills in what nothing else gives, as a preset does."""
+"""Model sections from Hugging Face folders: ``model.folder`` supplies values that nothing else gives, like a preset."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
 def model_of_folder(folder: str) -> dict[str, Any]:
-    """Return the keys of the model section that ``folder`` gives: architecture, special tokens, weights, tokenizer.
+    """Return the keys of the model section from ``folder``: architecture, special tokens, weights, tokenizer.
 
-    Raises SpecError when its config.json is not there, or is of a model that is not known.
+    Raises SpecError when its config.json is missing or describes an unknown model.
     """
     place = Path(folder)
     config = _json(place / "config.json")
@@ -47,7 +47,7 @@ def _said(error: Exception) -> str:
 
 
 def _special_ids(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
-    """Return the ids that config.json leaves out and the files beside it say."""
+    """Return the ids that are not in config.json but in the files beside it."""
     generation, tokenizer = _json(folder / "generation_config.json"), _json(folder / "tokenizer_config.json")
     found = {}
     for key in (key for key in SPECIAL_IDS if config.get(key) is None):
@@ -59,7 +59,7 @@ def _special_ids(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _id_of(tokenizer: Mapping[str, Any], token: str) -> int | None:
-    """Return the id of what tokenizer_config.json calls ``token``: bos_token, eos_token or pad_token."""
+    """Return the id of the ``token`` of tokenizer_config.json: bos_token, eos_token or pad_token."""
     named = tokenizer.get(token)
     text = named.get("content") if isinstance(named, dict) else named
     added = tokenizer.get("added_tokens_decoder")
@@ -78,7 +78,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def fill_folder(source: YamlDocument) -> YamlDocument:
-    """Return ``source`` with what its model.folder gives where nothing else does. Raises SpecError for a bad one."""
+    """Return ``source`` with values of its model.folder where it has none. Raises SpecError for a bad folder."""
     folder = source.value(("model", "folder"))
     if not isinstance(folder, str):
         return source

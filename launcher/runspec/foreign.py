@@ -1,6 +1,6 @@
-"""A MindFormers YAML as a run spec, by a list of what is known: mapped, the launcher's own, left out or handed on.
+"""Translation of a MindFormers YAML to a run spec, by a list of known keys: mapped, replaced, left out or passed on.
 
-Everything else is refused by name: a setting that is dropped in silence trains another model than was asked for.
+Every other key is refused by name: a setting that is dropped silently would train another model than requested.
 
 Read for this: configs/llama and configs/llama2 of mindformers r0.6 to r1.3 (run_llama_7b_lora.yaml,
 lora_llama2_7b.yaml, run_llama_65b.yaml), and the template of 1.9.0 (tools/register/template.py).
@@ -161,17 +161,17 @@ _SHARD_LEVELS = {"level1": "states", "level2": "gradients", "level3": "weights"}
 
 
 def is_foreign(source: YamlDocument) -> bool:
-    """Return whether ``source`` is a MindFormers YAML and not a run spec."""
+    """Return True if ``source`` is a MindFormers YAML and not a run spec."""
     model = source.values.get("model")
     nested = isinstance(model, dict) and "model_config" in model
     return nested or ("runner_config" in source.values and "trainer" in source.values)
 
 
 def translate(source: YamlDocument) -> YamlDocument:
-    """The run spec that the MindFormers YAML ``source`` stands for; ``changes`` says what became of what.
+    """Return the run spec equivalent to the MindFormers YAML ``source``; ``changes`` lists the translations.
 
-    Values are not checked here: wrong ones are found by the same checks as a spec's own, with the YAML's lines. Raises
-    SpecError for settings that the launcher does not know, or with which it would train something else.
+    Values are not checked here but by the checks of a spec, with the YAML's lines. Raises SpecError for settings that
+    the launcher does not know, or with which it would train something else.
     """
     problems = [*_other_models(source), *_unknown(source)]
     if problems:
@@ -312,7 +312,7 @@ class _Translation:
             self._changes.append("optimizer.eps: 1e-6, what FP32StateAdamWeightDecay has unasked")
 
     def _loss_scale(self, scale: Any) -> None:
-        """A number stays; how a dynamic one begins and moves is the launcher's own (templates/rank.yaml.j2)."""
+        """Keep a fixed scale; start and changes of a dynamic one are the launcher's own (templates/rank.yaml.j2)."""
         if scale is None:
             return
         self._values.setdefault("precision", {})["loss_scale"] = "dynamic" if isinstance(scale, dict) else scale
@@ -351,7 +351,7 @@ class _Translation:
             parallel.pop("layer_offset", None)  # 0 and [0, 0] say that all stages have as many
 
     def _optimizer_shard(self, parallel: dict[str, Any]) -> None:
-        """Its level: optimizer_level, or gradient_accumulation_shard of older files."""
+        """Take the level: optimizer_level, or gradient_accumulation_shard of older files."""
         config = self._get("parallel.parallel_optimizer_config", {})
         config = config if isinstance(config, dict) else {}
         level = config.get("optimizer_level", "level2" if config.get("gradient_accumulation_shard") else "level1")
@@ -403,13 +403,13 @@ class _Translation:
             self._mark(new, old)
 
     def _mark(self, new: str, old: str) -> None:
-        """Errors about ``new`` point at the line of ``old``."""
+        """Make errors about ``new`` point at the line of ``old``."""
         line = self._source.lines.get(tuple(old.split(".")))
         if line is not None:
             self._lines[tuple(new.split("."))] = line
 
     def _passed_through(self) -> dict[str, Any]:
-        """What MindFormers gets as it is; errors about it point at its own line."""
+        """Take the settings that MindFormers gets unchanged; errors about them point at their own lines."""
         rest = _pruned(self._source.values, (), self._is_mapped)
         kept = _pruned(rest, (), self._is_left_out)
         stays = {loc for _, loc in _leaves(kept)}
@@ -459,14 +459,14 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _number(value: Any, key: str) -> Any:
-    """YAML 1.2 reads "1.e-8" as a number; recipes also hold whole numbers where a fraction is meant."""
+    """Return ``value``, as a float where a recipe has an integer for a fraction; YAML 1.2 reads "1.e-8" as a number."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if whole and key.rpartition(".")[2] in _FRACTIONS else value
 
 
 def _feed_forward(hidden: int, multiple_of: Any, multiplier: Any) -> int:
-    """LLaMA's rule as MindFormers has it (mindformers 1.9.0, models/llama/llama_layer.py): two thirds of four times
-    the hidden size, times the multiplier, rounded up to a multiple."""
+    """Return the width of LLaMA's feed-forward layer in MindFormers (mindformers 1.9.0, models/llama/llama_layer.py):
+    two thirds of four times the hidden size, times the multiplier, rounded up to a multiple."""
     width = 4 * hidden
     if isinstance(multiplier, (int, float)):
         width = int((multiplier + 0.01) * width)
@@ -476,7 +476,7 @@ def _feed_forward(hidden: int, multiple_of: Any, multiplier: Any) -> int:
 
 
 def _pruned(values: Mapping[str, Any], loc: Loc, drop: Callable[[Loc], bool]) -> dict[str, Any]:
-    """``values`` without what ``drop`` names, and without sections that are empty then."""
+    """Return ``values`` without the keys in ``drop``, and without sections that are empty then."""
     kept: dict[str, Any] = {}
     for key, value in values.items():
         here = (*loc, key)
@@ -492,7 +492,7 @@ def _pruned(values: Mapping[str, Any], loc: Loc, drop: Callable[[Loc], bool]) ->
 
 
 def _leaves(values: Mapping[str, Any], loc: Loc = ()) -> Iterator[tuple[str, Loc]]:
-    """("a.b: value", its place) of every value that is no section."""
+    """Yield ("a.b: value", its place) for every value that is not a section."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _leaves(value, (*loc, key))

@@ -1,4 +1,4 @@
-"""Where a value comes from. From the strongest to the weakest:
+"""The sources of a value, from the strongest to the weakest:
 
 1. ``--set a.b=c`` (and the options that stand for one key, such as ``--checkpoint``)
 2. ``$LAUNCHER_A__B=c`` in the environment
@@ -22,7 +22,7 @@ _PREFIX = "LAUNCHER_"
 
 @dataclass(frozen=True, kw_only=True)
 class Override:
-    """A value that takes the place of the file's: ``keys`` is its path, ``origin`` names where it was given."""
+    """A value that replaces the file's. ``keys``: its path; ``origin``: the name of its source."""
 
     keys: tuple[str, ...]
     value: Any
@@ -30,7 +30,7 @@ class Override:
 
 
 def parse_sets(texts: Iterable[str]) -> list[Override]:
-    """The overrides of ``--set`` options. Raises SpecError with every one that is not ``a.b=value``."""
+    """Return the overrides of ``--set`` options. Raises SpecError with every one that is not ``a.b=value``."""
     overrides, problems = [], []
     for text in texts:
         key, equals, value = text.partition("=")
@@ -47,7 +47,10 @@ def parse_sets(texts: Iterable[str]) -> list[Override]:
 
 
 def environment_overrides(environ: Mapping[str, str]) -> list[Override]:
-    """LAUNCHER_TRAINING__EPOCHS=2 is training.epochs: two underscores stand for a dot, so other variables stay."""
+    """Return the overrides in variables: LAUNCHER_TRAINING__EPOCHS=2 is training.epochs.
+
+    Two underscores are a dot; variables without them are not overrides.
+    """
     found = []
     for name, value in sorted(environ.items()):
         keys = _keys_of_variable(name.removeprefix(_PREFIX))
@@ -61,7 +64,7 @@ def environment_overrides(environ: Mapping[str, str]) -> list[Override]:
 
 
 def _keys_of_variable(name: str) -> tuple[str, ...]:
-    """The path that TRAINING__EPOCHS means; below env stand names of variables, which are as they are."""
+    """Return the path of TRAINING__EPOCHS; below env are names of variables, which are kept unchanged."""
     section, _, variable = name.partition("__")
     if section.lower() == "env" and variable:
         return "env", variable
@@ -76,7 +79,7 @@ def _parse(text: str) -> Any:
 
 
 def apply(source: YamlDocument, overrides: Iterable[Override]) -> YamlDocument:
-    """``source`` with ``overrides`` on top, later ones last. Raises SpecError when a path leads through a value."""
+    """Return ``source`` with ``overrides`` applied in order. Raises SpecError when a path leads through a value."""
     values, origins = source.values, dict(source.origins)
     for override in overrides:
         try:
@@ -89,7 +92,7 @@ def apply(source: YamlDocument, overrides: Iterable[Override]) -> YamlDocument:
 
 
 def _put(values: Any, above: tuple[str, ...], keys: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """A copy of ``values`` with ``value`` at ``keys``; sections on the way that are absent are made."""
+    """Return a copy of ``values`` with ``value`` at ``keys``; missing sections on the way are made."""
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -100,7 +103,7 @@ def _put(values: Any, above: tuple[str, ...], keys: tuple[str, ...], value: Any)
 
 
 def fill_preset(source: YamlDocument) -> YamlDocument:
-    """``source`` with what its preset gives where nothing else does. Raises SpecError for a preset there is not."""
+    """Return ``source`` with values of its preset where it has none. Raises SpecError for an unknown preset."""
     name = source.value(("model", "preset"))
     if not isinstance(name, str):
         return source

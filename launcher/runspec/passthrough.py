@@ -1,4 +1,4 @@
-"""Settings of MindFormers' YAML that the launcher has no key for: laid under what it renders, never over it."""
+"""Settings of MindFormers' YAML without a key of the launcher: added to the rendered text, never replacing any."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launcher.errors import SpecError
 
 
 def with_passed_through(text: str, extra: Mapping[str, Any]) -> str:
-    """The YAML ``text`` with ``extra`` added. Raises SpecError for what the text sets to something else already."""
+    """Return the YAML ``text`` with ``extra`` added. Raises SpecError for a key that has another value already."""
     if not extra:
         return text
     values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders
@@ -29,7 +29,7 @@ def with_passed_through(text: str, extra: Mapping[str, Any]) -> str:
 
 
 def _names(values: Any, *keys: str) -> bool:
-    """Return whether ``values`` has something under ``keys``."""
+    """Return True if ``values`` has a value at ``keys``."""
     for key in keys:
         if not isinstance(values, Mapping) or key not in values:
             return False

@@ -23,7 +23,7 @@ _KEYS = ("source", "model")
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """``model`` holds keys of the run spec's ``model``. ``source`` is the paper or file that gives them."""
+    """A preset. ``model``: keys of the run spec's ``model``; ``source``: the paper or file that gives them."""
 
     name: str
     source: str
@@ -32,12 +32,12 @@ class Preset:
 
 
 def names() -> list[str]:
-    """The names of all presets, sizes of a family in order."""
+    """Return the names of all presets, sizes of a family in order."""
     return sorted(resources.names(FOLDER, ".yaml"), key=natural)
 
 
 def get(name: str) -> Preset:
-    """The preset ``name``. Raises SpecError with the nearest name when there is none, or when its file is wrong."""
+    """Return the preset ``name``. Raises SpecError, with the nearest name, when it is missing or its file is wrong."""
     file = resources.find(FOLDER, f"{name}.yaml")
     if file is None:
         raise SpecError(f"there is no preset {name!r}", hint=hint_for(name))
@@ -45,12 +45,12 @@ def get(name: str) -> Preset:
 
 
 def all_presets() -> list[Preset]:
-    """Every preset. Raises SpecError when a file is wrong."""
+    """Return every preset. Raises SpecError when a file is wrong."""
     return [get(name) for name in names()]
 
 
 def hint_for(name: str) -> str:
-    """What to type in place of ``name``, which is no preset."""
+    """Return the hint for ``name``, which is not a preset."""
     near = difflib.get_close_matches(name, names(), n=1)
     return f"did you mean {near[0]}?" if near else f"presets are {', '.join(names())}"
 

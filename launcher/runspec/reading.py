@@ -1,4 +1,4 @@
-"""Run specs by name: the file that a name means, read with the place of each key."""
+"""Run specs by name: finding the file of a name and reading it with the place of each key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.runspec import presets
 
 
 def find_spec(name: str) -> Path:
-    """The file that ``name`` means: a path as it is, or a name in ``configs/`` (".yaml" may be left out).
+    """Return the file of ``name``: a path, or a name in ``configs/`` (".yaml" may be left out).
 
     Raises SpecError when there is none, with the nearest names.
     """
@@ -29,7 +29,7 @@ def find_spec(name: str) -> Path:
 
 
 def _no_spec(name: str, stem: str) -> SpecError:
-    """The error for a ``name`` that means no run spec, by what it does mean."""
+    """Return the error for a ``name`` that is not a run spec, with a hint for what it is instead."""
     beside = next((path for ending in (".yaml", ".yml") if (path := Path(name + ending)).is_file()), None)
     if beside:
         return SpecError(f"no run spec {name!r} in configs/", hint=f"did you mean the file {beside}?")
@@ -47,7 +47,7 @@ def _no_spec(name: str, stem: str) -> SpecError:
 
 
 def read_source(path: Path) -> YamlDocument:
-    """The YAML document at ``path``. Raises SpecError when it cannot be read or is no mapping of keys."""
+    """Return the YAML document at ``path``. Raises SpecError when it cannot be read or is not a mapping of keys."""
     try:
         size = path.stat().st_size
         if size > MOST_BYTES:

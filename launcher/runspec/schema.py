@@ -1,4 +1,4 @@
-"""What a spec may say, for editors (JSON Schema) and for people (the reference table), both from the sections."""
+"""The schema of run specs for editors (JSON Schema) and for people (the reference), both from the sections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ END = "<!-- end of config reference -->"
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of run specs. A preset stands for the architecture, so that is required only without one."""
+    """Return the JSON Schema of run specs. The architecture is required only without a preset, which supplies it."""
     schema = RunSpec.model_json_schema()
     model = schema["$defs"]["ModelSpec"]
     model["anyOf"] = [{"required": ["preset"]}, {"required": model.pop("required")}]
@@ -28,12 +28,12 @@ def json_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The JSON Schema as the file that configs name in their first line."""
+    """Return the JSON Schema as the text of the file that configs name in their first line."""
     return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def reference() -> str:
-    """A Markdown table a section: key, what it takes, default, meaning."""
+    """Return one Markdown table per section: key, type, default, meaning."""
     parts = []
     for title, section, text in _sections((), RunSpec):
         rows = [
@@ -44,7 +44,7 @@ def reference() -> str:
 
 
 def with_reference(text: str) -> str | None:
-    """``text`` with the reference between its markers brought up to date; None when it has no markers."""
+    """Return ``text`` with the reference between its markers updated; None when it has no markers."""
     pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
     return pattern.sub(lambda _: reference(), text, count=1) if pattern.search(text) else None
 

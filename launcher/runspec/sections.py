@@ -1,4 +1,4 @@
-"""What a run spec may say: its sections and keys. The docstring under each key is its line in the reference.
+"""The sections and keys of a run spec. The docstring under each key is its line in the reference.
 
 A key whose default is None is chosen when the run is planned (``launcher.plan.degrees``), from the model and the cards.
 Names of the model's own settings are those of MindFormers' LlamaConfig.
@@ -112,22 +112,22 @@ class ModelSpec(Section):
 
     @property
     def kv_heads(self) -> int:
-        """Number of key and value heads; as many as query heads unless grouped-query attention is on."""
+        """Return the number of key and value heads; that of query heads unless grouped-query attention is on."""
         return self.n_kv_heads or self.num_heads
 
     @property
     def kv_width(self) -> int:
-        """Outputs of wk and of wv."""
+        """Return the number of outputs of wk and of wv."""
         return self.hidden_size // self.num_heads * self.kv_heads
 
     @property
     def architecture(self) -> Family:
-        """What is known of ``family``."""
+        """Return the architecture of ``family``."""
         return registry.family(self.family)
 
     @property
     def sizes(self) -> Sizes:
-        """What the shapes of all weights follow from."""
+        """Return the sizes that determine the shapes of all weights."""
         return Sizes(
             hidden=self.hidden_size,
             layers=self.num_layers,
@@ -305,19 +305,19 @@ class LoraSpec(Section):
 
     @property
     def scale(self) -> float:
-        """The factor on B @ A: alpha / r."""
+        """Return the factor on B @ A: alpha / r."""
         return self.alpha / self.r
 
     @property
     def pattern(self) -> str:
-        """``target_modules`` as the regular expression that MindFormers takes."""
+        """Return ``target_modules`` as the regular expression for MindFormers."""
         if isinstance(self.target_modules, str):
             return self.target_modules
         return f"(?:{'|'.join(self.target_modules)})$"
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The layers that the pattern matches from their beginning, as MindFormers' re.match does."""
+        """Return the layers whose names the pattern matches from their beginning, like MindFormers' re.match."""
         return tuple(name for name in registry.LINEAR_LAYERS if re.match(self.pattern, name))
 
     @model_validator(mode="after")
@@ -347,7 +347,7 @@ _MOST_CHOICES = 8
 
 
 def _takes_for_ever(pattern: str) -> bool:
-    """Return whether trying all ways to match may take longer than anyone waits, here and in MindFormers.
+    """Return True if trying all ways to match may take unacceptably long, here and in MindFormers.
 
     Python's re tries them one by one: they multiply with every repetition and every "|" in a group.
     """
@@ -386,7 +386,7 @@ def _pattern_problem(lora: LoraSpec) -> str:
 
 
 def _shard_level(given: Any) -> Any:
-    """The level that true and false stand for: off is false in YAML, and true has always rendered level 1."""
+    """Return the level for true and false: off is false in YAML, and true has always rendered level 1."""
     return {True: "states", False: "off"}[given] if isinstance(given, bool) else given
 
 
@@ -418,7 +418,7 @@ class ParallelSpec(Section):
 
     @property
     def shards_optimizer(self) -> bool:
-        """Whether optimizer parallel is on."""
+        """Return True if optimizer parallel is on."""
         return self.optimizer_shard not in (None, "off")
 
 

@@ -1,4 +1,4 @@
-"""A spec with every value written out, each with where it came from."""
+"""Display of a spec with every value written out, each with its origin."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ CHOSEN = "chosen when planned"
 
 
 def origin(source: YamlDocument, loc: Loc) -> str:
-    """What gave the value at ``loc``: "file:line", an option, a variable, a preset, or "default"."""
+    """Return the origin of the value at ``loc``: "file:line", an option, a variable, a preset, or "default"."""
     return source.place(loc) if source.value(loc) is not None or loc in source.lines else "default"
 
 
 def show(spec: RunSpec, source: YamlDocument, *, origins: bool) -> str:
-    """``spec`` as YAML that reads back as the same spec; with ``origins``, each line ends in where it came from."""
+    """Return ``spec`` as YAML that reads back as the same spec; with ``origins``, each line ends with its origin."""
     lines = list(_lines(spec.model_dump(mode="json"), ()))
     if not origins:
         return "\n".join(text for text, _ in lines)
@@ -32,7 +32,7 @@ def _name(source: YamlDocument, text: str, loc: Loc) -> str:
 
 
 def _is_choice(loc: Loc) -> bool:
-    """Return whether None at ``loc`` is decided by the plan; elsewhere it means "none"."""
+    """Return True if None at ``loc`` is decided by the plan; elsewhere it means "none"."""
     return loc[0] in ("parallel", "precision", "runtime") or loc in (
         ("data", "workers"),
         ("training", "lr_schedule", "warmup_ratio"),
@@ -40,7 +40,7 @@ def _is_choice(loc: Loc) -> bool:
 
 
 def _lines(values: dict[str, Any], loc: Loc) -> Iterator[tuple[str, Loc]]:
-    """(text, place) of each line; headings of sections have no place."""
+    """Yield (text, place) of each line; headings of sections have no place."""
     for key, value in values.items():
         here = (*loc, key)
         indent = "  " * len(loc)

@@ -1,7 +1,7 @@
-"""The one interface of schedulers, and what several of them share.
+"""The one interface of schedulers, and the functions that several of them share.
 
-A scheduler gives a job its hosts, brings one agent to each, and may take the hosts away. Everything else (ranks,
-verdicts, restarts, job.json) is the same under all of them. A package adds one by an entry point of the group
+A scheduler gives a job its hosts, starts one agent on each, and may take the hosts away. Everything else (ranks,
+verdicts, restarts, job.json) is the same under all of them. A package adds a scheduler by an entry point of the group
 ``launcher.schedulers`` that names an instance; ``launcher.schedulers.registry`` finds it.
 """
 
@@ -46,17 +46,17 @@ class Option:
 
     @property
     def name(self) -> str:
-        """The key of its value in what ``Scheduler.place`` is given."""
+        """Return the key of its value in the ``values`` of ``Scheduler.place``."""
         return self.flag.removeprefix("--").replace("-", "_")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgentStart:
-    """One process of the leader that brings agents to hosts ``node_ranks``, and lives as long as they do.
+    """One process of the leader that runs agents on hosts ``node_ranks``, and lives as long as they do.
 
-    ``holds_stdin``: its stdin is kept open, and its end tells the agent that the leader is gone. ``line``: what it
-    holds to the host, in a verdict. ``cut_code``: the exit code by which it says that this line was cut, which it
-    notices within ``limit_s``; 255 is ssh's (ssh(1)).
+    ``holds_stdin``: its stdin is kept open, and its end tells the agent that the leader is gone. ``line``: the name of
+    its connection in a verdict. ``cut_code``: its exit code when that connection is cut, which it notices within
+    ``limit_s``; 255 is ssh's (ssh(1)).
     """
 
     name: str
@@ -69,17 +69,17 @@ class AgentStart:
 
 
 class NoAnswer(HostError):
-    """The scheduler did not answer: whether it has taken the job is not known."""
+    """The scheduler did not answer, so it is unknown if it has taken the job."""
 
 
 class Scheduler(Protocol):
-    """One way to get hosts. What a scheduler leaves out is as the bodies here have it.
+    """One way to get hosts. The bodies here are the defaults of methods that a scheduler does not define.
 
     ``leads_here``: the job's leader runs where ``launcher submit`` is typed; else ``submit`` has it started elsewhere.
-    ``takes_hosts_away``: a SIGTERM on a host may be its doing, so ranks save first. ``restarts_agents``: the leader can
-    bring agents to the same hosts once more. ``has_queue``: it can be asked about jobs, and told to cancel them.
-    ``is_followed``: ``submit`` follows the job to its end. ``rank_variables``: environment variables that tell an
-    agent which host it is on. ``dry_run_file``: the one of ``files`` that a dry run prints alone.
+    ``takes_hosts_away``: a SIGTERM on a host may come from it, so ranks save first. ``restarts_agents``: the leader can
+    start agents on the same hosts once more. ``has_queue``: it can be asked about jobs, and told to cancel them.
+    ``is_followed``: ``submit`` follows the job to its end. ``rank_variables``: environment variables that give an
+    agent the number of its host. ``dry_run_file``: the only one of ``files`` that a dry run prints.
     """
 
     name: str
@@ -98,23 +98,23 @@ class Scheduler(Protocol):
     def place(self, values: Mapping[str, Any], *, cards: int | None, grace_s: float) -> Placement:
         """Return the hosts that the user asked for.
 
-        ``values`` of its own options, by name; those that were left out are missing. ``cards`` counts over all hosts.
+        ``values``: those of its own options, by name, without unset ones. ``cards`` counts over all hosts.
         Raises SpecError or HostError.
         """
 
     def files(self, plan: LaunchPlan) -> Sequence[RenderedFile]:
-        """Return what it adds to the files of ``plan``. Raises SpecError for what it could not run."""
+        """Return the files that it adds to those of ``plan``. Raises SpecError for a plan that it could not run."""
         return ()
 
     def preflight(self, plan: LaunchPlan, *, port: int | None) -> Sequence[str]:
-        """Check that the hosts can run ``plan`` as far as they are known; return what the user should know.
+        """Check that the hosts can run ``plan``, as far as they are known; return notes for the user.
 
         ``port``: the one that the user named for MindSpore's scheduler. Raises HostError with every failed check.
         """
         return ()
 
     def steps(self, plan: LaunchPlan) -> Sequence[str]:
-        """Return what ``submit`` would do before agents are started, as lines of a dry run."""
+        """Return the steps of ``submit`` before agents are started, as lines of a dry run."""
         return ()
 
     # ------------------------------------------------------------------------------------------------ submitting
@@ -124,27 +124,27 @@ class Scheduler(Protocol):
         return
 
     def submit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
-        """Have the job's leader started where its hosts are, and write the record with what is known of that.
+        """Start the job's leader where its hosts are, and write the record with the scheduler's answer.
 
-        Only asked where the leader does not run here. Returns what to tell the user. Raises HostError when it is
-        refused, and NoAnswer when that is not known.
+        Only called where the leader does not run here. Returns lines for the user. Raises HostError when the job is
+        refused, and NoAnswer when that is unknown.
         """
         raise HostError(f"scheduler {self.name} starts no leader", hint="--scheduler local")
 
     def resubmit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
-        """Do the same for a job that goes on from its newest checkpoint."""
+        """Submit a job again, which goes on from its newest checkpoint; like ``submit`` in all else."""
         return self.submit(launch, paths, record)
 
     # ------------------------------------------------------------------------------------------------ from outside
 
     def query(self, record: JobRecord) -> JobRecord:
-        """Return ``record`` with what it knows beyond it; the same object when that is nothing."""
+        """Return ``record`` with the scheduler's own knowledge added; the same object when there is none."""
         return record
 
     def cancel(self, paths: JobPaths, record: JobRecord, wait_s: float | None) -> None:
-        """Take a job that waits out of the queue; ask one that runs to stop, and end it when ``wait_s`` are over.
+        """Remove a waiting job from the queue; ask a running one to stop, and end it after ``wait_s``.
 
-        None only asks. Raises JobError when it does not know the job.
+        With None it is only asked. Raises JobError when the scheduler does not know the job.
         """
         return
 
@@ -153,41 +153,41 @@ class Scheduler(Protocol):
         return "it did not run"
 
     def signal_meaning(self, signum: int) -> str:
-        """Return what ``signum`` means when it sends it, as a clause; "" when it never does."""
+        """Return the meaning of ``signum`` from this scheduler, as a clause; "" when it never sends it."""
         return ""
 
     # ------------------------------------------------------------------------------------------------ in the leader
 
     def name_hosts(self, launch: Launch) -> Launch:
-        """Return ``launch`` with the hosts that were given, where the leader is the first to know them."""
+        """Return ``launch`` with the hosts that were given, for schedulers that tell them only to the leader."""
         return launch
 
     def agents(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]:
-        """Return what the leader has to start; nothing where agents come by themselves."""
+        """Return the processes for the leader to start; none where something else starts the agents."""
         return ()
 
     def is_connected(self, launch: Launch, paths: JobPaths, address: str) -> bool:
-        """Tell a host that was lost (False) from an agent that was killed on one that can still be reached."""
+        """Return False for a host that was lost, True for a reachable one on which only the agent was killed."""
         return False
 
     def close(self, launch: Launch, paths: JobPaths) -> None:
-        """Close what was opened to the hosts."""
+        """Close the connections to the hosts."""
         return
 
     def rank_table(self) -> str | None:
-        """Return a rank table that it makes itself, "" while it is to come; None where it makes none."""
+        """Return the rank table that it makes itself, "" before it is complete; None where it makes none."""
         return None
 
     def in_vain(self, launch: Launch, paths: JobPaths) -> Verdict | None:
-        """Return the verdict on an attempt that it stopped and that would end so again and again; None for others."""
+        """Return the verdict on an attempt that it stopped and that would always end so; None for other attempts."""
         return None
 
     def requeue_note(self, launch: Launch, paths: JobPaths) -> str | None:
-        """Return why a job that was stopped goes on later by itself; None when it does not, as after a user's stop."""
+        """Return the reason why a stopped job goes on later by itself; None if it does not, as after a user's stop."""
         return None
 
     def requeue(self) -> bool:
-        """Have the job run again. True also where it does so by itself; it may end this process."""
+        """Make the job run again; it may end this process. Returns True also where the job runs again by itself."""
         return True
 
 
@@ -202,7 +202,7 @@ KIND = Option(
 
 
 def counted_hosts(values: Mapping[str, Any], cards: int | None) -> Cluster:
-    """Return NODES hosts with ``cards`` in all, of KIND, under names that only the scheduler will replace."""
+    """Return NODES hosts of KIND with ``cards`` in total, under names that the scheduler will replace."""
     from launcher.cluster.imagined import imagined_hosts
 
     kind = values.get("kind")
@@ -214,7 +214,7 @@ def counted_hosts(values: Mapping[str, Any], cards: int | None) -> Cluster:
 
 
 def agent_argv(paths: JobPaths, node_rank: int | None, *, watch_stdin: bool = False) -> tuple[str, ...]:
-    """Return ``launcher node`` for the attempt that ``paths`` is of; ``node_rank`` None is told by the environment."""
+    """Return ``launcher node`` for the attempt of ``paths``; if ``node_rank`` is None its environment gives it."""
     rank = () if node_rank is None else ("--node-rank", str(node_rank))
     options = ("--watch-stdin",) if watch_stdin else ()
     return (
@@ -239,12 +239,12 @@ def _agent_here(paths: JobPaths, node_rank: int) -> AgentStart:
 
 
 def package_env(before: Sequence[str] = ()) -> dict[str, str]:
-    """Return the way to this package for a process that starts elsewhere; other folders ``before`` it."""
+    """Return PYTHONPATH to this package, with the folders ``before`` it, for a process that starts elsewhere."""
     return {"PYTHONPATH": os.pathsep.join([*before, str(Path(__file__).resolve().parents[2])])}
 
 
 def asked_to_stop(paths: JobPaths) -> bool:
-    """Tell whether a user asked for the job's end: ``launcher stop`` writes that in the job's folder."""
+    """Return True if a user asked for the job's end: ``launcher stop`` writes that in the job's folder."""
     try:
         return bool(paths.control.read_text(encoding="utf-8").strip())
     except OSError:

@@ -1,4 +1,4 @@
-"""Hosts on which somebody else starts the agents, by ``launcher node``; no command offers it."""
+"""Hosts on which another program starts the agents, by ``launcher node``; no command offers this scheduler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Given(Scheduler):
     restarts_agents = False
 
     def place(self, values: Mapping[str, Any], *, cards: int | None, grace_s: float) -> Placement:
-        """Refuse: such a job is made by a program."""
+        """Raise SpecError: only a program makes such a job."""
         raise SpecError("--scheduler given: nobody says here which hosts those are", hint="--scheduler ssh")
 
 

@@ -1,4 +1,4 @@
-"""The cards that a batch system gave to this process, looked for where it may say so, in this order.
+"""The cards that a batch system gave to this process, read from the first of these sources that has them.
 
 ASCEND_RT_VISIBLE_DEVICES where a site's plugin sets it; SLURM_STEP_GPUS where cards are declared as gres "gpu"; else
 IDX of ``scontrol show job -d``: for a gres of a name that Slurm does not know, such as "npu", it sets no variable at
@@ -20,14 +20,14 @@ _INDICES = re.compile(r"IDX:([0-9,-]+)")
 
 
 def grant() -> None:
-    """Set ASCEND_RT_VISIBLE_DEVICES to the cards that were given to this process, if somebody gives out cards."""
+    """Set ASCEND_RT_VISIBLE_DEVICES to the cards that were given to this process, if a batch system gives out cards."""
     ids = granted(os.environ)
     if ids is not None:
         os.environ["ASCEND_RT_VISIBLE_DEVICES"] = ",".join(map(str, sorted(ids)))
 
 
 def granted(environment: Mapping[str, str]) -> list[int] | None:
-    """Return the indices of the cards that this process was given; None when nobody limits it or says which."""
+    """Return the indices of the cards that this process was given; None when nothing limits or names them."""
     if environment.get("ASCEND_RT_VISIBLE_DEVICES"):
         return None  # which discovery reads itself
     if environment.get("SLURM_STEP_GPUS"):
@@ -49,7 +49,7 @@ def indices_of(shown: str, node: str) -> list[int] | None:
 
 
 def node_names(text: str) -> list[str]:
-    """Return Slurm's list of hosts, "node[1-2,5],login", as names. Raises ValueError for what is none."""
+    """Return the names in Slurm's list of hosts, "node[1-2,5],login". Raises ValueError for any other text."""
     from launcher.common.ranges import expand
 
     parts = re.findall(r"[^,\[\]]*(?:\[[^\]]*\][^,\[\]]*)*", text)

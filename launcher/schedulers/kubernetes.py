@@ -1,4 +1,4 @@
-"""Kubernetes: a Volcano Job (all pods or none), or a plain indexed Job; one pod a host, and all share one volume.
+"""Kubernetes: a Volcano Job (all pods or none), or a plain indexed Job; one pod per host, and all share one volume.
 
 Pod 0 leads, so nothing outside is needed while the job runs. The job's folder must lie in a volume that is mounted at
 the same path here and in the pods: paths in it are absolute. Pods run without root.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "kubernetes.yaml"
 
-# Where the Ascend operator's config map is looked for in a pod (MindCluster; Volcano's job plugins have the same).
+# Mount point of the Ascend operator's config map in a pod (MindCluster; Volcano's job plugins have the same).
 RINGS_FOLDER = "/user/serverid/devindex/config"
 RINGS_FILE = "hccl.json"
 
@@ -51,7 +51,7 @@ _DNS = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 @dataclass(frozen=True, kw_only=True)
 class KubernetesOptions:
-    """The user's wishes for the pods. ``volumes``: CLAIM:/PATH, one at least. ``user``, ``group``: never 0.
+    """The user's options for the pods. ``volumes``: CLAIM:/PATH, at least one. ``user``, ``group``: never 0.
 
     ``apply``: create the job, in the cluster of the kubeconfig's ``context`` (its current one if None).
     """
@@ -72,7 +72,7 @@ class KubernetesOptions:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> KubernetesOptions:
-        """Take those that the user gave. Raises SpecError for an image that is missing and a user that is none."""
+        """Return the options from the command line. Raises SpecError for a missing image or a malformed user."""
         if not values.get("image"):
             raise SpecError("--scheduler kubernetes needs an image", hint="--image registry/llm:1")
         user, group = _user(values.get("user"))
@@ -91,7 +91,7 @@ class KubernetesOptions:
 
 
 def _user(asked: str | None) -> tuple[int, int]:
-    """Read UID:GID: the user's own if left out, but never root."""
+    """Return UID and GID from UID:GID; by default the user's own, but never root."""
     own = f"{os.getuid()}:{os.getgid()}" if os.getuid() and os.getgid() else "1000:1000"
     user, separator, group = (asked or own).partition(":")
     if not user.isdecimal() or not (group.isdecimal() or not separator):
@@ -138,9 +138,10 @@ class Kubernetes(Scheduler):
             load_client(options_of(launch).context)
 
     def submit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
-        """Create what the manifest in the job's folder holds, unless the user wants to do that."""
+        """Create the objects of the manifest in the job's folder, unless the user wants to do that."""
         manifest, options = paths.root / MANIFEST, options_of(launch)
         waiting = replace(record, scheduler_job=kubernetes_name(paths.job_id), note="waits for Kubernetes")
+        # Before the pods exist: pod 0 reads the record as soon as it starts.
         jobs.write_record(paths, waiting)
         written = f"Job {paths.job_id}: {manifest}"
         if not options.apply:
@@ -149,7 +150,7 @@ class Kubernetes(Scheduler):
         return [written, *(f"created {name}" for name in made), f"Next: launcher status {paths.job_id} --watch"]
 
     def resubmit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
-        """Leave it to the user to make the pods again: those of the last attempt are still there, ended."""
+        """Return the command that makes the pods again: those of the last attempt still exist, ended."""
         command = f"kubectl replace --force -f {paths.root / MANIFEST}"
         jobs.write_record(paths, replace(record, note=command))
         return ["Its pods will go on from the newest step that is complete on all ranks.", f"Next: {command}"]
@@ -171,9 +172,9 @@ SCHEDULER = Kubernetes()
 
 
 def placement(cluster: Cluster, options: KubernetesOptions) -> Placement:
-    """Return what is submitted for ``options``.
+    """Return the placement for ``options``.
 
-    Raises SpecError with every value that Kubernetes would refuse or understand in another way.
+    Raises SpecError with every value that Kubernetes would refuse or read differently.
     """
     problems = [
         f"--volume {volume!r}: write CLAIM:/PATH" for volume in options.volumes if not _VOLUME.fullmatch(volume)
@@ -204,7 +205,7 @@ def placement(cluster: Cluster, options: KubernetesOptions) -> Placement:
 
 
 def _bad_paths(options: KubernetesOptions) -> list[str]:
-    """Find paths that no pod can mount: twice, over its own root, or with "..", which hides what they are."""
+    """Return problems of paths that no pod can mount: used twice, over its own root, or with ".." in them."""
     paths = [PurePosixPath(mount["path"]) for mount in mounts(options)]
     problems = [f"--volume ...:{path}: a folder below / and without .." for path in paths if _is_odd(path)]
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
@@ -216,7 +217,7 @@ def _is_odd(path: PurePosixPath) -> bool:
 
 
 def options_of(launch: Launch) -> KubernetesOptions:
-    """Read them from the launch document; those that a version before did not have are as if left out."""
+    """Read the options from the launch document; those that an earlier version did not write have their defaults."""
     raw = {item.name: launch.settings["options"].get(item.name, item.default) for item in fields(KubernetesOptions)}
     return KubernetesOptions(**{**raw, "volumes": tuple(raw["volumes"]), "node_selector": tuple(raw["node_selector"])})
 
@@ -251,7 +252,7 @@ def check_paths(options: KubernetesOptions, paths: JobPaths, inputs: Inputs) -> 
 
 
 def render_manifest(launch: Launch, paths: JobPaths) -> RenderedFile:
-    """Return the job as YAML, which is read back."""
+    """Return the job's manifest as YAML, which is parsed again as a check."""
     options, env = options_of(launch), environment()
     context = _context(launch, paths, options)
     pod = render(env, "kubernetes_pod.yaml.j2", "pod.yaml", **context).text.rstrip()
@@ -341,9 +342,9 @@ def load_client(context: str | None = None) -> Any:
 
 
 def apply(manifest: str, *, context: str | None = None) -> list[str]:
-    """Create what the manifest holds, with the user's kubeconfig; return "KIND NAME" of each.
+    """Create the objects of the manifest, with the user's kubeconfig; return "KIND NAME" of each.
 
-    Raises HostError when the cluster refuses or has it already, NoAnswer when it cannot be asked.
+    Raises HostError when the cluster refuses one or has it already, NoAnswer when it cannot be reached.
     """
     client = load_client(context).client
     with client.ApiClient() as api:
@@ -392,7 +393,7 @@ def _hint(status: int | None) -> str:
 
 
 def operators_table(folder: Path | None = None) -> str | None:
-    """Return the rank table that the Ascend operator wrote, "" until it is complete; None where none is to come."""
+    """Return the rank table that the Ascend operator writes, "" until it is complete; None where it writes none."""
     file = (folder or Path(os.environ.get("LAUNCHER_RINGS", RINGS_FOLDER))) / RINGS_FILE
     try:
         text = file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""This host alone: the supervisor starts the ranks itself."""
+"""The scheduler for this host alone: the supervisor starts the ranks itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Local(Scheduler):
         return Placement(cluster=local_cluster(cards), scheduler=self.name, named=True)
 
     def preflight(self, plan: LaunchPlan, *, port: int | None) -> Sequence[str]:
-        """Check this host in milliseconds. Warnings are left to ``launcher doctor``."""
+        """Run the cheap checks of this host, in milliseconds; ``launcher doctor`` shows warnings too."""
         from launcher.doctor import cheap_checks, needs_of_spec
 
         needs = needs_of_spec(plan.spec, cards=plan.cluster.num_devices, folder=plan.paths.root.parent, port=port)

@@ -28,9 +28,9 @@ CLOCK_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """One host. ``addresses``: of each interface, those that others can reach. ``devices``: as Device has them, only
-    those that this job may use; on CPU none. ``port``: one that is free. ``address``: the one
-    that others reach it by, as far as it knows itself. ``fault``: why the host cannot take part."""
+    """The report of one host. ``addresses``: by interface, those that others can reach. ``devices``: the fields of
+    each Device that this job may use; none on CPU. ``port``: a free one. ``address``: the one by which others reach it,
+    as far as it knows. ``fault``: the reason why the host cannot take part."""
 
     name: str
     time: float
@@ -50,7 +50,7 @@ class Registration:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Registration:
-        """Read one. Raises TypeError or KeyError when ``raw`` is none."""
+        """Read a report. Raises TypeError or KeyError when ``raw`` is not one."""
         return cls(**{**raw, "devices": tuple(raw["devices"])})
 
     def interface_of(self, address: str) -> str | None:
@@ -59,7 +59,7 @@ class Registration:
 
 
 def register(target: str) -> Registration:
-    """Report this host, for a job on ``target``. On Ascend this asks npu-smi and takes some seconds."""
+    """Return the report of this host for a job on ``target``. On Ascend this asks npu-smi and takes some seconds."""
     kind, devices, pod, fault = (None, (), None, "") if target == "CPU" else _cards()
     addresses = own_addresses()
     return Registration(
@@ -113,7 +113,7 @@ def _cards() -> tuple[str | None, tuple[dict[str, Any], ...], str | None, str]:
 
 
 def _busy(host: Host) -> str:
-    """Name the cards that another job or process has; "" for none."""
+    """Return a message that names the cards held by another job or process; "" for none."""
     from launcher.cluster.discover import host_root
     from launcher.cluster.locks import check_free
     from launcher.doctor.holders import holders
@@ -133,7 +133,7 @@ def _busy(host: Host) -> str:
 
 
 def problems(nodes: Sequence[NodePlace], ranks: Sequence[RankPlace], found: Sequence[Registration]) -> list[str]:
-    """Return why these hosts cannot run the job together, one line each; empty when they can."""
+    """Return the reasons why these hosts cannot run the job together, one line each; empty when they can."""
     lines = [f"{host.name}: {host.fault}" for host in found if host.fault]
     lines += _same_names(found)
     own = ranks_by_node(ranks)
@@ -144,7 +144,7 @@ def problems(nodes: Sequence[NodePlace], ranks: Sequence[RankPlace], found: Sequ
 
 
 def _same_names(found: Sequence[Registration]) -> list[str]:
-    """MindSpore counts local ranks by host name: two hosts of one name would share their devices."""
+    """Return a line for each name that two hosts share: MindSpore counts local ranks by host name."""
     counts = Counter(host.name for host in found)
     twice = sorted((name, count) for name, count in counts.items() if count > 1)
     return [f"{count} hosts have the name {name}; give each its own" for name, count in twice]

@@ -1,4 +1,4 @@
-"""The schedulers that there are, by name: ours, and those that installed packages add."""
+"""The registry of schedulers by name: ours, and those that installed packages add."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EARLIER = {"here": "local", "hosts": "ssh"}
 
 
 def names() -> list[str]:
-    """Return what ``--scheduler`` takes."""
+    """Return the values of ``--scheduler``."""
     return [*_OFFERED, *(name for name in sorted(metadata.entry_points(group=GROUP).names) if name not in _OURS)]
 
 
@@ -41,6 +41,7 @@ def get(name: str) -> Scheduler:
     if name in _OURS:
         scheduler: Scheduler = importlib.import_module(_OURS[name]).SCHEDULER
         return scheduler
+    # Ours come first: a package cannot replace a scheduler that jobs rely on.
     for entry in metadata.entry_points(group=GROUP, name=name):
         return _load(entry)
     near = difflib.get_close_matches(name, names(), n=1)
@@ -60,7 +61,7 @@ def _load(entry: metadata.EntryPoint) -> Scheduler:
 
 
 def available() -> Iterator[Scheduler]:
-    """Yield those that ``--scheduler`` takes, but for packages that cannot be loaded."""
+    """Yield the schedulers that ``--scheduler`` takes, except from packages that cannot be loaded."""
     for name in names():
         scheduler = find(name)
         if scheduler is not None:

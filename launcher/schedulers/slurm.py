@@ -1,9 +1,9 @@
-"""Slurm decides when and where; the job's folder says how it goes, as anywhere else.
+"""Slurm as a scheduler: it decides when and where a job runs; the job's folder has its state, as anywhere else.
 
-One batch job of one task a node. The batch script is the leader, on the first node; it starts an agent on every node
-with one srun. A signal before the time limit, or Slurm's TERM when the job is preempted, has all ranks save after the
-same step; the job is queued again and goes on from there. Slurm's own exit code is the last victim's (143), so how the
-job ended is what job.json says.
+It is one batch job with one task per node. The batch script is the leader, on the first node; it starts an agent on
+every node with one srun. A signal before the time limit, or Slurm's TERM when the job is preempted, makes all ranks
+save after the same step; the job is queued again and goes on from there. Slurm's own exit code is the last victim's
+(143), so the true end of the job is in job.json.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ _GRES = re.compile(r"[A-Za-z0-9_]+(?::[A-Za-z0-9_.-]+)?:([0-9]+)")
 _KEY = re.compile(r"[a-z][a-z-]{0,40}")
 _VALUE = re.compile(r"[A-Za-z0-9_.,:;@%+=/\[\]&|*!()<>-]{0,256}")
 
-# What the launcher decides itself, and what makes sbatch do something else than submit.
+# Options that the launcher sets itself, or that make sbatch do something other than submit.
 _OWN = (
     "job-name", "nodes", "ntasks", "ntasks-per-node", "tasks-per-node", "output", "error", "open-mode", "signal",
     "requeue", "no-requeue", "wrap", "array", "chdir", "parsable", "partition", "account", "time", "gres", "exclusive",
     "export", "input", "wait", "test-only", "help", "usage", "version",
 )  # fmt: skip
 
-# Slurm may send the signal before the time limit so much sooner than it was told (sbatch(1), --signal).
+# Slurm may send the signal up to this much earlier than it was told (sbatch(1), --signal).
 EARLY_S = 60
 
 # States in which Slurm will not run the job any more (squeue(1), JOB STATE CODES).
@@ -70,14 +70,14 @@ _OVER = frozenset(
 )
 
 
-# ``state_of`` when Slurm says nothing, and the words of squeue for a job that it does not know.
+# Result of ``state_of`` when Slurm does not answer, and squeue's message for a job that it does not know.
 NO_ANSWER = "NO ANSWER"
 _NO_SUCH_JOB = "Invalid job id"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmOptions:
-    """The user's wishes for Slurm. ``gres`` as npu:8 (of each node); ``sbatch``: KEY=VALUE of other options."""
+    """The user's options for Slurm. ``gres``: per node, as npu:8; ``sbatch``: KEY=VALUE of other options."""
 
     partition: str | None = None
     account: str | None = None
@@ -89,7 +89,7 @@ class SlurmOptions:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> SlurmOptions:
-        """Take those that the user gave."""
+        """Return the options from the command line."""
         own = {name: values.get(name) for name in ("partition", "account", "gres")}
         return cls(
             **own,
@@ -171,11 +171,12 @@ SCHEDULER = Slurm()
 
 
 def placement(cluster: Cluster, options: SlurmOptions, *, grace_s: float = 0.0) -> Placement:
-    """Return what is submitted for ``options``.
+    """Return the placement for ``options``.
 
-    Raises SpecError with every value that sbatch could take for something else, or that leaves no time to train.
+    Raises SpecError with every value that sbatch could misread, or that leaves no time to train.
     """
     problems = [*_bad_values(options), *_bad_extra(options.sbatch)]
+    # The time limit can be calculated with only if it has the right form.
     problems += [] if problems else _too_short(options, warning_s(grace_s))
     if options.gres and (match := _GRES.fullmatch(options.gres)) and int(match[1]) < len(cluster.hosts[0].devices):
         problems.append(f"--gres {options.gres}: the job needs {len(cluster.hosts[0].devices)} on each node")
@@ -212,7 +213,7 @@ def _too_short(options: SlurmOptions, warning: int) -> list[str]:
 
 
 def limit_s(text: str) -> int | None:
-    """Return the seconds of a time limit as sbatch reads it, in whole minutes; None for 0, no limit (sbatch(1))."""
+    """Return a time limit in seconds as sbatch reads it, in whole minutes; None for 0, no limit (sbatch(1))."""
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
@@ -232,7 +233,7 @@ def _bad_extra(pairs: Sequence[str]) -> list[str]:
 
 
 def _own_option(key: str) -> str | None:
-    """Return which of _OWN sbatch may take ``key`` for: it understands the beginning of a name too."""
+    """Return the option of _OWN that sbatch may read for ``key``: it accepts the beginning of a name too."""
     return key if key in _OWN else next((name for name in _OWN if name.startswith(key)), None)
 
 
@@ -240,7 +241,7 @@ def _own_option(key: str) -> str | None:
 
 
 def render_script(launch: Launch, paths: JobPaths, name: str) -> RenderedFile:
-    """Return the batch script of the job at ``paths``. Everything in it is quoted, or checked to need no quotes."""
+    """Return the batch script of the job at ``paths``. Every value in it is quoted, or checked to need no quotes."""
     return render(
         environment(),
         "slurm.sbatch.j2",
@@ -260,8 +261,10 @@ def _directives(launch: Launch, name: str) -> list[str]:
         f"--nodes={len(launch.nodes)}",
         "--ntasks-per-node=1",
         "--output=/dev/null",  # the script has its own log, whose path may hold anything
+        # "B:": to the batch script alone, the leader, which decides on the step that all ranks save after.
         f"--signal=B:USR1@{warning_s(launch.limits.grace_s)}",
         "--requeue" if options.requeue else "--no-requeue",
+        # A job that is queued again runs the same script; its log must keep the runs before.
         "--open-mode=append",
     ]
     for key, value in (("partition", options.partition), ("account", options.account), ("time", options.time_limit)):
@@ -277,15 +280,16 @@ def _directives(launch: Launch, name: str) -> list[str]:
 
 
 def warning_s(grace_s: float) -> int:
-    """Return the seconds before the time limit at which ranks are asked to save: for a step, a checkpoint, the end."""
+    """Return the seconds before the time limit at which ranks are asked to save: time for a step and a checkpoint."""
     return int(min(max(2 * grace_s + 30, 60), 3600))
 
 
 def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
-    """Write the script, give it to sbatch, and note its number in job.json. Raises HostError when Slurm refuses."""
+    """Write the script, pass it to sbatch, and note the job's number in job.json. Raises HostError if Slurm refuses."""
     script = render_script(launch, paths, record.name)
     (paths.root / script.path).write_text(script.text, encoding="utf-8")
     result = run_program("sbatch", "--parsable", str(paths.root / script.path))
+    # With several clusters --parsable gives "NUMBER;CLUSTER".
     number = result.stdout.strip().split(";")[0]
     if not number.isdecimal():
         said = (result.stderr or result.fault).strip()
@@ -303,11 +307,12 @@ def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
 
 
 def name_hosts(launch: Launch) -> Launch:
-    """Return ``launch`` with the nodes that this allocation has. Raises HostError outside of one."""
+    """Return ``launch`` with the nodes of this allocation. Raises HostError outside of one."""
     listed = os.environ.get("SLURM_JOB_NODELIST")
     if listed is None:
         raise HostError("SLURM_JOB_NODELIST is not set: this is no Slurm job", hint="launcher resume JOB")
     names = node_names(listed)
+    # More nodes are harmless: the first ones are used.
     if len(names) < len(launch.nodes):
         raise HostError(f"the allocation has {len(names)} node(s), the job needs {len(launch.nodes)}")
     places = zip(launch.nodes, names, strict=False)
@@ -315,7 +320,7 @@ def name_hosts(launch: Launch) -> Launch:
 
 
 def node_address(name: str) -> str:
-    """Return the address that Slurm itself reaches a node by; "" when that is a name nobody resolves."""
+    """Return the address by which Slurm itself reaches a node; "" when it is a name that does not resolve."""
     match = re.search(r"NodeAddr=(\S+)", run_program("scontrol", "show", "node", name).stdout)
     found = match[1] if match else name
     try:
@@ -329,7 +334,7 @@ def node_address(name: str) -> str:
 
 
 def agent_starts(launch: Launch, paths: JobPaths) -> list[AgentStart]:
-    """Return one srun for all nodes; an agent that ends takes no other along."""
+    """Return one srun for all nodes; an agent that ends does not end the others."""
     count = str(len(launch.nodes))
     argv = (
         "srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--distribution=block",
@@ -341,9 +346,9 @@ def agent_starts(launch: Launch, paths: JobPaths) -> list[AgentStart]:
 
 
 def requeue_note(launch: Launch, paths: JobPaths) -> str | None:
-    """Return why the job, now that it has stopped on a signal, goes on later; None when a user ended it.
+    """Return the reason why the job, stopped by a signal, goes on later; None when a user ended it.
 
-    A stop by ``launcher stop`` is written in the job's folder, one by scancel is known to Slurm.
+    The job's folder shows a stop by ``launcher stop``, Slurm one by scancel.
     """
     number = _number_to_requeue(launch, paths)
     if number is None:
@@ -358,11 +363,12 @@ def _number_to_requeue(launch: Launch, paths: JobPaths) -> str | None:
 
 
 def in_vain(launch: Launch, paths: JobPaths) -> Verdict | None:
-    """Return the verdict on an attempt that the time limit ended with nothing saved that it had not begun with.
+    """Return the verdict on an attempt that reached the time limit before it saved anything new; None for others.
 
-    The next one would end like it, and so on for ever.
+    The next attempt would end the same way, and so on for ever.
     """
     number = _number_to_requeue(launch, paths)
+    # Slurm ends a run that it preempts itself; only the time limit finds the job still running.
     if number is None or state_of(number) != "RUNNING" or has_got_on(paths, len(launch.ranks)):
         return None
     en = "Slurm's time limit came before a step was saved that was not saved before; queued again it would end the same"
@@ -375,17 +381,18 @@ def in_vain(launch: Launch, paths: JobPaths) -> Verdict | None:
 
 
 def _queued_again(number: str) -> bool:
-    """Tell whether Slurm, which ends this run of the job, has counted the next one: after scancel it has not.
+    """Return True if Slurm, which ends this run of the job, has counted the next one: after scancel it has not.
 
-    Both are COMPLETING meanwhile (Slurm 22.05, seen).
+    In both cases the state is COMPLETING (Slurm 22.05, seen).
     """
     match = re.search(r"\bRestarts=(\d+)", run_program("scontrol", "show", "job", number).stdout)
     return match is not None and int(match[1]) > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def requeue() -> bool:
-    """Have Slurm run this job again. It ends this process with the job, as a rule before it returns."""
+    """Make Slurm run this job again. It ends this process with the job, usually before this function returns."""
     number = os.environ["SLURM_JOB_ID"]
+    # A running job has reached its time limit; any other state here is Slurm's own end of the run.
     if state_of(number) != "RUNNING":
         return True  # Slurm does it itself
     return not run_program("scontrol", "requeue", number).fault
@@ -395,30 +402,32 @@ def requeue() -> bool:
 
 
 def state_of(number: str) -> str | None:
-    """Return Slurm's word for the job's state; None when it knows no such job, NO_ANSWER when it cannot be asked."""
+    """Return Slurm's name of the job's state; None for an unknown job, NO_ANSWER when Slurm cannot be asked."""
     asked = run_program("squeue", "--noheader", "--states=all", "--format=%T", "--jobs", number)
     shown = asked.stdout.split()
     if shown:
         return shown[0]
     if asked.fault and _NO_SUCH_JOB not in asked.stderr:
         return NO_ANSWER
+    # squeue forgets a job some minutes after its end (MinJobAge); the accounting, where there is one, does not.
     told = run_program("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", number)
     words = told.stdout.split()
     return words[0] if words else None
 
 
 def reason_of(number: str) -> str:
-    """Return why it waits, as squeue says it."""
+    """Return squeue's reason why the job waits."""
     return run_program("squeue", "--noheader", "--format=%r", "--jobs", number).stdout.strip()
 
 
 def ask(record: JobRecord) -> JobRecord:
-    """Return ``record`` with what Slurm knows beyond it: why the job waits, or that it is over and has not said so."""
+    """Return ``record`` with Slurm's knowledge added: why the job waits, or that it is over without a recorded end."""
     number = record.scheduler_job
     if record.is_final or not number:
         return record
     state = state_of(number)
     if state in ("PENDING", "CONFIGURING"):
+        # The note of a job that was queued again says what was saved; that part stays.
         _, saved, step = (record.note or "").partition("; saved at ")
         return replace(record, note=f"Slurm job {number}: {state.lower()} ({reason_of(number)}){saved}{step}")
     if state == NO_ANSWER:
@@ -432,21 +441,23 @@ def ask(record: JobRecord) -> JobRecord:
 
 
 def request_stop(paths: JobPaths, record: JobRecord) -> bool:
-    """Have a job that waits cancelled, and ask one that runs to stop: then True, and its leader writes the end.
+    """Cancel a waiting job and return False; ask a running one to stop and return True: its leader writes the end.
 
-    Where Slurm does not answer, what is written in the job's folder asks the leader. Raises JobError when Slurm does
-    not know the job.
+    Where Slurm does not answer, the file in the job's folder asks the leader. Raises JobError when Slurm does not know
+    the job.
     """
     number = record.scheduler_job
     state = state_of(number) if number else None
     if state is None:
         raise JobError(f"Slurm knows no job {number}", hint=f"launcher status {record.job_id}")
     if state == "RUNNING":
+        # To the leader alone: a signal to every step would end ranks before they have saved.
         run_program("scancel", "--batch", "--signal=TERM", number)
     if state in ("RUNNING", "COMPLETING", NO_ANSWER):
         return True
     run_program("scancel", number)
     current = jobs.read_record(paths) or record
+    # It has no leader while it waits, so its end is written here.
     if not current.is_final:
         note = "before it ran" if current.started is None else "before it ran again"
         ended = replace(current, state=jobs.CANCELLED, ended=jobs.now(), exit_code=143, note=note)
@@ -455,9 +466,9 @@ def request_stop(paths: JobPaths, record: JobRecord) -> bool:
 
 
 def stop(paths: JobPaths, record: JobRecord, *, wait_s: float) -> None:
-    """Stop a job that waits or runs. A running one is asked first, and cancelled when it has not ended in ``wait_s``.
+    """Stop a waiting or running job. A running one is asked first, and cancelled if it has not ended in ``wait_s``.
 
-    Raises JobError when Slurm does not know it, or does not answer and nobody else ends it.
+    Raises JobError when Slurm does not know it, or does not answer and the job has not ended.
     """
     if not request_stop(paths, record):
         return

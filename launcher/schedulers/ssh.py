@@ -1,8 +1,8 @@
-"""A few machines without a batch system: the inventory's hosts, each reached by the system's own ssh.
+"""Machines without a batch system: the hosts of an inventory, each reached by the system's own ssh.
 
-Nothing is asked for (BatchMode) and no host key is taken on trust. One connection a host (ControlMaster) serves the
-check before the job and the agent. What runs over there is one argv, quoted; of our environment it gets only what
-training needs. The agent reads its stdin: when this end of the connection is gone, so is everything over there.
+ssh asks for nothing (BatchMode) and takes no host key on trust. One connection per host (ControlMaster) serves the
+check before the job and the agent. The remote command is one argv, quoted; of our environment it gets only the
+variables that training needs. The agent reads its stdin: when this end of the connection is gone, it ends everything.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _AT_A_TIME = 32
 
 
 def forwarded(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what of our environment goes to the other hosts."""
+    """Return the part of our environment that goes to the other hosts."""
     return {
         name: value
         for name, value in environment.items()
@@ -74,22 +74,22 @@ class Ssh(Scheduler):
         return Placement(cluster=cluster, scheduler=self.name, settings=settings, agents=True, named=True)
 
     def preflight(self, plan: LaunchPlan, *, port: int | None) -> Sequence[str]:
-        """Ask all hosts at a time."""
+        """Check all hosts in parallel."""
         return clock_notes(check_hosts(plan.launch, plan.paths.job_id, plan.paths.root.parent))
 
     def agents(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]:
         return agent_starts(launch, paths)
 
     def is_connected(self, launch: Launch, paths: JobPaths, address: str) -> bool:
-        """Tell whether the job's connection to a host, which other commands share with the agent, is still open.
+        """Return True if the job's connection to a host, which other commands share with the agent, is still open.
 
-        ssh says the same of a host that it lost and of a command that was killed there.
+        ssh ends with the same code for a lost host and for a command that was killed there.
         """
         config = _config(launch.settings)
         return not run_program(*_ssh(config, paths.job_id), "-O", "check", "--", address, timeout_s=5).fault
 
     def close(self, launch: Launch, paths: JobPaths) -> None:
-        """Close the job's connections, idle ones too."""
+        """Close all of the job's connections, including idle ones."""
         for node in launch.nodes:
             argv = (*_ssh(_config(launch.settings), paths.job_id), "-O", "exit", "--", node.address)
             run_program(*argv, timeout_s=5)
@@ -99,7 +99,7 @@ SCHEDULER = Ssh()
 
 
 def ssh_settings(ssh_config: Path | None) -> dict[str, Any]:
-    """Return what is sent to the hosts, and the file for ssh -F. Raises HostError when that is not there."""
+    """Return the environment for the hosts, and the file for ssh -F. Raises HostError when that file is missing."""
     settings: dict[str, Any] = {"env": forwarded(os.environ)}
     if ssh_config is not None:
         if not ssh_config.is_file():
@@ -113,7 +113,7 @@ def _config(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def ssh_argv(settings: Mapping[str, Any], job_id: str, address: str, command: Sequence[str]) -> tuple[str, ...]:
-    """Return the argv that runs ``command`` on ``address``: one string for the far shell, every argument quoted."""
+    """Return the argv that runs ``command`` on ``address``: one string for the remote shell, every argument quoted."""
     return (*_ssh(_config(settings), job_id), "--", address, shlex.join(command))
 
 
@@ -124,9 +124,11 @@ def _ssh(config: Sequence[str], job_id: str) -> tuple[str, ...]:
         "ConnectTimeout": str(CONNECT_S),
         "ControlMaster": "auto",
         "ControlPersist": str(PERSIST_S),
+        # %C is a hash of user, host and port: a socket's path may have 108 bytes at the most (unix(7)).
         "ControlPath": str(control_folder() / f"{job_id.partition('-')[0]}-%C"),
         "ServerAliveInterval": str(ALIVE_S),
         "ServerAliveCountMax": str(ALIVE_COUNT),
+        # The user's config may forward an agent, a display or ports; a job that runs for days must not.
         "ForwardAgent": "no",
         "ForwardX11": "no",
         "ClearAllForwardings": "yes",
@@ -136,9 +138,10 @@ def _ssh(config: Sequence[str], job_id: str) -> tuple[str, ...]:
 
 
 def control_folder() -> Path:
-    """Make a folder of ours alone for ssh's sockets; their paths must be short."""
+    """Return the folder for ssh's sockets, made if missing and accessible to us alone; socket paths must be short."""
     folder = Path(tempfile.gettempdir()) / f"launcher-ssh-{os.geteuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    # The temporary folder is everybody's: another user may have made this name first, to take over our connections.
     status = folder.lstat()
     if status.st_uid != os.geteuid() or status.st_mode & 0o077 or folder.is_symlink():
         raise HostError(f"{folder} is not ours alone", hint=f"rm -r {folder}")
@@ -146,13 +149,13 @@ def control_folder() -> Path:
 
 
 def remote(settings: Mapping[str, Any], argv: Sequence[str]) -> tuple[str, ...]:
-    """Return ``argv`` with its environment, as one command of the far side."""
+    """Return ``argv`` with its environment, as one command of the remote host."""
     env = {**settings.get("env", {}), **package_env(settings.get("python_path", ()))}
     return ("env", *(f"{name}={value}" for name, value in sorted(env.items())), *argv)
 
 
 def agent_starts(launch: Launch, paths: JobPaths) -> list[AgentStart]:
-    """Return one ssh a host, which lives as long as the agent."""
+    """Return one ssh process per host, which lives as long as the agent."""
     return [
         AgentStart(
             name=f"node_{node.node_rank}",
@@ -179,7 +182,7 @@ def agent_starts(launch: Launch, paths: JobPaths) -> list[AgentStart]:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """The result of one host's check. ``took_s``: the whole call; ``ahead_s``: its clock, give or take half of it."""
+    """The result of one host's check. ``took_s``: time of the call; ``ahead_s``: clock minus ours, +- took_s / 2."""
 
     address: str
     took_s: float = 0.0
@@ -189,14 +192,16 @@ class Checked:
 
 
 def check_hosts(launch: Launch, job_id: str, folder: Path) -> list[Checked]:
-    """Check all hosts at a time: reachable, same versions, same folder seen, cards free, clocks.
+    """Check all hosts in parallel: reachable, same versions, same folder seen, cards free, clocks.
 
-    ``folder``: the jobs folder. Raises HostError with all that is wrong, each line with its host.
+    ``folder``: the jobs folder. Raises HostError with all problems, each line with its host.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # A file of a fresh name: a host that sees it sees the same folder, not one of the same path.
     handle, token = tempfile.mkstemp(prefix=".seen-", dir=folder)
     os.close(handle)
     try:
+        # A login takes a second or more, so hosts are asked in parallel.
         with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
             checked = list(pool.map(lambda node: _check(launch, job_id, node.address, Path(token)), launch.nodes))
     finally:
@@ -206,6 +211,7 @@ def check_hosts(launch: Launch, job_id: str, folder: Path) -> list[Checked]:
     if len(found) == len(checked):
         lines += problems(launch.nodes, launch.ranks, found)
     if lines:
+        # Otherwise connections of a job that will not run stay open for ControlPersist.
         SCHEDULER.close(launch, JobPaths(root=folder / job_id))
         raise HostError(
             "\n".join([f"the hosts cannot run the job: {len(lines)} problem(s)", *(f"  - {line}" for line in lines)]),
@@ -227,8 +233,9 @@ def _check(launch: Launch, job_id: str, address: str, token: Path) -> Checked:
 
 
 def _parse(result: ProgramResult) -> Registration | str:
-    """Return what the host reported, or why it did not."""
+    """Return the host's report, or the reason why there is none."""
     try:
+        # The last line: a login shell may print its own text before it.
         return Registration.from_dict(json.loads(result.stdout.strip().splitlines()[-1]))
     except (ValueError, TypeError, KeyError, IndexError):
         said = (result.stderr.strip() or result.stdout.strip()).splitlines()
@@ -236,7 +243,7 @@ def _parse(result: ProgramResult) -> Registration | str:
         return error or (said[-1] if said else result.fault or "it said nothing")
 
 
-# What ssh says, and what to type for it; the first that fits.
+# ssh's messages and what to type for each; the first match counts.
 _SSH_SAYS = (
     ("HOST IDENTIFICATION HAS CHANGED", "its key is another than before: if you know why, ssh-keygen -R {}"),
     ("Host key verification failed", "ssh-keyscan {} tells its key, for the known_hosts file that ssh uses"),
@@ -249,7 +256,7 @@ def _what_to_do(said: str, address: str) -> str:
 
 
 def clock_notes(checked: Sequence[Checked]) -> list[str]:
-    """Return a line for each clock that is too far from ours."""
+    """Return a line for each clock that differs too much from ours."""
     far = [item for item in checked if abs(item.ahead_s) > CLOCK_S + item.took_s / 2]
     return [
         f"The clock of {item.address} is {abs(item.ahead_s):.0f} s {'ahead of' if item.ahead_s > 0 else 'behind'} "

@@ -1,10 +1,10 @@
-"""One supervisor process a job: starts what the engine names, watches ranks, judges, and leaves nothing running.
+"""One supervisor process per job: starts the engine's programs, watches ranks, judges, and leaves nothing running.
 
 start     from the command line: spawns the guard, in a session of its own, so closing a terminal ends no training
 guard     parent of the supervisor; outlives it if it is killed, and then clears up and writes the end
 supervisor  attempts: attempts, restarts, job.json
 attempt   one start of the job's processes, from the first to the last
-rank_states  what is known of the ranks, and which failure was the first
+rank_states  everything known about the ranks, and the first of their failures
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from launcher.jobs import JobPaths
 
 def start(paths: JobPaths) -> subprocess.Popen[bytes]:
     """Start the supervisor of the job at ``paths``, whose launch.json and job.json are written. Returns the guard."""
+    # In a session of its own no terminal's signals reach it; in "/" it keeps no file system from being unmounted.
     with paths.supervisor_log.open("ab") as log:
         return subprocess.Popen(
             (sys.executable, "-m", "launcher.supervise", str(paths.root)),
@@ -31,7 +32,7 @@ def start(paths: JobPaths) -> subprocess.Popen[bytes]:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, and the way to this package, which may have been found through the working folder."""
+    """Return our environment plus the path to this package, which may have been found through the working folder."""
     import os
 
     package = str(Path(__file__).resolve().parents[2])

@@ -1,7 +1,7 @@
 """One attempt: start the engine's programs, watch until all ranks are done or one failed, leave nothing running.
 
-What is late, hangs, has failed or stops is judged in ``launcher.supervise.judge``; who may stop the attempt is its
-``AttemptControl``. What is left here touches processes: starts them, hears of their ends, ends them.
+``launcher.supervise.judge`` decides what is late, hangs, has failed or stops; requests to stop come through its
+``AttemptControl``. The code here touches processes: it starts them, notices their ends, and ends them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ EARLY_TICK_S = 0.01
 # mindformers 1.9.0, tools/utils.py, DIRECTORY_PERMISSION.
 MINDFORMERS_MODE = 0o750
 
-# What is read of an engine's own output.
+# The last lines of an engine's output name the rank that failed; all of it may be megabytes.
 _ENGINE_LINES = 200
 
 _MIN_FREE_BYTES = 1 << 20
@@ -51,9 +51,9 @@ _MIN_FREE_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. ``state`` is one of SUCCEEDED, FAILED (with a verdict, and when) and CANCELLED.
+    """The end of an attempt. ``state`` is one of SUCCEEDED, FAILED (with a verdict and a time) and CANCELLED.
 
-    ``later``: its scheduler will run the job again, and why.
+    ``later``: the reason why its scheduler will run the job again; None when it will not.
     """
 
     state: str
@@ -78,7 +78,7 @@ class _Watched:
 
 
 class Attempt:
-    """Runs once. ``tell`` is called with STARTING, RUNNING and STOPPING, and with the ranks' processes."""
+    """One start of a job; runs once. ``tell`` receives STARTING, RUNNING and STOPPING, with the ranks' processes."""
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class Attempt:
         self.limits, self._clock = launch.limits, clock
         engine = launch.engine if launch.nests_ranks else None
         self.states = RankStates([rank.rank_id for rank in launch.ranks], engine, clock=clock)
+        # On several hosts the leader judges late and hanging ranks: that takes the progress of all of them.
         alone = control.answers_for_all
         scope = Scope(failure_first=not alone, evidence=self.states, progress=alone)
         self.judge = Judge(launch.limits, scope, clock=clock)
@@ -107,7 +108,7 @@ class Attempt:
         self._mode = stat.S_IMODE(paths.root.stat().st_mode)
 
     def run(self) -> Outcome:
-        """The whole attempt. However it ends, nothing that it started is left."""
+        """Run the whole attempt. However it ends, no process that it started is left."""
         for handle, on_readable in self.control.descriptors().items():
             self._selector.register(handle, selectors.EVENT_READ, on_readable)
         try:
@@ -144,6 +145,7 @@ class Attempt:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # A signal to our process group must not reach the ranks: the supervisor alone decides how they end.
                 start_new_session=True,
                 preexec_fn=self._prepare_child,
             )
@@ -159,15 +161,16 @@ class Attempt:
         return self.paths.log(f"{name}_{self.launch.node_rank}" if self.launch.node_rank else name)
 
     def _prepare_child(self) -> None:
-        """Runs in the child, before its program. A signal that is ignored there stays ignored below it."""
+        """Prepare the child before its program starts. A signal that is ignored here stays ignored below it."""
         die_with_parent()
+        # A scheduler that takes hosts away sends TERM to every process; ranks must survive it long enough to save.
         if self.control.end_signal != signal.SIGTERM:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _watch_process(self, who: int | str, process: ProcessId) -> None:
-        """Be woken when a process of a rank (by number) or of a program (by name) ends.
+        """Wake the selector when a process of a rank (by number) or of a program (by name) ends.
 
-        A rank that an engine starts has two: the one that the engine knows, and its child, which trains.
+        A rank that an engine starts has two processes: the one that the engine knows, and its child, which trains.
         """
         if self._watched.get(who) == process:
             return
@@ -175,6 +178,7 @@ class Attempt:
         if isinstance(who, int):
             self.states.ranks[who].process = process
         handle = process.open_pidfd()
+        # The process ended before it could be watched: no descriptor will ever tell.
         if handle is None:
             self._gone(who, process.exit_code())
         else:
@@ -192,13 +196,14 @@ class Attempt:
         """Wait for something to happen, at most ``timeout_s``, and take note of it."""
         for key, _ in self._selector.select(min(timeout_s, EARLY_TICK_S) if self._early else timeout_s):
             self._hear(key.fd, key.data)
+        # Before the events are read: a rank writes "done" before it ends, so no end is seen whose "done" is not.
         reap(self._note_end)
         self._read_events()
         self._look_for_ranks()
         self.control.look(self.states)
 
     def _hear(self, handle: int, source: _Watched | OnReadable) -> None:
-        """Take note of a descriptor that became readable: a process has ended, or the control has something to say."""
+        """Handle a readable descriptor: a process has ended, or the control has something to say."""
         if isinstance(source, _Watched):
             self._selector.unregister(handle)
             os.close(handle)
@@ -207,10 +212,11 @@ class Attempt:
             self._selector.unregister(handle)
 
     def _look_for_ranks(self) -> None:
-        """Below the engine, until all are known."""
+        """Look for ranks below the engine until all are known."""
         if self._early is None:
             return
         for who, process in self._early.look():
+            # A rank that has begun reported its training process, which says more than the engine's child above it.
             if isinstance(who, int) and not self.states.ranks[who].begun:
                 self._watch_process(who, process)
         if not self._early.missing or all(rank.begun for rank in self.states.ranks.values()):
@@ -223,13 +229,14 @@ class Attempt:
         rank_id = told.rank_id if told else None
         if told and self._early:
             rank_id = self._early.rank_of(told)
+        # An engine may name a rank of another host; only those of this host are judged here.
         if told and rank_id in self.states.ranks:
             self.states.rank_named(rank_id, self._clock.time(), told.code)
 
     def _note_end(self, pid: int, code: int) -> None:
-        """A child has ended, or an orphan that we adopted: ranks of an engine that died before it could look.
+        """Note the end of a child, or of an adopted orphan: a rank whose engine died before it could collect it.
 
-        Collected here, nobody else can tell any more how it ended.
+        Its exit status is collected here, so nobody else can read it afterwards.
         """
         if child := self._children.get(pid):
             child.popen.returncode = code
@@ -243,6 +250,7 @@ class Attempt:
         for rank in self.states.ranks.values():
             if rank.process:
                 self._watch_process(rank.rank_id, rank.process)
+        # The schedulers of other engines are our own children, which are watched since they were started.
         if self.states.scheduler and self.launch.engine == "msrun":
             self._watch_process(SCHEDULER, self.states.scheduler)
 
@@ -252,7 +260,7 @@ class Attempt:
             self._tell(state, self.states)
 
     def _follow(self) -> Outcome:
-        """Watch until the judge has decided, and do what that is."""
+        """Watch until the judge decides, and carry out the decision."""
         wait_s = TICK_S
         while True:
             self._tick(wait_s)
@@ -263,6 +271,7 @@ class Attempt:
             if decision.action is Action.FINISH:
                 return self._finish()
             if decision.action is Action.HANG:
+                # Before anything is killed: afterwards there is no stack to read.
                 dump_stacks(self.paths, self.states)
                 return self._fail(self.judge.no_progress(self._entered(), decision.idle_s))
             if decision.action is Action.FAIL and (failure := decision.failure or self._first_failure()):
@@ -275,13 +284,13 @@ class Attempt:
         return self.states.first_failure()
 
     def _wait(self, seconds: float, until: Callable[[], bool]) -> None:
-        """Watch on for ``seconds``, or until something is so."""
+        """Keep watching for ``seconds``, or until ``until`` holds."""
         deadline = self._clock.monotonic() + seconds
         while not until() and (left := deadline - self._clock.monotonic()) > 0:
             self._tick(min(left, TICK_S))
 
     def _slow_look(self) -> Look:
-        """Look at what costs a system call a rank, for the judge."""
+        """Return the facts for the judge that cost one system call per rank."""
         if self._early:
             self._hear_engine()
         gone = self.paths.is_gone
@@ -297,7 +306,7 @@ class Attempt:
         return {rank_id: read_position(self.paths.rank_position(rank_id)) for rank_id in self.states.ranks}
 
     def _keep_mode(self) -> None:
-        """MindFormers makes the job's folder 750, which hides the job from others that could see it before."""
+        """Restore the mode of the job's folder: MindFormers makes it 750, which hides the job from other users."""
         with contextlib.suppress(OSError):
             if stat.S_IMODE(self.paths.root.stat().st_mode) == MINDFORMERS_MODE:
                 self.paths.root.chmod(self._mode)
@@ -305,7 +314,7 @@ class Attempt:
     # ------------------------------------------------------------------------------------------------ ends
 
     def _finish(self) -> Outcome:
-        """Let processes end by themselves for a while: all is saved, and how they end does not matter any more."""
+        """Give processes time to end by themselves: everything is saved, so their exit codes no longer matter."""
         self._leave_together()
         self._wait(self.limits.leave_s, lambda: self.states.all_gone)
         warnings = [
@@ -316,8 +325,10 @@ class Attempt:
         return Outcome(state=jobs.SUCCEEDED, warnings=tuple(warnings))
 
     def _fail(self, failure: Failure) -> Outcome:
+        # Before the kill, which would make every rank look ended.
         alive = tuple(rank.rank_id for rank in self.states.ranks.values() if rank.gone is None)
         stopped = tuple(rank_id for rank_id in alive if rank_id != failure.rank_id)
+        # Before the verdict: logs are complete and exit codes known only when the processes are gone.
         left = kill_descendants(self._note_end)
         findings = Findings(oom=self._oom.killed, stopped=stopped, disk_full=_disk_full(self.paths.root))
         verdict = find_verdict(self.paths, self.launch.ranks, self.states, failure, findings)
@@ -329,7 +340,7 @@ class Attempt:
             self._tick()
 
     def _stop(self) -> Outcome:
-        """Stop the ranks in order: a checkpoint, if that is wanted, then TERM, and KILL after the grace."""
+        """Stop the ranks in order: a checkpoint if one is requested, then TERM, then KILL after the grace period."""
         self._set_state(jobs.STOPPING)
         request = self.control.stop_request()
         phases = [*([Phase.LOCATE, Phase.SAVE] if request.save else []), Phase.TERMINATE]
@@ -348,8 +359,9 @@ class Attempt:
             self._tick()
 
     def _save_first(self, sequence: StopSequence) -> int | None:
-        """Have all ranks end after the same step, which makes them save. Returns that step, None if they did not."""
+        """Make all ranks save and end after the same step. Returns that step, None when not all of them did."""
         stop_at = self.control.stop_step(self._entered)
+        # On several hosts the leader names the step only when every host has reported its position.
         while self._phase(sequence, located=stop_at is not None) is Phase.LOCATE:
             self._tick()
             stop_at = self.control.stop_step(self._entered)
@@ -359,19 +371,21 @@ class Attempt:
         with contextlib.suppress(OSError):
             write_atomic(self.paths.stop_at, f"{stop_at}\n", parents=False)
         self._tick_while(sequence, Phase.SAVE)
+        # A checkpoint that only some ranks wrote cannot be resumed from.
         if not self.states.all_done:
             return None
         self._leave_together()
         return stop_at
 
     def _terminate_ranks(self) -> None:
-        """The end signal to ranks and what they started; not to their engine, which would KILL them."""
+        """Send the end signal to ranks and their children, but not to their engine, which would KILL them."""
         spared = {child.process.pid for child in self._children.values() if child.program.rank_id is None}
         for process in descendants():
             if process.pid not in spared:
                 process.send(self.control.end_signal)
 
     def _close(self) -> None:
+        # Only pidfds are ours to close; the control owns its descriptors.
         for handle in [key.fd for key in self._selector.get_map().values() if isinstance(key.data, _Watched)]:
             self._selector.unregister(handle)
             os.close(handle)

@@ -1,4 +1,4 @@
-"""Who commands an attempt: this process's own signals, or the leader of a job on several hosts."""
+"""The command over an attempt: this process's own signals, or the leader of a job on several hosts."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ OnReadable = Callable[[], bool]
 
 
 class AttemptControl(Protocol):
-    """What an attempt asks and tells. ``end_signal``: what asks the ranks to end.
+    """The questions and reports of an attempt. ``end_signal``: the signal that asks the ranks to end.
 
-    ``answers_for_all``: the ranks here are all that the job has, so that late and hanging ones are judged here.
+    ``answers_for_all``: the job has no ranks elsewhere, so late and hanging ones are judged here.
     """
 
     end_signal: int
     answers_for_all: bool
 
     def descriptors(self) -> Mapping[int, OnReadable]:
-        """Return what to watch: each descriptor with what to call when it is readable."""
+        """Return the descriptors to watch, each with the function to call when it is readable."""
         ...
 
     def look(self, states: RankStates) -> None:
-        """Take note of how far the ranks are; called at every look at them."""
+        """Note the ranks' progress; called at every tick."""
         ...
 
     def stop_level(self) -> int:
@@ -41,7 +41,7 @@ class AttemptControl(Protocol):
     def stop_step(self, entered: Callable[[], Mapping[int, int]]) -> int | None:
         """Return the step after which all ranks of the job save and end; None while it is not known.
 
-        ``entered``: tells the step that each rank has entered last.
+        ``entered``: returns the step that each rank has entered last.
         """
         ...
 
@@ -51,7 +51,7 @@ class AttemptControl(Protocol):
 
 
 class LocalControl:
-    """Signals to this process, and what ``launcher stop`` wrote down."""
+    """Signals to this process, and the request that ``launcher stop`` wrote."""
 
     end_signal: int = signal.SIGTERM
     answers_for_all: bool = True
@@ -63,7 +63,7 @@ class LocalControl:
         return {self._signals.wake_fd: self._signals.drain}
 
     def look(self, states: RankStates) -> None:
-        """Nobody else is told: followers read what ranks report themselves."""
+        """Do nothing: followers read the ranks' own reports."""
 
     def stop_level(self) -> int:
         return self._signals.stop_level()

@@ -1,7 +1,7 @@
-"""Ranks below an engine before they report: found by what the engine put into their environment.
+"""Ranks below an engine before they report: found by the variables that the engine sets in their environment.
 
-msrun and mpirun start ranks themselves. One that ends before its first event is known to nobody but them: msrun then
-waits on for its scheduler, and mpirun ends the other ranks, which look as if they had failed.
+msrun and mpirun start ranks themselves. Only they know of a rank that ends before its first event: msrun then keeps
+waiting for its scheduler, and mpirun ends the other ranks, which look as if they had failed.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ Who = int | str
 
 
 class EarlyRanks:
-    """Ranks ``ranks`` (and msrun's scheduler, where ``scheduler``) below the engine, each told once."""
+    """The ranks ``ranks`` (and msrun's scheduler, if ``scheduler``) below the engine, each yielded once."""
 
     def __init__(self, engine: str, process: ProcessId, ranks: Collection[int], *, scheduler: bool) -> None:
         self._variable, self._process = _RANK[engine], process
+        # A child that has not called exec yet still shows this environment.
         self._own = environment_of(process.pid)
         self._expected: list[Who] = [*([SCHEDULER] if scheduler else []), *ranks]
         self._known: dict[int, Who] = {}
 
     @property
     def missing(self) -> list[Who]:
-        """Whom nothing is known of yet, in the order in which the engine starts them."""
+        """Return the ranks and scheduler not found yet, in the order in which the engine starts them."""
         known = set(self._known.values())
         return [who for who in self._expected if who not in known]
 
     def look(self) -> Iterator[tuple[Who, ProcessId]]:
-        """Processes that were not there, or not recognisable, at the last look."""
+        """Yield processes that did not exist, or were not recognisable, at the last look."""
         unknown: list[ProcessId] = []
         for process in self._below(self._process):
             who = self._who(process)
@@ -45,11 +46,12 @@ class EarlyRanks:
         yield from self._by_elimination(unknown)
 
     def _below(self, parent: ProcessId) -> Iterator[ProcessId]:
-        """Unknown processes; a rank's own children are not looked at."""
+        """Yield unknown processes below ``parent``; a rank's own children are skipped."""
         for process in children(parent.pid):
             if process.pid in self._known:
                 continue
             yield process
+            # The caller has noted it by now if it is a rank; a generator resumes only after that.
             if process.pid not in self._known:
                 yield from self._below(process)
 
@@ -67,14 +69,15 @@ class EarlyRanks:
         return who, process
 
     def _by_elimination(self, unknown: list[ProcessId]) -> Iterator[tuple[Who, ProcessId]]:
-        """Dead processes have no environment any more; when all that are missing are dead, their order says it."""
+        """Yield dead processes, which have no environment any more, by their order, once all that are missing died."""
         missing = self.missing
         if unknown and len(unknown) == len(missing) and not any(process.is_alive() for process in unknown):
             yield from map(self._note, missing, unknown)
 
     def rank_of(self, told: Told) -> int | None:
-        """The rank that an engine's words mean; None when that process was seen, and so is watched."""
+        """Return the rank that the engine's message names; None when its process was seen and so is watched."""
         if told.rank_id is not None:
             return told.rank_id
+        # The engine gives only a pid: a process that was never seen belongs to the first rank that is missing.
         ranks = [who for who in self.missing if isinstance(who, int)]
         return ranks[0] if ranks and told.pid not in self._known else None

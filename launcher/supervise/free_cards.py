@@ -14,7 +14,7 @@ _POLL_S = 0.5
 def wait_until_free(
     device_ids: Sequence[int], *, give_up: Callable[[], bool], root: Path = Path("/"), timeout_s: float = FREE_TIMEOUT_S
 ) -> bool:
-    """Return whether no process that we can see has /dev/davinciN of one of ``device_ids`` open any more."""
+    """Return True once no visible process has /dev/davinciN of one of ``device_ids`` open, False on a timeout."""
     from launcher.doctor.holders import holders  # brings in all of doctor: only where there are cards
 
     deadline = time.monotonic() + timeout_s

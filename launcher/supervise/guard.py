@@ -1,7 +1,7 @@
 """The supervisor's parent: does nothing while it works, and clears up when it was killed.
 
-Orphans of a process go to its nearest ancestor that is a child subreaper. So after a SIGKILL of the supervisor all that
-is left of the job is below the guard, and nothing else is.
+Orphans of a process go to its nearest ancestor that is a child subreaper. So after a SIGKILL of the supervisor
+everything left of the job is below the guard, and nothing else is.
 """
 
 from __future__ import annotations
@@ -25,15 +25,20 @@ def guard(paths: JobPaths) -> int:
     guard_id = ProcessId.current()
     child = os.fork()
     if child == 0:
+        # TERM, not KILL: a supervisor whose guard was killed still stops its ranks in order.
         die_with_parent(signal.SIGTERM)
+        # Imported in the child alone: the guard lives as long as the job, and stays small.
         from launcher.supervise.supervisor import supervise
 
         return supervise(paths, guard_id)
     code = Forwarding(child, PASSED_ON).wait()
+    # After the supervisor's own end this finds nothing; after a SIGKILL of it, the whole job.
     left = kill_descendants()
     record = _read(paths)
+    # A job that waits for its scheduler to run it again (PLANNED, no host) has no end to write.
     if record and not record.is_final and not (record.state == jobs.PLANNED and not record.host):
         _write_end(paths, record, code, left)
+    # The record has the signal; a negative number is no exit code.
     return max(code, 0)
 
 

@@ -1,4 +1,4 @@
-"""The judge: what is late, hangs, has failed, is lost, or stops; for the ranks of one host and for all hosts alike.
+"""The judge: decides what is late, hangs, has failed, is lost, or stops, for one host's ranks and for all hosts alike.
 
 Nothing here touches a process or a file, and nothing waits: facts, limits and a clock come in, a decision goes out.
 ``Attempt`` asks it about the ranks of its host, ``Leader`` about all hosts, and both carry out what it says.
@@ -30,10 +30,10 @@ BUSY_FACTOR = 10
 
 
 class Facts(Protocol):
-    """What is known of the ranks: ``RankStates`` of one host, ``HostStates`` of many.
+    """The facts known about the ranks: ``RankStates`` of one host, ``HostStates`` of many.
 
-    ``busy``: some rank evaluates or writes a checkpoint, in which no step is finished. ``progress_at``: when a rank was
-    last seen to make progress, by the judge's monotonic clock; None before the first step, which compiles.
+    ``busy``: some rank evaluates or writes a checkpoint, during which no step finishes. ``progress_at``: the time of
+    the last progress of any rank, by the judge's monotonic clock; None before the first step, which compiles.
     """
 
     progress_at: float | None
@@ -61,7 +61,7 @@ class Facts(Protocol):
 
 
 class Evidence(Protocol):
-    """What an engine may still tell about a failure; see ``RankStates``."""
+    """Facts that an engine may still supply about a failure; see ``RankStates``."""
 
     @property
     def in_doubt(self) -> bool: ...
@@ -75,7 +75,7 @@ class Evidence(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What the slow checks found. ``suspended``: ranks stopped by SIGSTOP, of ``num_ranks`` in all."""
+    """The findings of the slow checks. ``suspended``: ranks stopped by SIGSTOP, out of ``num_ranks``."""
 
     folder_gone: str = ""
     suspended: frozenset[int] = frozenset()
@@ -84,10 +84,10 @@ class Look:
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """What a judge decides.
+    """The questions that a judge decides.
 
-    ``failure_first``: a failure counts though the job is being stopped. ``evidence``: whoever failed first is not known
-    before the engine has had time to leave. ``progress``: late and hanging ranks are judged here.
+    ``failure_first``: a failure counts even while the job is being stopped. ``evidence``: the first failure is unknown
+    until the engine has had time to leave. ``progress``: late and hanging ranks are judged here.
     """
 
     failure_first: bool = False
@@ -96,7 +96,7 @@ class Scope:
 
 
 class Action(Enum):
-    """FAIL: with a failure, or with what the facts say was the first. HANG: the stacks are wanted before it fails."""
+    """FAIL: with a failure, or with the first one of the facts. HANG: dump the stacks, then fail."""
 
     GO_ON = auto()
     FINISH = auto()
@@ -107,7 +107,7 @@ class Action(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """``wait_s``: ask again within this time. ``idle_s``: with HANG, for how long nothing has moved."""
+    """A decision of the judge. ``wait_s``: ask again within this time. ``idle_s``: with HANG, time without progress."""
 
     action: Action
     failure: Failure | None = None
@@ -119,7 +119,7 @@ _GO_ON = Decision(action=Action.GO_ON)
 
 
 class Judge:
-    """Decides for one attempt, from ``begin`` on, when its ranks are started."""
+    """The judge of one attempt, from ``begin`` on, which is called when its ranks are started."""
 
     def __init__(self, limits: Limits, scope: Scope, *, clock: Clock = time) -> None:
         self._limits, self._scope, self._clock = limits, scope, clock
@@ -132,9 +132,9 @@ class Judge:
         self._began = self._clock.monotonic()
 
     def decide(self, facts: Facts, stop_level: int, look: Callable[[], Look]) -> Decision:
-        """Return what to do now. ``stop_level``: as ``StopSignals`` has it. ``look`` is called for slow checks only."""
+        """Return what to do now. ``stop_level``: see ``StopSignals``. ``look`` is called for slow checks only."""
         failing = facts.failing
-        # Whoever judges by agents' reports need not wait: evidence was gathered where the ranks are.
+        # A judge of agents' reports need not wait: each agent has gathered the evidence on its own host.
         if failing and self._scope.failure_first and (stop_level or self._scope.evidence is None):
             return Decision(action=Action.FAIL)
         # A failure that was noticed before the request to stop stays one while evidence is gathered.
@@ -145,7 +145,7 @@ class Judge:
         return self._gather() if failing else self._slow_checks(facts, look)
 
     def _gather(self) -> Decision:
-        """Wait until everything that may explain the failure has come in."""
+        """Wait until everything that may explain the failure has arrived."""
         if self._gathering is None:
             self._gathering = EvidenceWait(self._scope.evidence, clock=self._clock)
         left_s = self._gathering.left_s()
@@ -174,12 +174,12 @@ class Judge:
         return Failure(kind=kind, time=now, rank_id=rank_id, behind=tuple(behind), detail=detail)
 
     def _folder_gone(self, seen: Look) -> Failure | None:
-        """Judge the job's folder by two looks: a folder that is renamed and back again is no failure."""
+        """Return a failure when two looks in a row miss the job's folder; renaming it and back is no failure."""
         was_gone, self._gone_before = self._gone_before, bool(seen.folder_gone)
         return self._failure("foreign", seen.folder_gone) if was_gone and seen.folder_gone else None
 
     def _suspended(self, seen: Look, now: float) -> Failure | None:
-        """Find a rank that is suspended while another runs; all at once were suspended on purpose."""
+        """Find a rank that is suspended while another runs; when all are suspended, somebody did it on purpose."""
         self._suspended_since = {rank_id: self._suspended_since.get(rank_id, now) for rank_id in seen.suspended}
         if not seen.suspended or len(seen.suspended) == seen.num_ranks > 1:
             return None
@@ -190,18 +190,19 @@ class Judge:
         return self._failure("stopped", f"{self._limits.stopped_s:.0f}", rank_id)
 
     def _late(self, facts: Facts, now: float) -> Failure | None:
-        """Find the rank that holds the others up: of those that are not ready, one that has not even begun."""
+        """Find the rank that holds the others up: preferably one that has not even begun."""
         if now - self._began < self._limits.start_timeout_s or facts.all_ready:
             return None
         late = facts.unready()
         if not late:
             return None
+        # A rank that began waits in its set-up for one that did not: blame that one, not the waiting.
         first = next((rank_id for rank_id, begun in late.items() if not begun), next(iter(late)))
         behind = [rank_id for rank_id in late if rank_id != first]
         return self._failure("no_start", f"{self._limits.start_timeout_s:.0f}", first, behind)
 
     def hang_timeout_s(self, facts: Facts) -> float:
-        """Return for how long no rank may make progress. An evaluation or a checkpoint may take much longer."""
+        """Return the longest time without progress that is allowed; longer during an evaluation or a checkpoint."""
         timeout_s = self._limits.hang_timeout_s
         if timeout_s is None:
             timeout_s = max(MIN_HANG_TIMEOUT_S, HANG_FACTOR * (facts.step_time_s() or 0.0))
@@ -214,17 +215,18 @@ class Judge:
         return None if idle_s < self.hang_timeout_s(facts) else idle_s
 
     def no_progress(self, entered: Mapping[int, int], idle_s: float) -> Failure:
-        """Return the failure that a hang is. ``entered``: the step that each rank has entered last.
+        """Return the failure for a hang. ``entered``: the step that each rank has entered last.
 
-        A rank that has not entered the step that others wait in is the cause, when it is the only one.
+        A single rank that has not entered the step in which the others wait is the cause.
         """
         ahead = max(entered.values(), default=0)
+        # Several that lag may all wait for each other: then none of them is named as the cause.
         behind = [rank_id for rank_id, step in sorted(entered.items()) if step < ahead]
         return self._failure("no_progress", f"{idle_s:.0f}", behind[0] if len(behind) == 1 else None, behind)
 
 
 class EvidenceWait:
-    """Waits one after the other, each as long as it may still bring something about; at most 5.3 s in all.
+    """A sequence of waits, each as long as it may still bring evidence; at most 5.3 s in total.
 
     A rank's end looks the same whether it failed or its engine was told to stop and took it along. What tells them
     apart comes later: the code that the rank ended with, MindSpore's scheduler going too, the engine leaving.
@@ -236,10 +238,11 @@ class EvidenceWait:
         self._next_wait()
 
     def _all_waits(self, evidence: Evidence | None) -> Iterator[tuple[float, Callable[[], bool]]]:
-        """Yield (at most so long, while this holds). Each begins when the one before is over."""
+        """Yield (longest time in s, condition to keep waiting). Each wait begins when the one before is over."""
         yield OTHERS_FOLLOW_S, lambda: True
         if evidence is None:
             return
+        # An engine that leaves says in its output how its ranks ended.
         yield ENGINE_LEAVES_S, lambda: evidence.unexplained
         yield SCHEDULER_FOLLOWS_S, lambda: evidence.in_doubt and evidence.scheduler_was_spared
         # An msrun that still has its scheduler reacts to a rank's death, and takes half a minute to leave.
@@ -251,7 +254,7 @@ class EvidenceWait:
         self._until = self._clock.monotonic() + (self._wait[0] if self._wait else 0.0)
 
     def left_s(self) -> float:
-        """Return how long to wait at the most until this is asked again; 0 when nothing more is to come."""
+        """Return the longest time to wait before asking again; 0 when no more evidence can come."""
         while self._wait is not None:
             left_s = self._until - self._clock.monotonic()
             if left_s > 0 and self._wait[1]():
@@ -261,7 +264,7 @@ class EvidenceWait:
 
 
 class Phase(Enum):
-    """What a stop does next. LOCATE: agree on a step that no rank has begun. SAVE: let all ranks save after it."""
+    """A phase of a stop. LOCATE: agree on a step that no rank has begun. SAVE: let all ranks save after it."""
 
     LOCATE = auto()
     SAVE = auto()
@@ -278,10 +281,12 @@ class StopSequence:
     def __init__(self, phases: Sequence[Phase], grace_s: float, *, clock: Clock = time) -> None:
         self._clock, self._grace_s = clock, grace_s
         self._left = [*phases, Phase.KILL]
+        # Each phase has its own full grace: a slow SAVE must not leave TERMINATE no time.
         self._until = clock.monotonic() + grace_s
 
     def phase(self, facts: Facts, stop_level: int, *, located: bool) -> Phase:
-        """Return the phase that the stop is in. ``located``: the step to stop after is known."""
+        """Return the current phase. ``located``: the step to stop after is known."""
+        # A user who asks twice wants no more waiting, also not for a checkpoint.
         if stop_level > 1:
             self._left = [Phase.KILL]
         while self._left[0] is not Phase.KILL and self._is_over(self._left[0], facts, located):
@@ -290,7 +295,7 @@ class StopSequence:
         return self._left[0]
 
     def skip_save(self) -> None:
-        """Leave SAVE out: no step was agreed on."""
+        """Leave SAVE out, because no step was agreed on."""
         self._left = [phase for phase in self._left if phase is not Phase.SAVE]
 
     def _is_over(self, phase: Phase, facts: Facts, located: bool) -> bool:
@@ -303,7 +308,7 @@ class StopSequence:
 
 
 class LifeSigns:
-    """The heartbeats of one process, as another sees them: by our own clock, for theirs may be off."""
+    """The heartbeats of one process as another sees them, timed by our own clock, because theirs may be off."""
 
     def __init__(self, lost_s: float, *, clock: Clock = time) -> None:
         self._lost_s, self._clock = lost_s, clock
@@ -311,7 +316,8 @@ class LifeSigns:
         self._seen = clock.monotonic()
 
     def note(self, heartbeat: int | None) -> bool:
-        """Take a heartbeat; return whether it is a new one."""
+        """Take a heartbeat; return True if it is a new one."""
+        # Different, not greater: a leader that is started anew counts from 1 again.
         is_new = heartbeat is not None and heartbeat != self.heartbeat
         if is_new:
             self.heartbeat = heartbeat
@@ -319,7 +325,7 @@ class LifeSigns:
         return is_new
 
     def excuse(self) -> None:
-        """Count silence from now on: we could not have heard anything before."""
+        """Count silence from now on, because nothing could have been heard before."""
         self._seen = self._clock.monotonic()
 
     @property
@@ -332,7 +338,10 @@ class LifeSigns:
 
 
 class Loss(Enum):
-    """How a host was lost. GAVE_UP: its agent ended unasked. LEFT: what brought the agent has ended. SILENT."""
+    """The ways to lose a host. GAVE_UP: its agent ended unasked. LEFT: the process that started the agent ended.
+
+    SILENT: no sign of life.
+    """
 
     GAVE_UP = auto()
     LEFT = auto()
@@ -341,9 +350,9 @@ class Loss(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """What is known of one host's agent. ``left_s``: since what brought it there has ended, None while that lives.
+    """The facts about one host's agent. ``left_s``: time since the process that started it ended, None while it lives.
 
-    ``patience_s``: how long its last report may be on its way then.
+    ``patience_s``: the time that its last report may take to arrive after that.
     """
 
     registered: bool
@@ -355,7 +364,7 @@ class HostFacts:
 
 
 def judge_host(host: HostFacts, *, told_to_run: bool) -> Loss | None:
-    """Return how a host was lost, None while it is not. ``told_to_run``: and not yet to stop, by anybody."""
+    """Return how a host was lost, None while it is not. ``told_to_run``: told to start, and not yet to stop."""
     if host.ended:
         return Loss.GAVE_UP if host.cancelled and told_to_run else None
     if host.left_s is not None and host.left_s > host.patience_s:

@@ -1,4 +1,4 @@
-"""Known errors of Ascend, HCCL and MindSpore: how to recognise one, its probable cause, and what to type next.
+"""Known errors of Ascend, HCCL and MindSpore: the pattern of each, its probable cause, and what to type next.
 
 Sources: CANN error codes (runtime error_code.json, hccl error_code.cc, MindSpore's cann_error_cases.md) and faults
 reproduced on MindSpore's CPU backend (2.9.0). Codes of CANN are looked for as whole words anywhere in what a rank said.
@@ -18,9 +18,9 @@ NOT_BUILT = "cluster not built"
 
 @dataclass(frozen=True, kw_only=True)
 class KnownError:
-    """``machine``: a fault of the machine or of communication, after which a restart may succeed.
+    """One known error. ``machine``: a fault of the machine or of communication, after which a restart may succeed.
 
-    ``elsewhere``: the rank that says it is a victim as a rule; another one died, lags or never came.
+    ``elsewhere``: the rank that reports it is usually a victim; another one died, lags or never came.
     """
 
     name: str
@@ -203,7 +203,7 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
 
 
 def recognise(texts: Iterable[str]) -> KnownError | None:
-    """The first known error that shows in one of ``texts``; the texts are tried in order."""
+    """Return the first known error found in ``texts``, which are tried in order."""
     for text in texts:
         for known in KNOWN_ERRORS:
             if known.pattern.search(text):

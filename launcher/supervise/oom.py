@@ -1,4 +1,4 @@
-"""Whether the kernel's out-of-memory killer ended a process: its log, and the counters of our memory cgroup."""
+"""Detection of the kernel's out-of-memory killer: from its log, and from the counters of our memory cgroup."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ _MAX_BYTES = 1 << 20
 
 
 def killed_pids(kernel_log: str) -> set[int]:
-    """Pids that the kernel's log says were killed for want of memory."""
+    """Return the pids that, by the kernel's log, were killed for lack of memory."""
     return {int(pid) for pid in _KILLED.findall(kernel_log)}
 
 
 def read_kernel_log(device: Path = Path("/dev/kmsg")) -> str:
-    """What the kernel's ring buffer holds, "" when we may not read it."""
+    """Return the contents of the kernel's ring buffer, "" when we may not read it."""
     try:
+        # Without O_NONBLOCK the end of the log would block until the kernel has more to say.
         handle = os.open(device, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return ""
@@ -33,7 +34,7 @@ def read_kernel_log(device: Path = Path("/dev/kmsg")) -> str:
 
 
 def _next(handle: int) -> bytes:
-    """One record, b"" at the end of the log. A record that was overwritten meanwhile is passed over."""
+    """Return one record, b"" at the end of the log. A record that was overwritten meanwhile is skipped."""
     while True:
         try:
             return os.read(handle, 8192)
@@ -44,7 +45,7 @@ def _next(handle: int) -> bytes:
 
 
 def cgroup_kills(root: Path = Path("/")) -> int:
-    """Return how many processes of our memory cgroup the OOM killer has ended so far; 0 when that is not counted."""
+    """Return the number of processes of our memory cgroup that the OOM killer ended; 0 when that is not counted."""
     try:
         own = (root / "proc/self/cgroup").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -52,12 +53,14 @@ def cgroup_kills(root: Path = Path("/")) -> int:
     total = 0
     for line in own.splitlines():
         _, controllers, path = line.split(":", 2)
+        # cgroup v2 has one line without controllers; v1 has one line per controller.
         if controllers == "" or "memory" in controllers.split(","):
             total += _count(root / "sys/fs/cgroup" / ("memory" if controllers else "") / path.lstrip("/"))
     return total
 
 
 def _count(folder: Path) -> int:
+    # v2, then v1: both count kills in a line "oom_kill N".
     for name in ("memory.events", "memory.oom_control"):
         try:
             lines = (folder / name).read_text(encoding="ascii").splitlines()
@@ -68,13 +71,14 @@ def _count(folder: Path) -> int:
 
 
 class OomWatch:
-    """Made before the job starts; tells later whether a process of it was killed for want of memory."""
+    """The state of memory kills before the job started, to tell later whether one of its processes was killed."""
 
     def __init__(self) -> None:
         self._before = cgroup_kills()
         self._pids_before = killed_pids(read_kernel_log())
 
     def killed(self, pid: int | None) -> bool:
-        """Return whether the kernel names ``pid``, or our cgroup counted a kill since this object was made."""
+        """Return True if the kernel names ``pid``, or our cgroup counted a kill since this object was made."""
+        # In a container the log may be closed to us, or name pids of the host: then only the counter tells.
         named = pid is not None and pid in killed_pids(read_kernel_log()) - self._pids_before
         return named or cgroup_kills() > self._before

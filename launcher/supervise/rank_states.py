@@ -1,4 +1,4 @@
-"""What is known of a job's processes, and which of its failures was the first. Nothing here touches a process."""
+"""Facts about a job's processes, and the first of its failures. Nothing here touches a process."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from launcher.jobs.events import Begin, Done, Error, Evaluation, Event, Exit, Re
 
 SCHEDULER = "scheduler"
 
-# Ranks that end within this time of each other, of the same signal, were ended by one hand.
+# Ranks that end of the same signal within this time of each other were ended by the same sender.
 TOGETHER_S = 0.15
 
-# How long after it has killed all its ranks an engine takes to leave itself (msrun on SIGINT: 0.5 to 1.9 s).
+# Time that an engine takes to leave after it has killed all its ranks (msrun on SIGINT: 0.5 to 1.9 s).
 ENGINE_LEAVES_S = 2.5
 
-# By when the scheduler of an msrun that was told to stop is gone, after the ranks: they are killed one after another.
+# Time until the scheduler of an msrun that was told to stop follows its ranks: they are killed one after another.
 SCHEDULER_FOLLOWS_S = 0.4
 
-# With what an engine ends when it is told to stop, and never after a rank's death by a signal.
+# Exit code of an engine that was told to stop; it never ends with it after a rank's death by a signal.
 _OBEYED = {"msrun": 0, "mpirun": 1}
 
-# How the rank ended that an engine which was told to stop ended first; the others may end of its loss.
+# Exit codes of the first rank that an engine ends when it is told to stop; the others may end of its loss.
 _ENGINES_DOING = (None, -signal.SIGTERM, -signal.SIGKILL)
 
 _STEPS_KEPT = 50
@@ -35,10 +35,10 @@ _STEPS_KEPT = 50
 
 @dataclass(kw_only=True)
 class Rank:
-    """One rank, as far as it is known.
+    """The known facts about one rank.
 
-    ``begun``: it reported; the process alone may be known before. ``gone``: when its process was seen ended; ``code``:
-    how, once that is known.
+    ``begun``: it reported; its process may be known before. ``gone``: the time at which its process was seen ended;
+    ``code``: its exit code, once known.
     """
 
     rank_id: int
@@ -58,7 +58,7 @@ class Rank:
         return self.error is not None or (self.gone is not None and not self.done)
 
     def note_progress(self, event: Step | Evaluation | Save) -> None:
-        """Take a finished step, or an evaluation or a checkpoint that begins or ends."""
+        """Note a finished step, or an evaluation or a checkpoint that begins or ends."""
         self.busy = not isinstance(event, Step) and event.seconds is None
         if isinstance(event, Step):
             self.last_step = event.step
@@ -67,7 +67,7 @@ class Rank:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """The first thing that went wrong. ``program`` names what is no rank; ``kind`` is one of:
+    """The first thing that went wrong. ``program`` is set when it was not a rank; ``kind`` is one of:
 
     exception, exit (a process ended), no_start, no_progress, stopped, foreign (this launcher itself could not go on)
     """
@@ -89,7 +89,7 @@ def _process(event: Begin) -> ProcessId:
 class RankStates:
     """Facts about one attempt.
 
-    ``ranks``: how many, or which. ``engine``: the program that nests ranks, None when the supervisor starts them.
+    ``ranks``: their number, or their ids. ``engine``: the program that starts the ranks, None when we start them.
     """
 
     def __init__(self, ranks: int | Collection[int], engine: str | None, *, clock: Clock = time) -> None:
@@ -104,7 +104,7 @@ class RankStates:
     # ------------------------------------------------------------------------------------------------ facts in
 
     def note(self, event: Event) -> None:
-        """Take what a rank or the scheduler reported."""
+        """Take an event that a rank or the scheduler reported."""
         rank = None if event.rank_id is None else self.ranks.get(event.rank_id)
         if rank is None:
             self._note_scheduler(event)
@@ -134,14 +134,16 @@ class RankStates:
 
     def rank_gone(self, rank_id: int, when: float, code: int | None = None) -> None:
         rank = self.ranks[rank_id]
+        # The end is noticed several times (its pidfd, its parent, its own event); the earliest time is the truest.
         rank.gone = when if rank.gone is None else min(rank.gone, when)
         rank.code = rank.code if code is None else code
 
     def rank_named(self, rank_id: int, now: float, code: int) -> None:
-        """Take its engine's word that a rank ended before all others. What it reported itself says more."""
+        """Take its engine's word that a rank ended before all others. The rank's own report takes precedence."""
         if self.ranks[rank_id].error is None and not self.ranks[rank_id].done:
             seen = [rank.gone for rank in self.ranks.values() if rank.gone is not None]
             seen += [when for name, (when, _) in self.programs_gone.items() if name == self.engine]
+            # Just before whatever was seen first, so that it sorts as the first failure.
             self.rank_gone(rank_id, min(seen, default=now) - 1e-6, code)
 
     def program_gone(self, name: str, when: float, code: int | None = None) -> None:
@@ -164,7 +166,7 @@ class RankStates:
 
     @property
     def busy(self) -> bool:
-        """Some rank goes through the held-out rows or writes a checkpoint, in which no step is finished."""
+        """Return True while some rank goes through the held-out rows or writes a checkpoint: no step finishes then."""
         return any(rank.busy for rank in self.ranks.values())
 
     @property
@@ -173,7 +175,7 @@ class RankStates:
 
     @property
     def failing(self) -> bool:
-        """Something has failed; what was the first to fail, ``first_failure`` says once it had time to come in."""
+        """Return True when something has failed; ``first_failure`` is reliable only once the evidence has arrived."""
         if self.all_done:
             return False
         ranks_fail = any(rank.failed for rank in self.ranks.values())
@@ -181,7 +183,7 @@ class RankStates:
 
     @property
     def in_doubt(self) -> bool:
-        """All ranks were ended by one hand, or the first one by TERM: perhaps by the engine, which has not left yet."""
+        """Return True when the engine, which still runs, may have ended the ranks: together, or the first by TERM."""
         if self.engine is None or self.engine in self.programs_gone:
             return False
         first = self.first_failure()
@@ -190,23 +192,23 @@ class RankStates:
 
     @property
     def unexplained(self) -> bool:
-        """A rank is gone and nobody has said how: its parent is about to, or its engine does when it leaves itself."""
+        """Return True when a rank is gone with unknown exit code: its parent or its engine may still report it."""
         engine_lives = self.engine is not None and self.engine not in self.programs_gone
         return engine_lives and any(r.gone is not None and r.code is None and not r.error for r in self.ranks.values())
 
     @property
     def scheduler_was_spared(self) -> bool:
-        """msrun, told to stop, kills its scheduler right after the ranks; when a rank's death makes it kill the others
-        it lets the scheduler be (mindspore 2.9.0, parallel/cluster/process_entity/_api.py)."""
+        """Return True while msrun's scheduler lives: msrun kills it right after the ranks when it is told to stop, but
+        not when a rank's death makes it kill the others (mindspore 2.9.0, parallel/cluster/process_entity/_api.py)."""
         return self.engine == "msrun" and self.scheduler is not None and SCHEDULER not in self.programs_gone
 
     def step_time_s(self) -> float | None:
-        """Median time of the last steps over all ranks; each rank's first step compiles and does not count."""
+        """Return the median time of the last steps of all ranks; each rank's first step compiles and does not count."""
         times = [time for rank in self.ranks.values() for time in list(rank.step_times)[1:]]
         return statistics.median(times) if times else None
 
     def first_failure(self) -> Failure | None:
-        """The earliest failure, by the clock. Ranks that an engine took along when it ended did not fail first."""
+        """Return the earliest failure by the clock. Ranks that an engine ended when it stopped did not fail first."""
         failures = sorted(self._failures(), key=lambda failure: failure.time)
         engine = next((failure for failure in failures if failure.program and failure.program == self.engine), None)
         if engine and self._took_ranks_along(engine, failures[0]):
@@ -226,26 +228,32 @@ class RankStates:
             yield Failure(kind="exit", time=when, program=name, code=code)
 
     def _programs_failed(self) -> dict[str, tuple[float, int | None]]:
-        """A scheduler that ends with 0 has nothing more to do; anything else that ends before the ranks has failed."""
+        """Return the programs that ended before the ranks, except a scheduler with code 0, which was finished."""
         return {name: end for name, end in self.programs_gone.items() if name != SCHEDULER or end[1] != 0}
 
     def _took_ranks_along(self, engine: Failure, first: Failure) -> bool:
-        """msrun ends with 0 and mpirun with 1 when they are told to stop; after a rank's death neither does."""
+        """Return True when the engine ended the ranks: told to stop, msrun ends with 0 and mpirun with 1; after a
+        rank's death neither does."""
         if engine is first:
             return True
         obeyed = engine.code == _OBEYED.get(str(engine.program))
+        # The code alone proves that it was told to stop; ranks need not have ended together then.
         if obeyed and first.rank_id is not None and first.kind == "exit" and first.code in _ENGINES_DOING:
             return engine.time - first.time < ENGINE_LEAVES_S
         told = obeyed or engine.code is None or engine.code < 0
+        # msrun may have killed its scheduler before the ranks' ends were seen: either order within the time counts.
         if first.program == SCHEDULER:
             return told and abs(engine.time - first.time) < ENGINE_LEAVES_S
         return told and engine.time - first.time < ENGINE_LEAVES_S and self._ended_by_one_hand()
 
     def _ended_by_one_hand(self) -> bool:
-        """All at once by the same signal, or the first one by TERM, which mpirun sends to one after the other."""
+        """Return True when all ended together of the same signal, or the first one of TERM, which mpirun sends to them
+        one after another."""
         gone = sorted(((r.gone, r.code) for r in self.ranks.values() if r.gone is not None), key=lambda r: r[0])
+        # A rank that could still report a Python exception was not ended by a signal from outside.
         if not gone or any(rank.error for rank in self.ranks.values()):
             return False
+        # KILL follows TERM for ranks that did not obey in time, so a mix of both is still one sender.
         codes = {code for _, code in gone} - {None}
         if gone[0][1] == -signal.SIGTERM:
             return codes <= {-signal.SIGTERM, -signal.SIGKILL}

@@ -1,4 +1,4 @@
-"""Where ranks that make no progress are: stacks of all their threads, in their logs."""
+"""Stacks of all threads of ranks that make no progress, written to their logs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _FAULTHANDLER_S = 0.5
 
 
 def dump_stacks(paths: JobPaths, states: RankStates) -> None:
-    """By py-spy where it is installed (it sees C++ frames, and ranks that handle no signal), else by faulthandler."""
+    """Write the ranks' stacks by py-spy if installed (it sees C++ frames, and ranks that handle no signal), else by
+    faulthandler."""
     ranks = [rank for rank in states.ranks.values() if rank.process and rank.gone is None]
     spy = shutil.which("py-spy")
     for rank in ranks:
@@ -31,6 +32,7 @@ def _spy(spy: str, paths: JobPaths, rank: Rank) -> bool:
         return False
     try:
         with paths.rank_stacks(rank.rank_id).open("wb") as output:
+            # py-spy otherwise stops the process first, which one that hangs inside a driver call may never do.
             argv = (spy, "dump", "--nonblocking", "--pid", str(rank.process.pid))
             done = subprocess.run(argv, stdout=output, stderr=output, timeout=_PY_SPY_TIMEOUT_S, check=False)
         return done.returncode == 0

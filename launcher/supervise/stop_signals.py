@@ -1,4 +1,4 @@
-"""How the supervisor is asked to stop: signals, and what ``launcher stop`` wrote down beside them."""
+"""Requests to stop the supervisor: signals, and the options that ``launcher stop`` writes beside them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from types import FrameType
 from launcher.common.signals import handled
 from launcher.jobs import JobPaths
 
-# USR1 is what schedulers are told to send before the time is up.
+# Schedulers are told to send USR1 before the time is up.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
-# How the guard passes them on: who signals a whole process group reaches the supervisor twice, and has asked once.
+# The guard passes them on under other numbers: a signal to the whole process group arrives twice but is one request.
 PASSED_ON: Mapping[int, int] = {number: signal.SIGRTMIN + 1 + index for index, number in enumerate(STOP_SIGNALS)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopRequest:
-    """``save``: a checkpoint first. ``grace_s``: from TERM to KILL."""
+    """A request to stop. ``save``: write a checkpoint first. ``grace_s``: time from TERM to KILL."""
 
     grace_s: float
     save: bool = False
@@ -33,7 +33,7 @@ class StopRequest:
 class StopSignals:
     """Signals that asked this process to stop, in order, and a descriptor that is readable when there are new ones.
 
-    ``passed_on`` came by way of the guard. Of two ways the one that brought more counts: one request may come by both.
+    ``passed_on`` came through the guard. One request may come both ways, so the longer of the two lists counts.
     """
 
     def __init__(self, wake_fd: int) -> None:
@@ -46,11 +46,11 @@ class StopSignals:
         return max(self.direct, self.passed_on, key=len)
 
     def stop_level(self) -> int:
-        """Return 0 to go on, 1 to stop in order, 2 to stop at once: who asks again wants no more waiting."""
+        """Return 0 to go on, 1 to stop in order, 2 to stop at once: a second request means no more waiting."""
         return min(len(self.received), 2)
 
     def request_to_pass_on(self) -> int | None:
-        """The first signal that an agent tells its leader; SIGHUP says that its own parent was killed."""
+        """Return the first signal that an agent reports to its leader; SIGHUP only says that its parent was killed."""
         return next((signum for signum in self.received if signum != signal.SIGHUP), None)
 
     def drain(self) -> bool:
@@ -61,7 +61,7 @@ class StopSignals:
         return True
 
     def request(self, paths: JobPaths, grace_s: float) -> StopRequest:
-        """What ``launcher stop`` wants; a mere signal wants no checkpoint and the job's own grace."""
+        """Return the request that ``launcher stop`` wrote; a plain signal means no checkpoint and the job's grace."""
         try:
             raw = json.loads(paths.control.read_text(encoding="utf-8"))
             wanted_s = raw.get("grace_s")
@@ -72,8 +72,8 @@ class StopSignals:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopSignals]:
-    """Inside, SIGINT, SIGTERM, SIGHUP and SIGUSR1 are noted and do nothing else; so they are when the guard passes them
-    on."""
+    """Note SIGINT, SIGTERM, SIGHUP and SIGUSR1 inside the block, direct or passed on by the guard, and ignore them
+    otherwise."""
     reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signals = StopSignals(reading)
 
@@ -87,6 +87,7 @@ def catch_stop_signals() -> Iterator[StopSignals]:
         with handled(STOP_SIGNALS, note):
             for passed in PASSED_ON.values():  # for good: one that the guard passes on late would end the process
                 signal.signal(passed, note_passed_on)
+            # A handler alone does not end a select; a byte in the pipe does.
             wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
             try:
                 yield signals

@@ -1,4 +1,4 @@
-"""The supervisor: the one writer of job.json while it lives. Attempts, and whether there is another."""
+"""The supervisor: runs a job's attempts and decides on another; the only writer of job.json while it lives."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ _RESERVE_BYTES = 64 << 10
 
 
 def supervise(paths: JobPaths, guard: ProcessId) -> int:
-    """Run the job at ``paths`` to its end, which job.json then holds. Returns the exit code it has there."""
+    """Run the job at ``paths`` to its end and record it in job.json. Returns the exit code recorded there."""
+    # Ranks of an engine that dies become our children: their exit codes reach us, not init.
     adopt_orphans()
     record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
     record = replace(record, supervisor=ProcessId.current(), guard=guard)
@@ -48,6 +49,7 @@ class Supervisor:
 
     def __init__(self, paths: JobPaths, launch: Launch, record: JobRecord, signals: StopSignals) -> None:
         self.paths, self.launch, self.record, self.signals = paths, launch, record, signals
+        # Attempts before a resume count too: the same exception would come again.
         self._signatures = {entry.get("signature") for entry in record.earlier} - {None, ""}
 
     def run(self) -> int:
@@ -67,8 +69,8 @@ class Supervisor:
         return self._conclude(outcome)
 
     def _put_off(self, outcome: Outcome) -> bool:
-        """Leave the job to its scheduler, which runs it again. What is to be known must be written before it is told:
-        it ends this process."""
+        """Leave the job to its scheduler, which runs it again. The record is written first: being told, the scheduler
+        ends this process."""
         saved = "" if outcome.saved_step is None else f"; saved at step {outcome.saved_step}"
         before = self.record
         warnings = (*before.warnings, *outcome.warnings)
@@ -80,7 +82,7 @@ class Supervisor:
 
     @contextmanager
     def _cards(self) -> Iterator[bool]:
-        """The locks on the job's cards. False when the job was stopped while it waited for them."""
+        """Hold the locks on the job's cards. Yields False when the job was stopped while it waited for them."""
         names, holder = self.launch.locks, f"job {self.record.job_id}"
         if not self.launch.wait_for_locks:
             with hold(names, holder=holder):
@@ -109,7 +111,7 @@ class Supervisor:
         return outcome
 
     def _make_attempt(self) -> Attempt | Leader:
-        """On this host, or led from here on several."""
+        """Return an attempt on this host, or one on several hosts that is led from here."""
         if not self.launch.nodes:
             control = LocalControl(self.paths, self.signals, self.launch.limits.grace_s)
             return Attempt(self.paths, self.launch, control, self._tell)
@@ -120,7 +122,7 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------ restarts
 
     def _try_again(self, outcome: Outcome) -> bool:
-        """After a fault of the machine or of communication, and never twice on the same Python exception."""
+        """Return True after a fault of the machine or of communication, never twice for the same Python exception."""
         verdict = outcome.verdict
         if verdict is None or not verdict.retry or self._may_not_go_on():
             return False
@@ -130,10 +132,11 @@ class Supervisor:
         return self.signals.stop_level() > 0 or self.paths.is_gone or not self._can_bring_agents_back()
 
     def _can_bring_agents_back(self) -> bool:
-        """Return whether there can be agents for another attempt: they end with theirs."""
+        """Return True if another attempt can have agents: they end with their attempt."""
         return not self.launch.nodes or registry.get(self.launch.scheduler).restarts_agents
 
     def _restarts(self) -> int:
+        # Attempts that a user resumed by hand do not use up the restarts.
         return sum(1 for entry in self.record.earlier if entry.get("restarted"))
 
     def _next_attempt(self, outcome: Outcome) -> None:
@@ -159,6 +162,7 @@ class Supervisor:
     def _conclude(self, outcome: Outcome) -> int:
         code = {jobs.SUCCEEDED: 0, jobs.FAILED: JobFailed.exit_code}.get(outcome.state)
         if code is None:
+            # As a shell has it: 128 + the signal that asked first.
             code = 128 + next(iter(self.signals.received), signal.SIGTERM)
         verdict = outcome.verdict.to_dict() if outcome.verdict else None
         note = None if outcome.saved_step is None else f"saved at step {outcome.saved_step}"
@@ -171,6 +175,7 @@ class Supervisor:
             warnings=(*self.record.warnings, *outcome.warnings),
             note=note,
         )
+        # Before the last record is written: the reserve's blocks are its room on a full disk.
         for file in (self.paths.reserve, self.paths.control):
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
@@ -178,9 +183,9 @@ class Supervisor:
         return code
 
     def _write(self, record: JobRecord) -> None:
-        """Into job.json. On a full disk the reserve is given up; without room for a record there is none.
+        """Write job.json. On a full disk the reserve is given up; without room even then the record goes to the log.
 
-        A folder that was removed stays removed.
+        A job folder that was removed is not made again.
         """
         self.record = record
         if self.paths.is_gone:
@@ -198,6 +203,7 @@ class Supervisor:
 
     def _reserve(self) -> None:
         with contextlib.suppress(OSError):
+            # Random bytes: a file system that compresses or leaves out zeros would reserve nothing.
             self.paths.reserve.write_bytes(os.urandom(_RESERVE_BYTES))
 
     def _own_failure(self, message: str) -> Verdict:

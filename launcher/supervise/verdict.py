@@ -1,4 +1,4 @@
-"""The verdict on a failed job: which rank failed first, how, why, and what to type next. In English and in Chinese."""
+"""The verdict on a failed job: the rank that failed first, how, why, and what to type next, in English and Chinese."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDING_LINES = 60
 LINE_CHARS = 200
 _SCAN_LINES = 400
 
-# What faulthandler writes for a signal that ends the process (CPython, Python/fault_handler).
+# Written by faulthandler for a signal that ends the process (CPython, Python/fault_handler).
 _FATAL = re.compile(r"^Fatal Python error: ")
 
 # "2026-11-24 13:48:54,931 - mindformers/JOB/log[mindformers/core/callback/callback.py:1781] - INFO - Finish saving".
@@ -37,7 +37,7 @@ _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT, signal
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What the supervisor knows besides the failure itself. ``oom``: asked with a pid, only when it matters."""
+    """Facts besides the failure itself. ``oom``: called with a pid, and only when the answer matters."""
 
     oom: Callable[[int | None], bool] | None = None
     stopped: tuple[int, ...] = ()
@@ -47,13 +47,14 @@ class Findings:
 def find_verdict(
     paths: JobPaths, places: Sequence[RankPlace], states: RankStates, failure: Failure, findings: Findings
 ) -> Verdict:
-    """The verdict on ``failure``, from what ranks reported and what their logs end with."""
+    """Return the verdict on ``failure``, from the ranks' reports and the ends of their logs."""
     ending = _ending(paths, failure, states.engine)
     how = _how(failure, states, findings)
     known = recognise(_texts(failure, ending))
     lines = _shown(failure, ending, known)
     if known and known.name == NOT_BUILT:  # MindSpore's scheduler says why in its log, and nobody else knows
         known, lines = _asked_scheduler(paths, known, lines)
+    # On a full disk a rank may not even have written its last words; the disk then explains it best.
     if known is None and findings.disk_full:
         known = recognise(["No space left on device"])
     rank = states.ranks[failure.rank_id] if failure.rank_id is not None else None
@@ -74,13 +75,14 @@ def find_verdict(
         stopped=findings.stopped,
         behind=behind,
         retry=_retry(failure, known),
+        # Only an exception that repeats proves a fault of the program; signals and hangs may well repeat by chance.
         signature=how[EN] if failure.kind == "exception" else "",
         text=text,
     )
 
 
 def _asked_scheduler(paths: JobPaths, known: KnownError, lines: list[str]) -> tuple[KnownError, list[str]]:
-    """The cause that the scheduler's log tells, with that line first; what was known when it tells none."""
+    """Return the cause named by the scheduler's log, with that line first; ``known`` and ``lines`` if it names none."""
     said = tail(paths.log(SCHEDULER), _SCAN_LINES)
     cause = recognise(["\n".join(said)])
     if cause is None or cause.name == NOT_BUILT:
@@ -90,7 +92,7 @@ def _asked_scheduler(paths: JobPaths, known: KnownError, lines: list[str]) -> tu
 
 
 def _retry(failure: Failure, known: KnownError | None) -> bool:
-    """Signals, dead engines and hangs are faults of the machine; an exception is one when its text is known as such."""
+    """Return True for faults of the machine: signals, dead engines, hangs, and exceptions with such a known text."""
     if known is not None:
         return known.machine
     if failure.kind == "exit":
@@ -104,7 +106,7 @@ def _texts(failure: Failure, lines: Sequence[str]) -> list[str]:
 
 
 def _behind(states: RankStates, failure: Failure) -> tuple[int, ...]:
-    """Ranks with fewer steps than the one that complained; all that are not ready, when it had not begun."""
+    """Return the ranks with fewer steps than the one that complained; the unready ones when it had made no step."""
     own = states.ranks[failure.rank_id].last_step or 0 if failure.rank_id is not None else 0
     others = [rank for rank in states.ranks.values() if rank.rank_id != failure.rank_id]
     return tuple(rank.rank_id for rank in others if (rank.last_step or 0) < own or (not own and not rank.ready))
@@ -135,6 +137,7 @@ _OTHER_KINDS = {
 
 def _how_ended(failure: Failure, states: RankStates, findings: Findings) -> dict[str, str]:
     process = states.ranks[failure.rank_id].process if failure.rank_id is not None else None
+    # The kernel kills with SIGKILL only; any other end has another cause.
     if failure.code == -signal.SIGKILL and findings.oom and findings.oom(process.pid if process else None):
         return {
             EN: "killed by the kernel's out-of-memory killer: this host has not enough main memory",
@@ -144,7 +147,7 @@ def _how_ended(failure: Failure, states: RankStates, findings: Findings) -> dict
 
 
 def describe_exit(code: int | None, lang: str = EN) -> str:
-    """A return code as Popen gives it, in words: "exit code 3", "killed by SIGKILL", "crashed (SIGSEGV)"."""
+    """Return a Popen return code in words: "exit code 3", "killed by SIGKILL", "crashed (SIGSEGV)"."""
     if code is None:
         return "its process is gone, without a Python exception" if lang == EN else "进程已消失，没有 Python 异常"
     if code >= 0:
@@ -156,7 +159,7 @@ def describe_exit(code: int | None, lang: str = EN) -> str:
 
 
 def signal_name(code: int) -> str:
-    """Name of the signal in a return code of -N; "exit code N" when it is none."""
+    """Return the name of the signal in a return code of -N, else "exit code N"."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -169,9 +172,9 @@ def signal_name(code: int) -> str:
 
 
 def _ending(paths: JobPaths, failure: Failure, engine: str | None) -> list[str]:
-    """What was said last by that which failed: its traceback, its stack, or the end of its log.
+    """Return the last output of the rank or program that failed: its traceback, its stack, or the end of its log.
 
-    Before a rank has a log, what it says is in its engine's.
+    Before a rank has a log, its output is in its engine's.
     """
     if failure.event is not None:
         return str(failure.event.traceback).rstrip().splitlines()
@@ -184,12 +187,12 @@ def _ending(paths: JobPaths, failure: Failure, engine: str | None) -> list[str]:
 
 
 def _before_rules(lines: list[str]) -> list[str]:
-    """Without what Open MPI says itself, which it sets between lines of dashes."""
+    """Return the lines before Open MPI's own messages, which it sets between lines of dashes."""
     return list(itertools.takewhile(lambda line: not line.startswith("-" * 20), lines)) or lines
 
 
 def _from_fatal_error(lines: list[str]) -> list[str]:
-    """From the last fatal error of the interpreter on, where a crash wrote one; else the end."""
+    """Return the lines from the interpreter's last fatal error on, where a crash wrote one; else the last lines."""
     for index in range(len(lines) - 1, -1, -1):
         if _FATAL.match(lines[index]):
             return lines[index:][:TRACEBACK_LINES]
@@ -197,8 +200,9 @@ def _from_fatal_error(lines: list[str]) -> list[str]:
 
 
 def _shown(failure: Failure, ending: list[str], known: KnownError | None) -> list[str]:
-    """Of tracebacks and stacks nearly all; of a log the last lines, and before them the one that tells the cause."""
+    """Return nearly all of a traceback or stack; of a log its last lines, and before them the line with the cause."""
     if failure.event is not None:
+        # The last lines name the exception and where it was raised; of the rest only the beginning helps.
         whole = len(ending) <= TRACEBACK_LINES
         return ending if whole else [*ending[:2], "  ...", *ending[-TRACEBACK_LINES:]]
     if failure.kind == "no_progress" or (ending and _FATAL.match(ending[0])):
@@ -209,19 +213,20 @@ def _shown(failure: Failure, ending: list[str], known: KnownError | None) -> lis
 
 
 def _brief(line: str) -> str:
-    """A line of MindFormers' log with its time and text alone."""
+    """Return a line of MindFormers' log reduced to its time and text."""
     match = _MINDFORMERS.match(line)
     return f"{match[1]} {match[2]}" if match else line
 
 
 def stack_of(paths: JobPaths, rank_id: int) -> list[str]:
-    """Where the main thread of a rank that hangs stands, as py-spy or else the rank's own faulthandler wrote it."""
+    """Return the main thread's stack of a rank that hangs, written by py-spy or by the rank's own faulthandler."""
     file = paths.rank_stacks(rank_id)
     spied = file.is_file()
     lines = tail(file if spied else paths.rank_log(rank_id), _SCAN_LINES)
     heads = [number for number, line in enumerate(lines) if _MAIN_THREAD.match(line)]
     if not heads:
         return lines[-TAIL_LINES:]
+    # A log may hold several dumps; the last one is of this hang.
     frames = itertools.takewhile(lambda line: line.startswith("  "), lines[heads[-1] + 1 :])
     return [f"stack of rank {rank_id} (those of all ranks: {file.parent})", *frames][:TRACEBACK_LINES]
 
@@ -275,7 +280,7 @@ def _report(
 
 
 def _cut(line: str) -> str:
-    """What fits; the log has it whole."""
+    """Return the part of a line that fits; the log has all of it."""
     return line if len(line) <= LINE_CHARS else f"{line[:LINE_CHARS]} ..."
 
 
@@ -291,7 +296,7 @@ def _headline(lang: str, failure: Failure, place: RankPlace | None, step: int | 
 
 
 def lost_verdict(how: str, survivors: Sequence[int]) -> Verdict:
-    """The verdict that the guard writes when the supervisor itself was ended from outside."""
+    """Return the verdict that the guard writes when the supervisor itself was ended from outside."""
     left = f" these processes would not die: {', '.join(map(str, survivors))}" if survivors else ""
     reason = f"the job's supervisor was ended from outside ({how});"
     text = {

@@ -1,4 +1,4 @@
-"""Packages without what their __init__ imports: where one module of a big package is all that is needed."""
+"""Packages without the imports of their __init__, for uses that need only one module of a big package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def package_folder(name: str, tried: str) -> Path | None:
-    """Folder of the installed package ``name``; None when it is imported already, or is not the version ``tried``."""
+    """Return the folder of the installed package ``name``; None if it is imported already or not version ``tried``."""
     if name in sys.modules or _version(name) != tried:
         return None
     found = importlib.util.find_spec(name)
@@ -19,7 +19,7 @@ def package_folder(name: str, tried: str) -> Path | None:
 
 
 def put_bare(name: str, folder: Path) -> types.ModuleType:
-    """Make ``name`` an empty package over ``folder``: its __init__ never runs, its modules are found as ever."""
+    """Make ``name`` an empty package over ``folder``: its __init__ never runs, its modules are found as usual."""
     package = types.ModuleType(name)
     package.__path__ = [str(folder)]
     package.__spec__ = ModuleSpec(name, None, is_package=True)

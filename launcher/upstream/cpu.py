@@ -1,4 +1,4 @@
-"""Every workaround that MindFormers 1.6-1.9 needs on MindSpore's CPU backend, each with its upstream reason.
+"""The workarounds that MindFormers 1.6-1.9 needs on MindSpore's CPU backend, each with its upstream reason.
 
 Imported only where the device target is CPU: by the worker and by infer. Nothing here touches an Ascend run.
 """
@@ -23,13 +23,13 @@ def prepare_training(num_ranks: int) -> None:
 
 
 def be_scheduler() -> bool:
-    """Be MindSpore's scheduler until the ranks have gone, with nothing of MindSpore loaded but its C++ library.
+    """Run MindSpore's scheduler until the ranks have gone, with only MindSpore's C++ library loaded.
 
-    False, with nothing done, where that was not tried: in another version of mindspore.
+    Returns False, with nothing done, for a version of mindspore in which this was not tried.
 
-    ``mindspore.communication.init`` comes to this call in a scheduler (mindspore 2.9.0, communication/management.py).
-    Importing the rest takes 2 s of a core that the ranks, which are importing too, have for themselves this way.
-    Raises RuntimeError when the cluster cannot be built.
+    ``mindspore.communication.init`` ends in this call in a scheduler (mindspore 2.9.0, communication/management.py).
+    Importing the rest would take 2 s of a core, which the ranks need for their own imports. Raises RuntimeError when
+    the cluster cannot be built.
     """
     folder = package_folder("mindspore", _TRIED_VERSION)
     if folder is None:
@@ -82,7 +82,7 @@ def _register_train_cell() -> None:
 
 
 def _replace_barrier() -> None:
-    """Put an all-reduce of one element where mindformers calls ``barrier``.
+    """Replace ``barrier`` in mindformers by an all-reduce of one element.
 
     CPU has no Barrier kernel ("Unsupported op [Barrier] on CPU"), and loading a base checkpoint in a run of several
     ranks calls it (trainer/utils.py and others import the name, so every module that did is changed).

@@ -1,4 +1,4 @@
-"""The loss on held-out rows while training goes on: what a training step without an update would report.
+"""The loss on held-out rows during training: the loss that a training step without an update would report.
 
 mindformers 1.9.0 feeds a model that it evaluates whole rows (models/llama/llama.py), its metric leaves out the last
 prediction and averages over batches of this rank (core/metric). Here rows are cut and labels shifted as in training,
@@ -14,9 +14,9 @@ METRIC = "LauncherHeldOutLoss"
 
 
 def prepare(trainer: Any, data_parallel: int) -> None:
-    """Register the metric, and have ``trainer``, MindFormers' own, evaluate the network as described. Call first.
+    """Register the metric, and make MindFormers' ``trainer`` evaluate the network as described. Call it first.
 
-    ``data_parallel``: the parts that a semi_auto model cuts a batch into.
+    ``data_parallel``: number of parts into which a semi_auto model cuts a batch.
     """
     _register_metric()
     wrap = trainer.wrap_eval_network_with_tool_cells
@@ -96,7 +96,7 @@ def _mean_loss() -> Any:
 
 
 def _over_ranks(*values: float) -> tuple[float, ...]:
-    """The sums of ``values`` over the ranks that see different rows; in semi_auto mode all ranks see all rows."""
+    """Return the sums of ``values`` over the ranks that see different rows; in semi_auto mode all ranks see all."""
     import mindspore
     from mindspore import Tensor, ops
 

@@ -1,4 +1,4 @@
-"""Versions of what is installed."""
+"""Versions of the installed packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from launcher import __version__
 
 
 def installed() -> dict[str, str]:
-    """Versions that a job record keeps; "-" for what is not installed. Imports none of it."""
+    """Return the versions for a job record; "-" for packages that are not installed. None of them is imported."""
     found = {"launcher": __version__, "python": platform.python_version()}
     for package in ("mindspore", "mindformers", "sentencepiece"):
         try:

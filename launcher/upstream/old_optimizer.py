@@ -1,4 +1,4 @@
-"""FP32StateAdamWeightDecay of MindFormers up to 1.5, under its old name: recipes that name it train by its rule.
+"""FP32StateAdamWeightDecay of MindFormers up to 1.5, under its old name, so that recipes with it train by its rule.
 
 It is Adam with decoupled weight decay and without bias correction (mindspore.nn.AdamWeightDecay), its moments in
 float32 whatever the weights are in. AdamW corrects the bias: its first steps are up to (1 - beta1) / sqrt(1 - beta2)
@@ -13,7 +13,7 @@ NAME = "FP32StateAdamWeightDecay"
 
 
 def register() -> None:
-    """Make the optimizer known to MindFormers where it is gone. Call before Trainer."""
+    """Register the optimizer with MindFormers versions that have removed it. Call before Trainer."""
     from mindformers.core.optim.adamw import AdamW
     from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
     from mindspore import nn

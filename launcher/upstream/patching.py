@@ -1,4 +1,4 @@
-"""Put other functions in the place of some of MindSpore's and MindFormers'."""
+"""Replacement of functions of MindSpore and MindFormers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def replace_everywhere(original: Callable[..., Any], new: Callable[..., Any]) -> None:
-    """Put ``new`` in the place of ``original`` in all modules of mindspore and mindformers that hold it by its name."""
+    """Replace ``original`` by ``new`` in all modules of mindspore and mindformers that hold it by its name."""
     name = original.__name__
     for module in [module for key, module in sys.modules.items() if key.startswith(("mindspore", "mindformers"))]:
         if vars(module).get(name) is original:

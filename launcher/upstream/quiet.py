@@ -1,4 +1,4 @@
-"""Keep MindSpore and MindFormers from talking into our output and writing into the user's working folder."""
+"""Keep MindSpore and MindFormers from printing into our output and writing into the user's working folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import TextIO
 
 @contextmanager
 def quiet() -> Iterator[TextIO]:
-    """Inside, file descriptors 1 and 2 of this process go to a temporary file, and MindFormers' log folder too.
+    """Redirect file descriptors 1 and 2 of this process, and MindFormers' log folder, to temporary ones in the block.
 
-    MindFormers logs to stdout, MindSpore's C++ to stderr, past sys.stdout. Must be entered before either is
-    imported. What it gives is the real stdout, unbuffered, for what is to be seen nevertheless.
+    MindFormers logs to stdout, MindSpore's C++ to stderr, past sys.stdout. Enter it before either is imported. It
+    yields the real stdout, unbuffered, for output that the user is to see.
     """
     with tempfile.TemporaryDirectory(prefix="launcher-") as folder:
         os.environ.setdefault("LOCAL_DEFAULT_PATH", folder)  # mindformers 1.9.0, tools/utils.py

@@ -1,4 +1,4 @@
-"""Which MindFormers, MindSpore, CANN and driver belong together.
+"""Sets of MindFormers, MindSpore, CANN and driver that belong together.
 
 Source: VERSION_MAP.json and the READMEs of mindformers r1.0 .. r2.1, which name one set each.
 """
@@ -59,7 +59,7 @@ def pip_install_here() -> str:
 
 
 def installed(package: str) -> str | None:
-    """Return the installed version of a package, which is not imported; None if it is not there."""
+    """Return the installed version of a package without importing it; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -67,22 +67,22 @@ def installed(package: str) -> str | None:
 
 
 def for_mindspore(version: str) -> VersionSet | None:
-    """The set that names this MindSpore, or None."""
+    """Return the set with this MindSpore, or None."""
     return next((entry for entry in MATRIX if version in entry.mindspore), None)
 
 
 def for_mindformers(version: str) -> VersionSet | None:
-    """The set that names this MindFormers, or None."""
+    """Return the set with this MindFormers, or None."""
     return next((entry for entry in MATRIX if version == entry.mindformers), None)
 
 
 def for_cann(version: str) -> VersionSet | None:
-    """The set that names this CANN ("8.0.RC2", or "8.0.RC2.beta1"), or None."""
+    """Return the set with this CANN ("8.0.RC2", or "8.0.RC2.beta1"), or None."""
     return next((entry for entry in MATRIX if same_release(entry.cann, version)), None)
 
 
 def release_key(version: str) -> tuple[int, int, int, int, int]:
-    """A key that sorts versions: 24.1.RC2 < 24.1.RC3 < 24.1.0 < 25.0.rc1.1. What follows is ignored (.beta1, .1)."""
+    """Return a sort key of versions: 24.1.RC2 < 24.1.RC3 < 24.1.0 < 25.0.rc1.1. Suffixes (.beta1, .1) are ignored."""
     numbers = re.match(r"[0-9.]*", version)
     parts = [int(part) for part in (numbers[0] if numbers else "").split(".") if part][:3]
     candidate = re.search(r"rc([0-9]+)", version, re.I)
@@ -91,5 +91,5 @@ def release_key(version: str) -> tuple[int, int, int, int, int]:
 
 
 def same_release(one: str, other: str) -> bool:
-    """Return whether two version strings mean the same release."""
+    """Return True if two version strings name the same release."""
     return release_key(one) == release_key(other)

@@ -1,1 +1,1 @@
-"""What every rank runs. The only part that trains."""
+"""The worker, the program of every rank and the only part that trains."""

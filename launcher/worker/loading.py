@@ -1,4 +1,4 @@
-"""What MindFormers loaded of a checkpoint: counted in the rank itself, as MindFormers only logs what it did not."""
+"""Check in the rank itself that a checkpoint was loaded completely: MindFormers only logs what it did not load."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SHOWN = 3
 
 
 class Loads:
-    """The parameters that loading ``source`` into the network left as they were in every call.
+    """The parameters that no call of loading ``source`` into the network has set.
 
-    source: a base, or with ``resumed`` what a run goes on from; "" when there is none.
+    ``source``: a base, or with ``resumed`` the checkpoint from which a run goes on; "" when there is none.
     """
 
     def __init__(self, source: str, *, resumed: bool) -> None:
@@ -25,22 +25,23 @@ class Loads:
         self._loaded: set[str] = set()
 
     def note(self, left: Iterable[str], loaded: Iterable[str]) -> None:
-        """Add what one call did not load, and what it did: network and optimizer may be filled one after the other."""
+        """Add the names that one call did not load and those it did: network and optimizer may be loaded separately."""
         self._calls += 1
         self._left |= dict.fromkeys(left)
         self._loaded |= set(loaded)
 
     def check(self) -> None:
-        """Raise CheckpointError unless everything that the network begins with came from the source.
+        """Raise CheckpointError unless every initial value of the network came from the source.
 
-        A base has neither LoRA's adapters nor the optimizer's states; what a run goes on from has both. Counters, which
-        have no dot in their names, may be missing.
+        A base has neither LoRA's adapters nor the optimizer's states; the checkpoint of a resumed run has both.
+        Counters, which have no dot in their names, may be missing.
         """
         if not self._source:
             return
         from launcher.models import names  # with numpy, which a scheduler does without
 
         wanted = (name for name in self._left if names.is_weight(name) or (self._resumed and "." in name))
+        # One call may leave what another one loads: only what none has loaded is missing.
         left = [name for name in wanted if name not in self._loaded]
         if not self._calls:
             raise CheckpointError(f"MindFormers loaded nothing of {self._source}", hint="launcher doctor")
@@ -54,9 +55,9 @@ class Loads:
 
 
 def watch_loads(source: str, *, resumed: bool) -> Loads:
-    """Have every later ``mindspore.load_param_into_net`` counted; it returns what it did not load.
+    """Record every later call of ``mindspore.load_param_into_net``, which returns the names it did not load.
 
-    All of MindFormers' ways to load come to this function (mindformers 1.6 to 1.9: trainer/utils.py load_ckpt,
+    All ways to load in MindFormers end in this function (mindformers 1.6 to 1.9: trainer/utils.py load_ckpt,
     utils/load_checkpoint_utils.py; mindspore 2.9, load_distributed_checkpoint); some modules hold it by name.
     """
     import mindspore

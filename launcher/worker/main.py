@@ -1,8 +1,8 @@
-"""What every rank runs: ``python -m launcher.worker.main JOB_FOLDER``. The only part that trains.
+"""The program of every rank: ``python -m launcher.worker JOB_FOLDER``. It is the only part that trains.
 
-A rank learns who it is from its environment, loads its own YAML, and reports through files in the job's folder (see
-``launcher.jobs.events``): that it began, each step, the error that ended it, or that everything was saved. Engines that
-start ranks themselves tell nobody how one ended; there the process first forks, and the parent reports the exit.
+A rank reads its role from its environment, loads its own YAML, and reports through files in the job's folder (see
+``launcher.jobs.events``): its start, each step, the error that ended it, or that everything was saved. Engines that
+start ranks themselves do not report how one ended; there the process first forks, and the parent reports the exit.
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ Train = Callable[[JobPaths, int, EventWriter], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Role:
-    """Who this process is. ``rank_id`` is None for MindSpore's scheduler."""
+    """The role of this process. ``rank_id`` is None for MindSpore's scheduler."""
 
     rank_id: int | None
     engine: str
 
     @property
     def is_nested(self) -> bool:
-        """Whether the engine's own process is our parent, and not the supervisor."""
+        """Return True if our parent is the engine's own process and not the supervisor."""
         return self.engine == "msrun" or (self.engine == "mpirun" and self.rank_id is not None)
 
 
 def role_of(environment: Mapping[str, str]) -> tuple[Role, dict[str, str]]:
-    """This process's role, and variables still to be set before mindspore is imported.
+    """Return this process's role, and the variables still to be set before mindspore is imported.
 
-    Under mpirun Open MPI names the rank. Where a scheduler is named too (CPU), MindSpore's dynamic cluster is told.
+    Under mpirun Open MPI's variables give the rank. If there is a scheduler too (CPU), those of MindSpore's dynamic
+    cluster are added.
     """
     engine = environment.get("LAUNCHER_ENGINE", "msrun")
     if environment.get("MS_ROLE") == "MS_SCHED":
@@ -71,18 +72,20 @@ def role_of(environment: Mapping[str, str]) -> tuple[Role, dict[str, str]]:
 
 
 def main(job_folder: str, train: Train | None = None) -> None:
-    """Be this process's rank of the job in ``job_folder``. Raises whatever training raises, after reporting."""
+    """Run this process's rank of the job in ``job_folder``. Raises any error of training, after reporting it."""
     die_with_parent()
     role, extra = role_of(os.environ)
     os.environ.update(extra)
     paths = JobPaths(root=Path(job_folder), attempt=int(os.environ.get("LAUNCHER_ATTEMPT", "1")))
     is_rank = role.rank_id is not None
     log = paths.log("scheduler") if role.rank_id is None else paths.rank_log(role.rank_id)
+    # Before MindSpore is imported: messages of an import that fails must be in the rank's own log.
     write_to(log)
     stamp_lines()
     events_file = paths.scheduler_events if role.rank_id is None else paths.rank_events(role.rank_id)
     with EventWriter(events_file, role.rank_id) as events:
         if role.is_nested:
+            # Before any thread exists: a fork keeps only the thread that calls it.
             report_exit(events)
         faulthandler.enable()
         faulthandler.register(STACKS_SIGNAL, all_threads=True)
@@ -99,7 +102,7 @@ def main(job_folder: str, train: Train | None = None) -> None:
 
 
 def report_exit(events: EventWriter) -> None:
-    """Fork. The child returns and goes on; the parent writes how the child ended, and ends in the same way."""
+    """Fork. The child returns and goes on; the parent reports the child's exit code, and ends in the same way."""
     child = os.fork()
     if child == 0:
         die_with_parent()
@@ -107,16 +110,18 @@ def report_exit(events: EventWriter) -> None:
     code = Forwarding(child, {number: number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}).wait()
     events.report(Exit(code=code))
     if code < 0:
+        # The child has written its core dump; a second one of this process would say nothing.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
         os.kill(os.getpid(), -code)
+    # Without exit handlers: those of the child have run, and this process has nothing of its own to end.
     os._exit(max(code, 0))
 
 
 def schedule(paths: JobPaths) -> None:
-    """Be MindSpore's scheduler, which msrun starts with the ranks' own argv: let ranks find each other.
+    """Run MindSpore's scheduler, through which ranks find each other; msrun starts it with the ranks' own argv.
 
-    A run of one rank has nobody to find and never registers; its scheduler would wait for ever.
+    A single rank never registers, so its scheduler would wait for ever; this returns at once then.
     """
     if int(os.environ.get("MS_WORKER_NUM", "1")) == 1:
         return
@@ -140,7 +145,7 @@ def _is_on_cpu(paths: JobPaths) -> bool:
 
 
 def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
-    """Build the context, then finetune as the rank's YAML says."""
+    """Build the context, then finetune with the settings of the rank's YAML."""
     import mindformers
     import mindspore
 
@@ -153,9 +158,11 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
         from launcher.upstream import cpu
 
         cpu.prepare_training(num_ranks=int(os.environ.get("RANK_SIZE", "1")))
+    # Before the trainer is built: MindFormers looks optimizers up by name then.
     old_optimizer.register()
     check_rows(config)
     begins_with = str(paths.resume / f"rank_{rank_id}" / resume_from) if resume_from else config.load_checkpoint
+    # Before anything is loaded, so that no call is missed.
     loads = watch_loads(begins_with or "", resumed=bool(resume_from))
     done_steps = steps_in(paths.resume / f"rank_{rank_id}" / resume_from) if resume_from else 0
     versions = {"mindspore": mindspore.__version__, "mindformers": mindformers.__version__}
@@ -173,10 +180,10 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
 
 
 def go_on_from(config: Any, folder: Path, name: str) -> None:
-    """Have MindFormers load this rank's own file in ``folder``, and not the base that the rank's YAML names.
+    """Make MindFormers load this rank's own file in ``folder`` instead of the base in the rank's YAML.
 
-    The file is this rank's part already. With auto_trans_ckpt left on, mindformers 1.9.0 would ask for the strategy
-    that it was cut by, after it had removed the job's strategy folder (utils/file_utils.py, clear_auto_trans_output).
+    The file is this rank's part already. With auto_trans_ckpt on, mindformers 1.9.0 would need the strategy by which it
+    was cut, after removing the job's strategy folder (utils/file_utils.py, clear_auto_trans_output).
     """
     config.load_checkpoint, config.resume_training = str(folder), name
     config.load_ckpt_format = name.rpartition(".")[2]
@@ -186,9 +193,9 @@ def go_on_from(config: Any, folder: Path, name: str) -> None:
 def keep_strategies(paths: JobPaths, rank_id: int, *, resumed: bool) -> None:
     """Keep MindFormers from removing or overwriting the strategy files in the job's folder: the merge needs them.
 
-    Where it is to cut a base, rank 0 empties that folder when it gets there, and with it what faster ranks have written
-    by then (mindformers 1.9.0, trainer/trainer.py). A resumed rank writes its own into the attempt's folder, as an
-    attempt that dies while it compiles must not cost what the checkpoints were cut by.
+    When MindFormers cuts a base, rank 0 empties that folder, including files that faster ranks have written by then
+    (mindformers 1.9.0, trainer/trainer.py). A resumed rank writes its own into the attempt's folder: an attempt that
+    dies while it compiles must not lose the strategies by which the checkpoints were cut.
     """
     import mindspore
     from mindformers.trainer import trainer
@@ -202,10 +209,10 @@ def keep_strategies(paths: JobPaths, rank_id: int, *, resumed: bool) -> None:
 
 
 def start_adapters_from_seed(trainer: Any, seed: int) -> None:
-    """Have LoRA's A matrices follow from ``seed`` and their name alone, however the ranks share the model.
+    """Make LoRA's A matrices depend on ``seed`` and their name only, not on the split of the model over ranks.
 
     In semi_auto mode mindformers 1.9.0 leaves the seed unset (trainer/trainer.py), and MindSpore fills each slice from
-    a counter (common/tensor.py, init_data): the start would follow from the split, and not from ``seed``. Set here,
+    a counter (common/tensor.py, init_data): the initial values would depend on the split and not on ``seed``. Set here,
     before the graph is compiled, a matrix is cut like any other weight. The distribution is mindpet's, HeUniform with
     slope sqrt(5): uniform within 1 / sqrt(in).
     """
@@ -234,9 +241,9 @@ def _fill(parameter: Any, seed: int) -> None:
 
 
 def checkpoint_to_resume(paths: JobPaths, rank_id: int) -> str | None:
-    """Name of the file that this attempt goes on from, None when it begins at the beginning.
+    """Return the name of the file from which this attempt resumes, None when it starts from the beginning.
 
-    By name, because left to itself mindformers 1.9.0 looks for .ckpt files only (tools/resume_ckpt.py,
+    MindFormers gets the name, because without one mindformers 1.9.0 looks for .ckpt files only (tools/resume_ckpt.py,
     check_last_timestamp_checkpoints).
     """
     folder = paths.resume / f"rank_{rank_id}"
@@ -244,7 +251,7 @@ def checkpoint_to_resume(paths: JobPaths, rank_id: int) -> str | None:
 
 
 def steps_in(checkpoint: Path) -> int:
-    """Number of optimizer steps of the whole run that ``checkpoint`` is the result of."""
+    """Return the number of optimizer steps, counted over the whole run, after which ``checkpoint`` was saved."""
     from mindspore import load_checkpoint
 
     form = "safetensors" if checkpoint.suffix == ".safetensors" else "ckpt"
@@ -255,24 +262,25 @@ def steps_in(checkpoint: Path) -> int:
 
 
 def go_on_counting(params: Any, step: int) -> None:
-    """Have MindSpore count this attempt's steps on from ``step``, also in the names of checkpoints.
+    """Make MindSpore continue counting steps from ``step``, also in the names of checkpoints.
 
     mindformers 1.9.0 counts from 1 again, writes that into names after another prefix (PREFIX_rank_0_1-1_4), and adds
-    the steps before only to what it logs and stores; then names of two attempts cannot be compared.
+    the earlier steps only in its logs and stored values, so that names of two attempts could not be compared.
     """
     params.cur_step_num = step
     params.initial_step = 0
     for callback in params.list_callback:
         if hasattr(callback, "_append_step_num"):
+            # Private names of mindformers 1.9.0's CheckpointMonitor: it offers no other way.
             callback._append_step_num = 0
             callback._prefix = callback._exception_prefix
             callback._last_triggered_step = step
 
 
 def report_evaluations(params: Any, events: EventWriter, parts: int | None = 1) -> None:
-    """Have MindFormers' evaluation, which only logs its result, write an event when it begins and when it ends.
+    """Make MindFormers' evaluation, which only logs its result, write an event when it begins and when it ends.
 
-    ``parts`` as in ``step_fields``: without them, this rank's loss means nothing.
+    ``parts``: see ``step_fields``; None on ranks whose loss has no meaning.
     """
     for callback in params.list_callback:
         if type(callback).__name__ == "EvalCallBack":
@@ -292,7 +300,7 @@ def _reported(evaluate: Callable[[], Any], params: Any, events: EventWriter, par
 
 
 def report_saves(params: Any, events: EventWriter) -> None:
-    """Have what writes checkpoints, which may take longer than any step, write an event before and after."""
+    """Make the saving of checkpoints, which may take longer than any step, write an event before and after."""
     for callback in params.list_callback:
         for name in ("save_checkpoint", "save_checkpoint_network"):  # mindformers 1.9.0, CheckpointMonitor
             if hasattr(callback, name):
@@ -310,16 +318,16 @@ def _reported_save(save: Callable[[Any], None], events: EventWriter) -> Callable
 
 
 def eval_loss(result: Any) -> float | None:
-    """The loss in what mindformers 1.9.0 returns, {"PerplexityMetric": {"loss": 1.2, "PPL": 3.3}}; None without one."""
+    """Return the loss in mindformers 1.9.0's {"PerplexityMetric": {"loss": 1.2, "PPL": 3.3}}; None without one."""
     metrics = result.values() if isinstance(result, dict) else ()
     return next((_number(m["loss"]) for m in metrics if isinstance(m, dict) and "loss" in m), None)
 
 
 def check_rows(config: Any) -> None:
-    """Raises ValueError when a dataset's first row is not one token longer than the model's seq_length.
+    """Raise ValueError when a dataset's first row is not one token longer than the model's seq_length.
 
-    MindFormers finds out while it compiles, in words about broadcasting. Datasets that the launcher made are checked
-    before a process is spawned; this is for the others.
+    MindFormers fails only while it compiles, with a message about broadcasting. Datasets that the launcher made are
+    checked before a process is spawned; this check is for others.
     """
     _check_first_row(config.train_dataset, config)
     if config.do_eval:
@@ -356,7 +364,7 @@ def _progress_callback(
     position = Position(paths.rank_position(rank_id))
 
     class Progress(Callback):  # type: ignore[misc]
-        """Writes one "step" event a step and ends the run after the number of steps that the spec asks for."""
+        """The callback that writes one "step" event per step and ends the run after the spec's number of steps."""
 
         def on_train_begin(self, run_context: Any) -> None:
             loads.check()
@@ -367,6 +375,7 @@ def _progress_callback(
 
         def on_train_step_begin(self, run_context: Any) -> None:
             self._began = time.monotonic()
+            # In a file of its own, not an event: a rank that hangs in a step must be seen to have entered it.
             position.enter(run_context.original_args().cur_step_num)
 
         def on_train_step_end(self, run_context: Any) -> None:
@@ -374,6 +383,7 @@ def _progress_callback(
             seconds = time.monotonic() - self._began
             fields = step_fields(params.cur_step_num, params.net_outputs, seconds, parts)
             events.report(Step(**fields))
+            # After the event: a run that ends for its loss shows that loss as its last step.
             losses.note(fields["step"], fields["loss"])
             if params.cur_step_num >= min(last_step, asked_to_stop_at(paths)):
                 run_context.request_stop()
@@ -382,20 +392,20 @@ def _progress_callback(
 
 
 class LossCheck:
-    """Ends a run whose loss is no number any more: such weights never recover, and the cards are needed."""
+    """The check that ends a run whose loss is not finite any more: such weights never recover, and cards are scarce."""
 
     def __init__(self, max_nan_steps: int) -> None:
         self._most, self._in_a_row = max_nan_steps, 0
 
     def note(self, step: int, loss: float | None) -> None:
-        """Raises ArithmeticError after ``max_nan_steps`` steps in a row without a finite loss; 0 never does."""
+        """Raise ArithmeticError after ``max_nan_steps`` steps in a row without a finite loss; never if it is 0."""
         self._in_a_row = 0 if loss is None or math.isfinite(loss) else self._in_a_row + 1
         if self._most and self._in_a_row >= self._most:
             raise ArithmeticError(f"loss is {loss} since step {step - self._in_a_row + 1}")
 
 
 def asked_to_stop_at(paths: JobPaths) -> float:
-    """The step after which the supervisor wants all ranks to save and end; infinity when it does not."""
+    """Return the step after which the supervisor wants all ranks to save and end; infinity if it does not."""
     try:
         return int(paths.stop_at.read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -403,10 +413,10 @@ def asked_to_stop_at(paths: JobPaths) -> float:
 
 
 def loss_parts(spec: Mapping[str, Any], rank_id: int, num_ranks: int) -> int | None:
-    """Return how many batches the loss of a step is the sum of; None on ranks whose loss means nothing.
+    """Return the number of batches over which the loss of a step is summed; None on ranks whose loss has no meaning.
 
-    mindformers 1.9.0, core/callback (MFLossMonitor): of a pipeline only the last stage computes a loss, the sum over
-    micro batches; accumulation sums too.
+    mindformers 1.9.0, core/callback (MFLossMonitor): in a pipeline only the last stage computes a loss, the sum over
+    micro batches; gradient accumulation sums too.
     """
     stages = spec["parallel"]["pipeline_stage"]
     if rank_id < first_of_last_stage(num_ranks, stages):
@@ -417,9 +427,9 @@ def loss_parts(spec: Mapping[str, Any], rank_id: int, num_ranks: int) -> int | N
 
 
 def step_fields(step: int, outputs: Any, seconds: float, parts: int | None = 1) -> dict[str, Any]:
-    """What a step event says. ``outputs``: (loss, overflow, scale, learning rate, global norm) of the train cell.
+    """Return the fields of a step event. ``outputs``: the train cell's (loss, overflow, scale, learning rate, norm).
 
-    ``parts``: what ``loss_parts`` says; the loss of a step is the mean over them, and None without them.
+    ``parts``: from ``loss_parts``; the loss of a step is the mean over them, and None if it is None.
     """
     loss, overflow, _, learning_rate, norm = outputs[:5]
     total = None if parts is None else _number(loss)
@@ -435,7 +445,7 @@ def step_fields(step: int, outputs: Any, seconds: float, parts: int | None = 1) 
 
 
 def memory_mib() -> int:
-    """The most memory this process ever had, in MiB: of the card on Ascend, resident in main memory on CPU."""
+    """Return the peak memory of this process in MiB: of the card on Ascend, resident in main memory on CPU."""
     if os.environ.get("ASCEND_RT_VISIBLE_DEVICES"):
         with contextlib.suppress(Exception):  # mindspore 2.6 and later; a figure is never worth a failed step
             import mindspore

@@ -320,3 +320,17 @@ def test_a_model_that_drops_spaces_keeps_the_one_before_an_answer(tmp_path: Path
     tokenizer = load_tokenizer(tmp_path / "a.model")
     ids = encode([Segment("a:", False), Segment(" 12", True)], tokenizer).ids
     assert tokenizer.decode(ids) == "a: 12"
+
+
+def test_a_template_of_another_tokenizer_names_the_one_that_fits(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import models
+
+    vocab = {"a": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    Fast(models.BPE(vocab=vocab, merges=[])).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+
+    with pytest.raises(DataError, match="the template needs the token") as caught:
+        get_template("vicuna").encode(tokenizer, TURNS)
+
+    assert "--set data.template=chatml" in str(caught.value.hint)

@@ -158,3 +158,14 @@ def test_another_eos_makes_other_rows(tmp_path: Path) -> None:
     before = fingerprint(options)
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "<|im_end|>"}')
     assert fingerprint(options) != before
+
+
+def test_ids_above_the_pieces_are_decoded_as_unknown(tmp_path: Path) -> None:
+    """A model's vocabulary may be larger than its tokenizer, and a model that is hardly trained says any of its ids."""
+    found = load_tokenizer(make_sentencepiece(tmp_path / "tokenizer.model"))
+    size = found.info.vocab_size
+    said = found.encode("加", start=True)
+
+    assert found.decode([*said, size, size + 700, *said]) == f"{found.decode(said)}\ufffd\ufffd{found.decode(said)}"
+    assert found.decode([]) == ""
+    assert (found.piece(size), found.is_control(size), found.is_byte(size)) == ("\ufffd", False, False)

@@ -102,3 +102,15 @@ def test_what_a_folder_cannot_be_is_said(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(SpecError, match="'hidden_size' is missing"):
         overrides([], model=folder.name)
+
+
+def test_a_spec_of_a_qwen_preset_has_its_template_and_its_kind_of_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = {
+        name: load_spec(str(configs.write_new(name, preset=name, force=False))) for name in ("qwen2_5_7b", "llama2_7b")
+    }
+
+    said = {name: (spec.data.template, Path(str(spec.model.tokenizer)).name) for name, spec in written.items()}
+    assert said == {"qwen2_5_7b": ("chatml", "tokenizer.json"), "llama2_7b": ("vicuna", "tokenizer.model")}

@@ -1,4 +1,4 @@
-"""What this host has: Ascend cards, or else its CPU."""
+"""Discovery of this host's devices: its Ascend cards, or else its CPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def cpu_device_count() -> int:
-    """Return how many ranks the CPU of this host may carry: its cores, at least 2, or $LAUNCHER_CPU_DEVICES."""
+    """Return the number of ranks for this host's CPU: its cores, at least 2, or $LAUNCHER_CPU_DEVICES."""
     named = os.environ.get("LAUNCHER_CPU_DEVICES")
     if named is None:
         return max(2, os.cpu_count() or 1)
@@ -39,7 +39,7 @@ def cpu_device_count() -> int:
 
 
 def visible_device_ids() -> list[int]:
-    """Physical ids of the chips this process may use: /dev/davinci* cut down by ASCEND_RT_VISIBLE_DEVICES.
+    """Return the physical ids of the chips this process may use: /dev/davinci* limited by ASCEND_RT_VISIBLE_DEVICES.
 
     Raises HostError when that variable is malformed: the Ascend runtime would silently use fewer cards.
     """
@@ -59,9 +59,9 @@ def visible_device_ids() -> list[int]:
 
 
 def local_cluster(cards: int | None = None) -> Cluster:
-    """This host as a cluster of ``cards`` devices (all of them if None): Ascend cards if there are any, else CPU.
+    """Return this host as a cluster of ``cards`` devices (all if None): Ascend cards if there are any, else CPU.
 
-    Reads files alone and is done in a millisecond. Raises HostError when the host has fewer devices.
+    It only reads files and takes a millisecond. Raises HostError when the host has fewer devices.
     """
     ids = visible_device_ids()
     target = "Ascend" if ids else "CPU"

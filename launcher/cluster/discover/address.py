@@ -1,4 +1,4 @@
-"""By what address other hosts reach this one."""
+"""The address by which other hosts reach this one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FAR_AWAY = ("192.0.2.1", 9)
 
 
 def own_address() -> str | None:
-    """The address of the interface that the default route takes, else the first that is no loopback, else None."""
+    """Return the address of the default route's interface, else the first that is not loopback, else None."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(_FAR_AWAY)

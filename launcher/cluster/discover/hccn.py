@@ -14,7 +14,8 @@ _KEY = re.compile(r"(address|IPv6address)_(\d{1,2})")
 
 @dataclass(frozen=True, kw_only=True)
 class HccnConf:
-    """``addresses`` by physical id; ``fault`` says why there are none, ``bad_lines`` which lines make no sense."""
+    """The contents of hccn.conf. ``addresses``: by physical id; ``fault``: the reason why there are none;
+    ``bad_lines``: lines that cannot be read."""
 
     addresses: dict[int, str] = field(default_factory=dict)
     fault: str = ""
@@ -22,7 +23,7 @@ class HccnConf:
 
 
 def read_hccn_conf(path: Path = Path("/etc/hccn.conf")) -> HccnConf:
-    """The addresses in hccn.conf. The driver's installer makes it empty, for root alone (mode 640)."""
+    """Read the addresses in hccn.conf. The driver's installer makes it empty, for root alone (mode 640)."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -33,7 +34,7 @@ def read_hccn_conf(path: Path = Path("/etc/hccn.conf")) -> HccnConf:
 
 
 def parse_hccn_conf(text: str, *, name: str = "hccn.conf") -> HccnConf:
-    """``key_<physical id>=value`` lines; IPv4 wins over IPv6, unknown keys are ignored, a second "=" is an error."""
+    """Read lines ``key_<physical id>=value``: IPv4 wins over IPv6, unknown keys are ignored, a second "=" is wrong."""
     found: dict[str, dict[int, str]] = {"address": {}, "IPv6address": {}}
     bad = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -50,7 +51,7 @@ def parse_hccn_conf(text: str, *, name: str = "hccn.conf") -> HccnConf:
 
 @dataclass(frozen=True, kw_only=True)
 class Port:
-    """One card's network port: ``address`` (None: none set), ``link`` "UP", "DOWN" or "", ``fault`` why not known."""
+    """One card's network port: ``address`` (None if not set), ``link`` "UP", "DOWN" or "", ``fault`` if unknown."""
 
     device_id: int
     address: str | None = None
@@ -59,7 +60,7 @@ class Port:
 
 
 def read_address(device_id: int, *, timeout_s: float | None = None) -> Port:
-    """Ask hccn_tool for the address of a physical id. No address set is no fault."""
+    """Ask hccn_tool for the address of a physical id. A missing address is not a fault."""
     result = run_program("hccn_tool", "-i", str(device_id), "-ip", "-g", timeout_s=timeout_s)
     address = _after(result.stdout, "ipaddr")
     if address and packed_ip(address):
@@ -70,7 +71,7 @@ def read_address(device_id: int, *, timeout_s: float | None = None) -> Port:
 
 
 def read_link(device_id: int, *, timeout_s: float | None = None) -> Port:
-    """Ask hccn_tool whether the link of a physical id is up."""
+    """Ask hccn_tool for the state of the link of a physical id."""
     result = run_program("hccn_tool", "-i", str(device_id), "-link", "-g", timeout_s=timeout_s)
     state = _after(result.stdout, "link status")
     if state in ("UP", "DOWN"):

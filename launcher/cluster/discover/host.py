@@ -1,4 +1,4 @@
-"""All that discovery learns about this host, put together: ``look_around``."""
+"""The report of discovery on this host, from all its sources: ``look_around``."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ _DAVINCI = re.compile(r"davinci(\d{1,3})")
 
 
 def host_root() -> Path:
-    """Where /dev, /etc and /usr/local are looked for: "/", or $LAUNCHER_HOST_ROOT (a host mounted in a container)."""
+    """Return the folder of /dev, /etc and /usr/local: "/", or $LAUNCHER_HOST_ROOT (a host mounted in a container)."""
     return Path(os.environ.get("LAUNCHER_HOST_ROOT") or "/")
 
 
 def ascend_device_ids(dev: Path | None = None) -> list[int]:
-    """Physical ids of the Ascend chips that this host or container sees: N of every /dev/davinciN, ascending."""
+    """Return the physical ids of the Ascend chips that are visible here: N of every /dev/davinciN, ascending."""
     matches = (_DAVINCI.fullmatch(entry.name) for entry in (dev or host_root() / "dev").glob("davinci*"))
     return sorted(int(match[1]) for match in matches if match)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One chip of this host; ``device_id`` is the physical id, ``logic_id`` what ASCEND_RT_VISIBLE_DEVICES takes.
+    """One chip of this host. ``device_id``: the physical id; ``logic_id``: the id for ASCEND_RT_VISIBLE_DEVICES.
 
     ``usable`` is false when ASCEND_RT_VISIBLE_DEVICES hides it or /dev lacks it."""
 
@@ -59,7 +59,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class HostReport:
-    """What this host has. ``faults`` are the reasons why something is not known, for people."""
+    """The devices and software of this host. ``faults``: reasons why something is unknown, for people."""
 
     name: str
     cards: tuple[Card, ...] = ()
@@ -73,7 +73,7 @@ class HostReport:
 
     @property
     def kind(self) -> str | None:
-        """The kind of the cards, when they are all of one."""
+        """Return the kind of the cards; None unless all are of one kind."""
         kinds = {card.kind for card in self.cards}
         return kinds.pop() if len(kinds) == 1 else None
 
@@ -83,7 +83,7 @@ class HostReport:
 
 
 def look_around(root: Path | None = None, *, ask_hccn_tool: bool = True) -> HostReport:
-    """Ask every source that this host has. Takes as long as npu-smi: some seconds on a full server. Never raises."""
+    """Ask every source on this host. It takes as long as npu-smi: some seconds on a full server. Never raises."""
     root = root or host_root()
     info, fault = ask_npu_smi()
     hccn = read_hccn_conf(root / "etc/hccn.conf")
@@ -109,7 +109,7 @@ def look_around(root: Path | None = None, *, ask_hccn_tool: bool = True) -> Host
 
 
 def ask_npu_smi() -> tuple[NpuInfo, str]:
-    """``npu-smi info``, completed by ``-m`` and ``-l``, and why it is no use ("" if it is)."""
+    """Return the output of ``npu-smi info``, completed by ``-m`` and ``-l``, and the fault that it has ("" if none)."""
     result = run_program("npu-smi", "info")
     fault = known_fault(result.stdout + result.stderr) or result.fault
     info = parse_info(result.stdout)
@@ -120,7 +120,7 @@ def ask_npu_smi() -> tuple[NpuInfo, str]:
 
 
 def _with_mapping(info: NpuInfo, mapping: NpuInfo) -> NpuInfo:
-    """Physical and logic ids from ``-m`` where it knows them; all of ``-m`` when ``info`` showed no chip."""
+    """Return ``info`` with physical and logic ids from ``-m`` where it has them; all of ``-m`` if ``info`` is empty."""
     if not info.chips:
         return replace(mapping, driver=info.driver, warning=info.warning)
     known = {(chip.npu_id, chip.chip_id): chip for chip in mapping.chips}
@@ -129,7 +129,7 @@ def _with_mapping(info: NpuInfo, mapping: NpuInfo) -> NpuInfo:
 
 
 def _counted(info: NpuInfo) -> NpuInfo:
-    """Warn when ``-l`` counts more chips than ``info`` shows: one that dropped off the bus is only counted."""
+    """Return ``info`` with a warning if ``-l`` counts more chips: one that dropped off the bus is only counted."""
     counted = sum(parse_list(run_program("npu-smi", "info", "-l").stdout).values())
     if counted <= len(info.chips) or info.warning:
         return info
@@ -141,14 +141,14 @@ def _with_ids(chip: Chip, mapped: Chip) -> Chip:
 
 
 def _cards(ids: list[int], info: NpuInfo, visible: Visible | None) -> list[Card]:
-    """One card for each chip of npu-smi and each /dev/davinciN, by physical id."""
+    """Return one card for each chip of npu-smi and each /dev/davinciN, by physical id."""
     chips = {chip.physical_id: chip for chip in info.chips}
     found = [_card(device_id, chips.get(device_id), info) for device_id in sorted({*ids, *chips})]
     return [_placed(card, ids, visible, position) for position, card in enumerate(found)]
 
 
 def _placed(card: Card, ids: list[int], visible: Visible | None, position: int) -> Card:
-    """``card`` with its logic id: npu-smi's, else its position. It is usable if /dev has it and nothing hides it."""
+    """Return ``card`` with its logic id, npu-smi's or else its position; usable if /dev has it and nothing hides it."""
     logic = card.chip.logic_id if card.chip and card.chip.logic_id is not None else position
     there = not ids or card.device_id in ids
     return replace(card, logic_id=logic, usable=there and (visible is None or logic in visible.ids))
@@ -162,7 +162,7 @@ def _card(device_id: int, chip: Chip | None, info: NpuInfo) -> Card:
 
 
 def _completed(hccn: HccnConf, ids: list[int]) -> HccnConf:
-    """What hccn.conf does not tell, asked of hccn_tool; one call takes some 0.3 s, so several at a time."""
+    """Return ``hccn`` with addresses from hccn_tool for missing ``ids``; calls take 0.3 s, so they run in parallel."""
     missing = [device_id for device_id in ids if device_id not in hccn.addresses]
     if not missing:
         return hccn
@@ -178,7 +178,7 @@ def _completed(hccn: HccnConf, ids: list[int]) -> HccnConf:
 
 
 def host_cluster(report: HostReport, *, address: str = "127.0.0.1") -> Cluster:
-    """The usable cards of this host as a cluster of one. Raises HostError when there are none."""
+    """Return the usable cards of this host as a cluster of one host. Raises HostError when there are none."""
     if not report.usable:
         raise HostError(
             f"{report.name} has no Ascend card that can be used: {report.npu_smi_fault or 'none is visible'}",
@@ -202,7 +202,7 @@ def host_cluster(report: HostReport, *, address: str = "127.0.0.1") -> Cluster:
 
 
 def _super_pod(report: HostReport) -> tuple[dict[int, int], str | None]:
-    """SDIDs by physical id and the super pod's id, from ``npu-smi info -t spod-info``; empty when it tells nothing."""
+    """Return SDIDs by physical id and the super pod's id, from ``npu-smi info -t spod-info``; empty if unknown."""
     sdids: dict[int, int] = {}
     pod = None
     for card in report.usable:

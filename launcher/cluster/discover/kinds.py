@@ -1,4 +1,4 @@
-"""Which family a chip belongs to, from what npu-smi says about it."""
+"""The family of a chip, from npu-smi's output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _A3 = re.compile(r"910_?93\d*|910C")
 
 
 def kind_of(chip: Chip, layout: str) -> str | None:
-    """The key in cluster.KINDS for ``chip``, or None when nothing tells. ``layout`` is that of NpuInfo, "" from -m.
+    """Return the key in cluster.KINDS for ``chip``, None if unknown. ``layout`` is that of NpuInfo, "" from -m.
 
     The trap: plain "910B" is sold as A2 but printed by first-generation 910 (32 GB, no bfloat16), whose
     Memory-Usage is a real figure; A2 prints 910B1 to 910B4 and 0 / 0.
@@ -34,7 +34,7 @@ def kind_of(chip: Chip, layout: str) -> str | None:
 
 
 def _by_memory(chip: Chip, layout: str) -> str | None:
-    """Names that tell nothing ("xxx" in manuals, a new variant): first-generation 910 shows its DDR, later ones 0."""
+    """Return the kind of a chip with an unknown name, by its memory: a first-generation 910 shows DDR, later ones 0."""
     if layout != "HBM" or not chip.hbm_mib:
         return None
     return "910" if chip.memory_mib else "A2"

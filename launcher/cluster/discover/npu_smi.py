@@ -1,4 +1,4 @@
-"""What ``npu-smi`` prints, in its four layouts, as data.
+"""Parser of the output of ``npu-smi`` in its four layouts.
 
 The layouts (hicann/driver ef377e950a32, npucli/src/npu_info_print.c) are told apart by their second header line:
 910 and A2 (cell "Chip"), A3 ("Chip  Phy-ID"), 310 family ("Chip    Device"), 950 (two empty cells). Rows are split
@@ -28,7 +28,7 @@ _PARTIAL_DRIVER = re.compile(r"driver package may not be completely installed")
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip (A3: one die) as npu-smi shows it. Memory is in MiB; 0/0 in ``memory`` is how A2 and later print it."""
+    """One chip (A3: one die) as npu-smi shows it. Memory is in MiB; A2 and later print 0/0 in ``memory``."""
 
     npu_id: int
     chip_id: int
@@ -66,12 +66,12 @@ class NpuInfo:
 
 
 def known_fault(text: str) -> str:
-    """What the known error messages in ``text`` mean, or ""."""
+    """Return the meaning of a known error message in ``text``, or ""."""
     return next((meaning for pattern, meaning in _FAULTS if pattern.search(text)), "")
 
 
 def parse_info(text: str) -> NpuInfo:
-    """The output of ``npu-smi info``. Rows that make no sense are left out; garbage gives an empty NpuInfo."""
+    """Parse the output of ``npu-smi info``. Unreadable rows are left out; garbage gives an empty NpuInfo."""
     rows = list(_rows(text))
     split = next((index for index, row in enumerate(rows) if "Process id" in row), len(rows))
     layout = _layout(rows[:split])
@@ -121,7 +121,7 @@ def _chips(layout: str, rows: list[list[str]]) -> list[Chip]:
 
 
 def _is_first(layout: str, row: list[str]) -> bool:
-    """Return whether ``row`` is the upper one of a chip: its second cell is a health word, not a bus id."""
+    """Return True if ``row`` is the upper one of a chip: its second cell is a health word, not a bus id."""
     cell = row[2] if layout == "950" and len(row) > 2 else row[1] if len(row) > 1 else ""
     return cell.isalpha() and cell != "NA"
 
@@ -173,7 +173,7 @@ def _processes(rows: list[list[str]]) -> Iterator[NpuProcess]:
 
 
 def parse_mapping(text: str) -> NpuInfo:
-    """The output of ``npu-smi info -m``: 4 columns, or 5 with "Chip Phy-ID" (A3) and "Slot ID" (950).
+    """Parse the output of ``npu-smi info -m``: 4 columns, or 5 with "Chip Phy-ID" (A3) and "Slot ID" (950).
 
     Rows of the Mcu are left out. Health and memory are not in it.
     """
@@ -211,7 +211,7 @@ def _mapped(columns: list[str], line: str) -> Chip | None:
 
 
 def parse_list(text: str) -> dict[int, int]:
-    """The output of ``npu-smi info -l``: NPU id to number of chips (1 where it is not said, as on 950)."""
+    """Parse the output of ``npu-smi info -l``: NPU id to number of chips (1 where it is missing, as on 950)."""
     found: dict[int, int] = {}
     npu_id: int | None = None
     for key, value in _pairs(text):
@@ -224,7 +224,7 @@ def parse_list(text: str) -> dict[int, int]:
 
 
 def parse_fields(text: str) -> dict[str, str]:
-    """``key : value`` lines, as ``-t board``, ``health`` and ``spod-info`` print them; the first of a key wins."""
+    """Parse lines ``key : value`` of ``-t board``, ``health`` and ``spod-info``; the first of a key wins."""
     found: dict[str, str] = {}
     for key, value in _pairs(text):
         found.setdefault(key, value)

@@ -1,4 +1,4 @@
-"""The kind of the cards by their PCI device ids: known in a millisecond, without the driver.
+"""The kind of the cards by their PCI device ids: read in a millisecond, without the driver.
 
 Ids: 0xd801 and 0xd806 as npu-smi shows them on 910A and 950 boards; 0xd500, 0xd802 and 0xd803 as the driver's own
 log collector names them (310P, 910B, 910_93).
@@ -13,7 +13,7 @@ _KINDS = {"0xd500": "310P", "0xd801": "910", "0xd802": "A2", "0xd803": "A3", "0x
 
 
 def pci_kind(root: Path) -> str | None:
-    """The key in cluster.KINDS of all Ascend cards below ``root``/sys, or None when there are none or several kinds."""
+    """Return the key in cluster.KINDS of all Ascend cards below ``root``/sys; None for no cards or several kinds."""
     found = set()
     for vendor in root.glob("sys/bus/pci/devices/*/vendor"):
         if _line(vendor) == _HUAWEI:

@@ -23,7 +23,7 @@ _VENDOR_FOLDERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramResult:
-    """What a program printed, and ``fault``: "" when it ended with status 0, else why it is no use."""
+    """The output of a program. ``fault``: "" when it ended with status 0, else the reason why it is unusable."""
 
     argv: tuple[str, ...]
     stdout: str = ""
@@ -32,7 +32,7 @@ class ProgramResult:
 
 
 def default_timeout_s() -> float:
-    """Seconds a program may take: 20, or $LAUNCHER_PROBE_TIMEOUT_S. Raises HostError when that is no number."""
+    """Return the time-out of a program: 20 s, or $LAUNCHER_PROBE_TIMEOUT_S. Raises HostError if that is no number."""
     named = os.environ.get("LAUNCHER_PROBE_TIMEOUT_S")
     if named is None:
         return _TIMEOUT_S
@@ -46,7 +46,7 @@ def default_timeout_s() -> float:
 
 
 def find_program(name: str) -> str | None:
-    """The path of ``name`` on PATH or in its vendor's folder, or None."""
+    """Return the path of ``name`` on PATH or in its vendor's folder, or None."""
     found = shutil.which(name)
     if found:
         return found
@@ -55,7 +55,7 @@ def find_program(name: str) -> str | None:
 
 
 def run_program(name: str, *arguments: str, timeout_s: float | None = None) -> ProgramResult:
-    """Run ``name`` to its end. What goes wrong with it stands in ``fault``; nothing of it is left running."""
+    """Run ``name`` to its end. ``fault`` has its failure; no process of it is left running."""
     program = find_program(name)
     argv = (program or name, *arguments)
     if program is None:
@@ -83,7 +83,7 @@ def run_program(name: str, *arguments: str, timeout_s: float | None = None) -> P
 
 
 class _Reading:
-    """Reads what a process prints until it ends, the time is up, or it is more than any table of cards."""
+    """The reading of a process's output until it ends, the time is up, or the output is too long for any table."""
 
     def __init__(self, process: subprocess.Popen[bytes], timeout_s: float) -> None:
         self.process = process
@@ -93,7 +93,7 @@ class _Reading:
         self.selector = selectors.DefaultSelector()
 
     def to_the_end(self) -> str:
-        """Why to give up on the process, or "" if it ended."""
+        """Read until the end and return ""; return the reason when the process must be given up."""
         fault = ""
         with self.selector:
             for stream, buffer in zip((self.process.stdout, self.process.stderr), self.output, strict=True):

@@ -17,7 +17,7 @@ _CANN_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Software:
-    """Version strings as the vendor writes them ("25.3.rc1", "8.5.0"), or None where no file tells."""
+    """Version strings in the vendor's form ("25.3.rc1", "8.5.0"), or None where no file has one."""
 
     driver: str | None = None
     firmware: str | None = None
@@ -26,7 +26,7 @@ class Software:
 
 
 def read_software(root: Path = Path("/")) -> Software:
-    """What is installed below ``root``."""
+    """Return the versions installed below ``root``."""
     installed = read_text(root / "etc/ascend_install.info")
     return Software(
         driver=_package_version(root / "usr/local/Ascend/driver/version.info"),
@@ -37,7 +37,7 @@ def read_software(root: Path = Path("/")) -> Software:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a small file, or None when it cannot be read."""
+    """Return the text of a small file, or None when it cannot be read."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             return file.read(1 << 20)
@@ -46,7 +46,7 @@ def read_text(path: Path) -> str | None:
 
 
 def key_values(text: str) -> dict[str, str]:
-    """``key=value`` lines."""
+    """Return the lines ``key=value`` of a text as a dictionary."""
     pairs = (line.partition("=") for line in text.splitlines())
     return {key.strip(): value.strip() for key, equals, value in pairs if equals}
 
@@ -65,7 +65,7 @@ def _cann(root: Path) -> str | None:
 
 
 def _cann_files(root: Path) -> list[Path]:
-    """What set_env.sh chose comes first; then the usual places, the newest of several first."""
+    """Return the version files of CANN: the one chosen by set_env.sh, then the usual places, the newest first."""
     chosen = os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME")
     found = sorted(Path(chosen).glob("*-linux/ascend_toolkit_install.info")) if chosen else []
     for pattern in _CANN_FILES:

@@ -1,4 +1,4 @@
-"""ASCEND_RT_VISIBLE_DEVICES and ASCEND_VISIBLE_DEVICES: which of the cards a process or container may use."""
+"""ASCEND_RT_VISIBLE_DEVICES and ASCEND_VISIBLE_DEVICES: the cards that a process or container may use."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _MOST_DEVICES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Visible:
-    """The ids that a variable names; ``fault`` says what the runtime would stumble over, "" if nothing."""
+    """The ids that a variable names. ``fault``: the mistake that the runtime would not accept, "" if none."""
 
     ids: tuple[int, ...]
     fault: str = ""
 
 
 def runtime_visible(value: str) -> Visible:
-    """ASCEND_RT_VISIBLE_DEVICES: logic ids, ascending, no blanks.
+    """Read ASCEND_RT_VISIBLE_DEVICES: logic ids, ascending, no blanks.
 
     The runtime stops reading at the first bad character and refuses duplicates (EE2002). User ids count from 0 over
     what is left.
@@ -34,7 +34,7 @@ def runtime_visible(value: str) -> Visible:
 
 
 def container_visible(value: str) -> Visible:
-    """ASCEND_VISIBLE_DEVICES: physical ids such as ``0-2,4``, given to ascend-docker-runtime with the container."""
+    """Read ASCEND_VISIBLE_DEVICES: physical ids such as ``0-2,4``, set on the container for ascend-docker-runtime."""
     ids: list[int] = []
     for part in value.split(","):
         first, dash, last = part.strip().partition("-")

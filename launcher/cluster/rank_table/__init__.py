@@ -26,8 +26,8 @@ __all__ = [
 
 
 def render_rank_table(env: jinja2.Environment, cluster: Cluster, path: str = "rank_table.json") -> RenderedFile:
-    """The table of ``cluster`` in the version its devices want, with ``pod_ip`` for msrun, status "completed".
+    """Return the table of ``cluster`` in its devices' version, with ``pod_ip`` for msrun and status "completed".
 
-    Raises SpecError when the cluster lacks something the version cannot do without.
+    Raises SpecError when the cluster lacks something that the version requires.
     """
     return render_table(env, table_of(cluster), path)

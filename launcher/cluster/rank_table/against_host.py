@@ -1,4 +1,4 @@
-"""Does a table fit the host it is read on: the same devices, the same addresses."""
+"""Comparison of a table with this host: its devices and addresses must be the same."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def compare_with_host(document: Any, report: Report, host: HostReport, *, own: s
 
 
 def own_names() -> set[str]:
-    """Host name and addresses of this host, loopback left out."""
+    """Return the host name and addresses of this host, without loopback."""
     found = {socket.gethostname()}
     for addresses in psutil.net_if_addrs().values():
         found.update(address.address.split("%")[0] for address in addresses)
@@ -53,7 +53,7 @@ def _is_loopback(name: str) -> bool:
 
 
 def _mine(servers: list[tuple[str, dict[str, Any]]], own: set[str]) -> tuple[str, dict[str, Any]] | None:
-    """The server that is this host; a table of one server is taken to be about this host."""
+    """Return the server that is this host; in a table of one server, that one."""
     if len(servers) == 1:
         return servers[0]
     return next(

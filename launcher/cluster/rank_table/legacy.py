@@ -1,4 +1,4 @@
-"""The two templates from before ``version``, and their conversion to 1.0.
+"""The two old templates without ``version``, and their conversion to 1.0.
 
 "lab" (template 1): group_list[].instance_list[] has one device and its rank_id each. "cloud" (template 2):
 an instance is a server with many devices and no rank ids; HCCL gives them by server order, then device id.
@@ -19,7 +19,7 @@ _Device = tuple[int | None, int, dict[str, str]]
 
 
 def convert_legacy(document: dict[str, Any], name: str) -> Table:
-    """``document`` (see lint.is_legacy) as a version 1.0 table. Raises SpecError with everything that is unreadable."""
+    """Return ``document`` (see lint.is_legacy) as a version 1.0 table. Raises SpecError with every unreadable value."""
     problems: list[str] = []
     servers: dict[str, list[_Device]] = {}
     for path, instance in _instances(document, problems):

@@ -1,4 +1,4 @@
-"""Every problem of a rank table at once. Entry points: ``check_file`` and ``check_text``."""
+"""The linter of rank tables, which reports every problem at once: ``check_file`` and ``check_text``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _OLD_OR_OTHER = {
 
 
 def check_file(path: Path) -> Report:
-    """Every finding about the file at ``path``. Never raises for what is in it."""
+    """Return every finding about the file at ``path``. Never raises because of its contents."""
     return load_table(path)[1]
 
 
 def check_text(text: str, name: str = "rank_table.json") -> Report:
-    """Every finding about a table that is not on disk."""
+    """Return every finding about a table that is not on disk."""
     report = Report(name=name)
     document = parse_document(text.encode("utf-8", "surrogatepass"), report)
     if document is not None:
@@ -34,7 +34,7 @@ def check_text(text: str, name: str = "rank_table.json") -> Report:
 
 
 def load_table(path: Path) -> tuple[Any, Report]:
-    """The JSON document at ``path`` (None if it is none) and every finding about it."""
+    """Return the JSON document at ``path`` (None if it is not JSON) and every finding about it."""
     report = Report(name=str(path))
     document = read_document(path, report)
     if document is not None:
@@ -59,7 +59,7 @@ def lint(document: Any, report: Report) -> None:
 
 
 def is_legacy(document: dict[str, Any]) -> bool:
-    """Return whether this is one of the two templates from before ``version`` ("lab" and "cloud")."""
+    """Return True for one of the two old templates without ``version`` ("lab" and "cloud")."""
     return "version" not in document and "group_list" in document and "server_list" not in document
 
 

@@ -19,7 +19,7 @@ _PORTS = ("device_port", "host_port", "backup_device_port", "device_vnic_port")
 
 
 class Row(NamedTuple):
-    """One device of a table; what could not be read is None. ``ips`` are packed addresses."""
+    """One device of a table; unreadable values are None. ``ips`` are packed addresses."""
 
     path: str
     fields: dict[str, Any]
@@ -46,6 +46,7 @@ def lint_v1(document: dict[str, Any], report: Report) -> None:
     report.ranks = len(rows)
     _server_count(document, report, len(servers))
     _unique(report, "E_DUP_SERVER", [(f"{server.path}.server_id", server.server_id) for server in servers])
+    # Without servers, E_MISSING says it already.
     if servers:
         check_ranks(report, [(f"{row.path}.rank_id", row.rank_id) for row in rows], "$.server_list")
     _shape(report, servers)
@@ -89,6 +90,7 @@ def _row(report: Report, path: str, server: int, device: dict[str, Any]) -> Row:
     rank_id = _number(report, device, "rank_id", path, "E_RANKS", None)
     sdid = _number(report, device, "super_device_id", path, "E_SDID", SDID_MAX, required=False)
     ips = _ips(report, device, path)
+    # Tables have up to 65,536 devices, and hardly one has another key: the usual case stays fast.
     if not _USUAL.issuperset(device):
         _optional(report, device, path)
     return Row(path, device, server, device_id, rank_id, ips, sdid)
@@ -147,10 +149,12 @@ def _unique(report: Report, code: str, values: list[tuple[str, Any]]) -> None:
 def _shape(report: Report, servers: list[Server]) -> None:
     sizes = Counter(len(server.rows) for server in servers)
     if len(sizes) > 1:
+        # The most frequent size is probably the intended one, so the other servers are named.
         usual = sizes.most_common(1)[0][0]
         for server in servers:
             if len(server.rows) != usual:
                 report.add("W_UNEVEN", f"{server.path}.device", server.fields.get("device"), f"others have {usual}")
+    # HCCL takes ranks in any order, but its guide asks for those of one server to follow each other.
     ranked = sorted((row for server in servers for row in server.rows if row.rank_id is not None), key=_by_rank)
     runs = Counter(server for server, _ in groupby(ranked, key=lambda row: row.server))
     for server_index, count in runs.items():
@@ -166,7 +170,7 @@ def _by_rank(row: Row) -> int:
 
 
 def _need_ips(document: dict[str, Any], servers: list[Server], pods: int) -> bool:
-    """A3 talks over HCCS inside a super pod; everything else needs device_ip between servers."""
+    """Return True if the table needs device_ip: between servers, except inside an A3 super pod, which uses HCCS."""
     if document.get("version") == "1.2" and pods:
         return pods > 1
     return len(servers) > 1
@@ -179,6 +183,7 @@ def _addresses(report: Report, rows: list[Row], *, several: bool) -> None:
     with_ips = [row for row in rows if row.ips]
     _repeated_ips(report, with_ips)
     if several and with_ips:
+        # Only the first odd one is noted: in a mixed table that would be half of all addresses.
         family = len(with_ips[0].ips[0])
         odd = (row for row in with_ips if any(len(packed) != family for packed in row.ips))
         _note_first(report, "E_IP_FAMILY", odd, "the table begins with the other family")
@@ -198,6 +203,7 @@ def _note_first(report: Report, code: str, rows: Iterator[Row], detail: str) -> 
 def _no_ip(report: Report, row: Row, *, several: bool) -> None:
     value = row.fields.get("device_ip", ...)
     if value is ... or value == "":  # HCCL reads an empty one as none
+        # In one server only 910 and 300I Duo need it: the report's ``for_kind`` makes the note an error for them.
         report.add("E_NO_IP" if several else "N_NO_IP", f"{row.path}.device_ip", value)
 
 
@@ -214,7 +220,7 @@ def _repeated_ips(report: Report, rows: list[Row]) -> None:
 
 
 def _pods(document: dict[str, Any], report: Report, servers: list[Server]) -> int:
-    """Check super_pod_list; how many pods a 1.2 table has."""
+    """Check super_pod_list; return the number of pods of a 1.2 table."""
     if "super_pod_list" not in document:
         if document.get("version") == "1.2":
             report.add("N_NO_PODS", "$.super_pod_list")
@@ -230,6 +236,7 @@ def _pods(document: dict[str, Any], report: Report, servers: list[Server]) -> in
         [(f"{path}.super_pod_id", _hashable(pod.get("super_pod_id"))) for path, pod in pods],
     )
     _cover(report, servers, [pair for _, pod in members for pair in pod])
+    # Device ids of A3 are unique in their super pod alone, so SDIDs are compared pod by pod.
     by_id = {server.server_id: server for server in servers if server.server_id is not None}
     for _, pod in members:
         _sdids(report, [by_id[server_id] for _, server_id in pod if server_id in by_id])
@@ -297,6 +304,7 @@ def _notes(document: dict[str, Any], report: Report, servers: list[Server]) -> N
     for server in servers:
         _note_pod_ip(report, server)
         ids = [row.device_id for row in server.rows if row.device_id is not None]
+        # msrun goes by the position in this list, so local ranks are not in the order that the ids suggest.
         if ids != sorted(ids):
             report.add("N_LIST_ORDER", f"{server.path}.device", server.fields["device"])
         if document.get("version") == "1.0" and ids and max(ids) < 8 and not _fits_910(ids):
@@ -312,4 +320,5 @@ def _note_pod_ip(report: Report, server: Server) -> None:
 
 
 def _fits_910(ids: list[int]) -> bool:
+    # A first-generation server has two groups of four cards: 2 or 4 cards must be in one of them.
     return len(ids) in (1, 8) or (len(ids) in (2, 4) and len({device_id // 4 for device_id in ids}) == 1)

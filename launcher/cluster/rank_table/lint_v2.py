@@ -1,4 +1,4 @@
-"""The rules of version 2.0, for the 950: those of HCCL's own parser, where the guide says something else too.
+"""The rules of version 2.0, for the 950: those of HCCL's own parser, also where the guide differs from it.
 
 hicann/hcomm, rank_table_info.cc, new_rank_info.cc, rank_level_info.cc, address_info.cc, control_plane.cc (2026-09); the
 guide is HCCL's rank_table_config_a5.md (hicann/hccl 09300b70df9a).
@@ -30,7 +30,7 @@ _EID = re.compile(r"[0-9a-fA-F]{32}")
 
 @dataclass(kw_only=True)
 class _Seen:
-    """What must be alike, or differ, between ranks: addresses, and how many each network instance has, with paths."""
+    """Values compared between ranks: addresses, and the number of addresses per network instance, with their paths."""
 
     addresses: dict[str, str] = field(default_factory=dict)
     sizes: dict[tuple[Any, str], tuple[int, str]] = field(default_factory=dict)
@@ -38,6 +38,7 @@ class _Seen:
 
 def lint_v2(document: dict[str, Any], report: Report) -> None:
     """Add every finding about a table with ``rank_list`` to ``report``."""
+    # A note only: HCCL's parser of 2.0 does not read status.
     if document.get("status", "completed") != "completed":
         report.add("N_STATUS", "$.status", document["status"])
     if document.get("detour", "") not in ("", "true", "false"):
@@ -81,7 +82,7 @@ def _rank(report: Report, path: str, rank: dict[str, Any], seen: _Seen) -> None:
 
 
 def _backups(report: Report, ranks: list[tuple[str, dict[str, Any]]]) -> None:
-    """At most one rank has the backup's local_id, and the one that it stands in for is not there."""
+    """Check that at most one rank has the backup's local_id, and that the one it stands in for is absent."""
     replaced = [(path, rank.get("replaced_local_id")) for path, rank in ranks if rank.get("local_id") == _BACKUP_ID]
     for path, _ in replaced[1:]:
         report.add("E_LOCAL_ID", f"{path}.local_id", _BACKUP_ID, f"a second backup; the first is {replaced[0][0]}")
@@ -111,6 +112,7 @@ def _layers(report: Report, levels: list[tuple[str, dict[str, Any]]]) -> None:
     last = -1
     for path, level in levels:
         layer = level.get("net_layer", ...)
+        # A bool is an int to Python; HCCL's parser takes true for no number.
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < _MOST_LEVELS:
             detail = "no net_layer; the key is `level` in an earlier form" if layer is ... else ""
             report.add("E_NET_LAYER", f"{path}.net_layer", layer, detail)
@@ -121,6 +123,7 @@ def _layers(report: Report, levels: list[tuple[str, dict[str, Any]]]) -> None:
 
 
 def _level(report: Report, path: str, level: dict[str, Any], seen: _Seen) -> None:
+    # Other rules of such a level would only repeat that the form is an old one.
     draft = "net_layer" not in level
     net_type = level.get("net_type", ...)
     if net_type not in (..., *_NET_TYPES) or (draft and net_type is ...):
@@ -140,6 +143,7 @@ def _level(report: Report, path: str, level: dict[str, Any], seen: _Seen) -> Non
             detail = f"{len(addresses)} addresses; {first}, of the same instance, has {count}"
             report.add("E_ADDR", f"{path}.rank_addr_list", level.get("rank_addr_list", ...), detail)
     ports: dict[str, str] = {}
+    # Ports must differ within a level, so each level begins with none.
     for place, address in addresses:
         _address(report, place, address, seen.addresses, ports)
 
@@ -168,7 +172,7 @@ def _kind_and_text(report: Report, path: str, holder: dict[str, Any]) -> tuple[s
 
 
 def _ports(report: Report, path: str, address: dict[str, Any], taken: dict[str, str]) -> None:
-    """``taken``: the ports of the level's other addresses, with their paths."""
+    """Check the ports of an address. ``taken``: those of the level's other addresses, with their paths."""
     ports = address.get("ports", ...)
     expected = f'a list of 1 to {_MOST_PORTS} strings such as "0/4"'
     if not isinstance(ports, list) or not 1 <= len(ports) <= _MOST_PORTS:
@@ -177,6 +181,7 @@ def _ports(report: Report, path: str, address: dict[str, Any], taken: dict[str, 
     if not all(isinstance(port, str) and 1 <= len(port) <= _LONGEST_PORT for port in ports):
         report.add("E_ADDR", f"{path}.ports", ports, expected)
         return
+    # Without repeats: a port that one address lists twice is no port of another one.
     for port in dict.fromkeys(ports):
         if port in taken:
             report.add("E_ADDR", f"{path}.ports", port, f"the port of {taken[port]} too")

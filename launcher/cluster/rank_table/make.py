@@ -1,4 +1,4 @@
-"""From a cluster to a checked file: what ``rank-table make``, ``merge`` and ``convert`` end in."""
+"""Checked rank table files: the last step of ``rank-table make``, ``merge`` and ``convert``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from launcher.errors import SpecError
 
 
 def checked_text(table: Table, name: str, *, kind: str | None = None) -> tuple[str, Report]:
-    """The JSON text of ``table`` and what the linter has to say about it.
+    """Return the JSON text of ``table`` and the linter's report on it.
 
-    Raises SpecError when it would be a table that HCCL refuses: such a file is never written.
+    Raises SpecError when HCCL would refuse the table: such a file is never written.
     """
     text = render_table(environment(), table, name).text
     report = check_text(text, name).for_kind(kind)
@@ -33,7 +33,7 @@ def _refusal(problem: Problem, count: int) -> str:
 
 
 def write_table(target: Path, text: str, *, force: bool = False) -> bool:
-    """Write ``text``; False when the file already says exactly that. Raises SpecError rather than overwrite another."""
+    """Write ``text`` and return True; return False when the file has it already. Raises SpecError for another file."""
     if target.suffix != ".json":
         raise SpecError(f"{target}: HCCL opens only files whose name ends in .json", hint=f"-o {target}.json")
     try:

@@ -1,4 +1,4 @@
-"""Several tables into one: nothing lost, nothing twice, ranks numbered anew in a stated order."""
+"""Merging of several tables into one: nothing lost, nothing twice, ranks numbered anew in a stated order."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _REPAIRED = {"E_RANKS", "E_SERVER_COUNT"}
 
 
 def merge_files(paths: list[Path], *, order: str = "server") -> Table:
-    """One table of all ``paths``, its version that of its parts.
+    """Return one table of all ``paths``, in the version of its parts.
 
     ``order`` "server" sorts by super pod and server_id, numbers by value; "given" keeps the order of the files and
     of their servers. Devices of a server stay in the order of their old ranks. Raises SpecError when a part has
-    errors, versions differ, or a server or address stands twice.
+    errors, versions differ, or a server or address occurs twice.
     """
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice:
@@ -78,7 +78,7 @@ def _old_rank(device: dict[str, Any]) -> int:
 
 
 def _kept_fields(server: dict[str, Any], *, single: bool) -> dict[str, Any]:
-    """Every key but the devices, and the pod_ip that msrun wants; what was right for one server is not for several."""
+    """Return the server's keys without its devices; the pod_ip for msrun is replaced if it held for one server only."""
     fields = {key: value for key, value in server.items() if key != "device"}
     if single:
         fields.setdefault("pod_ip", "127.0.0.1")
@@ -96,7 +96,7 @@ _WRITTEN = {"status", "version", "server_count", "server_list", "super_pod_list"
 
 
 def _top_fields(paths: list[Path], documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """Keys at the top of the parts that are not made anew. Raises SpecError when parts say different things."""
+    """Return the top-level keys of the parts that are not made anew. Raises SpecError when parts disagree."""
     found: dict[str, Any] = {}
     for path, document in zip(paths, documents, strict=True):
         _add_fields(found, {key: value for key, value in document.items() if key not in _WRITTEN}, f"{path}: $")
@@ -104,7 +104,7 @@ def _top_fields(paths: list[Path], documents: list[dict[str, Any]]) -> dict[str,
 
 
 def _pod_fields(paths: list[Path], documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By super_pod_id, the pod's keys beside its servers. Raises SpecError as _top_fields does."""
+    """Return the pods' keys except their servers, by super_pod_id. Raises SpecError when parts disagree."""
     found: dict[str, dict[str, Any]] = {}
     for path, document in zip(paths, documents, strict=True):
         for pod in document.get("super_pod_list", ()):
@@ -135,7 +135,7 @@ def _merged_pods(
 
 
 def _identities_v1(document: dict[str, Any]) -> list[str]:
-    """What may stand only once in a merged table: server ids, device addresses, SDIDs within a pod."""
+    """Return the values that may occur only once in a merged table: server ids, device addresses, SDIDs in a pod."""
     pods = pods_by_server(document)
     found = []
     for server in document["server_list"]:

@@ -1,6 +1,6 @@
-"""What can be wrong with a rank table: one rule a code, and the findings of one file.
+"""The problems of rank tables: one rule per code, and the findings of one file.
 
-Codes starting with E_ are errors, W_ warnings, N_ notes: true of the file, but nothing HCCL minds.
+Codes starting with E_ are errors, W_ warnings, N_ notes: facts about the file that do not matter to HCCL.
 The CANN codes are those of HCCL's parser (framework/common/src/topo/topoinfo_ranktableParser.cc and error_code.cc;
 cann-hccl 9aeddc05b6f9 for CANN up to 8.x, cann-hcomm b5f3e5be094a for 8.5 and later).
 """
@@ -30,7 +30,7 @@ _NO_ERROR = "none: HCCL takes the table"
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What must hold, the CANN error one would have met without it, and what to do about it."""
+    """A rule: the condition, the CANN error that its violation causes, and the remedy."""
 
     rule: str
     cann: str
@@ -273,7 +273,7 @@ RULES: dict[str, Rule] = {
 
 
 def show_value(value: Any) -> str:
-    """``value`` as JSON, shortened, safe to print on any terminal."""
+    """Return ``value`` as JSON, shortened, safe to print on any terminal."""
     if isinstance(value, list | dict):
         size = f"{len(value)} item{'s' if len(value) != 1 else ''}"
         return f"[{size}]" if isinstance(value, list) else f"{{{size}}}"
@@ -290,7 +290,7 @@ def show_value(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One finding. ``path`` is a JSON path ("$" the file), ``value`` what stands there as shown, "" if nothing does."""
+    """One finding. ``path``: a JSON path ("$" for the file); ``value``: the value there as shown, "" if none."""
 
     code: str
     path: str
@@ -304,7 +304,7 @@ class Problem:
 
 @dataclass(kw_only=True)
 class Report:
-    """Every finding of one file, in the order met. ``counts`` counts also those beyond KEPT_PER_CODE."""
+    """The findings of one file, in order. ``counts`` includes findings beyond KEPT_PER_CODE."""
 
     name: str
     version: str | None = None
@@ -314,14 +314,14 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, code: str, path: str, value: Any = ..., detail: str = "") -> None:
-        """Note a finding; ``value`` is what stands at ``path``, left out when nothing does."""
+        """Note a finding; ``value`` is the value at ``path``, left out when there is none."""
         self.counts[code] += 1
         if self.counts[code] <= KEPT_PER_CODE:
             shown = "" if value is ... else show_value(value)
             self.problems.append(Problem(code=code, path=path, value=shown, detail=detail))
 
     def for_kind(self, kind: str | None) -> Report:
-        """This report, knowing the kind of chip: what that kind minds is an error, what it does not is gone."""
+        """Return this report for a kind of chip: with errors for what that kind refuses, without what it accepts."""
         renamed = _PROMOTED.get(kind or "", {})
         dropped = _DEMOTED.get(kind or "", set())
         counts: Counter[str] = Counter()
@@ -336,14 +336,14 @@ class Report:
         return replace(self, counts=counts, problems=problems)
 
     def of_level(self, letter: str) -> list[Problem]:
-        """Findings whose code starts with ``letter``: "E", "W" or "N"."""
+        """Return the findings whose code starts with ``letter``: "E", "W" or "N"."""
         return [problem for problem in self.problems if problem.code.startswith(letter)]
 
     def count(self, letter: str) -> int:
-        """Return how many findings of that level there are, those not kept included."""
+        """Return the number of findings of that level, including those not kept."""
         return sum(count for code, count in self.counts.items() if code.startswith(letter))
 
     @property
     def verdict(self) -> list[str]:
-        """Codes of errors and warnings, sorted."""
+        """Return the codes of errors and warnings, sorted."""
         return sorted(code for code in self.counts if not code.startswith("N"))

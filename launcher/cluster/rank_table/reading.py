@@ -1,4 +1,4 @@
-"""Bytes to a JSON document, read as HCCL's parser (nlohmann::json) would, whatever the bytes are."""
+"""Reading of any bytes as a JSON document, as HCCL's parser (nlohmann::json) would read them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_document(path: Path, report: Report) -> Any:
-    """The JSON value in the file at ``path``; None if there is none, and E_READ or E_JSON in ``report`` says why."""
+    """Return the JSON value in the file at ``path``; None with E_READ or E_JSON in ``report`` if there is none."""
     try:
+        # Before anything is read: HCCL would refuse it too, and it might not fit in memory.
         if path.stat().st_size > _LARGEST_FILE:
             report.add("E_JSON", "$", detail="the file is larger than 1 GiB, which HCCL refuses")
             return None
@@ -29,13 +30,14 @@ def read_document(path: Path, report: Report) -> Any:
     except (OSError, ValueError) as error:
         report.add("E_READ", "$", detail=getattr(error, "strerror", None) or str(error))
         return None
+    # Noted and read all the same: everything else that is wrong is wanted too.
     if path.suffix != ".json":
         report.add("E_FILENAME", "$", path.name)
     return parse_document(raw, report)
 
 
 def parse_document(raw: bytes, report: Report) -> Any:
-    """The JSON value of ``raw``, or None with E_JSON in ``report``. JSON's own null gives E_JSON too."""
+    """Return the JSON value of ``raw``, or None with E_JSON in ``report``. JSON's own null gives E_JSON too."""
     text = _decode(raw, report)
     if text is None:
         return None
@@ -59,6 +61,7 @@ def _decode(raw: bytes, report: Report) -> str | None:
         report.add("E_JSON", "$", detail="this is UTF-16; save the file as UTF-8")
         return None
     try:
+        # HCCL's parser skips a byte order mark too.
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
@@ -72,6 +75,7 @@ def _loads(text: str, report: Report) -> Any:
     doubled: dict[str, None] = {}
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        # The last of equal keys wins, as in HCCL's parser, so this is a note and no error.
         found = dict(items)
         if len(found) != len(items):
             counts = Counter(key for key, _ in items)
@@ -89,7 +93,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _explain(text: str, error: json.JSONDecodeError) -> str:
-    """Where parsing stopped, and the usual reason for what stands there."""
+    """Return the place where parsing stopped, and the usual reason for the text there."""
     if not text.strip():
         return "the file is empty"
     rest = text[error.pos : error.pos + 40]
@@ -98,6 +102,7 @@ def _explain(text: str, error: json.JSONDecodeError) -> str:
 
 
 def _reason(text: str, rest: str, error: json.JSONDecodeError) -> str:
+    # Python's messages name the token that it expected; these are the mistakes that people make.
     before = text[max(0, error.pos - 40) : error.pos].rstrip()
     if rest.startswith(("//", "/*", "#")):
         return "a comment, which JSON does not have"

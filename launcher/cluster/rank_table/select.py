@@ -1,4 +1,4 @@
-"""Part of a cluster: some hosts, some devices, another order of ranks."""
+"""Selection of a part of a cluster: some hosts, some devices, another order of ranks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ ORDERS = ("listed", "name", "address")
 
 
 def select(cluster: Cluster, *, hosts: str | None = None, devices: str | None = None, order: str = "listed") -> Cluster:
-    """``cluster`` with only ``hosts`` and ``devices``, hosts in ``order``.
+    """Return ``cluster`` with only ``hosts`` and ``devices``, hosts in ``order``.
 
     ``hosts`` is a list such as "node[0-3],10.0.0.9" of names or addresses (``*`` stands for anything), or "0-3" by
     position. ``devices`` is a list of physical ids, and ranks go in the order it gives. ``order`` "listed" is the
-    inventory's, "name" and "address" take numbers by value. Raises SpecError for what is not there.
+    inventory's, "name" and "address" take numbers by value. Raises SpecError for hosts and devices that do not exist.
     """
     kept = cluster.hosts if hosts is None else _hosts(cluster.hosts, hosts)
     if devices is not None:
@@ -64,7 +64,7 @@ def _hosts(hosts: tuple[Host, ...], wanted: str) -> tuple[Host, ...]:
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas that stand outside brackets."""
+    """Split at the commas outside brackets."""
     parts, depth = [""], 0
     for char in text:
         depth += (char == "[") - (char == "]")
@@ -76,7 +76,7 @@ def _split(text: str) -> list[str]:
 
 
 def _positions(hosts: tuple[Host, ...], wanted: str) -> tuple[Host, ...] | None:
-    """Hosts by position, when ``wanted`` is nothing but numbers and no host is called so."""
+    """Return hosts by position, if ``wanted`` consists of numbers and no host has such a name."""
     try:
         indices = numbers(wanted)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A rank table ready to be written: what the templates get, and how a Cluster becomes one."""
+"""A rank table ready to be written: the input of the templates, and its making from a Cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEMPLATES = {
 
 @dataclass(frozen=True, kw_only=True)
 class TableServer:
-    """One entry of server_list: its own keys, and those of each device, exactly as they will stand in the file."""
+    """One entry of server_list: its own keys, and those of each device, exactly as in the file."""
 
     fields: dict[str, str]
     devices: tuple[dict[str, str], ...]
@@ -41,7 +41,7 @@ class TablePod:
 class Table:
     """A whole table. Versions 1.0 and 1.2 have ``servers`` (1.2 also ``pods``), 2.0 has ``ranks``.
 
-    ``fields``: keys at the top that no version knows, or that say nothing of the ranks.
+    ``fields``: top-level keys that no version knows, or that do not concern the ranks.
     """
 
     version: str
@@ -56,12 +56,12 @@ class Table:
 
 
 def render_table(env: jinja2.Environment, table: Table, path: str) -> RenderedFile:
-    """``table`` as JSON text, through ``templates/rank_table*.json.j2``."""
+    """Return ``table`` as JSON text, rendered by ``templates/rank_table*.json.j2``."""
     return render(env, _TEMPLATES[table.version], path, table=table)
 
 
 def version_for(cluster: Cluster) -> str:
-    """The version that the devices of ``cluster`` want: 1.2 on A3 whose super pods are known, 2.0 on 950, else 1.0."""
+    """Return the version for the devices of ``cluster``: 1.2 on A3 with known super pods, 2.0 on 950, else 1.0."""
     kind = KINDS.get(cluster.kind or "")
     if kind is None:
         return "1.0"
@@ -83,10 +83,10 @@ def _suitable(version: str, kind: str | None) -> str:
 
 
 def table_of(cluster: Cluster, *, version: str | None = None, pod_ip: bool = True) -> Table:
-    """The table of ``cluster``, ranks in the order of ``Cluster.ranks()``.
+    """Return the table of ``cluster``, ranks in the order of ``Cluster.ranks()``.
 
-    ``pod_ip`` adds the key without which msrun ignores a table. Raises SpecError when the cluster lacks something
-    that ``version`` (by default what its kind wants) cannot do without.
+    ``pod_ip`` adds the key without which msrun ignores a table. Raises SpecError when the cluster lacks something that
+    ``version`` (by default that of its kind) requires.
     """
     version = _suitable(version or version_for(cluster), cluster.kind)
     if version == "2.0":
@@ -102,7 +102,7 @@ def table_of(cluster: Cluster, *, version: str | None = None, pod_ip: bool = Tru
 
 
 def pods_of(members: Iterable[tuple[str | None, str]]) -> tuple[TablePod, ...]:
-    """Pods in the order met, from (super pod id, server id). Raises SpecError for a server that is in none."""
+    """Return pods in order of occurrence, from (super pod id, server id). Raises SpecError for a server without one."""
     pods: dict[str, list[str]] = {}
     for pod_id, server_id in members:
         if not pod_id:

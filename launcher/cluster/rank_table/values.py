@@ -1,4 +1,4 @@
-"""Single values of a rank table: is it the string, number or address it should be."""
+"""Checks of single values of a rank table: strings, numbers, lists of objects, rank ids."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _LONGEST_NUMBER = 20
 
 
 def decimal(text: str) -> int | None:
-    """The number that ``text`` writes in ASCII digits, or None."""
+    """Return the number in ``text``, if it is written in ASCII digits, or None."""
     if text.isascii() and text.isdecimal() and len(text) <= _LONGEST_NUMBER:
         return int(text)
     return None
 
 
 def string(report: Report, holder: dict[str, Any], key: str, path: str, *, required: bool = True) -> str | None:
-    """The string at ``key``, or None with E_MISSING or E_NOT_STRING noted."""
+    """Return the string at ``key``, or None with E_MISSING or E_NOT_STRING noted."""
     value = holder.get(key, ...)
     if isinstance(value, str):
         return value
@@ -32,7 +32,7 @@ def string(report: Report, holder: dict[str, Any], key: str, path: str, *, requi
 def objects(
     report: Report, holder: dict[str, Any], key: str, path: str, *, may_be_empty: bool = False
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of the list at ``key``, each with its path; what is no object is noted and left out."""
+    """Return the objects of the list at ``key``, each with its path; other items are noted and left out."""
     value = holder.get(key, ...)
     here = f"{path}.{key}"
     if value is ...:
@@ -53,7 +53,7 @@ def objects(
 
 
 def integer(report: Report, holder: dict[str, Any], key: str, path: str, *, required: bool = True) -> int | None:
-    """The integer at ``key``, or None with E_MISSING or E_NOT_INT noted. true and false are no integers."""
+    """Return the integer at ``key``, or None with E_MISSING or E_NOT_INT noted. true and false are not integers."""
     value = holder.get(key, ...)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -65,7 +65,7 @@ def integer(report: Report, holder: dict[str, Any], key: str, path: str, *, requ
 
 
 def check_ranks(report: Report, ranks: list[tuple[str, int | None]], list_path: str) -> None:
-    """Note E_RANKS unless the rank ids, each with its path, are exactly 0 .. N-1. None stands for one already noted."""
+    """Note E_RANKS unless the rank ids, each with its path, are exactly 0 .. N-1. None means one already noted."""
     seen: dict[int, str] = {}
     for path, rank in ranks:
         if rank is None:

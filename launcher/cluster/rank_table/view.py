@@ -1,4 +1,4 @@
-"""Reading a table that passed the linter: its ranks for people, for merging and for comparing with a host."""
+"""The ranks of a table that passed the linter, for display, for merging and for comparison with a host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BREAKING = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One rank as its table has it. ``address`` is device_ip, or the first address of a 2.0 rank; "" without one."""
+    """One rank of a table. ``address``: device_ip, or the first address of a 2.0 rank; "" without one."""
 
     rank_id: int
     server: str
@@ -27,9 +27,9 @@ class Entry:
 
 
 def entries(document: dict[str, Any]) -> list[Entry]:
-    """All ranks of a document whose shape is right (see BREAKING), by rank.
+    """Return all ranks of a document whose shape is right (see BREAKING), by rank.
 
-    A legacy one without rank ids is numbered as HCCL does.
+    A legacy document without rank ids is numbered as HCCL does.
     """
     if is_legacy(document):
         return _legacy_entries(document)
@@ -38,7 +38,7 @@ def entries(document: dict[str, Any]) -> list[Entry]:
 
 
 def pods_by_server(document: dict[str, Any]) -> dict[str, str]:
-    """server_id to super_pod_id, of a 1.2 document."""
+    """Return the super_pod_id of each server_id in a 1.2 document."""
     pods = document.get("super_pod_list", []) if document.get("version") == "1.2" else []
     return {member["server_id"]: pod["super_pod_id"] for pod in pods for member in pod["server_list"]}
 
@@ -60,7 +60,7 @@ def _entries_v1(document: dict[str, Any]) -> list[Entry]:
 
 
 def _number(text: str) -> int:
-    """-1 for what is no number: a table with such errors is still worth showing."""
+    """Return a number, -1 for any other value: a table with such errors is still worth showing."""
     number = decimal(text)
     return -1 if number is None else number
 

@@ -1,8 +1,8 @@
 """A small HTTP server that answers as OpenAI's chat completions do, for trying a model out.
 
-protocol     what a request may say, and how answers are put
+protocol     parses requests and formats answers
 queue        requests on their way to the one model, several in a batch
-http         who may ask, how much, and what goes back (starlette)
-connections  how many there may be, and how long each may take (uvicorn)
+http         access, size limits, and responses (starlette)
+connections  limits of number and time (uvicorn)
 server       from a socket to answers, until a signal
 """

@@ -1,8 +1,8 @@
-"""Connections: how many there may be, and how long each may keep the server waiting.
+"""Limits on the number of connections and on the time that each may keep the server waiting.
 
-uvicorn reads HTTP/1.1 with h11 and has no time limit for a request that comes in drop by drop, nor for a client that
-does not take its answer. Here each connection has one timer: for a request to arrive whole, then for its answer to be
-taken. When there are too many connections, the one that has waited longest without a whole request makes room.
+uvicorn reads HTTP/1.1 with h11 and has no time limit for a request that trickles in, nor for a client that does not
+read its answer. Here each connection has one timer: first for the whole request to arrive, then for its answer to be
+read. When there are too many connections, the one that has waited longest without a whole request is closed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """most: connections at once. request_s: for a request to arrive whole. answer_s: for an answer to be taken."""
+    """most: connections at once. request_s: for a whole request to arrive. answer_s: for an answer to be read."""
 
     most: int
     request_s: float
@@ -34,7 +34,7 @@ class Connection(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether the server waits for the client: no request is here, or only a part of one."""
+        """Return whether the server waits for the client: it has no request, or only a part of one."""
         return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

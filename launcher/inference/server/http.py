@@ -1,4 +1,4 @@
-"""HTTP: who may ask, how much, and what goes back."""
+"""HTTP: access control, limits on requests, and responses."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CLIENT_LEFT = 499  # nginx's number for a client that did not wait; nobody is t
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one client may ask of the server. ``timeout_s``: from the arrival of a request to the end of its answer."""
+    """The limits for one client. ``timeout_s``: from the arrival of a request to the end of its answer."""
 
     body_bytes: int = 1 << 20
     most_tokens: int = 1024
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """What all connections share. ``token``: None only on a loopback address."""
+    """The state shared by all connections. ``token``: None only on a loopback address."""
 
     session: Session
     queue: TaskQueue
@@ -58,12 +58,12 @@ class Service:
 
     @property
     def name(self) -> str:
-        """The job's id, or the base name of a folder or file: clients put it into a URL."""
+        """Return the job's id, or the base name of a folder or file: clients put it into a URL."""
         parts = self.session.model.name.split(" + ")  # a model and its adapter
         return "+".join(Path(part).resolve().name for part in parts)
 
     def task(self, raw: bytes, deliver: Callable[[str | None], None]) -> Task:
-        """The request in ``raw``, waiting for its answer. Raises RequestError."""
+        """Queue the request in ``raw`` and return its task. Raises RequestError."""
         completion = protocol.parse_completion(raw, defaults=self.defaults, most_tokens=self.limits.most_tokens)
         if completion.model != self.name:
             raise _no_model(completion.model, self.name)
@@ -78,7 +78,7 @@ class Service:
 
 
 def application(service: Service, log: Callable[[str], None]) -> Starlette:
-    """The ASGI application. ``log`` is given one line a request; prompts are not in it."""
+    """Return the ASGI application. ``log`` is called with one line per request, without prompts."""
     endpoints = _Endpoints(service)
     app = Starlette(
         routes=[
@@ -95,7 +95,7 @@ def application(service: Service, log: Callable[[str], None]) -> Starlette:
 
 
 def _unknown(request: Request, error: Exception) -> Response:
-    """No such path, or not by this method."""
+    """Return the response for an unknown path or method."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     known = f"there is no {request.method} for" if status == 405 else "there is no"
     return _refusal(RequestError(status, f"{known} {request.url.path[:200]}"))
@@ -109,7 +109,7 @@ def _no_model(asked: str, name: str) -> RequestError:
 
 
 class _Gate:
-    """Around every request: may this caller ask, what is said when it fails, and a line in the log."""
+    """Middleware around every request: checks the caller, responds to failures, and logs a line."""
 
     def __init__(self, app: ASGIApp, token: str | None, log: Callable[[str], None]) -> None:
         self._app = app
@@ -140,8 +140,8 @@ class _Gate:
             await _refusal(error)(request.scope, receive, seen.send)
 
     def _check_caller(self, request: Request) -> None:
-        """A token where there is one. Without one, only names of this machine: a page in the user's browser must not
-        reach the server by a name of its own that points here."""
+        """Require the token if there is one; otherwise accept only host names of this machine, because a page in the
+        user's browser must not reach the server by a name of its own that resolves to this address (DNS rebinding)."""
         if request.url.path == "/health" and self._token is not None:
             return
         if self._token is not None:
@@ -165,11 +165,11 @@ class _Seen:
 
 
 class _AmbiguousRequest(RequestError):
-    """A request that others may read differently: what follows it on this connection is not read."""
+    """A request that a proxy may read differently: nothing after it on this connection is read."""
 
 
 def _check_framing(request: Request) -> None:
-    """Raises RequestError for what a proxy in front of us might take for two requests, or one of another caller."""
+    """Raise RequestError for bytes that a proxy in front might take for two requests, or for another caller's."""
     if "content-length" in request.headers and "transfer-encoding" in request.headers:
         raise _AmbiguousRequest(400, "both Content-Length and Transfer-Encoding say where the body ends")
     for name in _SINGLE_HEADERS:
@@ -208,15 +208,15 @@ class _Endpoints:
 
 
 def _check_type(request: Request) -> None:
-    """A page of another site can make a browser post text, a form or bytes of no type here, and JSON only after it
-    asked, which is answered with no: so JSON alone is read."""
+    """Accept JSON only: a page of another site can make a browser post text, a form or untyped bytes here, but JSON
+    only after a preflight request, which is refused."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise RequestError(415, "send the header Content-Type: application/json")
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The body, of a length that was said or in chunks. What is too long is refused unread."""
+    """Read the body, with a declared length or in chunks. A body that is too long is refused unread."""
     length = request.headers.get("content-length")
     if length is None and "transfer-encoding" not in request.headers:
         raise RequestError(411, "say the length of the body: Content-Length")
@@ -232,7 +232,7 @@ async def _body(request: Request, most: int) -> bytes:
 
 
 class _Answering:
-    """An answer on its way from the thread of the model to one client."""
+    """An answer in transit from the thread of the model to one client."""
 
     def __init__(self, request: Request, service: Service, body: bytes) -> None:
         self._request = request
@@ -243,14 +243,14 @@ class _Answering:
         self._complete = False  # or as complete as the model makes it
 
     async def begin(self) -> None:
-        """Put the request into the queue; in a thread, as long prompts take a while. Raises RequestError."""
+        """Put the request into the queue; in a thread, because long prompts take a while. Raises RequestError."""
         self.task = await asyncio.to_thread(self._service.task, self._body, self._deliver)
 
     def _deliver(self, text: str | None) -> None:
         self._loop.call_soon_threadsafe(self._texts.put_nowait, text)
 
     async def texts(self) -> AsyncIterator[str]:
-        """The answer piece by piece. Ends early when the client leaves or time is over; the model then stops too."""
+        """Yield the answer piece by piece until the client leaves or time is up; the model then stops too."""
         watcher = asyncio.create_task(self._watch())
         try:
             while text := await self._next():
@@ -269,14 +269,14 @@ class _Answering:
             return None
 
     async def _watch(self) -> None:
-        """Wait until the client is gone: nothing else comes after a whole request."""
+        """Wait until the client disconnects: nothing else comes after a whole request."""
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
         self.task.left.set()
         self._texts.put_nowait(None)
 
     def failure(self) -> RequestError | None:
-        """Why there is no whole answer; None when there is."""
+        """Return the reason why the answer is incomplete; None when it is complete."""
         if not self._complete:
             return RequestError(_CLIENT_LEFT, f"{self._tokens()} (the client left)")
         if self.task.timed_out:
@@ -295,7 +295,7 @@ class _Answering:
         return str(self.task.row.finish if self.task.row else CANCELLED)
 
     def usage(self) -> dict[str, int]:
-        """Token counts so far."""
+        """Return the token counts so far."""
         return protocol.usage(len(self.task.prepared.ids), len(self.task.row.new_tokens) if self.task.row else 0)
 
     def _tokens(self) -> str:
@@ -310,7 +310,7 @@ async def _whole(answer: _Answering) -> Response:
 
 
 async def _streamed(answer: _Answering) -> Response:
-    """Server-sent events. What fails before the first token is an error of its own; later, an event."""
+    """Stream server-sent events. A failure before the first token is an HTTP error; later, an event."""
     texts = answer.texts()
     first = await anext(texts, "")
     if not first:

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, as far as they are spoken here: requests checked, answers and errors put.
+"""The supported part of OpenAI's chat completions: checks requests, formats answers and errors.
 
 platform.openai.com/docs/api-reference/chat; checked with the official client, openai 1.x and 2.x.
 """
@@ -33,7 +33,7 @@ _FINISH = {"stop": "stop", "length": "length", "cancelled": "length"}
 
 
 class RequestError(Exception):
-    """A request that is refused: ``status`` is HTTP's, ``param`` the key at fault."""
+    """A refused request: ``status`` is HTTP's, ``param`` the key at fault."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class _StreamOptions(BaseModel):
 
 
 class _Body(BaseModel):
-    """Keys beside these are looked at by ``_refuse_unsupported`` or change nothing."""
+    """The keys that are read. Others are checked by ``_refuse_unsupported`` or have no effect."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
     model: str
@@ -83,7 +83,7 @@ class Completion:
 
 
 def parse_completion(raw: bytes, *, defaults: GenerationSpec, most_tokens: int) -> Completion:
-    """The request in ``raw``; what it leaves out is as in ``defaults``. Raises RequestError."""
+    """Parse the request in ``raw``; missing settings come from ``defaults``. Raises RequestError."""
     try:
         values = json.loads(raw)
         if not isinstance(values, dict):
@@ -138,14 +138,14 @@ def _spec(body: _Body, defaults: GenerationSpec, most_tokens: int) -> Generation
 
 
 def answered(completion: Completion, text: str, finish: str, usage: dict[str, int]) -> dict[str, Any]:
-    """A whole answer."""
+    """Return a complete answer."""
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _FINISH[finish]}
     return {**_head(completion, "chat.completion"), "choices": [choice], "usage": usage}
 
 
 def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
-    """Token counts as OpenAI names them."""
+    """Return token counts by OpenAI's names."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": new_tokens,
@@ -154,14 +154,14 @@ def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
 
 
 def chunk(completion: Completion, delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
-    """A piece of a streamed answer."""
+    """Return a piece of a streamed answer."""
     end = _FINISH[finish] if finish else None
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": end}
     return {**_head(completion, "chat.completion.chunk"), "choices": [choice]}
 
 
 def usage_chunk(completion: Completion, counts: dict[str, int]) -> dict[str, Any]:
-    """The last piece, when the request asked for counts."""
+    """Return the last piece, for requests that ask for token counts."""
     return {**_head(completion, "chat.completion.chunk"), "choices": [], "usage": counts}
 
 
@@ -170,7 +170,7 @@ def _head(completion: Completion, kind: str) -> dict[str, Any]:
 
 
 def models(name: str, created: int) -> dict[str, Any]:
-    """The one model there is, as a list."""
+    """Return the list of models, which has one entry."""
     return {"object": "list", "data": [model(name, created)]}
 
 

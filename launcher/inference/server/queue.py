@@ -1,4 +1,4 @@
-"""Requests on their way to the one model: a queue of bounded length, and batches of what waits."""
+"""Requests on their way to the model: a queue of bounded length, answered in batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POLL_S = 0.2
 class Task:
     """One request from its arrival to its answer.
 
-    deliver: given each text as it comes, then None; called in the thread of the model. deadline: of time.monotonic.
+    deliver: called with each text as it comes, then None, in the thread of the model. deadline: of time.monotonic.
     left: set when nobody waits for the answer any more.
     """
 
@@ -34,19 +34,19 @@ class Task:
     row: Row | None = None
 
     def cancelled(self) -> bool:
-        """Return whether nobody waits for the answer any more, or it took too long."""
+        """Return whether the client has left or the deadline has passed."""
         if time.monotonic() > self.deadline:
             self.timed_out = True
         return self.timed_out or self.left.is_set()
 
     def fail(self, message: str) -> None:
-        """End without an answer."""
+        """End the task without an answer."""
         self.error = message
         self.deliver(None)
 
 
 class TaskQueue:
-    """Tasks that wait. ``run`` works them off in the thread that calls it, for MindSpore likes to stay in one."""
+    """Waiting tasks. ``run`` answers them in the thread that calls it, because MindSpore should stay in one thread."""
 
     def __init__(self, session: Session, *, most_waiting: int) -> None:
         self._session = session
@@ -56,7 +56,7 @@ class TaskQueue:
         self.stopping = threading.Event()
 
     def put(self, task: Task) -> None:
-        """Raises RequestError when too many wait already, or the server is about to end."""
+        """Add a task. Raises RequestError when too many wait already, or the server is about to end."""
         with self._changed:
             if self.stopping.is_set():
                 raise RequestError(503, "the server is shutting down")
@@ -67,7 +67,7 @@ class TaskQueue:
             self._changed.notify()
 
     def run(self) -> None:
-        """Answer tasks until ``stopping`` is set; those that run or wait then end as they are."""
+        """Answer tasks until ``stopping`` is set; running and waiting tasks then end as they are."""
         while not self.stopping.is_set():
             if tasks := self._next():
                 self._answer(tasks)
@@ -76,7 +76,7 @@ class TaskQueue:
                 task.fail("the server is shutting down")
 
     def _next(self) -> list[Task]:
-        """The next batch: what waits, up to the batch size; at least a moment is waited for one."""
+        """Return the next batch: waiting tasks up to the batch size, after waiting a moment for the first."""
         with self._changed:
             self._changed.wait_for(lambda: bool(self._waiting), timeout=_POLL_S)
             self._drop_cancelled()
@@ -85,7 +85,7 @@ class TaskQueue:
         return tasks
 
     def _drop_cancelled(self) -> None:
-        """Give the places of clients that left to others."""
+        """Free the places of clients that left."""
         gone = [task for task in self._waiting if task.cancelled()]
         self._waiting = [task for task in self._waiting if task not in gone]
         for task in gone:

@@ -1,4 +1,4 @@
-"""From a socket to answers until a signal: uvicorn in a thread of its own, the model in the main thread."""
+"""Serve from a socket until a signal: uvicorn in a thread of its own, the model in the main thread."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FAREWELL_S = 2
 
 
 def check_address(host: str, token: str | None) -> None:
-    """Raises SpecError when others could reach ``host`` and there is no ``token``."""
+    """Raise SpecError when others could reach ``host`` and there is no ``token``."""
     if token is None and not is_loopback(host):
         raise SpecError(
             f"--host {host} can be reached from other machines, and there is no token",
@@ -120,8 +120,8 @@ def _config(service: Service) -> uvicorn.Config:
 
 
 def _logger() -> Any:
-    """A function that writes one line on what stderr is now: while the model answers, MindFormers has stderr to
-    itself (``launcher.upstream.quiet``)."""
+    """Return a function that writes one line to the present stderr: while the model answers, MindFormers' stderr is
+    redirected (``launcher.upstream.quiet``)."""
     stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
 
     def log(line: str) -> None:

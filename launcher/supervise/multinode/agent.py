@@ -1,7 +1,7 @@
 """The agent of one host: ``launcher node``. It reports the host, starts its ranks when told, and obeys the leader.
 
-Two processes. The upper one does nothing but watch that the lower one goes on writing signs of life, and ends
-everything when it does not: it is stopped, or the shared folder does not answer any more.
+It is two processes. The upper one only watches that the lower one goes on writing signs of life, and ends everything
+when it does not: the lower one is suspended, or the shared folder no longer answers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ _WAIT_POLL_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class AgentOptions:
-    """``attempt``: None waits for one that is led. ``watch_stdin``: an end of our stdin means the leader is gone."""
+    """The options of ``launcher node``. ``attempt``: None waits for one that is led.
+
+    ``watch_stdin``: the end of our stdin means that the leader is gone.
+    """
 
     node_rank: int
     attempt: int | None = None
@@ -51,7 +54,7 @@ class AgentOptions:
 
 
 def run_agent(paths: JobPaths, options: AgentOptions) -> int:
-    """Be the agent until the attempt has ended. Returns an exit code: 0 also for a failure that is reported."""
+    """Run the agent until the attempt has ended. Returns an exit code, which is 0 for a reported failure too."""
     adopt_orphans()
     launch = read_launch(paths)
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -59,12 +62,16 @@ def run_agent(paths: JobPaths, options: AgentOptions) -> int:
     child = os.fork()
     if child == 0:
         os.close(reading)
+        # HUP, which is never passed on as such: it tells the death of the watching process from a request to stop.
         die_with_parent(signal.SIGHUP)
+        # Not sys.exit: exit handlers and buffers are the parent's, and must not run twice.
         os._exit(_agent(paths, launch, options, writing))
+    # With our own end open, the agent's death would not end the pipe.
     os.close(writing)
     # The kernel says with SIGHUP that we were killed, and nobody else does.
     forwarding = Forwarding(child, {**{n: n for n in STOP_SIGNALS}, signal.SIGHUP: signal.SIGTERM})
     if not _watch(reading, launch.limits.lost_s):
+        # An agent that hangs in a dead file server handles no other signal.
         os.kill(child, signal.SIGKILL)
     code = forwarding.wait()
     kill_descendants()  # ranks are in sessions of their own, and outlive an agent that was killed
@@ -72,11 +79,12 @@ def run_agent(paths: JobPaths, options: AgentOptions) -> int:
 
 
 def _watch(pulse: int, lost_s: float) -> bool:
-    """Until the agent has ended, or is silent for too long: then False."""
+    """Wait for the agent's end and return True; return False when it is silent for too long."""
     deadline = time.monotonic() + max(60.0, lost_s * _PATIENCE)  # the first heartbeat follows the look at this host
     while (left := deadline - time.monotonic()) > 0:
         if not select.select([pulse], [], [], left)[0]:
             continue
+        # The end of the pipe: the agent has ended, so there is no more to watch.
         if not os.read(pulse, 4096):
             return True
         deadline = time.monotonic() + lost_s * _PATIENCE
@@ -108,7 +116,9 @@ class Agent:
     def run(self) -> int:
         self._register()  # the first heartbeat says that the report lies there
         self.link.start()
+        # A failure is an outcome too: the leader must learn of it from the report, not from silence.
         outcome = self._outcome()
+        # Before the state says ENDED: the leader reads the report only after that.
         self._write_end(outcome)
         self.link.report.state = ENDED
         self.link.close()
@@ -119,16 +129,18 @@ class Agent:
     def _register(self) -> None:
         found = register(self.launch.target)
         missing = missing_inputs(self.paths)
+        # A fault of the host itself comes first: a missing file may only be its consequence.
         if missing and not found.fault:
             found = replace(found, fault=f"{missing[0]} is not there; the job reads it on every host")
         here = self.paths.node_here(self.options.node_rank)
         write_atomic(here, json.dumps(found.to_dict()) + "\n", parents=False)
 
     def _outcome(self) -> Outcome:
-        """Whatever happens, ranks that run are ended and there is an outcome."""
+        """Return the outcome of the attempt; whatever happens, no rank is left running."""
         try:
             if not self._told_to_start():
                 return Outcome(state=jobs.CANCELLED)
+            # Written by the leader before it commands START, so it is complete.
             own = Launch.from_json(self.paths.node_start(self.options.node_rank).read_text(encoding="utf-8"))
             with self._cards(own) as held:
                 return self._attempt(own) if held else Outcome(state=jobs.CANCELLED)
@@ -147,10 +159,11 @@ class Agent:
         stdin = 0 if self.options.watch_stdin else None
         control = AgentControl(self.paths, own, self.signals, self.link, stdin=stdin)
         outcome = Attempt(self.paths, own, control, _tell_nobody).run()
+        # The attempt saw a stop; only here is it known that nobody asked for one.
         return self._killed() if outcome.state == jobs.CANCELLED and self._is_orphan() else outcome
 
     def _is_orphan(self) -> bool:
-        """Tell whether the process that watches this one was killed, while the job was to go on."""
+        """Return True if the process that watches this one was killed while the job was to go on."""
         return signal.SIGHUP in self.signals.received and self.link.command.action == START
 
     def _killed(self) -> Outcome:
@@ -173,7 +186,7 @@ class Agent:
 
     @contextmanager
     def _cards(self, own: Launch) -> Iterator[bool]:
-        """The locks on this host's cards."""
+        """Hold the locks on this host's cards. Yields False when the job was stopped while it waited for them."""
         if not own.wait_for_locks:
             from launcher.cluster.locks import hold
 
@@ -209,8 +222,9 @@ class Agent:
             write_atomic(end, json.dumps(document, ensure_ascii=False) + "\n", parents=False)
 
     def _leader_gone(self) -> bool:
-        """Tell whether nobody else will write the job's end. A leader that was killed may have a guard that does."""
+        """Return True if nobody else will write the job's end: the guard of a killed leader may still do so."""
         while not self.link.leader_lost:
+            # A leader that commanded an end, or lives while nobody stopped us, writes the job's end itself.
             if self.link.command.action in (STOP, END) or not self._stopped():
                 return False
             time.sleep(_WAIT_POLL_S)
@@ -218,7 +232,7 @@ class Agent:
         return True
 
     def _take_over(self) -> None:
-        """The first agent that comes to this writes the job's end."""
+        """Write the job's end, unless another agent was faster."""
         record = read_raw_record(self.paths)
         if record is None or record.is_final:
             return
@@ -233,7 +247,7 @@ class Agent:
 
 
 def _tell_nobody(_state: str, _states: object) -> None:
-    """The job's states are the leader's to tell."""
+    """Do nothing: the leader reports the job's states."""
 
 
 def missing_inputs(paths: JobPaths) -> list[str]:
@@ -247,7 +261,7 @@ def missing_inputs(paths: JobPaths) -> list[str]:
 
 
 def read_raw_record(paths: JobPaths) -> JobRecord | None:
-    """Return the job's record as it is written, without a look at any process."""
+    """Return the job's record as written, without checking any process."""
     try:
         return JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError, KeyError):
@@ -255,7 +269,7 @@ def read_raw_record(paths: JobPaths) -> JobRecord | None:
 
 
 def stdin_ended() -> bool:
-    """Tell whether our stdin has come to its end: whoever held it is gone."""
+    """Return True if our stdin has ended: the process that held it is gone."""
     if not select.select([0], [], [], 0)[0]:
         return False
     try:

@@ -1,7 +1,7 @@
-"""The leader's command over the attempt of one host, in place of signals: what an agent gives its ``Attempt``.
+"""The leader's command over the attempt of one host, in place of signals: the control that an agent's ``Attempt`` has.
 
-How a rank of this host failed is found here, where its process and its log are. What takes all hosts to know (whether
-ranks are late or hang, and when all are done) is left to the leader.
+The cause of a rank's failure is found here, where its process and its log are. The leader decides everything that
+depends on all hosts: late ranks, hangs, and the common end.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from launcher.supervise.stop_signals import StopRequest, StopSignals
 
 
 class AgentControl:
-    """``stdin``: a descriptor whose end means that the leader is gone; None where it says nothing."""
+    """The control of one host. ``stdin``: a descriptor whose end means that the leader is gone; None if it has none."""
 
     answers_for_all: bool = False
 
@@ -65,7 +65,7 @@ class AgentControl:
         return found if self._stdin is None else {**found, self._stdin: partial(self._hear_leader, self._stdin)}
 
     def _hear_leader(self, stdin: int) -> bool:
-        """Read the line that the leader holds open: nothing is said on it; its end says that the leader is gone."""
+        """Read the line that the leader holds open: it carries no data, and its end means that the leader is gone."""
         try:
             self._cut = not os.read(stdin, 4096)
         except OSError:
@@ -75,7 +75,7 @@ class AgentControl:
     # ------------------------------------------------------------------------------------------------ reports
 
     def look(self, states: RankStates) -> None:
-        """Report what is new of the ranks, and a signal that came here, to the leader."""
+        """Report the ranks' progress, and a signal that arrived here, to the leader."""
         self._states = states
         if self._link.report.state == STARTING and states.all_ready:
             self._link.report.state = RUNNING
@@ -83,6 +83,7 @@ class AgentControl:
         if passed_on and self._link.report.stop_signal is None:
             self._link.report.stop_signal = passed_on
             self._link.poke()
+        # At the pace of the heartbeats: reading every rank's position at each tick would load the shared folder.
         if self._clock.monotonic() >= self._report_at:
             self._report_at = self._clock.monotonic() + self._heartbeat_s
             self._note_ranks()
@@ -101,7 +102,7 @@ class AgentControl:
         }
 
     def _say(self, state: str) -> None:
-        """Report ``state`` and how far the ranks are at once; once is enough."""
+        """Report ``state`` and the ranks' progress at once; do nothing if ``state`` was reported already."""
         if self._link.report.state != state:
             self._note_ranks()
             self._link.report.state = state
@@ -110,10 +111,10 @@ class AgentControl:
     # ------------------------------------------------------------------------------------------------ commands
 
     def stop_level(self) -> int:
-        """Return what the leader commands.
+        """Return the leader's command as a stop level.
 
-        A signal to this process is passed on to the leader, who may let all hosts save first. SIGHUP is no request: it
-        says that the process above this one was killed.
+        A signal to this process is passed on to the leader, who may let all hosts save first. SIGHUP is not a request:
+        it means that the process above this one was killed.
         """
         command = self._link.command
         if self._cut or self._link.leader_lost or signal.SIGHUP in self._signals.received:
@@ -127,12 +128,12 @@ class AgentControl:
         return StopRequest(grace_s=command.grace_s, save=command.save and self.stop_level() < 2)
 
     def stop_step(self, entered: Callable[[], Mapping[int, int]]) -> int | None:
-        """Say how far the ranks are; the leader names a step that none of any host has begun."""
+        """Report the ranks' positions; return the step that the leader names, which no rank of any host has begun."""
         self._say(SAVING)
         return self._link.command.stop_at
 
     def may_leave(self) -> bool:
-        """Say that all is saved here; others may still need MindSpore's scheduler, which runs on one of the hosts."""
+        """Report that all is saved here; other hosts may still need MindSpore's scheduler, which runs on one host."""
         self._say(DONE)
         return self.stop_level() > 1
 

@@ -1,4 +1,4 @@
-"""The leader's own processes that bring agents to their hosts; none where agents come by themselves."""
+"""The leader's own processes that start agents on their hosts; none where something else starts the agents."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from launcher.schedulers.base import AgentStart
 
 
 class Agents(Protocol):
-    """The leader's side of them."""
+    """The processes that start agents, as the leader uses them."""
 
     def start(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]: ...
 
     def ended(self) -> Sequence[tuple[AgentStart, int]]:
-        """Return those that have ended since the last call, and with what code."""
+        """Return the processes that ended since the last call, each with its exit code."""
         ...
 
     def let_go(self) -> None:
@@ -34,7 +34,7 @@ class Agents(Protocol):
 
 
 class AgentProcesses:
-    """Starts what the job's scheduler names, and leaves nothing of it."""
+    """The processes that the job's scheduler names; ``kill`` leaves none of them."""
 
     def __init__(self) -> None:
         self._spawned: list[tuple[AgentStart, subprocess.Popen[bytes]]] = []
@@ -82,6 +82,7 @@ def _spawn(start: AgentStart, paths: JobPaths) -> subprocess.Popen[bytes]:
             stdin=subprocess.PIPE if start.holds_stdin else subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            # A signal to the leader's group must not cut the lines: agents would take that for the leader's death.
             start_new_session=True,
             preexec_fn=die_with_parent,
         )

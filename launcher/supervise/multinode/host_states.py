@@ -1,4 +1,4 @@
-"""The state of every host as its status file tells it, and which of their failures was the first."""
+"""The state of every host as read from its status file, and the first of the hosts' failures."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from launcher.supervise.multinode.leader_link import DONE, SAVING
 class HostState:
     """One host as the leader sees it.
 
-    ``status``: its agent's last report. ``ahead_s``: its clock minus ours, as well as it is known. ``end``: how the
-    attempt ended there. ``left_at``: when what brought the agent there ended; ``left_code``: how.
+    ``status``: its agent's last report. ``ahead_s``: estimate of its clock minus ours. ``end``: the report on the
+    attempt's end there. ``left_at``, ``left_code``: time and exit code of the end of the process that started it.
     """
 
     def __init__(self, place: NodePlace, lost_s: float, *, clock: Clock = time) -> None:
@@ -58,11 +58,11 @@ class HostState:
 
     @property
     def ranks(self) -> dict[int, tuple[str, int]]:
-        """Return the state of each rank, and the step that it has entered last."""
+        """Return the state of each rank and the step that it has entered last."""
         return {int(rank_id): (state, step) for rank_id, (state, step) in self.status.get("ranks", {}).items()}
 
     def note(self, status: dict[str, Any]) -> bool:
-        """Take what its status file holds; return whether that is new."""
+        """Take the contents of its status file; return True if they are new."""
         if not self.signs.note(status.get("heartbeat")):
             return False
         self.status = status
@@ -73,10 +73,10 @@ class HostState:
         return True
 
     def _note_clock(self, least_s: float, most_s: float | None) -> None:
-        """Narrow down how far its clock is ahead.
+        """Narrow down the difference between its clock and ours.
 
-        Delays are never negative: of differences in our direction the largest is the truest, of those that the host
-        itself saw in the other the smallest; its clock is between the two.
+        Delays are never negative. So the largest difference seen here is a lower bound, and the smallest that the host
+        saw an upper bound; the estimate is the middle of the two.
         """
         self._least_s = least_s if self._least_s is None else max(self._least_s, least_s)
         self.ahead_s = self._least_s if most_s is None else (self._least_s + float(most_s)) / 2
@@ -85,7 +85,7 @@ class HostState:
         return their_time - (self.ahead_s or 0.0)
 
     def facts(self, patience_s: float) -> HostFacts:
-        """Return what the judge has to know. ``patience_s``: how long a last report may be on its way."""
+        """Return the facts for the judge. ``patience_s``: the time that a last report may take to arrive."""
         return HostFacts(
             registered=self.here is not None,
             ended=self.end is not None,
@@ -98,7 +98,7 @@ class HostState:
 
 @dataclass(frozen=True, kw_only=True)
 class HostFailure:
-    """``failed_at``: by our clock."""
+    """A failure on one host. ``failed_at``: by our clock."""
 
     host: HostState
     verdict: Verdict
@@ -106,7 +106,7 @@ class HostFailure:
 
 
 class HostStates:
-    """The hosts of an attempt: the facts that the leader's judge decides from."""
+    """The hosts of an attempt: the facts on which the leader's judge decides."""
 
     def __init__(self, launch: Launch, *, clock: Clock = time) -> None:
         self._ranks, self._clock = launch.ranks, clock
@@ -121,7 +121,7 @@ class HostStates:
         return len(self.hosts)
 
     def note_progress(self) -> None:
-        """Compare the ranks' steps with those of the last look; none has been entered while the first one compiles."""
+        """Compare the ranks' steps with those of the last look; while the first step compiles, all are 0."""
         progress = (sum(host.steps for host in self), self.busy)
         if progress[0] and (progress != self._progress or self.progress_at is None):
             self.progress_at = self._clock.monotonic()
@@ -139,7 +139,7 @@ class HostStates:
 
     @property
     def all_gone(self) -> bool:
-        """Nothing of the job runs on a host whose agent has never come."""
+        """Return True if no host runs the job any more; one whose agent never came runs nothing of it."""
         return all(host.over or not host.here for host in self)
 
     @property
@@ -159,7 +159,7 @@ class HostStates:
         return max((host.status.get("step_s") or 0.0 for host in self), default=0.0) or None
 
     def unready(self) -> dict[int, bool]:
-        """Return the ranks that are not ready, and whether each has begun; one that nothing is heard of has not."""
+        """Return the ranks that are not ready, and whether each has begun; one without any report has not."""
         states = {rank_id: state for host in self for rank_id, (state, _) in host.ranks.items()}
         found = {rank.rank_id: states.get(rank.rank_id, "new") for rank in self._ranks}
         return {rank_id: state == "begun" for rank_id, state in found.items() if state in ("new", "begun")}
@@ -176,11 +176,11 @@ class HostStates:
 
     @property
     def stop_signal(self) -> int:
-        """The signal that asked an agent to stop, 0 for none."""
+        """Return the signal that asked an agent to stop, 0 for none."""
         return next((int(host.status["stop_signal"]) for host in self if host.status.get("stop_signal")), 0)
 
     def entered(self) -> dict[int, int]:
-        """Return the step that each rank has entered last, as old as a report takes."""
+        """Return the step that each rank has entered last, as of its host's last report."""
         return {rank_id: step for host in self for rank_id, (_, step) in host.ranks.items()}
 
     def fastest_step_s(self) -> float:
@@ -195,7 +195,7 @@ class HostStates:
         return [warning for host in self if host.end for warning in host.end["warnings"]]
 
     def first_failure(self) -> HostFailure | None:
-        """Return the earliest failure by our clock, whenever it was heard of."""
+        """Return the earliest failure by our clock, no matter when its report arrived."""
         return min(self._failures(), key=lambda failure: failure.failed_at, default=None)
 
     def _failures(self) -> Iterator[HostFailure]:
@@ -208,5 +208,5 @@ class HostStates:
 
 
 def _verdict(raw: Mapping[str, Any]) -> Verdict:
-    """Read a verdict that an agent wrote; keys of other versions are passed over."""
+    """Read a verdict that an agent wrote; keys of other versions are ignored."""
     return Verdict(**jobs.known_keys(Verdict, raw))

@@ -16,7 +16,7 @@ _NEXT = {
 
 
 def span(ranks: Sequence[int]) -> str:
-    """ "rank 3", "ranks 8-15" or "ranks 0, 4, 8": as short as it can be said."""
+    """Return ``ranks`` in the shortest words: "rank 3", "ranks 8-15" or "ranks 0, 4, 8"."""
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     if tuple(ranks) == tuple(range(ranks[0], ranks[-1] + 1)):
@@ -28,7 +28,7 @@ def host_verdict(
     node: NodePlace, ranks: Sequence[RankPlace], how: dict[str, str], *, kind: str, lines: Sequence[str] = (),
     retry: bool = True,
 ) -> Verdict:  # fmt: skip
-    """Return the verdict on a host that failed as a whole. ``lines``: its last words."""
+    """Return the verdict on a host that failed as a whole. ``lines``: its last output."""
     own = [rank.rank_id for rank in ranks if rank.node_rank == node.node_rank]
     address = f" ({node.address})" if node.address and node.address != node.name else ""
     said = [f"    {line}" for line in lines]
@@ -49,7 +49,7 @@ def host_verdict(
 
 
 def program_verdict(name: str, how: str, how_zh: str) -> Verdict:
-    """Return the verdict on the one program that holds the agents of all hosts."""
+    """Return the verdict on the one program that runs the agents of all hosts."""
     text = {
         EN: f"{name}, which holds the agents on all hosts, failed first: {how}\n  next: launcher resume JOB",
         ZH: f"{name}（运行所有主机的 agent）最先失败：{how_zh}\n  下一步：launcher resume JOB",
@@ -80,7 +80,7 @@ def late_host(rank_id: int, seconds: str) -> dict[str, str]:
 
 
 def hang_verdict(launch: Launch, failure: Failure, step: int, lines: Sequence[str]) -> Verdict:
-    """Return the verdict on ranks that make no progress: on their host, when all that are behind are on one."""
+    """Return the verdict on a hang: on one host when all ranks that are behind are on it, else on the job."""
     how = _no_progress(failure.detail, step, failure.behind)
     at = {launch.ranks[rank_id].node_rank for rank_id in failure.behind}
     if len(at) == 1:
@@ -101,14 +101,14 @@ def _no_progress(seconds: str, step: int, behind: Sequence[int]) -> dict[str, st
 
 
 def foreign(message: str, lines: Sequence[str]) -> Verdict:
-    """Return the verdict on what is no host's fault alone: hosts that do not fit together, a folder that is gone."""
+    """Return the verdict on a fault of no single host: hosts that do not fit together, a folder that is gone."""
     text = "\n".join([message, *(f"  - {line}" for line in lines)])
     reason = "; ".join([message, *lines])[:400]
     return Verdict(rank_id=None, reason=reason, step=None, kind="foreign", text={EN: text, ZH: text})
 
 
 def own_failure(node: NodePlace, message: str) -> Verdict:
-    """A host whose agent could not go on."""
+    """Return the verdict on a host whose agent could not go on."""
     return Verdict(
         rank_id=None,
         reason=f"host {node.name}: {message}",
@@ -120,7 +120,7 @@ def own_failure(node: NodePlace, message: str) -> Verdict:
 
 
 def leader_verdict(host: str, seconds: float) -> Verdict:
-    """Written by an agent, when the leader is lost and so can write nothing."""
+    """Return the verdict that an agent writes when the leader is lost and so can write none."""
     how = silent(seconds)
     return Verdict(
         rank_id=None,
@@ -137,7 +137,7 @@ def leader_verdict(host: str, seconds: float) -> Verdict:
 
 
 def with_others(verdict: Verdict, names: Sequence[str]) -> Verdict:
-    """The same, and which other hosts were stopped for it."""
+    """Return ``verdict`` with the names of the other hosts that were stopped because of it."""
     if not names:
         return verdict
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,8 +1,8 @@
 """The leader of an attempt on several hosts: starts agents, checks hosts, sends commands, finds the first failure.
 
-It reads one small file a host, and nothing of a rank. Times that hosts report are corrected by how far their clocks
-are from ours: the first failure is found also where a clock is off by a minute. What is late, hangs, has failed, is
-lost or stops is judged in ``launcher.supervise.judge``, as for one host.
+It reads one small file per host and none per rank. Times that hosts report are corrected by the difference of their
+clocks to ours, so the first failure is found even where a clock is off by a minute. ``launcher.supervise.judge``
+decides what is late, hangs, has failed, is lost or stops, as for one host.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ if TYPE_CHECKING:
 # Beyond the grace, for KILL and for files to come.
 _SLACK_S = 10.0
 
-# Up to so many hosts a look at all is cheap, and a failure is seen the sooner the more often there is one.
+# Up to this many hosts a look at all of them is cheap, and frequent looks show a failure sooner.
 _FEW_HOSTS = 200
 
-# A process that brought an agent to its host has ended: the agent's last report may be on its way.
+# After the process that started an agent has ended, the agent's last report may still be on its way.
 _LAST_REPORT_S = 2.0
 _NO_REPORT_S = 0.2
 
 
 class Leader:
-    """Runs once, like ``Attempt`` on one host. ``tell`` is called with the job's states."""
+    """One attempt on several hosts; runs once, like ``Attempt`` on one host. ``tell`` receives the job's states."""
 
     def __init__(
         self,
@@ -90,10 +90,11 @@ class Leader:
         self._warnings: list[str] = []
 
     def run(self) -> Outcome:
-        """Run the whole attempt. However it ends, nothing that can be reached is left."""
+        """Run the whole attempt. However it ends, nothing is left on hosts that can be reached."""
         try:
             self._make_folders()
             self._start_agents()
+            # Each returns an outcome as soon as the attempt is over, else None.
             return self._gather() or self._begin() or self._follow()
         finally:
             self._end_all()
@@ -101,12 +102,13 @@ class Leader:
     # ------------------------------------------------------------------------------------------------ starting
 
     def _make_folders(self) -> None:
-        """Status files are made before anybody looks for them: NFS remembers for a while that a file is missing."""
+        """Make folders and status files before anybody looks for them: NFS remembers a missing file for a while."""
         self.paths.make_attempt_folders()
         self.paths.nodes.mkdir(exist_ok=True)
         for host in self.hosts:
             self.paths.node_status(host.place.node_rank).touch()
         with contextlib.suppress(OSError):
+            # A request to stop the attempt before this one must not stop this one.
             self.paths.control.write_text("", encoding="utf-8")
         self._send(self._command)
         self._set_state(jobs.STARTING)
@@ -117,7 +119,7 @@ class Leader:
                 self.hosts.hosts[node_rank].start = start
 
     def _gather(self) -> Outcome | None:
-        """Wait until all hosts have reported. Returns an outcome when they have not."""
+        """Wait until all hosts have reported. Returns an outcome if they do not, else None."""
         self._wait(
             self.limits.register_s, lambda: self.hosts.all_registered or self.hosts.any_over or self._stop_level()
         )
@@ -141,6 +143,7 @@ class Leader:
             self._write_rank_table(found)
         except LauncherError as error:
             return self._refuse(error.message, [error.hint] if error.hint else [])
+        # From here on hosts go by the names and addresses that they reported.
         for host, place in zip(self.hosts, self.launch.nodes, strict=True):
             host.place = place
         write_atomic(self.paths.start, self.launch.to_json(), parents=False)
@@ -152,7 +155,7 @@ class Leader:
         return None
 
     def _write_rank_table(self, found: list[Registration]) -> None:
-        """Return the table of the cards that were found, held to the same rules as anybody's."""
+        """Write the rank table of the cards that were found, after the same checks as for a user's table."""
         if self.launch.target != "Ascend":
             return
         from launcher.cluster.rank_table import check_text, render_rank_table
@@ -166,7 +169,7 @@ class Leader:
         write_atomic(self.paths.root / file.path, file.text)
 
     def _schedulers_table(self) -> RenderedFile | None:
-        """Wait for a rank table where the scheduler makes one itself: who gave out the cards knows them best."""
+        """Return the scheduler's own rank table, once it is there; the scheduler knows best which cards it gave out."""
         from launcher.common.rendering import RenderedFile
 
         if self._scheduler.rank_table() is None:
@@ -188,6 +191,7 @@ class Leader:
 
     def _tick(self, timeout_s: float) -> None:
         self._clock.sleep(timeout_s)
+        # The leader polls instead of selecting, so the wake-up pipe must be emptied before it is full.
         if self.signals.received:
             self.signals.drain()
         now = self._clock.monotonic()
@@ -218,7 +222,7 @@ class Leader:
         self.hosts.note_progress()
 
     def _read(self, host: HostState) -> None:
-        """Take what its agent has written."""
+        """Read the files that the host's agent has written."""
         status = read_status(self.paths.node_status(host.place.node_rank))
         if status and host.note(status) and host.here is None:
             self._note_here(host)
@@ -227,7 +231,7 @@ class Leader:
             host.end = _read_json(self.paths.node_end(host.place.node_rank))
 
     def _judge(self, host: HostState, told_to_run: bool) -> None:
-        """Note when it is lost."""
+        """Note the loss of ``host`` if it is lost."""
         loss = judge_host(host.facts(_patience_s(host)), told_to_run=told_to_run)
         if loss is Loss.GAVE_UP:
             how = {EN: "its agent was cut off from us and has ended", ZH: "agent 与主控的连接中断，已退出"}
@@ -250,7 +254,7 @@ class Leader:
                 )
 
     def _note_cut(self, host: HostState) -> None:
-        """Judge a host where what brought the agent there has ended, and the agent has not reported how."""
+        """Judge a host whose agent left no report before the process that started it ended."""
         start, code = host.start, host.left_code
         if start and len(start.node_ranks) > 1 and code is not None and code < 0:
             # One srun holds all agents: when it is killed no host has failed, and all ends follow from that.
@@ -263,14 +267,15 @@ class Leader:
         how = "its agent was killed" if line_cut else f"its agent has ended with {code} and no report"
         if not host.here:
             how = f"no agent could be started there (exit code {code})"
+        # It ended before the wait for its last report began, so that much earlier than now.
         self._lose(host, {EN: how, ZH: f"agent 异常退出（{code}）"}, _LAST_REPORT_S)
 
     def _still_connected(self, host: HostState) -> bool:
-        """Tell a host that was lost from an agent that was killed on it: the line to it ends alike in both."""
+        """Return False for a host that was lost, True for one on which only the agent was killed: both end the line."""
         return self._scheduler.is_connected(self.launch, self.paths, host.place.address)
 
     def _lose(self, host: HostState, how: dict[str, str], since_s: float) -> None:
-        """Judge ``host`` lost. ``since_s``: how long ago that was; what follows from it elsewhere came later."""
+        """Mark ``host`` as lost since ``since_s`` ago, so that consequences on other hosts count as later."""
         lines = tail(self.paths.log(host.start.name), 6) if host.start and not host.status.get("ranks") else []
         host.lost = host_verdict(
             host.place, self.launch.ranks, how, kind="host_lost", lines=lines, retry=bool(host.here)
@@ -278,18 +283,18 @@ class Leader:
         host.lost_at = self._clock.time() - since_s
 
     def _read_control(self) -> None:
-        """``launcher stop`` on another host cannot signal us; it writes this file."""
+        """Read the request of ``launcher stop``, which cannot signal us from another host and so writes a file."""
         if not self.signals.stop_level() and self._control_text():
             self.signals.direct.append(signal.SIGTERM)
 
     def _wait(self, seconds: float, until: Callable[[], object]) -> None:
-        """Watch on for ``seconds``, or until something is so."""
+        """Keep watching for ``seconds``, or until ``until`` returns something true."""
         deadline = self._clock.monotonic() + seconds
         while not until() and self._clock.monotonic() < deadline:
             self._tick(self._look_s)
 
     def _stop_level(self) -> int:
-        """Return 0 to go on, 1 to stop in order, 2 to stop at once. A signal to any agent is one to us."""
+        """Return 0 to go on, 1 to stop in order, 2 to stop at once."""
         # A batch system signals whichever process it likes: what an agent got counts as if it had come to us.
         if (passed_on := self.hosts.stop_signal) and not self.signals.received:
             self.signals.direct.append(passed_on)
@@ -303,7 +308,7 @@ class Leader:
             self._tell(state, self.states)
 
     def _follow(self) -> Outcome:
-        """Watch until the judge has decided, and do what that is."""
+        """Watch until the judge decides, and carry out the decision."""
         while True:
             self._tick(self._look_s)
             decision = self.judge.decide(self.hosts, self._stop_level(), self._slow_look)
@@ -325,16 +330,17 @@ class Leader:
         return Look(folder_gone=folder_gone(self.paths) if self.paths.is_gone else "")
 
     def _fail_of(self, failure: Failure) -> Outcome:
-        """Fail for what was judged from silence: a folder that is gone, or a rank that is late."""
+        """Fail for a fault that shows by silence: a folder that is gone, or a rank that is late."""
         if failure.rank_id is None:
             return self._refuse(failure.detail, [])  # agents, which hear of us through that folder, end by themselves
         host = self.hosts.hosts[self.launch.ranks[failure.rank_id].node_rank]
         return self._host_fails(host, late_host(failure.rank_id, failure.detail), failure.kind)
 
     def _fail_of_hang(self, idle_s: float) -> Outcome:
-        """Fail for a hang, with the stack of a rank that holds the others up."""
+        """Fail because of a hang, with the stack of a rank that holds the others up."""
         entered = self.hosts.entered()
         failure = self.judge.no_progress(entered, idle_s)
+        # The stacks first: agents that are told to stop kill the ranks at once.
         self._send(replace(self._command, stacks=True))
         self._wait(2 * self._heartbeat_s + 1.0, lambda: False)
         lines = stack_of(self.paths, next(iter(failure.behind), 0))
@@ -352,18 +358,20 @@ class Leader:
         return self._fail(host_verdict(host.place, self.launch.ranks, how, kind=kind, lines=last_words))
 
     def _fail(self, verdict: Verdict | None = None) -> Outcome:
-        """Stop the others; then the earliest failure of all is the first, also one that was noticed late.
+        """Stop the other hosts; then take the earliest failure of all as the first, even if it was noticed late.
 
-        ``verdict``: what was judged from silence; a failure that came before explains it.
+        ``verdict``: a judgement from silence; a failure before it explains it and replaces it.
         """
         judged_at = self._clock.time()
         # In a hurry: ranks that wait for a dead one in a collective reach no step to save after.
         self._send(replace(self._command, action=STOP, hurry=True))
+        # An agent that cannot answer is judged lost within lost_s, so the wait ends by then.
         wait_s = max(self.limits.lost_s, _SLACK_S) + 2 * self._heartbeat_s
         self._wait(wait_s, lambda: self.hosts.all_gone)
         first = self.hosts.first_failure()  # reports that came meanwhile may tell of an earlier one
         if first is not None and (verdict is None or first.failed_at < judged_at):
             verdict = first.verdict
+        # Hosts that ended for reasons of their own were not stopped by us.
         others = [
             host.name
             for host in self.hosts
@@ -373,7 +381,7 @@ class Leader:
         return Outcome(state=jobs.FAILED, verdict=verdict, warnings=tuple(self._warnings))
 
     def _stop(self) -> Outcome:
-        """Stop all hosts; after the same step, all having saved, if that is wanted."""
+        """Stop all hosts; if a checkpoint is wanted, after the same step and after all have saved."""
         self._set_state(jobs.STOPPING)
         request = self.signals.request(self.paths, self.limits.grace_s)
         # Before ranks were told to start there is nothing to save; a user who wants it saved says so.
@@ -385,12 +393,13 @@ class Leader:
             grace_s = request.grace_s + _SLACK_S  # agents count the grace themselves; KILL takes a while more
             sequence = StopSequence([Phase.TERMINATE], grace_s, clock=self._clock)
             self._tick_while(sequence, Phase.TERMINATE)
+        # Agents that are still in their grace are ended now; without an answer they are lost.
         self._send(replace(self._command, hurry=True))
         self._wait(request.grace_s * save + _SLACK_S, lambda: self.hosts.all_gone)
         return self._stopped()
 
     def _save_first(self, sequence: StopSequence) -> None:
-        """Let all ranks save after a step that none has begun, once every agent has said how far its ranks are."""
+        """Make all ranks save after a step that none has begun, once every agent has reported its ranks' positions."""
         self._tick_while(sequence, Phase.LOCATE)
         self._send(replace(self._command, stop_at=self._stop_step()))
         self._tick_while(sequence, Phase.SAVE)
@@ -400,7 +409,7 @@ class Leader:
             self._tick(self._look_s)
 
     def _stopped_by_user(self) -> bool:
-        """Tell whether ``launcher stop`` or Ctrl-C asked for it; else a scheduler did, which lets us save."""
+        """Return True if ``launcher stop`` or Ctrl-C asked to stop; else a scheduler did, which leaves time to save."""
         return (not self._scheduler.takes_hosts_away and not self.hosts.stop_signal) or bool(self._control_text())
 
     def _control_text(self) -> str:
@@ -411,6 +420,7 @@ class Leader:
     def _stopped(self) -> Outcome:
         lost = [f"{host.name} did not answer when the job was stopped" for host in self.hosts if host.lost]
         warnings = (*self._warnings, *lost)
+        # A job that saved nothing before its time limit would be queued again for ever.
         if verdict := self._scheduler.in_vain(self.launch, self.paths):
             return Outcome(state=jobs.FAILED, verdict=verdict, warnings=warnings)
         later = self._scheduler.requeue_note(self.launch, self.paths)
@@ -418,7 +428,7 @@ class Leader:
 
     @property
     def _hurried(self) -> bool:
-        """Tell whether a user asked twice: a scheduler's second signal is the time limit, of which it warned us."""
+        """Return True if a user asked twice; a scheduler's second signal is only the time limit after its warning."""
         if not self._scheduler.takes_hosts_away:
             return self.signals.stop_level() > 1
         with contextlib.suppress(ValueError, AttributeError):
@@ -426,19 +436,21 @@ class Leader:
         return False
 
     def _stop_step(self) -> int:
-        """Return a step that no rank can have begun when it hears of it: positions are as old as a report takes."""
+        """Return a step that no rank can have begun when it learns of it, given that reports arrive with a delay."""
         entered = max(self.hosts.entered().values(), default=0)
+        # The report is up to a heartbeat old, and the command another one on its way; twice that for safety.
         steps_meanwhile = int(4 * self._heartbeat_s / max(self.hosts.fastest_step_s(), 0.001))
         return jobs.step_to_stop_at(self.paths, entered + 2 + steps_meanwhile)
 
     def _end_all(self) -> None:
-        """Agents end when told so, when our status file is silent, or when their line is cut; at the latest now."""
+        """End all agents: by command, by silence of our status file, by cutting their lines, and finally by KILL."""
         if self._command.action not in (STOP, END) or not self._command.hurry:
             self._send(replace(self._command, action=END, hurry=True))
         self._wait(_SLACK_S, lambda: all(host.over or host.signs.heartbeat is None for host in self.hosts))
         # The end of its stdin has an agent clear up by itself; killing what holds the line would end that line alone.
         self._agents.let_go()
         self._wait(1.0, lambda: self._agents.all_ended)
+        # After the agents: a shared connection that is closed first would cut off those that still clear up.
         self._scheduler.close(self.launch, self.paths)
         self._agents.kill()
 
@@ -451,7 +463,7 @@ def _read_json(path: Any) -> dict[str, Any] | None:
 
 
 def _patience_s(host: HostState) -> float:
-    """Return how long a last report may be on its way; none comes where the line was cut, or what held it killed."""
+    """Return the time that a last report may take to arrive; none comes after a cut line or a killed process."""
     code = host.left_code
     line_cut = host.start is not None and code == host.start.cut_code
     return _NO_REPORT_S if line_cut or (code or 0) < 0 else _LAST_REPORT_S

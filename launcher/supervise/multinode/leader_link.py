@@ -14,23 +14,23 @@ from launcher.jobs import JobPaths
 from launcher.supervise.judge import LifeSigns
 from launcher.supervise.multinode.status_file import StatusFile, read_status
 
-# What the leader commands, in this order; "stop" may come at any time.
+# The leader's commands, in this order; "stop" may come at any time.
 WAIT, START, STOP, END = "wait", "start", "stop", "end"
 
-# What an agent says of itself.
+# The states that an agent reports.
 HERE, STARTING, RUNNING, SAVING, DONE, ENDED = "here", "starting", "running", "saving", "done", "ended"
 
 
 def heartbeat_s(lost_s: float) -> float:
-    """Return the seconds between two signs of life: ten fit into the time after which a host is lost."""
+    """Return the seconds between two signs of life: at least ten fit into the time after which a host is lost."""
     return min(1.0, lost_s / 10)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderCommand:
-    """The contents of the leader's status file: a heartbeat that grows, and what the agents shall do.
+    """The contents of the leader's status file: a growing heartbeat, and the command to the agents.
 
-    ``save``: end after step ``stop_at``, which is known a little later.
+    ``save``: end after step ``stop_at``, which follows a little later.
     """
 
     heartbeat: int = 0
@@ -50,7 +50,7 @@ class LeaderCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class RankReport:
-    """``state``: new, begun, ready, done, failed or gone. ``step``: entered last."""
+    """The report on one rank. ``state``: new, begun, ready, done, failed or gone. ``step``: the last one entered."""
 
     state: str = "new"
     step: int = 0
@@ -60,8 +60,8 @@ class RankReport:
 class AgentReport:
     """The report of an agent: rewritten by its main thread, sent by another.
 
-    ``busy``: a rank evaluates or writes a checkpoint. ``ahead_most_s``: how far this host's clock is ahead of the
-    leader's at the most, as it has seen it.
+    ``busy``: a rank evaluates or writes a checkpoint. ``ahead_most_s``: upper bound of this host's clock minus the
+    leader's, as seen from here.
     """
 
     state: str = HERE
@@ -78,9 +78,9 @@ class AgentReport:
 
 
 class LeaderLink:
-    """Sends ``report`` and receives ``command`` in a thread of its own, so that slow work is not taken for a death.
+    """The thread that sends ``report`` and receives ``command``, so that slow work does not look like a death.
 
-    ``pulse``: a pipe that gets a byte for each heartbeat that was written, for the process that watches this one.
+    ``pulse``: a pipe that gets a byte for each heartbeat written, for the process that watches this one.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class LeaderLink:
         self._thread.start()
 
     def poke(self) -> None:
-        """Say what is new at once."""
+        """Send the report at once."""
         self._wake.set()
 
     def close(self) -> None:
-        """A last report, then silence."""
+        """Send a last report, and none after it."""
         self._over = True
         self._wake.set()
         self._thread.join(timeout=self._lost_s)
@@ -127,6 +127,7 @@ class LeaderLink:
     def _exchange(self) -> None:
         with contextlib.suppress(OSError):
             self._heartbeat += 1
+            # The pulse follows the write, so that the watching process notices a shared folder that hangs.
             self._status_file.write({"heartbeat": self._heartbeat, "time": self._clock.time(), **self.report.to_dict()})
             if self._pulse is not None:
                 os.write(self._pulse, b".")

@@ -1,4 +1,4 @@
-"""Being the leader where a scheduler starts it: a batch script's node, or the first pod."""
+"""The leader process where a scheduler starts it: on a batch script's node, or in the first pod."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from launcher.supervise.multinode.agent import read_raw_record
 
 
 def lead(paths: JobPaths) -> int:
-    """Lead the job's next attempt to its end and return its exit code. A job that has an end keeps it.
+    """Lead the job's next attempt to its end and return its exit code. A job that has ended is not started again.
 
     Raises JobError when the job cannot be read.
     """
@@ -31,9 +31,11 @@ def lead(paths: JobPaths) -> int:
     if code is not None:
         return code
     launch = read_launch(paths)
+    # Each run of a batch job may get other hosts than the last one.
     named = registry.get(launch.scheduler).name_hosts(launch)
     if named != launch:
         write_launch(paths, named)
+    # The scheduler ran the job before: this is its next attempt, which is no restart of ours.
     if record.started is not None:
         record = jobs.next_attempt(record, restarted=False)
         prepare_attempt(paths.of_attempt(record.attempt), record.cards)
@@ -43,10 +45,10 @@ def lead(paths: JobPaths) -> int:
 
 
 def lead_and_be_an_agent(paths: JobPaths) -> int:
-    """Start two children, the leader and the agent of host 0, as the first pod does. Returns the leader's exit code.
+    """Run the leader and the agent of host 0 as two children, as the first pod does. Returns the leader's exit code.
 
-    After a fault of the machine it is REQUEUED, by which a scheduler knows that it is to run the job again. TERM goes
-    to the agent, which passes it on as the agents of all hosts do.
+    After a fault of the machine the exit code is REQUEUED, which tells a scheduler to run the job again. TERM goes to
+    the agent, which passes it on as the agents of all hosts do.
     """
     leader, agent = (_child(paths, *options) for options in (("--lead",), ("--node-rank", "0")))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -64,7 +66,7 @@ def _child(paths: JobPaths, *options: str) -> subprocess.Popen[bytes]:
 
 
 def _exit_code_if_over(record: JobRecord) -> int | None:
-    """Return the exit code when there is nothing more to do: a scheduler may start a job again that failed for good."""
+    """Return the exit code of a job that is over, else None: a scheduler may start a job again that failed for good."""
     if record.state == jobs.SUCCEEDED:
         return 0
     verdict = record.verdict or {}

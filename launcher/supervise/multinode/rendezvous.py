@@ -1,4 +1,4 @@
-"""The rendezvous of ranks: addresses, port and interfaces, cards as they were found, and the rank table of all that."""
+"""The rendezvous of ranks: addresses, port, interfaces, the cards as found, and the cluster for their rank table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from launcher.schedulers.registration import Registration
 
 
 def bind_hosts(launch: Launch, found: Sequence[Registration]) -> Launch:
-    """Add to ``launch`` what only the hosts could tell. Raises HostError when they cannot be reached."""
+    """Return ``launch`` with the facts that only the hosts know. Raises HostError when they cannot be reached."""
     addresses = [_address(node, host) for node, host in zip(launch.nodes, found, strict=True)]
     _same_family(addresses, found)
     ranks_of = ranks_by_node(launch.ranks)
@@ -25,11 +25,12 @@ def bind_hosts(launch: Launch, found: Sequence[Registration]) -> Launch:
         for node, host, address, devices in zip(launch.nodes, found, addresses, chosen, strict=True)
     )
     ranks = tuple(_rank(rank, found, chosen) for rank in launch.ranks)
+    # Host 0 runs MindSpore's scheduler, so its address and one of its own free ports are the meeting point.
     return replace(launch, nodes=nodes, ranks=ranks, address=addresses[0], port=launch.port or found[0].port)
 
 
 def cluster_of(launch: Launch, found: Sequence[Registration]) -> Cluster:
-    """Return the hosts of a ``launch`` that they are bound to, as rank tables want them."""
+    """Return the hosts of ``launch``, after ``bind_hosts``, in the form for rank tables."""
     hosts, ranks_of = [], ranks_by_node(launch.ranks)
     for node, host in zip(launch.nodes, found, strict=True):
         by_id = {raw["device_id"]: _device(raw) for raw in host.devices}
@@ -51,7 +52,7 @@ def _device(raw: object) -> Device:
 
 
 def _address(node: NodePlace, host: Registration) -> str:
-    """Return the one that was named, else what the host says, else the first of its first interface."""
+    """Return the address that was named, else the host's own choice, else the first of its first interface."""
     if node.address or host.address:
         return node.address or host.address
     first = next((address for addresses in host.addresses.values() for address in addresses), None)
@@ -61,6 +62,7 @@ def _address(node: NodePlace, host: Registration) -> str:
 
 
 def _same_family(addresses: Sequence[str], found: Sequence[Registration]) -> None:
+    # HCCL takes one address family for the whole job (HCCL_SOCKET_FAMILY).
     versions = [ipaddress.ip_address(address).version for address in addresses]
     if len(set(versions)) > 1:
         shown = ", ".join(f"{host.name} {address}" for host, address in zip(found, addresses, strict=True))
@@ -78,10 +80,12 @@ def _devices(launch: Launch, node: NodePlace, host: Registration, ranks: Sequenc
     if node.visible:  # an inventory named them
         missing = sorted(set(planned) - set(there))
         raise HostError(f"{host.name} has no card {missing[0]} that can be used", hint="correct the inventory")
+    # A scheduler may give other cards than the plan assumed; any of them will do.
     return list(there.values())[: len(planned)]
 
 
 def _node(launch: Launch, node: NodePlace, host: Registration, address: str, devices: list[Device]) -> NodePlace:
+    # The runtime counts visible cards by logic id, which differs from the device id on some hosts.
     visible = tuple(device.device_id if device.logic_id is None else device.logic_id for device in devices)
     return replace(
         node,
@@ -94,13 +98,13 @@ def _node(launch: Launch, node: NodePlace, host: Registration, address: str, dev
 
 
 def _own_env(host: Registration, address: str) -> dict[str, str]:
-    """Without what is set on the host already: who set it there knew why."""
+    """Return HCCL's variables except those already set on the host: an administrator set them for a reason."""
     env = host_env(address, host.interface_of(address))
     return {name: value for name, value in env.items() if name not in host.variables}
 
 
 def host_env(address: str, interface: str | None) -> dict[str, str]:
-    """Return what HCCL has to be told on each host: by which address and interface it talks before the cards do.
+    """Return HCCL's variables for one host: the address and interface it uses before the cards are connected.
 
     "=NAME" means exactly that interface (HCCL environment reference, HCCL_SOCKET_IFNAME).
     """

@@ -16,7 +16,7 @@ _MOST_BYTES = 1 << 20
 
 
 class StatusFile:
-    """The writing side. The file is opened for each writing: closing is what makes NFS send it."""
+    """The writing side of a status file. It is opened for each write, because NFS sends the data on close."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,13 +29,14 @@ class StatusFile:
         self._size = max(self._size, -(-(len(text) + 1) // _BLOCK) * _BLOCK)
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
+            # One write of the whole document, without truncation: a reader never finds the file empty.
             os.pwrite(handle, text.ljust(self._size - 1) + b"\n", 0)
         finally:
             os.close(handle)
 
 
 def read_status(path: Path) -> dict[str, Any] | None:
-    """Return the document in a status file; None when there is none yet, or it is being written just now."""
+    """Return the document in a status file; None when there is none yet, or it is being written at this moment."""
     with contextlib.suppress(OSError, ValueError):
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
