@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import format_option
+from launcher.cli.options.common import format_option, jobs_dir_option
 from launcher.cli.options.completion import spec_names
 from launcher.errors import SpecError
 
@@ -25,7 +25,7 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 @click.option("--cards", type=click.IntRange(min=1), help="How many cards the job would use; all if left out.")
 @click.option("-i", "--inventory", type=click.Path(path_type=Path), help="Check the hosts of this inventory too.")
 @click.option("--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler, if you name one.")
-@click.option("--jobs-dir", type=click.Path(path_type=Path), envvar="LAUNCHER_JOBS", default=Path("jobs"))
+@jobs_dir_option
 @format_option
 @click.pass_context
 def doctor(

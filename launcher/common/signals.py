@@ -1,4 +1,4 @@
-"""Signals that a process handles for a while, and those on their way to a child process."""
+"""Signals that a process handles for a while, and their forwarding to a child process."""
 
 from __future__ import annotations
 
