@@ -1,5 +1,5 @@
 # make demo   the whole product on this machine's CPU (3 to 5 min after the first installation)
-# make test   lint, then all tests (about 15 min)
+# make test   lint, then all tests (about 20 min)
 # make test-fast  the tests that start no jobs and no MindSpore, while you work
 # make docs-check  every command that README, docs/ and examples/ show, held to what they say it prints (about 8 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)

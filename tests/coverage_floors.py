@@ -8,6 +8,8 @@ are not measured, so rooms that start them stand lower than they are tested.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -16,9 +18,24 @@ from typing import Any
 from architecture import FLOORS as ROOMS
 from architecture import room_of
 
-# Found by measuring; raise a floor when a room has grown above it.
-FLOORS: dict[str, float] = {}
+# Measured, less two or three points for what depends on the machine; raise a floor when a room has grown above it.
+FLOORS: dict[str, float] = {
+    "supervise": 90.0,
+    "plan": 94.0,
+    "engines": 97.0,
+    "checkpoint": 92.0,
+    "data": 89.0,
+    "jobs": 91.0,
+    "cluster": 90.0,
+    "cluster.rank_table": 95.0,
+    "runspec": 94.0,
+    "models": 95.0,
+    "common": 88.0,
+}
+# The rest is tested by commands and ranks in processes of their own, which are not measured.
 LEAST = 0.0
+# Programs without which, and without root, tests of a room are skipped: then its floor is only shown.
+NEEDS = {"supervise": ("ip", "mpirun")}
 
 
 def room(path: str) -> str:
@@ -41,14 +58,21 @@ def shares(report: dict[str, Any]) -> dict[str, float]:
     return {name: 100 * covered[name] / total[name] for name in total if total[name]}
 
 
+def _is_skipped(name: str) -> bool:
+    """Return whether this machine lacks what tests of a room need."""
+    return name in NEEDS and (os.geteuid() != 0 or not all(map(shutil.which, NEEDS[name])))
+
+
 def main(path: Path) -> int:
     found = shares(json.loads(path.read_text(encoding="utf-8")))
     order = {name: place for place, name in enumerate(ROOMS)}
     low = []
     for name in sorted(found, key=lambda name: order.get(name, len(order))):
-        floor = FLOORS.get(name, LEAST)
-        print(f"{name:20} {found[name]:6.1f} %   floor {floor:g} %")
-        if found[name] < floor:
+        floor, skipped = FLOORS.get(name, LEAST), _is_skipped(name)
+        print(
+            f"{name:20} {found[name]:6.1f} %   floor {floor:g} %{', not held: tests were skipped' if skipped else ''}"
+        )
+        if found[name] < floor and not skipped:
             low.append(name)
     if low:
         print(f"below the floor: {', '.join(low)}; build/coverage.json names the lines", file=sys.stderr)
