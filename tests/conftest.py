@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hypothesis import settings
+from support.oracles import TORCH, Child, torch_python
 from support.shop import SEQ_LENGTH, VOCAB, Trained, Workshop
 from support.supervised import marked
 
@@ -71,6 +72,14 @@ def no_survivors() -> Iterator[str]:
     for process in left:
         process.kill()
     assert not left
+
+
+@pytest.fixture(scope="module")
+def torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    """torch, transformers and peft in a process of their own, or a skip."""
+    child = Child(torch_python(), TORCH, tmp_path_factory.mktemp("torch"))
+    yield child
+    child.close()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from support.checkpoint_sets import ALPHA, MODEL, RANK, llama, read, run_merge, write, write_ranks, write_shards
 from support.data_tools import make_hugging_face, make_sentencepiece
-from support.oracles import IDS, TORCH, Child, torch_logits, torch_python
+from support.oracles import HF_CONFIG, IDS, LLAMA3_ROPE, Child, torch_logits
 
 from launcher.checkpoint.compare import check_crc
 from launcher.checkpoint.convert import convert, open_model, run_section
@@ -39,14 +39,6 @@ INFO = {"model": MODEL, "template": "vicuna", "precision": {"params": "float32",
 @pytest.fixture(scope="module")
 def mindspore(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
     child = Child(sys.executable, _MINDSPORE, tmp_path_factory.mktemp("mindspore"))
-    yield child
-    child.close()
-
-
-@pytest.fixture(scope="module")
-def torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
-    """torch, transformers and peft, or a skip."""
-    child = Child(torch_python(), TORCH, tmp_path_factory.mktemp("torch"))
     yield child
     child.close()
 
@@ -252,24 +244,6 @@ def test_transformers_makes_the_prompts_of_training(tmp_path: Path, kind: str, t
     assert found == [encode(trained, [Message(turn["role"], turn["content"]) for turn in chat]) for chat in _CHATS]
 
 
-_HF_CONFIG: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "vocab_size": 40,
-    "max_position_embeddings": 64,
-}
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-
-
 def _convert(source: Path, target: Path, **options: Any) -> Any:
     with ExitStack() as stack:
         return convert(open_model(source, None, stack), target, **options)
@@ -279,12 +253,12 @@ def _tensors(folder: Path) -> dict[str, bytes]:
     return {name: array.tobytes() for path in folder.glob("*.safetensors") for name, array in read(path).items()}
 
 
-_TIED_LLAMA3 = {**_HF_CONFIG, "tie_word_embeddings": True, "rope_scaling": _LLAMA3, "initializer_range": 0.2}
+_TIED_LLAMA3 = {**HF_CONFIG, "tie_word_embeddings": True, "rope_scaling": LLAMA3_ROPE, "initializer_range": 0.2}
 
 
 @pytest.mark.mindspore
 @pytest.mark.parametrize(
-    ("config", "dtype"), [(_HF_CONFIG, "bfloat16"), (_TIED_LLAMA3, "float32")], ids=["gqa", "tied-llama3"]
+    ("config", "dtype"), [(HF_CONFIG, "bfloat16"), (_TIED_LLAMA3, "float32")], ids=["gqa", "tied-llama3"]
 )
 def test_hugging_face_there_and_back(
     tmp_path: Path, config: dict[str, Any], dtype: str, torch: Child, mindspore: Child
@@ -307,7 +281,7 @@ def test_hugging_face_there_and_back(
 
 
 def test_the_model_section_of_a_converted_model_is_one(tmp_path: Path) -> None:
-    source = _hf_folder(tmp_path / "hf", rope_scaling=_LLAMA3, eos_token_id=[7, 9], max_position_embeddings=131072)
+    source = _hf_folder(tmp_path / "hf", rope_scaling=LLAMA3_ROPE, eos_token_id=[7, 9], max_position_embeddings=131072)
     made = _convert(source, tmp_path / "ms")
     spec = ModelSpec.model_validate(run_section(made.model, made.folder))
     assert (spec.seq_length, spec.max_position_embedding, spec.eos_token_id) == (4096, 131072, 7)
@@ -316,12 +290,12 @@ def test_the_model_section_of_a_converted_model_is_one(tmp_path: Path) -> None:
     assert any("eos_token_id is [7, 9]" in note for note in made.notes)
     back = _convert(tmp_path / "ms", tmp_path / "back")
     config = json.loads((back.folder / "config.json").read_text())
-    assert (config["eos_token_id"], config["rope_scaling"]) == ([7, 9], _LLAMA3)
+    assert (config["eos_token_id"], config["rope_scaling"]) == ([7, 9], LLAMA3_ROPE)
 
 
 def test_a_job_with_llama3_rope_scaling_is_exported_with_it(tmp_path: Path) -> None:
     scaling = {
-        key: value for key, value in _LLAMA3.items() if key not in ("rope_type", "original_max_position_embeddings")
+        key: value for key, value in LLAMA3_ROPE.items() if key not in ("rope_type", "original_max_position_embeddings")
     }
     model = {
         **MODEL, "max_position_embedding": 64, "eos_token_id": 33, "tie_word_embeddings": True,
@@ -331,7 +305,7 @@ def test_a_job_with_llama3_rope_scaling_is_exported_with_it(tmp_path: Path) -> N
     folder = write_ranks(tmp_path / "set", {"rank_0/a.ckpt": arrays})
     run_merge(folder, tmp_path / "hf", Options(layout="hf"), model={**INFO, "model": model})
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert config["rope_scaling"] == _LLAMA3
+    assert config["rope_scaling"] == LLAMA3_ROPE
     assert (config["tie_word_embeddings"], config["max_position_embeddings"], config["eos_token_id"]) == (True, 64, 33)
     assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"] == 33
 
@@ -339,7 +313,7 @@ def test_a_job_with_llama3_rope_scaling_is_exported_with_it(tmp_path: Path) -> N
 def _hf_folder(root: Path, **config: Any) -> Path:
     arrays = {hf_name(name): array for name, array in llama(lora=False).items() if is_weight(name)}
     write(root / "model.safetensors", arrays)
-    (root / "config.json").write_text(json.dumps({"model_type": "llama", **_HF_CONFIG, **config}))
+    (root / "config.json").write_text(json.dumps({"model_type": "llama", **HF_CONFIG, **config}))
     return root
 
 

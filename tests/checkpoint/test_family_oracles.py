@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.checkpoint_sets import MODEL, llama, read, run_merge, write, write_ranks, write_shards
-from support.oracles import IDS, TORCH, Child, torch_logits, torch_python
+from support.oracles import HF_CONFIG, IDS, LLAMA3_ROPE, Child, torch_logits
 
 from launcher.checkpoint.base import check_file
 from launcher.checkpoint.convert import convert, open_model
@@ -22,28 +22,15 @@ from launcher.checkpoint.split import SplitPlan
 from launcher.errors import CheckpointError
 from launcher.models.names import EMBEDDING, HEAD, is_adapter, is_weight
 
-CONFIG: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "vocab_size": 40,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+CONFIG: dict[str, Any] = {**HF_CONFIG, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2}
 QWEN2 = {**CONFIG, "model_type": "qwen2", "rope_theta": 1e6, "sliding_window": 4096, "use_sliding_window": False}
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 32}  # fmt: skip
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": QWEN2,
     "qwen2-tied": {**QWEN2, "tie_word_embeddings": True},
     "qwen2-heads": {**QWEN2, "num_key_value_heads": 4, "rms_norm_eps": 1e-5},
     "qwen2-one-key": {**QWEN2, "num_key_value_heads": 1, "num_hidden_layers": 3, "tie_word_embeddings": True},
     "llama": {**CONFIG, "model_type": "llama"},
-    "llama3-tied": {**CONFIG, "model_type": "llama", "tie_word_embeddings": True, "rope_scaling": LLAMA3},
+    "llama3-tied": {**CONFIG, "model_type": "llama", "tie_word_embeddings": True, "rope_scaling": LLAMA3_ROPE},
     "mistral": {**CONFIG, "model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
 }
 QWEN2_MODEL = {**MODEL, "family": "qwen2", "rope_theta": 1e6}
@@ -72,13 +59,6 @@ def logits(folder, adapter, ids, target):
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
     child = Child(sys.executable, _OURS, tmp_path_factory.mktemp("ours"))
-    yield child
-    child.close()
-
-
-@pytest.fixture(scope="module")
-def torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
-    child = Child(torch_python(), TORCH, tmp_path_factory.mktemp("torch"))
     yield child
     child.close()
 

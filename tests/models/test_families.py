@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from support.oracles import HF_CONFIG
 
 from launcher.models import base, registry
 from launcher.models.llama import LLAMA
@@ -24,18 +25,7 @@ from launcher.models.registry import (
 from launcher.runspec.presets import all_presets
 from launcher.runspec.sections import LoraSpec, ModelSpec
 
-CONFIG: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "vocab_size": 40,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "hidden_act": "silu",
-}
+CONFIG: dict[str, Any] = {**HF_CONFIG, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "hidden_act": "silu"}
 # config.json of the released weights, the keys that matter here: what they are must not depend on a checkpoint's name.
 RELEASED: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama-3.2": ("llama", {"model_type": "llama", "head_dim": 8, "attention_bias": False, "mlp_bias": False,

@@ -16,6 +16,23 @@ import pytest
 from launcher.checkpoint.dtypes import Array
 
 IDS = [1, 5, 9, 30, 2, 17, 8, 33]
+# config.json of small models, the keys that every family has.
+HF_CONFIG: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 40,
+    "max_position_embeddings": 64,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 
 
 class Child:
