@@ -10,13 +10,13 @@ import click
 
 from launcher.cli.options.common import data_option, jobs_dir_option, lang_option, model_option, set_option
 from launcher.cli.options.completion import spec_names
-from launcher.cli.options.run import run_options
+from launcher.cli.options.group import takes
+from launcher.cli.options.run import RunChoice
 from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
 
 if TYPE_CHECKING:
     from launcher.control.prepare import PreparedRun
     from launcher.plan.launch_plan import LaunchPlan
-    from launcher.plan.placement import RunOptions
 
 
 @click.command()
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler; a free one if left out.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
 @click.option("--no-preflight", is_flag=True, help="Start even when a check of the hosts fails.")
-@run_options
+@takes(RunChoice, "run")
 @scheduler_options
 @click.option("--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it.")
 @lang_option
@@ -44,7 +44,7 @@ def submit(
     port: int | None,
     dry_run: bool,
     no_preflight: bool,
-    run: RunOptions,
+    run: RunChoice,
     scheduler: SchedulerChoice,
     detach: bool,
     jobs_dir: Path,
@@ -67,7 +67,7 @@ def submit(
     from launcher.control import prepare
 
     prepared = prepare.prepare(
-        spec, cards=cards, checkpoint=checkpoint, sets=sets, port=port, jobs_dir=jobs_dir, options=run,
+        spec, cards=cards, checkpoint=checkpoint, sets=sets, port=port, jobs_dir=jobs_dir, options=run.options(),
         scheduler=scheduler.name, values=scheduler.values, model=model, data=data,
     )  # fmt: skip
     if dry_run:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from launcher.cli.options.common import Seconds
+from launcher.cli.options.group import option
 
 if TYPE_CHECKING:
     from launcher.plan.placement import RunOptions
@@ -16,65 +16,57 @@ if TYPE_CHECKING:
 # Of time-outs: with none at all every job would fail.
 _TIMEOUT = Seconds(min=0.0, min_open=True)
 
-_OPTIONS = (
-    click.option(
+
+@dataclass(frozen=True, kw_only=True)
+class RunChoice:
+    """The engine, and how long to wait for what."""
+
+    engine: str | None = option(
         "--engine",
         type=click.Choice(["msrun", "direct", "mpirun"]),
         help="What starts the ranks: MindSpore's msrun (on one host, if left out), the launcher itself (direct; on "
         "several hosts, if left out), or Open MPI.",
-    ),
-    click.option(
+    )
+    max_restarts: int = option(
         "--max-restarts",
         type=click.IntRange(min=0),
         default=0,
         help="Start again this often, from the newest checkpoint, after faults of the machine or of communication.",
-    ),
-    click.option(
-        "--grace", "grace_s", type=Seconds(min=0.0), default=30.0, show_default=True, help="Seconds from TERM to KILL."
-    ),
-    click.option(
+    )
+    grace_s: float = option(
+        "--grace", type=Seconds(min=0.0), default=30.0, show_default=True, help="Seconds from TERM to KILL."
+    )
+    hang_timeout_s: float | None = option(
         "--hang-timeout",
-        "hang_timeout_s",
         type=_TIMEOUT,
         help="Seconds without a step after which the job has failed; 20 steps' time and at least 600 if left out.",
-    ),
-    click.option(
+    )
+    start_timeout_s: float = option(
         "--start-timeout",
-        "start_timeout_s",
         type=_TIMEOUT,
         default=600.0,
         show_default=True,
         help="Seconds within which all ranks must be ready.",
-    ),
-    click.option(
+    )
+    lost_s: float = option(
         "--lost-after",
-        "lost_s",
         type=Seconds(min=1.0),
         default=8.0,
         show_default=True,
         help="On several hosts: seconds without a sign of life after which a host is lost.",
-    ),
-    click.option("--wait", "wait_for_cards", is_flag=True, help="Wait for cards that another job has."),
-)
+    )
+    wait_for_cards: bool = option("--wait", is_flag=True, help="Wait for cards that another job has.")
 
+    def options(self) -> RunOptions:
+        """Return the same as the rest of the program takes it."""
+        from launcher.plan.launch import Limits
+        from launcher.plan.placement import RunOptions
 
-_NAMES = ("engine", "max_restarts", "grace_s", "hang_timeout_s", "start_timeout_s", "lost_s", "wait_for_cards")
-
-
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare all of them, in this order, and give them to ``command`` as its parameter ``run``."""
-
-    @functools.wraps(command)
-    def gathered(**values: Any) -> Any:
-        return command(run=_options(**{name: values.pop(name) for name in _NAMES}), **values)
-
-    for option in reversed(_OPTIONS):
-        gathered = option(gathered)
-    return gathered
-
-
-def _options(*, engine: str | None, wait_for_cards: bool, **limits: Any) -> RunOptions:
-    from launcher.plan.launch import Limits
-    from launcher.plan.placement import RunOptions
-
-    return RunOptions(engine=engine, limits=Limits(**limits), wait_for_cards=wait_for_cards)
+        limits = Limits(
+            grace_s=self.grace_s,
+            hang_timeout_s=self.hang_timeout_s,
+            start_timeout_s=self.start_timeout_s,
+            max_restarts=self.max_restarts,
+            lost_s=self.lost_s,
+        )
+        return RunOptions(engine=self.engine, limits=limits, wait_for_cards=self.wait_for_cards)
