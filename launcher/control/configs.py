@@ -75,29 +75,20 @@ class _Described:
     seq_length: int
 
 
-# Qwen's tokenizer has no <s>, which vicuna needs; its own template is ChatML.
-_TEMPLATES = {"qwen2": "chatml"}
-
-
-def _template(family: str) -> str:
-    return _TEMPLATES.get(family, "vicuna")
-
-
 def _of_preset(name: str) -> _Described:
     preset = presets.get(name)
     length = preset.model["seq_length"]
-    family = preset.model.get("family", "llama")
-    tokenizer = "tokenizer.json" if family in _TEMPLATES else "tokenizer.model"
-    text = _OF_PRESET.format(preset=name, seq_length=length, tokenizer=tokenizer)
-    return _Described(what=name, source=preset.source, model=text, template=_template(family), seq_length=length)
+    family = family_of(preset.model)
+    text = _OF_PRESET.format(preset=name, seq_length=length, tokenizer=family.tokenizer_file)
+    return _Described(what=name, source=preset.source, model=text, template=family.template, seq_length=length)
 
 
 def _of_folder(folder: str) -> _Described:
     """Describe a Hugging Face folder."""
     model = model_of_folder(folder)
     text = _OF_FOLDER.format(folder=json.dumps(folder, ensure_ascii=False), seq_length=model["seq_length"])
-    template = _template(model["family"])
-    found = {"what": Path(folder).name, "source": f"a {family_of(model).title}", "template": template}
+    family = family_of(model)
+    found = {"what": Path(folder).name, "source": f"a {family.title}", "template": family.template}
     return _Described(**found, model=text, seq_length=model["seq_length"])
 
 

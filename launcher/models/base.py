@@ -46,6 +46,14 @@ class Family(Protocol):
         """Accepted ``model_type`` values of config.json; the first is written unless the model came with another."""
 
     @property
+    def template(self) -> str:
+        """The prompt template of a new run spec."""
+
+    @property
+    def tokenizer_file(self) -> str:
+        """The usual name of its tokenizer's file."""
+
+    @property
     def linear_layers(self) -> tuple[str, ...]:
         """The layers that LoRA may be applied to, by their names in target_modules."""
 

@@ -73,6 +73,8 @@ class LlamaShape:
     plain: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     written: Mapping[str, Any] = field(default_factory=dict)
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    template: str = "vicuna"
+    tokenizer_file: str = "tokenizer.model"
     linear_layers: tuple[str, ...] = tuple(_LINEAR)
     layer_names: Mapping[str, str] = field(default_factory=lambda: _LAYER_NAMES)
     outer_names: Mapping[str, str] = field(default_factory=lambda: _OUTER_NAMES)
