@@ -244,11 +244,12 @@ class EventReader:
         while block := self._file.read(_BLOCK):
             *lines, self._rest = (self._rest + block).split(b"\n")
             for line in lines:
-                record = _parse(line)
-                if record is None:
+                try:
+                    record = _parse(line)
+                except ValueError:
                     self.damaged += 1
-                else:
-                    yield record
+                    continue
+                yield record
 
     def _open(self) -> bool:
         with contextlib.suppress(OSError):
@@ -261,12 +262,15 @@ class EventReader:
             self._file = None
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any]:
+    """Return the object in ``line``. Raises ValueError for one that is not an event of any version."""
     try:
         event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+    except RecursionError as error:
+        raise ValueError("nested without end") from error
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        raise ValueError("not an event")
+    return event
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -303,11 +307,10 @@ def read_last_events(path: Path) -> LastEvents:
     # A read from the middle of the file begins inside a line.
     for line in lines[1 if start else 0 :]:
         try:
-            record = _parse(line)
-            event = from_json(record) if record is not None else None
+            event = from_json(_parse(line))
         except ValueError:
-            record = event = None
-        damaged += record is None
+            damaged += 1
+            continue
         if event is not None:
             events.append(event)
     return LastEvents(events=tuple(events), damaged=damaged)
