@@ -20,10 +20,12 @@ from launcher.checkpoint.stream import PlannedFile, planned
 from launcher.checkpoint.tensors import Output
 from launcher.errors import CheckpointError
 from launcher.models import names
-from launcher.models.llama import SPECIAL_IDS
+from launcher.models.generation import generation_config
 from launcher.models.registry import family_of, hf_name, known_text, model_of_config
+from launcher.runspec.folders import CHAT_TEMPLATE, OWN_TEMPLATES
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+_GENERATION, _TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
 _SENTENCEPIECE_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 # What transformers' chat templates call what the launcher's call otherwise.
 _CHAT_HEAD = (
@@ -105,22 +107,24 @@ def model_texts(
 
     model: the content of launcher_model.json. base: base checkpoint of the run, whose folder may hold the config.json
     it was converted from, with settings that MindFormers cannot express (rope scaling). tokenizer: of SentencePiece.
+    What the base came with stays where nothing changed it: tokenizer and chat template byte for byte.
     Raises CheckpointError when ``model`` is None: shapes do not say how many heads there are.
     """
     if model is None:
         raise CheckpointError(
             "how many attention heads the model has is not known", hint="give its --config (a config.json will do)"
         )
-    config = config_of_model(model["model"], _origin_config(base), files)
-    texts = {CONFIG: config, "generation_config.json": generation_config(config, model.get("generation") or {})}
+    config = config_of_model(model["model"], _beside(base, CONFIG), files)
+    generation = generation_config(config, model.get("generation") or {}, _beside(base, _GENERATION))
+    texts = {CONFIG: config, _GENERATION: generation}
     if len(files) > 1:
         texts[INDEX] = _index(files)
     found = {name: (json.dumps(value, indent=2) + "\n").encode() for name, value in texts.items()}
     return found | (tokenizer_texts(tokenizer, model) if tokenizer else {})
 
 
-def _origin_config(base: Path | None) -> dict[str, Any]:
-    path = base.parent / CONFIG if base else None
+def _beside(base: Path | None, name: str) -> dict[str, Any]:
+    path = base.parent / name if base else None
     return read_json(path) if path and path.is_file() else {}
 
 
@@ -147,28 +151,6 @@ def config_of_model(
     }
 
 
-# Sampling settings that transformers knows by the same names; its own default of top_k is 50.
-_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
-_ALWAYS = ("max_new_tokens", "repetition_penalty")
-
-
-def generation_config(config: Mapping[str, Any], generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return generation_config.json: special ids and defaults; sampling settings only if the model samples."""
-    found = {key: config[key] for key in SPECIAL_IDS if key in config}
-    found |= {key: generation[key] for key in _ALWAYS if key in generation}
-    if generation.get("temperature"):
-        found |= {"do_sample": True, **{key: generation[key] for key in _SAMPLING if key in generation}}
-    return found
-
-
-def generation_section(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run spec's ``generation`` section for a generation_config.json."""
-    found = {key: config[key] for key in _ALWAYS if config.get(key) is not None}
-    if config.get("do_sample"):
-        found |= {key: default if config.get(key) is None else config[key] for key, default in _SAMPLING.items()}
-    return found
-
-
 def _index(files: Sequence[PlannedFile]) -> dict[str, Any]:
     return {
         "metadata": {"total_size": sum(output.nbytes for file in files for output in file.outputs)},
@@ -179,6 +161,8 @@ def _index(files: Sequence[PlannedFile]) -> dict[str, Any]:
 def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, bytes]:
     """Return the tokenizer and the files that AutoTokenizer needs. Raises CheckpointError when it is missing."""
     found = tokenizer_files(tokenizer)
+    if model.get("template") in OWN_TEMPLATES:
+        return found
     is_fast = TOKENIZER_JSON in found
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast" if is_fast else "LlamaTokenizer",
@@ -186,12 +170,13 @@ def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, byte
         "model_max_length": model["model"]["seq_length"],
         **({} if is_fast else {**_SENTENCEPIECE_TOKENS, "add_bos_token": True, "add_eos_token": False, "legacy": True}),
     }
-    if "tokenizer_config.json" in found:
-        config = read_json(tokenizer.with_name("tokenizer_config.json"))
+    if _TOKENIZER_CONFIG in found:
+        config = read_json(tokenizer.with_name(_TOKENIZER_CONFIG))
     chat = _chat_template(model.get("template"), by_name=is_fast)
     if chat:  # that of training, whatever the tokenizer came with
         config["chat_template"] = chat
-    found["tokenizer_config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+        found.pop(CHAT_TEMPLATE, None)
+    found[_TOKENIZER_CONFIG] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
     if not is_fast:
         found["special_tokens_map.json"] = (json.dumps(_SENTENCEPIECE_TOKENS, indent=2) + "\n").encode()
     return found

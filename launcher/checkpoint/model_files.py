@@ -5,11 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.errors import CheckpointError
+from launcher.runspec.folders import CHAT_TEMPLATE
 
 WEIGHTS, CKPT_WEIGHTS = "model.safetensors", "model.ckpt"
 MODEL_CONFIG = "launcher_model.json"
 TOKENIZER, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
-TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+# Files of a tokenizer.json: its special tokens, its chat template, and what slow tokenizers read in its place.
+TOKENIZER_CONFIGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    CHAT_TEMPLATE,
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 def tokenizer_files(path: Path) -> dict[str, bytes]:

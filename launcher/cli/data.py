@@ -302,23 +302,25 @@ def show(file: Path, row: int, tokenizer: Path | None, form: str) -> None:
 
 @data.command()
 @click.argument("names", nargs=-1)
+@click.option("--tokenizer", type=_FILE, help="Model folder, for its own template: launcher data templates own.")
 @format_option
-def templates(names: tuple[str, ...], form: str) -> None:
+def templates(names: tuple[str, ...], tokenizer: Path | None, form: str) -> None:
     """Show the chat templates, each with an example; what is in the loss in green.
 
-    Yours go to templates/chat/NAME.jinja in the working folder.
+    Yours go to templates/chat/NAME.jinja in the working folder. "own" is the one in a model's folder.
 
     \b
     launcher data templates vicuna
+    launcher data templates own --tokenizer Qwen2.5-7B-Instruct
     """
     from launcher.data.show import show_template, template_values
     from launcher.data.templates import template_names
 
     if form == "json":
-        print_json([template_values(name) for name in names or template_names()])
+        print_json([template_values(name, tokenizer) for name in names or template_names()])
         return
     for name in names or template_names():
-        for line in show_template(name):
+        for line in show_template(name, tokenizer):
             click.echo(line)
 
 

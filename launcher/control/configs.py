@@ -15,7 +15,7 @@ from launcher.models.registry import family_of
 from launcher.plan import memory
 from launcher.runspec import presets
 from launcher.runspec.checking import load_spec, preset_model
-from launcher.runspec.folders import model_of_folder
+from launcher.runspec.folders import settings_of_folder
 from launcher.runspec.schema import BEGIN, END, schema_text, with_reference
 from launcher.runspec.sections import ModelSpec
 
@@ -85,10 +85,11 @@ def _of_preset(name: str) -> _Described:
 
 def _of_folder(folder: str) -> _Described:
     """Describe a Hugging Face folder."""
-    model = model_of_folder(folder)
+    settings = settings_of_folder(folder)
+    model = settings["model"]
     text = _OF_FOLDER.format(folder=json.dumps(folder, ensure_ascii=False), seq_length=model["seq_length"])
     family = family_of(model)
-    found = {"what": Path(folder).name, "source": f"a {family.title}", "template": family.template}
+    found = {"what": Path(folder).name, "source": f"a {family.title}", "template": settings["data"]["template"]}
     return _Described(**found, model=text, seq_length=model["seq_length"])
 
 

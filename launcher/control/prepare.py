@@ -10,14 +10,13 @@ from typing import Any
 from launcher.cluster.model import Cluster
 from launcher.common.ports import scheduler_port
 from launcher.errors import SpecError
-from launcher.inference.sources import own_chat_template
 from launcher.jobs import JobStore
 from launcher.plan import inputs
 from launcher.plan.launch import LOCAL
 from launcher.plan.launch_plan import LaunchPlan, make_plan, with_inputs
 from launcher.plan.placement import RunOptions
 from launcher.runspec.checking import load_source, parse_spec
-from launcher.runspec.folders import model_of_folder
+from launcher.runspec.folders import OWN_TEMPLATES, chat_template_file, settings_of_folder
 from launcher.runspec.layers import Override, parse_sets
 from launcher.runspec.sections import RunSpec
 from launcher.schedulers import registry
@@ -99,7 +98,7 @@ def overrides(
     sets: Sequence[str], checkpoint: str | None = None, *, model: str | None = None, data: str | None = None
 ) -> list[Override]:
     """Return the command line's changes to a spec; ``model``: a Hugging Face folder. Raises SpecError."""
-    changes = [*_of_folder(model), *_of_data(data), *parse_sets(sets)]
+    changes = [*_of_folder(model, new_data=data is not None), *_of_data(data), *parse_sets(sets)]
     if checkpoint == "":
         raise SpecError("--checkpoint is empty", hint="give a path, or leave the option out")
     if checkpoint is not None:
@@ -107,14 +106,21 @@ def overrides(
     return changes
 
 
-def _of_folder(model: str | None) -> Iterator[Override]:
-    """Yield overrides for all settings of ``model``, in place of a preset; the spec's seq_length is kept."""
+def _of_folder(model: str | None, *, new_data: bool) -> Iterator[Override]:
+    """Yield overrides for all settings of ``model``, in place of a preset; the spec's seq_length is kept.
+
+    The template of a family is a default: rows that the spec names were made with the spec's.
+    """
     if model is None:
         return
-    values = {"preset": None, "folder": model, **model_of_folder(model)}
-    for key, value in values.items():
-        if key != "seq_length":
-            yield Override(keys=("model", key), value=value, origin=f"--model {model}")
+    found = settings_of_folder(model)
+    found["model"] = {"preset": None, "folder": model, **found["model"]}
+    del found["model"]["seq_length"]
+    if not new_data and found["data"]["template"] not in OWN_TEMPLATES:
+        del found["data"]
+    for section, values in found.items():
+        for key, value in values.items():
+            yield Override(keys=(section, key), value=value, origin=f"--model {model}")
 
 
 def _of_data(data: str | None) -> Iterator[Override]:
@@ -133,8 +139,8 @@ def _remarks(asked: str | None, name: str, cluster: Cluster, spec: RunSpec) -> l
         notes.append(f"No Ascend card found: running {name} on this machine's CPU.")
     elif asked is None:
         notes.append(f"No SPEC given: running {name}.")
-    own = own_chat_template(Path(spec.model.folder)) if spec.model.folder else None
-    if own:
+    own = chat_template_file(Path(spec.model.folder)) if spec.model.folder else None
+    if own and spec.data.template not in OWN_TEMPLATES:
         notes.append(f"Prompts are in template {spec.data.template}, not in the chat template of {own}.")
     if spec.lora and spec.model.checkpoint is None:
         notes.append("No base checkpoint: LoRA adapts random weights. It shows the path; answers will make no sense.")

@@ -19,8 +19,10 @@ from launcher.data.mindrecord import Ints, PackedRows, pack_rows
 from launcher.data.pool import ordered_map
 from launcher.data.records import Chunk, Reject, Source, paragraphs, parse
 from launcher.data.rows import Overflow, Rows, fit, join
-from launcher.data.templates import ChatTemplate, Encoded, encode
+from launcher.data.segments import Encoded, Segment
+from launcher.data.templates import Template
 from launcher.data.tokenizer import Tokenizer
+from launcher.errors import DataError
 
 Kept = npt.NDArray[np.bool_]
 Digests = npt.NDArray[np.uint64]
@@ -61,7 +63,7 @@ class Encoder:
     """Tokenizer, template and options. Without a template the records are texts."""
 
     tokenizer: Tokenizer
-    template: ChatTemplate | None
+    template: Template | None
     seq_length: int
     overflow: Overflow
     eval_fraction: float
@@ -95,9 +97,10 @@ class Encoder:
         if self.template is None:
             ids = self.tokenizer.encode(content, start=True)
             return _Sample(id=name, encoded=Encoded(ids, b""), characters=len(content))
-        segments = self.template.segments(content)
+        segments = _segments(self.template, name, content)
         characters = sum(len(segment.text) for segment in segments if not segment.control)
-        return _Sample(id=name, encoded=encode(segments, self.tokenizer), characters=characters)
+        encoded = self.template.encode_segments(segments, self.tokenizer)
+        return _Sample(id=name, encoded=encoded, characters=characters)
 
     def _split(self, samples: list[_Sample]) -> list[list[_Sample]]:
         if not self.eval_fraction:
@@ -125,6 +128,13 @@ class Encoder:
         counts["bytes"] = int(np.count_nonzero(self.byte_pieces[rows.ids]))
         lengths = np.array([len(sample.encoded.ids) for sample in samples], dtype=np.int32)
         return Half(packed=_packed(rows, self.seq_length + 1), lengths=lengths, counts=counts)
+
+
+def _segments(template: Template, name: str, messages: Sequence[Message]) -> list[Segment]:
+    try:
+        return template.segments(messages)
+    except DataError as error:
+        raise DataError(f"record {name}: {error.message}", hint=error.hint) from error
 
 
 def _packed(rows: Rows, length: int) -> PackedRows:

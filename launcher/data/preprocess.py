@@ -105,7 +105,7 @@ def preprocess(
 def make_encoder(options: PreprocessOptions) -> Encoder:
     """Return the encoder of ``options``. Raises DataError when tokenizer or template is missing or they do not fit."""
     tokenizer = load_tokenizer(options.tokenizer)
-    template = get_template(options.template) if options.kind == "chat" else None
+    template = get_template(options.template, Path(tokenizer.info.path)) if options.kind == "chat" else None
     if template:
         # Now rather than in a worker: does the tokenizer have all control tokens, is an answer marked?
         template.encode_prompt(tokenizer, "?")

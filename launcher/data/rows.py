@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from launcher.data.mindrecord import Ints
-from launcher.data.templates import Encoded
+from launcher.data.segments import Encoded
 
 IGNORED_LABEL = -100
 PAD_ID = 0

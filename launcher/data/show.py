@@ -15,8 +15,9 @@ from launcher.data.info import DatasetInfo, read_info
 from launcher.data.messages import Message
 from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
 from launcher.data.rows import IGNORED_LABEL
-from launcher.data.templates import Segment, get_template
-from launcher.data.tokenizer import Tokenizer, load_tokenizer
+from launcher.data.segments import Segment
+from launcher.data.templates import Template, get_template
+from launcher.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from launcher.errors import DataError
 
 _EXAMPLE = (
@@ -88,14 +89,18 @@ def row_values(path: Path, row: int, tokenizer: Path | None = None) -> dict[str,
     }
 
 
-def template_values(name: str) -> dict[str, Any]:
+def template_values(name: str, tokenizer: Path | None = None) -> dict[str, Any]:
     """Return the template ``name`` for programs: the segments of an example with two questions."""
-    return {"name": name, "example": [segment._asdict() for segment in get_template(name).segments(_EXAMPLE)]}
+    return {"name": name, "example": [segment._asdict() for segment in _template(name, tokenizer).segments(_EXAMPLE)]}
 
 
-def show_template(name: str) -> Iterator[str]:
+def _template(name: str, tokenizer: Path | None) -> Template:
+    return get_template(name, find_tokenizer(tokenizer).path if tokenizer else None)
+
+
+def show_template(name: str, tokenizer: Path | None = None) -> Iterator[str]:
     """Show the template ``name``, with a conversation of two questions as an example."""
-    segments = get_template(name).segments(_EXAMPLE)
+    segments = _template(name, tokenizer).segments(_EXAMPLE)
     yield click.style(name, bold=True)
     for line in "".join(map(_styled, segments)).split("\n"):
         yield f"    {line}"

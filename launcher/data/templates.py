@@ -19,44 +19,27 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Protocol
 
 import jinja2
-import jinja2.ext
 import jinja2.nodes
-import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from launcher.common import resources
 from launcher.data.messages import Message, as_messages
+from launcher.data.own_template import own_template
+from launcher.data.segments import NONCHARACTERS, Encoded, Generation, Segment, unused_mark
 from launcher.data.tokenizer import Tokenizer
 from launcher.errors import DataError
+from launcher.runspec.folders import OWN_TEMPLATES
 
 DEFAULT = "vicuna"
 
-# Marks in the rendered text. The character itself is one of Unicode's noncharacters, chosen for each
-# conversation so that no message holds it; what follows it says what the mark means.
-_NONCHARACTERS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+# Marks in the rendered text: one of Unicode's noncharacters, and what follows it says what the mark means.
 _LEARN, _REST, _CONTROL, _SAID = "+", "-", "c", "m"
 _MOST_PATTERNS = 1000
-_SAID_MARK = _NONCHARACTERS[1]
+_SAID_MARK = NONCHARACTERS[1]
 _BOS, _EOS = "<s>", "</s>"
-
-
-# Named tuples, because millions are made.
-class Segment(NamedTuple):
-    """A segment of a conversation: text or the name of one control token, and whether it is in the loss."""
-
-    text: str
-    in_loss: bool
-    control: bool = False
-
-
-class Encoded(NamedTuple):
-    """Token ids, and for each a byte: 1 if it is in the loss, else 0; both of the same length."""
-
-    ids: list[int]
-    in_loss: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +55,36 @@ class _Stretch:
         return Segment(text, self.in_loss, self.control)
 
 
-class _Generation(jinja2.ext.Extension):
-    """``{% generation %}...{% endgeneration %}``, the tag that Hugging Face's templates use for it."""
+class Template(Protocol):
+    """A chat template for training and inference: one of the launcher's, or a model's own."""
 
-    tags = {"generation"}  # noqa: RUF012 - Jinja2 declares it so
+    @property
+    def name(self) -> str: ...
 
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = jinja2.nodes.Call(jinja2.nodes.Name("_learn", "load"), [], [], None, None)
-        return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+    @property
+    def source(self) -> str:
+        """Return everything that decides what it renders."""
+
+    def prompt(self, question: str | Sequence[Message], system: str | None = None) -> str:
+        """Return the prompt for an answer as text."""
+
+    def encode_prompt(
+        self, tokenizer: Tokenizer, question: str | Sequence[Message], system: str | None = None
+    ) -> list[int]:
+        """Return the prompt as token ids, exactly those before the answer in training."""
+
+    def encode(self, tokenizer: Tokenizer, messages: Sequence[Message]) -> Encoded:
+        """Encode a whole conversation as token ids for training."""
+
+    def segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """Return the conversation in order."""
+
+    def encode_segments(self, segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
+        """Encode segments of this template as token ids."""
 
 
 class ChatTemplate:
-    """A template for training and inference. Get one with ``get_template``."""
+    """A template of the launcher's own kind. Get one with ``get_template``."""
 
     def __init__(self, name: str, source: str, template: jinja2.Template) -> None:
         self.name = name
@@ -137,15 +136,19 @@ class ChatTemplate:
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """Return the conversation in order; adjacent texts with the same loss mask form one segment."""
         if not self._verbatim:
-            mark = _unused(messages)
+            mark = unused_mark(messages)
             return list(_joined(_parse(self._render(messages, mark), mark)))
         return [segment for stretch in self._pattern(messages) if (segment := stretch.filled(messages)).text]
+
+    def encode_segments(self, segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
+        """Encode segments as token ids, each by itself."""
+        return encode(segments, tokenizer)
 
     def _pattern(self, messages: Sequence[Message]) -> list[_Stretch]:
         roles = tuple([message.role if message.in_loss else f"-{message.role}" for message in messages])
         pattern = self._patterns.get(roles)
         if pattern is None:
-            mark = _NONCHARACTERS[0]
+            mark = NONCHARACTERS[0]
             names = [message._replace(content=f"{mark}{_SAID}{n}{mark}") for n, message in enumerate(messages)]
             pattern = list(_stretches(self._render(names, mark), mark))
             if len(self._patterns) >= _MOST_PATTERNS:
@@ -172,7 +175,7 @@ class ChatTemplate:
         system, turns = _without_system(messages)
         try:
             text = self._template.render(
-                messages=turns, system=system, bos=token(_BOS), eos=token(_EOS), token=token, _learn=learn
+                messages=turns, system=system, bos=token(_BOS), eos=token(_EOS), token=token, generation_block=learn
             )
         except Exception as error:  # a user's template may divide by zero, add a text to a number, never end ...
             what = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
@@ -198,14 +201,18 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Encoded:
     return Encoded(ids, bytes(in_loss))
 
 
-def get_template(name: str = DEFAULT) -> ChatTemplate:
+def get_template(name: str = DEFAULT, tokenizer: Path | None = None) -> Template:
     """Return the template ``name``; one in the working folder (templates/chat/NAME.jinja) takes precedence.
 
+    "own" and "own-no-thinking" are the chat template beside ``tokenizer``.
     Raises DataError when there is none of that name, or when it is not valid Jinja2.
     """
+    if name in OWN_TEMPLATES:
+        return own_template(name, tokenizer)
     path = resources.find("templates", f"chat/{name}.jinja")
     if path is None:
-        raise DataError(f"no chat template {name!r}", hint=f"there are {', '.join(template_names())}")
+        names = (*template_names(), *OWN_TEMPLATES)
+        raise DataError(f"no chat template {name!r}", hint=f"there are {', '.join(names)}")
     try:
         source = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -232,7 +239,7 @@ def _load(name: str, path: Path, source: str) -> ChatTemplate:
 @lru_cache(maxsize=1)
 def _environment() -> ImmutableSandboxedEnvironment:
     return ImmutableSandboxedEnvironment(
-        extensions=[_Generation], undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        extensions=[Generation], undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
 
 
@@ -240,13 +247,6 @@ def _without_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[M
     if messages and messages[0].role == "system":
         return messages[0].content, messages[1:]
     return None, messages
-
-
-def _unused(messages: Sequence[Message]) -> str:
-    for character in _NONCHARACTERS:
-        if not any(character in message.content for message in messages):
-            return character
-    raise DataError("the conversation holds all of Unicode's noncharacters U+FDD0 to U+FDEF")
 
 
 def _parse(text: str, mark: str) -> Iterator[Segment]:

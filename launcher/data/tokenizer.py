@@ -15,10 +15,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.errors import DataError, SpecError
+from launcher.runspec.folders import chat_template_file
 from launcher.runspec.sections import ModelSpec
 
 # A model is a protobuf message, and bytes appended to one are merged into it: this is field 3,
@@ -71,8 +73,21 @@ class Tokenizer(Protocol):
         """Return whether a text after a control token is encoded like one at the very start."""
         ...
 
+    @property
+    def control_tokens(self) -> Sequence[str]:
+        """Return the names of all control tokens."""
+        ...
+
     def encode(self, text: str, *, start: bool) -> list[int]:
         """Return the ids of ``text``, none a control token. ``start``: it begins a text, or counts as doing so."""
+        ...
+
+    def encode_with_places(self, text: str, *, start: bool) -> tuple[list[int], list[int]]:
+        """Return what ``encode`` returns, and for each id the character of ``text`` at which it begins."""
+        ...
+
+    def swallows(self, token_id: int) -> tuple[bool, bool]:
+        """Return whether a control token takes in the white space before it, and after it."""
         ...
 
     def token_id(self, token: str) -> int | None:
@@ -107,13 +122,14 @@ class Found:
 def find_tokenizer(place: Path) -> Found:
     """Find the tokenizer of ``place``, a file or a folder; nothing is loaded.
 
-    In a folder tokenizer.model precedes tokenizer.json, unless its bytes are not a SentencePiece model.
+    In a folder tokenizer.model precedes tokenizer.json, unless its bytes are not a SentencePiece model, or the folder
+    has a chat template: its control tokens are often in tokenizer.json only.
     """
     if not place.is_dir():
         return Found(path=place)
     model, fast = place / "tokenizer.model", place / "tokenizer.json"
     wrong = _not_sentencepiece(model) if model.is_file() else ""
-    if model.is_file() and not (wrong and fast.is_file()):
+    if model.is_file() and not (fast.is_file() and (wrong or chat_template_file(place))):
         return Found(path=model)
     if not fast.is_file():
         return Found(path=None)
@@ -143,6 +159,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
             f"no tokenizer at {file or path / 'tokenizer.model'}",
             hint="train one: launcher data tokenizer FILE --output tokenizer.model",
         )
+    beside = (file.with_name(name) for name in (_CONFIG, _MAP, _GENERATION))
+    found = [path.stat() for path in (file, *beside) if path.is_file()]
+    return _loaded(file, tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found))
+
+
+# A chat template and the session or encoder that uses it load the same one, and a large one takes half a second.
+@lru_cache(maxsize=4)
+def _loaded(file: Path, _version: tuple[tuple[int, int, int], ...]) -> Tokenizer:
     return HuggingFaceTokenizer(file) if file.suffix == ".json" else SentencePieceTokenizer(file)
 
 
@@ -207,14 +231,29 @@ class SentencePieceTokenizer:
         self.end_ids = frozenset([] if self.eos_id is None else [self.eos_id])
         self.starts_after_control = True
 
+    @property
+    def control_tokens(self) -> list[str]:
+        pieces = range(self.info.vocab_size)
+        return [self.piece(token) for token in pieces if self._processor.is_control(token)]
+
     def encode(self, text: str, *, start: bool) -> list[int]:
-        if start:
-            ids: list[int] = self._processor.encode(text)
-        elif self._has_prefix and text.startswith(" "):
-            ids = self._processor.encode(text[1:])
-        else:
-            ids = self._continuing.encode(text)
+        processor, skipped = self._part(text, start)
+        ids: list[int] = processor.encode(text[skipped:])
         return ids
+
+    def encode_with_places(self, text: str, *, start: bool) -> tuple[list[int], list[int]]:
+        processor, skipped = self._part(text, start)
+        pieces = processor.encode(text[skipped:], out_type="immutable_proto").pieces
+        return [piece.id for piece in pieces], [piece.begin + skipped for piece in pieces]
+
+    def _part(self, text: str, start: bool) -> tuple[Any, int]:
+        """Return the processor for ``text``, and how many characters of it the prefix stands for."""
+        if start:
+            return self._processor, 0
+        return (self._processor, 1) if self._has_prefix and text.startswith(" ") else (self._continuing, 0)
+
+    def swallows(self, token_id: int) -> tuple[bool, bool]:
+        return False, False
 
     def token_id(self, token: str) -> int | None:
         found: int = self._processor.piece_to_id(token)
@@ -264,8 +303,8 @@ class HuggingFaceTokenizer:
             vocab_size=self._tokenizer.get_vocab_size(with_added_tokens=True),
             beside=_hash_beside(path),
         )
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._control = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._added = self._tokenizer.get_added_tokens_decoder()
+        self._control = frozenset(token_id for token_id, token in self._added.items() if token.special)
         config = {**_beside(path, _MAP), **_beside(path, _CONFIG)}
         self.bos_id = self._named(config, "bos_token", _BOS_NAMES)
         self.eos_id = self._named(config, "eos_token", _EOS_NAMES)
@@ -285,12 +324,28 @@ class HuggingFaceTokenizer:
         found = (self.token_id(name) for name in ([name] if key in config else usual) if isinstance(name, str))
         return next((token for token in found if token is not None), None)
 
+    @property
+    def control_tokens(self) -> list[str]:
+        return [self.piece(token) for token in self._control]
+
     def encode(self, text: str, *, start: bool) -> list[int]:
+        tokenizer, skipped = self._part(text, start)
+        return _ids(tokenizer, text[skipped:])
+
+    def encode_with_places(self, text: str, *, start: bool) -> tuple[list[int], list[int]]:
+        tokenizer, skipped = self._part(text, start)
+        found = tokenizer.encode(text[skipped:], add_special_tokens=False)
+        return found.ids, [begin + skipped for begin, _ in found.offsets]
+
+    def _part(self, text: str, start: bool) -> tuple[Any, int]:
+        """Return the tokenizer for ``text``, and how many characters of it the prefix stands for."""
         if start:
-            return _ids(self._tokenizer, text)
-        if not self._keeps_space and text.startswith(" "):
-            return _ids(self._tokenizer, text[1:])
-        return _ids(self._continuing, text)
+            return self._tokenizer, 0
+        return (self._tokenizer, 1) if not self._keeps_space and text.startswith(" ") else (self._continuing, 0)
+
+    def swallows(self, token_id: int) -> tuple[bool, bool]:
+        token = self._added.get(token_id)
+        return (token.lstrip, token.rstrip) if token else (False, False)
 
     def token_id(self, token: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(token)

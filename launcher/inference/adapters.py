@@ -81,7 +81,7 @@ def _of_job(model: Model, reference: str, jobs_dir: Path, of_job: OfJob) -> Mode
         name=f"{model.name} + {record.job_id}",
         open=tensors,
         tokenizer=adapted.tokenizer or model.tokenizer,
-        template=adapted.template or model.template,
+        template_name=adapted.template_name or model.template_name,
     )
 
 

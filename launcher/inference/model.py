@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from launcher.data.templates import ChatTemplate
+from launcher.data.templates import Template, get_template
 from launcher.inference.weights import OpenTensors, check
 from launcher.runspec.sections import GenerationSection, ModelSpec
 
@@ -18,7 +19,7 @@ class Model:
     ends: ids that end an answer beside the tokenizer's own. generation: default sampling settings.
     folded: the job whose adapters are folded into the weights in memory.
     notes: for the user, on how it was found.
-    template: None when unknown, which does not matter for raw prompts.
+    template_name: None when unknown, which does not matter for raw prompts.
     """
 
     name: str
@@ -26,13 +27,18 @@ class Model:
     spec: ModelSpec
     open: OpenTensors
     tokenizer: Path | None
-    template: ChatTemplate | None
+    template_name: str | None
     params_dtype: str = "float32"
     compute_dtype: str = "float32"
     ends: tuple[int, ...] = ()
     generation: GenerationSection = field(default_factory=GenerationSection)
     notes: tuple[str, ...] = ()
     folded: str | None = None
+
+    @cached_property
+    def template(self) -> Template | None:
+        """Return the chat template. Raises DataError when it is missing or invalid."""
+        return get_template(self.template_name, self.tokenizer) if self.template_name else None
 
     @property
     def context(self) -> int:

@@ -11,13 +11,12 @@ from typing import Any
 
 from launcher.cluster.discover import ascend_device_ids
 from launcher.data.messages import Message
-from launcher.data.templates import ChatTemplate, template_names
+from launcher.data.templates import Template, template_names
 from launcher.data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from launcher.errors import DataError, HostError, JobCancelled, SpecError
 from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
 from launcher.inference.model import Model
 from launcher.inference.sampling import GenerationSpec
-from launcher.inference.sources import own_chat_template
 from launcher.inference.transcript import Transcript
 
 DEFAULT_BATCH = 8
@@ -136,15 +135,11 @@ class Session:
         return self.template.encode_prompt(self.tokenizer, question.messages)
 
     @property
-    def template(self) -> ChatTemplate:
+    def template(self) -> Template:
         """Return the chat template. Raises SpecError when it is not known."""
         if self.model.template is None:
-            where = self.model.where
-            own = own_chat_template(where if where.is_dir() else where.parent)
             raise SpecError(
-                f"{self.model.name} has a chat template of its own in {own}, which launcher does not render"
-                if own
-                else f"{self.model.name} does not say which prompt template it was trained with",
+                f"{self.model.name} does not say which prompt template it was trained with",
                 hint=f"give --template NAME ({', '.join(template_names())}), or --raw",
             )
         return self.model.template
@@ -291,7 +286,7 @@ def _tokenizer(model: Model) -> Tokenizer:
     return tokenizer
 
 
-def _template_ends(template: ChatTemplate, tokenizer: Tokenizer) -> Iterator[int]:
+def _template_ends(template: Template, tokenizer: Tokenizer) -> Iterator[int]:
     """Yield the control token that the template has in the loss after an answer, if there is one."""
     segments = template.segments((Message("user", "?"), Message("assistant", "?")))
     in_loss = [segment for segment in segments if segment.in_loss]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +17,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from launcher.checkpoint.convert import open_model
-from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config, generation_section
+from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config
 from launcher.checkpoint.merge import Options, Source, plan_merge
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS
 from launcher.checkpoint.record import read_record
 from launcher.checkpoint.shards import find_shards
 from launcher.checkpoint.steps import choose_step
 from launcher.checkpoint.tensors import Output
-from launcher.data.templates import ChatTemplate, get_template
 from launcher.data.tokenizer import find_tokenizer, load_tokenizer, stand_in_pad
 from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
@@ -32,6 +31,8 @@ from launcher.inference.model import Model
 from launcher.inference.weights import OpenTensors, Tensors
 from launcher.jobs import JobPaths, JobRecord, exists, find_job
 from launcher.models import names
+from launcher.models.generation import generation_section
+from launcher.runspec.folders import OWN_TEMPLATE, OWN_TEMPLATES, chat_template_file
 from launcher.runspec.sections import GenerationSection, ModelSpec
 
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
@@ -82,7 +83,10 @@ def _with_given(model: Model, given: Given) -> Model:
     if given.tokenizer:
         model = replace(model, tokenizer=given.tokenizer)
     if given.template:
-        model = replace(model, template=get_template(given.template))
+        own = chat_template_file(model.tokenizer.parent) if model.tokenizer else None
+        passed_over = model.template_name in OWN_TEMPLATES and given.template not in OWN_TEMPLATES
+        said = f"prompts are in template {given.template}, not in the chat template of {own}"
+        model = replace(model, template_name=given.template, notes=(*model.notes, *([said] if passed_over else [])))
     longest = model.spec.max_position_embedding or model.spec.seq_length
     if not given.context and longest > model.spec.seq_length:
         said = f"prompt and answer have {model.spec.seq_length} tokens together; --context gives up to {longest}"
@@ -137,7 +141,7 @@ def job_step(paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool
     def tensors(stack: ExitStack) -> Tensors:
         return _shard_tensors(source, stack, folded=folded, adapters=adapters)
 
-    described = _description(dict(source.model or {}), paths.spec)
+    described = _description(dict(source.model or {}), paths.spec, None)
     return Model(
         name=record.job_id,
         where=paths.root,
@@ -168,11 +172,11 @@ def _path(path: Path, given: Given) -> Model:
             hint="give one that describes it: --config FILE",
         )
     read = _read_json(config)
-    described = _description(read, config)
     found = find_tokenizer(given.tokenizer or folder)
+    described = _description(read, config, found.path)
     if "model" not in read and found.path is not None:
         described["spec"] = _with_ids_of(found.path, described["spec"], read)
-    notes = tuple(filter(None, (found.note, *_template_notes(folder, described["template"], given))))
+    notes = (found.note,) if found.note else ()
     sharded = path.is_dir() and any(path.glob("rank_*"))
     tensors = _shards(path, described["spec"]) if sharded else _whole(path, config)
     return Model(name=str(path), where=path, open=tensors, tokenizer=found.path, notes=notes, **described)
@@ -191,21 +195,6 @@ def _with_ids_of(tokenizer: Path, spec: ModelSpec, config: Mapping[str, Any]) ->
     own["bos_token_id"] = loaded.eos_id if loaded.bos_id is None else loaded.bos_id
     known = {key: token for key in missing if (token := own[key]) is not None and token < spec.vocab_size}
     return _changed(spec, **known)
-
-
-def _template_notes(folder: Path, template: ChatTemplate | None, given: Given) -> Iterator[str]:
-    """Return a note on the template used in place of the folder's own, which launcher does not render."""
-    own = own_chat_template(folder)
-    if template is None and given.template and own:
-        yield f"prompts are in template {given.template}, not in the chat template of {own}"
-
-
-def own_chat_template(folder: Path) -> Path | None:
-    """Find the file of ``folder`` that holds the model's own chat template, in the places of transformers."""
-    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    if file.is_file():
-        return file
-    return config if config.is_file() and _read_json(config).get("chat_template") else None
 
 
 def _shards(folder: Path, spec: ModelSpec) -> OpenTensors:
@@ -238,22 +227,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _description(found: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _description(found: Mapping[str, Any], path: Path, tokenizer: Path | None) -> dict[str, Any]:
     """Read launcher_model.json or a transformers config.json: spec, template, dtypes and ends.
+
+    A model of transformers has the chat template beside its tokenizer, if there is one.
 
     Raises CheckpointError when it does not describe a model of a known family.
     """
     try:
         if "model" in found:
-            name, precision = found.get("template"), found.get("precision") or {}
+            precision = found.get("precision") or {}
             return {
                 "spec": ModelSpec.model_validate(found["model"]),
-                "template": get_template(name) if name else None,
+                "template_name": found.get("template"),
                 "params_dtype": precision.get("params") or "float32",
                 "compute_dtype": precision.get("compute") or "float32",
                 "generation": GenerationSection.model_validate(found.get("generation") or {}),
             }
-        return _transformers(found, path.parent)
+        return _transformers(found, path.parent, tokenizer)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} does not describe a model that is known: {_first_line(error)}",
@@ -268,13 +259,14 @@ def _first_line(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
 
 
-def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _transformers(config: Mapping[str, Any], folder: Path, tokenizer: Path | None) -> dict[str, Any]:
+    has_own = tokenizer is not None and chat_template_file(tokenizer.parent) is not None
     generation = folder / "generation_config.json"
     named = _read_json(generation) if generation.is_file() else {}
     dtype = str(config.get("torch_dtype") or config.get("dtype") or "float32")
     return {
         "spec": ModelSpec.model_validate(asked_model_of_config(config)),
-        "template": None,
+        "template_name": OWN_TEMPLATE if has_own else None,
         "params_dtype": dtype,
         "compute_dtype": dtype,
         "ends": _ids(named.get("eos_token_id")) or _ids(config.get("eos_token_id")),

@@ -10,12 +10,16 @@ from typing import Any
 
 from launcher.common.yaml_lines import YamlDocument
 from launcher.errors import SpecError
+from launcher.models.generation import generation_section
 from launcher.models.llama import SPECIAL_IDS, first_id
-from launcher.models.registry import known_text, model_of_config
+from launcher.models.registry import family_of, known_text, model_of_config
 
 # A transformers model may be made for 131072 tokens; rows are as long as people train them.
 TRAINED_LENGTH = 4096
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+_TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+# The names, in data.template, of the chat template in a model's folder; the second switches Qwen3's thinking off.
+OWN_TEMPLATE, OWN_WITHOUT_THINKING = OWN_TEMPLATES = "own", "own-no-thinking"
 
 
 def model_of_folder(folder: str) -> dict[str, Any]:
@@ -42,13 +46,26 @@ def model_of_folder(folder: str) -> dict[str, Any]:
     return found | ({"tokenizer": folder} if any((place / name).is_file() for name in _TOKENIZERS) else {})
 
 
+def settings_of_folder(folder: str) -> dict[str, dict[str, Any]]:
+    """Return all settings of a run spec, by section, that ``folder`` gives: model, chat template, ways to sample.
+
+    Raises SpecError as ``model_of_folder`` does.
+    """
+    place = Path(folder)
+    model = model_of_folder(folder)
+    own = chat_template_file(place) is not None and "tokenizer" in model
+    template = OWN_TEMPLATE if own else family_of(model).template
+    generation = generation_section(_json(place / "generation_config.json"))
+    return {"model": model, "data": {"template": template}, "generation": generation}
+
+
 def _said(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _special_ids(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
     """Return the ids that are not in config.json but in the files beside it."""
-    generation, tokenizer = _json(folder / "generation_config.json"), _json(folder / "tokenizer_config.json")
+    generation, tokenizer = _json(folder / "generation_config.json"), _json(folder / _TOKENIZER_CONFIG)
     found = {}
     for key in (key for key in SPECIAL_IDS if config.get(key) is None):
         said = first_id(generation.get(key), -1)
@@ -69,6 +86,23 @@ def _id_of(tokenizer: Mapping[str, Any], token: str) -> int | None:
     return None
 
 
+def chat_template_file(folder: Path) -> Path | None:
+    """Return the file of ``folder`` that holds a chat template, where transformers looks for it; None without one."""
+    file, config = folder / CHAT_TEMPLATE, folder / _TOKENIZER_CONFIG
+    if file.is_file():
+        return file
+    return config if chat_template_of(_json(config)) else None
+
+
+def chat_template_of(config: Mapping[str, Any]) -> str | None:
+    """Return the chat template in a tokenizer_config.json: a text, or the default of a list of named ones."""
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -87,6 +121,13 @@ def fill_folder(source: YamlDocument) -> YamlDocument:
             f"{source.place(('model', 'folder'))}: model.folder and model.preset both say what the model is",
             hint="leave one out, or set it to null",
         )
-    missing = {key: value for key, value in model_of_folder(folder).items() if key not in source.values["model"]}
-    values = {**source.values, "model": {**missing, **source.values["model"]}}
-    return replace(source, values=values, origins={**source.origins, **{("model", key): folder for key in missing}})
+    missing = {
+        (section, key): value
+        for section, found in settings_of_folder(folder).items()
+        for key, value in found.items()
+        if isinstance(given := source.values.get(section, {}), dict) and key not in given
+    }
+    values = dict(source.values)
+    for (section, key), value in missing.items():
+        values[section] = {**values.get(section, {}), key: value}
+    return replace(source, values=values, origins={**source.origins, **dict.fromkeys(missing, folder)})

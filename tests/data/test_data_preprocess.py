@@ -26,7 +26,7 @@ from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
 from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
 from launcher.data.rows import IGNORED_LABEL, fit
 from launcher.data.sample import problems
-from launcher.data.templates import Encoded
+from launcher.data.segments import Encoded
 from launcher.data.tokenizer import Tokenizer, load_tokenizer
 from launcher.errors import DataError
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from support.data_tools import make_hugging_face, make_sentencepiece
 
 from launcher.data.messages import Message
-from launcher.data.templates import ChatTemplate, Segment, encode, get_template, prints_verbatim, template_names
+from launcher.data.segments import Segment
+from launcher.data.templates import ChatTemplate, encode, get_template, prints_verbatim, template_names
 from launcher.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from launcher.errors import DataError
 
@@ -233,6 +234,7 @@ def test_an_answer_after_a_space_is_one_word(name: str, tokenizer: Tokenizer) ->
 @given(turns=st.lists(texts, min_size=1, max_size=5), system=st.none() | texts)
 def test_filling_in_is_the_same_as_rendering(name: str, turns: list[str], system: str | None) -> None:
     template = get_template(name)
+    assert isinstance(template, ChatTemplate)
     rendered = ChatTemplate(name, template.source + "{% set messages = messages %}", template._template)
     messages = [Message("assistant" if place % 2 else "user", turn) for place, turn in enumerate(turns)]
     if system is not None:

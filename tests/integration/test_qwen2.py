@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from support.shop import SEQ_LENGTH, VOCAB, Workshop
+from support.data_tools import make_hugging_face
+from support.shop import Workshop
 
 from launcher import jobs
+from launcher.data.sample import sample_lines
 from launcher.jobs.events import read_events
 from launcher.models.names import is_adapter, is_weight
 from launcher.models.registry import hf_name, mindspore_name, model_of_config, shapes_of
@@ -20,10 +22,18 @@ pytestmark = pytest.mark.mindspore
 
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 32, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": VOCAB,
-    "max_position_embeddings": SEQ_LENGTH, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True,
-    "sliding_window": 4096, "use_sliding_window": False, "bos_token_id": 1, "eos_token_id": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "vocab_size": 1000,
+    "max_position_embeddings": 96, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True,
+    "sliding_window": 4096, "use_sliding_window": False,
 }  # fmt: skip
+CHAT = (
+    "{{ '<|im_start|>system\nDo sums.<|im_end|>\n' }}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SETS = ("--set", "lora.dropout=0.0", "--set", "model.seq_length=96")
+# Ids beyond the first and do_sample are not in a run spec.
+GENERATION = {"eos_token_id": [4, 2], "do_sample": True, "temperature": 0.01, "top_k": 20, "top_p": 0.8}
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +50,13 @@ def folder(workshop: Workshop) -> Path:
         save_file({name: weights[name] for name in names}, root / file, {"format": "pt"})
     index = {"weight_map": {name: file for file, names in parts.items() for name in names}}
     (root / "model.safetensors.index.json").write_text(json.dumps(index))
-    (root / "config.json").write_text(json.dumps(CONFIG))
-    (root / "tokenizer.model").write_bytes((workshop.folder / "tokenizer.model").read_bytes())
+    make_hugging_face(root / "tokenizer.json", "bytes")
+    ids = {token["content"]: token["id"] for token in json.loads((root / "tokenizer.json").read_text())["added_tokens"]}
+    config = {**CONFIG, "bos_token_id": ids["<unk>"], "eos_token_id": ids["<|im_end|>"]}
+    tokenizer = {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<unk>", "chat_template": CHAT}
+    texts = {"config": config, "tokenizer_config": tokenizer, "generation_config": GENERATION}
+    for name, values in texts.items():
+        (root / f"{name}.json").write_text(json.dumps(values))
     return root
 
 
@@ -51,7 +66,8 @@ def merged_files(folder: Path) -> dict[str, Any]:
 
 def test_a_hugging_face_folder_is_trained_merged_and_asked(workshop: Workshop, folder: Path) -> None:
     spec = workshop.write_spec("qwen2", lora=True, epochs=1, steps=8)
-    options = (spec, "--model", folder.name, "--set", "lora.dropout=0.0", "--cards", "2")
+    (workshop.folder / "sums.jsonl").write_text("\n".join(sample_lines(130, 3)), encoding="utf-8")
+    options = (spec, "--model", folder.name, "--data", "sums.jsonl", *SETS, "--cards", "2")
     first = workshop.launcher("plan", *options).stdout
     assert f"note      converting the base {folder} to " in first
     job = workshop.submit(*options)
@@ -79,10 +95,14 @@ def test_a_hugging_face_folder_is_trained_merged_and_asked(workshop: Workshop, f
     assert changed == {f"model.layers.{n}.attention.{path}.weight" for n in (0, 1) for path in ("wq", "wk", "wv", "wo")}
     config = json.loads((workshop.folder / "qwen2-tuned" / "config.json").read_text())
     assert {key: config[key] for key in CONFIG} == CONFIG
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (workshop.folder / "qwen2-tuned" / name).read_bytes() == (folder / name).read_bytes()
+    generation = json.loads((workshop.folder / "qwen2-tuned" / "generation_config.json").read_text())
+    assert {key: generation[key] for key in GENERATION} == GENERATION
     described = json.loads((job.paths.merged / "launcher_model.json").read_text())
-    assert described["model"]["family"] == "qwen2"
+    assert (described["model"]["family"], described["template"]) == ("qwen2", "own")
 
-    question = ("--prompt", "小红有15元", "--max-new-tokens", "12", "--format", "jsonl", "--template", "plain")
+    question = ("--prompt", "小红有15元", "--max-new-tokens", "12", "--format", "jsonl", "--seed", "1")
     asked = [workshop.launcher("infer", model, *question).stdout for model in (job.record.job_id, "qwen2-tuned")]
     one, other = (json.loads(text.splitlines()[-1]) for text in asked)
     assert one["text"] == other["text"]

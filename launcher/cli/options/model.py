@@ -31,7 +31,8 @@ class ModelOptions:
         "--tokenizer", type=_PATH, help="tokenizer.model or tokenizer.json, when none goes with MODEL."
     )
     template: str | None = option(
-        "--template", help="Prompt template, when MODEL does not say which it was trained with."
+        "--template",
+        help="Prompt template, when MODEL does not say which it was trained with; own is its folder's.",
     )
     context: int | None = option("--context", type=click.IntRange(min=2), help="Tokens of prompt and answer together.")
     device_id: int | None = option("--device", type=click.IntRange(min=0), help="Ascend card to use.")
