@@ -65,7 +65,7 @@ def list_configs(form: str) -> None:
     \b
     launcher config list
     """
-    from launcher.cli.output.tables import print_json, print_table
+    from launcher.cli.output.tables import print_json, table
     from launcher.control.configs import listed_specs
 
     found = listed_specs()
@@ -73,7 +73,7 @@ def list_configs(form: str) -> None:
         print_json([asdict(spec) for spec in found])
         return
     rows = ((spec.name, _model_of(spec), spec.problem or spec.trains, spec.file) for spec in found)
-    print_table(("NAME", "MODEL", "TRAINS", "FILE"), rows)
+    click.echo(table(("NAME", "MODEL", "TRAINS", "FILE"), rows))
 
 
 def _model_of(spec: ListedSpec) -> str:
@@ -92,7 +92,7 @@ def presets(form: str) -> None:
     \b
     launcher config presets
     """
-    from launcher.cli.output.tables import print_json, print_table
+    from launcher.cli.output.tables import print_json, table
     from launcher.control.configs import preset_models
 
     found = list(preset_models())
@@ -100,7 +100,7 @@ def presets(form: str) -> None:
         print_json([_preset_values(*item) for item in found])
         return
     header = ("PRESET", "PARAMETERS", "LAYERS", "HIDDEN", "HEADS", "VOCABULARY", "CONTEXT", "SOURCE")
-    print_table(header, (_preset_row(*item) for item in found))
+    click.echo(table(header, (_preset_row(*item) for item in found)))
 
 
 def _preset_values(preset: Preset, model: ModelSpec, parameters: int) -> dict[str, Any]:

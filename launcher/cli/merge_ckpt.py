@@ -16,7 +16,7 @@ from launcher.cli.options.common import job_argument, jobs_dir_option
 from launcher.cli.options.completion import step_numbers
 from launcher.cli.options.group import option, takes
 from launcher.cli.output.interruption import interruptible
-from launcher.cli.output.tables import print_json, print_table
+from launcher.cli.output.tables import print_json, table
 from launcher.errors import SpecError
 
 if TYPE_CHECKING:
@@ -211,7 +211,8 @@ def _print_steps(source: Source, form: str) -> None:
     if form == "json":
         print_json([_step_values(*item, shards.num_ranks) for item in found])
     else:
-        print_table(("STEP", "EPOCH_STEP", "RANKS", "COMPLETE"), (_step_row(*item, shards.num_ranks) for item in found))
+        rows = (_step_row(*item, shards.num_ranks) for item in found)
+        click.echo(table(("STEP", "EPOCH_STEP", "RANKS", "COMPLETE"), rows))
 
 
 def _step_values(step: Step, missing: Sequence[int], damaged: Sequence[int], num_ranks: int) -> dict[str, Any]:

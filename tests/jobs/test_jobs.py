@@ -363,8 +363,8 @@ def test_the_live_page_shows_rates_and_time_left(tmp_path: Path) -> None:
     lines = live.page(paths, record("bcdfg-x", jobs.RUNNING)).splitlines()
 
     assert lines[1] == "step 2/10, 0:04 left"
-    assert lines[4].split() == ["0", "step", "2", "2.0000", "0.500", "800", "-"]
-    assert lines[5].split() == ["1", "not", "started", "-", "-", "-", "-", "-"]
+    assert lines[4].split() == ["0", "step", "2", "2.0000", "0.500", "800", "-", "-"]
+    assert lines[5].split() == ["1", "not", "started", "-", "-", "-", "-", "-", "-"]
 
 
 def test_a_position_is_rewritten_in_place(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import jobs
+from launcher.cli.output.tables import table
 from launcher.engines.base import Command
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.jobs.events import Done, Evaluation, Event, Exit, Ready, Step, read_last_events
@@ -249,16 +250,16 @@ def duration(seconds: float) -> str:
 def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None = None) -> str:
     """One line a job."""
     found = store.all() if chosen is None else chosen
-    rows = [("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS")]
+    rows = []
     for paths, record in found:
         steps = last_steps(paths, record)
-        step, loss = (str(steps[-1].step), _number(steps[-1].loss, ".4f")) if steps else ("-", "-")
+        step, loss = (str(steps[-1].step), _number(steps[-1].loss, ".4f")) if steps else ("", "")
         cards = f"{record.cards} {record.target}"
         rows.append((record.job_id, record.state, cards, _local(record.created), step, loss))
     if not found:
         none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
         return f"{none} {store.root}. launcher submit --cards 2 starts one."
-    return table(rows)
+    return table(("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS"), rows)
 
 
 def last_steps(paths: JobPaths, record: JobRecord) -> list[Step]:
@@ -273,14 +274,6 @@ def _local(moment: str) -> str:
     with contextlib.suppress(ValueError):
         moment = datetime.fromisoformat(moment).astimezone().isoformat()
     return moment[:19].replace("T", " ")
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns, two blanks between them."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
 
 
 def jobs_json(chosen: list[tuple[JobPaths, JobRecord]]) -> str:
