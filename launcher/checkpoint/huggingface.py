@@ -24,6 +24,7 @@ from launcher.models.llama import SPECIAL_IDS
 from launcher.models.registry import family_of, hf_name, known_text, model_of_config
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9  # as transformers has it
 _SENTENCEPIECE_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 # What transformers' chat templates call what the launcher's call otherwise.
 _CHAT_HEAD = (

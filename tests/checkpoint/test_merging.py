@@ -65,7 +65,7 @@ def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
 def test_another_step_of_a_job(tmp_path: Path) -> None:
     root = _job(tmp_path)
     listed = launcher("merge-ckpt", root, "--list")
-    assert [line.split()[:2] for line in listed.stdout.splitlines()[2:]] == [["100", "1_2"], ["101", "1_10"]]
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [["100", "1_2"], ["101", "1_10"]]
     assert launcher("merge-ckpt", root).returncode == 0
     other = launcher("merge-ckpt", root, "--step", "100")
     assert other.returncode == 4

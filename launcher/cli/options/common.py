@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from launcher.cli.options.completion import job_ids
+from launcher.common.sizes import parse_size
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Decorator = Callable[[Decorated], Decorated]
@@ -39,6 +40,18 @@ class Text(click.types.StringParamType):
         except UnicodeEncodeError as error:
             self.fail(f"not valid UTF-8 at character {error.start + 1}.", param, ctx)
         return text
+
+
+class Size(click.types.StringParamType):
+    """The size of a file, such as 5GB, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Seconds(NumberRange):
