@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.events import read_events
 from support.shop import SEQ_LENGTH, VOCAB, Workshop
 
 from launcher import jobs
-from launcher.jobs.events import read_events
 from launcher.models.names import is_adapter, is_weight
 from launcher.models.registry import hf_name, mindspore_name, model_of_config, shapes_of
 
