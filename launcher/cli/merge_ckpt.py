@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.options.common import Size, job_argument, jobs_dir_option
+from launcher.cli.options.common import Size, job_argument, jobs_dir_option, jobs_dir_words
 from launcher.cli.options.completion import step_numbers
 from launcher.cli.options.group import option, takes
 from launcher.cli.output.interruption import interruptible
@@ -275,7 +275,8 @@ def _print_next(merged: Merged, source: Source, job: str) -> None:
     files = {path.name for path in merged.folder.iterdir()}
     base = next((name for name in ("base.safetensors", "base.ckpt") if name in files), None)
     if "launcher_model.json" in files:
-        reference = job if source.model and merged.folder.name == "merged" else merged.folder
+        of_job = f"{jobs_dir_words()} {job}".lstrip()
+        reference = of_job if source.model and merged.folder.name == "merged" else merged.folder
         asked = f"{merged.folder / base} --adapter {merged.folder}" if base else reference
         click.echo(f'Next: launcher infer {asked} --prompt "..."')
     elif "config.json" in files:

@@ -46,7 +46,7 @@ def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
     done = launcher("merge-ckpt", "last", "--jobs-dir", tmp_path / "jobs")
     assert done.returncode == 0, done.stderr
     assert "step 101 of abcde-t" in done.stdout
-    assert 'Next: launcher infer last --prompt "..."' in done.stdout
+    assert f'Next: launcher infer --jobs-dir {tmp_path}/jobs last --prompt "..."' in done.stdout
     merged = root / "merged"
     names = ["launcher_model.json", "merge.json", "model.safetensors", "tokenizer.model"]
     assert sorted(path.name for path in merged.iterdir()) == names

@@ -7,6 +7,7 @@ import time
 
 import click
 
+from launcher.cli.options.common import in_jobs_dir
 from launcher.cli.output.show import RankProgress, duration, progress_of, stragglers
 from launcher.cli.output.tables import table
 from launcher.jobs import JobPaths, JobRecord, JobStore, loss_rank, planned_steps
@@ -31,7 +32,7 @@ def watch_job(store: JobStore, job_id: str) -> None:
                 break
             time.sleep(REFRESH_S)
     if record.verdict:
-        click.echo(verdict_text(record.verdict, user_language(), record.job_id))
+        click.echo(in_jobs_dir(verdict_text(record.verdict, user_language(), record.job_id)))
 
 
 def page(paths: JobPaths, record: JobRecord) -> str:
