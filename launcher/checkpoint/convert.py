@@ -207,7 +207,7 @@ def convert(
     *,
     file_format: str = SAFETENSORS,
     dtype: str | None = None,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = huggingface.SHARD_BYTES,
     verify_full: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Converted:

@@ -26,6 +26,7 @@ from launcher.runspec.folders import CHAT_TEMPLATE, OWN_TEMPLATES
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 _GENERATION, _TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
+SHARD_BYTES = 5 * 10**9  # as transformers has it
 _SENTENCEPIECE_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 # What transformers' chat templates call what the launcher's call otherwise.
 _CHAT_HEAD = (

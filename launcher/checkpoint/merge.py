@@ -80,7 +80,7 @@ class Options:
     fold: bool = True
     with_optimizer: bool = False
     verify_full: bool = False
-    max_shard_bytes: int = 5_000_000_000
+    max_shard_bytes: int = huggingface.SHARD_BYTES
 
     def check(self) -> None:
         """Raise SpecError for options that exclude each other: none is ignored silently."""

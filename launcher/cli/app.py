@@ -81,6 +81,9 @@ class LauncherGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except LauncherError as error:
+            show_error(error)
+            sys.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(128 + signal.SIGINT)
@@ -88,9 +91,6 @@ class LauncherGroup(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().main(*args, **kwargs)
-        except LauncherError as error:
-            show_error(error)
-            sys.exit(error.exit_code)
         except BrokenPipeError:
             # The reader of our output went away (`launcher jobs | head`): nothing is wrong. Point stdout at
             # nothing so that the interpreter's own flush at exit does not complain either.
@@ -105,9 +105,11 @@ class LauncherGroup(click.Group):
 
 def show_error(error: LauncherError) -> None:
     """Print ``error`` and its hint on stderr."""
-    click.echo(f"error: {error.message}", err=True)
+    from launcher.cli.options.common import in_jobs_dir
+
+    click.echo(f"error: {in_jobs_dir(error.message)}", err=True)
     if error.hint:
-        click.echo(f"  hint: {error.hint}", err=True)
+        click.echo(f"  hint: {in_jobs_dir(error.hint)}", err=True)
 
 
 @click.group(cls=LauncherGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import click
 
 from launcher.cli.options.common import format_option, set_option
 from launcher.cli.options.completion import preset_names, spec_names
+from launcher.cli.options.group import option, takes
 
 if TYPE_CHECKING:
     from launcher.common.yaml_lines import YamlDocument
@@ -32,17 +33,21 @@ def config() -> None:
     """
 
 
+@dataclass(frozen=True, kw_only=True)
+class NewOptions:
+    """The model of a new spec."""
+
+    preset: str | None = option(
+        "--preset", metavar="P", shell_complete=preset_names, help="The model: launcher config presets lists them."
+    )
+    folder: str | None = option("--model", metavar="FOLDER", help="The model: a Hugging Face folder, weights and all.")
+    force: bool = option("--force", is_flag=True, help="Overwrite configs/NAME.yaml.")
+
+
 @config.command()
 @click.argument("name")
-@click.option(
-    "--preset",
-    metavar="P",
-    shell_complete=preset_names,
-    help="The model: launcher config presets lists them.",
-)
-@click.option("--model", "folder", metavar="FOLDER", help="The model: a Hugging Face folder, weights and all.")
-@click.option("--force", is_flag=True, help="Overwrite configs/NAME.yaml.")
-def new(name: str, preset: str | None, folder: str | None, force: bool) -> None:
+@takes(NewOptions, "options")
+def new(name: str, options: NewOptions) -> None:
     """Write configs/NAME.yaml for a model, to be edited.
 
     \b
@@ -51,10 +56,10 @@ def new(name: str, preset: str | None, folder: str | None, force: bool) -> None:
     """
     from launcher.control import configs
 
-    path = configs.write_new(name, preset=preset, folder=folder, force=force)
-    rest = "data.train" if folder else "data.train, model.checkpoint and model.tokenizer"
+    path = configs.write_new(name, preset=options.preset, folder=options.folder, force=options.force)
+    rest = "data.train" if options.folder else "data.train, model.checkpoint and model.tokenizer"
     click.echo(f"Wrote {path}: fill in {rest}.")
-    click.echo(f"Next: launcher plan {name} --cards 8 --kind A2")
+    click.echo(f"Next: {configs.first_plan(name)}")
 
 
 @config.command("list")
@@ -65,7 +70,7 @@ def list_configs(form: str) -> None:
     \b
     launcher config list
     """
-    from launcher.cli.output.tables import print_json, print_table
+    from launcher.cli.output.tables import print_json, table
     from launcher.control.configs import listed_specs
 
     found = listed_specs()
@@ -73,7 +78,7 @@ def list_configs(form: str) -> None:
         print_json([asdict(spec) for spec in found])
         return
     rows = ((spec.name, _model_of(spec), spec.problem or spec.trains, spec.file) for spec in found)
-    print_table(("NAME", "MODEL", "TRAINS", "FILE"), rows)
+    click.echo(table(("NAME", "MODEL", "TRAINS", "FILE"), rows))
 
 
 def _model_of(spec: ListedSpec) -> str:
@@ -92,7 +97,7 @@ def presets(form: str) -> None:
     \b
     launcher config presets
     """
-    from launcher.cli.output.tables import print_json, print_table
+    from launcher.cli.output.tables import print_json, table
     from launcher.control.configs import preset_models
 
     found = list(preset_models())
@@ -100,7 +105,7 @@ def presets(form: str) -> None:
         print_json([_preset_values(*item) for item in found])
         return
     header = ("PRESET", "PARAMETERS", "LAYERS", "HIDDEN", "HEADS", "VOCABULARY", "CONTEXT", "SOURCE")
-    print_table(header, (_preset_row(*item) for item in found))
+    click.echo(table(header, (_preset_row(*item) for item in found)))
 
 
 def _preset_values(preset: Preset, model: ModelSpec, parameters: int) -> dict[str, Any]:

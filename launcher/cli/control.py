@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import Seconds, job_argument, jobs_dir_option, lang_option
+from launcher.cli.options.common import Seconds, in_jobs_dir, job_argument, jobs_dir_option, lang_option
 
 if TYPE_CHECKING:
     from launcher.jobs import JobPaths, JobRecord
@@ -92,7 +92,7 @@ def _resume(paths: JobPaths, record: JobRecord, signals: list[int], *, detach: b
 
     started = start.begin_again(paths, record)
     for line in started.lines or [_beginning(started.paths)]:
-        click.echo(line, err=detach)
+        click.echo(in_jobs_dir(line), err=detach)
     if detach:
         if started.guard:
             started.guard.returncode = 0  # nobody waits for it

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,31 +11,45 @@ import click
 
 from launcher.cli.options.common import format_option, jobs_dir_option
 from launcher.cli.options.completion import spec_names
-from launcher.errors import SpecError
+from launcher.cli.options.group import declared, option, takes
+from launcher.cli.output.tables import print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from launcher.doctor import Finding, JobNeeds
 
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckedJob:
+    """What is known of the job besides its spec."""
+
+    cards: int | None = option(
+        "--cards", type=click.IntRange(min=1), help="How many cards the job would use; all if left out."
+    )
+    inventory: Path | None = option(
+        "-i", "--inventory", type=click.Path(path_type=Path), help="Check the hosts of this inventory too."
+    )
+    port: int | None = option(
+        "--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler, if you name one."
+    )
+    jobs_dir: Path = declared(jobs_dir_option)
+
+    def needs(self, spec: str | None) -> JobNeeds:
+        """Return the needs of a job of ``spec``."""
+        from launcher.doctor import needs_of
+
+        return needs_of(spec, cards=self.cards, folder=self.jobs_dir, port=self.port, inventory=self.inventory)
+
+
 @click.command()
 @click.argument("spec", required=False, shell_complete=spec_names)
-@click.option("--cards", type=click.IntRange(min=1), help="How many cards the job would use; all if left out.")
-@click.option("-i", "--inventory", type=click.Path(path_type=Path), help="Check the hosts of this inventory too.")
-@click.option("--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler, if you name one.")
-@jobs_dir_option
+@takes(CheckedJob, "job")
 @format_option
 @click.pass_context
-def doctor(
-    ctx: click.Context,
-    spec: str | None,
-    cards: int | None,
-    inventory: Path | None,
-    port: int | None,
-    jobs_dir: Path,
-    form: str,
-) -> None:
+def doctor(ctx: click.Context, spec: str | None, job: CheckedJob, form: str) -> None:
     """Check whether this host can run a job (that of SPEC, if given), and say what to type where it cannot.
 
     Exit code 1 when a check fails; warnings do not count.
@@ -47,37 +60,21 @@ def doctor(
     """
     from launcher.doctor import all_checks, worst
 
-    needs = _needs(spec, cards=cards, inventory=inventory, port=port, jobs_dir=jobs_dir)
+    found = all_checks(job.needs(spec))
+    findings = list(found) if form == "json" else _printed(found)
     if form == "json":
-        findings = list(all_checks(needs))
-        click.echo(json.dumps({"status": worst(findings), "findings": [asdict(item) for item in findings]}, indent=2))
-    else:
-        findings = []
-        for finding in all_checks(needs):
-            findings.append(finding)
-            _print(finding)
-        click.echo(_summary(findings))
+        print_json({"status": worst(findings), "findings": [asdict(item) for item in findings]})
     ctx.exit(1 if worst(findings) == "fail" else 0)
 
 
-def _needs(
-    spec: str | None, *, cards: int | None, inventory: Path | None, port: int | None, jobs_dir: Path
-) -> JobNeeds:
-    from launcher.doctor import JobNeeds, needs_of_spec
-
-    needs = JobNeeds(cards=cards, folder=jobs_dir, scheduler_port=port)
-    if spec is not None:
-        from launcher.runspec.checking import load_spec
-
-        needs = needs_of_spec(load_spec(spec), cards=cards, folder=jobs_dir, port=port)
-    if inventory is None:
-        return needs
-    from launcher.cluster.inventory import load_inventory
-
-    try:
-        return replace(needs, hosts=load_inventory(inventory))
-    except SpecError as error:
-        return replace(needs, inventory_fault=error.message)
+def _printed(found: Iterable[Finding]) -> list[Finding]:
+    """Print each finding as it comes: some take seconds."""
+    findings = []
+    for finding in found:
+        findings.append(finding)
+        _print(finding)
+    click.echo(_summary(findings))
+    return findings
 
 
 def _print(finding: Finding) -> None:

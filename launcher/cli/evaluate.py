@@ -82,12 +82,12 @@ def _compared(references: tuple[str, ...], options: EvalOptions, choice: ModelOp
 
 
 def _print(found: Comparison) -> None:
-    from launcher.cli.output.tables import print_table
+    from launcher.cli.output.tables import table
 
     rows, scores = found.rows, found.scores
     tokens, asked = len(scores[0].losses), len(scores[0].right)
     click.echo(f"{rows.path}: {len(rows.ids)} rows, {tokens} tokens in the loss, {asked} questions with a number")
-    print_table(("", "model", "loss", "perplexity", "right"), [_row(score) for score in scores])
+    click.echo(table(("ROLE", "MODEL", "LOSS", "PERPLEXITY", "RIGHT"), map(_row, scores)))
     if found.difference:
         click.echo(
             f"base + adapter and merged differ by {found.difference['loss']:.1e} in loss, by "

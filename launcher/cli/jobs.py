@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from launcher.cli.options.common import format_option, job_argument, jobs_dir_option, lang_option
+from launcher.cli.options.group import option, takes
 
 if TYPE_CHECKING:
-    from launcher.jobs.logs import Source
+    from launcher.jobs.logs import Source, Wanted
 
 
 @click.command("jobs")
@@ -63,56 +65,53 @@ def status(job: str, watch: bool, form: str, jobs_dir: Path) -> None:
     click.echo(show.jobs_json([(paths, record)]) if form == "json" else show.status(paths, record))
 
 
+@dataclass(frozen=True, kw_only=True)
+class LogOptions:
+    """Which lines of which logs."""
+
+    ranks: str | None = option(
+        "--rank", metavar="LIST", help="Only these ranks, as 0,3-5; the engine's log and all ranks if left out."
+    )
+    lines: int | None = option("--tail", type=click.IntRange(min=1), help="Only the last N lines of each.")
+    errors: bool = option("--errors", is_flag=True, help="Only lines that report an error, and tracebacks.")
+    since: str | None = option(
+        "--since", metavar="TIME", help="Only what was written since then: 10m, 2h, or 2026-01-31T12:00."
+    )
+    follow: bool = option("--follow", "-f", is_flag=True, help="Go on with new lines until the job has ended.")
+    attempt: int | None = option(
+        "--attempt", type=click.IntRange(min=1), help="Of this attempt; the newest if left out."
+    )
+
+    def wanted(self) -> Wanted:
+        """Return the same as logs are chosen by. Raises SpecError for ranks or a time that are none."""
+        from launcher.jobs.logs import Wanted, parse_ranks, parse_since
+
+        return Wanted(
+            ranks=parse_ranks(self.ranks) if self.ranks is not None else None,
+            lines=self.lines,
+            errors=self.errors,
+            since=parse_since(self.since) if self.since is not None else 0.0,
+        )
+
+
 @click.command()
 @job_argument
-@click.option("--rank", metavar="LIST", help="Only these ranks, as 0,3-5; the engine's log and all ranks if left out.")
-@click.option("--tail", "lines", type=click.IntRange(min=1), help="Only the last N lines of each.")
-@click.option("--errors", is_flag=True, help="Only lines that report an error, and tracebacks.")
-@click.option("--since", metavar="TIME", help="Only what was written since then: 10m, 2h, or 2026-01-31T12:00.")
-@click.option("--follow", "-f", is_flag=True, help="Go on with new lines until the job has ended.")
-@click.option("--attempt", type=click.IntRange(min=1), help="Of this attempt; the newest if left out.")
+@takes(LogOptions, "options")
 @jobs_dir_option
-def logs(
-    job: str,
-    rank: str | None,
-    lines: int | None,
-    errors: bool,
-    since: str | None,
-    follow: bool,
-    attempt: int | None,
-    jobs_dir: Path,
-) -> None:
+def logs(job: str, options: LogOptions, jobs_dir: Path) -> None:
     """Print the logs of JOB, of all ranks in order of time or of some.
 
     \b
     launcher logs last --rank 0,3-5 --follow
     launcher logs last --errors --since 10m
     """
-    from launcher.errors import JobError
-    from launcher.jobs import JobStore, read_record
-    from launcher.jobs.logs import Wanted, follow_logs, parse_ranks, parse_since, print_logs
+    from launcher.jobs import JobStore
+    from launcher.jobs.logs import show_logs
 
     paths, record = JobStore(jobs_dir).get(job)
-    if attempt and attempt > record.attempt:
-        raise JobError(f"job {record.job_id} has {record.attempt} attempt(s)", hint=f"--attempt {record.attempt}")
-    shown = paths.of_attempt(attempt or record.attempt)
-    wanted = Wanted(
-        ranks=parse_ranks(rank) if rank is not None else None,
-        lines=lines,
-        errors=errors,
-        since=parse_since(since) if since is not None else 0.0,
-    )
-    if not follow:
-        print_logs(shown, record.cards, wanted, click.echo, _coloured)
-        return
-
-    def now() -> tuple[int, bool]:
-        current = read_record(paths) or record
-        running = not current.is_final and paths.record.is_file() and attempt in (None, current.attempt)
-        return attempt or current.attempt, running
-
+    wanted = options.wanted()
     with suppress(KeyboardInterrupt):
-        follow_logs(shown, record.cards, wanted, click.echo, _coloured, now=now)
+        show_logs(paths, record, wanted, click.echo, _coloured, attempt=options.attempt, follow=options.follow)
 
 
 _COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.options.common import job_argument, jobs_dir_option
+from launcher.cli.options.common import Size, job_argument, jobs_dir_option, jobs_dir_words
 from launcher.cli.options.completion import step_numbers
 from launcher.cli.options.group import option, takes
 from launcher.cli.output.interruption import interruptible
-from launcher.cli.output.tables import print_json, print_table
+from launcher.cli.output.progress import progress
+from launcher.cli.output.tables import print_json, table
 from launcher.errors import SpecError
 
 if TYPE_CHECKING:
     from launcher.checkpoint.merge import Merged, MergePlan, Options, Source
     from launcher.checkpoint.steps import Step
 
-DEFAULT_SHARD_SIZE = "5GB"
 _PATH = click.Path(path_type=Path)
 
 
@@ -77,8 +77,8 @@ class MergeOptions:
         show_default=True,
         help="How much is compared across ranks before, and read again after.",
     )
-    max_shard_size: str | None = option(
-        "--max-shard-size", metavar="SIZE", help="Size of one file of hf.  [default: 5GB]"
+    max_shard_bytes: int | None = option(
+        "--max-shard-size", type=Size(), metavar="SIZE", help="Size of one file of hf.  [default: 5GB]"
     )
     strategy: Path | None = option(
         "--strategy", type=_PATH, help="Strategy file, or folder of them, when not in FOLDER/strategy."
@@ -114,12 +114,12 @@ class MergeOptions:
 
     def merging(self) -> Options:
         """Return how to merge. Raises SpecError for options that contradict each other."""
+        from launcher.checkpoint.huggingface import SHARD_BYTES
         from launcher.checkpoint.merge import HF, Options
 
         if self.layout == "json":
             raise SpecError("--format json goes with --list", hint="leave it out, or add --list")
-        max_shard_bytes = parse_size(self.max_shard_size or DEFAULT_SHARD_SIZE)
-        if self.max_shard_size and self.layout != HF:
+        if self.max_shard_bytes and self.layout != HF:
             raise SpecError(
                 f"--max-shard-size does not go with --format {self.layout}", hint="leave it out, or use --format hf"
             )
@@ -131,7 +131,7 @@ class MergeOptions:
             fold=not self.no_fold,
             with_optimizer=self.with_optimizer,
             verify_full=self.verify == "full",
-            max_shard_bytes=max_shard_bytes,
+            max_shard_bytes=self.max_shard_bytes or SHARD_BYTES,
         )
 
 
@@ -189,19 +189,6 @@ def _carried_out(plan: MergePlan, target: Path, stack: ExitStack, *, force: bool
     )
 
 
-def parse_size(text: str) -> int:
-    """Bytes of "5GB", "500MB" or a plain number. Raises click.BadParameter."""
-    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}
-    number = text.upper().rstrip("GMKB")
-    try:
-        size = int(float(number) * units[text.upper()[len(number) :].strip()])
-    except (ValueError, KeyError, OverflowError):
-        size = 0
-    if size < 1:
-        raise click.BadParameter(f"{text!r} is no size; write 5GB or 500MB", param_hint="--max-shard-size")
-    return size
-
-
 def _print_steps(source: Source, form: str) -> None:
     from launcher.checkpoint.shards import find_shards
     from launcher.checkpoint.steps import damaged_ranks, list_steps
@@ -211,7 +198,8 @@ def _print_steps(source: Source, form: str) -> None:
     if form == "json":
         print_json([_step_values(*item, shards.num_ranks) for item in found])
     else:
-        print_table(("STEP", "EPOCH_STEP", "RANKS", "COMPLETE"), (_step_row(*item, shards.num_ranks) for item in found))
+        rows = (_step_row(*item, shards.num_ranks) for item in found)
+        click.echo(table(("STEP", "EPOCH_STEP", "RANKS", "COMPLETE"), rows))
 
 
 def _step_values(step: Step, missing: Sequence[int], damaged: Sequence[int], num_ranks: int) -> dict[str, Any]:
@@ -259,24 +247,6 @@ def _lora_text(plan: MergePlan) -> str:
     return "LoRA of several scales" if plan.scales else "no LoRA"
 
 
-def progress(stack: ExitStack, label: str) -> Any:
-    """A progress bar on stderr that ``stack`` closes; None when nobody watches."""
-    import sys
-
-    if not sys.stderr.isatty():
-        return None
-    bar: Any = None
-
-    def show(count: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            made: Any = click.progressbar(length=total, label=f"  {label}", file=sys.stderr)
-            bar = stack.enter_context(made)
-        bar.update(count)
-
-    return show
-
-
 def _print_merged(merged: Merged, source: Source, job: str) -> None:
     if not merged.fresh:
         click.echo(f"already merged: {merged.folder} (step {'?' if merged.step is None else merged.step})")
@@ -305,7 +275,8 @@ def _print_next(merged: Merged, source: Source, job: str) -> None:
     files = {path.name for path in merged.folder.iterdir()}
     base = next((name for name in ("base.safetensors", "base.ckpt") if name in files), None)
     if "launcher_model.json" in files:
-        reference = job if source.model and merged.folder.name == "merged" else merged.folder
+        of_job = f"{jobs_dir_words()} {job}".lstrip()
+        reference = of_job if source.model and merged.folder.name == "merged" else merged.folder
         asked = f"{merged.folder / base} --adapter {merged.folder}" if base else reference
         click.echo(f'Next: launcher infer {asked} --prompt "..."')
     elif "config.json" in files:

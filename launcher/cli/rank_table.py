@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from launcher.cli.options.common import format_option
-from launcher.cli.output.tables import print_table
+from launcher.cli.options.group import option, takes
+from launcher.cli.output import rank_tables as lines
+from launcher.cli.output.tables import print_json
 from launcher.cluster.model import KINDS, Cluster
-from launcher.cluster.rank_table.lint import load_table
-from launcher.cluster.rank_table.problems import Problem, Report
 from launcher.cluster.rank_table.table import Table, table_of
-from launcher.common.ranges import spans
-from launcher.errors import HostError, SpecError
+from launcher.errors import SpecError
 
 _FILE = click.Path(path_type=Path)
-_FEW_RANKS = 64
-_PLACES_SHOWN = 8
-_LEVELS = (("E", "error"), ("W", "warning"), ("N", "note"))
 
 
 @click.group(name="rank-table")
@@ -36,47 +28,95 @@ def rank_table() -> None:
     """
 
 
-def _output_options(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option("--force", is_flag=True, help="Replace OUTPUT if it says something else.")(command)
-    return click.option("-o", "--output", type=_FILE, help="File to write; - for the screen.")(command)
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The file to write."""
+
+    output: Path | None = option("-o", "--output", type=_FILE, help="File to write; - for the screen.")
+    force: bool = option("--force", is_flag=True, help="Replace OUTPUT if it says something else.")
+
+    def place(self, example: str) -> Path:
+        """Return the file. Raises SpecError, with ``example`` in its hint, when none was named."""
+        if self.output is None:
+            raise SpecError("no place to write to", hint=f"pass -o {example}, or -o - for the screen")
+        return self.output
+
+    def finish(self, table: Table, place: Path, *, kind: str | None = None, order: str) -> None:
+        """Check the table, write it, and say what it holds."""
+        from launcher.cluster.rank_table.make import checked_text, write_table
+
+        to_screen = str(place) == "-"
+        text, report = checked_text(table, "rank_table.json" if to_screen else place.name, kind=kind)
+        if to_screen:
+            click.echo(text, nl=False)
+            return
+        verb = "wrote" if write_table(place, text, force=self.force) else "unchanged:"
+        servers = f"{lines.count(len(table.servers), 'server')}, " if table.servers else ""
+        click.echo(f"{verb} {place}: version {table.version}, {servers}{table.num_ranks} ranks; {order}")
+        for line in lines.first_of_each(report.of_level("W") + report.of_level("N")):
+            click.echo(line, err=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """Which hosts and devices the table is made of, and its form."""
+
+    inventory: Path | None = option(
+        "-i", "--inventory", type=_FILE, help="Hosts and devices; without it, the cards of this host."
+    )
+    hosts: str | None = option("--hosts", help='Some of the hosts, e.g. "node[0-3]" or "0-3" by position.')
+    devices: str | None = option(
+        "--devices", help='Some of the devices, by physical id, in the order of their ranks, e.g. "4-7".'
+    )
+    order: str = option(
+        "--order",
+        type=click.Choice(["listed", "name", "address"]),
+        default="listed",
+        show_default=True,
+        help="Order of the hosts, and so of the ranks; numbers go by value (node9 before node10).",
+    )
+    version: str | None = option(
+        "--version", type=click.Choice(["1.0", "1.2", "2.0"]), help="By default what the devices want."
+    )
+    address: str | None = option("--address", help="Address of this host, when there is no inventory.")
+    pod_ip: bool = option(
+        "--pod-ip/--no-pod-ip", default=True, show_default=True, help="Add pod_ip, which msrun asks for."
+    )
+
+    def cluster(self) -> Cluster:
+        """Return the hosts and devices that are meant."""
+        from launcher.cluster.rank_table.select import select, whole_cluster
+
+        whole = whole_cluster(self.inventory, self.address)
+        return select(whole, hosts=self.hosts, devices=self.devices, order=self.order)
 
 
 @rank_table.command()
-@click.option("-i", "--inventory", type=_FILE, help="Hosts and devices; without it, the cards of this host.")
-@click.option("--hosts", help='Some of the hosts, e.g. "node[0-3]" or "0-3" by position.')
-@click.option("--devices", help='Some of the devices, by physical id, in the order of their ranks, e.g. "4-7".')
-@click.option(
-    "--order", type=click.Choice(["listed", "name", "address"]), default="listed", show_default=True,
-    help="Order of the hosts, and so of the ranks; numbers go by value (node9 before node10).",
-)  # fmt: skip
-@click.option("--version", type=click.Choice(["1.0", "1.2", "2.0"]), help="By default what the devices want.")
-@click.option("--address", help="Address of this host, when there is no inventory.")
-@click.option("--pod-ip/--no-pod-ip", default=True, show_default=True, help="Add pod_ip, which msrun asks for.")
-@_output_options
-def make(
-    inventory: Path | None, hosts: str | None, devices: str | None, order: str, version: str | None,
-    address: str | None, pod_ip: bool, output: Path | None, force: bool,
-) -> None:  # fmt: skip
+@takes(Made, "made")
+@takes(Target, "target")
+def make(made: Made, target: Target) -> None:
     """Make a rank table from an inventory, or from the cards of this host.
 
     \b
     launcher rank-table make -i rank_tables/2x8.yaml
     launcher rank-table make --devices 4-7 -o four.json
     """
-    from launcher.cluster.rank_table.select import select
+    cluster = made.cluster()
+    table = table_of(cluster, version=made.version, pod_ip=made.pod_ip)
+    if made.version is None:
+        _say_why_1_0(cluster, table)
+    name = made.inventory.stem if made.inventory else cluster.hosts[0].name
+    place = target.output or Path("rank_tables") / f"{name}.json"
+    target.finish(table, place, kind=cluster.kind, order=f"hosts {_ORDER_TEXT[made.order]}")
 
-    if inventory is not None and address is not None:
-        raise SpecError("--address is for this host, and --inventory names the hosts", hint="leave one of them out")
-    cluster = select(_cluster(inventory, address), hosts=hosts, devices=devices, order=order)
-    target = output or Path("rank_tables") / f"{inventory.stem if inventory else cluster.hosts[0].name}.json"
-    table = table_of(cluster, version=version, pod_ip=pod_ip)
-    if cluster.kind == "A3" and table.version == "1.0" and version is None:
+
+def _say_why_1_0(cluster: Cluster, table: Table) -> None:
+    if cluster.kind == "A3" and table.version == "1.0":
         click.echo("note: no super pod is known, so this is a 1.0 table (HCCL's AI server mode of A3)", err=True)
-    if cluster.kind is None and version is None:
+    if cluster.kind is None:
         click.echo(
             "note: the kind of the cards is not known, so this is a 1.0 table; --version names another", err=True
         )
-    _finish(table, target, force=force, kind=cluster.kind, order=f"hosts {_ORDER_TEXT[order]}")
 
 
 _ORDER_TEXT = {
@@ -86,44 +126,6 @@ _ORDER_TEXT = {
     "server": "sorted by super pod and server_id",
     "given": "as given",
 }
-
-
-def _cluster(inventory: Path | None, address: str | None) -> Cluster:
-    if inventory is not None:
-        from launcher.cluster.inventory import load_inventory
-
-        return load_inventory(inventory)
-    from launcher.cluster.discover import host_cluster, look_around
-
-    return host_cluster(look_around(), address=address or _own_address())
-
-
-def _own_address() -> str:
-    from launcher.cluster.discover.address import own_address
-
-    found = own_address()
-    if found is None:
-        raise HostError("this host has no address but 127.0.0.1", hint="pass --address A, as other hosts reach it")
-    return found
-
-
-def _finish(table: Table, target: Path, *, force: bool, kind: str | None, order: str) -> None:
-    from launcher.cluster.rank_table.make import checked_text, write_table
-
-    to_screen = str(target) == "-"
-    text, report = checked_text(table, "rank_table.json" if to_screen else target.name, kind=kind)
-    if to_screen:
-        click.echo(text, nl=False)
-        return
-    verb = "wrote" if write_table(target, text, force=force) else "unchanged:"
-    servers = f"{len(table.servers)} server{'s' if len(table.servers) != 1 else ''}, " if table.servers else ""
-    click.echo(f"{verb} {target}: version {table.version}, {servers}{table.num_ranks} ranks; {order}")
-    for problem in _first_of_each(report.of_level("W") + report.of_level("N")):
-        click.echo(f"  {problem.code} {problem.path}: {problem.rule.rule}", err=True)
-
-
-def _first_of_each(problems: list[Problem]) -> list[Problem]:
-    return list({problem.code: problem for problem in reversed(problems)}.values())[::-1]
 
 
 @rank_table.command()
@@ -143,90 +145,15 @@ def check(ctx: click.Context, files: tuple[Path, ...], form: str, kind: str | No
     launcher rank-table check hccl.json
     launcher rank-table check --format json --against-host *.json
     """
-    reports = [report.for_kind(kind) for report in _reports(files, against_host=against_host)]
+    from launcher.cluster.rank_table.against_host import reports_of
+
+    reports = [report.for_kind(kind) for report in reports_of(files, against_host=against_host)]
     if form == "json":
-        click.echo(json.dumps({"files": [_as_json(report) for report in reports]}, ensure_ascii=True, indent=2))
+        print_json({"files": [report.to_dict() for report in reports]})
     else:
-        for report in reports:
-            _print_report(report)
+        for line in (line for report in reports for line in lines.report_lines(report)):
+            click.echo(line)
     ctx.exit(1 if any(report.count("E") for report in reports) else 0)
-
-
-def _reports(files: tuple[Path, ...], *, against_host: bool) -> list[Report]:
-    host = None
-    if against_host:
-        from launcher.cluster.discover import look_around
-        from launcher.cluster.rank_table.against_host import compare_with_host
-
-        host = look_around()
-    reports = []
-    for path in files:
-        document, report = load_table(path)
-        if host is not None:
-            compare_with_host(document, report, host)
-        reports.append(report)
-    return reports
-
-
-def _as_json(report: Report) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "file": report.name,
-        "version": report.version,
-        "servers": report.servers,
-        "ranks": report.ranks,
-        "verdict": report.verdict,
-        "counts": dict(sorted(report.counts.items())),
-    }
-    for letter, name in _LEVELS:
-        found[f"{name}s"] = [_problem_json(problem) for problem in report.of_level(letter)]
-    return found
-
-
-def _problem_json(problem: Problem) -> dict[str, str]:
-    return {
-        "code": problem.code,
-        "path": problem.path,
-        "value": problem.value,
-        "detail": problem.detail,
-        "rule": problem.rule.rule,
-        "cann": problem.rule.cann,
-        "fix": problem.rule.fix,
-    }
-
-
-def _print_report(report: Report) -> None:
-    totals = ", ".join(_count(report.count(letter), name) for letter, name in _LEVELS)
-    what = f"version {report.version}, {report.ranks} ranks; " if report.ranks else ""
-    click.echo(f"{_plain(report.name)}: {what}{totals}")
-    for letter, _ in _LEVELS:
-        for code in dict.fromkeys(problem.code for problem in report.of_level(letter)):
-            _print_code(report, code)
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'' if number == 1 else 's'}"
-
-
-def _print_code(report: Report, code: str) -> None:
-    problems = [problem for problem in report.problems if problem.code == code]
-    rule = problems[0].rule
-    click.echo(f"  {code}  {rule.rule}")
-    for problem in problems[:_PLACES_SHOWN]:
-        value = f" = {problem.value}" if problem.value else ""
-        detail = f"  ({problem.detail})" if problem.detail else ""
-        click.echo(f"      {_plain(problem.path + value + detail)}")
-    more = report.counts[code] - _PLACES_SHOWN
-    if more > 0:
-        click.echo(f"      and {more} more (--format json lists them)")
-    click.echo(f"      CANN: {rule.cann}")
-    click.echo(f"      fix:  {rule.fix}")
-
-
-def _plain(text: str) -> str:
-    """``text`` as the terminal's encoding can show it: a file's bytes may be anything."""
-    shown = "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)
-    encoding = sys.stdout.encoding or "utf-8"
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @rank_table.command()
@@ -239,57 +166,17 @@ def show(file: Path, by: str | None, form: str) -> None:
     \b
     launcher rank-table show rank_tables/2x8.json
     """
-    from launcher.cluster.rank_table.view import BREAKING, Entry, entries
+    from launcher.cluster.rank_table.view import entries_of
 
-    document, report = load_table(file)
-    if document is None or BREAKING & set(report.counts):
-        raise SpecError(
-            f"{file} cannot be shown: {', '.join(report.verdict)}", hint=f"launcher rank-table check {file}"
-        )
-    ranks: list[Entry] = entries(document)
+    ranks, report = entries_of(file)
     if form == "json":
-        click.echo(json.dumps([asdict(entry) for entry in ranks], indent=2))
+        print_json([asdict(entry) for entry in ranks])
         return
     servers = len({entry.server for entry in ranks})
     click.echo(f"{file}: version {report.version}, {servers} servers, {len(ranks)} ranks\n")
-    if (by or ("rank" if len(ranks) <= _FEW_RANKS else "server")) == "rank":
-        _show_ranks(ranks)
-    else:
-        _show_servers(ranks)
+    click.echo(lines.ranks_text(ranks, by))
     if report.count("E"):
-        click.echo(f"\n{_count(report.count('E'), 'error')}: launcher rank-table check {file}", err=True)
-
-
-def _show_ranks(ranks: list[Any]) -> None:
-    rows = [
-        [
-            str(e.rank_id),
-            _plain(e.server),
-            str(e.device_id),
-            _plain(e.address),
-            _plain(e.super_device_id),
-            _plain(e.pod),
-        ]
-        for e in ranks
-    ]
-    header = ["rank", "server", "device", "address", "super device id", "super pod"]
-    kept = [index for index in range(len(header)) if index < 4 or any(row[index] for row in rows)]
-    print_table([header[index] for index in kept], [[row[index] for index in kept] for row in rows])
-
-
-def _show_servers(ranks: list[Any]) -> None:
-    servers: dict[str, list[Any]] = {}
-    for entry in ranks:
-        servers.setdefault(entry.server, []).append(entry)
-    rows = []
-    for server, own in servers.items():
-        ids = spans(sorted(entry.device_id for entry in own))
-        addresses = [entry.address for entry in own if entry.address]
-        ends = " .. ".join(dict.fromkeys((addresses[0], addresses[-1]))) if addresses else ""
-        rows.append([spans([entry.rank_id for entry in own]), _plain(server), ids, _plain(ends), _plain(own[0].pod)])
-    header = ["ranks", "server", "devices", "addresses", "super pod"]
-    width = 5 if any(row[4] for row in rows) else 4
-    print_table(header[:width], [row[:width] for row in rows])
+        click.echo(f"\n{lines.count(report.count('E'), 'error')}: launcher rank-table check {file}", err=True)
 
 
 @rank_table.command()
@@ -298,8 +185,8 @@ def _show_servers(ranks: list[Any]) -> None:
     "--order", type=click.Choice(["server", "given"]), default="server", show_default=True,
     help="server: by super pod and server_id, numbers by value. given: as the files come.",
 )  # fmt: skip
-@_output_options
-def merge(files: tuple[Path, ...], order: str, output: Path | None, force: bool) -> None:
+@takes(Target, "target")
+def merge(files: tuple[Path, ...], order: str, target: Target) -> None:
     """Merge tables of single hosts into one, and number the ranks anew. One file alone is renumbered.
 
     \b
@@ -307,32 +194,19 @@ def merge(files: tuple[Path, ...], order: str, output: Path | None, force: bool)
     """
     from launcher.cluster.rank_table.merge import merge_files
 
-    _finish(
-        merge_files(list(files), order=order), _required(output, "merged.json"), force=force, kind=None,
-        order=f"servers {_ORDER_TEXT[order]}, devices by their old rank",
-    )  # fmt: skip
+    table = merge_files(list(files), order=order)
+    target.finish(table, target.place("merged.json"), order=f"servers {_ORDER_TEXT[order]}, devices by their old rank")
 
 
 @rank_table.command()
 @click.argument("file", type=_FILE)
-@_output_options
-def convert(file: Path, output: Path | None, force: bool) -> None:
+@takes(Target, "target")
+def convert(file: Path, target: Target) -> None:
     """Convert a table of the old form (group_list) to version 1.0.
 
     \b
     launcher rank-table convert old.json -o new.json
     """
-    from launcher.cluster.rank_table.legacy import convert_legacy
-    from launcher.cluster.rank_table.lint import is_legacy
+    from launcher.cluster.rank_table.legacy import legacy_table
 
-    document, report = load_table(file)
-    if document is None or not isinstance(document, dict) or not is_legacy(document):
-        raise SpecError(f"{file} is not of the old form: no group_list", hint=f"launcher rank-table check {file}")
-    table = convert_legacy(document, report.name)
-    _finish(table, _required(output, "new.json"), force=force, kind=None, order="ranks as they were")
-
-
-def _required(output: Path | None, example: str) -> Path:
-    if output is None:
-        raise SpecError("no place to write to", hint=f"pass -o {example}, or -o - for the screen")
-    return output
+    target.finish(legacy_table(file), target.place("new.json"), order="ranks as they were")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import data_option, jobs_dir_option, lang_option, model_option, set_option
+from launcher.cli.options.common import data_option, in_jobs_dir, jobs_dir_option, lang_option, model_option, set_option
 from launcher.cli.options.completion import spec_names
 from launcher.cli.options.group import takes
 from launcher.cli.options.run import RunChoice
@@ -81,7 +81,7 @@ def submit(
 
 def _say(lines: Iterable[str], *, err: bool) -> None:
     for line in lines:
-        click.echo(line, err=err)
+        click.echo(in_jobs_dir(line), err=err)
 
 
 def _completed(prepared: PreparedRun, *, err: bool) -> PreparedRun:

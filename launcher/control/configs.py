@@ -21,6 +21,9 @@ from launcher.runspec.sections import ModelSpec
 
 SCHEMA = "run.schema.json"
 
+# Parameters up to which a model trains on a CPU in minutes.
+_FITS_A_CPU = 50_000_000
+
 _NEW = """\
 # yaml-language-server: $schema={schema}
 # LoRA finetuning of {what} ({source}). All keys: launcher config show {name}
@@ -123,6 +126,12 @@ def write_new(name: str, *, preset: str | None = None, folder: str | None = None
     except OSError as error:
         raise HostError(f"cannot write {path.absolute()}: {error.strerror}", hint="cd to a folder of yours") from error
     return path
+
+
+def first_plan(name: str) -> str:
+    """Return the command that shows what a run of the new spec would do: on 8 cards, or here if the CPU is enough."""
+    small = memory.parameter_count(load_spec(name).model) < _FITS_A_CPU
+    return f"launcher plan {name}" if small else f"launcher plan {name} --cards 8 --kind A2"
 
 
 @dataclass(frozen=True, kw_only=True)

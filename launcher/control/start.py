@@ -127,7 +127,6 @@ def _write_job(plan: LaunchPlan, *, host: str | None = None) -> JobRecord:
         host=socket.gethostname() if host is None else host,
         cards=plan.cluster.num_devices,
         target=plan.cluster.target,
-        argv=plan.command.argv,
         versions=installed.installed(),
         engine=plan.launch.engine,
         scheduler=plan.launch.scheduler,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from launcher.cluster.inventory import load_inventory
 from launcher.cluster.model import Cluster
 from launcher.cluster.rank_table.make import checked_text
 from launcher.cluster.rank_table.table import table_of
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, failed, passed
 from launcher.errors import CheckpointError, SpecError
 from launcher.plan.memory import ADAM_BYTES, BYTES, lora_count, parameter_count
+from launcher.runspec.checking import load_spec
 from launcher.runspec.sections import RunSpec
 
 
@@ -69,6 +72,29 @@ def check_rank_table(cluster: Cluster) -> Finding:
             "rank-table", problems[0] + more, "launcher rank-table make, with -i INVENTORY, shows every problem"
         )
     return passed("rank-table", f"version {table.version}, {cluster.num_devices} ranks on {len(cluster.hosts)} host(s)")
+
+
+def needs_of(
+    spec: str | None,
+    *,
+    cards: int | None = None,
+    folder: Path | None = None,
+    port: int | None = None,
+    inventory: Path | None = None,
+) -> JobNeeds:
+    """Return the needs of a job of the spec of that name, on the hosts of ``inventory``; both may be left open.
+
+    Raises SpecError for a spec that is wrong; an inventory that is, becomes a finding.
+    """
+    needs = JobNeeds(cards=cards, folder=folder, scheduler_port=port)
+    if spec is not None:
+        needs = needs_of_spec(load_spec(spec), cards=cards, folder=folder, port=port)
+    if inventory is None:
+        return needs
+    try:
+        return replace(needs, hosts=load_inventory(inventory))
+    except SpecError as error:
+        return replace(needs, inventory_fault=error.message)
 
 
 def needs_of_spec(

@@ -273,15 +273,6 @@ def _parse(line: bytes) -> dict[str, Any]:
     return event
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of all lines in ``path`` so far, unchanged; none when the file is missing."""
-    reader = EventReader(path=path)
-    try:
-        return list(reader.records())
-    finally:
-        reader.close()
-
-
 # The part read at the end of a long file: about 1,500 steps.
 _END_BYTES = 256 << 10
 

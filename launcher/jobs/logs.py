@@ -23,6 +23,7 @@ from launcher.common.ranges import numbers
 from launcher.errors import JobError, SpecError
 from launcher.jobs.log_writing import STAMP_LENGTH, find_stamp, is_stamped
 from launcher.jobs.paths import JobPaths
+from launcher.jobs.record import JobRecord, read_record
 
 _TAIL_BYTES = 65536
 _POLL_S = 0.2
@@ -269,6 +270,35 @@ class _ErrorLines:
         chosen = starts or self._inside or bool(_ERROR.search(said))
         self._inside = starts or continues
         return chosen
+
+
+def show_logs(
+    paths: JobPaths,
+    record: JobRecord,
+    wanted: Wanted,
+    echo: Echo,
+    style: Style,
+    *,
+    attempt: int | None = None,
+    follow: bool = False,
+) -> None:
+    """Print the logs of one attempt, the newest if ``attempt`` is None; ``follow``: until the job, or it, has ended.
+
+    Raises JobError for an attempt that there never was.
+    """
+    if attempt and attempt > record.attempt:
+        raise JobError(f"job {record.job_id} has {record.attempt} attempt(s)", hint=f"--attempt {record.attempt}")
+    shown = paths.of_attempt(attempt or record.attempt)
+    if not follow:
+        print_logs(shown, record.cards, wanted, echo, style)
+        return
+
+    def now() -> tuple[int, bool]:
+        current = read_record(paths) or record
+        running = not current.is_final and paths.record.is_file() and attempt in (None, current.attempt)
+        return attempt or current.attempt, running
+
+    follow_logs(shown, record.cards, wanted, echo, style, now=now)
 
 
 def follow_logs(

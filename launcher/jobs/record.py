@@ -41,7 +41,6 @@ class JobRecord:
     host: str
     cards: int
     target: str
-    argv: tuple[str, ...]
     versions: dict[str, str]
     engine: str = "msrun"
     attempt: int = 1
@@ -72,7 +71,7 @@ class JobRecord:
         if not isinstance(raw, dict):
             raise ValueError("it holds no JSON object")
         raw = known_keys(cls, _in_todays_words(raw))
-        for key in ("argv", "warnings", "earlier"):
+        for key in ("warnings", "earlier"):
             raw[key] = tuple(raw.get(key, ()))
         for key in ("supervisor", "guard"):
             raw[key] = ProcessId.from_dict(raw[key]) if raw.get(key) else None
@@ -147,7 +146,7 @@ def unreadable_record(paths: JobPaths) -> JobRecord | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return JobRecord(
             job_id=paths.job_id, name=paths.job_id, state=UNREADABLE, created=created, host="", cards=0, target="-",
-            argv=(), versions={}, note=f"{type(error).__name__}: {error}",
+            versions={}, note=f"{type(error).__name__}: {error}",
         )  # fmt: skip
 
 

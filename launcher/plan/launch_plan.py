@@ -340,7 +340,7 @@ def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPath
     base = base_checkpoint(spec, cluster, inputs, paths)
     return {
         "spec": spec,
-        "num_ranks": cluster.num_devices,
+        "world_size": cluster.num_devices,
         "output_dir": str(paths.root),
         "base": base,
         "save_format": "safetensors",

@@ -15,10 +15,10 @@ _TRIED_VERSION = "2.9.0"
 TRAIN_CELL = "LauncherCpuTrainOneStepCell"
 
 
-def prepare_training(num_ranks: int) -> None:
+def prepare_training(world_size: int) -> None:
     """Make ``mindformers.Trainer`` work on CPU. Call after the MindSpore context is built, before Trainer."""
     _register_train_cell()
-    if num_ranks > 1:
+    if world_size > 1:
         _replace_barrier()
 
 

@@ -157,7 +157,7 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
     if config.context.device_target == "CPU":
         from launcher.upstream import cpu
 
-        cpu.prepare_training(num_ranks=int(os.environ.get("RANK_SIZE", "1")))
+        cpu.prepare_training(world_size=int(os.environ.get("RANK_SIZE", "1")))
     # Before the trainer is built: MindFormers looks optimizers up by name then.
     old_optimizer.register()
     check_rows(config)

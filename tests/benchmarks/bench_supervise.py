@@ -24,10 +24,10 @@ sys.path[:0] = [str(ROOT / "tests" / "integration" / "faults"), str(ROOT / "test
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 from faults import RealJob  # noqa: E402
+from support.events import read_events  # noqa: E402
 from support.supervised import marked  # noqa: E402
 
 from launcher.jobs import JobPaths  # noqa: E402
-from launcher.jobs.events import read_events  # noqa: E402
 
 FAULTS = {"whole": "none", "SIGKILL": "SIGKILL", "exception": "exception", "before_init": "death_in_import"}
 PEER_LIMIT_S = 60.0

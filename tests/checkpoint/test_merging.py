@@ -46,7 +46,7 @@ def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
     done = launcher("merge-ckpt", "last", "--jobs-dir", tmp_path / "jobs")
     assert done.returncode == 0, done.stderr
     assert "step 101 of abcde-t" in done.stdout
-    assert 'Next: launcher infer last --prompt "..."' in done.stdout
+    assert f'Next: launcher infer --jobs-dir {tmp_path}/jobs last --prompt "..."' in done.stdout
     merged = root / "merged"
     names = ["launcher_model.json", "merge.json", "model.safetensors", "tokenizer.model"]
     assert sorted(path.name for path in merged.iterdir()) == names
@@ -65,7 +65,7 @@ def test_a_job_is_merged_for_infer(tmp_path: Path) -> None:
 def test_another_step_of_a_job(tmp_path: Path) -> None:
     root = _job(tmp_path)
     listed = launcher("merge-ckpt", root, "--list")
-    assert [line.split()[:2] for line in listed.stdout.splitlines()[2:]] == [["100", "1_2"], ["101", "1_10"]]
+    assert [line.split()[:2] for line in listed.stdout.splitlines()[1:]] == [["100", "1_2"], ["101", "1_10"]]
     assert launcher("merge-ckpt", root).returncode == 0
     other = launcher("merge-ckpt", root, "--step", "100")
     assert other.returncode == 4

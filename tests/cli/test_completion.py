@@ -31,7 +31,7 @@ def here(tmp_path: Path) -> Path:
         paths = JobPaths(root=tmp_path / "jobs" / job_id)
         paths.root.mkdir(parents=True)
         record = JobRecord(job_id=job_id, name=job_id[6:], state=state, created=jobs.now(), host="h", cards=2,
-                           target="CPU", argv=(), versions={})  # fmt: skip
+                           target="CPU", versions={})  # fmt: skip
         write_record(paths, record)
     return tmp_path
 

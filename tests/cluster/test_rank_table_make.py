@@ -388,10 +388,10 @@ def test_legacy_tables_that_make_no_sense(groups: Any) -> None:
 def test_show(tmp_path: Path) -> None:
     made = CHECKOUT / "rank_tables" / "2x8.json"
     text = run_launcher("rank-table", "show", str(made), cwd=tmp_path).stdout
-    lines = [line.split() for line in text.splitlines()[4:]]
+    lines = [line.split() for line in text.splitlines()[3:]]
     assert lines[9] == ["9", "10.0.0.2", "1", "192.168.101.102"]
     text = run_launcher("rank-table", "show", "--by", "server", str(made), cwd=tmp_path).stdout
-    assert text.splitlines()[5].split() == ["8-15", "10.0.0.2", "0-7", "192.168.101.101", "..", "192.168.101.108"]
+    assert text.splitlines()[4].split() == ["8-15", "10.0.0.2", "0-7", "192.168.101.101", "..", "192.168.101.108"]
     found = json.loads(run_launcher("rank-table", "show", "--format", "json", str(made), cwd=tmp_path).stdout)
     assert [entry["rank_id"] for entry in found] == list(range(16))
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.events import read_events
 from support.netlab import lab, need
 from support.sshlab import ssh_lab, wait_for_ssh
 from support.supervised import long, marked, wait_until
@@ -14,7 +15,6 @@ from support.supervised import long, marked, wait_until
 from launcher.engines import ENGINES
 from launcher.engines.base import EngineJob
 from launcher.jobs import JobPaths
-from launcher.jobs.events import read_events
 
 TRAIN = Path(__file__).parent / "faults" / "train.py"
 

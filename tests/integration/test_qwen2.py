@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support.data_tools import make_hugging_face
+from support.events import read_events
 from support.shop import Workshop
 
 from launcher import jobs
 from launcher.data.sample import sample_lines
-from launcher.jobs.events import read_events
 from launcher.models.names import is_adapter, is_weight
 from launcher.models.registry import hf_name, mindspore_name, model_of_config, shapes_of
 

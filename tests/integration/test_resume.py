@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from support.events import read_events
 from support.shop import Job, Workshop
 
 from launcher import jobs
-from launcher.jobs.events import read_events
 
 pytestmark = pytest.mark.mindspore
 

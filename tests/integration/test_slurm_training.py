@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from support.events import read_events
 from support.netlab import lab
 from support.shop import Workshop
 from support.slurmlab import SlurmLab, slurm_lab
 
 from launcher import jobs
 from launcher.jobs import JobPaths, JobRecord, read_record
-from launcher.jobs.events import read_events, read_position
+from launcher.jobs.events import read_position
 
 pytestmark = pytest.mark.mindspore
 

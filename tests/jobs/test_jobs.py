@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.events import read_events
 
 from launcher import jobs
 from launcher.checkpoint.of_job import job_source
@@ -29,7 +30,6 @@ from launcher.jobs.events import (
     Position,
     Step,
     from_json,
-    read_events,
     read_last_events,
     read_position,
 )
@@ -45,7 +45,6 @@ def record(job_id: str, state: str = jobs.SUCCEEDED, created: str = "2026-01-01T
         host=socket.gethostname(),
         cards=2,
         target="CPU",
-        argv=("msrun", "--join=True"),
         versions={"launcher": "0"},
         supervisor=ProcessId.current(),
         processes={"rank_0": ProcessId(pid=1, started=2.5)},
@@ -363,8 +362,8 @@ def test_the_live_page_shows_rates_and_time_left(tmp_path: Path) -> None:
     lines = live.page(paths, record("bcdfg-x", jobs.RUNNING)).splitlines()
 
     assert lines[1] == "step 2/10, 0:04 left"
-    assert lines[4].split() == ["0", "step", "2", "2.0000", "0.500", "800", "-"]
-    assert lines[5].split() == ["1", "not", "started", "-", "-", "-", "-", "-"]
+    assert lines[4].split() == ["0", "step", "2", "2.0000", "0.500", "800", "-", "-"]
+    assert lines[5].split() == ["1", "not", "started", "-", "-", "-", "-", "-", "-"]
 
 
 def test_a_position_is_rewritten_in_place(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_new_spec_is_good_is_listed_and_is_never_overwritten(here: Path) -> None:
-    launcher("config", "new", "mine", "--preset", "llama2_7b")
+    assert "launcher plan mine --cards 8 --kind A2" in launcher("config", "new", "mine", "--preset", "llama2_7b")
     text = Path("configs/mine.yaml").read_text()
 
     assert text.startswith("# yaml-language-server: $schema=run.schema.json\n")
@@ -61,6 +61,10 @@ def test_a_new_spec_is_good_is_listed_and_is_never_overwritten(here: Path) -> No
     assert "llama2_7b, 6.74 B" in launcher("config", "list")
     assert "exists already" in launcher("config", "new", "mine", "--preset", "llama2_7b", code=2)
     assert Path("configs/mine.yaml").read_text() == text
+
+
+def test_a_small_model_is_planned_on_this_host(here: Path) -> None:
+    assert launcher("config", "new", "small", "--preset", "tiny_cpu").endswith("Next: launcher plan small\n")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.events import read_events
 from support.hosted import HOST_LIMITS, Hosted
 from support.netlab import lab
 from support.slurmlab import SlurmLab, slurm_lab
@@ -30,7 +31,6 @@ from launcher.common.processes import ProcessId
 from launcher.control.follow import raise_for_end
 from launcher.errors import JobCancelled, JobFailed, SpecError
 from launcher.jobs import JobPaths, JobRecord
-from launcher.jobs.events import read_events
 from launcher.plan.launch import Launch, Limits, NodePlace, RankPlace, write_launch
 from launcher.schedulers.granted import granted, indices_of, node_names
 from launcher.schedulers.slurm import SlurmOptions, limit_s, placement, render_script
@@ -414,7 +414,7 @@ def test_a_time_limit_that_leaves_no_time_before_its_warning_is_refused() -> Non
 
 def test_the_signal_before_the_time_limit_is_called_that(tmp_path: Path) -> None:
     record = JobRecord(
-        job_id="x", name="x", state=jobs.CANCELLED, created=jobs.now(), host="n", cards=1, target="CPU", argv=(),
+        job_id="x", name="x", state=jobs.CANCELLED, created=jobs.now(), host="n", cards=1, target="CPU",
         versions={}, exit_code=128 + signal.SIGUSR1, scheduler="slurm",
     )  # fmt: skip
     with pytest.raises(JobCancelled, match="SIGUSR1, which Slurm sends before its time limit"):
@@ -430,7 +430,7 @@ def test_a_supervisor_that_hangs_after_the_end_is_not_waited_for(
     paths.root.mkdir()
     guard = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     record = JobRecord(
-        job_id="x", name="x", state=jobs.FAILED, created=jobs.now(), host="n", cards=1, target="CPU", argv=(),
+        job_id="x", name="x", state=jobs.FAILED, created=jobs.now(), host="n", cards=1, target="CPU",
         versions={}, supervisor=ProcessId(pid=guard.pid, started=0.0), verdict={"text": "lost"},
     )  # fmt: skip
     jobs.write_record(paths, record)
@@ -449,7 +449,7 @@ def test_before_hosts_are_known_status_does_not_show_where_they_are_led_from(tmp
     paths.root.mkdir()
     write_launch(paths, launch_of(SlurmOptions()))
     record = JobRecord(
-        job_id="x", name="x", state=jobs.STARTING, created=jobs.now(), host="login", cards=2, target="CPU", argv=(),
+        job_id="x", name="x", state=jobs.STARTING, created=jobs.now(), host="login", cards=2, target="CPU",
         versions={},
     )  # fmt: skip
     shown = show.status(paths, record)

@@ -10,9 +10,8 @@ from typing import Any
 
 import yaml
 from emulator import Emulator
+from support.events import read_events
 from support.shop import Job, Workshop
-
-from launcher.jobs.events import read_events
 
 # A vocabulary that 2 and 4 do not divide: the CPU backend has no AllReduce of a maximum, which a split head needs.
 MODEL = {

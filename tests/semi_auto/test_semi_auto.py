@@ -18,12 +18,12 @@ import pytest
 from emulator import emulator_in
 from safetensors.numpy import load_file, save_file
 from split_shop import ALPHA, MODEL, RANK, STEPS, SemiAuto, losses
+from support.events import read_events
 from support.shop import Job, Workshop
 
 from launcher import jobs
 from launcher.checkpoint.sharded import check_fits, read_sharded
 from launcher.checkpoint.split import SplitPlan
-from launcher.jobs.events import read_events
 from launcher.models.registry import shapes_of
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.semi_auto]

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.events import read_events
 from support.hosted import HOST_LIMITS, Hosted
 from support.netlab import Lab, lab
 from support.supervised import TIMEOUT_S, marked, report, wait_until
 
 from launcher import jobs
-from launcher.jobs.events import read_events
 
 TRAIN = "ready()\nfor n in range(1, 100000):\n    step(n, seconds=0.05)\n"
 
@@ -179,8 +179,8 @@ def test_clocks_that_differ_do_not_hide_who_failed_first(hosts: Lab, tmp_path: P
         raise ValueError('the cause')
     while True:
         time.sleep(0.2)
-        from launcher.jobs.events import read_events
-        if any(e["event"] == "error" for e in read_events(paths.rank_events(1))):
+        from launcher.jobs.events import EventReader
+        if any(e["event"] == "error" for e in EventReader(path=paths.rank_events(1)).records()):
             time.sleep(0.3)  # on a busy machine the clocks' difference is known less exactly
             raise RuntimeError('a victim')
     """

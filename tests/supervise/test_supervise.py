@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.events import read_events
 from support.supervised import LIMITS, TIMEOUT_S, Supervised, marked, report, wait_until
 
 from launcher import jobs
-from launcher.jobs.events import read_events
 
 ENGINES = ("direct", "msrun", "mpirun")
 

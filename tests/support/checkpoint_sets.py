@@ -115,7 +115,6 @@ def write_job(root: Path, *, cards: int = 2, state: str = "succeeded", tokenizer
         host="h",
         cards=cards,
         target="CPU",
-        argv=("launcher",),
         versions={},
     )
     write_record(paths, record)

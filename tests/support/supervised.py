@@ -122,7 +122,7 @@ class Supervised:
         write_launch(paths, self.launch())
         record = JobRecord(
             job_id=paths.job_id, name="x", state=jobs.PLANNED, created=jobs.now(),
-            host=socket.gethostname() if host is None else host, cards=self.ranks, target="CPU", argv=(), versions={},
+            host=socket.gethostname() if host is None else host, cards=self.ranks, target="CPU", versions={},
             engine=self.engine, supervisor=ProcessId.current() if host is None else None,
         )  # fmt: skip
         jobs.write_record(paths, record)

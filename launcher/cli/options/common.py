@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from launcher.cli.options.completion import job_ids
+from launcher.common.sizes import parse_size
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 Decorator = Callable[[Decorated], Decorated]
@@ -41,14 +45,51 @@ class Text(click.types.StringParamType):
         return text
 
 
+class Size(click.types.StringParamType):
+    """The size of a file, such as 5GB, in bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return value if isinstance(value, int) else parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class Seconds(NumberRange):
     """A number of seconds in a range."""
 
     meaning = "number of seconds"
 
 
+_JOBS_DIR = "launcher.jobs_dir"
+# Commands that name a job by its id or as "last".
+_OF_JOB = re.compile(r"\blauncher (?:jobs\b|[a-z-]+(?= last\b| [bcdfghjkmnpqrstvwxz]{5}-))")
+
+
+def _note_jobs_dir(context: click.Context, parameter: click.Parameter, folder: Path) -> Path:
+    if context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE:
+        context.meta[_JOBS_DIR] = folder
+    return folder
+
+
+def jobs_dir_words() -> str:
+    """Return " --jobs-dir DIR" if it was given on the command line, else "": what the environment says stays true."""
+    context = click.get_current_context(silent=True)
+    folder = context.meta.get(_JOBS_DIR) if context else None
+    return "" if folder is None else f" --jobs-dir {shlex.quote(str(folder))}"
+
+
+def in_jobs_dir(text: str) -> str:
+    """Return ``text`` with --jobs-dir in the commands on jobs that it says to type, if the user gave it."""
+    words = jobs_dir_words()
+    return _OF_JOB.sub(lambda command: command[0] + words, text) if words else text
+
+
 jobs_dir_option: Decorator[Any] = click.option(
     "--jobs-dir",
+    callback=_note_jobs_dir,
     type=click.Path(file_okay=False, path_type=Path),
     envvar="LAUNCHER_JOBS",
     default=Path("jobs"),

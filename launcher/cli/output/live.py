@@ -7,11 +7,14 @@ import time
 
 import click
 
-from launcher.cli.output.show import RankProgress, duration, progress_of, stragglers, table
+from launcher.cli.options.common import in_jobs_dir
+from launcher.cli.output.show import RankProgress, duration, progress_of, stragglers
+from launcher.cli.output.tables import table
 from launcher.jobs import JobPaths, JobRecord, JobStore, loss_rank, planned_steps
 from launcher.jobs.verdict import user_language, verdict_text
 
 REFRESH_S = 1.0
+_HEADER = ("RANK", "STATE", "STEP", "LOSS", "S/STEP", "TOKENS/S", "MEMORY", "NOTE")
 
 
 def watch_job(store: JobStore, job_id: str) -> None:
@@ -29,32 +32,30 @@ def watch_job(store: JobStore, job_id: str) -> None:
                 break
             time.sleep(REFRESH_S)
     if record.verdict:
-        click.echo(verdict_text(record.verdict, user_language(), record.job_id))
+        click.echo(in_jobs_dir(verdict_text(record.verdict, user_language(), record.job_id)))
 
 
 def page(paths: JobPaths, record: JobRecord) -> str:
     """Step, loss, tokens a second of each card, time left, and a line a rank."""
     ranks = [progress_of(paths, rank_id) for rank_id in range(record.cards)]
     slow = {rank.rank_id for rank in stragglers(ranks)}
-    rows: list[tuple[str, ...]] = [("RANK", "STATE", "STEP", "LOSS", "S/STEP", "TOKENS/S", "MEMORY", "")]
     tokens = tokens_per_step(paths)
-    rows += [_row(rank, tokens, rank.rank_id in slow) for rank in ranks]
+    rows = table(_HEADER, (_row(rank, tokens, rank.rank_id in slow) for rank in ranks))
     head = f"{record.job_id}  {record.state}" + (f" ({record.note})" if record.note else "")
-    return "\n".join([head, _summary(ranks[loss_rank(paths, record.cards)], planned_steps(paths)), "", table(rows)])
+    return "\n".join([head, _summary(ranks[loss_rank(paths, record.cards)], planned_steps(paths)), "", rows])
 
 
 def _row(rank: RankProgress, tokens: int | None, slow: bool) -> tuple[str, ...]:
     last = rank.steps[-1] if rank.steps else None
     loss = last.loss if last else None
-    rate = f"{tokens / rank.step_s:.0f}" if tokens and rank.step_s else "-"
     return (
         str(rank.rank_id),
         rank.state,
-        str(last.step) if last else "-",
-        f"{loss:.4f}" if isinstance(loss, float) else str(loss or "-"),
-        f"{rank.step_s:.3f}" if rank.step_s else "-",
-        rate,
-        f"{last.memory_mib} MiB" if last and last.memory_mib else "-",
+        str(last.step) if last else "",
+        f"{loss:.4f}" if isinstance(loss, float) else str(loss or ""),
+        f"{rank.step_s:.3f}" if rank.step_s else "",
+        f"{tokens / rank.step_s:.0f}" if tokens and rank.step_s else "",
+        f"{last.memory_mib} MiB" if last and last.memory_mib else "",
         "slow" if slow else "",
     )
 

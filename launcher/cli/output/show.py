@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import jobs
+from launcher.cli.options.common import in_jobs_dir, jobs_dir_words
+from launcher.cli.output.tables import table
 from launcher.engines.base import Command
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.jobs.events import Done, Evaluation, Event, Exit, Ready, Step, read_last_events
@@ -112,7 +114,8 @@ def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
     loss = "" if first is None or last is None else f" Loss {first:.4f} -> {last:.4f}."
     lines = [f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}"]
     lines += [f"warning: {warning}" for warning in record.warnings]
-    return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", f"Next: launcher merge-ckpt {record.job_id}"])
+    following = f"Next: launcher merge-ckpt{jobs_dir_words()} {record.job_id}"
+    return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", following])
 
 
 def stopped(record: JobRecord, *, save: bool) -> str:
@@ -121,7 +124,7 @@ def stopped(record: JobRecord, *, save: bool) -> str:
     if save and not note and record.state == jobs.CANCELLED:
         note = "; nothing was saved, as its ranks did not finish a step together within the grace"
     following = "merge-ckpt" if record.state == jobs.SUCCEEDED else "resume"
-    return f"Job {record.job_id} {record.state}{note}. Next: launcher {following} {record.job_id}"
+    return f"Job {record.job_id} {record.state}{note}. Next: launcher {following}{jobs_dir_words()} {record.job_id}"
 
 
 def _seconds_between(begin: str | None, end: str | None) -> float:
@@ -249,16 +252,16 @@ def duration(seconds: float) -> str:
 def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None = None) -> str:
     """One line a job."""
     found = store.all() if chosen is None else chosen
-    rows = [("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS")]
+    rows = []
     for paths, record in found:
         steps = last_steps(paths, record)
-        step, loss = (str(steps[-1].step), _number(steps[-1].loss, ".4f")) if steps else ("-", "-")
+        step, loss = (str(steps[-1].step), _number(steps[-1].loss, ".4f")) if steps else ("", "")
         cards = f"{record.cards} {record.target}"
         rows.append((record.job_id, record.state, cards, _local(record.created), step, loss))
     if not found:
         none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
-        return f"{none} {store.root}. launcher submit --cards 2 starts one."
-    return table(rows)
+        return f"{none} {store.root}. launcher submit{jobs_dir_words()} --cards 2 starts one."
+    return table(("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS"), rows)
 
 
 def last_steps(paths: JobPaths, record: JobRecord) -> list[Step]:
@@ -273,14 +276,6 @@ def _local(moment: str) -> str:
     with contextlib.suppress(ValueError):
         moment = datetime.fromisoformat(moment).astimezone().isoformat()
     return moment[:19].replace("T", " ")
-
-
-def table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns, two blanks between them."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
 
 
 def jobs_json(chosen: list[tuple[JobPaths, JobRecord]]) -> str:
@@ -358,7 +353,7 @@ def status(paths: JobPaths, record: JobRecord) -> str:
     if record.state == jobs.LOST and not record.verdict:
         lines.append("The process that watched this job is gone; the job did not end in order.")
     if record.verdict:
-        lines += ["", verdict_text(record.verdict, user_language(), record.job_id)]
+        lines += ["", in_jobs_dir(verdict_text(record.verdict, user_language(), record.job_id))]
     return "\n".join(lines)
 
 

@@ -1,9 +1,10 @@
-"""Tables on a terminal; full width, nothing cut, when the output goes into a file or a pipe."""
+"""Tables and JSON on stdout: the same on a terminal and in a pipe."""
 
 from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,20 +13,26 @@ import click
 
 def print_json(value: Any) -> None:
     """Print ``value`` as JSON, for programs."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # names of files may be any bytes, and terminals may be of any encoding
+        text = json.dumps(value, indent=2)
+    click.echo(text)
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print ``rows`` under ``header``, columns as wide as they need to be. "" stands as "-"."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return ``rows`` under ``header``, two blanks between columns. "" stands as "-"."""
+    lines = [tuple(header), *(tuple(cell or "-" for cell in row) for row in rows)]
+    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(_line(cells, widths) for cells in lines)
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell or "-") for cell in row))
-    width = None if sys.stdout.isatty() else 10_000
-    Console(file=sys.stdout, highlight=False, width=width, emoji=False).print(table)
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True))
+    return "  ".join(padded).rstrip()
+
+
+def _width(text: str) -> int:
+    """Return the columns of a terminal that ``text`` takes: two for a Chinese character."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

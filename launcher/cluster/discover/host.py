@@ -81,6 +81,11 @@ class HostReport:
     def usable(self) -> tuple[Card, ...]:
         return tuple(card for card in self.cards if card.usable)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is wrong with the sources themselves."""
+        return tuple(text for text in (self.npu_smi_fault, self.npu_smi_warning, self.hccn.fault) if text)
+
 
 def look_around(root: Path | None = None, *, ask_hccn_tool: bool = True) -> HostReport:
     """Ask every source on this host. It takes as long as npu-smi: some seconds on a full server. Never raises."""

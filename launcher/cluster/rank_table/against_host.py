@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from launcher.cluster.addresses import packed_ip
-from launcher.cluster.discover.host import HostReport
-from launcher.cluster.rank_table.lint import is_legacy
+from launcher.cluster.discover.host import HostReport, look_around
+from launcher.cluster.rank_table.lint import is_legacy, load_table
 from launcher.cluster.rank_table.problems import Report
 from launcher.cluster.rank_table.values import decimal
 
 _NAMES = ("server_id", "pod_ip", "host_ip", "container_ip")
+
+
+def reports_of(files: Sequence[Path], *, against_host: bool = False) -> list[Report]:
+    """Return the linter's report on each file, with what does not fit this host if ``against_host``."""
+    host = look_around() if against_host else None
+    reports = []
+    for path in files:
+        document, report = load_table(path)
+        if host is not None:
+            compare_with_host(document, report, host)
+        reports.append(report)
+    return reports
 
 
 def compare_with_host(document: Any, report: Report, host: HostReport, *, own: set[str] | None = None) -> None:

@@ -7,8 +7,10 @@ Source: cann-hccl 9aeddc05b6f9, framework/common/src/topo/topoinfo_ranktableStan
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from launcher.cluster.rank_table.lint import is_legacy, load_table
 from launcher.cluster.rank_table.problems import show_value
 from launcher.cluster.rank_table.table import Table, TableServer
 from launcher.cluster.rank_table.values import decimal
@@ -16,6 +18,14 @@ from launcher.errors import SpecError
 
 # server_id in lab tables of one machine; any string will do for HCCL, but two machines must differ.
 _Device = tuple[int | None, int, dict[str, str]]
+
+
+def legacy_table(file: Path) -> Table:
+    """Return the version 1.0 table of a file of the old form. Raises SpecError for any other file."""
+    document, report = load_table(file)
+    if not isinstance(document, dict) or not is_legacy(document):
+        raise SpecError(f"{file} is not of the old form: no group_list", hint=f"launcher rank-table check {file}")
+    return convert_legacy(document, report.name)
 
 
 def convert_legacy(document: dict[str, Any], name: str) -> Table:

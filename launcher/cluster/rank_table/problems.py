@@ -23,6 +23,9 @@ _DEMOTED = {"A2": {"N_910_GROUP", "N_NO_IP"}, "A3": {"N_910_GROUP", "N_NO_IP"}, 
 KEPT_PER_CODE = 1000
 _SHOWN_VALUE = 80
 
+# The first letter of a code says how bad a finding is.
+LEVELS = (("E", "error"), ("W", "warning"), ("N", "note"))
+
 _BAD_VALUE = "EI0014 (EI0004 up to CANN 8.x)"
 _BAD_KEY = "EI0017 (EI0004 up to CANN 8.x)"
 _NO_ERROR = "none: HCCL takes the table"
@@ -301,6 +304,11 @@ class Problem:
     def rule(self) -> Rule:
         return RULES[self.code]
 
+    def to_dict(self) -> dict[str, str]:
+        """Return the finding with its rule, for programs."""
+        found = {"code": self.code, "path": self.path, "value": self.value, "detail": self.detail}
+        return {**found, "rule": self.rule.rule, "cann": self.rule.cann, "fix": self.rule.fix}
+
 
 @dataclass(kw_only=True)
 class Report:
@@ -334,6 +342,18 @@ class Report:
             if problem.code not in dropped
         ]
         return replace(self, counts=counts, problems=problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, for programs: findings by level, each with its rule and what to do."""
+        return {
+            "file": self.name,
+            "version": self.version,
+            "servers": self.servers,
+            "ranks": self.ranks,
+            "verdict": self.verdict,
+            "counts": dict(sorted(self.counts.items())),
+            **{f"{name}s": [problem.to_dict() for problem in self.of_level(letter)] for letter, name in LEVELS},
+        }
 
     def of_level(self, letter: str) -> list[Problem]:
         """Return the findings whose code starts with ``letter``: "E", "W" or "N"."""

@@ -1,15 +1,35 @@
-"""Selection of a part of a cluster: some hosts, some devices, another order of ranks."""
+"""The cluster that a rank table is made of, or a part of it: some hosts, some devices, another order of ranks."""
 
 from __future__ import annotations
 
 import fnmatch
 from dataclasses import replace
+from pathlib import Path
 
+from launcher.cluster.discover import host_cluster, look_around
+from launcher.cluster.discover.address import own_address
+from launcher.cluster.inventory import load_inventory
 from launcher.cluster.model import Cluster, Host
 from launcher.common.ranges import expand, natural, numbers, spans
-from launcher.errors import SpecError
+from launcher.errors import HostError, SpecError
 
 ORDERS = ("listed", "name", "address")
+
+
+def whole_cluster(inventory: Path | None, address: str | None) -> Cluster:
+    """Return the hosts of an inventory, or this host with its cards, which others reach at ``address``."""
+    if inventory is None:
+        return host_cluster(look_around(), address=address or _own_address())
+    if address is not None:
+        raise SpecError("--address is for this host, and --inventory names the hosts", hint="leave one of them out")
+    return load_inventory(inventory)
+
+
+def _own_address() -> str:
+    found = own_address()
+    if found is None:
+        raise HostError("this host has no address but 127.0.0.1", hint="pass --address A, as other hosts reach it")
+    return found
 
 
 def select(cluster: Cluster, *, hosts: str | None = None, devices: str | None = None, order: str = "listed") -> Cluster:

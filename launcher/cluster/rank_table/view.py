@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from launcher.cluster.rank_table.lint import is_legacy
+from launcher.cluster.rank_table.lint import is_legacy, load_table
+from launcher.cluster.rank_table.problems import Report
 from launcher.cluster.rank_table.values import decimal
+from launcher.errors import SpecError
 
 # Errors after which the ranks of a table cannot be listed.
 BREAKING = frozenset(
@@ -24,6 +27,16 @@ class Entry:
     address: str
     super_device_id: str = ""
     pod: str = ""
+
+
+def entries_of(file: Path) -> tuple[list[Entry], Report]:
+    """Return the ranks of ``file`` and the linter's report on it. Raises SpecError when they cannot be listed."""
+    document, report = load_table(file)
+    if document is None or BREAKING & set(report.counts):
+        raise SpecError(
+            f"{file} cannot be shown: {', '.join(report.verdict)}", hint=f"launcher rank-table check {file}"
+        )
+    return entries(document), report
 
 
 def entries(document: dict[str, Any]) -> list[Entry]:

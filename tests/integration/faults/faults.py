@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from support.events import read_events
 from support.supervised import LIMITS, Supervised, marked, wait_until
 
 from launcher import jobs
 from launcher.engines import ENGINES
 from launcher.jobs import JobRecord
-from launcher.jobs.events import read_events
 from launcher.plan.launch import Launch
 from launcher.plan.resume import saved_moments
 

@@ -28,8 +28,8 @@ def _lift_refusal(module: ModuleType) -> None:
 def _make_groups(module: ModuleType) -> None:
     prepare = module.prepare_training
 
-    def prepared(num_ranks: int) -> None:
-        prepare(num_ranks)
+    def prepared(world_size: int) -> None:
+        prepare(world_size)
         from emulator_groups import make_groups
 
         make_groups()

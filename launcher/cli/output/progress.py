@@ -1,0 +1,25 @@
+"""A progress bar for work whose size is known."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+
+def progress(stack: ExitStack, label: str) -> Any:
+    """A progress bar on stderr that ``stack`` closes; None when nobody watches."""
+    if not sys.stderr.isatty():
+        return None
+    bar: Any = None
+
+    def show(count: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            made: Any = click.progressbar(length=total, label=f"  {label}", file=sys.stderr)
+            bar = stack.enter_context(made)
+        bar.update(count)
+
+    return show
