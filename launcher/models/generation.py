@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.models.llama import SPECIAL_IDS
+from launcher.models.hf_config import SPECIAL_IDS
 
 # Sampling settings that transformers knows by the same names; its own default of top_k is 50.
 _SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
