@@ -8,6 +8,7 @@ from launcher.errors import CheckpointError
 
 WEIGHTS, CKPT_WEIGHTS = "model.safetensors", "model.ckpt"
 MODEL_CONFIG = "launcher_model.json"
+CONVERT_RECORD = "convert.json"
 TOKENIZER, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
 TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from launcher.checkpoint.convert import open_model
-from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config, generation_section
+from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config, generation_section, template_of_chat
 from launcher.checkpoint.merge import Options, Source, plan_merge
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS
 from launcher.checkpoint.record import read_record
@@ -169,6 +169,7 @@ def _path(path: Path, given: Given) -> Model:
         )
     read = _read_json(config)
     described = _description(read, config)
+    described["template"] = described["template"] or _exported_template(folder)
     found = find_tokenizer(given.tokenizer or folder)
     if "model" not in read and found.path is not None:
         described["spec"] = _with_ids_of(found.path, described["spec"], read)
@@ -198,6 +199,19 @@ def _template_notes(folder: Path, template: ChatTemplate | None, given: Given) -
     own = own_chat_template(folder)
     if template is None and given.template and own:
         yield f"prompts are in template {given.template}, not in the chat template of {own}"
+
+
+def _exported_template(folder: Path) -> ChatTemplate | None:
+    """Return the launcher's template that the chat template of ``folder`` was written from by merge-ckpt."""
+    name = exported_template_name(folder)
+    return get_template(name) if name else None
+
+
+def exported_template_name(folder: Path) -> str | None:
+    """Return the name of the launcher's template that the chat template of ``folder`` was written from."""
+    own = own_chat_template(folder)
+    chat = _read_json(own).get("chat_template") if own and own.suffix == ".json" else None
+    return template_of_chat(chat) if isinstance(chat, str) else None
 
 
 def own_chat_template(folder: Path) -> Path | None:
