@@ -3,6 +3,7 @@
 # make test-fast  the tests that start no jobs and no MindSpore, while you work
 # make docs-check  every command that README, docs/ and examples/ show, held to what they say it prints (about 8 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)
+# make examples  a real language model, finetuned and asked: examples/smollm2 (about 10 min, 12 GB of memory)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).
@@ -12,7 +13,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast docs-check semi-auto faults lint clean
+.PHONY: demo test test-fast docs-check semi-auto examples faults lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -34,6 +35,10 @@ semi-auto: $(VENV)/.installed-test
 # The cheap ones of these run in `make test`.
 docs-check: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/docs
+
+examples: $(VENV)/.installed
+	$(PIP) --editable '.[examples]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/smollm2/run.sh build/smollm2
 
 # Every fault with every engine, on 2 and 4 ranks and on two hosts, real MindSpore on CPU (about an hour).
 faults: $(VENV)/.installed-test

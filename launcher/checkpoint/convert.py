@@ -18,6 +18,7 @@ from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.merge import HF, MINDSPORE, OnProgress
 from launcher.checkpoint.model_files import (
     CKPT_WEIGHTS,
+    CONVERT_RECORD,
     MODEL_CONFIG,
     TOKENIZER,
     TOKENIZER_CONFIGS,
@@ -34,7 +35,6 @@ from launcher.models import names
 from launcher.models.base import Family
 from launcher.models.registry import check_model, family_of, known_text, mindspore_name, model_of_config
 
-RECORD = "convert.json"
 # How many tokens a row trains on in the run spec that is suggested, where the model could take more.
 TRAINED_LENGTH = 4096
 # Buffers that old transformers versions saved: computed from the config, no weights.
@@ -128,10 +128,12 @@ def _weight_paths(source: Path) -> list[Path]:
             f"{source} holds base and adapters apart", hint=f"give the base, {apart}; infer takes --adapter {source}"
         )
     pickled = any(source.glob("*.bin")) or any(source.glob("*.pth"))
+    save = f"save_pretrained('{source}-safetensors')"
     raise CheckpointError(
         f"{source} has no {WEIGHTS}" + (", only pickled weights, which are not opened" if pickled else ""),
-        hint='save it as safetensors: python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{source}', torch_dtype='auto').save_pretrained('{source}-safetensors')\"",
+        hint='save it as safetensors: python -c "import transformers as t; '
+        f"t.AutoModelForCausalLM.from_pretrained('{source}', torch_dtype='auto').{save}; "
+        f"t.AutoTokenizer.from_pretrained('{source}').{save}\"",
     )
 
 
@@ -302,7 +304,7 @@ def _write(
         for file in files:
             write_file(scratch / file.name, file.bytes, on_bytes)
         verified = verify_files({scratch / file.name: file.outputs for file in files}, full=verify_full)
-        (scratch / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (scratch / CONVERT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
         for name, content in texts.items():
             (scratch / name).write_bytes(content)
         for path in scratch.iterdir():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint.entries import SAFETENSORS
-from launcher.checkpoint.model_files import TOKENIZER_JSON, tokenizer_files
+from launcher.checkpoint.model_files import CONVERT_RECORD, TOKENIZER_JSON, tokenizer_files
 from launcher.checkpoint.stream import PlannedFile, planned
 from launcher.checkpoint.tensors import Output
 from launcher.errors import CheckpointError
@@ -123,6 +123,16 @@ def model_texts(
     return found | (tokenizer_texts(tokenizer, model) if tokenizer else {})
 
 
+def origin_folder(base: Path | None) -> Path | None:
+    """Return the Hugging Face folder that ``base`` was converted from, if it is known and still there."""
+    record = (base if base.is_dir() else base.parent) / CONVERT_RECORD if base else None
+    inputs = read_json(record).get("inputs") if record and record.is_file() else None
+    if not isinstance(inputs, list) or not inputs or not isinstance(inputs[0], dict):
+        return None
+    folder = Path(str(inputs[0].get("path"))).parent
+    return folder if (folder / CONFIG).is_file() else None
+
+
 def _beside(base: Path | None, name: str) -> dict[str, Any]:
     path = base.parent / name if base else None
     return read_json(path) if path and path.is_file() else {}
@@ -198,8 +208,21 @@ def _chat_template(name: str | None, *, by_name: bool) -> str | None:
     )
 
 
-def adapter_texts(scales: Mapping[str, float], files: Sequence[PlannedFile]) -> dict[str, bytes]:
-    """Return the adapter_config.json of a peft LoRA whose weights are in ``files``. scales: by weight name."""
+def template_of_chat(chat: str) -> str | None:
+    """Return the template of the launcher that ``chat``, a chat template of transformers, was written from, if any."""
+    from launcher.data.templates import template_names
+
+    return next((name for name in template_names() if chat == _chat_template(name, by_name=True)), None)
+
+
+def adapter_texts(
+    scales: Mapping[str, float], files: Sequence[PlannedFile], base: Path | None = None
+) -> dict[str, bytes]:
+    """Return the adapter_config.json of a peft LoRA whose weights are in ``files``. scales: by weight name.
+
+    base: the base of the run; peft is told the Hugging Face folder that it was converted from.
+    """
+    origin = origin_folder(base)
     first = [output for output in files[0].outputs if output.whole.name.endswith(names.LORA_A)]
     ranks = {_peft_module(output.name): output.shape[0] for output in first}
     alphas = {
@@ -210,7 +233,7 @@ def adapter_texts(scales: Mapping[str, float], files: Sequence[PlannedFile]) -> 
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": str(origin) if origin else None,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,

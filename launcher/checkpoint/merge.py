@@ -372,6 +372,8 @@ def _notes(
         notes.append(f"LoRA scales by weight: {scales_text(scales)}")
     if not scales and any(map(names.is_adapter, tensors)):
         notes.append("no adapter_config.json: the scale is not written, and launcher infer --adapter will ask for it")
+    if options.layout == PEFT and huggingface.origin_folder(source.base) is None:
+        notes.append("adapter_config.json names no base: no Hugging Face folder is known that it came from")
     # Without a model section a missing head cannot be told from a tied one.
     embedding = names.embedding_in(tensors)
     if source.model is None and embedding and not names.has_head(tensors) and options.layout != PEFT:
@@ -441,7 +443,7 @@ def _texts(
     if options.layout == HF:
         return huggingface.model_texts(source.model, source.base, source.tokenizer, files)
     if options.layout == PEFT:
-        return huggingface.adapter_texts(scales, files)
+        return huggingface.adapter_texts(scales, files, source.base)
     texts = {}
     if source.model is not None:
         texts[MODEL_CONFIG] = (json.dumps(source.model, indent=2) + "\n").encode()

@@ -9,6 +9,7 @@ from launcher.runspec.folders import CHAT_TEMPLATE
 
 WEIGHTS, CKPT_WEIGHTS = "model.safetensors", "model.ckpt"
 MODEL_CONFIG = "launcher_model.json"
+CONVERT_RECORD = "convert.json"
 TOKENIZER, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
 # Files of a tokenizer.json: its special tokens, its chat template, and what slow tokenizers read in its place.
 TOKENIZER_CONFIGS = (

@@ -10,6 +10,7 @@ from typing import Any
 from launcher.cluster.model import Cluster
 from launcher.common.ports import scheduler_port
 from launcher.errors import SpecError
+from launcher.inference.sources import exported_template_name
 from launcher.jobs import JobStore
 from launcher.plan import inputs
 from launcher.plan.launch import LOCAL
@@ -139,8 +140,9 @@ def _remarks(asked: str | None, name: str, cluster: Cluster, spec: RunSpec) -> l
         notes.append(f"No Ascend card found: running {name} on this machine's CPU.")
     elif asked is None:
         notes.append(f"No SPEC given: running {name}.")
-    own = chat_template_file(Path(spec.model.folder)) if spec.model.folder else None
-    if own and spec.data.template not in OWN_TEMPLATES:
+    folder = Path(spec.model.folder) if spec.model.folder else None
+    own = chat_template_file(folder) if folder else None
+    if folder and own and spec.data.template not in (*OWN_TEMPLATES, exported_template_name(folder)):
         notes.append(f"Prompts are in template {spec.data.template}, not in the chat template of {own}.")
     if spec.lora and spec.model.checkpoint is None:
         notes.append("No base checkpoint: LoRA adapts random weights. It shows the path; answers will make no sense.")

@@ -13,6 +13,7 @@ from launcher.cluster.rank_table.make import checked_text
 from launcher.cluster.rank_table.table import table_of
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, failed, passed
 from launcher.errors import CheckpointError, SpecError
+from launcher.plan.hints import for_missing_tokenizer
 from launcher.plan.memory import ADAM_BYTES, BYTES, lora_count, parameter_count
 from launcher.runspec.checking import load_spec
 from launcher.runspec.sections import RunSpec
@@ -123,7 +124,7 @@ def _files(spec: RunSpec) -> Iterator[NeededFile]:
         index = Path(f"{spec.data.train}.db")
         yield NeededFile(what="dataset index", path=index, fix="copy it too: the two belong together")
     if spec.model.tokenizer:
-        yield NeededFile(what="tokenizer", path=Path(spec.model.tokenizer), fix="launcher data tokenizer trains one")
+        yield NeededFile(what="tokenizer", path=Path(spec.model.tokenizer), fix=for_missing_tokenizer(spec.model))
     if spec.model.checkpoint:
         fix = "launcher merge-ckpt JOB makes one"
         yield NeededFile(what="base checkpoint", path=Path(spec.model.checkpoint), fix=fix)

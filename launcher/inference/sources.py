@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from launcher.checkpoint.convert import open_model
-from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config
+from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config, template_of_chat
 from launcher.checkpoint.merge import Options, Source, plan_merge
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS
 from launcher.checkpoint.record import read_record
@@ -32,7 +32,7 @@ from launcher.inference.weights import OpenTensors, Tensors
 from launcher.jobs import JobPaths, JobRecord, exists, find_job
 from launcher.models import names
 from launcher.models.generation import generation_section
-from launcher.runspec.folders import OWN_TEMPLATE, OWN_TEMPLATES, chat_template_file
+from launcher.runspec.folders import OWN_TEMPLATE, OWN_TEMPLATES, chat_template_file, chat_template_of
 from launcher.runspec.sections import GenerationSection, ModelSpec
 
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
@@ -197,6 +197,12 @@ def _with_ids_of(tokenizer: Path, spec: ModelSpec, config: Mapping[str, Any]) ->
     return _changed(spec, **known)
 
 
+def exported_template_name(folder: Path) -> str | None:
+    """Return the launcher's template that merge-ckpt wrote the chat template of ``folder`` from, if it did."""
+    own = chat_template_file(folder)
+    return template_of_chat(str(chat_template_of(_read_json(own)))) if own and own.suffix == ".json" else None
+
+
 def _shards(folder: Path, spec: ModelSpec) -> OpenTensors:
     source = Source(name=str(folder), folder=folder, model={"model": spec.model_dump(mode="json")})
     return lambda stack: _shard_tensors(source, stack, folded=True, adapters=False)
@@ -261,12 +267,13 @@ def _first_line(error: Exception) -> str:
 
 def _transformers(config: Mapping[str, Any], folder: Path, tokenizer: Path | None) -> dict[str, Any]:
     has_own = tokenizer is not None and chat_template_file(tokenizer.parent) is not None
+    template = exported_template_name(folder) or (OWN_TEMPLATE if has_own else None)
     generation = folder / "generation_config.json"
     named = _read_json(generation) if generation.is_file() else {}
     dtype = str(config.get("torch_dtype") or config.get("dtype") or "float32")
     return {
         "spec": ModelSpec.model_validate(asked_model_of_config(config)),
-        "template_name": OWN_TEMPLATE if has_own else None,
+        "template_name": template,
         "params_dtype": dtype,
         "compute_dtype": dtype,
         "ends": _ids(named.get("eos_token_id")) or _ids(config.get("eos_token_id")),

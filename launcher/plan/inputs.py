@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from launcher.checkpoint.base import Base, check_file, check_tensors
+from launcher.checkpoint.base import Base, check_file, check_tensors, listed
 from launcher.checkpoint.hf_folder import FolderBase, folder_base, is_hugging_face
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
 from launcher.checkpoint.sharded import ShardedBase, holds_shards, read_sharded
@@ -22,6 +22,7 @@ from launcher.data.preprocess import PreprocessOptions, preprocess
 from launcher.data.tokenizer import TokenizerInfo, check_special_ids, find_tokenizer
 from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
 from launcher.jobs import JobPaths, is_job_folder
+from launcher.plan.hints import for_large_tokenizer, for_missing_tokenizer
 from launcher.plan.launch_plan import Inputs
 from launcher.runspec.sections import ModelSpec, RunSpec
 
@@ -75,10 +76,32 @@ class PendingAll:
 def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
     """Return the absolute paths of all inputs of ``spec``, checked, and the data that must be made first, if any.
 
-    Raises DataError, CheckpointError or SpecError; nothing is written.
+    Raises DataError, CheckpointError or SpecError, with everything that is wrong; nothing is written.
     """
-    found, pending = rows_of(spec)
+    try:
+        found, pending = rows_of(spec)
+    except LauncherError as error:
+        raise _with_other_faults(error, spec) from error
     return with_base(found, spec.model), _together(pending, pending_base(spec.model))
+
+
+def _with_other_faults(error: LauncherError, spec: RunSpec) -> LauncherError:
+    """Return ``error`` with what is wrong with tokenizer and base too: nobody mends one fault to be told of another."""
+    faults = [error]
+    for check in (_tokenizer_of_spec, _check_base):
+        try:
+            check(spec)
+        except LauncherError as other:
+            faults += [other] if other.message != error.message else []
+    if len(faults) == 1:
+        return error
+    hints = dict.fromkeys(fault.hint for fault in faults if fault.hint)
+    return type(error)(listed("the inputs of this run", (fault.message for fault in faults)), hint="; ".join(hints))
+
+
+def _check_base(spec: RunSpec) -> None:
+    if spec.model.checkpoint is not None:
+        find_base(spec.model.model_dump(mode="json"), spec.model.checkpoint)
 
 
 def rows_of(spec: RunSpec) -> tuple[Inputs, Pending | None]:
@@ -214,7 +237,7 @@ def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None
     if tokenizer is None:
         raise SpecError(
             f"{key} {dataset} is raw, and model.tokenizer is not given",
-            hint="set model.tokenizer: tokenizer.model; launcher data tokenizer trains one",
+            hint=f"set model.tokenizer: {spec.model.architecture.tokenizer_file}; {for_missing_tokenizer(spec.model)}",
         )
     made_with = _checked_tokenizer(spec.model, tokenizer)
     options = in_cache(
@@ -297,7 +320,7 @@ def _tokenizer_of_spec(spec: RunSpec) -> str | None:
     """Return the file that model.tokenizer names."""
     if not spec.model.tokenizer:
         return None
-    named = _existing(spec.model.tokenizer, "tokenizer", "launcher data tokenizer trains one", DataError)
+    named = _existing(spec.model.tokenizer, "tokenizer", for_missing_tokenizer(spec.model), DataError)
     return str(find_tokenizer(Path(named)).path or named)
 
 
@@ -378,9 +401,10 @@ def _checked_tokenizer(model: ModelSpec, tokenizer: str) -> TokenizerInfo:
 
     found = load_tokenizer(Path(tokenizer))
     if found.info.vocab_size > model.vocab_size:
+        where = f" ({Path(model.folder) / 'config.json'})" if model.folder else ""
         raise SpecError(
-            f"model.vocab_size is {model.vocab_size}, but {tokenizer} has {found.info.vocab_size} pieces",
-            hint=f"set model.vocab_size: {found.info.vocab_size}, or use the tokenizer of the base model",
+            f"model.vocab_size is {model.vocab_size}{where}, but {tokenizer} has {found.info.vocab_size} pieces",
+            hint=for_large_tokenizer(model, found.info.vocab_size),
         )
     check_special_ids(model, found)
     return found.info

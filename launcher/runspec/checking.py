@@ -7,8 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -17,8 +16,9 @@ from launcher.errors import SpecError
 from launcher.models import registry
 from launcher.models.base import Family
 from launcher.runspec import folders, foreign, layers, presets
+from launcher.runspec.keys import keys_at
 from launcher.runspec.reading import find_spec, read_source
-from launcher.runspec.sections import ModelSpec, RunSpec, Section
+from launcher.runspec.sections import ModelSpec, RunSpec
 
 
 def load_spec(name: str, overrides: Iterable[layers.Override] = ()) -> RunSpec:
@@ -162,21 +162,3 @@ def _named(source: YamlDocument, section: Loc, reason: str) -> Loc:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def keys_at(loc: Loc) -> list[str]:
-    """Return the keys allowed in the section at ``loc``; none if there is no section."""
-    model: Any = RunSpec
-    for key in loc:
-        model = section_of(model.model_fields[str(key)].annotation) if str(key) in model.model_fields else None
-        if model is None:
-            return []
-    return list(model.model_fields)
-
-
-def section_of(annotation: Any) -> type[Section] | None:
-    """Return the section class of a key's type, or None for a plain value."""
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return next((item for item in options if isinstance(item, type) and issubclass(item, Section)), None)

@@ -16,6 +16,7 @@ from typing import Any
 from launcher.common.yaml_lines import YamlDocument, parse_value
 from launcher.errors import SpecError
 from launcher.runspec import presets
+from launcher.runspec.keys import is_text
 
 _PREFIX = "LAUNCHER_"
 
@@ -38,7 +39,7 @@ def parse_sets(texts: Iterable[str]) -> list[Override]:
         try:
             if not equals or not all(keys):
                 raise ValueError("it must look like training.epochs=2")
-            overrides.append(Override(keys=keys, value=_parse(value), origin=f"--set {text}"))
+            overrides.append(Override(keys=keys, value=_parse(value, keys), origin=f"--set {text}"))
         except ValueError as error:
             problems.append(f"--set {text!r}: {error}")
     if problems:
@@ -57,7 +58,7 @@ def environment_overrides(environ: Mapping[str, str]) -> list[Override]:
         if not name.startswith(_PREFIX) or len(keys) < 2:
             continue
         try:
-            found.append(Override(keys=keys, value=_parse(value), origin=f"${name}"))
+            found.append(Override(keys=keys, value=_parse(value, keys), origin=f"${name}"))
         except ValueError as error:
             raise SpecError(f"${name}: {error}", hint=f"unset {name}, or give it a value") from error
     return found
@@ -71,8 +72,11 @@ def _keys_of_variable(name: str) -> tuple[str, ...]:
     return tuple(part.lower() for part in name.split("__"))
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, keys: tuple[str, ...]) -> Any:
     value = parse_value(text)
+    # YAML makes a number of the 1 in LAUNCHER_ENV__FOO=1, where a shell has texts alone; "null" stays no value.
+    if isinstance(value, bool | int | float) and is_text(keys):
+        value = text
     if isinstance(value, str) and any(char == "\0" or "\ud800" <= char <= "\udfff" for char in value):
         raise ValueError("a character that no file can hold")
     return value

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from launcher.runspec import presets
-from launcher.runspec.checking import section_of
+from launcher.runspec.keys import section_of
 from launcher.runspec.sections import RunSpec, Section
 
 BEGIN = "<!-- config reference: written by `launcher config reference`, do not edit -->"

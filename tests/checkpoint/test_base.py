@@ -230,7 +230,7 @@ def test_a_hugging_face_folder_that_is_not_the_base_is_refused(tmp_path: Path, c
     (folder / "pytorch_model.bin").write_bytes(b"x")
     error = refusal(folder)
     assert "only pickled weights, which are not opened" in error.message
-    assert f"M.from_pretrained('{folder}', torch_dtype='auto').save_pretrained('{folder}-safetensors')" in error.hint
+    assert f"AutoModelForCausalLM.from_pretrained('{folder}', torch_dtype='auto').save_pretrained(" in error.hint
     assert not cache.exists()
 
 

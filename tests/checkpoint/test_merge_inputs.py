@@ -31,6 +31,7 @@ from support.checkpoint_sets import (
 
 from launcher.checkpoint import list_steps, open_step
 from launcher.checkpoint.compare import check_crc
+from launcher.checkpoint.convert import convert, open_model
 from launcher.checkpoint.dtypes import Array
 from launcher.checkpoint.lora import read_lora, read_single_scale
 from launcher.checkpoint.merge import PEFT, Merged, Options, Source, merge, plan_merge
@@ -253,6 +254,23 @@ def test_the_scale_is_that_of_the_settings(tmp_path: Path, more: dict[str, Any],
     delta = folded(arrays, WQ) - arrays[WQ]
     wanted = arrays[WQ] + delta * scale / (ALPHA / RANK)
     assert abs(read(tmp_path / "out" / "model.safetensors")[WQ] - wanted).max() < 1e-6
+
+
+def test_peft_is_told_the_folder_that_the_base_was_converted_from(tmp_path: Path) -> None:
+    arrays = llama()
+    folder = write_ranks(tmp_path / "set", {"rank_0/a.ckpt": arrays})
+    described = {"model": MODEL, "template": "vicuna", "precision": {"params": "float32", "compute": "float32"}}
+    run_merge(folder, tmp_path / "hf", Options(layout="hf"), model=described)
+    with ExitStack() as stack:
+        convert(open_model(tmp_path / "hf", None, stack), tmp_path / "base")
+    done = launcher("merge-ckpt", "set", "--format", "peft", "--base", "base", "-o", "peft", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "names no base" not in done.stdout
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "hf")
+    unknown = launcher("merge-ckpt", "set", "--format", "peft", "-o", "alone", cwd=tmp_path)
+    assert unknown.stdout.count("adapter_config.json names no base") == 1
+    assert json.loads((tmp_path / "alone" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
 
 
 def test_scales_by_weight_are_said_recorded_and_exported(tmp_path: Path) -> None:

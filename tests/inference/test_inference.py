@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from launcher.checkpoint.convert import convert, open_model
 from launcher.cli.options.model import SamplingOptions
 from launcher.data.messages import Message
 from launcher.data.tokenizer import load_tokenizer, train_tokenizer
@@ -582,6 +583,16 @@ def test_a_description_that_is_none_is_refused(copy: Path, text: str, expected: 
 
     with pytest.raises(CheckpointError, match=expected):
         find_model(str(copy), copy)
+
+
+def test_a_folder_for_transformers_is_asked_as_in_training(model_folder: Path, tmp_path: Path) -> None:
+    """Its chat template is one of the launcher's, written out; another one would be refused."""
+    with ExitStack() as stack:
+        convert(open_model(model_folder, None, stack), tmp_path / "hf")
+    assert "chat_template" in json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    model = find_model(str(tmp_path / "hf"), tmp_path)
+    assert model.template == find_model(str(model_folder), tmp_path).template
+    assert not any("template" in note for note in model.notes)
 
 
 def test_a_folder_with_a_chat_template_of_its_own_is_not_asked_in_another_unsaid(copy: Path) -> None:

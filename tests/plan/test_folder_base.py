@@ -89,8 +89,12 @@ def ids_of(folder: Path) -> tuple[int, int]:
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 500}))
-    with pytest.raises(SpecError, match=r"model\.vocab_size is 500, but .*tokenizer\.json has \d+ pieces"):
+    with pytest.raises(
+        SpecError, match=r"model\.vocab_size is 500 \(.*config\.json\), but .*\.json has \d+ pieces"
+    ) as told:
         prepared(folder)
+    assert "model.resize_token_embeddings(" in told.value.hint
+    assert "vocab_size" not in told.value.hint  # the base would refuse another one
 
 
 def test_special_tokens_that_are_not_the_tokenizer_s_are_refused(folder: Path) -> None:

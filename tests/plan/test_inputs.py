@@ -70,6 +70,18 @@ def test_what_is_missing_is_named(
     assert caught.value.hint
 
 
+def test_everything_that_is_missing_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = {"checkpoint": "none.ckpt", "tokenizer": "none.model"}
+    with pytest.raises(DataError) as caught:
+        inputs.resolve(spec_with(model, {"train": "none.mindrecord"}))
+    for what in ("dataset none.mindrecord", "tokenizer none.model", "checkpoint none.ckpt"):
+        assert f"  - {what} does not exist" in caught.value.message
+    for way in ("launcher data preprocess", "launcher merge-ckpt", "copy the tokenizer.model that the base came with"):
+        assert way in caught.value.hint
+    assert "trains one" not in caught.value.hint
+
+
 def test_sample_data_is_pending_until_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path))
     found, pending = inputs.resolve(spec_with())

@@ -105,6 +105,17 @@ def test_variables_of_the_ranks_keep_their_names() -> None:
     assert [override.keys for override in found] == [("env", "FOO"), ("env", "HCCL__Path")]
 
 
+def test_values_of_text_keys_stay_texts() -> None:
+    found = environment_overrides({"LAUNCHER_ENV__FOO": "1", "LAUNCHER_NAME__X": "1", "LAUNCHER_LORA__R": "4"})
+    sets = parse_sets(["name=007", "env.BAR=true", "model.checkpoint=null", "model.tokenizer=1e3"])
+    spec = from_text(SPEC, *(override for override in found if override.keys[0] != "name"), *sets)
+
+    assert dict(spec.env) == {"FOO": "1", "BAR": "true"}
+    assert (spec.name, spec.model.checkpoint, spec.model.tokenizer) == ("007", None, "1e3")
+    assert spec.lora is not None
+    assert spec.lora.r == 4
+
+
 def test_a_wrong_key_of_a_section_is_blamed_and_not_its_neighbour() -> None:
     with pytest.raises(SpecError) as caught:
         from_text(SPEC, *parse_sets(["lora.r=8", "lora.target_modules=zz"]))
