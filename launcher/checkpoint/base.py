@@ -23,7 +23,7 @@ from launcher.models.registry import (
     family_of_weights,
     inferred_shapes,
     inferred_sizes,
-    mindspore_name,
+    is_hf_name,
     model_of_config,
     shapes_of,
 )
@@ -81,7 +81,7 @@ def check_tensors(found: Tensors, model: Mapping[str, Any], path: Path) -> Base:
     if not set(weights) & set(shapes_of(model)):
         raise CheckpointError(
             f"{path} holds no weight of a {family_of(model).title}; its {len(found)} tensor(s): {_some(found)}",
-            hint=f"MindFormers' names are wanted, such as {names.EMBEDDING}; "
+            hint=f"MindFormers' names are wanted, such as {_scheme(model).embedding}; "
             "launcher convert-ckpt DIR -o base converts a Hugging Face model",
         )
     problems = list(problems_of(found, model))
@@ -90,6 +90,10 @@ def check_tensors(found: Tensors, model: Mapping[str, Any], path: Path) -> Base:
         raise CheckpointError(text, hint=_hint(found, weights, model, path))
     dtypes = tuple(sorted({found[name][1] for name in weights}))
     return Base(path=path, dtypes=dtypes, notes=tuple(_notes(found, path)))
+
+
+def _scheme(model: Mapping[str, Any]) -> names.Scheme:
+    return names.SCHEMES[family_of(model).route]
 
 
 def problems_of(found: Tensors, model: Mapping[str, Any]) -> Iterator[str]:
@@ -109,14 +113,7 @@ def listed(heading: str, problems: Iterable[str]) -> str:
 
 def _by_their_names(found: Tensors) -> list[str]:
     """Return the names in ``found`` that are transformers' names of weights and not MindFormers'."""
-    return [name for name in found if _is_theirs(name)]
-
-
-def _is_theirs(name: str) -> bool:
-    try:
-        return mindspore_name(name) != name
-    except KeyError:
-        return False
+    return [name for name in found if is_hf_name(name)]
 
 
 def _huggingface(found: Tensors, path: Path) -> CheckpointError:
@@ -148,11 +145,10 @@ def _shape_problems(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> I
     if not _has_sizes(weights):
         yield from _name_problems(weights, shapes_of(model))
         return
+    head = _scheme(model).head
     for key, (has, wants) in _other_sizes(weights, model).items():
         if key == "tie_word_embeddings":
-            with_head = (
-                f"with an {names.HEAD} of its own" if wants else f"without {names.HEAD}: the embedding is its head"
-            )
+            with_head = f"with an {head} of its own" if wants else f"without {head}: the embedding is its head"
             yield f"it is {with_head}; tie_word_embeddings is {_text(wants)}"
             continue
         yield f"{key}: the weights have {_text(has)}, the model {_text(wants)}"
@@ -161,7 +157,8 @@ def _shape_problems(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> I
 
 def _has_sizes(weights: Mapping[str, Shape]) -> bool:
     """Return whether the shapes of ``weights`` can be read as a model's; layer numbers in names are ignored."""
-    return len(weights.get(names.EMBEDDING, ())) == 2 and 0 < names.num_layers(weights) <= len(weights)
+    embedding = names.embedding_in(weights)
+    return embedding is not None and len(weights[embedding]) == 2 and 0 < names.num_layers(weights) <= len(weights)
 
 
 def _name_problems(weights: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> Iterator[str]:

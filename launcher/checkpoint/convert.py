@@ -31,6 +31,7 @@ from launcher.checkpoint.verify import Verified, verify_files
 from launcher.common.folders import check_target, is_taken, only_new, only_writer, sync_file, whole_folder
 from launcher.errors import CheckpointError
 from launcher.models import names
+from launcher.models.base import Family
 from launcher.models.registry import check_model, family_of, known_text, mindspore_name, model_of_config
 
 RECORD = "convert.json"
@@ -78,11 +79,11 @@ def open_model(source: Path, config: Path | None, stack: ExitStack) -> Model:
     paths = _weight_paths(source)
     opened = [stack.enter_context(TensorFile(path)) for path in paths]
     found = {name: whole for file in opened for name, whole in single_file(file).items()}
-    layout = MINDSPORE if names.EMBEDDING in found else HF
+    layout = HF if names.embedding_in(found) is None else MINDSPORE
     model, original, template = _description(folder, config)
-    tensors = found if layout == MINDSPORE else _by_our_names(found, family_of(model).title)
+    tensors = found if layout == MINDSPORE else _by_our_names(found, family_of(model))
     if model.get("tie_word_embeddings"):  # transformers ties whatever a file has for the head
-        tensors = {name: whole for name, whole in tensors.items() if name != names.HEAD}
+        tensors = {name: whole for name, whole in tensors.items() if name not in names.HEADS}
     _check(tensors, model, source)
     return Model(
         folder=folder,
@@ -147,16 +148,16 @@ def _indexed(source: Path, index: Mapping[str, Any]) -> list[Path]:
     return [source / name for name in files]
 
 
-def _by_our_names(found: Mapping[str, Whole], title: str) -> dict[str, Whole]:
+def _by_our_names(found: Mapping[str, Whole], family: Family) -> dict[str, Whole]:
     renamed = {}
     for name, whole in found.items():
         if name.endswith(_BUFFERS):
             continue
         try:
-            ours = mindspore_name(name)
+            ours = mindspore_name(family, name)
         except KeyError as error:
             raise CheckpointError(
-                f"{name} is no weight of a {title}",
+                f"{name} is no weight of a {family.title}",
                 hint="give the config.json that belongs to it: --config FILE",
             ) from error
         renamed[ours] = replace(whole, name=ours)

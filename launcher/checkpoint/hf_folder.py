@@ -18,7 +18,7 @@ from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
 from launcher.checkpoint.sharded import holds_shards
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.errors import HostError
-from launcher.models.names import EMBEDDING
+from launcher.models.names import embedding_in
 
 # Another number when what is made of a folder changes.
 _VERSION = 1
@@ -32,7 +32,7 @@ def is_hugging_face(folder: Path) -> bool:
     if own is None or (folder / INDEX).is_file():
         return True
     with TensorFile(own) as file:
-        return EMBEDDING not in file.entries
+        return embedding_in(file.entries) is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from launcher.checkpoint.stream import PlannedFile, planned
 from launcher.checkpoint.tensors import Output
 from launcher.errors import CheckpointError
 from launcher.models import names
-from launcher.models.llama import SPECIAL_IDS
+from launcher.models.hf_config import SPECIAL_IDS
 from launcher.models.registry import family_of, hf_name, known_text, model_of_config
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -43,8 +43,7 @@ _ANSWER_BEGINS = {
 def peft_name(name: str) -> str:
     """Return peft's name of the MindFormers adapter ``name``. Raises KeyError when it has none."""
     side = "lora_A" if name.endswith(names.LORA_A) else "lora_B"
-    stem = name.removesuffix(names.LORA_A).removesuffix(names.LORA_B)
-    return f"base_model.model.{hf_name(stem + '.weight').removesuffix('.weight')}.{side}.weight"
+    return f"base_model.model.{hf_name(names.weight_of(name)).removesuffix('.weight')}.{side}.weight"
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -59,7 +58,7 @@ def _order(name: str) -> tuple[int, int, str]:
     match = names.LAYER.fullmatch(name)
     if match:
         return 1, int(match[1]), name
-    return (0 if name == names.EMBEDDING else 2), 0 if name == names.NORM else 1, name
+    return (0 if name in names.EMBEDDINGS else 2), 0 if name in names.NORMS else 1, name
 
 
 def weight_files(outputs: Sequence[Output], max_bytes: int) -> list[PlannedFile]:
@@ -141,8 +140,8 @@ def config_of_model(
     """Return the config.json of transformers for a model section of a run spec; other keys come from ``origin``."""
     outputs = {output.whole.name: output for file in files for output in file.outputs}
     return {
-        **family_of(model).config_of_model(model, origin),
-        "tie_word_embeddings": names.HEAD not in outputs,
+        **family_of(model).config.config_of_model(model, origin),
+        "tie_word_embeddings": not names.has_head(outputs),
         "torch_dtype": next((output.dtype for output in outputs.values()), "float32"),
     }
 
@@ -215,7 +214,7 @@ def _chat_template(name: str | None, *, by_name: bool) -> str | None:
 
 def adapter_texts(scales: Mapping[str, float], files: Sequence[PlannedFile]) -> dict[str, bytes]:
     """Return the adapter_config.json of a peft LoRA whose weights are in ``files``. scales: by weight name."""
-    first = [output for output in files[0].outputs if names.LORA_A in output.whole.name]
+    first = [output for output in files[0].outputs if output.whole.name.endswith(names.LORA_A)]
     ranks = {_peft_module(output.name): output.shape[0] for output in first}
     alphas = {
         _peft_module(output.name): _whole_number(scales[names.weight_of(output.whole.name)] * output.shape[0])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.errors import CheckpointError
-from launcher.models.registry import hf_module
+from launcher.models.registry import hf_modules
 
 # Keys of peft that change what the adapters mean, or add weights that no LoRA of MindFormers has.
 _NOT_PLAIN = (
@@ -66,7 +66,7 @@ def _by_pattern(patterns: Mapping[str, _Value], weight: str, default: _Value) ->
 def _matches(pattern: str, weight: str) -> bool:
     """Return whether ``pattern`` matches the module name of ``weight`` in MindFormers or in transformers."""
     module = weight.removesuffix(".weight")
-    return any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, hf_module(module)))
+    return any(re.match(rf"(.*\.)?({pattern})$", name) for name in (module, *hf_modules(module)))
 
 
 def read_lora(path: Path) -> LoraConfig:

@@ -298,7 +298,7 @@ def base_file(path: Path) -> Path:
 
 def _base_tensors(base: TensorFile) -> dict[str, Whole]:
     found = {name: whole for name, whole in single_file(base).items() if names.is_weight(name)}
-    if names.EMBEDDING not in found:
+    if names.embedding_in(found) is None:
         raise CheckpointError(
             f"{base.path} has no weights by MindFormers' names", hint="launcher convert-ckpt makes such a file"
         )
@@ -373,9 +373,10 @@ def _notes(
     if not scales and any(map(names.is_adapter, tensors)):
         notes.append("no adapter_config.json: the scale is not written, and launcher infer --adapter will ask for it")
     # Without a model section a missing head cannot be told from a tied one.
-    if source.model is None and names.EMBEDDING in tensors and names.HEAD not in tensors and options.layout != PEFT:
+    embedding = names.embedding_in(tensors)
+    if source.model is None and embedding and not names.has_head(tensors) and options.layout != PEFT:
         notes.append(
-            f"no {names.HEAD} on any of {shards.num_ranks} ranks: taken for a model whose head is its embedding "
+            f"no output layer on any of {shards.num_ranks} ranks: taken for a model whose head is its embedding "
             "(--config FILE would tell)"
         )
     return tuple(notes)

@@ -11,7 +11,7 @@ from launcher.checkpoint.tensors import Whole
 from launcher.checkpoint.verify import check_architecture
 from launcher.errors import CheckpointError
 from launcher.models import names
-from launcher.models.registry import inferred_shapes, shapes_of
+from launcher.models.registry import family_of, inferred_shapes, shapes_of
 
 _Shapes = Mapping[str, tuple[int, ...]]
 _MOMENTS = ("adam_m.", "adam_v.")
@@ -23,9 +23,10 @@ def check_model(folder: Path, tensors: Mapping[str, Whole], model: Mapping[str, 
     Raises CheckpointError, naming the first tensors that are missing, of another shape, or not floating point.
     """
     found = {name: whole.shape for name, whole in tensors.items() if names.is_weight(name)}
-    if names.EMBEDDING not in found:
+    if names.embedding_in(found) is None:
+        wanted = (names.SCHEMES[family_of(model).route].embedding,) if model else names.EMBEDDINGS
         raise CheckpointError(
-            f"{folder} has no {names.EMBEDDING}: no model of MindFormers, or a pipeline stage is missing", hint=hint
+            f"{folder} has no {' or '.join(wanted)}: no model of MindFormers, or a pipeline stage is missing", hint=hint
         )
     check_architecture(found, shapes_of(model) if model else inferred_shapes(found), hint=hint)
     check_adapters(tensors, found)

@@ -79,7 +79,7 @@ def _optimizer_cuts_it(name: str, rows: Shape, axis: int | None, plan: SplitPlan
     llama_layer.py, layers.py).
     """
     copies = plan.data_parallel if axis is not None else plan.per_stage
-    is_kept_out = len(rows) < 2 or name.endswith(names.EMBEDDING) or nbytes < plan.optimizer_threshold_kib << 10
+    is_kept_out = len(rows) < 2 or name.endswith(names.EMBEDDINGS) or nbytes < plan.optimizer_threshold_kib << 10
     return plan.optimizer_shards != 1 and copies > 1 and not is_kept_out
 
 
@@ -92,19 +92,13 @@ def _cut_axis(name: str, shape: Shape, plan: SplitPlan) -> int | None:
     if plan.model_parallel == 1 or len(shape) < (1 if name.endswith(names.BIAS) else 2):
         return None
     if match is None:
-        return 0 if plan.cut_vocabulary and name.endswith((names.EMBEDDING, names.HEAD)) else None
-    axis = registry.cut_axis(_stem(match[2]))
+        return 0 if plan.cut_vocabulary and name.endswith((*names.EMBEDDINGS, *names.HEADS)) else None
+    axis = registry.cut_axis(names.module_of(match[2]))
     if name.endswith(names.LORA_A):  # (r, in): cut with the weight's inputs
         return 1 if axis == 1 else None
-    if name.endswith((names.LORA_B, names.BIAS)):  # (out, r) and (out,): cut with the weight's outputs
+    if name.endswith((*names.LORA_B, names.BIAS)):  # (out, r) and (out,): cut with the weight's outputs
         return 0 if axis == 0 else None
     return axis
-
-
-def _stem(in_layer: str) -> str:
-    return (
-        in_layer.removesuffix(".weight").removesuffix(names.BIAS).removesuffix(names.LORA_A).removesuffix(names.LORA_B)
-    )
 
 
 def stage_of(name: str, num_layers: int, plan: SplitPlan) -> range:
@@ -113,9 +107,9 @@ def stage_of(name: str, num_layers: int, plan: SplitPlan) -> range:
     if match:
         stage = int(match[1]) * plan.pipeline_stage // max(1, num_layers)
         return range(stage, stage + 1)
-    if names.EMBEDDING in name:
+    if any(part in name for part in names.EMBEDDINGS):
         return range(1)
-    if names.NORM in name or names.HEAD in name:
+    if any(part in name for part in (*names.NORMS, *names.HEADS)):
         return range(plan.pipeline_stage - 1, plan.pipeline_stage)
     return range(plan.pipeline_stage)
 
@@ -152,7 +146,7 @@ def _split(source: TensorFile, target: Path, plan: SplitPlan, file_format: str) 
 def _check_names(source: TensorFile) -> None:
     """Check tensor names: unknown ones would silently be replicated whole on every rank."""
     in_layers = [match[2] for name in source.entries if (match := names.LAYER.search(name))]
-    if names.EMBEDDING not in source.entries and all(registry.cut_axis(_stem(name)) is None for name in in_layers):
+    if not names.embedding_in(source.entries) and not any(map(registry.cut_axis, map(names.module_of, in_layers))):
         raise CheckpointError(
             f"{source.path} has no weights by MindFormers' names", hint="launcher convert-ckpt makes such a file"
         )

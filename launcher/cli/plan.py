@@ -79,7 +79,9 @@ def _head(shown: PlanPreview) -> list[str]:
     spec, model = plan.spec, plan.spec.model
     weights, adapters = parameter_count(model), lora_count(model, spec.lora)
     trains = (
-        f"LoRA r {spec.lora.r} on {', '.join(spec.lora.targets)}: {adapters:,} trained" if spec.lora else "all trained"
+        f"LoRA r {spec.lora.r} on {', '.join(spec.lora.targets_in(spec.model.architecture))}: {adapters:,} trained"
+        if spec.lora
+        else "all trained"
     )
     tokens = plan.global_batch * model.seq_length
     steps = "unknown" if plan.steps is None else f"{plan.steps:,}"

@@ -106,7 +106,8 @@ def _adapters(found: Mapping[str, Whole], model: Model) -> dict[str, Whole]:
     if ours:
         return ours
     family, numbers = model.spec.architecture, range(model.spec.num_layers)
-    paths = [f"model.layers.{number}.{family.path_of(layer)}" for number in numbers for layer in family.linear_layers]
+    layers = names.SCHEMES[family.route].layers
+    paths = [f"{layers}.{number}.{family.path_of(layer)}" for number in numbers for layer in family.linear_layers]
     wanted = {peft_name(side): side for path in paths for side in names.adapters_of(f"{path}.weight")}
     return {wanted[name]: replace(whole, name=wanted[name]) for name, whole in found.items() if name in wanted}
 

@@ -234,6 +234,6 @@ def _tensor(array: Array) -> Any:
 def _array(tensors: Tensors, name: str) -> Array:
     if name in tensors.adapters:
         return whole_array(tensors.adapters[name])
-    if name == names.HEAD and name not in tensors.weights:
-        name = names.EMBEDDING
+    if name in names.HEADS and name not in tensors.weights:
+        name = str(names.embedding_in(tensors.weights))
     return read(tensors.weights[name])

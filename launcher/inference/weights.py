@@ -63,7 +63,7 @@ def _misfits(tensors: Tensors, model: ModelSpec) -> Iterator[str]:
             yield f"{name} is missing"
         elif found.shape != shape:
             yield f"{name} is {list(found.shape)}, the model needs {list(shape)}"
-    yield from (f"{name} is unknown" for name in tensors.weights if name not in shapes and name != names.HEAD)
+    yield from (f"{name} is unknown" for name in tensors.weights if name not in shapes and name not in names.HEADS)
     for name, whole in tensors.adapters.items():
         weight = name.rsplit(".", 1)[0] + ".weight"
         side = shapes.get(weight, (0, 0))[1 if name.endswith(names.LORA_A) else 0]

@@ -1,17 +1,57 @@
 """The tensor names of MindFormers and MindSpore checkpoints: weights, adapters, and optimizer state.
 
-mindformers 1.9.0, models/llama/llama.py and pet/tuners; the family defines a layer's tensors and their other names.
+MindFormers trains on one of two routes, each with names of its own; the family says which, and defines a layer's
+tensors and their other names. mindformers 1.9.0: legacy in models/llama/llama.py and pet/tuners; mcore in
+parallel_core/training_graph (gpt_model.py, lora_layers.py).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-LORA_A, LORA_B = ".mindpet_delta_lora_a", ".mindpet_delta_lora_b"
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """The names of one route: the weights that are in no layer, what precedes a layer's number, LoRA's suffixes."""
+
+    embedding: str
+    norm: str
+    head: str
+    layers: str
+    lora: tuple[str, str]
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Return the first part of each weight's name, with its dot."""
+        return tuple({name.partition(".")[0] + "." for name in (self.embedding, self.norm, self.head, self.layers)})
+
+
+LEGACY, MCORE = "legacy", "mcore"
+SCHEMES = {
+    LEGACY: Scheme(
+        embedding="model.tok_embeddings.embedding_weight",
+        norm="model.norm_out.weight",
+        head="lm_head.weight",
+        layers="model.layers",
+        lora=(".mindpet_delta_lora_a", ".mindpet_delta_lora_b"),
+    ),
+    MCORE: Scheme(
+        embedding="embedding.word_embeddings.weight",
+        norm="decoder.final_layernorm.weight",
+        head="output_layer.weight",
+        layers="decoder.layers",
+        lora=(".lora_A.weight", ".lora_B.weight"),
+    ),
+}
+# Of every route, for str.startswith and str.endswith.
+EMBEDDINGS = tuple(scheme.embedding for scheme in SCHEMES.values())
+NORMS = tuple(scheme.norm for scheme in SCHEMES.values())
+HEADS = tuple(scheme.head for scheme in SCHEMES.values())
+LORA_A, LORA_B = zip(*(scheme.lora for scheme in SCHEMES.values()), strict=True)
 BIAS = ".bias"
 GLOBAL_STEP = "global_step"
-_WEIGHT_PREFIXES = ("model.", "lm_head.")
 _OPTIMIZER_PREFIXES = ("adam_m.", "adam_v.", "accu_grads.", "moments.", "moment1.", "moment2.")
 # What MindSpore and MindFormers keep beside the model: counters and the loss scale.
 _BOOKKEEPING = frozenset(
@@ -21,18 +61,34 @@ _BOOKKEEPING = frozenset(
     )
 )
 
-EMBEDDING, NORM, HEAD = "model.tok_embeddings.embedding_weight", "model.norm_out.weight", "lm_head.weight"
-LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+LAYER = re.compile(r"(?:model|decoder)\.layers\.(\d+)\.(.+)")
+
+
+def scheme_of(name: str) -> Scheme | None:
+    """Return the scheme that ``name`` of a weight or an adapter is of; None when it is neither."""
+    return next((scheme for scheme in SCHEMES.values() if name.startswith(scheme.prefixes)), None)
+
+
+def embedding_in(found: Iterable[str]) -> str | None:
+    """Return the name of the embedding among ``found``; None where there is none."""
+    return next((name for name in found if name in EMBEDDINGS), None)
+
+
+def has_head(found: Iterable[str]) -> bool:
+    """Return whether ``found`` has a head of its own."""
+    return any(name in HEADS for name in found)
 
 
 def is_adapter(name: str) -> bool:
     """Return whether ``name`` is a LoRA adapter of the model (the optimizer's state of one is not)."""
-    return name.startswith(_WEIGHT_PREFIXES) and name.endswith((LORA_A, LORA_B))
+    scheme = scheme_of(name)
+    return scheme is not None and name.endswith(scheme.lora)
 
 
 def is_weight(name: str) -> bool:
     """Return whether ``name`` is a weight of the model, adapters aside."""
-    return name.startswith(_WEIGHT_PREFIXES) and not name.endswith((LORA_A, LORA_B))
+    scheme = scheme_of(name)
+    return scheme is not None and not name.endswith(scheme.lora)
 
 
 def is_known_extra(name: str) -> bool:
@@ -42,13 +98,19 @@ def is_known_extra(name: str) -> bool:
 
 def adapters_of(weight: str) -> tuple[str, str]:
     """Return the names of lora_a and lora_b of ``weight``."""
-    stem = weight.removesuffix(".weight")
-    return stem + LORA_A, stem + LORA_B
+    stem, scheme = weight.removesuffix(".weight"), scheme_of(weight) or SCHEMES[LEGACY]
+    return stem + scheme.lora[0], stem + scheme.lora[1]
 
 
 def weight_of(adapter: str) -> str:
     """Return the name of the weight that ``adapter`` belongs to."""
-    return adapter.removesuffix(LORA_A).removesuffix(LORA_B) + ".weight"
+    return module_of(adapter) + ".weight"
+
+
+def module_of(name: str) -> str:
+    """Return ``name`` of a weight, bias or adapter without what follows its module."""
+    ends = (*LORA_A, *LORA_B, ".weight", BIAS)
+    return name.removesuffix(next((end for end in ends if name.endswith(end)), ""))
 
 
 def owner_of_state(name: str) -> str:

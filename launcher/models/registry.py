@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from launcher.models import base
+from launcher.models import base, names
 from launcher.models.base import Family, Shape, Sizes
+from launcher.models.hf_config import head_size
 from launcher.models.llama import LLAMA
-from launcher.models.names import EMBEDDING, HEAD, LAYER, num_layers
+from launcher.models.names import LAYER, SCHEMES
 from launcher.models.qwen2 import QWEN2
+from launcher.models.qwen3 import QWEN3
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, QWEN2)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (LLAMA, QWEN2, QWEN3)}
 DEFAULT = LLAMA.name
-# Families that MindFormers 1.9.0 trains in another way (use_legacy: False), for which the launcher has no module.
+# Families that MindFormers 1.9.0 trains too, for which the launcher has no module.
 _NOT_YET = {
-    "qwen3": "Qwen3 is trained by MindFormers' mcore graph, which the launcher does not render",
-    "qwen3_moe": "Qwen3-MoE is trained by MindFormers' mcore graph, which the launcher does not render",
-    "deepseek_v3": "DeepSeek-V3 is trained by MindFormers' mcore graph, which the launcher does not render",
+    "qwen3_moe": "Qwen3 with experts: only the dense ones, model_type qwen3, are supported",
+    "deepseek_v3": "a mixture of experts",
     "mixtral": "a mixture of experts",
     "qwen2_moe": "a mixture of experts",
 }
@@ -25,7 +27,9 @@ _NOT_YET = {
 
 def known_text() -> str:
     """Return the families as text, with the model_type that each is recognised by."""
-    return "; ".join(f"{family.name} (model_type {', '.join(family.model_types)})" for family in FAMILIES.values())
+    return "; ".join(
+        f"{family.name} (model_type {', '.join(family.config.model_types)})" for family in FAMILIES.values()
+    )
 
 
 def family(name: str | None) -> Family:
@@ -44,7 +48,7 @@ def family_of(model: Mapping[str, Any]) -> Family:
 def family_of_config(config: Mapping[str, Any]) -> Family:
     """Return the family of a config.json of transformers. Raises ValueError, listing the known families."""
     kind = config.get("model_type")
-    found = next((one for one in FAMILIES.values() if kind in one.model_types), None)
+    found = next((one for one in FAMILIES.values() if kind in one.config.model_types), None)
     if found is None:
         why = f" ({_NOT_YET[kind]})" if isinstance(kind, str) and kind in _NOT_YET else ""
         raise ValueError(f"model_type is {kind!r}, of no known family{why}; known are {known_text()}")
@@ -59,45 +63,87 @@ def family_of_weights(weights: Iterable[str]) -> Family:
 
 # --------------------------------------------------------------------------------------------------- names
 
-# Families that share MindFormers' network share names: one table answers for all.
-_LAYER_NAMES = {path: theirs for one in FAMILIES.values() for path, theirs in one.layer_names.items()}
-_OUTER_NAMES = {name: theirs for one in FAMILIES.values() for name, theirs in one.outer_names.items()}
-_LAYER_BACK = {theirs: path for path, theirs in _LAYER_NAMES.items()}
-_OUTER_BACK = {theirs: name for name, theirs in _OUTER_NAMES.items()}
+_OUTER_NAMES = {
+    name: theirs
+    for scheme in SCHEMES.values()
+    for name, theirs in (
+        (scheme.embedding, "model.embed_tokens.weight"),
+        (scheme.norm, "model.norm.weight"),
+        (scheme.head, "lm_head.weight"),
+    )
+}
+# Families of one route share names, and no path is of two routes: one table answers for all.
+_PARTS = {
+    path: theirs
+    for one in FAMILIES.values()
+    for path, theirs in (*((path, (name,)) for path, name in one.layer_names.items()), *one.fused.items())
+}
+# Family -> path in transformers -> path of the weight that it is, or is a part of.
+_PATHS = {
+    one.name: {theirs: path for path in (*one.layer_names, *one.fused) for theirs in _PARTS[path]}
+    for one in FAMILIES.values()
+}
 _CUT_AXES = {path: axis for one in FAMILIES.values() for path, axis in one.cut_axes.items()}
 # Every layer that LoRA may be put on in some family.
 LINEAR_LAYERS = tuple(dict.fromkeys(name for one in FAMILIES.values() for name in one.linear_layers))
-# What transformers and peft call such a layer -> its name here: q_proj -> wq.
-OTHER_LINEAR_NAMES = {
-    one.layer_names[one.path_of(name)].rpartition(".")[2]: name
-    for one in FAMILIES.values()
-    for name in one.linear_layers
-}
+_HF_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _ENDS = (".weight", ".bias")
 
 
-def hf_name(name: str) -> str:
-    """Return transformers' name of the MindFormers weight ``name``. Raises KeyError when no family has it."""
-    return _renamed(name, _OUTER_NAMES, _LAYER_NAMES)
+def linear_parts(family: Family, name: str) -> tuple[str, ...]:
+    """Return what transformers and peft call one of ``linear_layers``: q_proj for wq; several for a fused one."""
+    return tuple(theirs.rpartition(".")[2] for theirs in _PARTS[family.path_of(name)])
 
 
-def mindspore_name(name: str) -> str:
-    """Return MindFormers' name of the transformers weight ``name``. Raises KeyError when no family has it."""
-    return _renamed(name, _OUTER_BACK, _LAYER_BACK)
+def hf_names(name: str) -> tuple[str, ...]:
+    """Return transformers' names of what the MindFormers weight ``name`` is made of: one, unless it is fused.
 
-
-def _renamed(name: str, outer: Mapping[str, str], in_layer: Mapping[str, str]) -> str:
+    Raises KeyError when no family has it.
+    """
     match = LAYER.fullmatch(name)
     if match is None:
-        return outer[name]
+        return (_OUTER_NAMES[name],)
     end = next((end for end in _ENDS if match[2].endswith(end)), "")
-    return f"model.layers.{match[1]}.{in_layer[match[2].removesuffix(end)]}{end or '.weight'}"
+    return tuple(f"model.layers.{match[1]}.{theirs}{end or '.weight'}" for theirs in _PARTS[match[2].removesuffix(end)])
 
 
-def hf_module(module: str) -> str:
-    """Return transformers' name of the module of the MindFormers weight ``module`` + ".weight"; else ``module``."""
+def hf_name(name: str) -> str:
+    """Return transformers' name of the MindFormers weight ``name``. Raises KeyError for a fused or unknown one."""
+    found = hf_names(name)
+    if len(found) > 1:
+        raise KeyError(name)
+    return found[0]
+
+
+def mindspore_name(family: Family, name: str) -> str:
+    """Return MindFormers' name of the weight that the transformers weight ``name`` is, or is a part of.
+
+    Raises KeyError when ``family`` has none.
+    """
+    scheme, match = SCHEMES[family.route], _HF_LAYER.fullmatch(name)
+    if match is None:
+        return {_OUTER_NAMES[ours]: ours for ours in (scheme.embedding, scheme.norm, scheme.head)}[name]
+    end = next((end for end in _ENDS if match[2].endswith(end)), "")
+    path = _PATHS[family.name][match[2].removesuffix(end)]
+    return f"{scheme.layers}.{match[1]}.{path}{end or '.weight'}"
+
+
+def is_hf_name(name: str) -> bool:
+    """Return whether ``name`` is transformers' name of a weight of some family, and not MindFormers' too."""
+    if name in _OUTER_NAMES or name in _OUTER_NAMES.values():
+        return name not in _OUTER_NAMES
+    match = _HF_LAYER.fullmatch(name)
+    return match is not None and any(names.module_of(match[2]) in paths for paths in _PATHS.values())
+
+
+def hf_modules(module: str) -> tuple[str, ...]:
+    """Return transformers' names of the modules that the MindFormers ``module`` is made of; else ``module``."""
     match = LAYER.fullmatch(module)
-    return f"model.layers.{match[1]}.{_LAYER_NAMES.get(match[2], match[2])}" if match else module
+    return (
+        tuple(f"model.layers.{match[1]}.{theirs}" for theirs in _PARTS.get(match[2], (match[2],)))
+        if match
+        else (module,)
+    )
 
 
 def cut_axis(path: str) -> int | None:
@@ -127,6 +173,8 @@ def check_model(model: Any) -> dict[str, Any]:
         raise ValueError(f"{model['num_layers']} layers")
     if model["hidden_size"] % model["num_heads"]:
         raise ValueError(f"hidden_size {model['hidden_size']} is no multiple of num_heads {model['num_heads']}")
+    if model.get("head_dim") is not None:
+        _check_count("head_dim", model["head_dim"])
     for key in ("rms_norm_eps", "rope_theta"):
         if not isinstance(model[key], (int, float)):
             raise TypeError(f"{key} is {model[key]!r}")
@@ -140,14 +188,16 @@ def _check_count(key: str, value: Any) -> None:
 
 def sizes_of(model: Mapping[str, Any]) -> Sizes:
     """Return the sizes of a model section of a run spec."""
-    heads = model["num_heads"]
+    head = head_size(model)
     return Sizes(
         hidden=model["hidden_size"],
         layers=model["num_layers"],
-        kv_size=model["hidden_size"] // heads * (model.get("n_kv_heads") or heads),
+        kv_size=head * (model.get("n_kv_heads") or model["num_heads"]),
         intermediate=model["intermediate_size"],
         vocab=model["vocab_size"],
         tied=bool(model.get("tie_word_embeddings")),
+        head=head,
+        queries=head * model["num_heads"],
     )
 
 
@@ -166,16 +216,7 @@ def inferred_shapes(found: Mapping[str, Shape]) -> dict[str, Shape]:
 
 def inferred_sizes(found: Mapping[str, Shape]) -> Sizes:
     """Infer the sizes of a model from the shapes of its weights, complete or not, with the embedding."""
-    vocab, hidden = (*found[EMBEDDING], 0)[:2]
-    first = "model.layers.0."
-    return Sizes(
-        hidden=hidden,
-        layers=num_layers(found),
-        kv_size=found.get(first + "attention.wk.weight", (0,))[0],
-        intermediate=found.get(first + "feed_forward.w1.weight", (0,))[0],
-        vocab=vocab,
-        tied=HEAD not in found,
-    )
+    return family_of_weights(found).sizes_in(found)
 
 
 def model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,4 +224,4 @@ def model_of_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises KeyError, TypeError or ValueError when it is invalid, or describes a model that no family computes.
     """
-    return check_model(family_of_config(config).model_of_config(config))
+    return check_model(family_of_config(config).config.model_of_config(config))

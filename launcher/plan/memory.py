@@ -19,7 +19,8 @@ from functools import cached_property
 
 from launcher.checkpoint.layout import optimizer_cuts, slice_shape
 from launcher.checkpoint.split import SplitPlan, layout_of
-from launcher.models import base, names
+from launcher.models import base
+from launcher.models.names import SCHEMES, Scheme
 from launcher.runspec.sections import LoraSpec, ModelSpec, RunSpec
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -132,7 +133,7 @@ def lora_count(model: ModelSpec, lora: LoraSpec | None) -> int:
     if lora is None:
         return 0
     sizes = layer_sizes(model)
-    return model.num_layers * lora.r * sum(sum(sizes[name]) for name in lora.targets)
+    return model.num_layers * lora.r * sum(sum(sizes[name]) for name in lora.targets_in(model.architecture))
 
 
 def split_plan(spec: RunSpec) -> SplitPlan:
@@ -224,11 +225,15 @@ class _Stage:
         """Return the level of sharding between data-parallel ranks: off, states, gradients or weights."""
         return self.spec.parallel.optimizer_shard or "off"
 
+    @property
+    def names(self) -> Scheme:
+        return SCHEMES[self.spec.model.architecture.route]
+
     @cached_property
     def layer(self) -> Held:
         """Return the weights of one layer."""
         shapes = self.spec.model.architecture.layer_shapes(self.spec.model.sizes).items()
-        return sum((self._held(f"model.layers.0.{name}", shape) for name, shape in shapes), Held())
+        return sum((self._held(f"{self.names.layers}.0.{name}", shape) for name, shape in shapes), Held())
 
     @cached_property
     def tables(self) -> Held:
@@ -237,10 +242,10 @@ class _Stage:
         shape, found = (model.vocab_size, model.hidden_size), Held()
         # With tied embeddings the last stage reads the table too.
         if self.first or (self.last and model.tie_word_embeddings):
-            found += self._held(names.EMBEDDING, shape)
+            found += self._held(self.names.embedding, shape)
         if self.last:
-            found += self._held(names.NORM, (model.hidden_size,))
-            found += Held() if model.tie_word_embeddings else self._held(names.HEAD, shape)
+            found += self._held(self.names.norm, (model.hidden_size,))
+            found += Held() if model.tie_word_embeddings else self._held(self.names.head, shape)
         return found
 
     @cached_property
@@ -250,12 +255,12 @@ class _Stage:
     @cached_property
     def lora(self) -> Held:
         """Return the adapters: of A and B, the one at the axis that tensor parallel cuts is cut, the other is whole."""
-        lora, found = self.spec.lora, Held()
-        for name in lora.targets if lora else ():
+        lora, family, found = self.spec.lora, self.spec.model.architecture, Held()
+        for name in lora.targets_in(family) if lora else ():
             outputs, inputs = layer_sizes(self.spec.model)[name]
-            stem, rank = f"model.layers.0.{self.spec.model.architecture.path_of(name)}", lora.r if lora else 0
-            found += self._held(stem + names.LORA_A, (rank, inputs))
-            found += self._held(stem + names.LORA_B, (outputs, rank))
+            stem, rank = f"{self.names.layers}.0.{family.path_of(name)}", lora.r if lora else 0
+            lora_a, lora_b = self.names.lora
+            found += self._held(stem + lora_a, (rank, inputs)) + self._held(stem + lora_b, (outputs, rank))
         return found.times(self.layers)
 
     @property
@@ -273,12 +278,12 @@ def _layer_activations(stage: _Stage) -> int:
     and in the feed-forward layer silu's input and output, and the factor that it is multiplied by.
     """
     model, c, made = stage.spec.model, stage.compute_bytes, stage.framework
-    inputs, kv_width = _kept_inputs(stage), model.hidden_size if made.repeats_kv else model.kv_width
+    inputs, kv_width = _kept_inputs(stage), model.q_width if made.repeats_kv else model.kv_width
     whole = 2 * model.hidden_size * (made.norm_bytes or c) + inputs.whole
     # Outside attention and feed-forward only sequence parallel splits the tokens.
     whole /= stage.parts if stage.spec.parallel.sequence_parallel else 1
     swiglu = 2 if made.recomputes_pointwise else 3
-    split = c * (2 * model.hidden_size + 2 * kv_width + swiglu * model.intermediate_size) + inputs.split
+    split = c * (2 * model.q_width + 2 * kv_width + swiglu * model.intermediate_size) + inputs.split
     return int(stage.tokens * (whole + (split + _attention_bytes(stage)) / stage.parts))
 
 
@@ -287,7 +292,7 @@ def _attention_bytes(stage: _Stage) -> int:
     model, spec = stage.spec.model, stage.spec
     if spec.runtime.flash_attention:
         return model.num_heads * stage.framework.row_bytes
-    repeated = 2 * stage.compute_bytes * model.hidden_size if model.kv_heads != model.num_heads else 0
+    repeated = 2 * stage.compute_bytes * model.q_width if model.kv_heads != model.num_heads else 0
     softmax = BYTES[spec.precision.softmax]
     return repeated + model.num_heads * model.seq_length * (2 * softmax + stage.compute_bytes)
 
@@ -300,27 +305,24 @@ class _Inputs:
     split: float
 
 
-# Projections that read the same tensor: the first norm's output, attention's, the second norm's, silu x w3.
-_READERS = (("wq", "wk", "wv"), ("wo",), ("w1", "w3"), ("w2",))
-
-
 def _kept_inputs(stage: _Stage) -> _Inputs:
     """Return the inputs of trained projections: one for all readers, or with dropout one per adapter and its mask."""
-    kept = [_reader_inputs(stage, readers) for readers in _READERS]
+    kept = [_reader_inputs(stage, place) for place in range(len(stage.spec.model.architecture.readers))]
     return _Inputs(whole=kept[0] + kept[2], split=kept[1] + kept[3])
 
 
-def _reader_inputs(stage: _Stage, readers: tuple[str, ...]) -> float:
+def _reader_inputs(stage: _Stage, place: int) -> float:
     model, lora, c, made = stage.spec.model, stage.spec.lora, stage.compute_bytes, stage.framework
+    readers = model.architecture.readers[place]
     width = layer_sizes(model)[readers[0]][1]
-    trained = [name for name in readers if lora is None or name in lora.targets]
+    recomputed = made.recomputes_pointwise and place != 1
     if lora is None:
-        return 0 if made.recomputes_pointwise and readers != ("wo",) else c * width
+        return 0 if recomputed else c * width
+    trained = [name for name in readers if name in lora.targets_in(model.architecture)]
     low = c * lora.r * len(trained)
     if not lora.dropout:
-        kept = trained and not (made.recomputes_pointwise and readers != ("wo",))
-        return c * width * bool(kept) + low
-    adapters = min(len(trained), 1) if made.fused_qkv and "wq" in readers else len(trained)
+        return c * width * bool(trained and not recomputed) + low
+    adapters = min(len(trained), 1) if made.fused_qkv and place == 0 else len(trained)
     return adapters * width * (c + made.mask_bytes) + low
 
 

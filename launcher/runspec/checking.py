@@ -14,6 +14,8 @@ from pydantic import ValidationError
 
 from launcher.common.yaml_lines import Loc, YamlDocument
 from launcher.errors import SpecError
+from launcher.models import registry
+from launcher.models.base import Family
 from launcher.runspec import folders, foreign, layers, presets
 from launcher.runspec.reading import find_spec, read_source
 from launcher.runspec.sections import ModelSpec, RunSpec, Section
@@ -58,20 +60,50 @@ def preset_model(preset: presets.Preset) -> ModelSpec:
 
 def _validate(values: dict[str, Any]) -> RunSpec:
     # By way of JSON: its strict mode takes a list for a tuple and nothing else for anything else.
-    return RunSpec.model_validate_json(json.dumps(values), strict=True)
+    return RunSpec.model_validate_json(json.dumps(_by_family(values)), strict=True)
+
+
+def _by_family(values: dict[str, Any]) -> dict[str, Any]:
+    """Return ``values`` of a run spec with target_modules by the names of a family that fuses layers.
+
+    What is left out becomes the family's own; q_proj, k_proj and v_proj together become the layer that holds all three.
+    """
+    model, lora = (values.get(key) for key in ("model", "lora"))
+    family = registry.FAMILIES.get(str(model.get("family"))) if isinstance(model, dict) else None
+    if family is None or not family.fused or not isinstance(lora, dict):
+        return values
+    given = lora.get("target_modules", family.lora_default)
+    if isinstance(given, str):
+        renamed: Any = "|".join(_ours(family, given.split("|")))
+    else:
+        renamed = _ours(family, given) if isinstance(given, list) else given
+    return {**values, "lora": {**lora, "target_modules": renamed}}
+
+
+def _ours(family: Family, given: list[Any]) -> list[Any]:
+    """Return ``given`` with transformers' names replaced wherever they name a layer of ``family`` whole."""
+    found = given
+    for name in family.linear_layers:
+        parts = registry.linear_parts(family, name)
+        if set(parts) <= {part for part in given if isinstance(part, str)}:
+            found = [part for part in found if part not in parts] + [name]
+    return found
 
 
 # Stand-ins for required sections that are wrong, so that rules between the others can be checked all the same.
 _GOOD_MODEL = {"hidden_size": 64, "num_layers": 1, "num_heads": 1, "intermediate_size": 64, "vocab_size": 64}
-_GOOD = {"name": "x", "model": {**_GOOD_MODEL, "seq_length": 64}, "data": {"sample": {"size": 1}}}
+_GOOD: dict[str, Any] = {"name": "x", "model": {**_GOOD_MODEL, "seq_length": 64}, "data": {"sample": {"size": 1}}}
 
 
 def _problems_between_sections(source: YamlDocument, error: ValidationError) -> Iterator[str]:
     """Yield problems that pydantic omits: it checks rules between sections only if each section is valid."""
     bad = {item["loc"][0] for item in error.errors() if item["loc"]}
     good = {key: value for key, value in source.values.items() if key not in bad}
+    # Which layers LoRA may be put on depends on the family.
+    family = source.value(("model", "family"))
+    model = {**_GOOD["model"], **({"family": family} if family in list(registry.FAMILIES) else {})}
     try:
-        _validate({**_GOOD, **good})
+        _validate({**_GOOD, "model": model, **good})
     except ValidationError as again:
         yield from _problems(source, again)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.common.yaml_lines import YamlDocument
 from launcher.errors import SpecError
-from launcher.models.llama import SPECIAL_IDS, first_id
+from launcher.models.hf_config import SPECIAL_IDS, first_id
 from launcher.models.registry import known_text, model_of_config
 
 # A transformers model may be made for 131072 tokens; rows are as long as people train them.

@@ -34,7 +34,8 @@ FamilyName = Annotated[str, AfterValidator(_known_family), Field(json_schema_ext
 
 # Cells between the network and its projections. mindformers 1.9.0 (pet/tuners/lora_adapter.py) does not look inside
 # a cell whose own name target_modules matches: ".*" would put LoRA on the output layer and on nothing else.
-_CONTAINERS = ("model", "layers", "0", "attention", "feed_forward", "lm_head")
+_CONTAINERS = ("model", "layers", "0", "attention", "feed_forward", "lm_head", "decoder", "self_attention", "mlp",
+               "output_layer")  # fmt: skip
 
 # Set by the launcher or by msrun for each rank.
 OWNED_VARIABLES = ("RANK_ID", "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE", "MS_ROLE", "MS_WORKER_NUM", "MS_NODE_ID",
@@ -74,7 +75,7 @@ class ModelSpec(Section):
     folder: Text | None = None
     """A Hugging Face folder: fills every key of the architecture, checkpoint and tokenizer that are not given."""
     family: FamilyName = registry.DEFAULT
-    """Kind of the architecture (docs/models.md): llama and what has its shape, or qwen2, which has biases."""
+    """Kind of the architecture (docs/models.md): llama and what has its shape, qwen2, which has biases, or qwen3."""
     hidden_size: PositiveInt
     """Width of the residual stream."""
     num_layers: PositiveInt
@@ -83,6 +84,8 @@ class ModelSpec(Section):
     """Query heads."""
     n_kv_heads: PositiveInt | None = None
     """Key and value heads; left out, as many as query heads."""
+    head_dim: PositiveInt | None = None
+    """Dimension of a head (qwen3); left out, hidden_size / num_heads."""
     intermediate_size: PositiveInt
     """Width of the feed-forward layer."""
     vocab_size: PositiveInt
@@ -116,9 +119,19 @@ class ModelSpec(Section):
         return self.n_kv_heads or self.num_heads
 
     @property
+    def head_size(self) -> int:
+        """Return the dimension of a head."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def q_width(self) -> int:
+        """Return the number of outputs of queries."""
+        return self.head_size * self.num_heads
+
+    @property
     def kv_width(self) -> int:
-        """Return the number of outputs of wk and of wv."""
-        return self.hidden_size // self.num_heads * self.kv_heads
+        """Return the number of outputs of keys, and of values."""
+        return self.head_size * self.kv_heads
 
     @property
     def architecture(self) -> Family:
@@ -135,6 +148,8 @@ class ModelSpec(Section):
             intermediate=self.intermediate_size,
             vocab=self.vocab_size,
             tied=self.tie_word_embeddings,
+            head=self.head_size,
+            queries=self.q_width,
         )
 
     @model_validator(mode="after")
@@ -159,11 +174,18 @@ class ModelSpec(Section):
 def _head_problems(model: ModelSpec) -> tuple[str, ...]:
     if model.hidden_size % model.num_heads:
         return (f"hidden_size {model.hidden_size} is not a multiple of num_heads {model.num_heads}",)
-    head = model.hidden_size // model.num_heads
+    family, head = model.architecture, model.hidden_size // model.num_heads
+    own = "head_dim" if model.head_dim else "hidden_size / num_heads"
     return (
-        f"hidden_size / num_heads is {head}: rotary needs it even" if head % 2 else "",
+        f"head_dim {model.head_dim} is not {head} (hidden_size / num_heads), and a {family.title} has no other"
+        if model.head_size != head and not family.config.own_head_dim
+        else "",
+        f"{own} is {model.head_size}: rotary needs it even" if model.head_size % 2 else "",
         f"num_heads {model.num_heads} is not a multiple of n_kv_heads {model.n_kv_heads}"
         if model.num_heads % model.kv_heads
+        else "",
+        f"rope_scaling is not supported for a {family.title}"
+        if model.rope_scaling and not family.config.scales_rope
         else "",
     )
 
@@ -301,7 +323,8 @@ class LoraSpec(Section):
     dropout: Fraction = 0.05
     """Dropout in front of the factors."""
     target_modules: Annotated[str, Field(max_length=500)] | tuple[str, ...] = "wq|wk|wv|wo"
-    """Layers that are adapted: a regular expression on their names, or a list of names."""
+    """Layers that are adapted: a regular expression on their names, or a list of names; for qwen3 left out,
+    linear_qkv|linear_proj."""
 
     @property
     def scale(self) -> float:
@@ -315,30 +338,45 @@ class LoraSpec(Section):
             return self.target_modules
         return f"(?:{'|'.join(self.target_modules)})$"
 
-    @property
-    def targets(self) -> tuple[str, ...]:
+    def targets_in(self, family: Family) -> tuple[str, ...]:
         """Return the layers whose names the pattern matches from their beginning, like MindFormers' re.match."""
-        return tuple(name for name in registry.LINEAR_LAYERS if re.match(self.pattern, name))
+        return tuple(name for name in family.linear_layers if re.match(self.pattern, name))
 
     @model_validator(mode="after")
-    def _matches_layers(self) -> LoraSpec:
-        problem = _list_problem(self) if isinstance(self.target_modules, tuple) else _pattern_problem(self)
+    def _is_a_pattern(self) -> LoraSpec:
+        problem = _pattern_problem(self) if isinstance(self.target_modules, str) else ""
         if problem:
             raise ValueError(problem)
         return self
 
 
-def _list_problem(lora: LoraSpec) -> str:
-    known = ", ".join(registry.LINEAR_LAYERS)
-    wrong = [name for name in lora.target_modules if name not in registry.LINEAR_LAYERS]
-    if not lora.target_modules:
-        return f"target_modules is empty; layers are {known}"
-    if not wrong:
-        return ""
-    ours = registry.OTHER_LINEAR_NAMES
-    renamed = [f"{ours[name]} for {name}" for name in wrong if name in ours]
-    suggestion = f"; did you mean {', '.join(renamed)}?" if renamed else ""
-    return f"target_modules names {', '.join(wrong)[:200]}: no such layer; layers are {known}{suggestion}"
+def _lora_problem(lora: LoraSpec, family: Family) -> str:
+    """Return why no layer of ``family`` can be what ``target_modules`` names, or ""."""
+    known, key = ", ".join(family.linear_layers), "lora.target_modules"
+    listed = isinstance(lora.target_modules, tuple)
+    named = lora.target_modules if isinstance(lora.target_modules, tuple) else lora.target_modules.split("|")
+    ours = {part: name for name in family.linear_layers for part in registry.linear_parts(family, name)}
+    if listed and not named:
+        return f"{key} is empty; layers are {known}"
+    part = next((name for name in named if name in ours and family.path_of(ours[name]) in family.fused), None)
+    if part:
+        return _part_problem(part, ours[part], family)
+    wrong = [name for name in named if name not in family.linear_layers] if listed else []
+    if wrong:
+        renamed = [f"{ours[name]} for {name}" for name in wrong if name in ours]
+        suggestion = f"; did you mean {', '.join(renamed)}?" if renamed else ""
+        return f"{key} names {', '.join(wrong)[:200]}: no such layer; layers are {known}{suggestion}"
+    if not lora.targets_in(family):
+        return f"{key} {lora.pattern!r} matches no layer; layers are {known}"
+    return ""
+
+
+def _part_problem(part: str, layer: str, family: Family) -> str:
+    together = ", ".join(registry.linear_parts(family, layer))
+    return (
+        f"lora.target_modules names {part}, which is a part of {layer}: MindFormers keeps {together} of a "
+        f"{family.title} in one layer, with one adapter; name {layer}, or all of them"
+    )
 
 
 # Escapes, classes and openings of groups are one part each.
@@ -370,7 +408,6 @@ def _pattern_problem(lora: LoraSpec) -> str:
             "branch, or a repeated group: matching it may take for ever. Name the layers: wq|wk|wv|wo"
         )
     try:
-        matched = lora.targets
         beside = [name for name in _CONTAINERS if re.match(lora.pattern, name)]
     except (re.error, OverflowError, RecursionError) as error:
         return f"target_modules {lora.pattern!r} is not a regular expression: {error}"
@@ -379,9 +416,6 @@ def _pattern_problem(lora: LoraSpec) -> str:
             f"target_modules {lora.pattern!r} matches {beside[0]}, a cell that holds or follows the layers; "
             "MindFormers would not look inside it. Name the layers: wq|wk|wv|wo"
         )
-    if not matched:
-        known = ", ".join(registry.LINEAR_LAYERS)
-        return f"target_modules {lora.pattern!r} matches no layer; layers are {known}"
     return ""
 
 
@@ -535,6 +569,8 @@ class RunSpec(Section):
             problems.append(
                 f"training.gradient_accumulation {steps}: a pipeline accumulates over parallel.micro_batches instead"
             )
+        if self.lora and (problem := _lora_problem(self.lora, self.model.architecture)):
+            problems.append(problem)
         if self.model.folder and self.data.sample:
             problems.append("data.sample makes a tokenizer of its own, and model.folder has another: give data.train")
         if problems:

@@ -24,13 +24,16 @@ from launcher.doctor import needs_of_spec
 from launcher.doctor.job import check_base
 from launcher.errors import CheckpointError, HostError
 from launcher.jobs import FAILED, write_record
-from launcher.models.names import EMBEDDING, HEAD, adapters_of
+from launcher.models.names import LEGACY, SCHEMES, adapters_of
 from launcher.models.registry import shapes_of
 from launcher.plan import inputs
 from launcher.runspec.checking import load_spec
 from launcher.runspec.layers import parse_sets
 from launcher.runspec.presets import all_presets
 from launcher.runspec.sections import ModelSpec, RunSpec
+
+EMBEDDING = SCHEMES[LEGACY].embedding
+HEAD = SCHEMES[LEGACY].head
 
 PRESETS = {preset.name: preset for preset in all_presets()}
 

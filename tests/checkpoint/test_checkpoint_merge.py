@@ -42,9 +42,10 @@ from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.verify import verify_files
 from launcher.common.folders import whole_folder
 from launcher.errors import CheckpointError, HostError
-from launcher.models.names import GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
+from launcher.models.names import GLOBAL_STEP, LEGACY, SCHEMES, adapters_of, is_adapter, is_weight
 from launcher.models.registry import hf_name
 
+HEAD = SCHEMES[LEGACY].head
 _TWO = SplitPlan(model_parallel=2)
 WQ = "model.layers.0.attention.wq.weight"
 

@@ -29,10 +29,11 @@ from launcher.data.messages import Message
 from launcher.data.templates import get_template
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import CheckpointError
-from launcher.models.names import HEAD, is_weight
+from launcher.models.names import LEGACY, SCHEMES, is_weight
 from launcher.models.registry import hf_name
 from launcher.runspec.sections import ModelSpec
 
+HEAD = SCHEMES[LEGACY].head
 INFO = {"model": MODEL, "template": "vicuna", "precision": {"params": "float32", "compute": "float32"}}
 
 

@@ -20,7 +20,10 @@ from launcher.checkpoint.dtypes import Array
 from launcher.checkpoint.merge import Options
 from launcher.checkpoint.split import SplitPlan
 from launcher.errors import CheckpointError
-from launcher.models.names import EMBEDDING, HEAD, is_adapter, is_weight
+from launcher.models.names import LEGACY, SCHEMES, is_adapter, is_weight
+
+EMBEDDING = SCHEMES[LEGACY].embedding
+HEAD = SCHEMES[LEGACY].head
 
 CONFIG: dict[str, Any] = {**HF_CONFIG, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2}
 QWEN2 = {**CONFIG, "model_type": "qwen2", "rope_theta": 1e6, "sliding_window": 4096, "use_sliding_window": False}

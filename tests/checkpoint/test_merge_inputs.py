@@ -40,8 +40,11 @@ from launcher.checkpoint.strategy import read_strategy
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.common.folders import only_writer, real_path
 from launcher.errors import CheckpointError
-from launcher.models.names import EMBEDDING, GLOBAL_STEP, HEAD, adapters_of, is_adapter, is_weight
+from launcher.models.names import GLOBAL_STEP, LEGACY, SCHEMES, adapters_of, is_adapter, is_weight
 from launcher.models.registry import hf_name
+
+EMBEDDING = SCHEMES[LEGACY].embedding
+HEAD = SCHEMES[LEGACY].head
 
 WQ, W1 = "model.layers.0.attention.wq.weight", "model.layers.1.feed_forward.w1.weight"
 LORA_A = adapters_of(WQ)[0]

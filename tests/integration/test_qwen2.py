@@ -14,6 +14,7 @@ from support.shop import SEQ_LENGTH, VOCAB, Workshop
 from launcher import jobs
 from launcher.jobs.events import read_events
 from launcher.models.names import is_adapter, is_weight
+from launcher.models.qwen2 import QWEN2
 from launcher.models.registry import hf_name, mindspore_name, model_of_config, shapes_of
 
 pytestmark = pytest.mark.mindspore
@@ -63,7 +64,7 @@ def test_a_hugging_face_folder_is_trained_merged_and_asked(workshop: Workshop, f
     assert steps[-1]["loss"] < steps[0]["loss"]
     ranks = [merged_files(job.paths.checkpoints / f"rank_{rank_id}") for rank_id in (0, 1)]
     assert all(ranks[0][name].tobytes() == ranks[1][name].tobytes() for name in ranks[0])
-    base = {mindspore_name(name): array for name, array in merged_files(folder).items()}
+    base = {mindspore_name(QWEN2, name): array for name, array in merged_files(folder).items()}
     assert {name for name in ranks[0] if is_weight(name)} == set(base)
     assert all(ranks[0][name].tobytes() == base[name].tobytes() for name in base)
     assert sum(map(is_adapter, ranks[0])) == 2 * 2 * 4

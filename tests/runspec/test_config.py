@@ -20,6 +20,7 @@ from launcher.control.preview import preview
 from launcher.control.simulation import run as simulate
 from launcher.errors import HostError, SpecError
 from launcher.jobs import JobPaths
+from launcher.models.llama import LLAMA
 from launcher.runspec.checking import load_source, parse_spec
 from launcher.runspec.layers import parse_sets
 from launcher.runspec.passthrough import with_passed_through
@@ -273,7 +274,7 @@ def test_a_mindformers_yaml_is_a_spec_and_says_what_became_of_it(here: Path) -> 
     assert spec.training.optimizer.betas == (0.9, 0.95)
     assert spec.training.max_grad_norm == 1.0
     assert spec.lora is not None
-    assert (spec.lora.r, spec.lora.scale, spec.lora.targets) == (4, 2.0, ("wq", "wv"))
+    assert (spec.lora.r, spec.lora.scale, spec.lora.targets_in(LLAMA)) == (4, 2.0, ("wq", "wv"))
     assert (spec.parallel.mode, spec.runtime.max_device_memory_gib) == ("data", 31.0)
     assert spec.mindformers == {"model": {"model_config": {"top_k": 3}}}
     for change in (
@@ -295,7 +296,7 @@ def test_older_lora_recipes_adapt_what_their_release_adapted(here: Path) -> None
     older["model"]["arch"] = {"type": "LlamaForCausalLMWithLora", "pet": {"pet_type": "lora", "pet_config": pet}}
     found = [parse_spec(load_source(write(values))).lora for values in (newer, older)]
 
-    assert [lora and lora.targets for lora in found] == [("wq", "wk", "wv", "wo"), ("wq", "wv")]
+    assert [lora and lora.targets_in(LLAMA) for lora in found] == [("wq", "wk", "wv", "wo"), ("wq", "wv")]
     assert [lora and lora.r for lora in found] == [4, 4]
 
 

@@ -96,8 +96,8 @@ def test_what_a_folder_cannot_be_is_said(folder: Path) -> None:
     assert "data.sample makes a tokenizer of its own" in str(caught.value)
     with pytest.raises(SpecError, match=r"model folder nowhere has no config\.json"):
         load_spec(write_spec({"folder": "nowhere"}))
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": "qwen3"}))
-    with pytest.raises(SpecError, match=r"model_type is 'qwen3', of no known family .*known are llama"):
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": "qwen3_moe"}))
+    with pytest.raises(SpecError, match=r"model_type is 'qwen3_moe', of no known family .*known are llama"):
         overrides([], model=folder.name)
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(SpecError, match="'hidden_size' is missing"):

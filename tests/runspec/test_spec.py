@@ -9,6 +9,7 @@ import pytest
 from launcher.common import resources
 from launcher.common.yaml_lines import parse_text
 from launcher.errors import SpecError
+from launcher.models.llama import LLAMA
 from launcher.runspec.checking import load_spec, parse_spec
 from launcher.runspec.reading import find_spec
 from launcher.runspec.sections import RunSpec
@@ -49,7 +50,7 @@ def test_the_7b_config_has_the_values_of_the_reference_recipe() -> None:
     assert schedule.type == "CosineWithWarmUpLR"
     assert (schedule.learning_rate, schedule.warmup_ratio, schedule.total_steps) == (1e-5, 0.03, -1)
     assert spec.lora is not None
-    assert (spec.lora.r, spec.lora.alpha, spec.lora.dropout, spec.lora.targets) == (
+    assert (spec.lora.r, spec.lora.alpha, spec.lora.dropout, spec.lora.targets_in(LLAMA)) == (
         16,
         16,
         0.05,

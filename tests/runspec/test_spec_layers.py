@@ -17,6 +17,7 @@ from launcher.common.rendering import environment
 from launcher.common.yaml_lines import parse_text
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths
+from launcher.models.llama import LLAMA
 from launcher.plan.degrees import resolve_defaults
 from launcher.plan.launch_plan import Inputs, rank_files
 from launcher.runspec.checking import load_source, load_spec, parse_spec
@@ -108,7 +109,9 @@ def test_a_wrong_key_of_a_section_is_blamed_and_not_its_neighbour() -> None:
     with pytest.raises(SpecError) as caught:
         from_text(SPEC, *parse_sets(["lora.r=8", "lora.target_modules=zz"]))
 
-    assert caught.value.problems[0].startswith("--set lora.target_modules=zz: target_modules 'zz' matches no layer")
+    assert caught.value.problems[0].startswith(
+        "--set lora.target_modules=zz: lora.target_modules 'zz' matches no layer"
+    )
 
 
 def test_a_merge_key_is_one_problem() -> None:
@@ -209,7 +212,7 @@ def test_expressions_that_people_write_are_good(pattern: str, targets: int) -> N
     lora = from_text(SPEC + f"lora: {{target_modules: {json.dumps(pattern)}}}").lora
 
     assert lora is not None
-    assert len(lora.targets) == targets
+    assert len(lora.targets_in(LLAMA)) == targets
 
 
 def test_targets_may_be_a_list_and_mean_the_same_as_the_expression() -> None:
@@ -218,8 +221,71 @@ def test_targets_may_be_a_list_and_mean_the_same_as_the_expression() -> None:
 
     assert listed is not None
     assert written is not None
-    assert listed.targets == written.targets == ("wq", "w1")
+    assert listed.targets_in(LLAMA) == written.targets_in(LLAMA) == ("wq", "w1")
     assert listed.pattern == "(?:wq|w1)$"
+
+
+QWEN3 = """
+name: x
+data: {sample: {size: 1}}
+model: {family: qwen3, hidden_size: 64, num_layers: 1, num_heads: 4, n_kv_heads: 2, head_dim: 24,
+        intermediate_size: 64, vocab_size: 64, seq_length: 64}
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("{}", "linear_qkv|linear_proj"),
+        ("{target_modules: linear_fc1|linear_fc2}", "linear_fc1|linear_fc2"),
+        ("{target_modules: [o_proj, q_proj, v_proj, k_proj]}", ("linear_qkv", "linear_proj")),
+        ("{target_modules: q_proj|k_proj|v_proj|gate_proj|up_proj}", "linear_qkv|linear_fc1"),
+    ],
+)
+def test_a_family_with_fused_layers_has_targets_of_its_own(given: str, stored: str | tuple[str, ...]) -> None:
+    spec = from_text(QWEN3 + f"lora: {given}")
+    assert spec.lora is not None
+    assert spec.lora.target_modules == stored
+    assert (spec.model.head_size, spec.model.q_width, spec.model.kv_width) == (24, 96, 48)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (
+            "[q_proj, v_proj]",
+            "names q_proj, which is a part of linear_qkv: MindFormers keeps q_proj, k_proj, v_proj of a",
+        ),
+        ("up_proj|o_proj", "names up_proj, which is a part of linear_fc1"),
+        ("[wq]", "names wq: no such layer; layers are linear_qkv, linear_proj, linear_fc1, linear_fc2"),
+        ("wq|wk", "matches no layer; layers are linear_qkv, linear_proj, linear_fc1, linear_fc2"),
+        (".*", "matches model, a cell that holds or follows the layers"),
+        ("[]", "is empty"),
+        ("[1]", "should be a valid string"),
+    ],
+)
+def test_targets_that_fused_layers_do_not_have_are_refused(given: str, reason: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        from_text(QWEN3 + f"lora: {{target_modules: {given}}}")
+    assert any(reason in problem for problem in caught.value.problems), caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"head_dim: 24": "head_dim: 25"}, "head_dim is 25: rotary needs it even"),
+        ({"family: qwen3": "family: qwen2"}, "head_dim 24 is not 16 (hidden_size / num_heads), and a Qwen2 has no"),
+        ({"seq_length: 64}": "seq_length: 64, max_position_embedding: 9999, rope_scaling: {factor: 8.0}}"},
+         "rope_scaling is not supported for a Qwen3"),
+    ],
+)  # fmt: skip
+def test_heads_and_positions_are_those_of_the_family(changed: dict[str, str], reason: str) -> None:
+    text = QWEN3
+    for old, new in changed.items():
+        text = text.replace(old, new)
+    with pytest.raises(SpecError) as caught:
+        from_text(text)
+    assert any(reason in problem for problem in caught.value.problems), caught.value.problems
 
 
 def test_the_schema_knows_every_key_and_every_preset() -> None:
