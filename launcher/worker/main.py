@@ -180,7 +180,7 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
         shifted_rows.shift_datasets(trainer.trainer)
     start_adapters_from_seed(trainer.trainer, config.seed)
     if config.do_eval:
-        held_out.prepare(trainer.trainer, config.parallel_config.data_parallel)
+        held_out.prepare(trainer.trainer, config)
     keep_strategies(paths, rank_id, resumed=resume_from is not None)
     trainer.finetune(finetune_checkpoint=config.load_checkpoint or False, resume_training=resume_from or False)
 

@@ -14,6 +14,7 @@ from support.shop import SEQ_LENGTH, VOCAB, Workshop
 from launcher.data.mindrecord import write_mindrecord
 from launcher.jobs.events import read_events
 from launcher.models import registry
+from launcher.models.names import SCHEMES
 from launcher.worker.main import initial_adapter
 
 pytestmark = pytest.mark.mindspore
@@ -27,6 +28,7 @@ CONFIG: dict[str, Any] = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {**CONFIG, "model_type": "llama"},
     "qwen2": {**CONFIG, "model_type": "qwen2", "rope_theta": 1e6, "use_sliding_window": False},
+    "qwen3": {**CONFIG, "model_type": "qwen3", "rope_theta": 1e6, "head_dim": 16, "rms_norm_eps": 1e-6},
 }
 OPTIMIZER = {"lr": 2e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 MAX_NORM = 0.3
@@ -51,15 +53,18 @@ def by_step(column: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def first_matrices(model: Mapping[str, Any], rank: int) -> tuple[dict[str, str], dict[str, Any]]:
     """Module in transformers -> the A matrix that it begins with, by MindFormers' name; and those matrices."""
-    family, names, arrays = registry.family_of(model), {}, {}
+    family = registry.family_of(model)
+    modules: dict[str, str] = {}
+    arrays: dict[str, Any] = {}
+    scheme = SCHEMES[family.route]
     for layer in range(model["num_layers"]):
         for linear in family.linear_layers:
-            stem = f"model.layers.{layer}.{family.path_of(linear)}"
+            stem = f"{scheme.layers}.{layer}.{family.path_of(linear)}"
             inputs = registry.shapes_of(model)[f"{stem}.weight"][1]
-            name = f"{stem}.mindpet_delta_lora_a"
+            name = stem + scheme.lora[0]
             arrays[name] = initial_adapter(name, (rank, inputs), SEED)
-            names[registry.hf_module(stem)] = name
-    return names, arrays
+            modules |= dict.fromkeys(registry.hf_modules(stem), name)
+    return modules, arrays
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -91,11 +96,11 @@ def test_two_ranks_take_the_steps_of_peft(name: str, workshop: Workshop, torch: 
         [event["loss"] for event in read_events(job.paths.rank_events(rank)) if event["event"] == "step"]
         for rank in range(RANKS)
     ]
-    matrices, arrays = first_matrices(registry.model_of_config(CONFIGS[name]), 4)
+    modules, arrays = first_matrices(registry.model_of_config(CONFIGS[name]), 4)
     data = tmp_path / "data.npz"
     np.savez(data, input_ids=by_step(values[:, 0]), labels=by_step(values[:, 1]), **arrays)
     expected = torch(
-        "train", folder=folder, data=data, matrices=matrices, lora={"r": 4, "lora_alpha": 8},
+        "train", folder=folder, data=data, matrices=modules, lora={"r": 4, "lora_alpha": 8},
         optimizer=OPTIMIZER, max_norm=MAX_NORM,
     )  # fmt: skip
     assert len(expected) == STEPS
