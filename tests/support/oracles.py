@@ -91,6 +91,8 @@ def make(folder, config, dtype, bias=0.5):
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):
                 parameter.normal_(0, bias)
+            elif name.endswith("norm.weight"):  # ones would hide a norm in the wrong place
+                parameter.uniform_(0.5, 1.5)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="20KB")
 
 class Said(logging.Handler):
