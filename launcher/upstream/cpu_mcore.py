@@ -80,20 +80,16 @@ def _outer_cell() -> Any:
 
 
 def _attention_cell() -> Any:
-    import mindspore
     from mindspore import nn, ops
 
     class DotProductAttention(nn.Cell):  # type: ignore[misc]
-        """Attention of queries (sequence, batch, heads, width) to keys and values with as many heads or fewer.
-
-        Its softmax is computed in float32 with attention_softmax_in_fp32, else in compute_dtype: mcore knows no other.
-        """
+        """Attention of queries (sequence, batch, heads, width) to keys and values with as many heads or fewer."""
 
         def __init__(self, config: Any, layer_number: int) -> None:
             super().__init__()
             self.scale = 1 / math.sqrt(config.kv_channels)
             self.repeats = config.num_attention_heads // config.num_query_groups
-            self.softmax_in = mindspore.float32 if config.attention_softmax_in_fp32 else config.compute_dtype
+            self.softmax_in = config.softmax_compute_dtype
             self.scores = ops.BatchMatMul(transpose_b=True)
             self.mix = ops.BatchMatMul()
 
