@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,13 +27,22 @@ from launcher.checkpoint.model_files import (
 )
 from launcher.checkpoint.stream import PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import TensorFile
-from launcher.checkpoint.tensors import Output, Whole
+from launcher.checkpoint.tensors import Output, Whole, woven
 from launcher.checkpoint.verify import Verified, verify_files
 from launcher.common.folders import check_target, is_taken, only_new, only_writer, sync_file, whole_folder
 from launcher.errors import CheckpointError
 from launcher.models import names
-from launcher.models.base import Family
-from launcher.models.registry import check_model, family_of, known_text, mindspore_name, model_of_config
+from launcher.models.registry import (
+    check_model,
+    family_of,
+    hf_names,
+    known_text,
+    mindspore_name,
+    model_of_config,
+    part_shapes,
+    runs_of,
+    shapes_of,
+)
 
 # How many tokens a row trains on in the run spec that is suggested, where the model could take more.
 TRAINED_LENGTH = 4096
@@ -81,7 +90,7 @@ def open_model(source: Path, config: Path | None, stack: ExitStack) -> Model:
     found = {name: whole for file in opened for name, whole in single_file(file).items()}
     layout = HF if names.embedding_in(found) is None else MINDSPORE
     model, original, template = _description(folder, config)
-    tensors = found if layout == MINDSPORE else _by_our_names(found, family_of(model))
+    tensors = found if layout == MINDSPORE else _by_our_names(found, model)
     if model.get("tie_word_embeddings"):  # transformers ties whatever a file has for the head
         tensors = {name: whole for name, whole in tensors.items() if name not in names.HEADS}
     _check(tensors, model, source)
@@ -150,20 +159,50 @@ def _indexed(source: Path, index: Mapping[str, Any]) -> list[Path]:
     return [source / name for name in files]
 
 
-def _by_our_names(found: Mapping[str, Whole], family: Family) -> dict[str, Whole]:
-    renamed = {}
+def _by_our_names(found: Mapping[str, Whole], model: Mapping[str, Any]) -> dict[str, Whole]:
+    """Return the tensors of transformers by MindFormers' names, those that it fuses woven into one.
+
+    Raises CheckpointError for tensors that the family does not have, and for parts of a fused one that do not fit.
+    """
+    family, parts = family_of(model), dict[str, dict[str, Whole]]()
     for name, whole in found.items():
         if name.endswith(_BUFFERS):
             continue
         try:
-            ours = mindspore_name(family, name)
+            parts.setdefault(mindspore_name(family, name), {})[name] = whole
         except KeyError as error:
             raise CheckpointError(
                 f"{name} is no weight of a {family.title}",
                 hint="give the config.json that belongs to it: --config FILE",
             ) from error
-        renamed[ours] = replace(whole, name=ours)
-    return renamed
+    problems = [problem for ours, some in parts.items() for problem in _misfits(ours, some, model)]
+    if problems:
+        raise CheckpointError(
+            listed("the weights are not those of the model that its description says", problems),
+            hint="give the config.json that belongs to them: --config FILE; fetch the model again if it lacks a weight",
+        )
+    return {ours: _joined(ours, some, model) for ours, some in parts.items()}
+
+
+def _joined(ours: str, parts: Mapping[str, Whole], model: Mapping[str, Any]) -> Whole:
+    theirs = hf_names(ours)
+    if len(theirs) == 1:
+        return replace(parts[theirs[0]], name=ours)
+    return woven(ours, [replace(parts[name], name=ours) for name in theirs], runs_of(ours, model))
+
+
+def _misfits(ours: str, parts: Mapping[str, Whole], model: Mapping[str, Any]) -> Iterator[str]:
+    """Yield why ``parts`` of transformers cannot be woven into the weight ``ours`` of ``model``."""
+    theirs, shape = hf_names(ours), shapes_of(model).get(ours)
+    yield from (f"{name} is missing" for name in theirs if name not in parts)
+    if len(theirs) == 1 or shape is None:  # a layer too many is reported with the other sizes
+        return
+    wanted = part_shapes(ours, shape, model)
+    for name, whole in parts.items():
+        if whole.shape != wanted[name]:
+            yield f"{name} is {list(whole.shape)}, not {list(wanted[name])}"
+    if len({whole.dtype for whole in parts.values()}) > 1:
+        yield f"{', '.join(parts)} are of several dtypes, and one layer in MindFormers"
 
 
 def _description(folder: Path, config: Path | None) -> tuple[dict[str, Any], dict[str, Any], str | None]:
@@ -245,7 +284,7 @@ def _convert(
     to_hf = model.layout == MINDSPORE
     outputs = [_output(name, whole, dtype) for name, whole in model.tensors.items()]
     if to_hf:
-        files = huggingface.weight_files(outputs, max_shard_bytes)
+        files = huggingface.weight_files(outputs, max_shard_bytes, model.model)
         texts = _hf_texts(model, files)
     else:
         name = CKPT_WEIGHTS if file_format == CKPT else WEIGHTS

@@ -1,7 +1,7 @@
 """Hugging Face's models and MindFormers': the same tensors under different names, and their accompanying files.
 
-peft 0.21, tuners/lora. Tensor names and the meaning of config.json are defined by the family (``launcher.models``);
-no weight is permuted or transposed.
+peft 0.21, tuners/lora. Tensor names, what is fused, and the meaning of config.json are defined by the family
+(``launcher.models``); no weight is transposed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 from launcher.checkpoint.entries import SAFETENSORS
 from launcher.checkpoint.model_files import CONVERT_RECORD, TOKENIZER_JSON, tokenizer_files
 from launcher.checkpoint.stream import PlannedFile, planned
-from launcher.checkpoint.tensors import Output
+from launcher.checkpoint.tensors import Output, unwoven
 from launcher.errors import CheckpointError
 from launcher.models import names
 from launcher.models.generation import generation_config
-from launcher.models.registry import family_of, hf_name, known_text, model_of_config
+from launcher.models.registry import family_of, hf_names, known_text, model_of_config, runs_of
 from launcher.runspec.folders import CHAT_TEMPLATE, OWN_TEMPLATES
 
+PEFT_PREFIX = "base_model.model."
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 _GENERATION, _TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
 SHARD_BYTES = 5 * 10**9  # as transformers has it
@@ -43,12 +44,6 @@ _ANSWER_BEGINS = {
 }
 
 
-def peft_name(name: str) -> str:
-    """Return peft's name of the MindFormers adapter ``name``. Raises KeyError when it has none."""
-    side = "lora_A" if name.endswith(names.LORA_A) else "lora_B"
-    return f"base_model.model.{hf_name(names.weight_of(name)).removesuffix('.weight')}.{side}.weight"
-
-
 # ------------------------------------------------------------------------------------------------ weights
 
 
@@ -64,13 +59,45 @@ def _order(name: str) -> tuple[int, int, str]:
     return (0 if name in names.EMBEDDINGS else 2), 0 if name in names.NORMS else 1, name
 
 
-def weight_files(outputs: Sequence[Output], max_bytes: int) -> list[PlannedFile]:
+def peft_names(name: str) -> tuple[str, ...]:
+    """Return peft's names of the MindFormers adapter ``name``. Raises KeyError when it has none."""
+    side = "lora_A" if name.endswith(names.LORA_A) else "lora_B"
+    modules = (part.removesuffix(".weight") for part in hf_names(names.weight_of(name)))
+    return tuple(f"{PEFT_PREFIX}{module}.{side}.weight" for module in modules)
+
+
+def parts_of(output: Output, model: Mapping[str, Any] | None) -> list[Output]:
+    """Return what transformers has for the weight or the adapter ``output``: several where MindFormers fuses layers.
+
+    The parts of a fused layer share its lora_a. model: its model section. Raises CheckpointError when nothing is known.
+    """
+    name = output.name
+    try:
+        theirs = peft_names(name) if names.is_adapter(name) else hf_names(name)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{name} has no counterpart in transformers", hint=f"families are {known_text()}"
+        ) from error
+    if len(theirs) == 1 or name.endswith(names.LORA_A):
+        return [replace(output, name=part) for part in theirs]
+    if model is None:
+        raise _unknown_heads()
+    runs = runs_of(name, model)
+    return [_part(output, part, runs, number) for number, part in enumerate(theirs)]
+
+
+def _part(output: Output, name: str, runs: tuple[int, ...], number: int) -> Output:
+    fold = output.fold and replace(output.fold, lora_b=unwoven(output.fold.lora_b, runs, number))
+    return replace(output, name=name, whole=unwoven(output.whole, runs, number), fold=fold)
+
+
+def weight_files(outputs: Sequence[Output], max_bytes: int, model: Mapping[str, Any] | None) -> list[PlannedFile]:
     """Plan ``outputs`` under transformers' names, in files of at most ``max_bytes`` unless one tensor is larger."""
     groups: list[list[Output]] = [[]]
-    for output in in_order(outputs):
-        if groups[-1] and sum(item.nbytes for item in groups[-1]) + output.nbytes > max_bytes:
+    for part in (part for output in in_order(outputs) for part in parts_of(output, model)):
+        if groups[-1] and sum(item.nbytes for item in groups[-1]) + part.nbytes > max_bytes:
             groups.append([])
-        groups[-1].append(replace(output, name=_renamed(output.name, hf_name)))
+        groups[-1].append(part)
     total = len(groups)
     if total == 1:
         return [planned("model.safetensors", groups[0], SAFETENSORS, "pt")]
@@ -80,21 +107,18 @@ def weight_files(outputs: Sequence[Output], max_bytes: int) -> list[PlannedFile]
     ]
 
 
-def adapter_file(outputs: Sequence[Output]) -> PlannedFile:
+def adapter_file(outputs: Sequence[Output], model: Mapping[str, Any] | None) -> PlannedFile:
     """Plan the file of adapters under peft's names. Raises CheckpointError when there are none."""
     if not outputs:
         raise CheckpointError("these shards have no LoRA adapters", hint="use --format hf")
-    renamed = [replace(output, name=_renamed(output.name, peft_name)) for output in outputs]
+    renamed = [part for output in outputs for part in parts_of(output, model)]
     return planned("adapter_model.safetensors", renamed, SAFETENSORS, "pt")
 
 
-def _renamed(name: str, rename: Any) -> str:
-    try:
-        return str(rename(name))
-    except KeyError as error:
-        raise CheckpointError(
-            f"{name} has no counterpart in transformers", hint=f"families are {known_text()}"
-        ) from error
+def _unknown_heads() -> CheckpointError:
+    return CheckpointError(
+        "how many attention heads the model has is not known", hint="give its --config (a config.json will do)"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ texts
@@ -111,9 +135,7 @@ def model_texts(
     Raises CheckpointError when ``model`` is None: shapes do not say how many heads there are.
     """
     if model is None:
-        raise CheckpointError(
-            "how many attention heads the model has is not known", hint="give its --config (a config.json will do)"
-        )
+        raise _unknown_heads()
     config = config_of_model(model["model"], _beside(base, CONFIG), files)
     generation = generation_config(config, model.get("generation") or {}, _beside(base, _GENERATION))
     texts = {CONFIG: config, _GENERATION: generation}
@@ -248,7 +270,7 @@ def adapter_texts(
 
 
 def _peft_module(adapter: str) -> str:
-    return adapter.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+    return adapter.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
 
 
 def _commonest(values: Iterable[float]) -> float:

@@ -251,7 +251,7 @@ def _plan_step(
     tensors = {**(_base_tensors(base) if base else {}), **gathered.tensors}
     _check(source, shards, options, tensors)
     scales = _scales(source, shards, options, tensors)
-    outputs = _Outputs(tensors, options, scales)
+    outputs = _Outputs(tensors, options, scales, source.model["model"] if source.model else None)
     files = tuple(outputs.files())
     return MergePlan(
         source=source,
@@ -387,7 +387,14 @@ def _notes(
 class _Outputs:
     """Selects the tensors to write and groups them into files."""
 
-    def __init__(self, tensors: Mapping[str, Whole], options: Options, scales: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Whole],
+        options: Options,
+        scales: Mapping[str, float],
+        model: Mapping[str, Any] | None,
+    ) -> None:
+        self._model = model
         self._tensors = tensors
         self._options = options
         self._scales = scales
@@ -396,9 +403,9 @@ class _Outputs:
         weights = [self._output(name) for name in self._tensors if names.is_weight(name)]
         adapters = [self._output(name) for name in self._tensors if names.is_adapter(name)]
         if self._options.layout == HF:
-            return huggingface.weight_files(weights, self._options.max_shard_bytes)
+            return huggingface.weight_files(weights, self._options.max_shard_bytes, self._model)
         if self._options.layout == PEFT:
-            return [huggingface.adapter_file(adapters)]
+            return [huggingface.adapter_file(adapters, self._model)]
         return self._mindspore(weights, adapters)
 
     def _mindspore(self, weights: list[Output], adapters: list[Output]) -> list[PlannedFile]:

@@ -315,13 +315,13 @@ def _not_finite(block: Chunk, values: Array) -> CheckpointError:
     output = block.output
     with np.errstate(invalid="ignore"):
         count = np.count_nonzero(~np.isfinite(values.astype(np.float64)))
-    piece, *_ = next(output.whole.parts(block.start, block.stop))
+    paths = {str(piece.file.path) for piece, *_ in output.whole.parts(block.start, block.stop)}
     hint = "training diverged or the file is damaged: take an earlier step"
     if output.dtype != output.whole.dtype:
         hint = f"a value is too large for {output.dtype} (--dtype float32 keeps it), or {hint}"
     return CheckpointError(
         f"{output.name} has {count} values that are not finite in {output.dtype}, "
-        f"in rows {block.start} to {block.stop - 1} ({piece.file.path})",
+        f"in rows {block.start} to {block.stop - 1} ({', '.join(sorted(paths))})",
         hint=hint,
     )
 

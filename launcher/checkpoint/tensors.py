@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -110,6 +110,110 @@ class Whole:
         """Return the bytes of scratch that ``read_rows`` needs for ``rows`` rows."""
         narrow = [piece.row_items for piece in self.pieces if not self.is_wide(piece)]
         return rows * max(narrow, default=0) * item_size(self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Woven(Whole):
+    """A tensor woven of ``sources``: each group of rows has ``runs[0]`` of the first, ``runs[1]`` of the second, ..."""
+
+    sources: tuple[Whole, ...]
+    runs: tuple[int, ...]
+
+    def is_wide(self, piece: Piece) -> bool:
+        return False
+
+    def parts(self, start: int, stop: int) -> Iterator[tuple[Piece, int, int, int]]:
+        for source, _, rows in self._sources_of(start, stop):
+            yield from source.parts(int(rows[0]), int(rows[-1]) + 1)
+
+    def read_rows(self, start: int, stop: int, out: Array, scratch: Array) -> None:
+        for source, mine, rows in self._sources_of(start, stop):
+            size = len(rows) * self.row_bytes
+            found = scratch[:size].view(numpy_dtype(self.dtype)).reshape(len(rows), *self.shape[1:])
+            source.read_rows(int(rows[0]), int(rows[-1]) + 1, found, scratch[size:])
+            out[mine] = found
+
+    def scratch_bytes(self, rows: int) -> int:
+        return rows * self.row_bytes + max(source.scratch_bytes(rows) for source in self.sources)
+
+    def _sources_of(self, start: int, stop: int) -> Iterator[tuple[Whole, Array, Array]]:
+        """Yield each source of rows [start, stop), which of these rows are its own, and the rows in it: all between
+        the first and the last."""
+        group, places = sum(self.runs), np.arange(start, stop)
+        inside, first = places % group, 0
+        for source, run in zip(self.sources, self.runs, strict=True):
+            mine = (inside >= first) & (inside < first + run)
+            if mine.any():
+                yield source, mine, (places // group * run + inside - first)[mine]
+            first += run
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unwoven(Whole):
+    """One of the tensors that ``source`` is woven of: ``run`` rows from ``first`` on in each group of ``group``."""
+
+    source: Whole
+    first: int
+    run: int
+    group: int
+
+    def is_wide(self, piece: Piece) -> bool:
+        return False
+
+    def parts(self, start: int, stop: int) -> Iterator[tuple[Piece, int, int, int]]:
+        yield from self.source.parts(self._place(start), self._place(stop - 1) + 1)
+
+    def read_rows(self, start: int, stop: int, out: Array, scratch: Array) -> None:
+        if self.run == 1:  # one call for all rows, with those between them, is faster than a call for each
+            rows = (stop - start - 1) * self.group + 1
+            size = rows * self.row_bytes
+            found = scratch[:size].view(numpy_dtype(self.dtype)).reshape(rows, *self.shape[1:])
+            self.source.read_rows(self._place(start), self._place(start) + rows, found, scratch[size:])
+            out[:] = found[:: self.group]
+            return
+        row = start
+        while row < stop:
+            end = min(stop, row - row % self.run + self.run)
+            place = self._place(row)
+            self.source.read_rows(place, place + end - row, out[row - start : end - start], scratch)
+            row = end
+
+    def scratch_bytes(self, rows: int) -> int:
+        if self.run > 1:
+            return self.source.scratch_bytes(min(rows, self.run))
+        return rows * self.group * self.row_bytes + self.source.scratch_bytes(rows * self.group)
+
+    def _place(self, row: int) -> int:
+        return row // self.run * self.group + self.first + row % self.run
+
+
+def woven(name: str, sources: Sequence[Whole], runs: tuple[int, ...]) -> Woven:
+    """Weave ``sources``, of one dtype and with as many groups of rows each, into the tensor ``name``."""
+    return Woven(
+        name=name,
+        dtype=sources[0].dtype,
+        shape=(sum(source.rows for source in sources), *sources[0].shape[1:]),
+        pieces=tuple(piece for source in sources for piece in source.pieces),
+        sources=tuple(sources),
+        runs=runs,
+    )
+
+
+def unwoven(whole: Whole, runs: tuple[int, ...], number: int) -> Whole:
+    """Return tensor ``number`` of those that ``whole`` is woven of; it keeps the name of ``whole``."""
+    if isinstance(whole, Woven) and whole.runs == runs:
+        return replace(whole.sources[number], name=whole.name)
+    group = sum(runs)
+    return Unwoven(
+        name=whole.name,
+        dtype=whole.dtype,
+        shape=(whole.rows // group * runs[number], *whole.shape[1:]),
+        pieces=whole.pieces,
+        source=whole,
+        first=sum(runs[:number]),
+        run=runs[number],
+        group=group,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.checkpoint.gather import single_file
-from launcher.checkpoint.huggingface import peft_name
+from launcher.checkpoint.huggingface import peft_names
 from launcher.checkpoint.lora import read_single_scale
 from launcher.checkpoint.record import read_record
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
 from launcher.inference.model import Model
-from launcher.inference.weights import Tensors
+from launcher.inference.weights import Tensors, in_parts
 from launcher.jobs import JobPaths, JobRecord, JobStore, find_job, is_job_folder
 from launcher.models import names
 
@@ -101,14 +101,16 @@ def _of_file(model: Model, path: Path) -> Model:
 
 
 def _adapters(found: Mapping[str, Whole], model: Model) -> dict[str, Whole]:
-    """Return the adapters in ``found``, by MindFormers' names."""
+    """Return the adapters in ``found`` by the names of the network's layers."""
     ours = {name: whole for name, whole in found.items() if names.is_adapter(name)}
     if ours:
-        return ours
+        return dict(in_parts(Tensors(weights={}, adapters=ours), model.spec.model_dump()).adapters)
     family, numbers = model.spec.architecture, range(model.spec.num_layers)
     layers = names.SCHEMES[family.route].layers
     paths = [f"{layers}.{number}.{family.path_of(layer)}" for number in numbers for layer in family.linear_layers]
-    wanted = {peft_name(side): side for path in paths for side in names.adapters_of(f"{path}.weight")}
+    sides = [side for path in paths for side in names.adapters_of(f"{path}.weight")]
+    # What peft adapts is a part of a layer where the family fuses layers, and keeps its name.
+    wanted = {name: name if family.fused else side for side in sides for name in peft_names(side)}
     return {wanted[name]: replace(whole, name=wanted[name]) for name, whole in found.items() if name in wanted}
 
 

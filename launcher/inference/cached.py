@@ -1,4 +1,4 @@
-"""A key-value cache on CPU, through MindFormers' own layers.
+"""A key-value cache on CPU, through MindFormers' own layers, or through those of ``plain``.
 
 MindFormers keeps keys and values in paged attention, whose kernels exist only on Ascend. Without them its ``generate``
 pads every row to seq_length and recomputes all of it for each token: its graph is compiled for that one shape. Here
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,19 +27,37 @@ _MASKED = np.float32(-1e9)
 Ints = npt.NDArray[np.int32]
 
 
+class Steps(Protocol):
+    """A network that runs new tokens on cached keys and values. layers: how many. heads, head_size: of keys.
+
+    cos, sin (positions, head_size): rotary positions.
+    """
+
+    layers: int
+    heads: int
+    head_size: int
+    cos: Any
+    sin: Any
+
+    def run(self, tokens: Any, cos: Any, sin: Any, mask: Any, wanted: Any, keys: Any, values: Any) -> Any:
+        """Return (logits of the wanted tokens, keys, values), the new ones at their end.
+
+        tokens (rows, new) int32; cos, sin (rows, 1, new, head_size); mask (rows, 1, new, columns), added to scores;
+        wanted: flat indexes; keys and values: one (rows, heads, columns, head_size) for each layer.
+        """
+
+    def tensor(self, array: Any) -> Any:
+        """Return ``array`` in the form of keys and values."""
+
+    def rows(self, tensors: tuple[Any, ...], index: Any) -> tuple[Any, ...]:
+        """Return the rows ``index`` of each of ``tensors``."""
+
+
 class Cache:
     """Keys and values of one batch at a time. ``forward`` replaces the network's."""
 
-    def __init__(self, network: Any, described: Mapping[str, Any]) -> None:
-        """Prepare a cache. ``described``: everything that ``network`` was built from except its weights."""
-        self._step = _make_step(network)
-        # Only the first run compiles, so only that one needs the graph cache.
-        self._first: AbstractContextManager[None] = graph_cache(described)
-        rotary = network.model.freqs_mgr
-        self._cos, self._sin = rotary.freqs_cos.asnumpy(), rotary.freqs_sin.asnumpy()
-        attention = network.model.layers[0].attention
-        self._layers = len(network.model.layers)
-        self._heads, self._head_size = attention.n_kv_head, attention.head_dim
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
         self.end()
 
     def begin(self, num_rows: int) -> None:
@@ -47,8 +65,8 @@ class Cache:
         self._keep = np.arange(num_rows)
         self._prompt: Ints | None = None
         # A column that nobody looks at: MindSpore has no tensor without elements.
-        empty = np.zeros((num_rows, self._heads, 1, self._head_size), np.float32)
-        self._keys = self._values = tuple(_tensor(empty) for _ in range(self._layers))
+        empty = np.zeros((num_rows, self._steps.heads, 1, self._steps.head_size), np.float32)
+        self._keys = self._values = tuple(self._steps.tensor(empty) for _ in range(self._steps.layers))
         self._columns = np.zeros((num_rows, 1), bool)
 
     def end(self) -> None:
@@ -106,10 +124,8 @@ class Cache:
         # Not for each ended row: copying the cache costs more than computing a few idle rows.
         if not kept.any() or 2 * kept.sum() > len(kept):
             return
-        index = _tensor(np.flatnonzero(kept).astype(np.int32))
-        self._keys, self._values = (
-            tuple(self._step.gather(tensor, index, 0) for tensor in tensors) for tensors in (self._keys, self._values)
-        )
+        index = np.flatnonzero(kept).astype(np.int32)
+        self._keys, self._values = (self._steps.rows(tensors, index) for tensors in (self._keys, self._values))
         self._columns, self._keep = self._columns[kept], self._keep[kept]
 
     def _run(self, tokens: Any, places: Any, real: Any, wanted: Any) -> Any:
@@ -121,23 +137,48 @@ class Cache:
         # Causal among the new columns; columns that are padding for a row stay hidden from it.
         earlier = np.arange(before + new)[None, :] <= before + np.arange(new)[:, None]
         seen = self._columns[:, None, :] & earlier[None]
-        with self._first:
-            logits, self._keys, self._values = self._call(
-                np.ascontiguousarray(tokens, np.int32),
-                # By position, not by column: shorter prompts are padded, so the two differ from row to row.
-                self._cos[places][:, None],
-                self._sin[places][:, None],
-                np.where(seen, np.float32(0), _MASKED)[:, None],
-                wanted.astype(np.int32),
-            )
-        self._first = nullcontext()
-        return logits.asnumpy()
+        logits, self._keys, self._values = self._steps.run(
+            np.ascontiguousarray(tokens, np.int32),
+            # By position, not by column: shorter prompts are padded, so the two differ from row to row.
+            self._steps.cos[places][:, None],
+            self._steps.sin[places][:, None],
+            np.where(seen, np.float32(0), _MASKED)[:, None],
+            wanted.astype(np.int32),
+            self._keys,
+            self._values,
+        )
+        return logits
 
-    def _call(self, *arrays: Any) -> Any:
+
+class CompiledSteps:
+    """MindFormers' network, compiled once for all shapes."""
+
+    def __init__(self, network: Any, described: Mapping[str, Any]) -> None:
+        """Prepare to compile. ``described``: everything that ``network`` was built from except its weights."""
+        self._step = _make_step(network)
+        # Only the first run compiles, so only that one needs the graph cache.
+        self._first: AbstractContextManager[None] = graph_cache(described)
+        rotary = network.model.freqs_mgr
+        self.cos, self.sin = rotary.freqs_cos.asnumpy(), rotary.freqs_sin.asnumpy()
+        attention = network.model.layers[0].attention
+        self.layers = len(network.model.layers)
+        self.heads, self.head_size = attention.n_kv_head, attention.head_dim
+
+    def run(self, tokens: Any, cos: Any, sin: Any, mask: Any, wanted: Any, keys: Any, values: Any) -> Any:
         from mindspore import mutable
 
-        # Without mutable() the tuples would be constants, and every new length would compile a graph of its own.
-        return self._step(*map(_tensor, arrays), mutable(self._keys), mutable(self._values))
+        with self._first:
+            # Without mutable() the tuples would be constants, and every new length would compile a graph of its own.
+            arrays = map(_tensor, (tokens, cos, sin, mask, wanted))
+            logits, keys, values = self._step(*arrays, mutable(keys), mutable(values))
+        self._first = nullcontext()
+        return logits.asnumpy(), keys, values
+
+    def tensor(self, array: Any) -> Any:
+        return _tensor(array)
+
+    def rows(self, tensors: tuple[Any, ...], index: Any) -> tuple[Any, ...]:
+        return tuple(self._step.gather(tensor, _tensor(index), 0) for tensor in tensors)
 
 
 def _tensor(array: Any) -> Any:

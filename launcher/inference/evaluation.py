@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from launcher.checkpoint.tensors import Fold
 from launcher.common.rendering import write_atomic
 from launcher.data.info import read_info
 from launcher.data.mindrecord import read_row
@@ -29,9 +28,8 @@ from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Session
 from launcher.inference.sources import Given, as_job, find_model, job_step
 from launcher.inference.transcript import Transcript
-from launcher.inference.weights import Tensors
+from launcher.inference.weights import with_folds
 from launcher.jobs import JobPaths
-from launcher.models import names
 from launcher.upstream.quiet import quiet
 
 BASE, ADAPTED, MERGED, OTHER = "base", "base + adapter", "merged", "model"
@@ -124,16 +122,7 @@ def _apart(reference: str, jobs_dir: Path, given: Given) -> tuple[Model, Model] 
 def folded(model: Model) -> Model:
     """Return ``model`` with its adapters folded into its weights, as merging does."""
 
-    def tensors(stack: ExitStack) -> Tensors:
-        found = model.open(stack)
-        weights = dict(found.weights)
-        for name, output in weights.items():
-            lora_a, lora_b = (found.adapters.get(side) for side in names.adapters_of(name))
-            if lora_a and lora_b:
-                weights[name] = replace(output, fold=Fold(lora_a=lora_a, lora_b=lora_b, scale=found.scale))
-        return Tensors(weights=weights)
-
-    return replace(model, open=tensors)
+    return replace(model, open=lambda stack: with_folds(model.open(stack)))
 
 
 # ------------------------------------------------------------------------------------------------ rows

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launcher.data.templates import Template, get_template
 from launcher.inference.weights import OpenTensors, check
+from launcher.models.names import MCORE
 from launcher.runspec.sections import GenerationSection, ModelSpec
 
 
@@ -49,3 +50,8 @@ class Model:
         """Raise CheckpointError when files are damaged, or names or shapes do not fit. Reads headers only."""
         with ExitStack() as stack:
             check(self.open(stack), self.spec, str(self.where))
+
+
+def is_plain(model: Model) -> bool:
+    """Return whether the host's processor computes ``model``, on Ascend hosts too."""
+    return model.spec.architecture.route == MCORE

@@ -15,7 +15,7 @@ from launcher.data.templates import Template, template_names
 from launcher.data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from launcher.errors import DataError, HostError, JobCancelled, SpecError
 from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
-from launcher.inference.model import Model
+from launcher.inference.model import Model, is_plain
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.transcript import Transcript
 
@@ -89,6 +89,11 @@ class Session:
         Loads nothing else.
         """
         _check_device(device_id)
+        if device_id is not None and is_plain(model):
+            raise HostError(
+                f"--device {device_id}: a {model.spec.architecture.title} is asked on the host's processor",
+                hint="leave --device out, or merge-ckpt --format hf and ask it with another program",
+            )
         self.model = model
         self.batch_size = batch_size
         self._device_id = device_id
@@ -148,6 +153,13 @@ class Session:
 
     @cached_property
     def _decoder(self) -> Decoder:
+        if is_plain(self.model):
+            from launcher.inference import plain
+            from launcher.inference.cached import Cache
+
+            return Decoder(
+                plain.PlainNetwork(), pad_id=self.model.spec.pad_token_id, cache=Cache(plain.load(self.model))
+            )
         from launcher.inference import network
 
         built = network.build(
@@ -156,9 +168,9 @@ class Session:
         # Only Ascend has the kernels of MindFormers' own cache.
         cache = None
         if built.device == "CPU":
-            from launcher.inference.cached import Cache
+            from launcher.inference.cached import Cache, CompiledSteps
 
-            cache = Cache(built.network, built.described)
+            cache = Cache(CompiledSteps(built.network, built.described))
         return Decoder(built.network, pad_id=self.model.spec.pad_token_id, cache=cache)
 
     @cached_property
@@ -166,7 +178,7 @@ class Session:
         """Return whether the model runs on this host's CPU."""
         from launcher.inference import network
 
-        return network.target() == "CPU"
+        return is_plain(self.model) or network.target() == "CPU"
 
     def load(self) -> None:
         """Load the model now and run it once, because the first run compiles it.

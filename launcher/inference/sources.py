@@ -28,7 +28,7 @@ from launcher.data.tokenizer import find_tokenizer, load_tokenizer, stand_in_pad
 from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
 from launcher.inference.model import Model
-from launcher.inference.weights import OpenTensors, Tensors
+from launcher.inference.weights import OpenTensors, Tensors, in_parts
 from launcher.jobs import JobPaths, JobRecord, exists, find_job
 from launcher.models import names
 from launcher.models.generation import generation_section
@@ -157,7 +157,8 @@ def _shard_tensors(source: Source, stack: ExitStack, *, folded: bool, adapters: 
     plan = plan_merge(source, Options(fold=folded), stack)
     weights = {output.name: output for output in plan.outputs if names.is_weight(output.name)}
     apart = {output.name: output.whole for output in plan.outputs if names.is_adapter(output.name)}
-    return Tensors(weights=weights, adapters=apart if adapters else {}, scale=plan.scale or 1.0)
+    found = Tensors(weights=weights, adapters=apart if adapters else {}, scale=plan.scale or 1.0)
+    return in_parts(found, dict(source.model or {})["model"])
 
 
 # ------------------------------------------------------------------------------------------------ folders and files
@@ -210,11 +211,10 @@ def _shards(folder: Path, spec: ModelSpec) -> OpenTensors:
 
 def _whole(path: Path, config: Path) -> OpenTensors:
     def tensors(stack: ExitStack) -> Tensors:
-        found = open_model(path, config, stack).tensors
-        weights = {name: whole for name, whole in found.items() if names.is_weight(name)}
-        return Tensors(
-            weights={name: Output(name=name, dtype=whole.dtype, whole=whole) for name, whole in weights.items()}
-        )
+        found = open_model(path, config, stack)
+        weights = {name: whole for name, whole in found.tensors.items() if names.is_weight(name)}
+        outputs = {name: Output(name=name, dtype=whole.dtype, whole=whole) for name, whole in weights.items()}
+        return in_parts(Tensors(weights=outputs), found.model)
 
     return tensors
 

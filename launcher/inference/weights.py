@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from launcher.checkpoint.dtypes import Array, numpy_dtype
-from launcher.checkpoint.tensors import Output, Whole
+from launcher.checkpoint.huggingface import PEFT_PREFIX, parts_of
+from launcher.checkpoint.tensors import Fold, Output, Whole
 from launcher.errors import CheckpointError
 from launcher.models import names
-from launcher.models.registry import shapes_of
+from launcher.models.registry import family_of, part_shapes, shapes_of
 from launcher.runspec.sections import ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tensors:
-    """The tensors to load into a network, by MindFormers' names. ``adapters``: unfolded LoRA; ``scale``: its
+    """The tensors to load into a network, by the names of ``in_parts``. ``adapters``: unfolded LoRA; ``scale``: its
     alpha / r."""
 
     weights: Mapping[str, Output]
@@ -50,9 +52,52 @@ def check(tensors: Tensors, model: ModelSpec, where: str) -> None:
         )
 
 
+def in_parts(tensors: Tensors, model: Mapping[str, Any]) -> Tensors:
+    """Return ``tensors`` by the names of the network that computes the model section ``model``.
+
+    They are MindFormers', and transformers' and peft's where the family fuses layers: its network has them apart.
+    """
+    if not family_of(model).fused:
+        return tensors
+    weights = (part for output in tensors.weights.values() for part in parts_of(output, model))
+    adapters = (Output(name=name, dtype=whole.dtype, whole=whole) for name, whole in tensors.adapters.items())
+    apart = (part for output in adapters for part in parts_of(output, model))
+    return replace(
+        tensors, weights={part.name: part for part in weights}, adapters={part.name: part.whole for part in apart}
+    )
+
+
+def with_folds(tensors: Tensors) -> Tensors:
+    """Return ``tensors`` with the adapters in the weights, as merging does."""
+    weights = dict(tensors.weights)
+    for name, whole in tensors.adapters.items():
+        if name.endswith(names.LORA_A):
+            lora_b = tensors.adapters[_partner(name)]
+            weight = _weight_of(name)
+            weights[weight] = replace(weights[weight], fold=Fold(lora_a=whole, lora_b=lora_b, scale=tensors.scale))
+    return replace(tensors, weights=weights, adapters={})
+
+
+def _weight_of(adapter: str) -> str:
+    return names.weight_of(adapter.removeprefix(PEFT_PREFIX))
+
+
+def _partner(adapter: str) -> str:
+    """Return the name of the other adapter of the same weight."""
+    ends: list[tuple[str, str]] = [
+        *zip(names.LORA_A, names.LORA_B, strict=True),
+        *zip(names.LORA_B, names.LORA_A, strict=True),
+    ]
+    return next(adapter.removesuffix(end) + other for end, other in ends if adapter.endswith(end))
+
+
 def expected_shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Return name and shape of every weight; without the head where it is the embedding."""
-    return shapes_of(model.model_dump())
+    """Return name and shape of every weight of the network; without the head where it is the embedding."""
+    section = model.model_dump()
+    shapes = shapes_of(section)
+    if not model.architecture.fused:
+        return shapes
+    return {part: shape for name, whole in shapes.items() for part, shape in part_shapes(name, whole, section).items()}
 
 
 def _misfits(tensors: Tensors, model: ModelSpec) -> Iterator[str]:
@@ -65,10 +110,11 @@ def _misfits(tensors: Tensors, model: ModelSpec) -> Iterator[str]:
             yield f"{name} is {list(found.shape)}, the model needs {list(shape)}"
     yield from (f"{name} is unknown" for name in tensors.weights if name not in shapes and name not in names.HEADS)
     for name, whole in tensors.adapters.items():
-        weight = name.rsplit(".", 1)[0] + ".weight"
-        side = shapes.get(weight, (0, 0))[1 if name.endswith(names.LORA_A) else 0]
-        if side != whole.shape[1 if name.endswith(names.LORA_A) else 0]:
-            yield f"adapter {name} is {list(whole.shape)}, its weight {list(shapes.get(weight, ()))}"
+        axis, shape = 1 if name.endswith(names.LORA_A) else 0, shapes.get(_weight_of(name), ())
+        if (*shape, 0, 0)[axis] != whole.shape[axis]:
+            yield f"adapter {name} is {list(whole.shape)}, its weight {list(shape)}"
+        if _partner(name) not in tensors.adapters:
+            yield f"adapter {_partner(name)} is missing"
 
 
 def read(output: Output) -> Array:

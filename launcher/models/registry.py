@@ -201,6 +201,21 @@ def sizes_of(model: Mapping[str, Any]) -> Sizes:
     )
 
 
+def runs_of(name: str, model: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return how the fused weight ``name`` is woven: how many rows of each part a group has."""
+    match = LAYER.fullmatch(names.module_of(name))
+    if match is None:
+        raise KeyError(name)
+    return family_of(model).runs(match[2], sizes_of(model))
+
+
+def part_shapes(name: str, shape: Shape, model: Mapping[str, Any]) -> dict[str, Shape]:
+    """Return transformers' name and shape of each weight that ``name`` of ``shape`` is made of."""
+    theirs = hf_names(name)
+    runs = (1,) if len(theirs) == 1 else runs_of(name, model)
+    return {part: (shape[0] // sum(runs) * run, *shape[1:]) for part, run in zip(theirs, runs, strict=True)}
+
+
 def shapes_of(model: Mapping[str, Any]) -> dict[str, Shape]:
     """Return name and shape of every weight of a model section; MindFormers has no head for a tied one."""
     return base.shapes(family_of(model), sizes_of(model))

@@ -27,11 +27,18 @@ HEAD = SCHEMES[LEGACY].head
 
 CONFIG: dict[str, Any] = {**HF_CONFIG, "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2}
 QWEN2 = {**CONFIG, "model_type": "qwen2", "rope_theta": 1e6, "sliding_window": 4096, "use_sliding_window": False}
+QWEN3 = {**CONFIG, "model_type": "qwen3", "rope_theta": 1e6, "head_dim": 12}
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": QWEN2,
     "qwen2-tied": {**QWEN2, "tie_word_embeddings": True},
     "qwen2-heads": {**QWEN2, "num_key_value_heads": 4, "rms_norm_eps": 1e-5},
     "qwen2-one-key": {**QWEN2, "num_key_value_heads": 1, "num_hidden_layers": 3, "tie_word_embeddings": True},
+    "qwen3": QWEN3,
+    "qwen3-tied": {**QWEN3, "tie_word_embeddings": True, "head_dim": 8},
+    "qwen3-heads": {**QWEN3, "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "head_dim": 20},
+    "qwen3-one-key": {**QWEN3, "num_key_value_heads": 1, "num_hidden_layers": 3, "tie_word_embeddings": True},
+    "qwen3-wide": {**QWEN3, "hidden_size": 64, "head_dim": 24, "intermediate_size": 100},
+    "qwen3-narrow": {**QWEN3, "hidden_size": 64, "head_dim": 6, "num_attention_heads": 8, "intermediate_size": 3},
     "llama": {**CONFIG, "model_type": "llama"},
     "llama3-tied": {**CONFIG, "model_type": "llama", "tie_word_embeddings": True, "rope_scaling": LLAMA3_ROPE},
     "mistral": {**CONFIG, "model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
@@ -44,14 +51,28 @@ _OURS = """
 os.environ["LAUNCHER_NO_GRAPH_CACHE"] = "1"
 import numpy as np
 from pathlib import Path
-from launcher.inference.cached import Cache
+from launcher.inference.cached import Cache, CompiledSteps
 from launcher.inference.network import build
+from launcher.inference.model import is_plain
+from launcher.inference.plain import load
 from launcher.inference.sources import Given, find_model
+
+def plain(model, ids):
+    cache = Cache(load(model))
+    cached = cache.all_logits(np.array([ids]))[0]
+    rows = np.array([ids, ids[1:] + ids[:1]], np.int32)  # a second row of another prompt, longer by one token
+    cache.begin(2)
+    steps = [cache.forward(input_ids=rows, valid_length_each_example=[n, n + 1])[0][0] for n in range(1, len(ids))]
+    return cached, np.array([*steps, cached[-1]])
 
 def logits(folder, adapter, ids, target):
     model = find_model(folder, Path("."), Given(adapter=adapter))
+    if is_plain(model):
+        cached, whole = plain(model, ids)
+        np.savez(target, cached=cached, whole=whole)
+        return
     built = build(model, batch_size=1)
-    cached = Cache(built.network, built.described).all_logits(np.array([ids]))[0]
+    cached = Cache(CompiledSteps(built.network, built.described)).all_logits(np.array([ids]))[0]
     from mindspore import Tensor
     row = np.pad(np.array([ids], np.int32), ((0, 0), (0, model.context - len(ids))))
     whole = built.network(Tensor(row)).asnumpy().reshape(-1, cached.shape[-1])[: len(ids)]
