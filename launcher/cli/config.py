@@ -13,8 +13,11 @@ from launcher.cli.options.completion import preset_names, spec_names
 from launcher.cli.options.group import option, takes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from launcher.common.yaml_lines import YamlDocument
     from launcher.control.configs import ListedSpec
+    from launcher.runspec.layers import Override
     from launcher.runspec.presets import Preset
     from launcher.runspec.sections import ModelSpec, RunSpec
 
@@ -156,29 +159,36 @@ def _shown(spec: RunSpec, source: YamlDocument) -> dict[str, Any]:
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC...", shell_complete=spec_names)
 @set_option
 def check(specs: tuple[str, ...], sets: tuple[str, ...]) -> None:
-    """Check run specs; exit code 2 when one is wrong.
+    """Check run specs; exit code 2 when one is wrong. Input files that are not there yet are named in notes.
 
     \b
     launcher config check mine.yaml llama_7b_lora
     """
-    from launcher.errors import DataError, SpecError
-    from launcher.plan.inputs import check_tokenizer
-    from launcher.runspec.checking import load_spec
+    from launcher.errors import SpecError
     from launcher.runspec.layers import parse_sets
 
-    overrides, failed = parse_sets(sets), []
-    for name in specs:
-        try:
-            spec = load_spec(name, overrides)
-            check_tokenizer(spec)
-            click.echo(f"{name}: good ({spec.name})")
-        except (SpecError, DataError) as error:
-            failed.append(name)
-            click.echo(error.message, err=True)
-            if error.hint:
-                click.echo(f"  hint: {error.hint}", err=True)
+    overrides = parse_sets(sets)
+    failed = [name for name in specs if not _is_good(name, overrides)]
     if failed:
         raise SpecError(f"{len(failed)} of {len(specs)} spec(s) wrong: {', '.join(failed)}")
+
+
+def _is_good(name: str, overrides: Sequence[Override]) -> bool:
+    """Check one spec and print what was found."""
+    from launcher.control import configs
+    from launcher.errors import DataError, SpecError
+
+    try:
+        spec, missing = configs.checked(name, overrides)
+    except (SpecError, DataError) as error:
+        click.echo(error.message, err=True)
+        if error.hint:
+            click.echo(f"  hint: {error.hint}", err=True)
+        return False
+    click.echo(f"{name}: good ({spec.name})")
+    for note in missing:
+        click.echo(f"  note: {note}")
+    return True
 
 
 @config.command()

@@ -103,7 +103,7 @@ def convert(source: Path, output: Path, layout: str | None, max_rejects: int, pr
     launcher data convert math.jsonl --output conversations.json
     """
     from launcher.data import convert as converter
-    from launcher.data.formats import TITLES
+    from launcher.data.formats import TITLES, unread_text
     from launcher.data.pool import useful_processes
 
     lines = layout == "jsonl" if layout else output.suffix == ".jsonl"
@@ -119,6 +119,8 @@ def convert(source: Path, output: Path, layout: str | None, max_rejects: int, pr
         )
     found = ", ".join(f"{count:,} {TITLES[kind]}" for kind, count in done.kinds.most_common())
     _say(output, done.changed, f"{_many(done.conversations, 'conversation')} from {source} (found: {found})")
+    if done.unread:
+        click.echo(f"warning: {unread_text(done.unread)}", err=True)
     _say_rejects(output, done.rejected)
 
 

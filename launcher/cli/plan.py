@@ -2,65 +2,71 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import data_option, format_option, jobs_dir_option, model_option, set_option
+from launcher.cli.options.common import format_option, jobs_dir_option
 from launcher.cli.options.completion import spec_names
+from launcher.cli.options.group import declared, option, takes
+from launcher.cli.options.run import SpecChanges
+from launcher.cli.output.tables import print_json
 from launcher.engines.base import Command
 
 if TYPE_CHECKING:
     from launcher.control.preview import PlanPreview
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The cards to plan for, and what takes the place of the spec's values."""
+
+    cards: int | None = option(
+        "--cards", type=int, metavar="N", help="Cards to plan for; all of the host's if left out."
+    )
+    kind: str | None = option(
+        "--kind", type=click.Choice(["910", "A2", "A3", "950", "310P"]), help="Plan for N such cards, here or not."
+    )
+    inventory: Path | None = option(
+        "--inventory", type=click.Path(path_type=Path), metavar="FILE", help="Plan for the hosts of an inventory."
+    )
+    jobs_dir: Path = declared(jobs_dir_option)
+
+    def preview(self, spec: str, changes: SpecChanges) -> PlanPreview:
+        """Return the plan of ``spec`` with ``changes``."""
+        from launcher.control import preview
+        from launcher.runspec.reading import find_spec
+
+        find_spec(spec)  # before the hosts: a misspelt name is not to be blamed on their cards
+        cluster = preview.cluster_for(self.cards, self.kind, self.inventory)
+        made_up = self.kind is not None and self.inventory is None
+        return preview.preview(spec, cluster, changes.overrides(), self.jobs_dir, made_up=made_up)
+
+
 @click.command()
 @click.argument("spec", shell_complete=spec_names)
-@click.option("--cards", type=int, metavar="N", help="Cards to plan for; all of the host's if left out.")
-@click.option(
-    "--kind", type=click.Choice(["910", "A2", "A3", "950", "310P"]), help="Plan for N such cards, here or not."
-)
-@click.option(
-    "--inventory", type=click.Path(path_type=Path), metavar="FILE", help="Plan for the hosts of an inventory."
-)
-@set_option
-@click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
-@model_option
-@data_option
+@takes(PlanOptions, "options")
+@takes(SpecChanges, "changes")
 @format_option
 @click.option("--sim", is_flag=True, help="Let MindSpore compile the run without cards (needs CANN).")
-@jobs_dir_option
-def plan(
-    spec: str,
-    cards: int | None,
-    kind: str | None,
-    inventory: Path | None,
-    sets: tuple[str, ...],
-    checkpoint: str | None,
-    model: str | None,
-    data: str | None,
-    form: str,
-    sim: bool,
-    jobs_dir: Path,
-) -> None:
+def plan(spec: str, options: PlanOptions, changes: SpecChanges, form: str, sim: bool) -> None:
     """Show all that a run of SPEC would do, and whether it fits the cards. Nothing is written.
 
     \b
     launcher plan llama_7b_lora --cards 8 --kind A2
     launcher plan llama_7b_lora --model ./Qwen2.5-7B-Instruct --cards 8 --kind A2
     """
-    from launcher.control import preview, simulation
-    from launcher.control.prepare import overrides
+    from launcher.control import simulation
 
-    cluster = preview.cluster_for(cards, kind, inventory)
-    made_up = kind is not None and inventory is None
-    changes = overrides(sets, checkpoint, model=model, data=data)
-    shown = preview.preview(spec, cluster, changes, jobs_dir, made_up=made_up)
-    click.echo(json.dumps(shown.to_dict(), ensure_ascii=False, indent=1) if form == "json" else text(shown))
+    shown = options.preview(spec, changes)
+    if form == "json":
+        print_json(shown.to_dict())
+    else:
+        click.echo(text(shown))
     if sim:
         click.echo(simulation.run(shown.plan).describe(), err=form == "json")
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import data_option, in_jobs_dir, jobs_dir_option, lang_option, model_option, set_option
+from launcher.cli.options.common import in_jobs_dir, jobs_dir_option, lang_option
 from launcher.cli.options.completion import spec_names
-from launcher.cli.options.group import takes
-from launcher.cli.options.run import RunChoice
+from launcher.cli.options.group import option, takes
+from launcher.cli.options.run import RunChoice, SpecChanges
 from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
 
 if TYPE_CHECKING:
@@ -19,34 +20,37 @@ if TYPE_CHECKING:
     from launcher.plan.launch_plan import LaunchPlan
 
 
+@dataclass(frozen=True, kw_only=True)
+class SubmitOptions:
+    """How many cards, and how far to go."""
+
+    cards: int | None = option(
+        "--cards", type=int, metavar="N", help="Devices to use, on all hosts; all of them if left out."
+    )
+    port: int | None = option(
+        "--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler; a free one if left out."
+    )
+    dry_run: bool = option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
+    no_preflight: bool = option("--no-preflight", is_flag=True, help="Start even when a check of the hosts fails.")
+    detach: bool = option(
+        "--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it."
+    )
+
+
 @click.command()
 @click.argument("spec", required=False, shell_complete=spec_names)
-@click.option("--cards", type=int, metavar="N", help="Devices to use, on all hosts; all of them if left out.")
-@click.option("--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint.")
-@model_option
-@data_option
-@set_option
-@click.option("--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler; a free one if left out.")
-@click.option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
-@click.option("--no-preflight", is_flag=True, help="Start even when a check of the hosts fails.")
+@takes(SubmitOptions, "options")
+@takes(SpecChanges, "changes")
 @takes(RunChoice, "run")
 @scheduler_options
-@click.option("--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it.")
 @lang_option
 @jobs_dir_option
 def submit(
     spec: str | None,
-    cards: int | None,
-    checkpoint: str | None,
-    model: str | None,
-    data: str | None,
-    sets: tuple[str, ...],
-    port: int | None,
-    dry_run: bool,
-    no_preflight: bool,
+    options: SubmitOptions,
+    changes: SpecChanges,
     run: RunChoice,
     scheduler: SchedulerChoice,
-    detach: bool,
     jobs_dir: Path,
 ) -> None:
     """Finetune as SPEC says (a .yaml file, or a name in configs/) and follow the run to its end.
@@ -67,16 +71,16 @@ def submit(
     from launcher.control import prepare
 
     prepared = prepare.prepare(
-        spec, cards=cards, checkpoint=checkpoint, sets=sets, port=port, jobs_dir=jobs_dir, options=run.options(),
-        scheduler=scheduler.name, values=scheduler.values, model=model, data=data,
+        spec, cards=options.cards, port=options.port, jobs_dir=jobs_dir, options=run.options(),
+        scheduler=scheduler.name, values=scheduler.values, **asdict(changes),
     )  # fmt: skip
-    if dry_run:
+    if options.dry_run:
         show.dry_run(prepared)
         return
-    _say(prepared.notes, err=detach)
-    if not no_preflight:
-        _say(prepare.preflight(prepared.plan, port=port), err=True)
-    _begin(_completed(prepared, err=detach), detach=detach)
+    _say(prepared.notes, err=options.detach)
+    if not options.no_preflight:
+        _say(prepare.preflight(prepared.plan, port=options.port), err=True)
+    _begin(_completed(prepared, err=options.detach), detach=options.detach)
 
 
 def _say(lines: Iterable[str], *, err: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from launcher.plan import memory
 from launcher.runspec import presets
 from launcher.runspec.checking import load_spec, preset_model
 from launcher.runspec.folders import settings_of_folder
+from launcher.runspec.layers import Override
 from launcher.runspec.schema import BEGIN, END, schema_text, with_reference
-from launcher.runspec.sections import ModelSpec
+from launcher.runspec.sections import ModelSpec, RunSpec
 
 SCHEMA = "run.schema.json"
 
@@ -132,6 +133,20 @@ def first_plan(name: str) -> str:
     """Return the command that shows what a run of the new spec would do: on 8 cards, or here if the CPU is enough."""
     small = memory.parameter_count(load_spec(name).model) < _FITS_A_CPU
     return f"launcher plan {name}" if small else f"launcher plan {name} --cards 8 --kind A2"
+
+
+def checked(name: str, overrides: Sequence[Override] = ()) -> tuple[RunSpec, tuple[str, ...]]:
+    """Return the spec, and a note for each input file that is not there.
+
+    Raises SpecError or DataError for a spec that is wrong.
+    """
+    from launcher.doctor import needs_of_spec
+    from launcher.plan.inputs import check_tokenizer  # numpy comes with it, and lists of specs need none
+
+    spec = load_spec(name, overrides)
+    check_tokenizer(spec)
+    missing = (file for file in needs_of_spec(spec).files if not file.path.exists())
+    return spec, tuple(f"{file.what} {file.path} does not exist; {file.fix}" for file in missing)
 
 
 @dataclass(frozen=True, kw_only=True)

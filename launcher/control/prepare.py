@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from launcher.plan.placement import RunOptions
 from launcher.runspec.checking import load_source, parse_spec
 from launcher.runspec.folders import OWN_TEMPLATES, chat_template_file, settings_of_folder
 from launcher.runspec.layers import Override, parse_sets
+from launcher.runspec.reading import find_spec
 from launcher.runspec.sections import RunSpec
 from launcher.schedulers import registry
 
@@ -58,11 +61,16 @@ def prepare(
     ``values``: those of the scheduler's own options. Raises SpecError, DataError, CheckpointError or HostError for
     anything that does not fit.
     """
+    if spec_name is not None:
+        find_spec(spec_name)  # before the hosts: a misspelt name is not to be blamed on their cards
     options = options or RunOptions()
     placement = registry.get(scheduler).place(values or {}, cards=cards, grace_s=options.limits.grace_s)
     cluster = placement.cluster
     name = DEFAULT_SPEC[cluster.target] if spec_name is None else spec_name
-    source = load_source(name, overrides(sets, checkpoint, model=model, data=data))
+    changes = overrides(sets, checkpoint, model=model, data=data)
+    if spec_name is None and model is not None:
+        changes = [_named_after(model), *_with_data_of_its_own(changes)]
+    source = load_source(name, changes)
     spec = parse_spec(source)
     found, pending = inputs.resolve(spec)
     port = (port or 0) if placement.agents else scheduler_port(port, cluster.hosts[0].address)
@@ -124,6 +132,21 @@ def _of_folder(model: str | None, *, new_data: bool) -> Iterator[Override]:
             yield Override(keys=(section, key), value=value, origin=f"--model {model}")
 
 
+def _named_after(model: str) -> Override:
+    """Return the name of a run that has no spec of its own: that of the model's folder."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(os.path.abspath(model)).name)  # noqa: PTH100 - links keep their names
+    return Override(keys=("name",), value=name.strip("-._")[:64] or "model", origin=f"--model {model}")
+
+
+def _with_data_of_its_own(changes: list[Override]) -> list[Override]:
+    """Return ``changes``, which name the data: those of a default spec are of another model. Raises SpecError."""
+    if not any(change.keys[0] == "data" for change in changes):
+        raise SpecError(
+            "--model says what is trained, and nothing says on what", hint="add --data FILE, or name a SPEC"
+        )
+    return changes
+
+
 def _of_data(data: str | None) -> Iterator[Override]:
     if data is not None:
         for key, value in (("sample", None), ("train", data)):
@@ -136,8 +159,10 @@ def _sentence(note: str) -> str:
 
 def _remarks(asked: str | None, name: str, cluster: Cluster, spec: RunSpec) -> list[str]:
     notes = []
-    if asked is None and cluster.target == "CPU" and len(cluster.hosts) == 1:
+    if asked is None and not spec.model.folder and cluster.target == "CPU" and len(cluster.hosts) == 1:
         notes.append(f"No Ascend card found: running {name} on this machine's CPU.")
+    elif asked is None and spec.model.folder:
+        notes.append(f"No SPEC given: all settings but the model and its data are those of {name}.")
     elif asked is None:
         notes.append(f"No SPEC given: running {name}.")
     folder = Path(spec.model.folder) if spec.model.folder else None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import orjson
 
 from launcher.data import outputs
-from launcher.data.formats import RecordError, to_conversation
+from launcher.data.formats import RecordError, to_conversation, unread_keys
 from launcher.data.messages import Conversation
 from launcher.data.pool import ordered_map
 from launcher.data.records import Chunk, Record, Reject, Source, parse, parse_fast
@@ -24,9 +24,11 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """The result of ``convert``: conversations by format, rejected records, and whether the output changed."""
+    """The result of ``convert``: conversations by format, keys that were not read, rejected records, and whether the
+    output changed."""
 
     kinds: Counter[str]
+    unread: Counter[str]
     rejected: int
     changed: bool
 
@@ -42,29 +44,51 @@ class _Batch:
     data: bytes
     kinds: Counter[str]
     rejects: list[Reject]
+    unread: Counter[str]
 
 
 def read_conversations(path: Path) -> Iterator[Conversation]:
     """Read the conversations of ``path``. Raises DataError, naming file and line, for an invalid record."""
     for chunk in Source(path).chunks():
-        found, rejects = conversations(chunk)
-        for reject in rejects:
+        read = conversations(chunk)
+        for reject in read.rejects:
             raise DataError(f"{path}:{reject.line}: {reject.reason}", hint="launcher data convert can leave it out")
-        yield from (conversation for _, conversation in found)
+        yield from (conversation for _, conversation in read.found)
 
 
-def conversations(chunk: Chunk) -> tuple[list[tuple[str, Conversation]], list[Reject]]:
-    """Return kind and conversation of each record of ``chunk``, and the rejected records."""
+@dataclass(frozen=True, kw_only=True)
+class Conversations:
+    """The records of one chunk: kind and conversation of each, those rejected, and the keys that were not read."""
+
+    found: list[tuple[str, Conversation]]
+    rejects: list[Reject]
+    unread: Counter[str]
+
+    @property
+    def kinds(self) -> Counter[str]:
+        return Counter([kind for kind, _ in self.found])
+
+
+def conversations(chunk: Chunk) -> Conversations:
+    """Return the conversations of the records of ``chunk``."""
     values = parse_fast(chunk)
     if values is not None:
         with suppress(RecordError):
-            return [to_conversation(value, place) for place, value in enumerate(values, chunk.first_record)], []
+            found = [to_conversation(value, place) for place, value in enumerate(values, chunk.first_record)]
+            return _all_of(found, values, [])
     # Something is wrong in this chunk: one record at a time tells what and where.
     return _one_by_one(chunk)
 
 
-def _one_by_one(chunk: Chunk) -> tuple[list[tuple[str, Conversation]], list[Reject]]:
+def _all_of(found: list[tuple[str, Conversation]], values: Sequence[Any], rejects: list[Reject]) -> Conversations:
+    kinds = (kind for kind, _ in found)
+    unread = Counter(key for kind, value in zip(kinds, values, strict=True) for key in unread_keys(kind, value))
+    return Conversations(found=found, rejects=rejects, unread=unread)
+
+
+def _one_by_one(chunk: Chunk) -> Conversations:
     found: list[tuple[str, Conversation]] = []
+    values: list[Any] = []
     rejects: list[Reject] = []
     for item in parse(chunk):
         if isinstance(item, Reject):
@@ -72,9 +96,10 @@ def _one_by_one(chunk: Chunk) -> tuple[list[tuple[str, Conversation]], list[Reje
             continue
         try:
             found.append(to_conversation(item.value, item.number))
+            values.append(item.value)
         except RecordError as error:
             rejects.append(rejected(item, error))
-    return found, rejects
+    return _all_of(found, values, rejects)
 
 
 def rejected(record: Record, error: RecordError) -> Reject:
@@ -102,29 +127,31 @@ def convert(
     with outputs.scratch(target) as folder:
         built, kept = folder / target.name, folder / "rejects"
         with closing(Rejects(source, kept, most=max_rejects)) as rejects, built.open("wb") as out:
-            kinds = _write(out, Source(source), rejects, lines=lines, processes=processes, progress=progress)
+            kinds, unread = _write(out, Source(source), rejects, lines=lines, processes=processes, progress=progress)
         if not kinds:
             raise DataError(f"{source} holds no conversation")
         changed = outputs.put(built, target, force=force)
         outputs.put_or_remove(kept if rejects.count else None, rejects_path(target))
-        return Converted(kinds=kinds, rejected=rejects.count, changed=changed)
+        return Converted(kinds=kinds, unread=unread, rejected=rejects.count, changed=changed)
 
 
 def _write(
     out: BinaryIO, source: Source, rejects: Rejects, *, lines: bool, processes: int, progress: Progress
-) -> Counter[str]:
+) -> tuple[Counter[str], Counter[str]]:
     separator = b"\n" if lines else b",\n"
     kinds: Counter[str] = Counter()
+    unread: Counter[str] = Counter()
     out.write(b"" if lines else b"[\n")
     for batch in ordered_map(lambda: _Converter(separator), source.chunks(), processes=processes):
         rejects.add(batch.rejects)
         kinds += batch.kinds
+        unread += batch.unread
         out.write(batch.data)
         progress(source.position, source.size, kinds.total())
     if not lines and kinds:
         out.seek(-len(separator), 1)
         out.write(b"\n]\n")
-    return kinds
+    return kinds, unread
 
 
 class _Converter:
@@ -134,8 +161,8 @@ class _Converter:
         self._separator = separator
 
     def __call__(self, chunk: Chunk, /) -> _Batch:
-        found, rejects = conversations(chunk)
-        parts = [orjson.dumps(conversation.record()) for _, conversation in found]
+        read = conversations(chunk)
+        parts = [orjson.dumps(conversation.record()) for _, conversation in read.found]
         # The empty part makes the separator follow the last one too.
         data = self._separator.join([*parts, b""])
-        return _Batch(data=data, kinds=Counter([kind for kind, _ in found]), rejects=rejects)
+        return _Batch(data=data, kinds=read.kinds, rejects=read.rejects, unread=read.unread)

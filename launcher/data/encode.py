@@ -47,6 +47,17 @@ class Batch:
     halves: list[Half]
     rejects: list[Reject]
     kinds: Counter[str]
+    unread: Counter[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadChunk:
+    """The records of one chunk with their ids, those rejected, and counts by format and of keys that were not read."""
+
+    pairs: list[tuple[str, Any]]
+    rejects: list[Reject]
+    kinds: Counter[str]
+    unread: Counter[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +88,22 @@ class Encoder:
     def __call__(self, item: tuple[Chunk, Kept | None], /) -> Batch:
         """Encode the kept records of a chunk to rows; rejected records have no entry in the mask."""
         chunk, kept = item
-        found, rejects, kinds = self.read(chunk)
+        read = self.read(chunk)
+        found = read.pairs
         chosen = found if kept is None else [item for item, keep in zip(found, kept, strict=True) if keep]
         samples = [self._sample(name, content) for name, content in chosen]
         halves = [self._half(part) for part in self._split(samples)]
         halves[0].counts["duplicates"] = len(found) - len(chosen)
-        return Batch(halves=halves, rejects=rejects, kinds=kinds)
+        return Batch(halves=halves, rejects=read.rejects, kinds=read.kinds, unread=read.unread)
 
-    def read(self, chunk: Chunk) -> tuple[list[tuple[str, Any]], list[Reject], Counter[str]]:
-        """Return the records of ``chunk`` with their ids, the rejected ones, and counts by format."""
+    def read(self, chunk: Chunk) -> ReadChunk:
+        """Return the records of ``chunk``."""
         if self.template is None:
             texts, rejects = _texts(chunk)
-            return texts, rejects, Counter(text=len(texts))
-        found, rejects = conversations(chunk)
-        kinds = Counter([kind for kind, _ in found])
-        return [(conversation.id, conversation.messages) for _, conversation in found], rejects, kinds
+            return ReadChunk(pairs=texts, rejects=rejects, kinds=Counter(text=len(texts)), unread=Counter())
+        read = conversations(chunk)
+        pairs = [(conversation.id, conversation.messages) for _, conversation in read.found]
+        return ReadChunk(pairs=pairs, rejects=read.rejects, kinds=read.kinds, unread=read.unread)
 
     def _sample(self, name: str, content: Any) -> _Sample:
         if self.template is None:
@@ -183,7 +195,7 @@ class _Digests:
         self._encoder = encoder
 
     def __call__(self, chunk: Chunk, /) -> tuple[Digests, Kept]:
-        found, _, _ = self._encoder.read(chunk)
+        found = self._encoder.read(chunk).pairs
         texts = [content if isinstance(content, str) else said(content) for _, content in found]
         held_out = np.array([self._encoder.holds_out(name) for name, _ in found], dtype=bool)
         return np.array([digest(text) for text in texts], dtype=np.uint64), held_out

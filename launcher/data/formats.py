@@ -11,7 +11,7 @@ calls, is rejected: without them it would train something else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launcher.data.messages import ROLES, Conversation, Message
@@ -24,6 +24,7 @@ TITLES = {
     "text": "text",
 }
 _BELLE_START = "题目："
+_SHOWN_KEYS = 6
 _TOOLS = ("tools", "functions", "tool_calls", "function_call")
 
 
@@ -51,6 +52,35 @@ def to_conversation(value: Any, number: int) -> tuple[str, Conversation]:
     if found is None or found == "" or not isinstance(found, (str, int)):
         found = f"bellemath{number}" if kind == "belle" else f"{kind}{number}"
     return kind, Conversation(str(found), messages)
+
+
+# Of each kind: the key of the turns, the keys of a record that are read, and those of a turn.
+_INSTRUCTION = ("", {"id", "instruction", "input", "output", "history", "system"}, set[str]())
+_READ = {
+    "belle": _INSTRUCTION,
+    "alpaca": _INSTRUCTION,
+    "sharegpt": ("conversations", {"id", "conversations", "system"}, {"from", "value", "weight"}),
+    "openai": ("messages", {"id", "messages"}, {"role", "content", "weight"}),
+}
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+
+
+def unread_keys(kind: str, value: dict[str, Any]) -> set[str]:
+    """Return the keys of a good record that say something and become no part of its conversation."""
+    turns, known, known_in_turn = _READ[kind]
+    found = {key for key, item in value.items() if key not in known and item not in _EMPTY}
+    for turn in value[turns] if turns else ():
+        if not turn.keys() <= known_in_turn:
+            found |= {f"{turns}[].{key}" for key in turn.keys() - known_in_turn if turn[key] not in _EMPTY}
+    return found
+
+
+def unread_text(unread: Mapping[str, int]) -> str:
+    """Return what was not read, the commonest keys first."""
+    keys = sorted(unread, key=lambda key: -unread[key])
+    shown = ", ".join(f"{key} (in {unread[key]:,} records)" for key in keys[:_SHOWN_KEYS])
+    more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
+    return f"not read: {shown}{more}. A system text is read from system, or from a turn of that role"
 
 
 def to_text(value: Any) -> str:

@@ -33,6 +33,7 @@ from launcher.common.signals import handled
 from launcher.data import outputs
 from launcher.data.convert import Progress
 from launcher.data.encode import Batch, Encoder, Half, Kept, count_shared, duplicates
+from launcher.data.formats import unread_text
 from launcher.data.info import DatasetInfo, read_info, read_stats, stats_path
 from launcher.data.messages import Message
 from launcher.data.mindrecord import COLUMNS, Page, ShardState, ShardWriter
@@ -324,6 +325,7 @@ class _Run:
             _empty(folder)
         self._done: int = state["batches"] if state else 0
         self._kinds: Counter[str] = Counter(state["kinds"] if state else {})
+        self._unread: Counter[str] = Counter(state.get("unread", {}) if state else {})
         self._rejects = Rejects(
             options.source,
             folder / "rejects",
@@ -383,6 +385,7 @@ class _Run:
         self._done += 1
         self._rejects.add(batch.rejects)
         self._kinds += batch.kinds
+        self._unread += batch.unread
         for output, half in zip(self._outputs, batch.halves, strict=True):
             output.add(half)
         self._progress(self._source.position, self._source.size, sum(output.rows for output in self._outputs))
@@ -410,6 +413,7 @@ class _Run:
             "key": self._key,
             "batches": self._done,
             "kinds": dict(self._kinds),
+            "unread": dict(self._unread),
             "rejects": self._rejects.count,
             "rejects_bytes": self._rejects.tell(),
             "outputs": [output.state() for output in self._outputs],
@@ -457,7 +461,7 @@ class _Run:
             "formats": dict(self._kinds),
             "counts": {**dict.fromkeys(_COUNTED, 0), **tally.counts, "rejected": self._rejects.count},
             "lengths": tally.length_stats(),
-            "warnings": list(tally.warnings()),
+            "warnings": [*tally.warnings(), *([unread_text(self._unread)] if self._unread else [])],
         }
 
 

@@ -126,7 +126,7 @@ def _files(spec: RunSpec) -> Iterator[NeededFile]:
     if spec.model.tokenizer:
         yield NeededFile(what="tokenizer", path=Path(spec.model.tokenizer), fix=for_missing_tokenizer(spec.model))
     if spec.model.checkpoint:
-        fix = "launcher merge-ckpt JOB makes one"
+        fix = "launcher convert-ckpt FOLDER makes one of a Hugging Face model, launcher merge-ckpt JOB of a job"
         yield NeededFile(what="base checkpoint", path=Path(spec.model.checkpoint), fix=fix)
 
 

@@ -18,6 +18,7 @@ import yaml
 
 from launcher import jobs
 from launcher.cluster.model import Cluster
+from launcher.common import resources
 from launcher.common.rendering import RenderedFile, environment, render
 from launcher.errors import HostError, JobFailed, LauncherError, SpecError
 from launcher.jobs import REQUEUED, JobPaths, JobRecord
@@ -244,8 +245,15 @@ def check_paths(options: KubernetesOptions, paths: JobPaths, inputs: Inputs) -> 
         raise SpecError(
             "pods find only what lies in a --volume, mounted here at the same path",
             problems=[f"{path} is in none of {', '.join(map(str, shared))}" for path in lost],
-            hint="pass --jobs-dir, and keep data and checkpoints there too",
+            hint=_where_to_keep(lost, shared[0]),
         )
+
+
+def _where_to_keep(lost: Sequence[str], volume: PurePosixPath) -> str:
+    """Return what to do; data and bases that the launcher makes itself lie in its cache."""
+    cached = any(PurePosixPath(path).is_relative_to(resources.cache_root()) for path in lost)
+    cache = f"; for what the launcher makes itself: export LAUNCHER_CACHE={volume}/cache" if cached else ""
+    return f"pass --jobs-dir {volume}/jobs, and keep data and checkpoints below {volume}{cache}"
 
 
 # ------------------------------------------------------------------------------------------------ the manifest

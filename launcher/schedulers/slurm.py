@@ -284,6 +284,10 @@ def warning_s(grace_s: float) -> int:
     return int(min(max(2 * grace_s + 30, 60), 3600))
 
 
+# slurm 23.11, src/common: slurm_errno.c and fetch_config.c.
+_UNREACHABLE = re.compile(r"contact slurm controller|Could not establish a configuration source", re.IGNORECASE)
+
+
 def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
     """Write the script, pass it to sbatch, and note the job's number in job.json. Raises HostError if Slurm refuses."""
     script = render_script(launch, paths, record.name)
@@ -293,6 +297,8 @@ def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
     number = result.stdout.strip().split(";")[0]
     if not number.isdecimal():
         said = (result.stderr or result.fault).strip()
+        if _UNREACHABLE.search(said):
+            raise HostError(f"Slurm cannot be reached: {said}", hint="sinfo says when it can; then submit anew")
         raise HostError(
             f"sbatch refused the job: {said}",
             hint=f"correct the option and submit anew; what sbatch was given is {paths.root / script.path}",

@@ -59,6 +59,8 @@ def test_every_command_says_what_it_does_and_shows_an_example() -> None:
         (["submit", ""], 2, "no run spec ''"),
         (["submit", "tiny_cpuu"], 2, "did you mean tiny_cpu?"),
         (["submit", "bad.yaml"], 2, "bad.yaml:1: unknown key nmae; did you mean name?"),
+        (["submit", "llama2_7b", "--cards", "100000"], 2, "llama2_7b is a preset, which is a model"),
+        (["plan", "llama2_7b", "--cards", "100000"], 2, "llama2_7b is a preset, which is a model"),
         (["submit", "--cards", "0"], 5, "--cards 0: this host has"),
         (["submit", "--cards", "100000"], 5, "--cards 100000: this host has"),
         (["submit", "--cards", "-1"], 5, "--cards -1"),

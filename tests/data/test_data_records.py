@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.cli.app import main
 from launcher.data.convert import convert, read_conversations
 from launcher.data.formats import RecordError, to_conversation
 from launcher.data.records import Chunk, Record, Reject, Source, parse, split_array
@@ -226,6 +228,21 @@ def test_an_answer_of_no_weight_is_kept_as_one(tmp_path: Path) -> None:
     conversation = to_conversation({"messages": turns + more}, 7)[1]
     assert [message.in_loss for message in conversation.messages] == [True, False, True, True]
     assert to_conversation(json.loads(json.dumps(conversation.record())), 7)[1].messages == conversation.messages
+
+
+def test_keys_that_are_not_read_are_named_and_counted(tmp_path: Path) -> None:
+    alpaca = {"instruction": "Add.", "input": "", "output": "3", "system_prompt": "Be brief.", "source": ""}
+    thinking = {"from": "gpt", "value": "b", "reasoning": "so"}
+    sharegpt = {"conversations": [{"from": "human", "value": "a"}, thinking], "id": "x"}
+    openai = {"system": "s", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    rows = [alpaca, alpaca, sharegpt, openai]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    done = CliRunner().invoke(main, ["data", "convert", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "b.json")])
+    assert done.exit_code == 0
+    counts = "system_prompt (in 2 records), conversations[].reasoning (in 1 records), system (in 1 records)"
+    assert f"warning: not read: {counts}. A system text is read from system, or from a turn of that role" in done.output
+    again = CliRunner().invoke(main, ["data", "convert", str(tmp_path / "b.json"), "-o", str(tmp_path / "c.json")])
+    assert "not read" not in again.output
 
 
 def test_what_convert_writes_converts_to_itself(tmp_path: Path) -> None:

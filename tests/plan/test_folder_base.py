@@ -100,3 +100,19 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(folder: Path) -> Non
 def test_special_tokens_that_are_not_the_tokenizer_s_are_refused(folder: Path) -> None:
     with pytest.raises(SpecError, match=r"model\.eos_token_id is 40 .*has another token for it"):
         prepared(folder, "model.eos_token_id=40")
+
+
+def test_a_run_without_a_spec_has_the_model_s_name_and_needs_data(folder: Path) -> None:
+    def submitted(data: str | None) -> prepare.PreparedRun:
+        own = ("data.template=chatml", "model.seq_length=64") if data else ("model.seq_length=64",)
+        return prepare.prepare(
+            None, cards=1, checkpoint=None, port=None, jobs_dir=Path("jobs"), sets=own, model=f"{folder}/", data=data
+        )
+
+    run = submitted("my.jsonl")
+    assert run.plan.spec.name == "Qwen2.5-tiny"
+    assert run.plan.paths.job_id.endswith("-Qwen2.5-tiny")
+    assert "No SPEC given: all settings but the model and its data are those of tiny_cpu." in run.notes
+    with pytest.raises(SpecError, match="nothing says on what") as told:
+        submitted(None)
+    assert "--data FILE" in told.value.hint

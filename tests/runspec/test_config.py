@@ -58,7 +58,10 @@ def test_a_new_spec_is_good_is_listed_and_is_never_overwritten(here: Path) -> No
 
     assert text.startswith("# yaml-language-server: $schema=run.schema.json\n")
     assert Path("configs/run.schema.json").read_text() == schema_text()
-    assert "mine: good" in launcher("config", "check", "mine")
+    said = launcher("config", "check", "mine")
+    assert "mine: good" in said
+    for absent in ("dataset data/train.mindrecord", "tokenizer checkpoints/tokenizer.model", "base checkpoint check"):
+        assert f"  note: {absent}" in said
     assert "llama2_7b, 6.74 B" in launcher("config", "list")
     assert "exists already" in launcher("config", "new", "mine", "--preset", "llama2_7b", code=2)
     assert Path("configs/mine.yaml").read_text() == text

@@ -240,21 +240,23 @@ def api(tmp_path: Path) -> Iterator[Cluster]:
     cluster.server.server_close()
 
 
-def submit(folder: Path, *options: str, code: int = 0) -> str:
-    result = submitted(folder, *options)
+def submit(folder: Path, *options: str, code: int = 0, env: Mapping[str, str] | None = None) -> str:
+    result = submitted(folder, *options, env=env)
     assert result.returncode == code, result.stderr
     return result.stdout + result.stderr
 
 
-def submitted(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def submitted(folder: Path, *options: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """``launcher submit --scheduler kubernetes`` in ``folder``, which is the shared volume too."""
     argv = (
         sys.executable, "-m", "launcher", "submit", "tiny_cpu", "--scheduler", "kubernetes", "--nodes", "2",
         "--kind", "CPU", "--image", "llm:1", "--volume", f"data:{folder}",
         "--set", "data.sample={size: 64, seed: 1}", *options,
     )  # fmt: skip
-    env = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), "LAUNCHER_CACHE": str(folder / "cache")}
-    return subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+    own = {"KUBECONFIG": str(folder / "kubeconfig"), "LAUNCHER_CACHE": str(folder / "cache"), **(env or {})}
+    return subprocess.run(
+        argv, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_apply_creates_the_job_in_the_users_cluster(tmp_path: Path, api: Cluster) -> None:
@@ -285,8 +287,9 @@ def test_a_cluster_without_volcano_says_what_to_do(tmp_path: Path, api: Cluster)
 def test_without_a_cluster_or_a_shared_folder_nothing_is_applied(tmp_path: Path) -> None:
     pytest.importorskip("kubernetes", reason="pip install kubernetes")
     assert "no kubeconfig can be used" in submit(tmp_path, code=5)
-    said = submit(tmp_path, "--volume", "other:/elsewhere", "--jobs-dir", "/var/tmp/jobs", code=2)
+    said = submit(tmp_path, "--jobs-dir", "/var/tmp/jobs", env={"LAUNCHER_CACHE": "/var/tmp/cache"}, code=2)
     assert "is in none of" in said
+    assert f"export LAUNCHER_CACHE={tmp_path}/cache" in said
     assert not (tmp_path / "jobs").exists()
 
 

@@ -27,6 +27,7 @@ from support.supervised import long, marked, report, wait_until
 from launcher import jobs
 from launcher.cli.output import following, show
 from launcher.cluster.model import Cluster, Device, Host
+from launcher.common.ports import free_port
 from launcher.common.processes import ProcessId
 from launcher.control.follow import raise_for_end
 from launcher.errors import JobCancelled, JobFailed, SpecError
@@ -261,6 +262,23 @@ def test_a_job_that_sbatch_refuses_does_not_wait_for_ever(slurm: SlurmLab, tmp_p
 
     assert "Invalid partition name specified" in said
     assert re.search(r"^state +failed$", job.launcher("status", "last"), re.MULTILINE)
+
+
+def test_a_slurm_that_cannot_be_reached_is_not_blamed_on_an_option(
+    slurm: SlurmLab, tmp_path: Path, no_survivors: str
+) -> None:
+    dead = tmp_path / "dead.conf"
+    dead.write_text(
+        f"ClusterName=dead\nSlurmctldHost=localhost\nSlurmctldPort={free_port()}\nAuthType=auth/none\n"
+        "NodeName=localhost\nPartitionName=p Nodes=ALL\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-m", "launcher", "submit", "tiny_cpu", "--scheduler", "slurm", "--kind", "CPU"],
+        cwd=tmp_path, env={**os.environ, "SLURM_CONF": str(dead), "LAUNCHER_CACHE": str(tmp_path / "cache")},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (said.returncode, "Slurm cannot be reached" in said.stderr) == (5, True), said.stderr
+    assert "hint: sinfo " in said.stderr
 
 
 def test_slurm_kills_a_node_and_the_job_is_told_from_what_is_left(

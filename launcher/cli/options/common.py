@@ -115,17 +115,6 @@ set_option: Decorator[Any] = click.option(
 )
 
 
-model_option: Decorator[Any] = click.option(
-    "--model",
-    metavar="FOLDER",
-    help="A Hugging Face folder: architecture, weights and tokenizer in place of the spec's.",
-)
-
-data_option: Decorator[Any] = click.option(
-    "--data", metavar="FILE", help="Training rows or raw conversations: takes the place of the spec's data."
-)
-
-
 def _speak(_context: click.Context, _parameter: click.Parameter, lang: str | None) -> None:
     if lang is not None:
         os.environ["LAUNCHER_LANG"] = lang

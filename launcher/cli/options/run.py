@@ -7,11 +7,37 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import Seconds
-from launcher.cli.options.group import option
+from launcher.cli.options.common import Seconds, set_option
+from launcher.cli.options.group import declared, option
 
 if TYPE_CHECKING:
     from launcher.plan.placement import RunOptions
+    from launcher.runspec.layers import Override
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecChanges:
+    """What takes the place of values of the spec."""
+
+    checkpoint: str | None = option(
+        "--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint."
+    )
+    model: str | None = option(
+        "--model",
+        metavar="FOLDER",
+        help="A Hugging Face folder: architecture, weights and tokenizer in place of the spec's.",
+    )
+    data: str | None = option(
+        "--data", metavar="FILE", help="Training rows or raw conversations: takes the place of the spec's data."
+    )
+    sets: tuple[str, ...] = declared(set_option)
+
+    def overrides(self) -> list[Override]:
+        """Return the same as specs are changed by."""
+        from launcher.control.prepare import overrides
+
+        return overrides(self.sets, self.checkpoint, model=self.model, data=self.data)
+
 
 # Of time-outs: with none at all every job would fail.
 _TIMEOUT = Seconds(min=0.0, min_open=True)
