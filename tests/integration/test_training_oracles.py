@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.oracles import Child
 from safetensors.numpy import load_file
+from support.oracles import Child
 from support.shop import SEQ_LENGTH, VOCAB, Job, Workshop
 
 from launcher.checkpoint.shards import TRAINABLE
