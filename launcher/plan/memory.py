@@ -20,7 +20,7 @@ from functools import cached_property
 from launcher.checkpoint.layout import optimizer_cuts, slice_shape
 from launcher.checkpoint.split import SplitPlan, layout_of
 from launcher.models import base
-from launcher.models.names import SCHEMES, Scheme
+from launcher.models.names import MCORE, SCHEMES, Scheme
 from launcher.runspec.sections import LoraSpec, ModelSpec, RunSpec
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -140,14 +140,15 @@ def split_plan(spec: RunSpec) -> SplitPlan:
     """Return the distribution of the model over the ranks of a resolved ``spec``."""
     parallel = spec.parallel
     parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
-    # A pipeline cuts the vocabulary whether asked or not, where it divides (templates/rank.yaml.j2, vocab_emb_dp).
+    # A pipeline cuts the vocabulary whether asked or not, where it divides (templates/rank.yaml.j2, vocab_emb_dp), and
+    # so does mcore (mindformers 1.9.0, training_graph/tensor_parallel/layers.py, VocabParallelEmbedding).
     divides = spec.model.vocab_size % parts == 0
     return SplitPlan(
         data_parallel=parallel.data_parallel or 1,
         model_parallel=parts,
         pipeline_stage=stages,
         optimizer_shards=-1 if parallel.shards_optimizer else 1,
-        cut_vocabulary=divides and bool(parallel.vocab_split or stages > 1),
+        cut_vocabulary=divides and bool(parallel.vocab_split or stages > 1 or spec.model.architecture.route == MCORE),
     )
 
 
@@ -198,10 +199,8 @@ class _Stage:
 
     @property
     def table_parts(self) -> int:
-        """Return the number of ranks that share embedding and output layer (mindformers 1.9.0, llama.py)."""
-        parallel, model = self.spec.parallel, self.spec.model
-        split = parallel.vocab_split or (parallel.pipeline_stage or 1) > 1
-        return self.parts if split and model.vocab_size % self.parts == 0 else 1
+        """Return the number of ranks that share embedding and output layer."""
+        return self.parts if self.plan.cut_vocabulary else 1
 
     @property
     def compute_bytes(self) -> int:

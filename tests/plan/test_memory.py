@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launcher.models.names import LEGACY
 from launcher.plan.memory import GIB, estimate, lora_count, parameter_count
 from launcher.runspec.presets import all_presets
 from launcher.runspec.sections import LoraSpec, ModelSpec, RunSpec
@@ -54,6 +55,9 @@ PUBLISHED = {
     "mistral_7b": 7_248_023_552, "qwen2_5_0_5b": 494_032_768, "qwen2_5_1_5b": 1_543_714_304,
     "qwen2_5_3b": 3_085_938_688, "qwen2_5_7b": 7_615_616_512, "qwen2_5_14b": 14_770_033_664,
     "qwen2_5_32b": 32_763_876_352, "qwen2_5_72b": 72_706_203_648,
+    # Model cards count the shared embedding of the first two twice: 751_632_384 and 2_031_739_904.
+    "qwen3_0_6b": 596_049_920, "qwen3_1_7b": 1_720_574_976, "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360, "qwen3_14b": 14_768_307_200, "qwen3_32b": 32_762_123_264,
 }  # fmt: skip
 
 
@@ -94,6 +98,10 @@ print("COUNTS" + json.dumps(counts))
 """
 
 
+# tests/checkpoint/test_family_oracles.py builds the others.
+LEGACY_PRESETS = [name for name in PRESETS if model(name).architecture.route == LEGACY]
+
+
 @pytest.mark.mindspore
 def test_counts_are_those_of_the_networks_that_mindformers_builds(tmp_path: Path) -> None:
     names = {"tie_word_embeddings", "hidden_size", "num_layers", "num_heads", "n_kv_heads", "intermediate_size",
@@ -104,7 +112,7 @@ def test_counts_are_those_of_the_networks_that_mindformers_builds(tmp_path: Path
             **model(name).model_dump(include=names),
             **model(name).architecture.network_settings(),
         }
-        for name in PRESETS
+        for name in LEGACY_PRESETS
     }
     result = subprocess.run(
         [sys.executable, "-c", COUNT, json.dumps(keys)], cwd=tmp_path, capture_output=True, text=True, timeout=300
@@ -115,7 +123,7 @@ def test_counts_are_those_of_the_networks_that_mindformers_builds(tmp_path: Path
     lora = LoraSpec(target_modules="wq|wk|wv|wo|w2")
 
     assert counts.pop("adam_bytes") == 8 * lora_count(model("tiny_cpu"), lora)
-    assert counts == {name: [parameter_count(model(name)), lora_count(model(name), lora)] for name in PRESETS}
+    assert counts == {name: [parameter_count(model(name)), lora_count(model(name), lora)] for name in LEGACY_PRESETS}
 
 
 # A token of one layer: both norms' inputs 2 x 16, wq's and wo's inputs 2 x 16 and what A makes of them 2 x 4, q, k, v
