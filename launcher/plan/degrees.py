@@ -11,6 +11,7 @@ import psutil
 
 from launcher.cluster.model import KINDS, Cluster
 from launcher.errors import SpecError
+from launcher.models.names import MCORE
 from launcher.plan import memory
 from launcher.plan.memory import GIB, Memory
 from launcher.runspec.sections import ModelSpec, ParallelSpec, PrecisionSpec, RunSpec, RuntimeSpec
@@ -81,6 +82,9 @@ def _resolve_plain(spec: RunSpec, cluster: Cluster) -> RunSpec:
     if spec.data.workers is None:
         spec = _with(spec, "data", workers=8 if ascend else 1)
     spec = spec.model_copy(update={"precision": _precision(spec, cluster), "runtime": _runtime(spec.runtime, ascend)})
+    if ascend and cluster.num_devices > 1 and spec.parallel.mode is None and spec.model.architecture.route == MCORE:
+        # Mcore networks know no other: data_parallel is one of their degrees.
+        spec = _with(spec, "parallel", mode="semi_auto")
     if ascend and spec.runtime.max_device_memory_gib is None:
         spec = _with(spec, "runtime", max_device_memory_gib=_default_pool(spec, cluster))
     return spec
@@ -131,6 +135,8 @@ def pool_gib(spec: RunSpec, cluster: Cluster) -> float | None:
 
 def check_target(spec: RunSpec, cluster: Cluster) -> None:
     """Raise SpecError when the cards, or MindSpore's CPU backend, cannot do what ``spec`` asks for."""
+    if spec.model.architecture.route == MCORE:
+        _check_mcore(spec, cluster)
     if cluster.target == "CPU":
         _check_cpu(spec)
         return
@@ -155,6 +161,34 @@ def check_loading(spec: RunSpec, cluster: Cluster) -> None:
             "runtime.sink_mode false: in semi_auto mode MindFormers loads a base with sink_mode true only",
             hint="leave runtime.sink_mode out",
         )
+
+
+def _check_mcore(spec: RunSpec, cluster: Cluster) -> None:
+    """Raise SpecError for what MindFormers does not do with its mcore networks.
+
+    mindformers 1.9.0, parallel_core/training_graph: gpt_model.py (degrees whose product is not the world size; labels
+    are always given), attention.py (without flash attention heads are repeated along the wrong axis),
+    transformer_config.py (the vocabulary is split wherever the layers are).
+    """
+    family, ascend = spec.model.family, cluster.target == "Ascend"
+    rules = (
+        (ascend and cluster.num_devices > 1 and spec.parallel.mode == "data",
+         f"parallel.mode data: MindFormers trains {family} in semi_auto alone, data parallel too",
+         "leave parallel.mode out"),
+        (ascend and spec.runtime.flash_attention is False,
+         f"runtime.flash_attention false: MindFormers computes {family} on Ascend with flash attention alone",
+         "leave runtime.flash_attention out"),
+        (spec.parallel.vocab_split is False, f"parallel.vocab_split false: MindFormers always splits that of {family}",
+         "leave parallel.vocab_split out"),
+        (sorted(spec.data.input_columns) != ["input_ids", "labels"],
+         f"data.input_columns {', '.join(spec.data.input_columns)}: {family} is trained on input_ids and labels",
+         "leave data.input_columns out, and make the rows with launcher data preprocess"),
+        (spec.precision.rotary == "float16", f"precision.rotary float16: MindFormers refuses it for {family}",
+         "leave precision.rotary out"),
+    )  # fmt: skip
+    for is_broken, problem, hint in rules:
+        if is_broken:
+            raise SpecError(problem, hint=hint)
 
 
 def _check_cpu(spec: RunSpec) -> None:
@@ -206,7 +240,8 @@ def split_problems(model: ModelSpec, parallel: ParallelSpec, degrees: Degrees) -
         (model.num_layers % stages, f"num_layers {model.num_layers} is not a multiple of pipeline_stage {stages}"),
         *_stage_rules(model, parallel, stages),
         (stages > 1 and model.tie_word_embeddings, "tied embeddings would lie on two pipeline stages"),
-        (parallel.vocab_split and model.vocab_size % parts, f"vocab_size {model.vocab_size} does not split in {parts}"),
+        ((parallel.vocab_split or model.architecture.route == MCORE) and model.vocab_size % parts,
+         f"vocab_size {model.vocab_size} does not split in {parts}"),
         (parallel.sequence_parallel and model.seq_length % parts, f"seq_length {model.seq_length} % {parts} is not 0"),
         (parallel.mode == "data" and degrees.split > 1, "parallel.mode data does not split the model; use semi_auto"),
         (parallel.micro_batches and stages > parallel.micro_batches > 0 and stages > 1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from launcher.upstream import cpu_mcore
 from launcher.upstream.bare_packages import package_folder, put_bare
 from launcher.upstream.patching import replace_everywhere
 
@@ -71,6 +72,12 @@ def _register_train_cell() -> None:
         return ops.reduce_sum(ops.cast(ops.logical_not(finite), mstype.float32))
 
     class LauncherCpuTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            if not (self.use_legacy or self.use_clip_grad):
+                self.use_clip_grad: bool = True
+                self.clip_grad_norm = cpu_mcore.norm_cell()
+
         def start_overflow_check(self, pre_cond: Any, compute_input: Any) -> tuple[Any, Any]:
             return pre_cond, compute_input
 

@@ -13,14 +13,37 @@ from typing import Any
 METRIC = "LauncherHeldOutLoss"
 
 
-def prepare(trainer: Any, data_parallel: int) -> None:
+def prepare(trainer: Any, config: Any) -> None:
     """Register the metric, and make MindFormers' ``trainer`` evaluate the network as described. Call it first.
 
-    ``data_parallel``: number of parts into which a semi_auto model cuts a batch.
+    ``config``: the rank's YAML.
     """
     _register_metric()
     wrap = trainer.wrap_eval_network_with_tool_cells
-    trainer.wrap_eval_network_with_tool_cells = lambda network: wrap(_shifted(network, data_parallel))
+    # Read now: MindFormers changes it in data-parallel mode. The number of parts a semi_auto model cuts a batch into.
+    data_parallel = config.parallel_config.data_parallel
+    trainer.wrap_eval_network_with_tool_cells = lambda network: wrap(
+        _shifted(network, data_parallel) if config.use_legacy else _masked(network, config.model.model_config)
+    )
+
+
+def _masked(network: Any, model_config: Any) -> Any:
+    """Wrap an mcore network, whose rows are cut and shifted already, and which gives its logits alone."""
+    from mindspore import float32, nn, ops
+
+    class Masked(nn.Cell):  # type: ignore[misc]
+        """Gives logits (rows x seq_length, vocab), and labels and the mask that mcore's own loss has (gpt_model.py)."""
+
+        def __init__(self) -> None:
+            super().__init__(auto_prefix=False)  # the weights keep their names
+            self.network = network
+            self.pad, self.ignored = model_config.pad_token_id, model_config.ignore_token_id
+
+        def construct(self, input_ids: Any, labels: Any) -> tuple[Any, Any, Any]:
+            mask = ops.logical_and(ops.not_equal(input_ids, self.pad), ops.not_equal(labels, self.ignored))
+            return self.network(input_ids, labels), labels, ops.cast(mask, float32)
+
+    return Masked()
 
 
 def _shifted(network: Any, data_parallel: int) -> Any:

@@ -27,7 +27,7 @@ from launcher.common.signals import Forwarding
 from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
 from launcher.jobs.events import Begin, Done, Error, Evaluation, EventWriter, Exit, Position, Ready, Save, Step
 from launcher.jobs.log_writing import keep_small, stamp_lines, write_to
-from launcher.upstream import held_out, old_optimizer
+from launcher.upstream import held_out, old_optimizer, shifted_rows
 from launcher.worker.loading import Loads, watch_loads
 
 # Sent by the supervisor to a rank that makes no progress: write the stacks of all threads into the log.
@@ -158,6 +158,10 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
         from launcher.upstream import cpu
 
         cpu.prepare_training(num_ranks=int(os.environ.get("RANK_SIZE", "1")))
+        if not config.use_legacy:
+            from launcher.upstream import cpu_mcore
+
+            cpu_mcore.prepare_network()
     # Before the trainer is built: MindFormers looks optimizers up by name then.
     old_optimizer.register()
     check_rows(config)
@@ -172,9 +176,11 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
         return  # the attempt before was ended between its last checkpoint and its own end; MindSpore refuses 0 epochs
     progress = _progress_callback(events, paths, rank_id, done_steps, last_step, loads)
     trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[progress])
+    if not config.use_legacy:
+        shifted_rows.shift_datasets(trainer.trainer)
     start_adapters_from_seed(trainer.trainer, config.seed)
     if config.do_eval:
-        held_out.prepare(trainer.trainer, config.parallel_config.data_parallel)
+        held_out.prepare(trainer.trainer, config)
     keep_strategies(paths, rank_id, resumed=resume_from is not None)
     trainer.finetune(finetune_checkpoint=config.load_checkpoint or False, resume_training=resume_from or False)
 
@@ -231,13 +237,18 @@ def start_adapters_from_seed(trainer: Any, seed: int) -> None:
 
 
 def _fill(parameter: Any, seed: int) -> None:
-    import numpy
     from mindspore import Tensor
 
-    numbers = numpy.random.default_rng([seed, zlib.crc32(parameter.name.encode())])
-    bound = 1 / math.sqrt(parameter.shape[-1])
-    values = numbers.uniform(-bound, bound, parameter.shape).astype(numpy.float32)
-    parameter.set_data(Tensor(values, parameter.dtype))
+    parameter.set_data(Tensor(initial_adapter(parameter.name, parameter.shape, seed), parameter.dtype))
+
+
+def initial_adapter(name: str, shape: tuple[int, ...], seed: int) -> Any:
+    """Return the values with which LoRA's A matrix ``name`` begins, float32."""
+    import numpy
+
+    bound = 1 / math.sqrt(shape[-1])
+    numbers = numpy.random.default_rng([seed, zlib.crc32(name.encode())])
+    return numbers.uniform(-bound, bound, shape).astype(numpy.float32)
 
 
 def checkpoint_to_resume(paths: JobPaths, rank_id: int) -> str | None:

@@ -22,7 +22,7 @@ from launcher.plan.degrees import Degrees, check_target, resolve_defaults, with_
 from launcher.plan.launch_plan import Inputs, LaunchPlan, count_steps, make_plan, run_environment
 from launcher.plan.placement import Placement, RunOptions
 from launcher.runspec.checking import load_spec, parse_spec
-from launcher.runspec.sections import ParallelSpec, PrecisionSpec, RunSpec
+from launcher.runspec.sections import ModelSpec, ParallelSpec, PrecisionSpec, RunSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -45,9 +45,10 @@ def plan(
     root: str = "/jobs/bcdfg-x",
     rows: int = 100,
     hosts: int = 1,
+    kind: str | None = None,
 ) -> LaunchPlan:
     paths = JobPaths(root=Path(root))
-    hardware = cluster(target, cards, hosts=hosts)
+    hardware = cluster(target, cards, hosts=hosts, kind=kind)
     inputs = Inputs(dataset="/data/t.mindrecord", rows=rows, tokenizer="/data/tokenizer.model", checkpoint=checkpoint)
     placement, options = Placement(cluster=hardware), RunOptions(program="/opt/bin/msrun")
     return make_plan(spec=spec, spec_name="x", placement=placement, inputs=inputs, paths=paths, options=options)
@@ -80,9 +81,26 @@ SEMI_AUTO = {"mode": "semi_auto", "model_parallel": 4, "pipeline_stage": 1}
 PIPELINE = {"mode": "semi_auto", "model_parallel": 4, "pipeline_stage": 2, "micro_batches": 4}
 SHARDED = {"mode": "semi_auto", "model_parallel": 2, "pipeline_stage": 1, "optimizer_shard": "states",
            "sequence_parallel": True, "vocab_split": True}  # fmt: skip
+RECIPE = {"mode": "semi_auto", "model_parallel": 4, "pipeline_stage": 4, "sequence_parallel": True,
+          "micro_batches": 4}  # fmt: skip
 LLAMA_7B, WHOLE = "/models/llama_7b.ckpt", "/models/base/model.safetensors"
+# Qwen/Qwen3-32B's config.json, with the rows of MindFormers' own recipe (configs/qwen3/finetune_qwen3.yaml).
+QWEN3: dict[str, Any] = {
+    "family": "qwen3", "hidden_size": 5120, "num_layers": 64, "num_heads": 64, "n_kv_heads": 8, "head_dim": 128,
+    "intermediate_size": 25600, "vocab_size": 151936, "seq_length": 4096, "max_position_embedding": 40960,
+    "rms_norm_eps": 1e-6, "rope_theta": 1e6, "bos_token_id": 151643, "eos_token_id": 151645, "pad_token_id": 151643,
+}  # fmt: skip
 
-GOLDEN_PLANS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+
+def qwen3_spec(**model: Any) -> RunSpec:
+    """The recipe's LoRA of llama_7b_lora for Qwen3."""
+    spec = changed(load_spec("llama_7b_lora"), "lora", target_modules="linear_qkv|linear_proj|linear_fc1|linear_fc2")
+    return spec.model_copy(update={"name": "qwen3_lora", "model": ModelSpec(**{**QWEN3, **model})})
+
+
+QWEN3_SMALL = {"hidden_size": 1024, "num_layers": 28, "num_heads": 16, "intermediate_size": 3072}
+
+GOLDEN_PLANS: dict[str, tuple[str | RunSpec, dict[str, Any], dict[str, Any]]] = {
     "cpu_x2": ("tiny_cpu", {}, {"checkpoint": WHOLE}),
     "ascend_x8": ("llama_7b_lora", {"mode": "data"}, {"target": "Ascend", "cards": 8, "checkpoint": LLAMA_7B}),
     "semi_auto_dp2_mp4": ("llama_7b_lora", SEMI_AUTO, {"target": "Ascend", "cards": 8, "checkpoint": LLAMA_7B}),
@@ -91,12 +109,24 @@ GOLDEN_PLANS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "hosts_2x8": (
         "llama_7b_lora", {"mode": "data"}, {"target": "Ascend", "cards": 8, "hosts": 2, "checkpoint": WHOLE}
     ),
+    "qwen3_cpu_x2": (qwen3_spec(**QWEN3_SMALL), {}, {"checkpoint": WHOLE}),
+    "qwen3_dp8": (qwen3_spec(**QWEN3_SMALL), {}, {"target": "Ascend", "cards": 8, "kind": "A2", "checkpoint": WHOLE}),
+    "qwen3_dp1_mp4_pp4": (
+        qwen3_spec(), RECIPE, {"target": "Ascend", "cards": 8, "hosts": 2, "kind": "A2", "checkpoint": WHOLE}
+    ),
+    "qwen3_optimizer_shard": (
+        qwen3_spec(), SHARDED, {"target": "Ascend", "cards": 8, "kind": "A2", "checkpoint": WHOLE}
+    ),
 }  # fmt: skip
 
 
-def golden_plan(name: str) -> LaunchPlan:
-    spec, parallel, options = GOLDEN_PLANS[name]
-    return plan(changed(load_spec(spec), "parallel", **parallel), **options)
+def golden_spec(name: str) -> RunSpec:
+    spec, parallel, _ = GOLDEN_PLANS[name]
+    return changed(load_spec(spec) if isinstance(spec, str) else spec, "parallel", **parallel)
+
+
+def golden_plan(name: str, **more: Any) -> LaunchPlan:
+    return plan(golden_spec(name), **GOLDEN_PLANS[name][2], **more)
 
 
 @pytest.mark.parametrize("name", GOLDEN_PLANS)
@@ -163,7 +193,7 @@ def sharded_yaml(folder: Path, level: str) -> Path:
 
 @pytest.mark.mindspore
 def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) -> None:
-    files = {name: str(GOLDEN / name / "ranks" / "rank_1.yaml") for name in GOLDEN_PLANS}
+    files = {name: str(GOLDEN / name / "ranks" / "rank_1.yaml") for name in GOLDEN_PLANS if "qwen3" not in name}
     levels = {name: str(sharded_yaml(tmp_path, name)) for name in ("states", "gradients", "weights")}
     result = subprocess.run(
         [sys.executable, "-c", LOAD, *files.values(), *levels.values()],
@@ -207,6 +237,97 @@ def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) ->
         assert values["lora"] == 16
 
 
+LOAD_MCORE = """
+import json, sys
+from mindformers import MindFormerConfig
+from mindformers.core.parallel_config import build_parallel_config
+from mindformers.models.qwen3 import Qwen3Config
+from mindformers.models.qwen3.config_converter_qwen3 import Qwen3ConfigConverter
+from mindformers.parallel_core.config_converter import ConfigLogHandler
+
+built = {}
+for path in sys.argv[1:]:
+    config = MindFormerConfig(path)
+    build_parallel_config(config)
+    given = dict(config.model.model_config)
+    made = Qwen3Config(parallel_config=config.parallel_config, **given).convert_to_transformer_config()
+    keys = ("data_parallel_size", "tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_num",
+            "sequence_parallel", "hidden_size", "num_layers", "num_attention_heads", "num_query_groups", "kv_channels",
+            "ffn_hidden_size", "layernorm_epsilon", "rotary_base", "seq_length", "ignore_token_id", "hidden_dropout",
+            "add_bias_linear", "use_flash_attention", "recompute", "parallel_optimizer_comm_recompute")
+    dtypes = ("params_dtype", "compute_dtype", "softmax_compute_dtype", "layernorm_compute_dtype", "rotary_dtype")
+    unread = set(given) - set(Qwen3ConfigConverter._get_final_mapping(ConfigLogHandler()))
+    built[path] = {**{key: getattr(made, key) for key in keys}, **{key: str(getattr(made, key)) for key in dtypes},
+                   "lora": made.pet_config, "unread": sorted(unread)}
+print("BUILT" + json.dumps(built))
+"""
+
+
+@pytest.mark.mindspore
+def test_mindformers_reads_every_key_of_an_mcore_network(tmp_path: Path) -> None:
+    names = [name for name in GOLDEN_PLANS if "qwen3" in name]
+    files = {name: str(GOLDEN / name / "ranks" / "rank_1.yaml") for name in names}
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD_MCORE, *files.values()],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("BUILT"))
+    found = {name: json.loads(line.removeprefix("BUILT"))[path] for name, path in files.items()}
+
+    degrees = ("data_parallel_size", "tensor_model_parallel_size", "pipeline_model_parallel_size", "micro_batch_num")
+    assert {name: [values[key] for key in degrees] for name, values in found.items()} == {
+        "qwen3_cpu_x2": [2, 1, 1, 1],
+        "qwen3_dp8": [8, 1, 1, 1],
+        "qwen3_dp1_mp4_pp4": [1, 4, 4, 4],
+        "qwen3_optimizer_shard": [4, 2, 1, 1],
+    }
+    for name, values in found.items():
+        on_cpu, large = name == "qwen3_cpu_x2", name not in ("qwen3_cpu_x2", "qwen3_dp8")
+        assert values["unread"] == ["architectures", "model_type"]  # what the class is found by
+        sizes = [values[key] for key in ("hidden_size", "num_layers", "num_attention_heads", "ffn_hidden_size")]
+        assert sizes == ([5120, 64, 64, 25600] if large else [1024, 28, 16, 3072])
+        assert (values["num_query_groups"], values["kv_channels"], values["seq_length"]) == (8, 128, 4096)
+        assert (values["layernorm_epsilon"], values["rotary_base"], values["ignore_token_id"]) == (1e-6, 1e6, -100)
+        assert (values["hidden_dropout"], values["add_bias_linear"]) == (0.0, False)
+        assert values["sequence_parallel"] is large
+        assert values["use_flash_attention"] is values["recompute"] is not on_cpu
+        assert values["parallel_optimizer_comm_recompute"] is not on_cpu
+        assert values["params_dtype"] == values["compute_dtype"] == ("Float32" if on_cpu else "BFloat16")
+        exact = ("softmax_compute_dtype", "layernorm_compute_dtype", "rotary_dtype")
+        assert {values[key] for key in exact} == {"Float32"}
+        assert (values["lora"]["freeze_include"], values["lora"]["freeze_exclude"]) == (["*"], ["*lora*"])
+
+
+def test_mcore_networks_are_data_parallel_in_semi_auto_on_cards_and_in_data_mode_on_cpu_and_one_card() -> None:
+    spec = qwen3_spec(**QWEN3_SMALL)
+    found = {
+        (target, cards): resolve_defaults(spec, cluster(target, cards, kind=kind)).spec.parallel
+        for target, cards, kind in (("Ascend", 8, "A2"), ("Ascend", 1, "A2"), ("CPU", 2, None))
+    }
+
+    assert {key: (parallel.mode, parallel.data_parallel) for key, parallel in found.items()} == {
+        ("Ascend", 8): ("semi_auto", 8), ("Ascend", 1): ("data", 1), ("CPU", 2): ("data", 2)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "reason"),
+    [
+        ("parallel", {"mode": "data"}, "MindFormers trains qwen3 in semi_auto alone"),
+        ("parallel", {"vocab_split": False}, "always splits that of qwen3"),
+        ("parallel", {"mode": "semi_auto", "model_parallel": 4, "pipeline_stage": 1}, "vocab_size 151938 does not"),
+        ("runtime", {"flash_attention": False}, "on Ascend with flash attention alone"),
+        ("data", {"input_columns": ("input_ids",)}, "is trained on input_ids and labels"),
+        ("precision", {"rotary": "float16"}, "rotary float16: MindFormers refuses it"),
+    ],
+)
+def test_what_mcore_networks_do_not_do_is_refused(section: str, changes: dict[str, Any], reason: str) -> None:
+    spec = changed(qwen3_spec(**QWEN3_SMALL, vocab_size=151938), section, **changes)
+    with pytest.raises(SpecError, match=reason):
+        resolve_defaults(spec, cluster("Ascend", 8, kind="A2"))
+
+
 def test_degrees_that_do_not_divide_the_cards_are_blamed_and_nothing_else() -> None:
     spec = changed(load_spec("llama_7b_lora"), "parallel", mode="semi_auto", model_parallel=3, pipeline_stage=1)
     with pytest.raises(SpecError, match="model_parallel 3 x pipeline_stage 1 = 3 does not divide --cards 8"):
@@ -232,8 +353,8 @@ def test_the_strategy_of_a_split_run_names_frozen_weights_too() -> None:
 
 def test_a_base_in_semi_auto_needs_data_sinking() -> None:
     """mindformers 1.9.0, checkpoint/utils.py: "'sink_mode' must be set to True"; not for a whole .ckpt."""
-    spec, parallel, options = GOLDEN_PLANS["semi_auto_dp2_mp4"]
-    made = changed(changed(load_spec(spec), "parallel", **parallel), "runtime", sink_mode=False)
+    options = GOLDEN_PLANS["semi_auto_dp2_mp4"][2]
+    made = changed(golden_spec("semi_auto_dp2_mp4"), "runtime", sink_mode=False)
 
     plan(changed(made, "model", checkpoint=LLAMA_7B), **options)
     plan(changed(made, "model", checkpoint=None), **{**options, "checkpoint": None})
@@ -251,8 +372,7 @@ def test_a_base_in_semi_auto_needs_data_sinking() -> None:
     ],
 )
 def test_batch_and_steps_follow_the_split(name: str, rows: int, batch: int, steps: int) -> None:
-    spec, parallel, options = GOLDEN_PLANS[name]
-    made = plan(changed(load_spec(spec), "parallel", **parallel), **options, rows=rows)
+    made = golden_plan(name, rows=rows)
 
     assert (made.global_batch, made.steps) == (batch, steps)
 

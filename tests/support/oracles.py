@@ -119,6 +119,34 @@ def logits(folder, adapter, ids, target):
     with torch.no_grad():
         np.save(target, model(torch.tensor([ids])).logits[0].numpy())
 
+def train(folder, data, matrices, lora, optimizer, max_norm):
+    # LoRA by peft. data: input_ids and labels, (steps, ranks, rows, tokens). matrices: module -> the A matrix in data
+    # that it begins with; modules with the same one share it, as the parts of a fused layer do.
+    from peft import LoraConfig, get_peft_model
+    with np.load(data) as file:
+        arrays = {name: torch.tensor(file[name]) for name in file}
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(lora_dropout=0.0, target_modules=list(matrices), **lora))
+    shared = {name: torch.nn.Parameter(arrays[name]) for name in matrices.values()}
+    for module, name in matrices.items():
+        model.base_model.model.get_submodule(module).lora_A["default"].weight = shared[name]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rule = torch.optim.AdamW(trained, **optimizer)
+    losses = []
+    for ids, labels in zip(arrays["input_ids"].long(), arrays["labels"].long()):
+        logits = [model(rows[:, :-1]).logits.flatten(0, 1) for rows in ids]
+        step = [torch.nn.functional.cross_entropy(*pair) for pair in zip(logits, labels[:, :, 1:].flatten(1))]
+        rule.zero_grad()
+        (sum(step) / len(step)).backward()  # a rank's loss is the mean over its tokens, a gradient that over the ranks
+        if max_norm:
+            torch.nn.utils.clip_grad_norm_(trained, max_norm)
+        rule.step()
+        losses.append([float(loss) for loss in step])
+    with torch.no_grad():
+        ids, labels = (arrays[name].long().flatten(0, 2) for name in ("input_ids", "labels"))
+        held_out = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), labels[:, 1:].flatten())
+    return losses, float(held_out)
+
 def prompts(folder, chats):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return [tokenizer.apply_chat_template(chat, add_generation_prompt=True) for chat in chats]
