@@ -17,6 +17,7 @@ from launcher.checkpoint.model_files import MODEL_CONFIG
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.errors import CheckpointError
 from launcher.models import names
+from launcher.models.base import Sizes
 from launcher.models.registry import (
     check_model,
     family_of,
@@ -184,17 +185,25 @@ def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         "family": family_of_weights(shapes).name,
         "hidden_size": sizes.hidden,
         "num_layers": sizes.layers,
-        "kv_size": sizes.kv_size,
+        **_heads(sizes),
         "intermediate_size": sizes.intermediate,
         "vocab_size": sizes.vocab,
         "tie_word_embeddings": sizes.tied,
     }
 
 
+def _heads(sizes: Sizes) -> dict[str, int]:
+    """Return what the shapes say of the heads: their numbers only where a weight has the dimension of one."""
+    if not sizes.head:
+        return {"kv_size": sizes.kv_size}
+    numbers = {"num_heads": sizes.q_size // sizes.head, "n_kv_heads": sizes.kv_size // sizes.head}
+    return {"head_dim": sizes.head, **numbers}
+
+
 def _other_sizes(weights: Mapping[str, Shape], model: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return (the base's, the spec's) value of every size that differs, by the spec's key."""
     has, wants = _sizes(weights), _sizes(shapes_of(model))
-    differ = {key: (has[key], wants[key]) for key in has if has[key] != wants[key]}
+    differ = {key: (has[key], wants[key]) for key in has if key in wants and has[key] != wants[key]}
     head = model["hidden_size"] // model["num_heads"]
     if "kv_size" in differ and "hidden_size" not in differ:
         rows, asked = differ.pop("kv_size")

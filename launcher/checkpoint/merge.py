@@ -378,8 +378,8 @@ def _notes(
     embedding = names.embedding_in(tensors)
     if source.model is None and embedding and not names.has_head(tensors) and options.layout != PEFT:
         notes.append(
-            f"no output layer on any of {shards.num_ranks} ranks: taken for a model whose head is its embedding "
-            "(--config FILE would tell)"
+            f"no {names.head_of(embedding)} on any of {shards.num_ranks} ranks: taken for a model whose head is its "
+            "embedding (--config FILE would tell)"
         )
     return tuple(notes)
 

@@ -75,11 +75,12 @@ def layout_of(name: str, shape: Shape, plan: SplitPlan, *, nbytes: int) -> Layou
 def _optimizer_cuts_it(name: str, rows: Shape, axis: int | None, plan: SplitPlan, nbytes: int) -> bool:
     """Return whether optimizer parallel cuts it: if it is not below the threshold before any other cut.
 
-    mindspore 2.9.0, opt_param_mgr.cc; MindFormers excludes norms, biases and the embedding (parallel_optimizer False in
-    llama_layer.py, layers.py).
+    mindspore 2.9.0, opt_param_mgr.cc; MindFormers excludes norms, biases and the legacy embedding (parallel_optimizer
+    False in llama_layer.py, layers.py).
     """
     copies = plan.data_parallel if axis is not None else plan.per_stage
-    is_kept_out = len(rows) < 2 or name.endswith(names.EMBEDDINGS) or nbytes < plan.optimizer_threshold_kib << 10
+    embedding = names.SCHEMES[names.LEGACY].embedding
+    is_kept_out = len(rows) < 2 or name.endswith(embedding) or nbytes < plan.optimizer_threshold_kib << 10
     return plan.optimizer_shards != 1 and copies > 1 and not is_kept_out
 
 

@@ -79,6 +79,11 @@ def has_head(found: Iterable[str]) -> bool:
     return any(name in HEADS for name in found)
 
 
+def head_of(embedding: str) -> str:
+    """Return the name of the head that goes with ``embedding``."""
+    return HEADS[EMBEDDINGS.index(embedding)]
+
+
 def is_adapter(name: str) -> bool:
     """Return whether ``name`` is a LoRA adapter of the model (the optimizer's state of one is not)."""
     scheme = scheme_of(name)

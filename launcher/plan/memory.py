@@ -20,7 +20,7 @@ from functools import cached_property
 from launcher.checkpoint.layout import optimizer_cuts, slice_shape
 from launcher.checkpoint.split import SplitPlan, layout_of
 from launcher.models import base
-from launcher.models.names import SCHEMES, Scheme
+from launcher.models.names import MCORE, SCHEMES, Scheme
 from launcher.runspec.sections import LoraSpec, ModelSpec, RunSpec
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -140,14 +140,15 @@ def split_plan(spec: RunSpec) -> SplitPlan:
     """Return the distribution of the model over the ranks of a resolved ``spec``."""
     parallel = spec.parallel
     parts, stages = parallel.model_parallel or 1, parallel.pipeline_stage or 1
-    # A pipeline cuts the vocabulary whether asked or not, where it divides (templates/rank.yaml.j2, vocab_emb_dp).
+    # A pipeline cuts the vocabulary whether asked or not, where it divides (templates/rank.yaml.j2, vocab_emb_dp), and
+    # so does mcore (mindformers 1.9.0, training_graph/tensor_parallel/layers.py, VocabParallelEmbedding).
     divides = spec.model.vocab_size % parts == 0
     return SplitPlan(
         data_parallel=parallel.data_parallel or 1,
         model_parallel=parts,
         pipeline_stage=stages,
         optimizer_shards=-1 if parallel.shards_optimizer else 1,
-        cut_vocabulary=divides and bool(parallel.vocab_split or stages > 1),
+        cut_vocabulary=divides and bool(parallel.vocab_split or stages > 1 or spec.model.architecture.route == MCORE),
     )
 
 
@@ -198,10 +199,17 @@ class _Stage:
 
     @property
     def table_parts(self) -> int:
-        """Return the number of ranks that share embedding and output layer (mindformers 1.9.0, llama.py)."""
-        parallel, model = self.spec.parallel, self.spec.model
-        split = parallel.vocab_split or (parallel.pipeline_stage or 1) > 1
-        return self.parts if split and model.vocab_size % self.parts == 0 else 1
+        """Return the number of ranks that share embedding and output layer."""
+        return self.parts if self.plan.cut_vocabulary else 1
+
+    @property
+    def keeps_whole_inputs(self) -> bool:
+        """Return True if every rank keeps the whole input of a layer that is recomputed, also where ranks share it.
+
+        recompute_slice_activation splits it between them; mcore refuses that key (mindformers 1.9.0,
+        transformer_config.py), and only sequence parallel splits it there.
+        """
+        return self.spec.model.architecture.route == MCORE and not self.spec.parallel.sequence_parallel
 
     @property
     def compute_bytes(self) -> int:
@@ -330,9 +338,8 @@ def _kept(stage: _Stage) -> int:
     """Return the bytes that all layers keep until their backward pass."""
     if stage.spec.runtime.recompute is not True:  # a list says which layers do, and counts as none
         return stage.in_flight * stage.layers * _layer_activations(stage)
-    # recompute_slice_activation splits a layer's input between the ranks that share the layer.
-    layer = stage.tokens * stage.compute_bytes * stage.spec.model.hidden_size // stage.parts
-    return stage.in_flight * stage.layers * layer
+    layer = stage.tokens * stage.compute_bytes * stage.spec.model.hidden_size
+    return stage.in_flight * stage.layers * (layer // (1 if stage.keeps_whole_inputs else stage.parts))
 
 
 def _one_layer(stage: _Stage) -> int:
@@ -435,8 +442,9 @@ def _peak(stage: _Stage) -> tuple[Term, ...]:
     """Return the terms of both peaks of a step; those of the larger peak count."""
     (copies, copied), trained, params = _copies(stage), stage.trained.kept, stage.param_bytes
     layers, layer = f"{stage.in_flight} x {stage.layers} layers", _one_layer(stage)
+    share = "" if stage.keeps_whole_inputs else " / mp"
     kept = (
-        f"{layers} x t x c x h / mp" if stage.spec.runtime.recompute is True else f"{layers} x all that a layer keeps"
+        f"{layers} x t x c x h{share}" if stage.spec.runtime.recompute is True else f"{layers} x all that a layer keeps"
     )
     begins = (
         Term(name="weight copies", size=copies, formula=copied),

@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the model is, and its exports."""
     root = tmp_path_factory.mktemp("inference")
     make_model(root / "model")
+    make_model(root / "qwen3", family="qwen3", head_dim=12)
     return root
 
 
@@ -102,12 +103,14 @@ with quiet() as stdout:
 """
 
 
-@pytest.fixture(scope="module")
-def engine(folder: Path, cache: str) -> dict[str, Any]:
+@pytest.fixture(scope="module", params=["model", "qwen3"])
+def engine(request: pytest.FixtureRequest, folder: Path, cache: str) -> dict[str, Any]:
+    """What came of many questions to MindFormers' network, and to Qwen3's in numpy."""
+    model = folder / request.param
     found: dict[str, Any] = child(
-        _ENGINE, folder / "model", NEW_TOKENS, json.dumps(prompts(50), ensure_ascii=False), LAUNCHER_CACHE=cache
+        _ENGINE, model, NEW_TOKENS, json.dumps(prompts(50), ensure_ascii=False), LAUNCHER_CACHE=cache
     )
-    return found
+    return {**found, "model": model}
 
 
 def test_a_batch_answers_as_one_by_one_and_long_prompts_in_passes_as_at_once(engine: dict[str, Any]) -> None:
@@ -190,7 +193,7 @@ def export(source: Path, target: Path) -> Path:
 def test_fifty_greedy_answers_are_those_of_transformers(
     folder: Path, engine: dict[str, Any], torch_python: str
 ) -> None:
-    exported = export(folder / "model", folder / "hf")
+    exported = export(engine["model"], folder / f"{engine['model'].name}-hf")
     theirs = child(_TRANSFORMERS, exported, json.dumps(engine["ids"]), NEW_TOKENS, python=torch_python)
 
     assert len(theirs) == 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -21,7 +22,10 @@ def losses(job: Job, attempt: int) -> dict[int, float]:
     return {event["step"]: event["loss"] for event in read_events(paths.rank_events(0)) if event["event"] == "step"}
 
 
-def spec(workshop: Workshop, name: str, **training: Any) -> str:
+QWEN3 = {"family": "qwen3", "n_kv_heads": 1, "head_dim": 24}
+
+
+def spec(workshop: Workshop, name: str, model: Mapping[str, Any] | None = None, **training: Any) -> str:
     """Two epochs of 8 steps on two ranks, saved every 4 steps."""
     import yaml
 
@@ -29,19 +33,23 @@ def spec(workshop: Workshop, name: str, **training: Any) -> str:
     path = workshop.folder / file
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     values["lora"]["dropout"] = 0.0
+    if model:
+        values["model"] |= model
+        del values["lora"]["target_modules"]  # the family's own
     values["data"]["batch_size"] = 16
     values["checkpoint"] = {"every_steps": 4, "keep": 8}
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return file
 
 
-def test_eight_steps_and_eight_resumed_are_sixteen_in_one_go(workshop: Workshop) -> None:
+@pytest.mark.parametrize("model", [{}, QWEN3], ids=["llama", "qwen3"])
+def test_eight_steps_and_eight_resumed_are_sixteen_in_one_go(workshop: Workshop, model: dict[str, Any]) -> None:
     """The first run is ended right after step 10; both ranks have saved step 8."""
-    whole = workshop.submit(spec(workshop, "whole"), "--cards", "2", "--engine", "direct")
-    (workshop.folder / "hook").mkdir()
+    whole = workshop.submit(spec(workshop, "whole", model), "--cards", "2", "--engine", "direct")
+    (workshop.folder / "hook").mkdir(exist_ok=True)
     (workshop.folder / "hook" / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
     env = {"LAUNCHER_TEST_DIE_AFTER": "10", "PYTHONPATH": str(workshop.folder / "hook")}
-    workshop.launcher("submit", spec(workshop, "halved"), "--cards", "2", "--engine", "direct", code=7, env=env)
+    workshop.launcher("submit", spec(workshop, "halved", model), "--cards", "2", "--engine", "direct", code=7, env=env)
     failed = workshop.job("last")
     workshop.launcher("resume", "last")
     resumed = workshop.job("last")

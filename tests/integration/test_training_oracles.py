@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from support.events import read_events
 from support.oracles import Child
-from support.shop import SEQ_LENGTH, VOCAB, Workshop
+from support.shop import SEQ_LENGTH, VOCAB, Job, Workshop
 
+from launcher.checkpoint.shards import TRAINABLE
 from launcher.data.mindrecord import write_mindrecord
 from launcher.models import registry
-from launcher.models.names import SCHEMES
+from launcher.models.names import SCHEMES, is_adapter, is_known_extra, is_weight
 from launcher.worker.main import initial_adapter
 
 pytestmark = pytest.mark.mindspore
@@ -83,26 +85,54 @@ def test_two_ranks_take_the_steps_of_peft(name: str, workshop: Workshop, torch: 
     family = registry.family_of_config(CONFIGS[name])
     targets = "|".join(family.linear_layers)
     sets = (
-        "lora.r=4",
-        "lora.alpha=8",
-        "lora.dropout=0.0",
-        f"lora.target_modules={targets}",
-        "checkpoint.every_steps=99",
-    )
+        "lora.r=4", "lora.alpha=8", "lora.dropout=0.0", f"lora.target_modules={targets}", "checkpoint.adapters=true",
+        f"evaluation.data={name}.mindrecord", f"evaluation.every_steps={STEPS}",
+    )  # fmt: skip
     options = [part for text in sets for part in ("--set", text)]
     job = workshop.submit(spec, "--model", str(folder), "--cards", str(RANKS), *options)
 
-    found = [
-        [event["loss"] for event in read_events(job.paths.rank_events(rank)) if event["event"] == "step"]
-        for rank in range(RANKS)
-    ]
     modules, arrays = first_matrices(registry.model_of_config(CONFIGS[name]), 4)
     data = tmp_path / "data.npz"
     np.savez(data, input_ids=by_step(values[:, 0]), labels=by_step(values[:, 1]), **arrays)
-    expected = torch(
+    expected, held_out = torch(
         "train", folder=folder, data=data, matrices=modules, lora={"r": 4, "lora_alpha": 8},
         optimizer=OPTIMIZER, max_norm=MAX_NORM,
     )  # fmt: skip
     assert len(expected) == STEPS
-    assert expected[0] != expected[-1]
-    assert np.abs(np.array(found).T - np.array(expected)).max() <= 1e-4
+    assert np.abs(np.array([losses(job, "step", rank) for rank in range(RANKS)]).T - np.array(expected)).max() <= 1e-4
+    for rank in range(RANKS):
+        assert losses(job, "eval", rank) == [pytest.approx(held_out, abs=1e-4)]
+    check_saved(job, set(arrays))
+
+
+def losses(job: Job, kind: str, rank: int) -> list[float]:
+    return [
+        event["loss"]
+        for event in read_events(job.paths.rank_events(rank))
+        if event["event"] == kind and "loss" in event
+    ]
+
+
+def check_saved(job: Job, matrices: set[str]) -> None:
+    """Adapters alone are trained, all of them, and the same on both ranks; the rest is the base, bit by bit."""
+    ranks = [newest(job.paths.checkpoints / f"rank_{rank}") for rank in range(RANKS)]
+    alone = [newest(job.paths.root / TRAINABLE / f"rank_{rank}") for rank in range(RANKS)]
+    assert all(one.tobytes() == ranks[1][name].tobytes() for name, one in ranks[0].items())
+    adapters = set(filter(is_adapter, ranks[0]))
+    assert matrices < adapters
+    assert len(adapters) == 2 * len(matrices)
+    assert {name.removeprefix("adam_m.") for name in ranks[0] if name.startswith("adam_m.")} == adapters
+    base = load_file(job.paths.root / "base" / "rank_0" / "base.safetensors")
+    assert {name: array.tobytes() for name, array in ranks[0].items() if is_weight(name)} == {
+        name: array.tobytes() for name, array in base.items()
+    }
+    assert not {name for name in ranks[0] if not (is_adapter(name) or is_weight(name) or is_known_extra(name))}
+    for found in alone:
+        assert {name: array.tobytes() for name, array in found.items() if is_adapter(name)} == {
+            name: ranks[0][name].tobytes() for name in adapters
+        }
+
+
+def newest(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = load_file(max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns))
+    return found

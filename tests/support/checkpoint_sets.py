@@ -1,4 +1,4 @@
-"""Small LLaMA checkpoints for tests: arrays, files, sharded sets, jobs."""
+"""Small checkpoints for tests: arrays, files, sharded sets, jobs."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ MODEL: dict[str, Any] = {
     "tokenizer": None,
 }
 RANK, ALPHA = 4, 8
+ADAPTED = ("attention.wq.weight", "attention.wo.weight", "linear_qkv.weight", "linear_proj.weight", "linear_fc1.weight")
 WHOLE = SplitPlan()
 
 
@@ -53,12 +54,12 @@ def corpus(name: str) -> Path:
 def llama(
     model: Mapping[str, Any] = MODEL, *, dtype: str = "float32", lora: bool = True, seed: int = 0
 ) -> dict[str, Array]:
-    """Random weights by MindFormers' names, adapters on q and o, a little optimizer state, and counters."""
+    """Random weights by MindFormers' names, adapters on some layers, a little optimizer state, and counters."""
     rng, kind = np.random.default_rng(seed), numpy_dtype(dtype)
     found: dict[str, Array] = {}
     for name, shape in shapes_of({**model, "tie_word_embeddings": False}).items():
         found[name] = (rng.standard_normal(shape) * 0.1).astype(kind)
-        if lora and name.endswith(("attention.wq.weight", "attention.wo.weight")):
+        if lora and name.endswith(ADAPTED):
             lora_a, lora_b = adapters_of(name)
             found[lora_a] = (rng.standard_normal((RANK, shape[1])) * 0.1).astype(kind)
             found[lora_b] = (rng.standard_normal((shape[0], RANK)) * 0.1).astype(kind)

@@ -142,7 +142,10 @@ def train(folder, data, matrices, lora, optimizer, max_norm):
             torch.nn.utils.clip_grad_norm_(trained, max_norm)
         rule.step()
         losses.append([float(loss) for loss in step])
-    return losses
+    with torch.no_grad():
+        ids, labels = (arrays[name].long().flatten(0, 2) for name in ("input_ids", "labels"))
+        held_out = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), labels[:, 1:].flatten())
+    return losses, float(held_out)
 
 def prompts(folder, chats):
     tokenizer = AutoTokenizer.from_pretrained(folder)
