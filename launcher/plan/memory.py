@@ -203,6 +203,15 @@ class _Stage:
         return self.parts if self.plan.cut_vocabulary else 1
 
     @property
+    def keeps_whole_inputs(self) -> bool:
+        """Return True if every rank keeps the whole input of a layer that is recomputed, also where ranks share it.
+
+        recompute_slice_activation splits it between them; mcore refuses that key (mindformers 1.9.0,
+        transformer_config.py), and only sequence parallel splits it there.
+        """
+        return self.spec.model.architecture.route == MCORE and not self.spec.parallel.sequence_parallel
+
+    @property
     def compute_bytes(self) -> int:
         return BYTES[self.spec.precision.compute or "float32"]
 
@@ -329,9 +338,8 @@ def _kept(stage: _Stage) -> int:
     """Return the bytes that all layers keep until their backward pass."""
     if stage.spec.runtime.recompute is not True:  # a list says which layers do, and counts as none
         return stage.in_flight * stage.layers * _layer_activations(stage)
-    # recompute_slice_activation splits a layer's input between the ranks that share the layer.
-    layer = stage.tokens * stage.compute_bytes * stage.spec.model.hidden_size // stage.parts
-    return stage.in_flight * stage.layers * layer
+    layer = stage.tokens * stage.compute_bytes * stage.spec.model.hidden_size
+    return stage.in_flight * stage.layers * (layer // (1 if stage.keeps_whole_inputs else stage.parts))
 
 
 def _one_layer(stage: _Stage) -> int:
@@ -434,8 +442,9 @@ def _peak(stage: _Stage) -> tuple[Term, ...]:
     """Return the terms of both peaks of a step; those of the larger peak count."""
     (copies, copied), trained, params = _copies(stage), stage.trained.kept, stage.param_bytes
     layers, layer = f"{stage.in_flight} x {stage.layers} layers", _one_layer(stage)
+    share = "" if stage.keeps_whole_inputs else " / mp"
     kept = (
-        f"{layers} x t x c x h / mp" if stage.spec.runtime.recompute is True else f"{layers} x all that a layer keeps"
+        f"{layers} x t x c x h{share}" if stage.spec.runtime.recompute is True else f"{layers} x all that a layer keeps"
     )
     begins = (
         Term(name="weight copies", size=copies, formula=copied),

@@ -182,6 +182,22 @@ def test_ranks_that_share_a_layer_split_it_and_half_of_each_adapter() -> None:
     assert found["communication"] == 2 * 200 * 2**20
 
 
+def test_a_split_qwen3_counted_by_hand() -> None:
+    """Heads of 6 make q 12 and k and v 6 wide each; the vocabulary is split unasked, a layer's kept input is not."""
+    split = {"model_parallel": 2, "data_parallel": 1, "pipeline_stage": 1}
+    model = {"family": "qwen3", "head_dim": 6, "n_kv_heads": 1}
+    lora = {"target_modules": "linear_qkv|linear_proj"}
+    found = sizes(run_spec(parallel=split, model=model, lora=lora))
+    sequence = sizes(run_spec(parallel={**split, "sequence_parallel": True}, model=model, lora=lora))
+
+    # linear_qkv 24x8, linear_proj 8x12, linear_fc1 32x8, linear_fc2 8x16; norms of 8, 8, 6 and 6; two tables 32x8.
+    assert found["base weights"] == (2 * ((192 + 96 + 256 + 128) // 2 + 28) + 512 // 2 + 8) * 2
+    # linear_qkv: A (2 x 8) whole, B (24 x 2) halved; linear_proj: A (2 x 12) halved, B (8 x 2) whole.
+    assert found["LoRA weights"] == 2 * (16 + 24 + 12 + 16) * 2
+    assert found["activations kept"] == 2 * 12 * 2 * 8
+    assert sequence["activations kept"] == found["activations kept"] // 2
+
+
 def test_a_pipeline_keeps_a_batch_for_each_stage_on_its_first_one() -> None:
     piped = {"model_parallel": 1, "data_parallel": 1, "pipeline_stage": 2, "micro_batches": 4}
     found = sizes(run_spec(parallel=piped, model={"vocab_size": 4}))
