@@ -135,7 +135,7 @@ def identify(files: Iterable[TensorFile], *, full: bool) -> list[Identity]:
             size=file.size,
             mtime_ns=file.mtime_ns,
             inode=file.inode,
-            fingerprint=_fingerprint(file),
+            fingerprint=fingerprint(file),
             sha256=_sha256(file) if whole else None,
         )
         for file in files
@@ -158,7 +158,7 @@ def _sha256(file: TensorFile) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(file: TensorFile) -> str:
+def fingerprint(file: TensorFile) -> str:
     """Return a SHA-256 over every tensor's description and bytes: small tensors whole, large ones at both ends."""
     digest = hashlib.sha256()
     for entry in file.entries.values():

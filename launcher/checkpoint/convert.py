@@ -175,7 +175,8 @@ def _by_our_names(found: Mapping[str, Whole], model: Mapping[str, Any]) -> dict[
                 f"{name} is no weight of a {family.title}",
                 hint="give the config.json that belongs to it: --config FILE",
             ) from error
-    problems = [problem for ours, some in parts.items() for problem in _misfits(ours, some, model)]
+    shapes = shapes_of(model)
+    problems = [item for ours, some in parts.items() for item in _misfits(ours, some, shapes.get(ours), model)]
     if problems:
         raise CheckpointError(
             listed("the weights are not those of the model that its description says", problems),
@@ -191,9 +192,11 @@ def _joined(ours: str, parts: Mapping[str, Whole], model: Mapping[str, Any]) -> 
     return woven(ours, [replace(parts[name], name=ours) for name in theirs], runs_of(ours, model))
 
 
-def _misfits(ours: str, parts: Mapping[str, Whole], model: Mapping[str, Any]) -> Iterator[str]:
-    """Yield why ``parts`` of transformers cannot be woven into the weight ``ours`` of ``model``."""
-    theirs, shape = hf_names(ours), shapes_of(model).get(ours)
+def _misfits(
+    ours: str, parts: Mapping[str, Whole], shape: tuple[int, ...] | None, model: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield why ``parts`` of transformers cannot be woven into the weight ``ours`` of ``shape``."""
+    theirs = hf_names(ours)
     yield from (f"{name} is missing" for name in theirs if name not in parts)
     if len(theirs) == 1 or shape is None:  # a layer too many is reported with the other sizes
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint.base import Base, check_folder
-from launcher.checkpoint.compare import identify
+from launcher.checkpoint.compare import fingerprint
 from launcher.checkpoint.convert import Model, convert_once, open_model
 from launcher.checkpoint.huggingface import CONFIG, INDEX
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
@@ -80,7 +80,6 @@ def folder_base(folder: Path, model: Mapping[str, Any], cache: Path) -> FolderBa
 
 def _key(opened: Model) -> str:
     """Return a hash that identifies the weights: file sizes, times, samples of every tensor, and the config.json."""
-    identities = identify(opened.files, full=False)
-    files = sorted((item.path.name, item.size, item.mtime_ns, item.fingerprint) for item in identities)
+    files = sorted((file.path.name, file.size, file.mtime_ns, fingerprint(file)) for file in opened.files)
     text = json.dumps([_VERSION, files, opened.config], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Scheme:
     layers: str
     lora: tuple[str, str]
 
-    @property
+    @cached_property
     def prefixes(self) -> tuple[str, ...]:
         """Return the first part of each weight's name, with its dot."""
         return tuple({name.partition(".")[0] + "." for name in (self.embedding, self.norm, self.head, self.layers)})
