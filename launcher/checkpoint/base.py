@@ -82,7 +82,7 @@ def check_tensors(found: Tensors, model: Mapping[str, Any], path: Path) -> Base:
     if not set(weights) & set(shapes_of(model)):
         raise CheckpointError(
             f"{path} holds no weight of a {family_of(model).title}; its {len(found)} tensor(s): {_some(found)}",
-            hint=f"MindFormers' names are wanted, such as {_scheme(model).embedding}; "
+            hint=f"MindFormers' names are expected, such as {_scheme(model).embedding}; "
             "launcher convert-ckpt DIR -o base converts a Hugging Face model",
         )
     problems = list(problems_of(found, model))
@@ -268,7 +268,7 @@ def _check_heads(path: Path, model: Mapping[str, Any]) -> None:
     heads = _described(path).get("num_heads", model["num_heads"])
     if heads != model["num_heads"]:
         raise CheckpointError(
-            f"{path} is of a model with num_heads {heads}, as its folder says; the spec has {model['num_heads']}",
+            f"{path} belongs to a model with num_heads {heads}, as its folder says; the spec has {model['num_heads']}",
             hint=f"--set model.num_heads={heads}",
         )
 

@@ -112,7 +112,7 @@ def _check(tensors: Mapping[str, Whole], model: Mapping[str, Any], source: Path)
         raise CheckpointError(
             listed(f"the weights of {source} are not those of the model that its description says", problems),
             hint="give the config.json or launcher_model.json that belongs to them: --config FILE; "
-            "what one rank saved is merged first: launcher merge-ckpt",
+            "merge the ranks' shards first: launcher merge-ckpt",
         )
 
 
@@ -134,7 +134,8 @@ def _weight_paths(source: Path) -> list[Path]:
     apart = next(source.glob("base.*"), None)
     if apart is not None:
         raise CheckpointError(
-            f"{source} holds base and adapters apart", hint=f"give the base, {apart}; infer takes --adapter {source}"
+            f"{source} holds base and adapters in separate files",
+            hint=f"give the base, {apart}; infer takes --adapter {source}",
         )
     pickled = any(source.glob("*.bin")) or any(source.glob("*.pth"))
     save = f"save_pretrained('{source}-safetensors')"

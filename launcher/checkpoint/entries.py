@@ -63,7 +63,9 @@ def format_of(path: Path) -> str:
     """Return CKPT or SAFETENSORS, by the file name. Raises CheckpointError when it is neither."""
     found = SUFFIXES.get(path.suffix)
     if found is None:
-        raise CheckpointError(f"{path} is no checkpoint by its name", hint="give a .ckpt or .safetensors file")
+        raise CheckpointError(
+            f"{path} does not have the name of a checkpoint", hint="give a .ckpt or .safetensors file"
+        )
     return found
 
 
@@ -87,7 +89,7 @@ def check_name(path: Path, raw: bytes) -> str:
     except UnicodeDecodeError as error:
         raise damaged(path, f"a tensor name that is not UTF-8: {raw[:40]!r}") from error
     if not name.isprintable() or not name or any(part in name for part in ("/", "\\", "..")):
-        raise damaged(path, f"a tensor name that no training writes: {name[:80]!r}")
+        raise damaged(path, f"an impossible tensor name: {name[:80]!r}")
     return name
 
 

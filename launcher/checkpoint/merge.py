@@ -275,7 +275,7 @@ def _open_base(source: Source, shards: Shards, options: Options, stack: ExitStac
         return None
     if source.base is None:
         raise CheckpointError(
-            f"{source.folder} holds adapters alone", hint="give the base they were trained on: --base FILE"
+            f"{source.folder} holds adapters only", hint="give the base they were trained on: --base FILE"
         )
     return stack.enter_context(TensorFile(base_file(source.base)))
 

@@ -83,7 +83,7 @@ def read_model(path: Path) -> dict[str, Any]:
         }
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} does not say how a model is built: {error}", hint="give a config.json or a launcher_model.json"
+            f"{path} does not describe a model: {error}", hint="give a config.json or a launcher_model.json"
         ) from error
 
 

@@ -14,7 +14,7 @@ from launcher.cli.options.model import ModelOptions, SamplingOptions
 @click.command()
 @model_argument
 @takes(ModelOptions, "choice")
-@click.option("--system", type=Text(), help="Text of the system's turn.")
+@click.option("--system", type=Text(), help="System prompt.")
 @takes(SamplingOptions, "sampling")
 def chat(reference: str, choice: ModelOptions, system: str | None, sampling: SamplingOptions) -> None:
     """Talk with MODEL: what was said before is part of each question, the oldest left out when the context is full.

@@ -48,8 +48,10 @@ def _follow(
 
 @click.command()
 @job_argument
-@click.option("--save", is_flag=True, help="Let all ranks finish a step and save a checkpoint first.")
-@click.option("--grace", "grace_s", type=Seconds(min=0.0), help="Seconds from TERM to KILL; the job's own.")
+@click.option("--save", is_flag=True, help="Save a checkpoint first, after a step that all ranks finish.")
+@click.option(
+    "--grace", "grace_s", type=Seconds(min=0.0), help="Seconds from TERM to KILL; the job's own setting if left out."
+)
 @jobs_dir_option
 def stop(job: str, save: bool, grace_s: float | None, jobs_dir: Path) -> None:
     """Stop JOB: TERM to every rank, KILL after the grace, and nothing of it is left. launcher resume goes on with it.

@@ -33,13 +33,13 @@ _max_rejects = click.option(
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Leave out up to so many bad records; OUTPUT.rejects.jsonl keeps them. One more stops the run.",
+    help="Skip up to this many bad records and keep them in OUTPUT.rejects.jsonl; one more stops the run.",
 )
 _processes = click.option(
     "--processes",
     type=click.IntRange(min=0),
     default=0,
-    help="Processes at work. 0: as many as cores, if it pays.",
+    help="Worker processes. 0: one per core, when the input is large enough.",
 )
 
 
@@ -62,7 +62,7 @@ def data() -> None:
 
 @data.command()
 @click.option("--size", type=click.IntRange(min=1), default=1000, show_default=True, help="How many problems.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed gives other problems.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @_output("math.jsonl")
 @_force
 def sample(size: int, seed: int, output: Path, force: bool) -> None:
@@ -190,11 +190,11 @@ class RowOptions:
         show_default=True,
         help="Hold out this share, chosen by a hash of each id, into OUTPUT with .eval before its suffix.",
     )
-    dedup: bool = option("--dedup", is_flag=True, help="Leave out records whose text came before.")
+    dedup: bool = option("--dedup", is_flag=True, help="Skip records whose text occurred before.")
     max_rejects: int = declared(_max_rejects)
     processes: int = declared(_processes)
     output: Path = declared(_output("train.mindrecord"))
-    resume: bool = option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+    resume: bool = option("--resume", is_flag=True, help="Continue an interrupted run.")
 
     def wanted(self, source: Path) -> PreprocessOptions:
         """Return what to make of ``source``."""
@@ -285,7 +285,7 @@ def _details(info: DatasetInfo) -> None:
 @data.command()
 @click.argument("file", type=_FILE)
 @click.option("--row", type=click.IntRange(min=0), default=0, show_default=True, help="Which row, from 0.")
-@click.option("--tokenizer", type=_FILE, default=None, help="Default: the one the file was made with.")
+@click.option("--tokenizer", type=_FILE, default=None, help="Default: the tokenizer that the file was made with.")
 @format_option
 def show(file: Path, row: int, tokenizer: Path | None, form: str) -> None:
     """Show one row of a MindRecord: its text with what is in the loss in green, and each token with its label.

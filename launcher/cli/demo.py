@@ -15,7 +15,7 @@ from launcher.cli.options.common import jobs_dir_option
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo"),
     show_default=True,
-    help="Where its files go, one numbered folder a run.",
+    help="Folder for its files; each run makes a numbered folder in it.",
 )
 @jobs_dir_option
 def demo(folder: Path, jobs_dir: Path) -> None:

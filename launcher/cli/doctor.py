@@ -27,13 +27,13 @@ class CheckedJob:
     """What is known of the job besides its spec."""
 
     cards: int | None = option(
-        "--cards", type=click.IntRange(min=1), help="How many cards the job would use; all if left out."
+        "--cards", type=click.IntRange(min=1), help="Number of cards that the job would use; all if left out."
     )
     inventory: Path | None = option(
         "-i", "--inventory", type=click.Path(path_type=Path), help="Check the hosts of this inventory too."
     )
     port: int | None = option(
-        "--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler, if you name one."
+        "--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler, if you set one."
     )
     jobs_dir: Path = declared(jobs_dir_option)
 

@@ -31,7 +31,7 @@ class EvalOptions:
         default=50,
         show_default=True,
         metavar="N",
-        help="Of the first N rows whose answer has a number, ask for it.",
+        help="Also ask the first N rows whose answer contains a number, and count right answers.",
     )
     max_new_tokens: int = option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True)
     output: Path | None = option(

@@ -28,10 +28,8 @@ class Questions:
     file: str | None = option(
         "--file", metavar="FILE", help="Questions: .jsonl or .json with ids, else one per line; - is stdin."
     )
-    raw: bool = option(
-        "--raw", is_flag=True, help="Give the prompt to the model as it is, without the template of training."
-    )
-    system: str | None = option("--system", type=Text(), help="Text of the system's turn.")
+    raw: bool = option("--raw", is_flag=True, help="Pass the prompt to the model as is, without the prompt template.")
+    system: str | None = option("--system", type=Text(), help="System prompt.")
     batch_size: int = option(
         "--batch-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True, metavar="N"
     )

@@ -38,7 +38,11 @@ def list_jobs(state: str | None, name: str | None, form: str, jobs_dir: Path) ->
 
 @click.command()
 @job_argument
-@click.option("--watch", is_flag=True, help="A live page until the job has ended; Ctrl-C leaves it, not the job.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Show a live page until the job ends; Ctrl-C leaves the page and does not stop the job.",
+)
 @format_option
 @lang_option
 @jobs_dir_option
@@ -77,9 +81,11 @@ class LogOptions:
     since: str | None = option(
         "--since", metavar="TIME", help="Only what was written since then: 10m, 2h, or 2026-01-31T12:00."
     )
-    follow: bool = option("--follow", "-f", is_flag=True, help="Go on with new lines until the job has ended.")
+    follow: bool = option(
+        "--follow", "-f", is_flag=True, help="Print new lines as they are written, until the job ends."
+    )
     attempt: int | None = option(
-        "--attempt", type=click.IntRange(min=1), help="Of this attempt; the newest if left out."
+        "--attempt", type=click.IntRange(min=1), help="Attempt to show; the newest if left out."
     )
 
     def wanted(self) -> Wanted:

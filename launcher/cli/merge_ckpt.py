@@ -45,7 +45,7 @@ class MergeOptions:
         metavar="N",
         callback=_step,
         shell_complete=step_numbers,
-        help="Merge step N of the whole run (or EPOCH_STEP), not the newest complete.",
+        help="Step of the whole run to merge (or EPOCH_STEP); the newest complete one if left out.",
     )
     list_steps: bool = option("--list", is_flag=True, help="List the steps and which ranks have them; merge nothing.")
     dry_run: bool = option("--dry-run", is_flag=True, help="Print what would be merged, read, needed and written.")
@@ -66,16 +66,18 @@ class MergeOptions:
     dtype: str | None = option(
         "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Cast the weights."
     )
-    no_fold: bool = option("--no-fold", is_flag=True, help="Keep base weights and LoRA adapters apart, in two files.")
+    no_fold: bool = option(
+        "--no-fold", is_flag=True, help="Write base weights and LoRA adapters to two files, unmerged."
+    )
     with_optimizer: bool = option(
-        "--with-optimizer", is_flag=True, help="Keep the optimizer's state too, in a file of its own."
+        "--with-optimizer", is_flag=True, help="Also write the optimizer state, to a separate file."
     )
     verify: str = option(
         "--verify",
         type=click.Choice(["sample", "full"]),
         default="sample",
         show_default=True,
-        help="How much is compared across ranks before, and read again after.",
+        help="How much to compare across ranks before merging and to read back afterwards.",
     )
     max_shard_bytes: int | None = option(
         "--max-shard-size", type=Size(), metavar="SIZE", help="Size of one file of hf.  [default: 5GB]"
@@ -86,18 +88,18 @@ class MergeOptions:
     base: Path | None = option(
         "--base",
         type=_PATH,
-        help="Whole base checkpoint (a file, or a folder of merge-ckpt or convert-ckpt), for adapters alone.",
+        help="Base checkpoint (a file, or a folder of merge-ckpt or convert-ckpt) for shards that hold adapters only.",
     )
     config: Path | None = option(
         "--config", type=_PATH, help="config.json or launcher_model.json of the model.  [default: the job's]"
     )
     tokenizer: Path | None = option(
-        "--tokenizer", type=_PATH, help="Tokenizer to put beside the weights.  [default: the job's]"
+        "--tokenizer", type=_PATH, help="Tokenizer to copy next to the weights.  [default: the job's]"
     )
     output: Path | None = option(
         "-o", "--output", type=_PATH, help="Folder to write.  [default: merged in the job or folder]"
     )
-    force: bool = option("--force", is_flag=True, help="Replace another merge in the output folder.")
+    force: bool = option("--force", is_flag=True, help="Replace a different merge in the output folder.")
 
     def source(self, reference: str, jobs_dir: Path) -> Source:
         """Return the job or folder that is meant; what the options say of it comes before what it knows itself."""

@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--job", "job", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The job's folder.")
 @click.option(
-    "--node-rank", type=click.IntRange(min=0), help="Which host this is; as the scheduler counts, if left out."
+    "--node-rank",
+    type=click.IntRange(min=0),
+    help="Rank of this host; taken from the scheduler's environment if left out.",
 )
-@click.option("--attempt", type=click.IntRange(min=1), help="Of this attempt; the one that is led if left out.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Attempt to join; the current one if left out.")
 @click.option("--lead", is_flag=True, help="Lead the job's next attempt, where a scheduler starts the leader.")
 @click.option("--first-leads", is_flag=True, help="Host 0 leads too, as in a pod.")
 @click.option("--report", "target", type=click.Choice(["Ascend", "CPU"]), help="Only report this host, as JSON.")
-@click.option("--watch-stdin", is_flag=True, help="End everything when stdin ends: whoever started this is gone.")
+@click.option(
+    "--watch-stdin",
+    is_flag=True,
+    help="Stop everything when stdin closes, because the process that started this one is gone.",
+)
 def node(
     job: Path,
     node_rank: int | None,
@@ -78,4 +84,4 @@ def _own_rank(paths: JobPaths) -> int:
     for name in registry.get(read_launch(paths).scheduler).rank_variables:
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
-    raise HostError("which host this is is not known", hint="pass --node-rank")
+    raise HostError("the rank of this host is not known", hint="pass --node-rank")

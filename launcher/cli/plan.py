@@ -29,7 +29,9 @@ class PlanOptions:
         "--cards", type=int, metavar="N", help="Cards to plan for; all of the host's if left out."
     )
     kind: str | None = option(
-        "--kind", type=click.Choice(["910", "A2", "A3", "950", "310P"]), help="Plan for N such cards, here or not."
+        "--kind",
+        type=click.Choice(["910", "A2", "A3", "950", "310P"]),
+        help="Plan for N cards of this kind, whether this host has them or not.",
     )
     inventory: Path | None = option(
         "--inventory", type=click.Path(path_type=Path), metavar="FILE", help="Plan for the hosts of an inventory."
@@ -52,7 +54,7 @@ class PlanOptions:
 @takes(PlanOptions, "options")
 @takes(SpecChanges, "changes")
 @format_option
-@click.option("--sim", is_flag=True, help="Let MindSpore compile the run without cards (needs CANN).")
+@click.option("--sim", is_flag=True, help="Also let MindSpore compile the run without cards (needs CANN).")
 def plan(spec: str, options: PlanOptions, changes: SpecChanges, form: str, sim: bool) -> None:
     """Show all that a run of SPEC would do, and whether it fits the cards. Nothing is written.
 

@@ -32,13 +32,13 @@ def rank_table() -> None:
 class Target:
     """The file to write."""
 
-    output: Path | None = option("-o", "--output", type=_FILE, help="File to write; - for the screen.")
-    force: bool = option("--force", is_flag=True, help="Replace OUTPUT if it says something else.")
+    output: Path | None = option("-o", "--output", type=_FILE, help="File to write; - for stdout.")
+    force: bool = option("--force", is_flag=True, help="Replace OUTPUT if its contents differ.")
 
     def place(self, example: str) -> Path:
         """Return the file. Raises SpecError, with ``example`` in its hint, when none was named."""
         if self.output is None:
-            raise SpecError("no place to write to", hint=f"pass -o {example}, or -o - for the screen")
+            raise SpecError("no place to write to", hint=f"pass -o {example}, or -o - for stdout")
         return self.output
 
     def finish(self, table: Table, place: Path, *, kind: str | None = None, order: str) -> None:
@@ -76,11 +76,13 @@ class Made:
         help="Order of the hosts, and so of the ranks; numbers go by value (node9 before node10).",
     )
     version: str | None = option(
-        "--version", type=click.Choice(["1.0", "1.2", "2.0"]), help="By default what the devices want."
+        "--version",
+        type=click.Choice(["1.0", "1.2", "2.0"]),
+        help="Version of the table; by default the one that the devices need.",
     )
     address: str | None = option("--address", help="Address of this host, when there is no inventory.")
     pod_ip: bool = option(
-        "--pod-ip/--no-pod-ip", default=True, show_default=True, help="Add pod_ip, which msrun asks for."
+        "--pod-ip/--no-pod-ip", default=True, show_default=True, help="Add pod_ip, which msrun requires."
     )
 
     def cluster(self) -> Cluster:
@@ -134,7 +136,7 @@ _ORDER_TEXT = {
 @click.option(
     "--kind",
     type=click.Choice(list(KINDS)),
-    help="Judge for this kind of chip; some rules hold on 910 alone.",
+    help="Check for this kind of chip; some rules hold for 910 only.",
 )
 @click.option("--against-host", is_flag=True, help="Compare with the cards and hccn.conf of this host too.")
 @click.pass_context
@@ -158,7 +160,9 @@ def check(ctx: click.Context, files: tuple[Path, ...], form: str, kind: str | No
 
 @rank_table.command()
 @click.argument("file", type=_FILE)
-@click.option("--by", type=click.Choice(["rank", "server"]), help="One line a rank (up to 64 ranks) or a server.")
+@click.option(
+    "--by", type=click.Choice(["rank", "server"]), help="One line per rank (default up to 64 ranks) or per server."
+)
 @format_option
 def show(file: Path, by: str | None, form: str) -> None:
     """Show a rank table for people: servers, ranks, devices, addresses, super pods.

@@ -17,7 +17,10 @@ class ServerOptions:
     """Where the server listens, and how much one client may ask of it."""
 
     host: str = option(
-        "--host", default="127.0.0.1", show_default=True, help="Address to listen on; others demand a token."
+        "--host",
+        default="127.0.0.1",
+        show_default=True,
+        help="Address to listen on; any but the loopback address requires a token.",
     )
     port: int = option(
         "--port", type=click.IntRange(min=0, max=65535), default=8000, show_default=True, help="0 takes a free one."

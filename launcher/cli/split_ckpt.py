@@ -30,16 +30,18 @@ class SplitOptions:
     mp: int = option("--mp", type=_DEGREE, default=1, show_default=True, help="Tensor (model) parallel degree.")
     pp: int = option("--pp", type=_DEGREE, default=1, show_default=True, help="Pipeline stages.")
     optimizer_parallel: bool = option(
-        "--optimizer-parallel", is_flag=True, help="Cut what data-parallel copies share among them."
+        "--optimizer-parallel",
+        is_flag=True,
+        help="Also shard parameters among data-parallel copies (optimizer parallel).",
     )
     optimizer_threshold: int | None = option(
         "--optimizer-threshold",
         type=click.IntRange(min=0),
         metavar="KB",
-        help="Parameters smaller than this are not cut so (parallel_optimizer_threshold).  [default: 64]",
+        help="Smaller parameters stay whole (parallel_optimizer_threshold).  [default: 64]",
     )
     cut_vocabulary: bool = option(
-        "--cut-vocabulary", is_flag=True, help="Cut the embedding and the head too (vocab_emb_dp: False)."
+        "--cut-vocabulary", is_flag=True, help="Also shard the embedding and the output layer (vocab_emb_dp: False)."
     )
     file_format: str = option(
         "--file-format", type=click.Choice(["safetensors", "ckpt"]), default="safetensors", show_default=True

@@ -25,12 +25,12 @@ class SubmitOptions:
     """How many cards, and how far to go."""
 
     cards: int | None = option(
-        "--cards", type=int, metavar="N", help="Devices to use, on all hosts; all of them if left out."
+        "--cards", type=int, metavar="N", help="Number of devices to use, over all hosts; all if left out."
     )
     port: int | None = option(
         "--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler; a free one if left out."
     )
-    dry_run: bool = option("--dry-run", is_flag=True, help="Print what would be written and run, and touch nothing.")
+    dry_run: bool = option("--dry-run", is_flag=True, help="Print what would be written and run; change nothing.")
     no_preflight: bool = option("--no-preflight", is_flag=True, help="Start even when a check of the hosts fails.")
     detach: bool = option(
         "--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it."

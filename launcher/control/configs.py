@@ -106,10 +106,10 @@ def write_new(name: str, *, preset: str | None = None, folder: str | None = None
     if (preset is None) == (folder is None):
         raise SpecError("give one of --preset and --model", hint=f"launcher config new {name} --preset llama2_7b")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
-        raise SpecError(f"{name!r} is no name for a spec", hint="letters, digits, '_', '.' and '-'")
+        raise SpecError(f"{name!r} is not a valid name for a spec", hint="letters, digits, '_', '.' and '-'")
     path = Path("configs") / f"{name}.yaml"
     if path.exists() and not force:
-        raise SpecError(f"{path} exists already", hint="take another name, or pass --force")
+        raise SpecError(f"{path} exists already", hint="choose another name, or pass --force")
     described = _of_folder(folder) if folder is not None else _of_preset(str(preset))
     text = _NEW.format(
         schema=SCHEMA,
@@ -125,7 +125,9 @@ def write_new(name: str, *, preset: str | None = None, folder: str | None = None
         if not (path.parent / SCHEMA).exists():
             write_atomic(path.parent / SCHEMA, schema_text())
     except OSError as error:
-        raise HostError(f"cannot write {path.absolute()}: {error.strerror}", hint="cd to a folder of yours") from error
+        raise HostError(
+            f"cannot write {path.absolute()}: {error.strerror}", hint="cd to a folder that you can write to"
+        ) from error
     return path
 
 
@@ -191,7 +193,7 @@ def preset_models() -> Iterator[tuple[presets.Preset, ModelSpec, int]]:
 def check_text(text: str, file: Path, command: str) -> None:
     """Raise LauncherError when ``file`` holds anything but ``text``."""
     if _read(file) != text:
-        raise LauncherError(f"{file} is not what `{command}` prints now", hint=f"{command} > {file}")
+        raise LauncherError(f"{file} differs from the output of `{command}`", hint=f"{command} > {file}")
 
 
 def check_reference(file: Path) -> None:
@@ -209,7 +211,7 @@ def update_reference(file: Path) -> None:
 def _refreshed(file: Path) -> str:
     new = with_reference(_read(file))
     if new is None:
-        raise LauncherError(f"{file} has no place for the reference", hint=f"add the lines {BEGIN} and {END}")
+        raise LauncherError(f"{file} has no markers for the reference", hint=f"add the lines {BEGIN} and {END}")
     return new
 
 

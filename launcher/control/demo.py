@@ -54,7 +54,7 @@ class Demo:
         try:
             self.folder.mkdir(parents=True)
         except OSError as error:
-            hint = "cd to a folder of yours, or pass --folder DIR"
+            hint = "cd to a folder that you can write to, or pass --folder DIR"
             raise HostError(f"cannot make {self.folder.absolute()}: {error.strerror}", hint=hint) from error
         self.make_data()
         base = self.train("Train a base model (all weights)", "base", BASE_STEPS, None)

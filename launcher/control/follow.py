@@ -162,7 +162,7 @@ def raise_for_end(record: JobRecord) -> None:
         signum = (record.exit_code or 130) - 128
         saved = f"; {record.note}" if record.note else ""
         raise JobCancelled(
-            f"job {record.job_id} stopped by {_sender(record, signum)}{saved}; nothing of it is running",
+            f"job {record.job_id} stopped by {_sender(record, signum)}{saved}; none of its processes is left",
             signum=signum,
             hint=f"launcher resume {record.job_id}",
         )

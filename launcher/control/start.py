@@ -57,7 +57,7 @@ def _new_folder(root: Path) -> Iterator[None]:
 
 
 def _cannot_write(root: Path, error: OSError) -> HostError:
-    return HostError(f"cannot write {root}: {error}", hint="df -h; or pass --jobs-dir DIR")
+    return HostError(f"cannot write {root}: {error}", hint="check free space with df -h, or pass --jobs-dir DIR")
 
 
 def _write_files(plan: LaunchPlan) -> None:
@@ -160,7 +160,7 @@ def _alone(paths: JobPaths) -> Iterator[None]:
         yield
     except BlockingIOError:
         raise JobError(
-            f"another launcher resume of {paths.job_id} is at work", hint=f"launcher attach {paths.job_id}"
+            f"another launcher resume of {paths.job_id} is running", hint=f"launcher attach {paths.job_id}"
         ) from None
     finally:
         os.close(handle)
@@ -174,7 +174,7 @@ def _begin_again(paths: JobPaths, record: JobRecord) -> Started:
     try:
         launch = read_launch(paths).with_free_port()
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise JobError(f"cannot read {paths.launch}: {error}", hint="submit it anew: launcher submit") from error
+        raise JobError(f"cannot read {paths.launch}: {error}", hint="submit it again: launcher submit") from error
     _check_not_moved(paths)
     ENGINES[launch.engine].find_program()
     if newest_saved(paths, record.cards) is None:
@@ -192,7 +192,7 @@ def _check_not_moved(paths: JobPaths) -> None:
         named = folder_in_configs(paths)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise JobError(
-            f"cannot read {paths.root / 'ranks' / 'rank_0.yaml'}: {error}", hint="submit it anew: launcher submit"
+            f"cannot read {paths.root / 'ranks' / 'rank_0.yaml'}: {error}", hint="submit it again: launcher submit"
         ) from error
     if named is None or named.resolve() == paths.root.resolve():
         return

@@ -50,7 +50,7 @@ def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float |
         return ended
     raise JobError(
         f"job {record.job_id} has not ended {grace_s + _SLACK_S:.0f} s after it was asked to",
-        hint=f"kill -9 {record.supervisor.pid} (its guard then clears up)",
+        hint=f"kill -9 {record.supervisor.pid} (its guard then cleans up)",
     )
 
 

@@ -186,6 +186,7 @@ class EventWriter:
 
     def write(self, event: str, **fields: Any) -> None:
         record = {"time": round(time.time(), 3), "rank_id": self._rank_id, "event": event, **fields}
+        # AttributeError: the file could not be opened. "replace": a traceback may quote names that are no UTF-8.
         with contextlib.suppress(OSError, AttributeError):
             self._file.write(json.dumps(_plain(record), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 

@@ -130,6 +130,7 @@ def read_record(paths: JobPaths) -> JobRecord | None:
     """Return the job's record, its state checked against the process table; None when it cannot be read."""
     try:
         record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
+    # A damaged record may be any JSON: a list where an object belongs, a thousand brackets, half a file.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return mark_lost_if_dead(record)
@@ -138,6 +139,7 @@ def read_record(paths: JobPaths) -> JobRecord | None:
 def unreadable_record(paths: JobPaths) -> JobRecord | None:
     """Return a record of state UNREADABLE for a job.json that cannot be read; None when the file is gone."""
     try:
+        # The file's time stands for the job's, so that a damaged job keeps its place in lists, and may be "last".
         created = datetime.fromtimestamp(paths.record.stat().st_mtime, timezone.utc).isoformat(timespec="milliseconds")
         JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
         return read_record(paths)  # it was rewritten meanwhile

@@ -27,6 +27,7 @@ class JobStore:
         while True:
             token = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
             paths = JobPaths(root=self.root.absolute() / f"{token}-{name}")
+            # The random part alone must be new, whatever the name: it is what people type.
             if not any(self.root.glob(f"{token}-*")):
                 return paths
 
@@ -55,6 +56,7 @@ class JobStore:
 
     def _find(self, reference: str) -> tuple[JobPaths, JobRecord]:
         jobs = self.all()
+        # No job is called that: an id is five letters, a hyphen and a name.
         if reference == "last" and jobs:
             return jobs[-1]
         exact = [job for job in jobs if job[1].job_id == reference]

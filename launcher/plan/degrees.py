@@ -338,7 +338,7 @@ def _given_degrees(spec: RunSpec, world_size: int) -> Degrees:
     problems = split_problems(spec.model, parallel, degrees)
     if problems:
         raise SpecError(
-            f"{name_degrees(degrees)}: {'; '.join(problems)}", hint="leave parallel out to have a split picked"
+            f"{name_degrees(degrees)}: {'; '.join(problems)}", hint="leave parallel out to have a split chosen"
         )
     return degrees
 
@@ -348,7 +348,7 @@ def _other_product(parallel: ParallelSpec, data_parallel: int, product: int, wor
     if parallel.data_parallel is None and world_size > parts * stages:
         return SpecError(
             f"model_parallel {parts} x pipeline_stage {stages} = {parts * stages} does not divide --cards {world_size}",
-            hint="set degrees whose product divides the cards, or leave parallel out to have a split picked",
+            hint="set degrees whose product divides the cards, or leave parallel out to have a split chosen",
         )
     return SpecError(
         f"data_parallel {data_parallel} x model_parallel {parts} x pipeline_stage {stages} = {product}, "

@@ -168,7 +168,7 @@ def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedB
     absolute = Path(_existing(checkpoint, "checkpoint", _MERGED, CheckpointError))
     if is_job_folder(absolute):
         raise CheckpointError(
-            f"checkpoint {absolute} is a job's folder, and not a base",
+            f"checkpoint {absolute} is a job's folder, not a base",
             hint=f"launcher merge-ckpt {absolute.name}; then --checkpoint {JobPaths(root=absolute).merged}",
         )
     if is_hugging_face(absolute):
@@ -290,7 +290,7 @@ def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
             hint="launcher data preprocess makes a .mindrecord",
         )
     if not Path(f"{dataset}.db").is_file():
-        raise DataError(f"dataset {dataset} lacks its index {dataset}.db", hint="copy both files, they belong together")
+        raise DataError(f"dataset {dataset} lacks its index {dataset}.db", hint="copy both files: they belong together")
     info = read_info(Path(dataset))
     if info is None:
         raise DataError(f"dataset {dataset} is not a MindRecord file", hint="launcher data preprocess makes one")
@@ -377,7 +377,9 @@ def _check_fit(spec: RunSpec, key: str, info: DatasetInfo, dataset: str) -> None
         pieces = info.tokenizer.vocab_size
         raise SpecError(
             f"model.vocab_size is {spec.model.vocab_size}, but {dataset} was made with {pieces} pieces",
-            hint=f"set model.vocab_size: {pieces}",
+            hint=f"set model.vocab_size: {pieces}"
+            if spec.model.checkpoint is None
+            else "make the rows again with the base's own tokenizer: launcher data preprocess",
         )
     if info.template not in (None, spec.data.template):
         raise SpecError(

@@ -449,7 +449,7 @@ def _peak(stage: _Stage) -> tuple[Term, ...]:
     begins = (
         Term(name="weight copies", size=copies, formula=copied),
         Term(name="activations kept", size=_kept(stage), formula=kept),
-        Term(name="at work", size=max(layer, _loss(stage)),
+        Term(name="workspace", size=max(layer, _loss(stage)),
              formula=f"larger of one layer's backward pass and the loss, t x V x ({_logit(stage)})"),
     )  # fmt: skip
     # A framework that sums in place has counted these gradients as accumulated.

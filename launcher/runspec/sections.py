@@ -522,7 +522,7 @@ class GenerationSection(Section):
     max_new_tokens: PositiveInt = 128
     """Most tokens of an answer."""
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """0 is greedy: always the likeliest token."""
+    """0 is greedy decoding."""
     top_k: Count = 0
     """Sample among the K likeliest; 0 is all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -193,11 +193,13 @@ class Scheduler(Protocol):
 
 # ------------------------------------------------------------------------------------------------ shared
 
-NODES = Option(flag="--nodes", form=int, metavar="N", help="hosts to ask for; --cards in all.")
+NODES = Option(
+    flag="--nodes", form=int, metavar="N", help="number of hosts to request; --cards is the total over them."
+)
 KIND = Option(
     flag="--kind",
     choices=("910", "A2", "A3", "950", "310P", "CPU"),
-    help="cards of those hosts, which this one may not have.",
+    help="kind of the hosts' cards; this host may have none.",
 )
 
 

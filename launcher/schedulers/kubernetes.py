@@ -117,7 +117,11 @@ class Kubernetes(Scheduler):
         Option(flag="--namespace", metavar="NAME", help='namespace; "default" if left out.'),
         Option(flag="--volcano-queue", metavar="NAME", help='Volcano\'s queue; "default" if left out.'),
         Option(flag="--no-volcano", is_flag=True, help="a plain indexed Job, for clusters without Volcano."),
-        Option(flag="--user", metavar="UID:GID", help="whom pods run as, never root; you, or 1000:1000, if left out."),
+        Option(
+            flag="--user",
+            metavar="UID:GID",
+            help="user and group of the pods, never root; yours, or 1000:1000, if left out.",
+        ),
         Option(flag="--node-selector", multiple=True, metavar="KEY=VALUE", help="labels that a node must have."),
         Option(flag="--shm", metavar="SIZE", help="size of /dev/shm; 16Gi if left out."),
         Option(flag="--cpus", metavar="N", help="CPUs of each pod."),

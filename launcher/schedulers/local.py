@@ -34,7 +34,7 @@ class Local(Scheduler):
         if failed:
             raise HostError(
                 "\n".join([f"this host cannot run the job: {len(failed)} check(s) failed", *failed]),
-                hint="launcher doctor shows all checks; --no-preflight insists",
+                hint="launcher doctor shows all checks; --no-preflight starts all the same",
             )
         return ()
 

@@ -55,7 +55,7 @@ def _load(entry: metadata.EntryPoint) -> Scheduler:
     except Exception as error:  # whatever a package that is not ours raises when it is imported
         raise HostError(
             f"scheduler {entry.name} cannot be loaded: {type(error).__name__}: {error}",
-            hint=f"mend or uninstall the package that adds it ({entry.value})",
+            hint=f"fix or uninstall the package that adds it ({entry.value})",
         ) from error
     return scheduler
 

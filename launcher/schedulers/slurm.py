@@ -113,7 +113,7 @@ class Slurm(Scheduler):
         Option(flag="--time", metavar="LIMIT", help="time limit, as 2:00:00 or 1-12."),
         Option(flag="--gres", metavar="NAME:N", help="cards of each node, as npu:8; --exclusive if left out."),
         Option(flag="--exclusive", is_flag=True, help="whole nodes."),
-        Option(flag="--no-requeue", is_flag=True, help="end at the time limit or when preempted; do not go on later."),
+        Option(flag="--no-requeue", is_flag=True, help="end at the time limit or when preempted, and do not requeue."),
         Option(flag="--sbatch", multiple=True, metavar="KEY=VALUE", help="any other option of sbatch."),
     )
 

@@ -129,6 +129,7 @@ class Attempt:
             list(reader.new())
 
     def _start(self) -> None:
+        # Before the first process: the time-out of the start includes importing MindSpore, which takes most of it.
         self.judge.begin()
         self._set_state(jobs.STARTING)
         for program in self.launch.programs(self.paths):
@@ -247,6 +248,7 @@ class Attempt:
         for reader in self._readers:
             for event in reader.new():
                 self.states.note(event)
+        # "begin" may just have named the process that trains; until then the engine's child above it was watched.
         for rank in self.states.ranks.values():
             if rank.process:
                 self._watch_process(rank.rank_id, rank.process)

@@ -90,7 +90,7 @@ class Supervisor:
             return
         stopped = lambda: self.signals.stop_level() > 0 or self.paths.is_gone  # noqa: E731
         with wait_and_hold(names, holder=holder, tell=self._say, give_up=stopped) as held:
-            self._say(None)
+            self._say(None)  # it no longer waits for cards
             yield held
 
     def _say(self, note: str | None) -> None:

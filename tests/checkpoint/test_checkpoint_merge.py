@@ -481,7 +481,7 @@ def test_adapters_with_their_base(tmp_path: Path) -> None:
     assert merged.num_folded == 4
     found = read(tmp_path / "out" / "model.safetensors")
     assert abs(found[WQ] - folded(arrays, WQ)).max() < 1e-6
-    with pytest.raises(CheckpointError, match="holds adapters alone"):
+    with pytest.raises(CheckpointError, match="holds adapters only"):
         run_merge(folder, tmp_path / "other")
 
 

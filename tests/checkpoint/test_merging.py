@@ -110,7 +110,7 @@ def test_a_config_that_describes_no_model(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     done = launcher("merge-ckpt", folder, "--config", tmp_path / "config.json")
     assert done.returncode == 4
-    assert "config.json does not say how a model is built" in done.stderr
+    assert "config.json does not describe a model" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -233,9 +233,7 @@ def test_a_signal_clears_away_what_was_begun(tmp_path: Path, signum: signal.Sign
             break
         shutil.rmtree(tmp_path / "out")
     assert process.returncode == 128 + signum
-    assert (
-        said == f"error: {signum.name}: {tmp_path / 'out'} is not written\n  hint: the same command starts it again\n"
-    )
+    assert said == f"error: {signum.name}: {tmp_path / 'out'} is not written\n  hint: run the same command again\n"
     assert sorted(tmp_path.iterdir()) == before
 
 

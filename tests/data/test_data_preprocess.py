@@ -532,3 +532,10 @@ def test_a_cache_finds_the_same_rows_again(folder: Path, tmp_path: Path) -> None
 def test_errors_keep_their_hint_on_the_way_from_a_worker() -> None:
     error = pickle.loads(pickle.dumps(DataError("what", hint="type this")))  # noqa: S301 - our own
     assert (error.message, error.hint) == ("what", "type this")
+
+
+def test_keys_that_are_not_read_are_warned_about(folder: Path, tmp_path: Path) -> None:
+    record = {"instruction": "Add 1 and 2.", "input": "", "output": "3", "system_prompt": "Be brief."}
+    (tmp_path / "a.jsonl").write_text((json.dumps(record) + "\n") * 3, encoding="utf-8")
+    info, _ = preprocess(options(folder, tmp_path / "t.mindrecord", source=tmp_path / "a.jsonl"), force=False)
+    assert any("not read: system_prompt (in 3 records)" in warning for warning in info.stats["warnings"])

@@ -144,14 +144,14 @@ def test_every_term_of_a_model_small_enough_to_count_by_hand() -> None:
         "gradients": 128 * 2,
         "optimizer states": 128 * 8,
         "activations kept": 2 * 12 * 2 * 8,  # layers x tokens x bytes x hidden
-        "at work": ONE_LAYER,
+        "workspace": ONE_LAYER,
         "one layer": ONE_LAYER,
         "communication": 0,
     }
 
 
 def test_a_large_vocabulary_makes_the_loss_the_largest_thing_at_work() -> None:
-    assert sizes(run_spec(model={"vocab_size": 4096}))["at work"] == 12 * 4096 * (2 * 2 + 16)
+    assert sizes(run_spec(model={"vocab_size": 4096}))["workspace"] == 12 * 4096 * (2 * 2 + 16)
 
 
 def test_without_recompute_every_layer_keeps_all_and_without_flash_attention_all_weights() -> None:
@@ -272,7 +272,7 @@ def test_activations_and_gradients_are_not_there_at_the_same_time() -> None:
     )
 
     assert late - early == {"gradients", "one layer"}
-    assert early - late == {"weight copies", "activations kept", "at work"}
+    assert early - late == {"weight copies", "activations kept", "workspace"}
 
 
 def full(batch: int) -> RunSpec:

@@ -74,7 +74,7 @@ def test_a_small_model_is_planned_on_this_host(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("new", "../x", "--preset", "llama_7b"), "is no name for a spec"),
+        (("new", "../x", "--preset", "llama_7b"), "is not a valid name for a spec"),
         (("new", "x", "--preset", "llama_8b"), "there is no preset 'llama_8b'"),
         (("check", "none.yaml"), "1 of 1 spec(s) wrong: none.yaml"),
         (("show", "tiny_cpu", "--set", "lora.r=0"), "--set lora.r=0: lora.r: input should be greater than or equal"),
@@ -96,7 +96,7 @@ def test_a_folder_that_takes_no_files_is_named(here: Path) -> None:
 
     assert f"error: cannot write {here}/configs/mine.yaml: " in text
     assert f"error: cannot make {here}/configs/demo/1: " in demo
-    assert "hint: cd to a folder of yours, or pass --folder DIR" in demo
+    assert "hint: cd to a folder that you can write to, or pass --folder DIR" in demo
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_its_options_and_its_files_are_those_of_submit(installed: Path) -> None:
     assert f"exec nice -n 7 {sys.executable} -m launcher node --lead --job " in shown
     assert "--nice 'x' is no number" in run(installed, "", *submit, "--scheduler", "background", "--nice", "x", code=2)
     said = run(installed, "", *submit, "--nice", "7", code=2)
-    assert "--nice says nothing with --scheduler local" in said
+    assert "--nice has no effect with --scheduler local" in said
     assert "did you mean --scheduler background?" in said
     assert "scheduler broken cannot be loaded" in run(installed, "", *submit, "--scheduler", "broken", code=5)
     assert not (installed.parent / "jobs").exists()

@@ -191,7 +191,7 @@ def test_of_two_resumes_at_once_one_is_refused(tmp_path: Path, no_survivors: str
     failed = supervised.run()
     with supervised.paths.resume_lock.open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(JobError, match="another launcher resume of job is at work"):
+        with pytest.raises(JobError, match="another launcher resume of job is running"):
             start.begin_again(supervised.paths, failed)
 
     assert supervised.record() == failed
@@ -232,7 +232,7 @@ main(["resume", "job", "--jobs-dir", {str(tmp_path)!r}])
     env = {**os.environ, "LAUNCHER_TEST": no_survivors}
     result = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=240)
 
-    assert "stopped by SIGINT; nothing of it is running" in result.stderr
+    assert "stopped by SIGINT; none of its processes is left" in result.stderr
     assert (result.returncode, supervised.record().state) == (130, jobs.CANCELLED)
 
 

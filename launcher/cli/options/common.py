@@ -103,7 +103,7 @@ format_option: Decorator[Any] = click.option(
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="For people, or for programs.",
+    help="Text for people, JSON for programs.",
 )
 
 model_argument: Decorator[Any] = click.argument("reference", metavar="MODEL", default="last", shell_complete=job_ids)
@@ -111,7 +111,7 @@ model_argument: Decorator[Any] = click.argument("reference", metavar="MODEL", de
 job_argument: Decorator[Any] = click.argument("job", default="last", shell_complete=job_ids)
 
 set_option: Decorator[Any] = click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Change one key of SPEC: --set training.epochs=2."
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set one key of SPEC: --set training.epochs=2."
 )
 
 

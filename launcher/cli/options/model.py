@@ -24,17 +24,19 @@ class ModelOptions:
     """What a model does not say of itself, the card, and the jobs folder."""
 
     adapter: str | None = option(
-        "--adapter", metavar="JOB|PATH", help="LoRA on top of MODEL, kept apart: a job, a folder or a file."
+        "--adapter", metavar="JOB|PATH", help="LoRA adapter to apply to MODEL at run time: a job, a folder or a file."
     )
     config: Path | None = option("--config", type=_PATH, help="launcher_model.json or config.json of a weights file.")
     tokenizer: Path | None = option(
-        "--tokenizer", type=_PATH, help="tokenizer.model or tokenizer.json, when none goes with MODEL."
+        "--tokenizer", type=_PATH, help="tokenizer.model or tokenizer.json, if MODEL has none."
     )
     template: str | None = option(
         "--template",
         help="Prompt template, when MODEL does not say which it was trained with; own is its folder's.",
     )
-    context: int | None = option("--context", type=click.IntRange(min=2), help="Tokens of prompt and answer together.")
+    context: int | None = option(
+        "--context", type=click.IntRange(min=2), help="Maximum number of tokens of prompt and answer together."
+    )
     device_id: int | None = option("--device", type=click.IntRange(min=0), help="Ascend card to use.")
     jobs_dir: Path = declared(jobs_dir_option)
 
@@ -66,16 +68,14 @@ class SamplingOptions:
     """How to choose the tokens of an answer."""
 
     max_new_tokens: int | None = option("--max-new-tokens", type=click.IntRange(min=1), help="Most tokens per answer.")
-    temperature: float | None = option(
-        "--temperature", type=NumberRange(min=0, max=100), help="0 is greedy: always the likeliest token."
-    )
+    temperature: float | None = option("--temperature", type=NumberRange(min=0, max=100), help="0 is greedy decoding.")
     top_k: int | None = option(
-        "--top-k", type=click.IntRange(min=0), help="Sample among the K likeliest tokens; 0 is all."
+        "--top-k", type=click.IntRange(min=0), help="Sample from the K most likely tokens; 0 means all."
     )
     top_p: float | None = option(
         "--top-p",
         type=NumberRange(min=0, max=1, min_open=True),
-        help="Sample among the likeliest tokens whose probabilities add up to P.",
+        help="Sample from the most likely tokens whose probabilities add up to P.",
     )
     repetition_penalty: float | None = option(
         "--repetition-penalty",

@@ -20,15 +20,15 @@ class SpecChanges:
     """What takes the place of values of the spec."""
 
     checkpoint: str | None = option(
-        "--checkpoint", metavar="PATH", help="Base weights: takes the place of the spec's model.checkpoint."
+        "--checkpoint", metavar="PATH", help="Base weights, instead of the spec's model.checkpoint."
     )
     model: str | None = option(
         "--model",
         metavar="FOLDER",
-        help="A Hugging Face folder: architecture, weights and tokenizer in place of the spec's.",
+        help="A Hugging Face folder: architecture, weights and tokenizer, instead of the spec's.",
     )
     data: str | None = option(
-        "--data", metavar="FILE", help="Training rows or raw conversations: takes the place of the spec's data."
+        "--data", metavar="FILE", help="Training rows or raw conversations, instead of the spec's data."
     )
     sets: tuple[str, ...] = declared(set_option)
 
@@ -57,7 +57,7 @@ class RunChoice:
         "--max-restarts",
         type=click.IntRange(min=0),
         default=0,
-        help="Start again this often, from the newest checkpoint, after faults of the machine or of communication.",
+        help="Restart at most this often, from the newest checkpoint, after machine or communication faults.",
     )
     grace_s: float = option(
         "--grace", type=Seconds(min=0.0), default=30.0, show_default=True, help="Seconds from TERM to KILL."
@@ -81,7 +81,7 @@ class RunChoice:
         show_default=True,
         help="On several hosts: seconds without a sign of life after which a host is lost.",
     )
-    wait_for_cards: bool = option("--wait", is_flag=True, help="Wait for cards that another job has.")
+    wait_for_cards: bool = option("--wait", is_flag=True, help="Wait for cards that another job is using.")
 
     def options(self) -> RunOptions:
         """Return the same as the rest of the program takes it."""

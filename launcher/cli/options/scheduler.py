@@ -43,7 +43,7 @@ def scheduler_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(registry.names()),
         default=LOCAL,
         show_default=True,
-        help="What gives the hosts: this host alone; those of an inventory, over ssh; or a batch system.",
+        help="Where hosts come from: this host only, an inventory (over ssh), or a batch system.",
     )(gathered)
 
 
@@ -77,4 +77,4 @@ def _refuse_strangers(scheduler: str, given: Mapping[Option, Any], owners: Mappi
     for option in given:
         if scheduler not in owners[option]:
             fits = " or ".join(f"--scheduler {name}" for name in owners[option])
-            raise SpecError(f"{option.flag} says nothing with --scheduler {scheduler}", hint=f"did you mean {fits}?")
+            raise SpecError(f"{option.flag} has no effect with --scheduler {scheduler}", hint=f"did you mean {fits}?")

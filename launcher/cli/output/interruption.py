@@ -40,5 +40,5 @@ def interruptible(what: str) -> Iterator[None]:
     except _Interrupted as error:
         name = signal.Signals(error.signum).name
         raise JobCancelled(
-            f"{name}: {what} is not written", signum=error.signum, hint="the same command starts it again"
+            f"{name}: {what} is not written", signum=error.signum, hint="run the same command again"
         ) from error

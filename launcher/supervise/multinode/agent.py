@@ -296,4 +296,4 @@ def led_attempt(paths: JobPaths, limits: Any) -> int:
             if heartbeat is not None and seen.setdefault(record.attempt, heartbeat) != heartbeat:
                 return record.attempt
         time.sleep(heartbeat_s(limits.lost_s) / 2)
-    raise LauncherError(f"nobody leads job {paths.job_id}", hint=f"launcher resume {paths.job_id}")
+    raise LauncherError(f"no leader runs for job {paths.job_id}", hint=f"launcher resume {paths.job_id}")

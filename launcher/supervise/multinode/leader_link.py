@@ -106,6 +106,7 @@ class LeaderLink:
 
     def close(self) -> None:
         """Send a last report, and none after it."""
+        # In this order: woken first, the thread could look at _over too early, and sleep through one more heartbeat.
         self._over = True
         self._wake.set()
         self._thread.join(timeout=self._lost_s)

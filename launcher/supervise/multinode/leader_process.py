@@ -26,7 +26,7 @@ def lead(paths: JobPaths) -> int:
     """
     record = read_raw_record(paths)
     if record is None:
-        raise JobError(f"cannot read {paths.record}", hint="submit it anew: launcher submit")
+        raise JobError(f"cannot read {paths.record}", hint="submit it again: launcher submit")
     code = _exit_code_if_over(record)
     if code is not None:
         return code
