@@ -1,8 +1,8 @@
 """Fit samples of any length into rows of one length.
 
-A row is seq_length + 1 tokens long: LlamaForCausalLM trains on tokens[:-1] and shifts the labels itself, so
-that labels are aligned with input_ids and seq_length tokens are predicted. Labels are -100 for tokens that
-are not in the loss.
+A row is seq_length + 1 tokens long: LlamaForCausalLM trains on tokens[:-1] and shifts the labels itself, and for
+MindFormers' mcore networks the ranks do it (upstream/shifted_rows.py), so that labels are aligned with input_ids and
+seq_length tokens are predicted. Labels are -100 for tokens that are not in the loss.
 """
 
 from __future__ import annotations

@@ -433,7 +433,8 @@ class ParallelSpec(Section):
     """How the job is split over ranks. What is left out is chosen, so that the product is the number of cards."""
 
     mode: Literal["data", "semi_auto"] | None = None
-    """data: every rank has the whole model. semi_auto: MindSpore splits operators as the degrees say."""
+    """data: every rank has the whole model. semi_auto: MindSpore splits operators as the degrees say; for qwen3 on
+    several cards also where every rank has the whole model."""
     data_parallel: PositiveInt | None = None
     """Groups of ranks that see different rows."""
     model_parallel: PositiveInt | None = None

@@ -15,6 +15,7 @@ def prepare_network() -> None:
     """Make mcore networks compile on CPU. Call after mindformers is imported, before a network is built."""
     from mindformers.parallel_core.training_graph.base_models.common.embeddings import rotary_pos_embedding
     from mindformers.parallel_core.training_graph.base_models.gpt import gpt_model
+    from mindformers.parallel_core.training_graph.tensor_parallel import layers
     from mindformers.parallel_core.training_graph.transformer import attention, dropout, flash_attention, norm
 
     # "Unsupported op [RmsNorm] on CPU"; Qwen3 takes the fused norm whatever model_config.fused_norm says
@@ -26,6 +27,8 @@ def prepare_network() -> None:
     replace_everywhere(flash_attention.FlashAttention, _attention_cell())
     # With use_flash_attention off it repeats heads along the batch: it expects BNSD, and is given SBND. The cell does.
     attention.Attention._repeat_kv = _unrepeated
+    # "Unsupported op [EmbeddingDenseBackward] on CPU", where all weights are trained
+    layers.VocabParallelEmbedding.embedding_func = _embedding_function()
     # "Unsupported op [Outer] on CPU"
     rotary_pos_embedding.Outer = _outer_cell()
     # It makes the groups of ranks that share a layer, and refuses data-parallel mode, in which trainer/base_trainer.py
@@ -51,6 +54,15 @@ def norm_cell() -> Any:
 
 def _unrepeated(self: Any, x: Any, rep: int) -> Any:  # noqa: ARG001 - MindSpore compiles it as a method
     return x
+
+
+def _embedding_function() -> Any:
+    from mindspore import ops
+
+    def embedding_func(self: Any, input_: Any, weight: Any) -> Any:  # noqa: ARG001 - compiled as a method
+        return ops.gather(weight, input_, 0)
+
+    return embedding_func
 
 
 def _dropout_cell() -> Any:

@@ -69,15 +69,18 @@ def first_matrices(model: Mapping[str, Any], rank: int) -> tuple[dict[str, str],
     return modules, arrays
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_two_ranks_take_the_steps_of_peft(name: str, workshop: Workshop, torch: Child, tmp_path: Path) -> None:
-    folder = tmp_path / name
+@pytest.mark.parametrize(("name", "lora"), [*((name, True) for name in CONFIGS), ("qwen3", False)])
+def test_two_ranks_take_the_steps_of_torch(
+    name: str, lora: bool, workshop: Workshop, torch: Child, tmp_path: Path
+) -> None:
+    """All layers adapted, or all weights trained."""
+    folder, data_file = tmp_path / name, f"oracle-{name}-{lora}.mindrecord"
     torch("make", folder=folder, config=CONFIGS[name], dtype="float32")
     (folder / "tokenizer.model").write_bytes((workshop.folder / "tokenizer.model").read_bytes())
     values = rows()
-    write_mindrecord(workshop.folder / f"{name}.mindrecord", [values], row_length=SEQ_LENGTH + 1)
+    write_mindrecord(workshop.folder / data_file, [values], row_length=SEQ_LENGTH + 1)
     spec = workshop.write_spec(
-        f"oracle-{name}", lora=True, data=f"{name}.mindrecord", epochs=1, seed=SEED, max_grad_norm=MAX_NORM,
+        f"oracle-{name}-{lora}", lora=lora, data=data_file, epochs=1, seed=SEED, max_grad_norm=MAX_NORM,
         data_options={"batch_size": ROWS, "shuffle": False},
         optimizer={key: OPTIMIZER[key] for key in ("betas", "eps", "weight_decay")},
         lr_schedule={"type": "ConstantWarmUpLR", "learning_rate": OPTIMIZER["lr"], "warmup_steps": 0},
@@ -85,24 +88,25 @@ def test_two_ranks_take_the_steps_of_peft(name: str, workshop: Workshop, torch: 
     family = registry.family_of_config(CONFIGS[name])
     targets = "|".join(family.linear_layers)
     sets = (
-        "lora.r=4", "lora.alpha=8", "lora.dropout=0.0", f"lora.target_modules={targets}", "checkpoint.adapters=true",
-        f"evaluation.data={name}.mindrecord", f"evaluation.every_steps={STEPS}",
+        *(("lora.r=4", "lora.alpha=8", "lora.dropout=0.0", f"lora.target_modules={targets}") if lora else ()),
+        f"evaluation.data={data_file}", f"evaluation.every_steps={STEPS}", f"checkpoint.adapters={lora}",
     )  # fmt: skip
     options = [part for text in sets for part in ("--set", text)]
     job = workshop.submit(spec, "--model", str(folder), "--cards", str(RANKS), *options)
 
-    modules, arrays = first_matrices(registry.model_of_config(CONFIGS[name]), 4)
+    modules, arrays = first_matrices(registry.model_of_config(CONFIGS[name]), 4) if lora else ({}, {})
     data = tmp_path / "data.npz"
     np.savez(data, input_ids=by_step(values[:, 0]), labels=by_step(values[:, 1]), **arrays)
     expected, held_out = torch(
-        "train", folder=folder, data=data, matrices=modules, lora={"r": 4, "lora_alpha": 8},
+        "train", folder=folder, data=data, matrices=modules, lora={"r": 4, "lora_alpha": 8} if lora else None,
         optimizer=OPTIMIZER, max_norm=MAX_NORM,
     )  # fmt: skip
     assert len(expected) == STEPS
     assert np.abs(np.array([losses(job, "step", rank) for rank in range(RANKS)]).T - np.array(expected)).max() <= 1e-4
     for rank in range(RANKS):
         assert losses(job, "eval", rank) == [pytest.approx(held_out, abs=1e-4)]
-    check_saved(job, set(arrays))
+    if lora:
+        check_saved(job, set(arrays))
 
 
 def losses(job: Job, kind: str, rank: int) -> list[float]:

@@ -120,18 +120,23 @@ def logits(folder, adapter, ids, target):
         np.save(target, model(torch.tensor([ids])).logits[0].numpy())
 
 def train(folder, data, matrices, lora, optimizer, max_norm):
-    # LoRA by peft. data: input_ids and labels, (steps, ranks, rows, tokens). matrices: module -> the A matrix in data
-    # that it begins with; modules with the same one share it, as the parts of a fused layer do.
-    from peft import LoraConfig, get_peft_model
+    # data: input_ids and labels, (steps, ranks, rows, tokens). lora: options of peft; None trains all weights.
+    # matrices: module -> the A matrix in data that it begins with; modules with the same one share it, as the parts of
+    # a fused layer do.
     with np.load(data) as file:
         arrays = {name: torch.tensor(file[name]) for name in file}
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(lora_dropout=0.0, target_modules=list(matrices), **lora))
+    if lora:
+        from peft import LoraConfig, get_peft_model
+        model = get_peft_model(model, LoraConfig(lora_dropout=0.0, target_modules=list(matrices), **lora))
     shared = {name: torch.nn.Parameter(arrays[name]) for name in matrices.values()}
     for module, name in matrices.items():
         model.base_model.model.get_submodule(module).lora_A["default"].weight = shared[name]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    rule = torch.optim.AdamW(trained, **optimizer)
+    # MindFormers lets no vector decay (trainer/optimizer_grouped_parameters.py).
+    groups = [{"params": [one for one in trained if one.ndim > 1]},
+              {"params": [one for one in trained if one.ndim == 1], "weight_decay": 0.0}]
+    rule = torch.optim.AdamW([group for group in groups if group["params"]], **optimizer)
     losses = []
     for ids, labels in zip(arrays["input_ids"].long(), arrays["labels"].long()):
         logits = [model(rows[:, :-1]).logits.flatten(0, 1) for rows in ids]
