@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from support.checkpoint_sets import MODEL, folded, llama, read, run_merge, write, write_ranks, write_shards
 
+from launcher.checkpoint.api import convert_model
 from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.checkpoint.gather import single_file
+from launcher.checkpoint.layout import optimizer_cuts
 from launcher.checkpoint.merge import Options
-from launcher.checkpoint.split import SplitPlan
+from launcher.checkpoint.split import SplitPlan, layout_of
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Whole, unwoven, woven
 from launcher.errors import CheckpointError
-from launcher.models.names import is_weight
+from launcher.models.names import LEGACY, MCORE, SCHEMES, is_weight
 
 QWEN3 = {**MODEL, "family": "qwen3", "head_dim": 12}
 INFO = {"model": QWEN3, "template": "chatml", "precision": {"params": "float32", "compute": "float32"}}
@@ -98,3 +100,24 @@ def test_a_rank_of_a_fused_model_is_no_base_and_lora_of_it_needs_both_sides(tmp_
     del arrays["decoder.layers.1.self_attention.q_layernorm.weight"]
     with pytest.raises(CheckpointError, match=r"missing decoder\.layers\.1\.self_attention\.q_layernorm\.weight"):
         run_merge(write_ranks(tmp_path / "two", {"rank_0/a.ckpt": arrays}), tmp_path / "out", model=INFO)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_fused_base_is_the_same_in_both_kinds_of_file(tmp_path: Path, dtype: str | None) -> None:
+    arrays = {name: array for name, array in llama(QWEN3).items() if is_weight(name)}
+    folder = write_ranks(tmp_path / "set", {"rank_0/a.ckpt": arrays})
+    run_merge(folder, tmp_path / "hf", Options(layout="hf", max_shard_bytes=9_000), model=INFO)
+    convert_model(tmp_path / "hf", tmp_path / "st", dtype=dtype)
+    convert_model(tmp_path / "hf", tmp_path / "ckpt", dtype=dtype, file_format="ckpt")
+    expected = {name: array.astype(numpy_dtype(dtype or "float32")).tobytes() for name, array in arrays.items()}
+    for path in (tmp_path / "st" / "model.safetensors", tmp_path / "ckpt" / "model.ckpt"):
+        assert {name: array.tobytes() for name, array in read(path).items()} == expected
+
+
+def test_the_optimizer_cuts_the_embedding_of_mcore_and_not_that_of_legacy() -> None:
+    plan = SplitPlan(data_parallel=2, optimizer_shards=-1, optimizer_threshold_kib=0)
+    cuts = {
+        route: optimizer_cuts(layout_of(scheme.embedding, (40, 32), plan, nbytes=5120))
+        for route, scheme in SCHEMES.items()
+    }
+    assert cuts == {LEGACY: 1, MCORE: 2}
