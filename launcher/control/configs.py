@@ -11,6 +11,7 @@ from pathlib import Path
 from launcher.common import resources
 from launcher.common.rendering import write_atomic
 from launcher.errors import HostError, LauncherError, SpecError
+from launcher.models.base import Family
 from launcher.models.registry import family_of
 from launcher.plan import memory
 from launcher.runspec import presets
@@ -43,7 +44,7 @@ lora:
   r: 16
   alpha: 16
   dropout: 0.05
-  target_modules: wq|wk|wv|wo
+  target_modules: {targets}
 
 checkpoint:
   every_steps: 500
@@ -71,7 +72,7 @@ class _Described:
     what: str
     source: str
     model: str
-    template: str
+    family: Family
     seq_length: int
 
 
@@ -80,7 +81,7 @@ def _of_preset(name: str) -> _Described:
     length = preset.model["seq_length"]
     family = family_of(preset.model)
     text = _OF_PRESET.format(preset=name, seq_length=length, tokenizer=family.tokenizer_file)
-    return _Described(what=name, source=preset.source, model=text, template=family.template, seq_length=length)
+    return _Described(what=name, source=preset.source, model=text, family=family, seq_length=length)
 
 
 def _of_folder(folder: str) -> _Described:
@@ -88,8 +89,8 @@ def _of_folder(folder: str) -> _Described:
     model = model_of_folder(folder)
     text = _OF_FOLDER.format(folder=json.dumps(folder, ensure_ascii=False), seq_length=model["seq_length"])
     family = family_of(model)
-    found = {"what": Path(folder).name, "source": f"a {family.title}", "template": family.template}
-    return _Described(**found, model=text, seq_length=model["seq_length"])
+    found = {"what": Path(folder).name, "source": f"a {family.title}", "model": text}
+    return _Described(**found, family=family, seq_length=model["seq_length"])
 
 
 def write_new(name: str, *, preset: str | None = None, folder: str | None = None, force: bool) -> Path:
@@ -112,7 +113,8 @@ def write_new(name: str, *, preset: str | None = None, folder: str | None = None
         what=described.what,
         source=described.source,
         model=described.model,
-        template=described.template,
+        template=described.family.template,
+        targets=described.family.lora_default,
         batch_size=1 if described.seq_length > 2048 else 2,
     )
     try:

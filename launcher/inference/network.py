@@ -39,12 +39,15 @@ def target() -> str:
 
 @contextmanager
 def mindspore_errors() -> Iterator[None]:
-    """Turn MindSpore's exceptions into one error with the first line; their stacks are thousands of lines of C++."""
+    """Turn MindSpore's exceptions into one error with the first line; their stacks are thousands of lines of C++.
+
+    Those of numpy, which computes some models, go the same way.
+    """
     try:
         yield
     except (RuntimeError, TypeError, ValueError, MemoryError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise LauncherError(f"MindSpore could not run the model: {first}", hint="launcher doctor") from error
+        raise LauncherError(f"the model could not be run: {first}", hint="launcher doctor") from error
 
 
 @dataclass(frozen=True, kw_only=True)

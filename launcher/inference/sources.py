@@ -24,11 +24,12 @@ from launcher.checkpoint.record import read_record
 from launcher.checkpoint.shards import find_shards
 from launcher.checkpoint.steps import choose_step
 from launcher.checkpoint.tensors import Output
+from launcher.cluster.discover import ascend_device_ids
 from launcher.data.templates import ChatTemplate, get_template
 from launcher.data.tokenizer import find_tokenizer, load_tokenizer, stand_in_pad
 from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
-from launcher.inference.model import Model
+from launcher.inference.model import Model, is_plain
 from launcher.inference.weights import OpenTensors, Tensors, in_parts
 from launcher.jobs import JobPaths, JobRecord, exists, find_job
 from launcher.models import names
@@ -83,6 +84,9 @@ def _with_given(model: Model, given: Given) -> Model:
         model = replace(model, tokenizer=given.tokenizer)
     if given.template:
         model = replace(model, template=get_template(given.template))
+    if is_plain(model) and ascend_device_ids():
+        said = f"a {model.spec.architecture.title} is computed by this host's processor, not by its cards"
+        model = replace(model, notes=(*model.notes, said))
     longest = model.spec.max_position_embedding or model.spec.seq_length
     if not given.context and longest > model.spec.seq_length:
         said = f"prompt and answer have {model.spec.seq_length} tokens together; --context gives up to {longest}"

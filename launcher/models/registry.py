@@ -95,6 +95,11 @@ def linear_parts(family: Family, name: str) -> tuple[str, ...]:
     return tuple(theirs.rpartition(".")[2] for theirs in _PARTS[family.path_of(name)])
 
 
+def hf_linear(name: str) -> str:
+    """Return what transformers and peft call LLaMA's layer ``name``: q_proj for wq; another name as it is."""
+    return linear_parts(LLAMA, name)[0] if name in LLAMA.linear_layers else name
+
+
 def hf_names(name: str) -> tuple[str, ...]:
     """Return transformers' names of what the MindFormers weight ``name`` is made of: one, unless it is fused.
 

@@ -66,7 +66,8 @@ def _validate(values: dict[str, Any]) -> RunSpec:
 def _by_family(values: dict[str, Any]) -> dict[str, Any]:
     """Return ``values`` of a run spec with target_modules by the names of a family that fuses layers.
 
-    What is left out becomes the family's own; q_proj, k_proj and v_proj together become the layer that holds all three.
+    What is left out becomes the family's own; q_proj, k_proj and v_proj together, or wq, wk and wv, become the layer
+    that holds all three.
     """
     model, lora = (values.get(key) for key in ("model", "lora"))
     family = registry.FAMILIES.get(str(model.get("family"))) if isinstance(model, dict) else None
@@ -81,13 +82,14 @@ def _by_family(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ours(family: Family, given: list[Any]) -> list[Any]:
-    """Return ``given`` with transformers' names replaced wherever they name a layer of ``family`` whole."""
-    found = given
-    for name in family.linear_layers:
-        parts = registry.linear_parts(family, name)
-        if set(parts) <= {part for part in given if isinstance(part, str)}:
-            found = [part for part in found if part not in parts] + [name]
-    return found
+    """Return ``given`` with transformers' and LLaMA's names replaced wherever they name a layer of ``family`` whole."""
+    theirs = [registry.hf_linear(name) if isinstance(name, str) else name for name in given]
+    found = list(zip(given, theirs, strict=True))
+    for layer in family.linear_layers:
+        parts = registry.linear_parts(family, layer)
+        if all(part in theirs for part in parts):
+            found = [pair for pair in found if pair[1] not in parts] + [(layer, layer)]
+    return [name for name, _ in found]
 
 
 # Stand-ins for required sections that are wrong, so that rules between the others can be checked all the same.

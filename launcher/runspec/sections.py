@@ -358,9 +358,10 @@ def _lora_problem(lora: LoraSpec, family: Family) -> str:
     ours = {part: name for name in family.linear_layers for part in registry.linear_parts(family, name)}
     if listed and not named:
         return f"{key} is empty; layers are {known}"
-    part = next((name for name in named if name in ours and family.path_of(ours[name]) in family.fused), None)
+    fused = {part: name for part, name in ours.items() if family.path_of(name) in family.fused}
+    part = next((name for name in named if registry.hf_linear(name) in fused), None)
     if part:
-        return _part_problem(part, ours[part], family)
+        return _part_problem(part, fused[registry.hf_linear(part)], family)
     wrong = [name for name in named if name not in family.linear_layers] if listed else []
     if wrong:
         renamed = [f"{ours[name]} for {name}" for name in wrong if name in ours]

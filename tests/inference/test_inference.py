@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+from launcher.checkpoint.dtypes import Array
 from launcher.checkpoint.huggingface import generation_config, generation_section
 from launcher.cli.options.model import SamplingOptions
 from launcher.data.messages import Message
@@ -37,6 +38,7 @@ from launcher.inference.chatting import Chat, read_line
 from launcher.inference.decoding import LENGTH, STOP, Row
 from launcher.inference.evaluation import cross_entropy, final_number, folded
 from launcher.inference.interrupts import let_through
+from launcher.inference.model import Model
 from launcher.inference.network import network_config, sixteen_bits
 from launcher.inference.prompts import collect, parse_messages
 from launcher.inference.provenance import made_with
@@ -44,6 +46,7 @@ from launcher.inference.sampling import GenerationSpec, Sampler
 from launcher.inference.session import Answer, Question, Session
 from launcher.inference.sources import Given, find_model
 from launcher.inference.transcript import Transcript
+from launcher.inference.weights import read, with_folds
 from launcher.inference.writing import InOrder, OutputFile, locked, to_json
 
 
@@ -676,10 +679,6 @@ def test_an_adapter_that_is_in_the_weights_already_is_refused(model_folder: Path
 
 def test_an_adapter_is_folded_as_it_says(model_folder: Path, tmp_path: Path) -> None:
     """One element of A and one of B: the product has one element, alpha / r = 2 times theirs."""
-    from contextlib import ExitStack
-
-    from launcher.inference.weights import read
-
     name = "base_model.model.model.layers.0.self_attn.q_proj"
     lora_a, lora_b = np.zeros((4, 32), np.float32), np.zeros((32, 4), np.float32)
     lora_a[1, 3], lora_b[7, 1] = 5.0, 0.5
@@ -715,6 +714,69 @@ def test_a_card_that_is_not_there_is_refused_before_anything_is_loaded(
         Session(model, device_id=cards)
     for number in range(cards):
         Session(model, device_id=number)
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("qwen3") / "model", family="qwen3", head_dim=12)
+
+
+def test_a_qwen3_is_asked_on_the_processor_also_where_there_are_cards(
+    qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not find_model(str(qwen3), tmp_path).notes
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "davinci0").touch()
+    monkeypatch.setenv("LAUNCHER_HOST_ROOT", str(tmp_path))
+    model = find_model(str(qwen3), tmp_path)
+    assert model.notes == ("a Qwen3 is computed by this host's processor, not by its cards",)
+    with pytest.raises(HostError, match="--device 0: a Qwen3 is asked on the host's processor"):
+        Session(model, device_id=0)
+    session = Session(model)
+    assert session.on_cpu
+    (answer,) = session.answer(["1 + 1"], GenerationSpec(max_new_tokens=3))
+    assert answer.new_tokens == 3
+
+
+def test_parts_of_fused_layers_may_have_adapters_of_their_own(qwen3: Path, tmp_path: Path) -> None:
+    """As peft trains them: q and v alone, each with its own A; k stays as it is."""
+    random, wide = np.random.default_rng(1), {"q": 48, "v": 24}
+    found = {
+        f"base_model.model.model.layers.1.self_attn.{part}_proj.lora_{side}.weight": random.standard_normal(shape)
+        for part, rows in wide.items()
+        for side, shape in (("A", (4, 32)), ("B", (rows, 4)))
+    }
+    adapters = {name: array.astype(np.float32) for name, array in found.items()}
+    save_file(adapters, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 8}')
+    base, adapted = (find_model(str(qwen3), tmp_path, Given(adapter=given)) for given in (None, str(tmp_path)))
+    before, after = read_folded(base), read_folded(adapted)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    stem = "model.layers.1.self_attn"
+    assert changed == {f"{stem}.q_proj.weight", f"{stem}.v_proj.weight"}
+    for part in wide:
+        lora_a, lora_b = (adapters[f"base_model.model.{stem}.{part}_proj.lora_{side}.weight"] for side in "AB")
+        delta = after[f"{stem}.{part}_proj.weight"] - before[f"{stem}.{part}_proj.weight"]
+        assert abs(delta - 2 * lora_b @ lora_a).max() < 1e-5
+
+    del adapters[f"base_model.model.{stem}.v_proj.lora_B.weight"]
+    save_file(adapters, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"adapter base_model\.model\..*v_proj\.lora_B\.weight is missing"):
+        find_model(str(qwen3), tmp_path, Given(adapter=str(tmp_path)))
+
+
+def read_folded(model: Model) -> dict[str, Array]:
+    with ExitStack() as stack:
+        return {name: read(output) for name, output in with_folds(model.open(stack)).weights.items()}
+
+
+def test_weights_of_a_qwen3_are_refused_by_transformers_names(qwen3: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(qwen3, tmp_path / "copy"))
+    described = json.loads((folder / "launcher_model.json").read_text())
+    described["model"]["head_dim"] = 8
+    (folder / "launcher_model.json").write_text(json.dumps(described))
+    with pytest.raises(CheckpointError, match="head_dim: the weights have 12, the model 8"):
+        find_model(str(folder), tmp_path)
 
 
 def test_prompts_that_leave_no_room_are_all_named(model_folder: Path) -> None:

@@ -104,13 +104,21 @@ def test_what_a_folder_cannot_be_is_said(folder: Path) -> None:
         overrides([], model=folder.name)
 
 
-def test_a_spec_of_a_qwen_preset_has_its_template_and_its_kind_of_tokenizer(
+def test_a_spec_of_a_preset_has_its_family_s_template_tokenizer_and_targets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     written = {
-        name: load_spec(str(configs.write_new(name, preset=name, force=False))) for name in ("qwen2_5_7b", "llama2_7b")
+        name: load_spec(str(configs.write_new(name, preset=name, force=False)))
+        for name in ("qwen2_5_7b", "qwen3_8b", "llama2_7b")
     }
 
-    said = {name: (spec.data.template, Path(str(spec.model.tokenizer)).name) for name, spec in written.items()}
-    assert said == {"qwen2_5_7b": ("chatml", "tokenizer.json"), "llama2_7b": ("vicuna", "tokenizer.model")}
+    said = {
+        name: (spec.data.template, Path(str(spec.model.tokenizer)).name, spec.lora and spec.lora.target_modules)
+        for name, spec in written.items()
+    }
+    assert said == {
+        "qwen2_5_7b": ("chatml", "tokenizer.json", "wq|wk|wv|wo"),
+        "qwen3_8b": ("chatml", "tokenizer.json", "linear_qkv|linear_proj"),
+        "llama2_7b": ("vicuna", "tokenizer.model", "wq|wk|wv|wo"),
+    }

@@ -239,6 +239,7 @@ model: {family: qwen3, hidden_size: 64, num_layers: 1, num_heads: 4, n_kv_heads:
         ("{}", "linear_qkv|linear_proj"),
         ("{target_modules: linear_fc1|linear_fc2}", "linear_fc1|linear_fc2"),
         ("{target_modules: [o_proj, q_proj, v_proj, k_proj]}", ("linear_qkv", "linear_proj")),
+        ("{target_modules: wq|wk|wv|wo}", "linear_qkv|linear_proj"),  # what a spec of a LLaMA has
         ("{target_modules: q_proj|k_proj|v_proj|gate_proj|up_proj}", "linear_qkv|linear_fc1"),
     ],
 )
@@ -257,8 +258,9 @@ def test_a_family_with_fused_layers_has_targets_of_its_own(given: str, stored: s
             "names q_proj, which is a part of linear_qkv: MindFormers keeps q_proj, k_proj, v_proj of a",
         ),
         ("up_proj|o_proj", "names up_proj, which is a part of linear_fc1"),
-        ("[wq]", "names wq: no such layer; layers are linear_qkv, linear_proj, linear_fc1, linear_fc2"),
-        ("wq|wk", "matches no layer; layers are linear_qkv, linear_proj, linear_fc1, linear_fc2"),
+        ("[wx]", "names wx: no such layer; layers are linear_qkv, linear_proj, linear_fc1, linear_fc2"),
+        ("wq|wk", "names wq, which is a part of linear_qkv"),
+        ("w.", "matches no layer; layers are linear_qkv, linear_proj, linear_fc1, linear_fc2"),
         (".*", "matches model, a cell that holds or follows the layers"),
         ("[]", "is empty"),
         ("[1]", "should be a valid string"),
