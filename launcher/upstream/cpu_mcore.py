@@ -14,9 +14,8 @@ from launcher.upstream.patching import replace_everywhere
 def prepare_network() -> None:
     """Make mcore networks compile on CPU. Call after mindformers is imported, before a network is built."""
     from mindformers.parallel_core.training_graph.base_models.common.embeddings import rotary_pos_embedding
-    from mindformers.parallel_core.training_graph.base_models.gpt import gpt_model
-    from mindformers.parallel_core.training_graph.tensor_parallel import layers
     from mindformers.parallel_core.training_graph.transformer import attention, dropout, flash_attention, norm
+    from mindspore import get_auto_parallel_context
 
     # "Unsupported op [RmsNorm] on CPU"; Qwen3 takes the fused norm whatever model_config.fused_norm says
     # (gpt_layer_specs.py, get_gpt_layer_local_spec, and transformer_block.py, _get_block_submodules).
@@ -27,12 +26,21 @@ def prepare_network() -> None:
     replace_everywhere(flash_attention.FlashAttention, _attention_cell())
     # With use_flash_attention off it repeats heads along the batch: it expects BNSD, and is given SBND. The cell does.
     attention.Attention._repeat_kv = _unrepeated
-    # "Unsupported op [EmbeddingDenseBackward] on CPU", where all weights are trained
-    layers.VocabParallelEmbedding.embedding_func = _embedding_function()
     # "Unsupported op [Outer] on CPU"
     rotary_pos_embedding.Outer = _outer_cell()
+    if get_auto_parallel_context("parallel_mode") != "semi_auto_parallel":
+        _hold_whole_models()
+
+
+def _hold_whole_models() -> None:
+    """Replace what is only needed, or only right, where each rank holds the whole model."""
+    from mindformers.parallel_core.training_graph.base_models.gpt import gpt_model
+    from mindformers.parallel_core.training_graph.tensor_parallel import layers
+
+    # "Unsupported op [EmbeddingDenseBackward] on CPU", where all weights are trained
+    layers.VocabParallelEmbedding.embedding_func = _embedding_function()
     # It makes the groups of ranks that share a layer, and refuses data-parallel mode, in which trainer/base_trainer.py
-    # has set data_parallel to 1: it is no product of degrees. Whole models on each rank need no groups.
+    # has set data_parallel to 1: it is no product of degrees.
     gpt_model.initialize_model_parallel = lambda **_degrees: None
 
 

@@ -6,6 +6,7 @@ Each run is held to one rank that holds the whole model; merged weights to numpy
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -22,9 +23,13 @@ from support.events import read_events
 from support.shop import Job, Workshop
 
 from launcher import jobs
+from launcher.checkpoint.layout import boxes
 from launcher.checkpoint.sharded import check_fits, read_sharded
-from launcher.checkpoint.split import SplitPlan
+from launcher.checkpoint.split import SplitPlan, layout_of
+from launcher.checkpoint.strategy import read_strategy
 from launcher.models.registry import shapes_of
+from launcher.plan.memory import split_plan
+from launcher.runspec.sections import RunSpec
 
 pytestmark = [pytest.mark.mindspore, pytest.mark.semi_auto]
 
@@ -317,6 +322,44 @@ def test_what_cpu_has_no_kernel_for_compiles_and_its_strategies_cut_and_merge(
     check_fits(base, plan)
     cut_again = [key for layouts in base.stages.values() for key, layout in layouts.items() if layout.opt_step]
     assert bool(cut_again) == (name == "optimizer")
+
+
+QWEN3 = {**MODEL, "family": "qwen3", "n_kv_heads": 2, "head_dim": 24, "intermediate_size": 512, "vocab_size": 1024}
+
+
+@pytest.mark.parametrize(
+    ("name", "cards", "parallel"),
+    [
+        ("qwen3_mp", 2, {"model_parallel": 2}),
+        ("qwen3_all", 4, {"data_parallel": 2, "model_parallel": 2, "optimizer_shard": "states",
+                          "sequence_parallel": True}),
+    ],
+)  # fmt: skip
+def test_a_split_qwen3_compiles_and_is_cut_as_the_launcher_cuts_it(
+    semi_auto: SemiAuto, name: str, cards: int, parallel: dict[str, Any]
+) -> None:
+    """The run ends at a kernel that CPU lacks; by then MindSpore has said how it lays every weight and adapter."""
+    layers = "linear_qkv|linear_proj|linear_fc1|linear_fc2"
+    job = semi_auto.submit(
+        name, "--engine", "direct", "--set", f"lora.target_modules={layers}", cards=cards, code=7, model=QWEN3,
+        env={"LAUNCHER_TEST_STRATEGIES": str(cards)}, **parallel,
+    )  # fmt: skip
+    spec = RunSpec.model_validate_json(job.paths.spec.read_text())
+    shapes = shapes_of(spec.model.model_dump())
+    for stem in [key.removesuffix(".weight") for key in shapes if ".linear_" in key]:
+        outputs, inputs = shapes[f"{stem}.weight"]
+        shapes |= {f"{stem}.lora_A.weight": (RANK, inputs), f"{stem}.lora_B.weight": (outputs, RANK)}
+    assert job.record.verdict is not None
+    said = job.paths.rank_log(job.record.verdict["rank_id"]).read_text(encoding="utf-8")
+    assert "Unsupported op [ReduceScatter] on CPU" in said
+    for file in job.paths.strategies.iterdir():
+        (found,) = read_strategy(file).values()
+        assert set(shapes) <= set(found)
+        for key, shape in shapes.items():
+            ours = layout_of(key, shape, split_plan(spec), nbytes=4 * math.prod(shape))
+            for device in range(cards):
+                assert boxes(found[key], device, shape) == boxes(ours, device, shape), key
+        assert any(layout.opt_step for layout in found.values()) == (name == "qwen3_all")
 
 
 def make_whole(folder: Path, job: Job) -> dict[str, Any]:
