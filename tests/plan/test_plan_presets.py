@@ -13,6 +13,7 @@ from launcher.cluster.model import KINDS, Cluster, Device, Host
 from launcher.cluster.rank_table import check_text
 from launcher.control.preview import cluster_for, find_inputs, groups, preview
 from launcher.errors import SpecError
+from launcher.models.registry import family_of
 from launcher.plan.degrees import Degrees, Resolved, resolve_defaults, smallest_changes
 from launcher.runspec.layers import parse_sets
 from launcher.runspec.presets import all_presets
@@ -24,8 +25,9 @@ CARDS = (1, 2, 4, 8, 16, 64)
 
 
 def spec(preset: str, **sections: Any) -> RunSpec:
-    values = {"name": preset, "data": {"train": "t.mindrecord", "batch_size": 1}, "lora": {}, **sections}
     model = {"preset": preset, **PRESETS[preset].model}
+    lora = {"target_modules": family_of(model).lora_default}
+    values = {"name": preset, "data": {"train": "t.mindrecord", "batch_size": 1}, "lora": lora, **sections}
     return RunSpec.model_validate({**values, "model": model})
 
 
