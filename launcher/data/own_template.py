@@ -26,7 +26,13 @@ from launcher.data.messages import Message, as_messages
 from launcher.data.segments import Encoded, Generation, Segment, unused_mark
 from launcher.data.tokenizer import Tokenizer, load_tokenizer
 from launcher.errors import DataError
-from launcher.runspec.folders import CHAT_TEMPLATE, OWN_WITHOUT_THINKING, chat_template_file, chat_template_of
+from launcher.runspec.folders import (
+    CHAT_TEMPLATE,
+    OWN_WITHOUT_THINKING,
+    chat_template_file,
+    chat_template_of,
+    json_or_empty,
+)
 
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"
 _Span = tuple[int, int]
@@ -47,7 +53,7 @@ def own_template(name: str, tokenizer: Path | None) -> OwnTemplate:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {file}: {error}") from error
-    source = text if file.name == CHAT_TEMPLATE else str(chat_template_of(_json(file)))
+    source = text if file.name == CHAT_TEMPLATE else str(chat_template_of(json_or_empty(file)))
     try:
         return OwnTemplate(name, file, source, load_tokenizer(tokenizer))
     except jinja2.TemplateSyntaxError as error:
@@ -276,14 +282,6 @@ def _switches(name: str) -> dict[str, bool]:
 
 def _special_tokens(folder: Path) -> dict[str, str]:
     """Return the variables bos_token, eos_token, ... that transformers gives to a template."""
-    found = {**_json(folder / _MAP), **_json(folder / _CONFIG)}
+    found = {**json_or_empty(folder / _MAP), **json_or_empty(folder / _CONFIG)}
     texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in found.items()}
     return {key: value for key, value in texts.items() if key.endswith("_token") and isinstance(value, str)}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

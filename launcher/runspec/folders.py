@@ -28,7 +28,7 @@ def model_of_folder(folder: str) -> dict[str, Any]:
     Raises SpecError when its config.json is missing or describes an unknown model.
     """
     place = Path(folder)
-    config = _json(place / "config.json")
+    config = json_or_empty(place / "config.json")
     if not config:
         raise SpecError(
             f"model folder {folder} has no config.json that can be read",
@@ -55,7 +55,7 @@ def settings_of_folder(folder: str) -> dict[str, dict[str, Any]]:
     model = model_of_folder(folder)
     own = chat_template_file(place) is not None and "tokenizer" in model
     template = OWN_TEMPLATE if own else family_of(model).template
-    generation = generation_section(_json(place / "generation_config.json"))
+    generation = generation_section(json_or_empty(place / "generation_config.json"))
     return {"model": model, "data": {"template": template}, "generation": generation}
 
 
@@ -65,7 +65,7 @@ def _said(error: Exception) -> str:
 
 def _special_ids(folder: Path, config: Mapping[str, Any]) -> dict[str, int]:
     """Return the ids that are not in config.json but in the files beside it."""
-    generation, tokenizer = _json(folder / "generation_config.json"), _json(folder / _TOKENIZER_CONFIG)
+    generation, tokenizer = json_or_empty(folder / "generation_config.json"), json_or_empty(folder / _TOKENIZER_CONFIG)
     found = {}
     for key in (key for key in SPECIAL_IDS if config.get(key) is None):
         said = first_id(generation.get(key), -1)
@@ -91,7 +91,7 @@ def chat_template_file(folder: Path) -> Path | None:
     file, config = folder / CHAT_TEMPLATE, folder / _TOKENIZER_CONFIG
     if file.is_file():
         return file
-    return config if chat_template_of(_json(config)) else None
+    return config if chat_template_of(json_or_empty(config)) else None
 
 
 def chat_template_of(config: Mapping[str, Any]) -> str | None:
@@ -103,7 +103,8 @@ def chat_template_of(config: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_or_empty(path: Path) -> dict[str, Any]:
+    """Return the JSON object in ``path``, or an empty one where there is none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
