@@ -276,6 +276,12 @@ def convert_once(model: Model, target: Path) -> None:
             _convert(model, target, SAFETENSORS, None, 0, False, None)
 
 
+def verify_converted(model: Model, target: Path) -> None:
+    """Compare every value of what ``convert_once`` made of ``model`` with it. Raises CheckpointError."""
+    outputs = [_output(name, whole, None) for name, whole in model.tensors.items()]
+    verify_files({target / WEIGHTS: huggingface.in_order(outputs)}, full=True)
+
+
 def _convert(
     model: Model,
     target: Path,

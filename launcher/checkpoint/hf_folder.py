@@ -12,12 +12,12 @@ from typing import Any
 
 from launcher.checkpoint.base import Base, check_folder
 from launcher.checkpoint.compare import fingerprint
-from launcher.checkpoint.convert import Model, convert_once, open_model
+from launcher.checkpoint.convert import Model, convert_once, open_model, verify_converted
 from launcher.checkpoint.huggingface import CONFIG, INDEX
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
 from launcher.checkpoint.sharded import holds_shards
 from launcher.checkpoint.tensorfile import TensorFile
-from launcher.errors import HostError
+from launcher.errors import CheckpointError, HostError
 from launcher.models.names import embedding_in
 
 # Another number when what is made of a folder changes.
@@ -62,6 +62,17 @@ class FolderBase:
                 convert_once(open_model(self.folder, None, stack), self.target)
             except HostError as error:
                 raise HostError(error.message, hint="make room, or set LAUNCHER_CACHE to a folder elsewhere") from error
+
+    def verify(self) -> None:
+        """Compare every value of the converted model with the folder. Raises CheckpointError where one differs."""
+        try:
+            with ExitStack() as stack:
+                verify_converted(open_model(self.folder, None, stack), self.target)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"the base {self.target}, made of {self.folder}, differs from it: {error.message}",
+                hint=f"rm -r {self.target}; the next launcher submit converts it again",
+            ) from error
 
 
 def folder_base(folder: Path, model: Mapping[str, Any], cache: Path) -> FolderBase:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoint.entries import SAFETENSORS
-from launcher.checkpoint.model_files import CONVERT_RECORD, TOKENIZER_JSON, tokenizer_files
+from launcher.checkpoint.model_files import CONVERT_RECORD, TOKENIZER, tokenizer_files
 from launcher.checkpoint.stream import PlannedFile, planned
 from launcher.checkpoint.tensors import Output, unwoven
 from launcher.errors import CheckpointError
@@ -195,7 +195,7 @@ def tokenizer_texts(tokenizer: Path, model: Mapping[str, Any]) -> dict[str, byte
     found = tokenizer_files(tokenizer)
     if model.get("template") in OWN_TEMPLATES:
         return found
-    is_fast = TOKENIZER_JSON in found
+    is_fast = TOKENIZER not in found
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast" if is_fast else "LlamaTokenizer",
         "clean_up_tokenization_spaces": False,

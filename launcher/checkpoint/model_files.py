@@ -30,7 +30,8 @@ def tokenizer_files(path: Path) -> dict[str, bytes]:
     try:
         if path.suffix != ".json":
             return {TOKENIZER: path.read_bytes()}
+        own = {} if path.name in TOKENIZER_CONFIGS else {TOKENIZER_JSON: path.read_bytes()}
         beside = (path.with_name(name) for name in TOKENIZER_CONFIGS)
-        return {TOKENIZER_JSON: path.read_bytes()} | {file.name: file.read_bytes() for file in beside if file.is_file()}
+        return own | {file.name: file.read_bytes() for file in beside if file.is_file()}
     except OSError as error:
         raise CheckpointError(f"cannot read the tokenizer {path}: {error.strerror}", hint="put it back") from error

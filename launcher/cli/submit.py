@@ -32,6 +32,12 @@ class SubmitOptions:
     )
     dry_run: bool = option("--dry-run", is_flag=True, help="Print what would be written and run; change nothing.")
     no_preflight: bool = option("--no-preflight", is_flag=True, help="Start even when a check of the hosts fails.")
+    verify: str = option(
+        "--verify",
+        type=click.Choice(["sample", "full"]),
+        default="sample",
+        help="How much of a converted base to compare with its Hugging Face folder.",
+    )
     detach: bool = option(
         "--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it."
     )
@@ -72,7 +78,7 @@ def submit(
 
     prepared = prepare.prepare(
         spec, cards=options.cards, port=options.port, jobs_dir=jobs_dir, options=run.options(),
-        scheduler=scheduler.name, values=scheduler.values, **asdict(changes),
+        scheduler=scheduler.name, values=scheduler.values, verify_base=options.verify == "full", **asdict(changes),
     )  # fmt: skip
     if options.dry_run:
         show.dry_run(prepared)

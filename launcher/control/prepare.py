@@ -55,11 +55,12 @@ def prepare(
     options: RunOptions | None = None,
     scheduler: str = LOCAL,
     values: Mapping[str, Any] | None = None,
+    verify_base: bool = False,
 ) -> PreparedRun:
     """Decide everything for a run of ``spec_name`` on ``cards`` devices from ``scheduler``; write nothing.
 
-    ``values``: those of the scheduler's own options. Raises SpecError, DataError, CheckpointError or HostError for
-    anything that does not fit.
+    ``values``: those of the scheduler's own options. ``verify_base``: compare a converted base with its folder.
+    Raises SpecError, DataError, CheckpointError or HostError for anything that does not fit.
     """
     if spec_name is not None:
         find_spec(spec_name)  # before the hosts: a misspelt name is not to be blamed on their cards
@@ -82,7 +83,8 @@ def prepare(
         paths=JobStore(jobs_dir).new_paths(spec.name),
         options=replace(options, port=port),
     )
-    remarks = (*_remarks(spec_name, name, cluster, spec), *map(_sentence, source.changes))
+    verified = [inputs.verify_base(spec.model)] if verify_base else []
+    remarks = (*_remarks(spec_name, name, cluster, spec), *map(_sentence, (*source.changes, *verified)))
     return PreparedRun(plan=_with_schedulers_files(plan), pending=pending, remarks=remarks)
 
 

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from launcher.data.two_files import MERGES, VOCAB, joined
 from launcher.errors import DataError, SpecError
 from launcher.runspec.folders import chat_template_file
 from launcher.runspec.sections import ModelSpec
@@ -132,7 +133,8 @@ def find_tokenizer(place: Path) -> Found:
     if model.is_file() and not (fast.is_file() and (wrong or chat_template_file(place))):
         return Found(path=model)
     if not fast.is_file():
-        return Found(path=None)
+        pair = (place / VOCAB, place / MERGES)
+        return Found(path=pair[0] if all(file.is_file() for file in pair) else None)
     return Found(path=fast, note=f"{model} is {wrong}: {fast} is taken" if wrong else "")
 
 
@@ -159,7 +161,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
             f"no tokenizer at {file or path / 'tokenizer.model'}",
             hint="train one: launcher data tokenizer FILE --output tokenizer.model",
         )
-    beside = (file.with_name(name) for name in (_CONFIG, _MAP, _GENERATION))
+    beside = (file.with_name(name) for name in (_CONFIG, _MAP, _GENERATION, MERGES))
     found = [path.stat() for path in (file, *beside) if path.is_file()]
     return _loaded(file, tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found))
 
@@ -287,10 +289,10 @@ _EOS_NAMES = ("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[EOS]")
 
 
 class HuggingFaceTokenizer:
-    """A ``tokenizer.json``, with the special tokens named in the files beside it, if any."""
+    """A ``tokenizer.json``, or a Qwen's vocab.json and merges.txt, with the special tokens of the files beside it."""
 
     def __init__(self, path: Path) -> None:
-        raw = path.read_bytes()
+        raw = joined(path) if path.name == VOCAB else path.read_bytes()
         described = _as_transformers(_mapping(raw), _beside(path, _CONFIG))
         self._tokenizer = _from_json(json.dumps(described).encode() if described else raw, path)
         self._continuing = _from_json(json.dumps(_prefix_off(described)).encode() if described else raw, path)

@@ -156,6 +156,18 @@ def pending_base(model: ModelSpec) -> Pending | None:
     return None if made.is_made else made
 
 
+def verify_base(model: ModelSpec) -> str:
+    """Compare a converted base with its folder, every value, and return a note. Raises CheckpointError."""
+    folder = Path(os.path.abspath(model.checkpoint)) if model.checkpoint else None  # noqa: PTH100 - as below
+    if folder is None or not is_hugging_face(folder):
+        return "nothing to verify: the base is not converted from a Hugging Face folder"
+    made = _folder_base(folder, model.model_dump(mode="json"))
+    if not made.is_made:
+        return "nothing to verify: the base is not converted yet"
+    made.verify()
+    return f"every value of the base {made.target} is that of {folder}"
+
+
 def _folder_base(folder: Path, model: Mapping[str, Any]) -> FolderBase:
     return folder_base(folder, model, resources.cache_root() / "bases")
 

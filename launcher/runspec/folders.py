@@ -16,7 +16,7 @@ from launcher.models.registry import family_of, known_text, model_of_config
 
 # A transformers model may be made for 131072 tokens; rows are as long as people train them.
 TRAINED_LENGTH = 4096
-_TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+_TOKENIZERS = ("tokenizer.model", "tokenizer.json", "vocab.json")
 _TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 # The names, in data.template, of the chat template in a model's folder; the second switches Qwen3's thinking off.
 OWN_TEMPLATE, OWN_WITHOUT_THINKING = OWN_TEMPLATES = "own", "own-no-thinking"

@@ -73,6 +73,11 @@ def main() -> None:
         pipeline = json.loads(run(command, scratch).splitlines()[-1])
         print(f"MindFormers' pipeline, batch of 8, once compiled: {pipeline['second']:.1f} tokens/s")
         print(f"  ratio {speeds['batch'] / pipeline['second']:.1f} (goal: at least 1)")
+        qwen2 = json.loads(
+            run([sys.executable, "-c", program, str(make_model(Path(scratch) / "qwen2", "qwen2")), "64"], scratch)
+        )
+        print(f"Qwen2 of the same size, tokens/s: one by one {qwen2['alone']:.1f}, batch of 8 {qwen2['batch']:.1f}")
+        print(f"  ratios {qwen2['alone'] / speeds['alone']:.2f} and {qwen2['batch'] / speeds['batch']:.2f} to LLaMA's")
 
 
 def first_token(folder: Path, scratch: str) -> tuple[float, float, float]:
@@ -115,7 +120,7 @@ def run(argv: list[str], folder: str, env: Mapping[str, str] | None = None) -> s
     return done.stdout
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, family: str = "llama") -> Path:
     """A merged folder with random weights and a small tokenizer."""
     import numpy as np
     from safetensors.numpy import save_file
@@ -125,13 +130,14 @@ def make_model(folder: Path) -> Path:
     from launcher.models.registry import shapes_of
 
     folder.mkdir(parents=True)
+    model = {**MODEL, "family": family}
     random = np.random.default_rng(1)
     weights = {
         name: np.ones(shape, np.float32) if "norm" in name else random.normal(0, 0.05, shape).astype(np.float32)
-        for name, shape in shapes_of(MODEL).items()
+        for name, shape in shapes_of(model).items()
     }
     save_file(weights, folder / "model.safetensors")
-    config = {"model": MODEL, "template": "vicuna", "precision": {"params": "float32", "compute": "float32"}}
+    config = {"model": model, "template": "vicuna", "precision": {"params": "float32", "compute": "float32"}}
     (folder / "launcher_model.json").write_text(json.dumps(config))
     texts = [json.dumps(json.loads(line), ensure_ascii=False) for line in sample_lines(400, 1)]
     train_tokenizer([*texts, *_prompts() * 50], folder / "tokenizer.model", vocab_size=MODEL["vocab_size"])

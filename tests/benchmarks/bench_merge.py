@@ -25,13 +25,13 @@ from launcher.checkpoint.safetensors_format import header_bytes
 from launcher.checkpoint.split import SplitPlan, split
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.models import base
-from launcher.models.base import Sizes
+from launcher.models.base import Family, Sizes
 from launcher.models.llama import LLAMA
 from launcher.models.names import GLOBAL_STEP, adapters_of
 
 _RANK, _ALPHA = 16, 32
 _HIDDEN, _INTERMEDIATE, _VOCAB = 4096, 11008, 32000
-_PEAK = "anonymous_peak_mb"
+PEAK = "anonymous_peak_mb"
 
 # Runs a command as a child and prints its time, its processor time, and the peak of anonymous memory in /proc.
 _MEASURE = """
@@ -54,19 +54,24 @@ print(json.dumps({"wall_s": seconds, "cpu_s": used.ru_utime + used.ru_stime, "an
 """
 
 
-def make_whole(path: Path, layers: int) -> None:
-    """A whole LoRA checkpoint in safetensors: random float16 weights, and adapters with small values."""
-    shapes = base.shapes(
-        LLAMA, Sizes(hidden=_HIDDEN, layers=layers, kv_size=_HIDDEN, intermediate=_INTERMEDIATE, vocab=_VOCAB)
-    )
+def shapes_of(family: Family, layers: int) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every weight; of Qwen3 with eight heads of keys, so that a fused one really is woven."""
+    kv_size = _HIDDEN if family is LLAMA else _HIDDEN // 4
+    sizes = Sizes(hidden=_HIDDEN, layers=layers, kv_size=kv_size, intermediate=_INTERMEDIATE, vocab=_VOCAB, head=128)
+    return base.shapes(family, sizes)
+
+
+def make_whole(path: Path, layers: int, family: Family = LLAMA, *, lora: bool = True) -> None:
+    """A whole checkpoint in safetensors: random float16 weights, and adapters on attention with small values."""
+    adapted = {f"{family.path_of(name)}.weight" for name in family.lora_default.split("|")} if lora else set()
     tensors: list[tuple[str, tuple[int, ...]]] = []
-    for name, shape in shapes.items():
+    for name, shape in shapes_of(family, layers).items():
         tensors.append((name, shape))
-        if ".attention.w" in name:
+        if name.split(".", 3)[-1] in adapted:
             lora_a, lora_b = adapters_of(name)
-            tensors += [(lora_a, (_RANK, _HIDDEN)), (lora_b, (_HIDDEN, _RANK))]
+            tensors += [(lora_a, (_RANK, shape[1])), (lora_b, (shape[0], _RANK))]
             # The optimizer's state: a real set has it, and a merge leaves it out.
-            tensors += [(f"adam_m.{lora_a}", (_RANK, _HIDDEN)), (f"adam_v.{lora_a}", (_RANK, _HIDDEN))]
+            tensors += [(f"adam_m.{lora_a}", (_RANK, shape[1])), (f"adam_v.{lora_a}", (_RANK, shape[1]))]
     described = [(name, "float16", shape, int(np.prod(shape)) * 2) for name, shape in tensors]
     described.append((GLOBAL_STEP, "int32", (1,), 4))
     rng = np.random.default_rng(0)
@@ -78,10 +83,11 @@ def make_whole(path: Path, layers: int) -> None:
         out.write(np.int32(100).tobytes())
 
 
-def make_shards(whole: Path, folder: Path, ways: int, file_format: str = "safetensors") -> None:
+def make_shards(whole: Path, folder: Path, ways: int, file_format: str = "safetensors", family: Family = LLAMA) -> None:
     with TensorFile(whole) as source:
         split(source, folder, SplitPlan(model_parallel=ways, cut_vocabulary=True), file_format=file_format)
-    config = {"r": _RANK, "lora_alpha": _ALPHA, "peft_type": "LORA", "target_modules": [".*wq", ".*wk", ".*wv", ".*wo"]}
+    layers = [f".*{name}" for name in family.lora_default.split("|")]
+    config = {"r": _RANK, "lora_alpha": _ALPHA, "peft_type": "LORA", "target_modules": layers}
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
@@ -108,7 +114,7 @@ def merge_once(folder: Path, output: Path, *options: str, cores: int = 0) -> dic
     laps = {name: float(seconds) for name, seconds, _ in parts}
     wall = float(str(result["wall_s"]))
     found = {"wall_s": wall - laps["sync"], "sync_s": laps["sync"], **laps}
-    return found | {key: float(str(result[key])) for key in ("cpu_s", _PEAK)}
+    return found | {key: float(str(result[key])) for key in ("cpu_s", PEAK)}
 
 
 def wait_for_quiet(patience_s: float) -> None:
@@ -167,8 +173,8 @@ def official(work: Path, layers: int, ways: int) -> None:
         shutil.rmtree(path)
     theirs_s, ours_s = float(str(theirs["wall_s"])), min(found["wall_s"] for found in ours)
     print(
-        f"official, {layers} layers, {ways} ways, .ckpt: {theirs_s:.1f} s and {float(str(theirs[_PEAK])):,.0f} MB, "
-        f"merge-ckpt {ours_s:.2f} s and {ours[0][_PEAK]:.0f} MB: {theirs_s / ours_s:.0f} x as fast"
+        f"official, {layers} layers, {ways} ways, .ckpt: {theirs_s:.1f} s and {float(str(theirs[PEAK])):,.0f} MB, "
+        f"merge-ckpt {ours_s:.2f} s and {ours[0][PEAK]:.0f} MB: {theirs_s / ours_s:.0f} x as fast"
     )
 
 
@@ -198,7 +204,7 @@ def bench(work: Path, layers: int, ways: int, rounds: int, *, one_core: bool, pa
             "fold_verify_s": folded["wall_s"],
             "fold_verify_cpu_s": folded["cpu_s"],
             "sync_s": folded["sync_s"],
-            "peak_mb": max(folded[_PEAK], plain[_PEAK]),
+            "peak_mb": max(folded[PEAK], plain[PEAK]),
         }
         if one_core:
             found["one_core_s"] = merge_once(folder, output, cores=1)["wall_s"]

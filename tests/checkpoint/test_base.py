@@ -215,6 +215,33 @@ def test_a_hugging_face_folder_is_converted_once_and_found_again(tmp_path: Path,
     assert inputs.pending_base(spec_of(folder).model) is not None
 
 
+def test_a_converted_base_is_verified_value_by_value(tmp_path: Path, cache: Path) -> None:
+    """One value that no sample of a tensor has: only the full comparison finds it, before anything is started."""
+    folder = huggingface_folder(tmp_path)
+    model = spec_of(folder).model
+    assert inputs.verify_base(model) == "nothing to verify: the base is not converted yet"
+    base = inputs.pending_base(model)
+    assert base is not None
+    base.make()
+    made = inputs.find_base(model.model_dump(mode="json"), str(folder))[0].path
+    assert f"Every value of the base {made.parent} is that of {folder}." in verified(folder, tmp_path).notes
+
+    arrays = load_file(made)
+    arrays[WQ][1, 7] += 1
+    save_file(arrays, made)
+    with pytest.raises(CheckpointError, match="differs from it") as caught:
+        verified(folder, tmp_path)
+    assert str(caught.value.hint).startswith(f"rm -r {made.parent};")
+    assert inputs.verify_base(load_spec("tiny_cpu").model).startswith("nothing to verify")
+
+
+def verified(base: Path, folder: Path) -> prepare.PreparedRun:
+    """What submit --verify full prepares."""
+    return prepare.prepare(
+        "tiny_cpu", cards=1, checkpoint=str(base), port=None, jobs_dir=folder / "jobs", verify_base=True
+    )
+
+
 def test_a_hugging_face_folder_that_is_not_the_base_is_refused(tmp_path: Path, cache: Path) -> None:
     folder = huggingface_folder(tmp_path)
     error = refusal(folder, num_layers=2)
