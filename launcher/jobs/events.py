@@ -5,7 +5,8 @@ Every event has ``time`` (seconds since the epoch), ``rank_id`` and ``event``:
 begin   pid, started, ticks, boot              the process runs; nothing is imported yet (see ProcessId)
 ready   mindspore, mindformers, from_step      the context is built, ranks have found each other; ``from_step`` steps
                                                of the run were done by attempts before this one
-step    step, loss, lr, overflow, grad_norm, step_s, memory_mib   after optimizer step number ``step`` (from 1)
+step    step, loss, lr, overflow, grad_norm, step_s, memory_mib, loss_scale, input_s, tokens
+                                               after optimizer step number ``step`` (from 1)
 eval    step, loss, seconds                     the held-out loss after that step; without loss: it has begun
 save    step, seconds                           a checkpoint was written; without seconds: it is being written
 error   type, message, traceback               a Python exception ended the rank
@@ -81,9 +82,15 @@ class Ready(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Event):
-    """A finished optimizer step. Numbers that are not finite are words ("nan"), because JSON has none for them."""
+    """A finished optimizer step. Numbers that are not finite are words ("nan"), because JSON has none for them.
+
+    ``step_s``: seconds of the step alone, without saving and evaluating. ``input_s``: seconds between the step before
+    and this one in which the rank waited for its rows. ``tokens``: tokens in the loss among the rows that this rank
+    read; unknown where MindSpore feeds the card itself (runtime.sink_mode). ``memory_mib``: the highest so far.
+    """
 
     kind = "step"
+    omitted = frozenset({"loss_scale", "input_s", "tokens"})
 
     step: int
     loss: float | str | None = None
@@ -92,6 +99,9 @@ class Step(Event):
     grad_norm: float | str | None = None
     step_s: float
     memory_mib: int | None = None
+    loss_scale: float | str | None = None
+    input_s: float | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +316,22 @@ def read_last_events(path: Path) -> LastEvents:
         if event is not None:
             events.append(event)
     return LastEvents(events=tuple(events), damaged=damaged)
+
+
+def last_held_out(path: Path) -> Evaluation | None:
+    """Return the last evaluation in ``path`` that has a loss; None without one. Only the lines it needs are parsed."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    end = len(data)
+    while (at := data.rfind(b'"event": "eval"', 0, end)) >= 0:
+        end = data.rfind(b"\n", 0, at) + 1
+        with contextlib.suppress(ValueError):
+            event = from_json(_parse(data[end : data.find(b"\n", at)]))
+            if isinstance(event, Evaluation) and isinstance(event.loss, float):
+                return event
+    return None
 
 
 class Position:
