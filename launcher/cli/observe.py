@@ -193,7 +193,7 @@ def _series(metric: Metric, histories: list[History], smooth: float) -> list[tup
 
     found = []
     for history in histories:
-        series = metric.read(history)
+        series = metric.curve_of(history)
         if not series.is_empty:
             if smooth:
                 series = replace(series, values=smoothed(series.values, smooth), low=None, high=None)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from launcher.observe.columns import Floats
 from launcher.observe.curves import Curve, make_curve
-from launcher.observe.drawing import Chart, svg_shapes
+from launcher.observe.drawing import LIGHT, Chart, svg_shapes
 from launcher.observe.history import History, Series
 from launcher.observe.metrics import METRICS, Metric, nothing_of, tokens_per_step
 from launcher.observe.words import Say
@@ -26,14 +27,18 @@ _WIDE, _HALF, _HEIGHT = 1100, 540, 220
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A chart of a page. ``data``: for its script; ``svg``: its first drawing."""
+    """A chart of a page. ``data``: for its script; ``svg``: its first drawing.
+
+    ``legend``: colour and name of each curve, where there are several.
+    """
 
     title: str
     unit: str
     note: str
     label: str
-    svg: str
+    svg: Markup
     data: dict[str, Any]
+    legend: list[tuple[int, str]]
     wide: bool
     width: int
 
@@ -49,7 +54,7 @@ class Shown:
 
 def charts(histories: Sequence[History], say: Say) -> Shown:
     """Return the charts of ``histories``, curves of several over each other."""
-    read = {key: [METRICS[key].read(history) for history in histories] for key in _SHOWN}
+    read = {key: [METRICS[key].curve_of(history) for history in histories] for key in _SHOWN}
     shown = [key for key, found in read.items() if _is_worth(key, found)]
     empty = [key for key, found in read.items() if all(series.is_empty for series in found)]
     drawn = [_drawn(METRICS[key], histories, read[key], say) for key in shown]
@@ -64,6 +69,11 @@ def _is_worth(key: str, found: Sequence[Series]) -> bool:
 
 
 def _notes(drawn: Sequence[Drawn], spread: bool, say: Say) -> list[str]:
+    compiling = say("Times and rates leave out the first step of each attempt, which compiles.")
+    return [*_band_notes(drawn, spread, say), compiling]
+
+
+def _band_notes(drawn: Sequence[Drawn], spread: bool, say: Say) -> list[str]:
     most = max((line["per_point"] for chart in drawn for line in chart.data["curves"]), default=1)
     if most > 1:
         return [say("Each point stands for {count} steps: the line is their mean, the band their range.", count=most)]
@@ -87,9 +97,16 @@ def _drawn(metric: Metric, histories: Sequence[History], found: Sequence[Series]
     last = ", ".join(f"{series.last:.4g}" for series in found if series.last is not None)
     data = {"key": metric.key, "curves": [_values(line, _POINTS // len(histories)) for line in lines]}
     return Drawn(
-        title=title, unit=unit, note=note, label=f"{title}: {last} {unit}".strip(), wide=metric.key == "loss",
-        width=width, svg=svg_shapes(plane), data=data,
-    )  # fmt: skip
+        title=title,
+        unit=unit,
+        note=note,
+        label=f"{title}: {last} {unit}".strip(),
+        svg=Markup(svg_shapes(plane)),  # noqa: S704 - its texts are escaped
+        data=data,
+        legend=[(line.colour % len(LIGHT), line.name) for line in lines] if len(lines) > 1 else [],
+        wide=metric.key == "loss",
+        width=width,
+    )
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,12 @@ class History:
         return self._merged(lambda ranks: self._of(ranks).steps["time"])
 
     @cached_property
+    def first_steps(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which steps were the first of an attempt."""
+        begun = [self._of(attempt.ranks).steps["step"][:1] for attempt in self.attempts]
+        return np.isin(self.steps, np.concatenate([np.empty(0), *begun]))
+
+    @cached_property
     def redone_steps(self) -> int:
         """The number of steps that were lost with an attempt, and done again or still to be done."""
         done = sum(self._of(attempt.ranks).count for attempt in self.attempts)

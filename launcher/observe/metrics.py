@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,19 @@ class Metric:
     unit: str
     note: str
     read: Callable[[History], Series]
+
+    @property
+    def is_of_time(self) -> bool:
+        """Return True if the first step of an attempt, which compiles, is unlike all others."""
+        return self.key in ("step-time", "tokens-per-second", "samples-per-second", "mfu")
+
+    def curve_of(self, history: History) -> Series:
+        """Return the values to draw: those of time without the first step of each attempt, where there are others."""
+        series = self.read(history)
+        first = history.first_steps if self.is_of_time else np.zeros(len(series.values), bool)
+        if not first.any() or first.all():
+            return series
+        return replace(series, values=np.where(first, math.nan, series.values))
 
 
 def tokens_per_step(history: History) -> int | None:
@@ -100,7 +113,7 @@ METRICS = {
         Metric(key="step-time", title="Step time", unit="s", note="of the slowest rank", read=_step_s),
         Metric(key="tokens-per-second", title="Throughput", unit="tokens/s", note="all ranks, padding included",
                read=lambda history: _per_second(tokens_per_step(history), history)),
-        Metric(key="samples-per-second", title="Rows", unit="rows/s", note="all ranks",
+        Metric(key="samples-per-second", title="Row throughput", unit="rows/s", note="all ranks",
                read=lambda history: _per_second(rows_per_step(history), history)),
         Metric(key="mfu", title="Model FLOPs utilization", unit="%", note="of the cards' peak", read=_mfu),
         Metric(key="loss-tokens", title="Tokens in the loss", unit="tokens", note="all ranks, a step",

@@ -26,7 +26,6 @@ from launcher.observe import facts
 from launcher.observe.charts import charts
 from launcher.observe.comparison import Comparison, compare
 from launcher.observe.history import Attempt, History, value_at
-from launcher.observe.metrics import METRICS
 from launcher.observe.summary import Summary, ended_at, gaps, outcome, summarize
 from launcher.observe.words import Say, words
 
@@ -45,11 +44,17 @@ def make_report(histories: Sequence[History], lang: str, now: Callable[[], float
     return _environment().get_template("report.html.j2").render(
         say=say, lang="zh-CN" if lang == "zh" else "en", jobs=jobs, charts=shown.charts, absent=shown.absent,
         curve_notes=shown.notes,
-        comparison=comparison, title=", ".join(job["id"] for job in jobs), phase_kinds=PHASES,
+        comparison=comparison, columns=_columns(len(jobs[0]["figures"])),
+        title=", ".join(job["id"] for job in jobs), phase_kinds=PHASES,
         axes=[("step", say("Step")), ("tokens", say("Tokens")), ("time", say("Time"))],
         now=local_time(now()), version=__version__, css=Markup(_asset("report.css")),  # noqa: S704 - our own files
         script=Markup(_asset("report.js")), data=Markup(_script_json(_data(shown.charts, say))),  # noqa: S704
     )  # fmt: skip
+
+
+def _columns(figures: int) -> int:
+    """Return how many key figures stand in a row, so that two rows are about even."""
+    return figures if figures <= 5 else -(-figures // 2)
 
 
 @cache
@@ -303,9 +308,10 @@ def _spec_text(history: History) -> str:
 
 
 def _comparison(found: Comparison, say: Say) -> dict[str, Any]:
+    shown = [column for column in found.results if any(column.texts)]
     rows = [
         {"id": job_id, "cells": [{"text": column.texts[number] or "–", "best": number == column.best}
-                                 for column in found.results]}
+                                 for column in shown]}
         for number, job_id in enumerate(found.job_ids)
     ]  # fmt: skip
     groups = [
@@ -313,9 +319,4 @@ def _comparison(found: Comparison, say: Say) -> dict[str, Any]:
          "rows": [{"key": row.key, "texts": [plain(value) for value in row.values]} for row in group.rows]}
         for group in found.groups
     ]  # fmt: skip
-    return {"columns": [say(column.name) for column in found.results], "rows": rows, "groups": groups}
-
-
-def metric_titles() -> list[str]:
-    """Return every text about metrics that a page may show."""
-    return [text for metric in METRICS.values() for text in (metric.title, metric.note) if text]
+    return {"columns": [say(column.name) for column in shown], "rows": rows, "groups": groups}

@@ -104,14 +104,8 @@ def summarize(history: History, now: Callable[[], float] = time.time) -> Summary
 def usual_step_s(history: History) -> float | None:
     """Return the median time of a step of the slowest rank, the first of each attempt aside: it compiles."""
     seconds = METRICS["step-time"].read(history).values
-    first = first_steps(history)
+    first = history.first_steps
     return _median(seconds[~first]) if (~first).any() else _median(seconds)
-
-
-def first_steps(history: History) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return which of the job's steps were the first of an attempt."""
-    begun = [attempt.ranks[0].steps["step"][0] for attempt in history.attempts if attempt.ranks[0].count]
-    return np.isin(history.steps, begun)
 
 
 def _median(values: Floats) -> float | None:
@@ -145,7 +139,7 @@ def gaps(history: History) -> list[float | None]:
 
 def _productive_s(history: History, usual: float | None) -> float:
     seconds = METRICS["step-time"].read(history).values.copy()
-    first = first_steps(history)
+    first = history.first_steps
     if usual is not None:
         seconds[first] = np.minimum(seconds[first], usual)
     return float(np.nansum(seconds))

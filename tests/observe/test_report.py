@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 
 def data_of(text: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    found = re.search(r'<script type="application/json" id="chart-data">(.*?)</script>', text, re.DOTALL)
     assert found is not None
     value: dict[str, Any] = json.loads(found[1])
     return value

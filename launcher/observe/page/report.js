@@ -1,7 +1,7 @@
 "use strict";
 // Draws the charts again with zoom, smoothing and a cursor. Without it the page shows them as they were drawn in Python.
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const data = JSON.parse(document.getElementById("chart-data").textContent);
   const NS = "http://www.w3.org/2000/svg", H = 220, LEFT = 58, RIGHT = 8, TOP = 8, BOTTOM = 26;
   const state = { axis: "step", smooth: 0, log: false, range: null };
   document.body.classList.add("live");
