@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -318,20 +319,30 @@ def read_last_events(path: Path) -> LastEvents:
     return LastEvents(events=tuple(events), damaged=damaged)
 
 
+def last_step(path: Path) -> Step | None:
+    """Return the last step in ``path``, however long the file is; None without one."""
+    return next((event for event in _backwards(path, Step.kind) if isinstance(event, Step)), None)
+
+
 def last_held_out(path: Path) -> Evaluation | None:
-    """Return the last evaluation in ``path`` that has a loss; None without one. Only the lines it needs are parsed."""
+    """Return the last evaluation in ``path`` that has a loss; None without one."""
+    found = (event for event in _backwards(path, Evaluation.kind) if isinstance(event, Evaluation))
+    return next((event for event in found if isinstance(event.loss, float)), None)
+
+
+def _backwards(path: Path, kind: str) -> Iterator[Event]:
+    """Yield the events of ``kind`` in ``path``, last first. Only their own lines are parsed."""
     try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    end = len(data)
-    while (at := data.rfind(b'"event": "eval"', 0, end)) >= 0:
-        end = data.rfind(b"\n", 0, at) + 1
-        with contextlib.suppress(ValueError):
-            event = from_json(_parse(data[end : data.find(b"\n", at)]))
-            if isinstance(event, Evaluation) and isinstance(event.loss, float):
-                return event
-    return None
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            end = data.rfind(b"\n")
+            while (at := data.rfind(b'"event": "%s"' % kind.encode(), 0, max(0, end))) >= 0:
+                end, last = data.rfind(b"\n", 0, at), data.find(b"\n", at)
+                with contextlib.suppress(ValueError):
+                    event = from_json(_parse(data[end + 1 : last]))
+                    if event is not None:
+                        yield event
+    except (OSError, ValueError):  # missing, or empty
+        return
 
 
 class Position:

@@ -23,7 +23,7 @@ from launcher.cli.output.tables import table
 from launcher.common.clock import duration, local_time
 from launcher.engines.base import Command
 from launcher.jobs import JobPaths, JobRecord, JobStore
-from launcher.jobs.events import Done, Evaluation, Event, Exit, Ready, Step, last_held_out, read_last_events
+from launcher.jobs.events import Done, Evaluation, Event, Exit, Ready, Step, last_held_out, last_step, read_last_events
 from launcher.plan.launch_plan import LaunchPlan
 
 if TYPE_CHECKING:
@@ -246,14 +246,21 @@ def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None =
     found = store.all() if chosen is None else chosen
     rows = []
     for paths, record in found:
-        steps = last_steps(paths, record)
-        step, loss = (str(steps[-1].step), _number(steps[-1].loss, ".4f")) if steps else ("", "")
+        last = last_step_of(paths, record)
+        step, loss = (str(last.step), _number(last.loss, ".4f")) if last else ("", "")
         cards = f"{record.cards} {record.target}"
         rows.append((record.job_id, record.state, cards, local_time(record.created), step, loss))
     if not found:
         none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
         return f"{none} {store.root}. launcher submit{jobs_dir_words()} --cards 2 starts one."
     return table(("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS"), rows)
+
+
+def last_step_of(paths: JobPaths, record: JobRecord) -> Step | None:
+    """The last step of the rank whose loss counts, in the newest attempt that finished one."""
+    rank_id = jobs.loss_rank(paths, record.cards)
+    attempts = (last_step(paths.of_attempt(number).rank_events(rank_id)) for number in range(record.attempt, 0, -1))
+    return next((step for step in attempts if step is not None), None)
 
 
 def last_steps(paths: JobPaths, record: JobRecord) -> list[Step]:
