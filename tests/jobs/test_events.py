@@ -115,4 +115,4 @@ def test_the_last_of_a_kind_is_found_from_the_end(tmp_path: Path) -> None:
 def test_a_file_without_a_step_has_no_last_one(tmp_path: Path, text: str) -> None:
     (tmp_path / "a").write_text(text)
 
-    assert last_step(tmp_path / "a") is last_held_out(tmp_path / "a") is last_step(tmp_path / "none") is None
+    assert [last_step(tmp_path / "a"), last_held_out(tmp_path / "a"), last_step(tmp_path / "none")] == [None] * 3
