@@ -55,8 +55,10 @@ class Dataset:
 
     @property
     def lengths(self) -> Mapping[str, Any]:
+        """Return median, p95, max and histogram of the lengths of samples; empty where one is missing."""
         found = self.stats.get("lengths")
-        return found if isinstance(found, Mapping) else {}
+        known = isinstance(found, Mapping) and {"median", "p95", "max", "histogram"} <= set(found)
+        return found if isinstance(found, Mapping) and known else {}
 
     @property
     def histogram(self) -> list[tuple[str, int, float]]:
@@ -137,9 +139,22 @@ def merges(history: History) -> list[Merge]:
 
 
 def evaluation(history: History) -> dict[str, Any]:
-    """Return what ``launcher eval`` wrote into the job's folder; empty if it never ran."""
+    """Return what ``launcher eval`` wrote into the job's folder; empty if it never ran, or wrote something else."""
     found = read_json(history.paths.evaluation)
-    return found if isinstance(found.get("models"), list) else {}
+    models, answers = found.get("models"), found.get("answers", [])
+    if not _all_have(models, _OF_A_MODEL) or not _all_have(answers, _OF_AN_ANSWER):
+        return {}
+    if not all(_all_have(one["answers"], ("role", "text")) for one in answers):
+        return {}
+    return {"models": models, "answers": answers, "data": found.get("data", ""), "rows": found.get("rows")}
+
+
+_OF_A_MODEL = ("role", "model", "loss", "perplexity", "right", "asked")
+_OF_AN_ANSWER = ("question", "expected", "answers")
+
+
+def _all_have(items: Any, keys: Sequence[str]) -> bool:
+    return isinstance(items, list) and all(isinstance(item, Mapping) and set(keys) <= set(item) for item in items)
 
 
 # --------------------------------------------------------------------------------------------------------- settings

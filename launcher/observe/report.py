@@ -135,7 +135,8 @@ def _over(history: History, say: Say) -> str:
     if record.cards != 1:
         ranks = say("{cards} ranks on {target}", cards=record.cards, target=target)
     preset = value_at(history.spec, "model", "preset") or value_at(history.spec, "model", "folder")
-    return " · ".join(str(part) for part in (record.name, preset, way if history.spec else "", ranks) if part)
+    parts = dict.fromkeys((record.name, preset, way if history.spec else "", ranks))
+    return " · ".join(str(part) for part in parts if part)
 
 
 def _remarks(history: History, summary: Summary, say: Say) -> list[str]:

@@ -83,7 +83,7 @@ def summarize(history: History, now: Callable[[], float] = time.time) -> Summary
         lowest_loss=float(finite.min()) if len(finite) else None,
         last_held_out=held_out[-1] if held_out else None,
         best_held_out=min(held_out, key=lambda one: one.loss) if held_out else None,
-        tokens=None if tokens is None else tokens * len(history.steps),
+        tokens=None if tokens is None or not len(history.steps) else tokens * len(history.steps),
         loss_tokens=int(np.nansum(counted)) if len(counted) and not np.isnan(counted).any() else None,
         step_s=usual,
         tokens_per_s=tokens / usual if tokens and usual else None,
@@ -149,7 +149,7 @@ def outcome(history: History, summary: Summary, say: Say) -> str:
     """Return in a sentence how far the job is, or came."""
     done, total = summary.done_steps, summary.total_steps
     if not done:
-        return say("No step is finished yet.")
+        return say("No step was finished.") if history.record.is_final else say("No step is finished yet.")
     if total is None:
         return say("{done} steps are done.", done=f"{done:,}")
     if done >= total:

@@ -25,6 +25,7 @@ _ZH = {
     "{done} of {total} steps are done, {left} left.": "已完成 {done}/{total} 步，预计还需 {left}。",
     "{done} steps are done.": "已完成 {done} 步。",
     "No step is finished yet.": "尚未完成任何一步。",
+    "No step was finished.": "没有完成任何一步。",
     "The process that watched this job is gone; the job did not end in order.":
         "监控该作业的进程已消失，作业没有正常结束。",
     "{count} steps have a loss that is no finite number.": "有 {count} 步的损失不是有限数值。",

@@ -14,6 +14,7 @@ import pytest
 from support.job_folders import SPEC, Made, MadeJob
 
 from launcher import jobs
+from launcher.data.info import stats_path
 from launcher.data.sample_set import SampleSet
 from launcher.observe import facts
 from launcher.observe.history import History
@@ -142,7 +143,8 @@ def test_a_job_without_steps_has_a_report_too(tmp_path: Path, state: str) -> Non
     history.paths.rank_events(0).unlink()
     page = Page(make_report([history], "en"))
 
-    assert "No step is finished yet." in " ".join(page.text)
+    expected = "No step is finished yet." if state in (jobs.PLANNED, jobs.RUNNING) else "No step was finished."
+    assert expected in " ".join(page.text)
     assert not page.section("curves")
 
 
@@ -192,6 +194,29 @@ def test_a_sample_row_is_decoded_with_what_is_in_the_loss(tmp_path: Path, monkey
     assert any(part.in_loss for part in found.samples[0].parts)
     assert found.histogram
     assert "<mark>" in make_report([history], "en")
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"models": [{}]}', '{"models": [], "answers": [{"question": 1}]}', "\x00"]
+)
+def test_files_of_another_version_leave_their_section_out(tmp_path: Path, text: str) -> None:
+    history = full_job(tmp_path)
+    for file in (history.paths.evaluation, history.paths.merged / "merge.json"):
+        file.write_text(text)
+    page = Page(make_report([history], "en"))
+
+    assert not page.section("evaluation")
+    assert page.section("setup")
+
+
+def test_a_dataset_without_statistics_is_told_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
+    made = SampleSet(size=60, seed=2, template="plain", vocab_size=640, seq_length=96)
+    made.make()
+    stats_path(made.dataset).unlink()
+    text = make_report([MadeJob(plan={"dataset": str(made.dataset)}).history(tmp_path)], "en")
+
+    assert "No statistics lie beside this file." in text
 
 
 # --------------------------------------------------------------------------------------------------------- words
