@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "report": ("launcher.cli.observe", "report", "Write a report of a job as one HTML file."),
     "compare": ("launcher.cli.observe", "compare", "Compare jobs: results, spec, data, versions."),
     "plot": ("launcher.cli.observe", "plot", "Draw curves of jobs in the terminal or to a file."),
+    "track": ("launcher.cli.track", "track", "Give a job's metrics to TensorBoard or another tracker."),
     "metrics": ("launcher.cli.metrics", "metrics", "Give Prometheus the metrics of all jobs."),
     "logs": ("launcher.cli.jobs", "logs", "Print the logs of a job."),
     "merge-ckpt": ("launcher.cli.merge_ckpt", "merge_ckpt", "Merge the shards of a job into one model."),
