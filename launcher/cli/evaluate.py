@@ -55,7 +55,9 @@ def evaluate(references: tuple[str, ...], options: EvalOptions, form: str, choic
     """
     from launcher.cli.output.tables import print_json
 
-    found = _compared(references or ("last",), options, choice)
+    references = references or ("last",)
+    found = _compared(references, options, choice)
+    _keep(found, references, choice)
     if options.output:
         found.write(options.output)
     if form == "json":
@@ -79,6 +81,14 @@ def _compared(references: tuple[str, ...], options: EvalOptions, choice: ModelOp
             device_id=choice.device_id,
             interrupted=interrupted,
         )
+
+
+def _keep(found: Comparison, references: tuple[str, ...], choice: ModelOptions) -> None:
+    """Leave the result in the jobs' folders, for their reports."""
+    try:
+        found.keep(references, choice.jobs_dir)
+    except OSError as error:  # someone else's job
+        click.echo(f"note: not kept for launcher report: {error}", err=True)
 
 
 def _print(found: Comparison) -> None:

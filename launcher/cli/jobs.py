@@ -53,6 +53,7 @@ def status(job: str, watch: bool, form: str, jobs_dir: Path) -> None:
     launcher status last --watch
     """
     from launcher.cli.output import show
+    from launcher.cli.output.status import status as status_text
     from launcher.jobs import JobStore
 
     store = JobStore(jobs_dir)
@@ -66,7 +67,7 @@ def status(job: str, watch: bool, form: str, jobs_dir: Path) -> None:
     from launcher.control.follow import ask_scheduler
 
     record = ask_scheduler(record)
-    click.echo(show.jobs_json([(paths, record)]) if form == "json" else show.status(paths, record))
+    click.echo(show.jobs_json([(paths, record)]) if form == "json" else status_text(paths, record))
 
 
 @dataclass(frozen=True, kw_only=True)

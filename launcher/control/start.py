@@ -18,6 +18,7 @@ from launcher import jobs, supervise
 from launcher.cluster.locks import check_free
 from launcher.common.atomic import write_atomic
 from launcher.common.processes import ProcessId
+from launcher.control.origin import origin
 from launcher.engines import ENGINES
 from launcher.errors import HostError, JobError
 from launcher.jobs import JobPaths, JobRecord, is_job_folder
@@ -130,6 +131,7 @@ def _write_job(plan: LaunchPlan, *, host: str | None = None) -> JobRecord:
         versions=installed.installed(),
         engine=plan.launch.engine,
         scheduler=plan.launch.scheduler,
+        origin=origin(),
         # Until there is one: a job whose submitter died at this point is lost.
         supervisor=ProcessId.current() if host is None else None,
     )

@@ -85,6 +85,7 @@ def row_values(path: Path, row: int, tokenizer: Path | None = None) -> dict[str,
         "rows": shown.info.rows,
         "padding": shown.padding,
         "text": _text(shown.tokenizer, shown.ids),
+        "segments": list(_segments(shown.tokenizer, shown.ids, shown.labels)),
         "tokens": tokens,
     }
 
@@ -137,11 +138,17 @@ def _used(ids: Ints, labels: Ints) -> int:
     return int(places[-1]) + 1 if len(places) else 0
 
 
-def _coloured(tokenizer: Tokenizer, ids: Sequence[int], labels: Sequence[int]) -> str:
+def _segments(tokenizer: Tokenizer, ids: Sequence[int], labels: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield the text of a row in parts that are in the loss as a whole, or not at all."""
     pairs = zip(ids, labels, strict=True)
+    for in_loss, group in groupby(pairs, key=lambda pair: pair[1] != IGNORED_LABEL):
+        yield {"text": _text(tokenizer, [token for token, _ in group]), "in_loss": in_loss}
+
+
+def _coloured(tokenizer: Tokenizer, ids: Sequence[int], labels: Sequence[int]) -> str:
     return "".join(
-        click.style(_text(tokenizer, [token for token, _ in group]), fg="green" if in_loss else None)
-        for in_loss, group in groupby(pairs, key=lambda pair: pair[1] != IGNORED_LABEL)
+        click.style(segment["text"], fg="green" if segment["in_loss"] else None)
+        for segment in _segments(tokenizer, ids, labels)
     )
 
 

@@ -38,6 +38,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
 _ROWS_AT_ONCE = 8
+_KEPT_ANSWERS = 10
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+|/\d+)?")
 
 
@@ -52,13 +53,14 @@ class Candidate:
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """losses: cross entropy in nats of each token. right: for each answer, True if its final number is right.
-    answers: their texts."""
+    answers: their texts. asked: for each, the question and the reference answer."""
 
     role: str
     name: str
     losses: Floats
     right: tuple[bool, ...] = ()
     answers: tuple[str, ...] = ()
+    asked: tuple[tuple[str, str], ...] = ()
 
     @property
     def loss(self) -> float:
@@ -241,8 +243,9 @@ def score(
         final_number(answer) == final_number(problem.right) for answer, problem in zip(answers, asked, strict=True)
     ]
     return Score(
-        role=candidate.role, name=candidate.model.name, losses=losses, right=tuple(right), answers=tuple(answers)
-    )
+        role=candidate.role, name=candidate.model.name, losses=losses, right=tuple(right), answers=tuple(answers),
+        asked=tuple((session.tokenizer.decode(list(problem.prompt)), problem.right) for problem in asked),
+    )  # fmt: skip
 
 
 def _check_rows(rows: HeldOut, model: Model) -> None:
@@ -343,7 +346,25 @@ class Comparison:
             "rows": len(self.rows.ids),
             "models": [score.to_dict() for score in self.scores],
             "difference": self.difference,
+            "answers": list(self._answers()),
         }
+
+    def _answers(self) -> Iterator[dict[str, Any]]:
+        """Yield the first questions with what each model answered."""
+        asked = min((len(score.answers) for score in self.scores), default=0)
+        for number, (question, expected) in enumerate(self.scores[0].asked[: min(asked, _KEPT_ANSWERS)]):
+            answers = [
+                {"role": score.role, "model": score.name, "text": score.answers[number], "right": score.right[number]}
+                for score in self.scores
+            ]
+            yield {"question": question, "expected": expected, "answers": answers}
+
+    def keep(self, references: Sequence[str], jobs_dir: Path) -> None:
+        """Write the comparison into the folder of each job among ``references``, for its report."""
+        for reference in references:
+            job = as_job(reference, jobs_dir)
+            if job is not None:
+                self.write(job[0].evaluation)
 
     def write(self, path: Path) -> None:
         """Write the comparison to ``path`` as JSON."""

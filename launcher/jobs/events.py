@@ -5,7 +5,8 @@ Every event has ``time`` (seconds since the epoch), ``rank_id`` and ``event``:
 begin   pid, started, ticks, boot              the process runs; nothing is imported yet (see ProcessId)
 ready   mindspore, mindformers, from_step      the context is built, ranks have found each other; ``from_step`` steps
                                                of the run were done by attempts before this one
-step    step, loss, lr, overflow, grad_norm, step_s, memory_mib   after optimizer step number ``step`` (from 1)
+step    step, loss, lr, overflow, grad_norm, step_s, memory_mib, loss_scale, input_s, tokens
+                                               after optimizer step number ``step`` (from 1)
 eval    step, loss, seconds                     the held-out loss after that step; without loss: it has begun
 save    step, seconds                           a checkpoint was written; without seconds: it is being written
 error   type, message, traceback               a Python exception ended the rank
@@ -20,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import mmap
 import os
 import time
 from collections.abc import Iterator
@@ -81,9 +83,15 @@ class Ready(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Event):
-    """A finished optimizer step. Numbers that are not finite are words ("nan"), because JSON has none for them."""
+    """A finished optimizer step. Numbers that are not finite are words ("nan"), because JSON has none for them.
+
+    ``step_s``: seconds of the step alone, without saving and evaluating. ``input_s``: seconds between the step before
+    and this one in which the rank waited for its rows. ``tokens``: tokens in the loss among the rows that this rank
+    read; unknown where MindSpore feeds the card itself (runtime.sink_mode). ``memory_mib``: the highest so far.
+    """
 
     kind = "step"
+    omitted = frozenset({"loss_scale", "input_s", "tokens"})
 
     step: int
     loss: float | str | None = None
@@ -92,6 +100,9 @@ class Step(Event):
     grad_norm: float | str | None = None
     step_s: float
     memory_mib: int | None = None
+    loss_scale: float | str | None = None
+    input_s: float | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +317,32 @@ def read_last_events(path: Path) -> LastEvents:
         if event is not None:
             events.append(event)
     return LastEvents(events=tuple(events), damaged=damaged)
+
+
+def last_step(path: Path) -> Step | None:
+    """Return the last step in ``path``, however long the file is; None without one."""
+    return next((event for event in _backwards(path, Step.kind) if isinstance(event, Step)), None)
+
+
+def last_held_out(path: Path) -> Evaluation | None:
+    """Return the last evaluation in ``path`` that has a loss; None without one."""
+    found = (event for event in _backwards(path, Evaluation.kind) if isinstance(event, Evaluation))
+    return next((event for event in found if isinstance(event.loss, float)), None)
+
+
+def _backwards(path: Path, kind: str) -> Iterator[Event]:
+    """Yield the events of ``kind`` in ``path``, last first. Only their own lines are parsed."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            end = data.rfind(b"\n")
+            while (at := data.rfind(b'"event": "%s"' % kind.encode(), 0, max(0, end))) >= 0:
+                end, last = data.rfind(b"\n", 0, at), data.find(b"\n", at)
+                with contextlib.suppress(ValueError):
+                    event = from_json(_parse(data[end + 1 : last]))
+                    if event is not None:
+                        yield event
+    except (OSError, ValueError):  # missing, or empty
+        return
 
 
 class Position:

@@ -148,6 +148,11 @@ class JobPaths:
         return self.root / "merged"
 
     @property
+    def evaluation(self) -> Path:
+        """What ``launcher eval`` found last."""
+        return self.root / "evaluation.json"
+
+    @property
     def supervisor_log(self) -> Path:
         """The supervisor's own output: empty unless something went wrong in it."""
         return self.root / "supervisor.log"

@@ -31,7 +31,7 @@ class JobRecord:
     """The contents of job.json. Times are UTC, ISO 8601. ``earlier`` has one entry for each attempt before this one.
 
     ``host``: the host of its leader; "" while only the scheduler knows it. ``scheduler``: its name; ``scheduler_job``:
-    the scheduler's own name or number for the job, "" where it has none.
+    the scheduler's own name or number for the job, "" where it has none. ``origin``: see ``control.origin``.
     """
 
     job_id: str
@@ -56,6 +56,7 @@ class JobRecord:
     scheduler: str = "local"
     scheduler_job: str = ""
     earlier: tuple[dict[str, Any], ...] = ()
+    origin: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_final(self) -> bool:

@@ -112,6 +112,7 @@ class LaunchPlan:
             "job_id": self.paths.job_id,
             "spec": self.spec_name,
             "target": self.cluster.target,
+            "kind": self.cluster.kind,
             "ranks": [_rank_dict(rank) for rank in self.cluster.ranks()],
             "data_parallel": self.degrees.data_parallel,
             "model_parallel": self.degrees.model_parallel,

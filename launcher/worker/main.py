@@ -288,42 +288,71 @@ def go_on_counting(params: Any, step: int) -> None:
             callback._last_triggered_step = step
 
 
-def report_evaluations(params: Any, events: EventWriter, parts: int | None = 1) -> None:
+class StepClock:
+    """The time of a rank's steps and of its waits for input, without what it spends on saving and evaluating.
+
+    MindFormers' callbacks save before ours sees a step's end, and evaluate after it.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began, self._ended, self._aside = clock(), math.nan, 0.0
+
+    def put_aside(self, seconds: float) -> None:
+        """Take ``seconds`` out of the step, or the wait, that is being timed."""
+        self._aside += seconds
+
+    def begin(self) -> float | None:
+        """Return the seconds since the last step's end; None before the first."""
+        self._began, aside, self._aside = self._clock(), self._aside, 0.0
+        return None if math.isnan(self._ended) else max(0.0, self._began - self._ended - aside)
+
+    def end(self) -> float:
+        """Return the seconds since the step began."""
+        self._ended, aside, self._aside = self._clock(), self._aside, 0.0
+        return max(0.0, self._ended - self._began - aside)
+
+
+def report_evaluations(params: Any, events: EventWriter, clock: StepClock, parts: int | None = 1) -> None:
     """Make MindFormers' evaluation, which only logs its result, write an event when it begins and when it ends.
 
     ``parts``: see ``step_fields``; None on ranks whose loss has no meaning.
     """
     for callback in params.list_callback:
         if type(callback).__name__ == "EvalCallBack":
-            callback.eval_func = _reported(callback.eval_func, params, events, parts)
+            callback.eval_func = _reported(callback.eval_func, params, events, clock, parts)
 
 
-def _reported(evaluate: Callable[[], Any], params: Any, events: EventWriter, parts: int | None) -> Callable[[], Any]:
+def _reported(
+    evaluate: Callable[[], Any], params: Any, events: EventWriter, clock: StepClock, parts: int | None
+) -> Callable[[], Any]:
     def run() -> Any:
         step, began = int(params.cur_step_num), time.monotonic()
         events.report(Evaluation(step=step))
         result = evaluate()
         loss = None if parts is None else eval_loss(result)
         events.report(Evaluation(step=step, loss=loss, seconds=round(time.monotonic() - began, 3)))
+        clock.put_aside(time.monotonic() - began)
         return result
 
     return run
 
 
-def report_saves(params: Any, events: EventWriter) -> None:
+def report_saves(params: Any, events: EventWriter, clock: StepClock) -> None:
     """Make the saving of checkpoints, which may take longer than any step, write an event before and after."""
     for callback in params.list_callback:
         for name in ("save_checkpoint", "save_checkpoint_network"):  # mindformers 1.9.0, CheckpointMonitor
             if hasattr(callback, name):
-                setattr(callback, name, _reported_save(getattr(callback, name), events))
+                setattr(callback, name, _reported_save(getattr(callback, name), events, clock))
 
 
-def _reported_save(save: Callable[[Any], None], events: EventWriter) -> Callable[[Any], None]:
+def _reported_save(save: Callable[[Any], None], events: EventWriter, clock: StepClock) -> Callable[[Any], None]:
     def run(params: Any) -> None:
         step, began = int(params.cur_step_num), time.monotonic()
         events.report(Save(step=step))
         save(params)
         events.report(Save(step=step, seconds=round(time.monotonic() - began, 3)))
+        clock.put_aside(time.monotonic() - began)
 
     return run
 
@@ -372,7 +401,7 @@ def _progress_callback(
     spec = json.loads(paths.spec.read_text(encoding="utf-8"))
     losses = LossCheck(spec["training"]["max_nan_steps"])
     parts = loss_parts(spec, rank_id, int(os.environ.get("RANK_SIZE", "1")))
-    position = Position(paths.rank_position(rank_id))
+    position, clock = Position(paths.rank_position(rank_id)), StepClock()
 
     class Progress(Callback):  # type: ignore[misc]
         """The callback that writes one "step" event per step and ends the run after the spec's number of steps."""
@@ -381,18 +410,19 @@ def _progress_callback(
             loads.check()
             if done_steps:
                 go_on_counting(run_context.original_args(), done_steps)
-            report_evaluations(run_context.original_args(), events, parts)
-            report_saves(run_context.original_args(), events)
+            report_evaluations(run_context.original_args(), events, clock, parts)
+            report_saves(run_context.original_args(), events, clock)
 
         def on_train_step_begin(self, run_context: Any) -> None:
-            self._began = time.monotonic()
+            self._input_s = clock.begin()
             # In a file of its own, not an event: a rank that hangs in a step must be seen to have entered it.
             position.enter(run_context.original_args().cur_step_num)
 
         def on_train_step_end(self, run_context: Any) -> None:
             params = run_context.original_args()
-            seconds = time.monotonic() - self._began
-            fields = step_fields(params.cur_step_num, params.net_outputs, seconds, parts)
+            fields = step_fields(params.cur_step_num, params.net_outputs, clock.end(), parts)
+            fields["input_s"] = None if self._input_s is None else round(self._input_s, 4)
+            fields["tokens"] = tokens_in_loss(params.get("train_dataset_element"), spec["model"])
             events.report(Step(**fields))
             # After the event: a run that ends for its loss shows that loss as its last step.
             losses.note(fields["step"], fields["loss"])
@@ -442,7 +472,7 @@ def step_fields(step: int, outputs: Any, seconds: float, parts: int | None = 1) 
 
     ``parts``: from ``loss_parts``; the loss of a step is the mean over them, and None if it is None.
     """
-    loss, overflow, _, learning_rate, norm = outputs[:5]
+    loss, overflow, scale, learning_rate, norm = outputs[:5]
     total = None if parts is None else _number(loss)
     return {
         "step": int(step),
@@ -452,7 +482,25 @@ def step_fields(step: int, outputs: Any, seconds: float, parts: int | None = 1) 
         "grad_norm": _number(norm),
         "step_s": round(seconds, 4),
         "memory_mib": memory_mib(),
+        "loss_scale": _number(scale),
     }
+
+
+def tokens_in_loss(columns: Any, model: Mapping[str, Any]) -> int | None:
+    """Return the tokens that the loss of a batch is the mean over; None where the batch never passes the host.
+
+    ``columns``: input_ids and labels, (rows, seq_length + 1), a token's label in its own place; or, as mcore networks
+    get them, (rows, seq_length), a token's label in the place of the one before. ``model``: that section of the spec.
+    """
+    from launcher.data.rows import IGNORED_LABEL
+
+    try:
+        ids, labels = (column.asnumpy() for column in columns[:2])
+        if ids.shape[1] > model["seq_length"]:
+            ids, labels = ids[:, :-1], labels[:, 1:]
+        return int(((ids != model["pad_token_id"]) & (labels != IGNORED_LABEL)).sum())
+    except Exception:  # a figure is never worth a failed step
+        return None
 
 
 def memory_mib() -> int:

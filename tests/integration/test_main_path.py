@@ -45,6 +45,17 @@ def test_ranks_see_different_rows(trained: Trained) -> None:
     assert all(one != other for one, other in zip(*losses, strict=True))
 
 
+def test_steps_report_the_tokens_in_the_loss_and_the_wait_for_rows(trained: Trained) -> None:
+    """In one epoch every token in the loss is counted once, on one of the ranks."""
+    ranks = [steps(trained.lora, rank_id) for rank_id in (0, 1)]
+    counted = json.loads((trained.workshop.folder / "train.mindrecord.stats.json").read_text())["counts"]["loss_tokens"]
+
+    assert sum(step["tokens"] for rank in ranks for step in rank) == counted
+    assert ["input_s" in step for step in ranks[0]] == [False] + [True] * 15
+    assert all(0 <= step["input_s"] < 60 for step in ranks[0][1:])
+    assert {step["loss_scale"] for step in ranks[1]} == {1.0}
+
+
 def test_evaluations_are_reported_with_their_step(trained: Trained) -> None:
     events = [event for event in read_events(trained.lora.paths.rank_events(1)) if event["event"] == "eval"]
 

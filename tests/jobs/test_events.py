@@ -20,6 +20,8 @@ from launcher.jobs.events import (
     Save,
     Step,
     from_json,
+    last_held_out,
+    last_step,
     read_last_events,
 )
 
@@ -29,6 +31,7 @@ ALL = (
     Ready(time=1.5, rank_id=3, mindspore="2", mindformers="1", from_step=4),
     Step(time=1.5, rank_id=3, step=1, loss=0.5, lr=0.1, overflow=True, grad_norm=2.0, step_s=0.25, memory_mib=12),
     Step(time=1.5, rank_id=3, step=1, loss="nan", step_s=0.25),
+    Step(time=1.5, rank_id=3, step=1, step_s=0.25, loss_scale=1024.0, input_s=0.001, tokens=512),
     Evaluation(time=1.5, rank_id=3, step=1),
     Evaluation(time=1.5, rank_id=3, step=1, seconds=2.0),
     Evaluation(time=1.5, rank_id=3, step=1, loss=0.5, seconds=2.0),
@@ -96,3 +99,20 @@ def test_what_has_only_begun_says_so_in_the_file(tmp_path: Path) -> None:
     assert "seconds" not in begun
     assert evaluating.keys() == {"time", "rank_id", "event", "step"}
     assert (ended["loss"], ended["seconds"], ended["rank_id"]) == (None, 1.0, 0)
+
+
+def test_the_last_of_a_kind_is_found_from_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "rank_0.jsonl"
+    known = [event for event in ALL if isinstance(event, Step | Evaluation)]
+    lines = [json.dumps(event.to_json()) for event in (*known, *ALL)]
+    path.write_text("\n".join([*lines, '{"event": "step", "step": 5', '{"time": 9.0, "event": "step", "ste']))
+
+    assert last_step(path) == [event for event in ALL if isinstance(event, Step)][-1]
+    assert last_held_out(path) == Evaluation(time=1.5, rank_id=3, step=1, loss=0.5, seconds=2.0)
+
+
+@pytest.mark.parametrize("text", ["", "\n", "no json\n", '{"event": "done"}\n', '{"event": "step"'])
+def test_a_file_without_a_step_has_no_last_one(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a").write_text(text)
+
+    assert [last_step(tmp_path / "a"), last_held_out(tmp_path / "a"), last_step(tmp_path / "none")] == [None] * 3

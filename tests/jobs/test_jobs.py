@@ -17,6 +17,7 @@ from support.events import read_events
 from launcher import jobs
 from launcher.checkpoint.of_job import job_source
 from launcher.cli.output import live, show
+from launcher.cli.output.status import status
 from launcher.common.atomic import write_atomic
 from launcher.common.processes import ProcessId, stop, tree
 from launcher.control.follow import raise_for_end
@@ -229,7 +230,7 @@ def test_the_list_has_times_of_the_users_own_clock(tmp_path: Path, monkeypatch: 
         monkeypatch.undo()
         time.tzset()
 
-    assert "2026-01-01 08:00:00" in shown
+    assert "2026-01-01 08:00:00 +0800" in shown
 
 
 def last_of(*lines: str) -> tuple[Event, ...]:
@@ -268,7 +269,7 @@ def test_status_shows_every_rank_and_the_verdict(tmp_path: Path) -> None:
     paths = JobPaths(root=tmp_path / "bcdfg-x")
     failed = replace(record("bcdfg-x", jobs.FAILED), verdict={"text": "rank 1 failed first: it did"})
     write_steps(paths, 0, 3.0, 2.0)
-    text = show.status(paths, failed)
+    text = status(paths, failed)
 
     assert "state     failed" in text
     assert "rank 0    step   step 2  loss 2.0000  0.50 s a step" in text
@@ -284,7 +285,7 @@ def test_a_job_is_shown_though_what_it_was_made_of_is_damaged(tmp_path: Path, te
         file.write_text(text)
 
     assert "bcdfg-x  succeeded" in show.job_table(store)
-    assert "state     succeeded" in show.status(paths, found)
+    assert "state     succeeded" in status(paths, found)
     with pytest.raises(JobError, match=r"spec\.json"):
         job_source(paths, found)
 
@@ -295,7 +296,7 @@ def test_the_table_of_jobs_has_one_line_each(tmp_path: Path) -> None:
     lines = show.job_table(store).splitlines()
 
     assert lines[0].split() == ["JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS"]
-    assert lines[1].split() == ["bcdfg-x", "succeeded", "2", "CPU", "2026-01-01", "00:00:00", "-", "-"]
+    assert lines[1].split() == ["bcdfg-x", "succeeded", "2", "CPU", "2026-01-01", "00:00:00", "+0000", "-", "-"]
     assert lines[2].split()[-2:] == ["1", "3.0000"]
     assert show.job_table(JobStore(tmp_path / "none")).startswith("No jobs in")
 
@@ -349,7 +350,7 @@ def test_a_slow_rank_is_named(tmp_path: Path) -> None:
         with EventWriter(paths.rank_events(rank_id), rank_id) as events:
             for number in range(1, 5):
                 events.write("step", step=number, loss=1.0, lr=0.1, overflow=False, grad_norm=None, step_s=seconds)
-    text = show.status(paths, replace(record("bcdfg-x", jobs.RUNNING), cards=3))
+    text = status(paths, replace(record("bcdfg-x", jobs.RUNNING), cards=3))
 
     assert [line for line in text.splitlines() if line.startswith("slow")] == ["slow      rank 2: 0.50 s a step"]
 

@@ -26,6 +26,7 @@ from support.supervised import long, marked, report, wait_until
 
 from launcher import jobs
 from launcher.cli.output import following, show
+from launcher.cli.output.status import status
 from launcher.cluster.model import Cluster, Device, Host
 from launcher.common.ports import free_port
 from launcher.common.processes import ProcessId
@@ -470,7 +471,7 @@ def test_before_hosts_are_known_status_does_not_show_where_they_are_led_from(tmp
         job_id="x", name="x", state=jobs.STARTING, created=jobs.now(), host="login", cards=2, target="CPU",
         versions={},
     )  # fmt: skip
-    shown = show.status(paths, record)
+    shown = status(paths, record)
 
     assert "2 on CPU, 2 hosts," in shown
     assert "login" not in shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from launcher.errors import CheckpointError
 from launcher.supervise.known_errors import recognise
 from launcher.worker.loading import Loads
-from launcher.worker.main import LossCheck, loss_parts, step_fields
+from launcher.worker.main import LossCheck, StepClock, loss_parts, step_fields, tokens_in_loss
 
 
 def test_a_loss_that_stays_no_number_ends_the_run() -> None:
@@ -56,10 +57,49 @@ def test_only_the_last_stage_s_loss_counts_and_it_is_a_sum(
 
 
 def test_a_step_reports_the_mean_over_its_batches_or_nothing() -> None:
-    outputs = (np.float32(12.0), False, None, np.float32(1e-4), np.float32(2.0))
+    outputs = (np.float32(12.0), False, np.float32(1024.0), np.float32(1e-4), np.float32(2.0))
+    assert step_fields(3, outputs, 0.5)["loss_scale"] == 1024.0
     values = {parts: step_fields(3, outputs, 0.5, parts)["loss"] for parts in (1, 4, None)}
 
     assert values == {1: 12.0, 4: 3.0, None: None}
+
+
+def test_saving_and_evaluating_are_neither_step_nor_wait() -> None:
+    """Saved at a step's end, before our callback sees it; evaluated after it."""
+    times = iter([0.0, 100.0, 103.0, 110.5, 112.5])
+    clock = StepClock(lambda: next(times))
+
+    assert clock.begin() is None
+    clock.put_aside(1.0)
+    assert clock.end() == 2.0
+    clock.put_aside(7.0)
+    assert clock.begin() == 0.5
+    assert clock.end() == 2.0
+
+
+class Column:
+    """A column of a batch as MindSpore's dataset gives it."""
+
+    def __init__(self, *rows: list[int]) -> None:
+        self._rows = np.array(rows, np.int32)
+
+    def asnumpy(self) -> Any:
+        return self._rows
+
+
+def test_tokens_in_the_loss_are_counted_as_the_loss_counts_them() -> None:
+    """A token counts where its label is one and the token before it no padding."""
+    model = {"seq_length": 4, "pad_token_id": 0}
+    ids, labels = Column([1, 5, 6, 7, 0], [1, 5, 6, 0, 0]), Column([-100, -100, 6, 7, -100], [-100, 5, 6, -100, 3])
+
+    assert tokens_in_loss((ids, labels), model) == 4
+    cut = Column([1, 5, 6, 7], [1, 5, 6, 0]), Column([-100, 6, 7, -100], [5, 6, -100, 3])
+    assert tokens_in_loss((*cut, "a third column"), model) == 4
+
+
+@pytest.mark.parametrize("columns", [None, (), (Column([1]),), "sink"])
+def test_tokens_that_never_pass_the_host_are_unknown(columns: object) -> None:
+    assert tokens_in_loss(columns, {"seq_length": 4, "pad_token_id": 0}) is None
 
 
 WEIGHT, ADAPTER = "model.layers.0.attention.wq.weight", "model.layers.0.attention.wq.mindpet_delta_lora_a"

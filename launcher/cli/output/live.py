@@ -8,8 +8,9 @@ import time
 import click
 
 from launcher.cli.options.common import in_jobs_dir
-from launcher.cli.output.show import RankProgress, duration, progress_of, stragglers
+from launcher.cli.output.show import RankProgress, progress_of, stragglers
 from launcher.cli.output.tables import table
+from launcher.common.clock import duration
 from launcher.jobs import JobPaths, JobRecord, JobStore, loss_rank, planned_steps
 from launcher.jobs.verdict import user_language, verdict_text
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import statistics
@@ -19,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import jobs
-from launcher.cli.options.common import in_jobs_dir, jobs_dir_words
+from launcher.cli.options.common import jobs_dir_words
 from launcher.cli.output.tables import table
+from launcher.common.clock import duration, local_time
 from launcher.engines.base import Command
 from launcher.jobs import JobPaths, JobRecord, JobStore
-from launcher.jobs.events import Done, Evaluation, Event, Exit, Ready, Step, read_last_events
-from launcher.jobs.verdict import user_language, verdict_text
+from launcher.jobs.events import Done, Evaluation, Event, Exit, Ready, Step, last_held_out, last_step, read_last_events
 from launcher.plan.launch_plan import LaunchPlan
 
 if TYPE_CHECKING:
@@ -242,26 +241,26 @@ def _number(value: Any, form: str) -> str:
     return format(value, form) if isinstance(value, (int, float)) else str(value)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None = None) -> str:
     """One line a job."""
     found = store.all() if chosen is None else chosen
     rows = []
     for paths, record in found:
-        steps = last_steps(paths, record)
-        step, loss = (str(steps[-1].step), _number(steps[-1].loss, ".4f")) if steps else ("", "")
+        last = last_step_of(paths, record)
+        step, loss = (str(last.step), _number(last.loss, ".4f")) if last else ("", "")
         cards = f"{record.cards} {record.target}"
-        rows.append((record.job_id, record.state, cards, _local(record.created), step, loss))
+        rows.append((record.job_id, record.state, cards, local_time(record.created), step, loss))
     if not found:
         none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
         return f"{none} {store.root}. launcher submit{jobs_dir_words()} --cards 2 starts one."
     return table(("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS"), rows)
+
+
+def last_step_of(paths: JobPaths, record: JobRecord) -> Step | None:
+    """The last step of the rank whose loss counts, in the newest attempt that finished one."""
+    rank_id = jobs.loss_rank(paths, record.cards)
+    attempts = (last_step(paths.of_attempt(number).rank_events(rank_id)) for number in range(record.attempt, 0, -1))
+    return next((step for step in attempts if step is not None), None)
 
 
 def last_steps(paths: JobPaths, record: JobRecord) -> list[Step]:
@@ -271,19 +270,13 @@ def last_steps(paths: JobPaths, record: JobRecord) -> list[Step]:
     return next((steps for steps in attempts if steps), [])
 
 
-def _local(moment: str) -> str:
-    """A time of a record, on the clock of this user, as logs have it."""
-    with contextlib.suppress(ValueError):
-        moment = datetime.fromisoformat(moment).astimezone().isoformat()
-    return moment[:19].replace("T", " ")
-
-
 def jobs_json(chosen: list[tuple[JobPaths, JobRecord]]) -> str:
-    """Every job's record with its folder and each rank's last event, as one JSON array."""
+    """Every job's record with its folder, its newest held-out loss, and each rank's last event, as one JSON array."""
     values = []
     for paths, record in chosen:
         ranks = [rank_json(progress_of(paths, rank_id)) for rank_id in range(record.cards)]
-        values.append({**dataclasses.asdict(record), "folder": str(paths.root), "ranks": ranks})
+        more = {"folder": str(paths.root), "held_out": held_out_json(paths, record), "ranks": ranks}
+        values.append({**dataclasses.asdict(record), **more})
     return json.dumps(values, ensure_ascii=False, indent=2)
 
 
@@ -311,6 +304,16 @@ def progress_of(paths: JobPaths, rank_id: int) -> RankProgress:
     return RankProgress(rank_id=rank_id, state=state, steps=steps, damaged=last.damaged)
 
 
+def held_out_json(paths: JobPaths, record: JobRecord) -> dict[str, Any] | None:
+    """The newest held-out loss of any attempt with its step; None without one."""
+    rank_id = jobs.loss_rank(paths, record.cards)
+    for number in range(record.attempt, 0, -1):
+        found = last_held_out(paths.of_attempt(number).rank_events(rank_id))
+        if found is not None:
+            return {"step": found.step, "loss": found.loss}
+    return None
+
+
 def rank_json(progress: RankProgress) -> dict[str, Any]:
     last = progress.steps[-1].to_json() if progress.steps else None
     known = {"rank_id": progress.rank_id, "state": progress.state, "step_s": progress.step_s, "last_step": last}
@@ -328,58 +331,3 @@ def stragglers(ranks: Sequence[RankProgress]) -> list[RankProgress]:
         return []
     usual = statistics.median_low(times)
     return [rank for rank in ranks if rank.step_s and rank.step_s > STRAGGLER_FACTOR * usual]
-
-
-def status(paths: JobPaths, record: JobRecord) -> str:
-    """State, progress of every rank, and the verdict of a failed job."""
-    ranks = [progress_of(paths, rank_id) for rank_id in range(record.cards)]
-    attempt = f", attempt {record.attempt}" if record.attempt > 1 else ""
-    lines = [
-        f"job       {record.job_id}",
-        f"state     {record.state}{attempt}{f' ({record.note})' if record.note else ''}",
-        f"ranks     {record.cards} on {record.target}{_on_hosts(paths, record)}, engine {record.engine}",
-        *([f"{record.scheduler:<9} job {record.scheduler_job}"] if record.scheduler_job else []),
-        f"created   {record.created}",
-        *([f"ended     {record.ended}"] if record.ended else []),
-        f"versions  {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
-        f"folder    {paths.root}",
-        *(_rank_line(rank) for rank in ranks),
-        *(f"slow      rank {rank.rank_id}: {rank.step_s:.2f} s a step" for rank in stragglers(ranks)),
-        *(f"events    rank {rank.rank_id}: {rank.damaged} line(s) cannot be read" for rank in ranks if rank.damaged),
-        *(f"warning   {warning}" for warning in record.warnings),
-    ]
-    for entry in record.earlier:
-        lines.append(f"attempt {entry['attempt']} ended: {entry.get('reason') or 'stopped'}")
-    if record.state == jobs.LOST and not record.verdict:
-        lines.append("The process that watched this job is gone; the job did not end in order.")
-    if record.verdict:
-        lines += ["", in_jobs_dir(verdict_text(record.verdict, user_language(), record.job_id))]
-    return "\n".join(lines)
-
-
-def _on_hosts(paths: JobPaths, record: JobRecord) -> str:
-    """Its host, or its hosts as this attempt found them."""
-    nodes = _nodes_in(paths.start)
-    if not nodes and (planned := len(_nodes_in(paths.launch))):  # record.host is only where they are led from
-        return f", {planned} host{'s' * (planned > 1)}"
-    if len(nodes) < 2:
-        host = nodes[0] if nodes else record.host
-        return f", host {host}" if host else ""
-    shown = ", ".join(nodes[:_SHOWN_NODES]) + (f" and {len(nodes) - _SHOWN_NODES} more" * (len(nodes) > _SHOWN_NODES))
-    return f", {len(nodes)} hosts ({shown})"
-
-
-def _nodes_in(file: Path) -> list[str]:
-    try:
-        return [node["name"] for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-
-
-def _rank_line(rank: RankProgress) -> str:
-    if not rank.steps:
-        return f"rank {rank.rank_id:<4} {rank.state}"
-    last = rank.steps[-1]
-    loss, memory = _number(last.loss, ".4f"), last.memory_mib
-    speed = f"{rank.step_s or 0:.2f} s a step" + (f"  {memory} MiB" if memory else "")
-    return f"rank {rank.rank_id:<4} {rank.state:<6} step {last.step}  loss {loss}  {speed}"

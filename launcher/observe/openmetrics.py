@@ -1,0 +1,163 @@
+"""All jobs of a folder as metrics for Prometheus: OpenMetrics 1.0 over HTTP, and its older text format for files.
+
+node_exporter's textfile collector reads the older format only, in which a counter's family has the name of its samples
+and there is no type info. Values are of the moment; base units are in the names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from launcher.jobs import STATES, UNREADABLE, JobPaths, JobRecord, JobStore
+from launcher.observe import facts
+from launcher.observe.columns import Floats
+from launcher.observe.history import History, read_history, seconds_of
+from launcher.observe.metrics import METRICS, tokens_per_step
+from launcher.observe.summary import summarize
+
+CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+Labels = Mapping[str, str]
+
+
+@dataclass(kw_only=True)
+class Family:
+    """Samples of one name, which is without the suffix that ``kind`` (gauge, counter or info) adds."""
+
+    name: str
+    kind: str
+    about: str
+    samples: list[tuple[Labels, float]] = field(default_factory=list)
+
+    def add(self, labels: Labels, value: float | None) -> None:
+        """Add a sample, unless its value is not known."""
+        if value is not None:
+            self.samples.append((labels, float(value)))
+
+    @property
+    def sample_name(self) -> str:
+        return self.name + {"counter": "_total", "info": "_info"}.get(self.kind, "")
+
+    def lines(self, *, older: bool) -> Iterator[str]:
+        """Yield the family's lines; none without samples. ``older``: in Prometheus' text format 0.0.4."""
+        if not self.samples:
+            return
+        name, kind = (
+            (self.sample_name, "gauge" if self.kind == "info" else self.kind) if older else (self.name, self.kind)
+        )
+        yield f"# HELP {name} {self.about}"
+        yield f"# TYPE {name} {kind}"
+        for labels, value in self.samples:
+            shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+            yield f"{self.sample_name}{{{shown}}} {_number(value)}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+def _number(value: float) -> str:
+    if math.isfinite(value):
+        return repr(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
+    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+
+
+_FAMILIES = {
+    name: (kind, about)
+    for name, kind, about in (
+        ("launcher_job", "info", "A job of the folder."),
+        ("launcher_job_state", "gauge", "1 for the state that the job is in, 0 for the others."),
+        ("launcher_job_created_timestamp_seconds", "gauge", "When the job was submitted."),
+        ("launcher_job_step", "gauge", "Last step that is done."),
+        ("launcher_job_steps", "gauge", "Steps that are planned."),
+        ("launcher_job_loss", "gauge", "Loss of the last step, mean over ranks; NaN where it is no finite number."),
+        ("launcher_job_held_out_loss", "gauge", "Newest loss on held-out rows."),
+        ("launcher_job_learning_rate", "gauge", "Learning rate of the last step."),
+        ("launcher_job_tokens", "counter", "Tokens trained on, padding included, steps that were done again too."),
+        ("launcher_job_tokens_per_second", "gauge", "Usual throughput over all ranks, padding included."),
+        ("launcher_job_running_seconds", "gauge", "Time in attempts."),
+        (
+            "launcher_job_productive_seconds",
+            "gauge",
+            "Time in steps that count, without compiling, saving, evaluating.",
+        ),
+        ("launcher_job_remaining_seconds", "gauge", "Time until the last step, by the newest steps."),
+        ("launcher_job_restarts", "counter", "Attempts after the first."),
+        ("launcher_rank_step", "gauge", "Last step of the rank."),
+        ("launcher_rank_step_seconds", "gauge", "Time of the rank's last step."),
+        ("launcher_rank_input_wait_seconds", "counter", "Time the rank has waited for rows in this attempt."),
+        ("launcher_rank_memory_bytes", "gauge", "Highest memory of the rank: of its card on Ascend, resident on CPU."),
+    )
+}
+
+
+def metrics_text(store: JobStore, *, older: bool = False) -> str:
+    """Return the metrics of all jobs in ``store``; those of ranks for jobs that have not ended.
+
+    ``older``: in Prometheus' text format 0.0.4 in place of OpenMetrics.
+    """
+    families = {name: Family(name=name, kind=kind, about=about) for name, (kind, about) in _FAMILIES.items()}
+    for paths, record in store.all():
+        _add_job(families, paths, record)
+    lines = [line for family in families.values() for line in family.lines(older=older)]
+    return "\n".join([*lines, *([] if older else ["# EOF"])]) + "\n"
+
+
+def _add_job(families: Mapping[str, Family], paths: JobPaths, record: JobRecord) -> None:
+    labels = {"job": record.job_id}
+    about = {"name": record.name, "attempt": str(record.attempt), "target": record.target, "engine": record.engine,
+             "scheduler": record.scheduler, "user": record.origin.get("user", "")}  # fmt: skip
+    families["launcher_job"].add(labels | about, 1)
+    for state in STATES:
+        families["launcher_job_state"].add(labels | {"state": state}, record.state == state)
+    if record.state == UNREADABLE:
+        return
+    history = read_history(paths, record)
+    for name, value in _job_values(history).items():
+        families[name].add(labels, value)
+    if not record.is_final:
+        _add_ranks(families, history)
+
+
+def _job_values(history: History) -> dict[str, float | None]:
+    found, tokens = summarize(history), tokens_per_step(history)
+    loss = found.last_loss
+    return {
+        "launcher_job_created_timestamp_seconds": seconds_of(history.record.created),
+        "launcher_job_step": found.done_steps,
+        "launcher_job_steps": found.total_steps,
+        "launcher_job_loss": math.nan if loss is not None and math.isinf(loss) else loss,
+        "launcher_job_held_out_loss": found.last_held_out.loss if found.last_held_out else None,
+        "launcher_job_learning_rate": METRICS["learning-rate"].read(history).last,
+        "launcher_job_tokens": None if tokens is None else tokens * (len(history.steps) + history.redone_steps),
+        "launcher_job_tokens_per_second": found.tokens_per_s,
+        "launcher_job_running_seconds": found.running_s,
+        "launcher_job_productive_seconds": found.productive_s,
+        "launcher_job_remaining_seconds": found.left_s,
+        "launcher_job_restarts": found.attempts - 1,
+    }
+
+
+def _add_ranks(families: Mapping[str, Family], history: History) -> None:
+    places = facts.hosts(history)
+    for rank in history.attempts[-1].ranks if history.attempts else ():
+        if not rank.count:
+            continue
+        host, device = places.get(rank.rank_id, ("", ""))
+        labels = {"job": history.record.job_id, "rank": str(rank.rank_id), "host": host, "device": device}
+        waits = rank.steps["input_s"]
+        families["launcher_rank_step"].add(labels, rank.steps["step"][-1])
+        families["launcher_rank_step_seconds"].add(labels, _known(rank.steps["step_s"]))
+        waited = float(np.nansum(waits)) if not np.isnan(waits).all() else None
+        families["launcher_rank_input_wait_seconds"].add(labels, waited)
+        memory = _known(rank.steps["memory_mib"])
+        families["launcher_rank_memory_bytes"].add(labels, None if memory is None else memory * (1 << 20))
+
+
+def _known(values: Floats) -> float | None:
+    """Return the last of ``values``; None where it is not known."""
+    return None if math.isnan(values[-1]) else float(values[-1])

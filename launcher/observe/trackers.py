@@ -1,0 +1,219 @@
+"""Trackers: what a job did, given on to programs that people watch runs with.
+
+A tracker is told everything again after it was away: it keeps in the job's folder up to where it has been told. It
+reads the folder like every other part of this room, so it can run beside the job, later, or on another host, and
+nothing that goes wrong in it touches the job.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+from launcher.common.atomic import write_atomic
+from launcher.errors import SpecError
+from launcher.jobs import JobPaths, JobRecord, read_record
+from launcher.observe.facts import flat
+from launcher.observe.history import History, Series, read_history, read_json
+from launcher.observe.metrics import METRICS, rows_per_step, step_flops
+
+# The group of entry points in which packages offer trackers: name = module:class, called without arguments.
+GROUP = "launcher.trackers"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A job as trackers know it. ``folder``: where they may keep files; ``settings``: its spec, flat."""
+
+    job_id: str
+    name: str
+    folder: Path
+    settings: dict[str, Any]
+
+
+class Tracker(Protocol):
+    """A tracker's four hooks. ``begin`` may come again for the same job: after a resume, or when more is told."""
+
+    def begin(self, run: Run, first_step: int) -> None:
+        """Open the run. What was told of ``first_step`` and later ones no longer holds."""
+
+    def step(self, step: int, when: float, values: dict[str, float]) -> None:
+        """Take the values of a step, by MindFormers' own tags, and when it ended (seconds since the epoch)."""
+
+    def evaluation(self, step: int, when: float, loss: float) -> None:
+        """Take a held-out loss."""
+
+    def end(self, state: str) -> None:
+        """Write what is not written yet; ``state`` is the job's."""
+
+
+class TensorBoard:
+    """Event files in ``tensorboard/rank_0`` of the job's folder, with the tags of MindFormers' own."""
+
+    def __init__(self) -> None:
+        self._writer: Any = None
+
+    def begin(self, run: Run, first_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._close()
+        # Its own names have seconds, in which two runs of this program may fall; readers go by the order of names.
+        own, folder = f".{time.time_ns()}", run.folder / "tensorboard" / "rank_0"
+        self._writer = SummaryWriter(str(folder), purge_step=first_step, filename_suffix=own)
+        for key, value in run.settings.items():
+            self._writer.add_text(key, str(value), global_step=0)
+
+    def step(self, step: int, when: float, values: dict[str, float]) -> None:
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step, walltime=when)
+
+    def evaluation(self, step: int, when: float, loss: float) -> None:
+        self._writer.add_scalar("eval-loss", loss, step, walltime=when)
+
+    def end(self, state: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+_OWN: dict[str, Callable[[], Tracker]] = {"tensorboard": TensorBoard}
+
+
+def names() -> list[str]:
+    """Return the trackers that are installed."""
+    return sorted({*_OWN, *(entry.name for entry in entry_points(group=GROUP))})
+
+
+def find(name: str) -> Tracker:
+    """Return a new tracker. Raises SpecError when none has the name, or its package cannot be imported."""
+    if name in _OWN:
+        return _OWN[name]()
+    for entry in entry_points(group=GROUP, name=name):
+        try:
+            found: Tracker = entry.load()()
+        except Exception as error:
+            raise SpecError(
+                f"tracker {name} cannot be used: {error}", hint=f"pip install 'launcher[{name}]'"
+            ) from error
+        return found
+    near = difflib.get_close_matches(name, names(), n=1)
+    raise SpecError(
+        f"there is no tracker {name!r}",
+        hint=f"did you mean {near[0]}?" if near else f"trackers: {', '.join(names())}",
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- telling
+
+
+def tell(tracker: Tracker, name: str, paths: JobPaths, record: JobRecord) -> int:
+    """Tell ``tracker`` what is new of a job since it was told last; return the number of steps. Ends the run."""
+    telling = _Telling(tracker, name, paths)
+    told = telling.tell(record)
+    telling.end(record.state)
+    return told
+
+
+def follow(
+    tracker: Tracker, name: str, paths: JobPaths, record: JobRecord, *, every_s: float = 5.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:  # fmt: skip
+    """Tell ``tracker`` what is new every few seconds until the job has ended; return the number of steps."""
+    telling, told = _Telling(tracker, name, paths), 0
+    while True:
+        record = read_record(paths) or record
+        told += telling.tell(record)
+        if record.is_final:
+            telling.end(record.state)
+            return told
+        sleep(every_s)
+
+
+class _Telling:
+    """What one tracker has been told of a job, kept in the job's folder."""
+
+    def __init__(self, tracker: Tracker, name: str, paths: JobPaths) -> None:
+        self._tracker, self._paths = tracker, paths
+        self._file = paths.root / "trackers" / f"{name}.json"
+        self._told = read_json(self._file)
+        self._open = False
+
+    def tell(self, record: JobRecord) -> int:
+        history = read_history(self._paths, record)
+        told_until = float(self._told.get("time", 0.0))
+        new = [point for point in points(history) if point.when > told_until]
+        held_out = [one for one in history.held_out if one.time > told_until]
+        if not new and not held_out:
+            return 0
+        known = int(self._told.get("step", 0))
+        first = new[0].step if new else known + 1
+        if not self._open or first <= known:
+            self._tracker.begin(_run(history), first)
+            self._open = True
+        for point in new:
+            self._tracker.step(point.step, point.when, point.values)
+        for one in held_out:
+            self._tracker.evaluation(one.step, one.time, one.loss)
+        last = max([point.when for point in new] + [one.time for one in held_out])
+        self._told = {"step": new[-1].step if new else known, "time": last}
+        write_atomic(self._file, json.dumps(self._told) + "\n")
+        return len(new)
+
+    def end(self, state: str) -> None:
+        if self._open:
+            self._tracker.end(state)
+
+
+def _run(history: History) -> Run:
+    record = history.record
+    return Run(job_id=record.job_id, name=record.name, folder=history.paths.root, settings=flat(history.spec))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The values of a step by MindFormers' tags; ``when`` it ended."""
+
+    step: int
+    when: float
+    values: dict[str, float]
+
+
+def points(history: History) -> Iterator[Point]:
+    """Yield the steps of ``history`` with the values that are known and finite."""
+    columns = {tag: series.values.tolist() for tag, series in _tags(history).items()}
+    for place, (step, when) in enumerate(zip(history.steps.tolist(), history.times.tolist(), strict=True)):
+        known = {tag: values[place] for tag, values in columns.items() if abs(values[place]) < float("inf")}
+        yield Point(step=int(step), when=when, values=known)
+
+
+def _tags(history: History) -> dict[str, Series]:
+    """Return the series by the tags of MindFormers' MFLossMonitor (mindformers 1.9.0, core/callback), in its units."""
+    read = {tag: METRICS[key].read(history) for tag, key in _PLAIN.items()}
+    seconds, cards = METRICS["step-time"].read(history), history.record.cards or 1
+    read["iteration-time"] = _scaled(seconds, lambda value: float(int(value * 1000)))
+    rows, flops = rows_per_step(history), step_flops(history)
+    if rows is not None:
+        read["throughput"] = _scaled(seconds, lambda value: rows / value / cards)
+    if flops is not None:
+        read["model-flops-throughput-per-npu"] = _scaled(seconds, lambda value: flops / value / cards / 1e12)
+    return read
+
+
+_PLAIN = {"loss": "loss", "learning-rate": "learning-rate", "grad-norm": "grad-norm", "loss-scale": "loss-scale",
+          "input-wait": "input-wait"}  # fmt: skip
+
+
+def _scaled(series: Series, scale: Callable[[float], float]) -> Series:
+    import numpy as np
+
+    values = [scale(value) if value > 0 else float("nan") for value in series.values.tolist()]
+    return Series(steps=series.steps, values=np.array(values, float))
