@@ -24,7 +24,7 @@ from launcher.common.clock import local_time, seconds_text
 from launcher.jobs.verdict import verdict_text
 from launcher.observe import facts
 from launcher.observe.charts import charts
-from launcher.observe.comparison import Comparison, compare
+from launcher.observe.comparison import Column, Comparison, compare
 from launcher.observe.history import Attempt, History, value_at
 from launcher.observe.summary import Summary, ended_at, gaps, outcome, summarize
 from launcher.observe.words import Say, words
@@ -311,7 +311,7 @@ def _spec_text(history: History) -> str:
 def _comparison(found: Comparison, say: Say) -> dict[str, Any]:
     shown = [column for column in found.results if any(column.texts)]
     rows = [
-        {"id": job_id, "cells": [{"text": column.texts[number] or "–", "best": number == column.best}
+        {"id": job_id, "cells": [{"text": _cell(column, number, say), "best": number == column.best}
                                  for column in shown]}
         for number, job_id in enumerate(found.job_ids)
     ]  # fmt: skip
@@ -321,3 +321,9 @@ def _comparison(found: Comparison, say: Say) -> dict[str, Any]:
         for group in found.groups
     ]  # fmt: skip
     return {"columns": [say(column.name) for column in shown], "rows": rows, "groups": groups}
+
+
+def _cell(column: Column, number: int, say: Say) -> str:
+    """Return a result's text; a state in the reader's language."""
+    text = column.texts[number]
+    return say(text) if column.name == "Outcome" else text or "–"

@@ -169,6 +169,7 @@ def test_two_jobs_are_laid_over_each_other(tmp_path: Path) -> None:
 
     assert [curve["name"] for curve in charts["loss"]] == ["bcdfg-made", "zzzzz-other", "bcdfg-made Held-out loss"]
     assert page.section("results")
+    assert "succeeded" not in Page(make_report(histories, "zh")).text
     assert page.section("differences")
     assert "training.epochs" in page.text
 
