@@ -58,11 +58,15 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversations:
-    """The records of one chunk: kind and conversation of each, those rejected, and the keys that were not read."""
+    """The records of one chunk: kind and conversation of each, those rejected, and the keys that were not read.
+
+    ``lines``: the line or row of each conversation; None when every record of the chunk is one (``record_lines``).
+    """
 
     found: list[tuple[str, Conversation]]
     rejects: list[Reject]
     unread: Counter[str]
+    lines: Sequence[int] | None
 
     @property
     def kinds(self) -> Counter[str]:
@@ -75,21 +79,24 @@ def conversations(chunk: Chunk) -> Conversations:
     if values is not None:
         with suppress(RecordError):
             found = [to_conversation(value, place) for place, value in enumerate(values, chunk.first_record)]
-            return _all_of(found, values, [])
+            return _all_of(found, values, [], None)
     # Something is wrong in this chunk: one record at a time tells what and where.
     return _one_by_one(chunk)
 
 
-def _all_of(found: list[tuple[str, Conversation]], values: Sequence[Any], rejects: list[Reject]) -> Conversations:
+def _all_of(
+    found: list[tuple[str, Conversation]], values: Sequence[Any], rejects: list[Reject], lines: Sequence[int] | None
+) -> Conversations:
     kinds = (kind for kind, _ in found)
     unread = Counter(key for kind, value in zip(kinds, values, strict=True) for key in unread_keys(kind, value))
-    return Conversations(found=found, rejects=rejects, unread=unread)
+    return Conversations(found=found, rejects=rejects, unread=unread, lines=lines)
 
 
 def _one_by_one(chunk: Chunk) -> Conversations:
     found: list[tuple[str, Conversation]] = []
     values: list[Any] = []
     rejects: list[Reject] = []
+    lines: list[int] = []
     for item in parse(chunk):
         if isinstance(item, Reject):
             rejects.append(item)
@@ -97,9 +104,10 @@ def _one_by_one(chunk: Chunk) -> Conversations:
         try:
             found.append(to_conversation(item.value, item.number))
             values.append(item.value)
+            lines.append(item.line)
         except RecordError as error:
             rejects.append(rejected(item, error))
-    return _all_of(found, values, rejects)
+    return _all_of(found, values, rejects, lines)
 
 
 def rejected(record: Record, error: RecordError) -> Reject:

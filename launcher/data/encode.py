@@ -17,7 +17,7 @@ from launcher.data.formats import RecordError, to_text
 from launcher.data.messages import Message
 from launcher.data.mindrecord import Ints, PackedRows, pack_rows
 from launcher.data.pool import ordered_map
-from launcher.data.records import Chunk, Reject, Source, paragraphs, parse
+from launcher.data.records import Chunk, Origin, Reject, Source, paragraphs, parse, record_lines
 from launcher.data.rows import Overflow, Rows, fit, join
 from launcher.data.segments import Encoded, Segment
 from launcher.data.templates import Template
@@ -52,9 +52,13 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class ReadChunk:
-    """The records of one chunk with their ids, those rejected, and counts by format and of keys that were not read."""
+    """The records of one chunk with their ids, those rejected, and counts by format and of keys that were not read.
+
+    ``lines``: the line or row of each record.
+    """
 
     pairs: list[tuple[str, Any]]
+    lines: Sequence[int]
     rejects: list[Reject]
     kinds: Counter[str]
     unread: Counter[str]
@@ -62,9 +66,10 @@ class ReadChunk:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
-    """A record being encoded: its id, its tokens, and the number of characters of its text."""
+    """A record being encoded: its id, where it comes from, its tokens, and the number of characters of its text."""
 
     id: str
+    origin: Origin
     encoded: Encoded
     characters: int
 
@@ -89,9 +94,9 @@ class Encoder:
         """Encode the kept records of a chunk to rows; rejected records have no entry in the mask."""
         chunk, kept = item
         read = self.read(chunk)
-        found = read.pairs
+        found = [(Origin(chunk.file, line), *pair) for line, pair in zip(read.lines, read.pairs, strict=True)]
         chosen = found if kept is None else [item for item, keep in zip(found, kept, strict=True) if keep]
-        samples = [self._sample(name, content) for name, content in chosen]
+        samples = [self._sample(*item) for item in chosen]
         halves = [self._half(part) for part in self._split(samples)]
         halves[0].counts["duplicates"] = len(found) - len(chosen)
         return Batch(halves=halves, rejects=read.rejects, kinds=read.kinds, unread=read.unread)
@@ -99,20 +104,20 @@ class Encoder:
     def read(self, chunk: Chunk) -> ReadChunk:
         """Return the records of ``chunk``."""
         if self.template is None:
-            texts, rejects = _texts(chunk)
-            return ReadChunk(pairs=texts, rejects=rejects, kinds=Counter(text=len(texts)), unread=Counter())
+            return _texts(chunk)
         read = conversations(chunk)
         pairs = [(conversation.id, conversation.messages) for _, conversation in read.found]
-        return ReadChunk(pairs=pairs, rejects=read.rejects, kinds=read.kinds, unread=read.unread)
+        lines = record_lines(chunk) if read.lines is None else read.lines
+        return ReadChunk(pairs=pairs, lines=lines, rejects=read.rejects, kinds=read.kinds, unread=read.unread)
 
-    def _sample(self, name: str, content: Any) -> _Sample:
+    def _sample(self, origin: Origin, name: str, content: Any) -> _Sample:
         if self.template is None:
             ids = self.tokenizer.encode(content, start=True)
-            return _Sample(id=name, encoded=Encoded(ids, b""), characters=len(content))
+            return _Sample(id=name, origin=origin, encoded=Encoded(ids, b""), characters=len(content))
         segments = _segments(self.template, name, content)
         characters = sum(len(segment.text) for segment in segments if not segment.control)
         encoded = self.template.encode_segments(segments, self.tokenizer)
-        return _Sample(id=name, encoded=encoded, characters=characters)
+        return _Sample(id=name, origin=origin, encoded=encoded, characters=characters)
 
     def _split(self, samples: list[_Sample]) -> list[list[_Sample]]:
         if not self.eval_fraction:
@@ -161,8 +166,9 @@ def _packed(rows: Rows, length: int) -> PackedRows:
     )
 
 
-def _texts(chunk: Chunk) -> tuple[list[tuple[str, str]], list[Reject]]:
+def _texts(chunk: Chunk) -> ReadChunk:
     found: list[tuple[str, str]] = []
+    lines: list[int] = []
     rejects: list[Reject] = []
     for item in paragraphs(chunk) if chunk.kind == "text" else parse(chunk):
         if isinstance(item, Reject):
@@ -171,9 +177,10 @@ def _texts(chunk: Chunk) -> tuple[list[tuple[str, str]], list[Reject]]:
         try:
             text = to_text(item.value)
             found.append((text, text))
+            lines.append(item.line)
         except RecordError as error:
             rejects.append(rejected(item, error))
-    return found, rejects
+    return ReadChunk(pairs=found, lines=lines, rejects=rejects, kinds=Counter(text=len(found)), unread=Counter())
 
 
 def digest(text: str) -> int:

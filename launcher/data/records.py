@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
@@ -30,12 +30,20 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Whole records of a file. ``first_record`` counts from 0, ``first_line`` from 1."""
+    """Whole records of a file. ``first_record`` counts from 0, ``first_line`` from 1; ``file``: which input, from 0."""
 
     kind: Kind
     first_record: int
     first_line: int
     data: bytes
+    file: int = 0
+
+
+class Origin(NamedTuple):
+    """The place that a sample comes from: which of the input files, from 0, and the line or row in it, from 1."""
+
+    file: int
+    line: int
 
 
 class Record(NamedTuple):
@@ -250,6 +258,19 @@ def parse_fast(chunk: Chunk) -> list[Any] | None:
         return [orjson.loads(line) for line in chunk.data.removesuffix(b"\n").split(b"\n")]
     except orjson.JSONDecodeError:
         return None
+
+
+def record_lines(chunk: Chunk) -> Sequence[int]:
+    """Return the line on which each record of a chunk begins that ``parse_fast`` can read."""
+    if chunk.kind != "array":
+        return range(chunk.first_line, chunk.first_line + chunk.data.removesuffix(b"\n").count(b"\n") + 1)
+    codes = np.frombuffer(chunk.data, dtype=np.uint8)
+    starts = np.concatenate([[0], split_array(chunk.data)[0] + 1])
+    (visible,) = np.nonzero(codes > ord(" "))
+    begins = visible[np.searchsorted(visible, starts).clip(max=len(visible) - 1)]
+    (breaks,) = np.nonzero(codes == ord("\n"))
+    lines: list[int] = (chunk.first_line + np.searchsorted(breaks, begins)).tolist()
+    return lines
 
 
 def parse(chunk: Chunk) -> Iterator[Record | Reject]:
