@@ -191,6 +191,9 @@ class RowOptions:
         help="Hold out this share, chosen by a hash of each id, into OUTPUT with .eval before its suffix.",
     )
     dedup: bool = option("--dedup", is_flag=True, help="Skip records whose text occurred before.")
+    packing: bool = option(
+        "--packing", is_flag=True, help="Let samples share rows, unseen by each other; needs data.packing in the spec."
+    )
     max_rejects: int = declared(_max_rejects)
     processes: int = declared(_processes)
     output: Path = declared(_output("train.mindrecord"))
@@ -211,6 +214,7 @@ class RowOptions:
             shards=self.shards,
             eval_fraction=self.eval_fraction,
             dedup=self.dedup,
+            packing=self.packing,
             max_rejects=self.max_rejects,
             processes=self.processes,
             resume=self.resume,
@@ -286,9 +290,10 @@ def _details(info: DatasetInfo) -> None:
 @click.argument("file", type=_FILE)
 @click.option("--row", type=click.IntRange(min=0), default=0, show_default=True, help="Which row, from 0.")
 @click.option("--tokenizer", type=_FILE, default=None, help="Default: the tokenizer that the file was made with.")
+@click.option("--tokens/--no-tokens", default=None, help="List each token with its label. Default: unless packed.")
 @format_option
-def show(file: Path, row: int, tokenizer: Path | None, form: str) -> None:
-    """Show one row of a MindRecord: its text with what is in the loss in green, and each token with its label.
+def show(file: Path, row: int, tokenizer: Path | None, tokens: bool | None, form: str) -> None:
+    """Show one row of a MindRecord: its samples, file and line of each, with what is in the loss in green.
 
     \b
     launcher data show train.mindrecord --row 5
@@ -298,7 +303,27 @@ def show(file: Path, row: int, tokenizer: Path | None, form: str) -> None:
     if form == "json":
         print_json(row_values(file, row, tokenizer))
         return
-    for line in show_row(file, row, tokenizer):
+    for line in show_row(file, row, tokenizer, tokens=tokens):
+        click.echo(line)
+
+
+@data.command()
+@click.argument("file", type=_FILE)
+@format_option
+def stats(file: Path, form: str) -> None:
+    """Tell what a MindRecord is made of, source by source: lengths, share in the loss, duplicates, odd samples.
+
+    \b
+    launcher data stats train.mindrecord
+    """
+    from launcher.cli.output.dataset_stats import lines
+    from launcher.data.stats import stats_of
+
+    found = stats_of(file)
+    if form == "json":
+        print_json(found)
+        return
+    for line in lines(found):
         click.echo(line)
 
 

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from launcher.data.convert import conversations, rejected
 from launcher.data.formats import RecordError, to_text
 from launcher.data.messages import Message
-from launcher.data.mindrecord import Ints, PackedRows, pack_rows
+from launcher.data.mindrecord import Ints, PackedRows, beside, pack_rows
 from launcher.data.pool import ordered_map
 from launcher.data.records import Chunk, Origin, Reject, Source, paragraphs, parse, record_lines
-from launcher.data.rows import Overflow, Rows, fit, join
+from launcher.data.rows import Laid, Overflow, Pieces, Places, Samples, bounded, fit
+from launcher.data.samples import BEGINS_ROW, RECORD, Records
 from launcher.data.segments import Encoded, Segment
 from launcher.data.templates import Template
 from launcher.data.tokenizer import Tokenizer
@@ -29,15 +30,22 @@ Digests = npt.NDArray[np.uint64]
 
 # Rows of 2 x 2,049 numbers packed at once take about 10 MB.
 _NUMBERS_AT_ONCE = 1 << 20
+_MOST_COUNTED = 0xFFFF
 
 
 @dataclass(frozen=True, kw_only=True)
 class Half:
-    """The share of one chunk in one of the two outputs."""
+    """The share of one chunk in one of the two outputs.
+
+    ``records``: of the samples in the rows, and of those that no row holds. ``open``: pieces that wait for others to
+    share a row with (packing).
+    """
 
     packed: PackedRows
     lengths: Ints
     counts: Counter[str]
+    records: Records
+    open: Pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +91,7 @@ class Encoder:
     seq_length: int
     overflow: Overflow
     eval_fraction: float
+    packing: bool = False
 
     @cached_property
     def byte_pieces(self) -> Kept:
@@ -131,20 +140,76 @@ class Encoder:
         """Return whether the record ``name`` goes to the validation split."""
         return digest(name) < int(self.eval_fraction * 2**64)
 
-    def _half(self, samples: list[_Sample]) -> Half:
-        encoded = [sample.encoded for sample in samples]
-        if self.template is None:
-            tokenizer = self.tokenizer
-            encoded = join([sample.ids for sample in encoded], tokenizer.bos_id, tokenizer.eos_id)
-        rows = fit(encoded, seq_length=self.seq_length, overflow=self.overflow)
-        counts = rows.counts
-        counts["conversations"] = len(samples)
-        counts["characters"] = sum(sample.characters for sample in samples)
-        counts["text_tokens"] = len(rows.ids)
-        counts["unknown"] = int(np.count_nonzero(rows.ids == self.tokenizer.unk_id))
-        counts["bytes"] = int(np.count_nonzero(self.byte_pieces[rows.ids]))
-        lengths = np.array([len(sample.encoded.ids) for sample in samples], dtype=np.int32)
-        return Half(packed=_packed(rows, self.seq_length + 1), lengths=lengths, counts=counts)
+    def _half(self, chosen: list[_Sample]) -> Half:
+        whole = Samples.of([self._bounded(sample.encoded) for sample in chosen])
+        about = self._about(chosen, whole)
+        # Without packing, texts follow one another through all rows of the chunk.
+        stream = self.template is None and not self.packing
+        rows = fit(
+            whole.joined() if stream else whole,
+            seq_length=self.seq_length,
+            overflow=self.overflow,
+            packed=self.packing,
+            records=about[: len(whole.joined().lengths)] if stream else about,
+        )
+        if stream:
+            self._describe_stream(rows.laid.records, about, whole)
+        return Half(
+            packed=in_bytes(rows.laid, self.seq_length, seams=self.packing),
+            lengths=np.array([len(sample.encoded.ids) for sample in chosen], dtype=np.int32),
+            counts=Counter({**rows.counts, **self._counts(chosen, whole)}),
+            records=np.concatenate([rows.laid.records, rows.left_out]),
+            open=rows.open,
+        )
+
+    def _bounded(self, encoded: Encoded) -> Encoded:
+        """Return a text between bos and eos; a conversation has them."""
+        if self.template is not None:
+            return encoded
+        return bounded(encoded.ids, self.tokenizer.bos_id, self.tokenizer.eos_id)
+
+    def _about(self, chosen: list[_Sample], whole: Samples) -> Records:
+        """Return the records of samples, as far as they do not depend on the rows."""
+        about = np.zeros(len(chosen), dtype=RECORD)
+        about["source"] = [sample.origin.file for sample in chosen]
+        about["line"] = [sample.origin.line for sample in chosen]
+        about["characters"] = [sample.characters for sample in chosen]
+        self._describe(about, whole.ids, whole.ends - whole.lengths, whole.ends)
+        return about
+
+    def _describe(self, records: Records, ids: Ints, begins: Places, ends: Places) -> None:
+        """Set in ``records`` what the tokens from ``begins`` to ``ends`` are like."""
+        for name, which in (("unknown", self._is_unknown(ids)), ("bytes", self.byte_pieces[ids])):
+            before = np.concatenate([[0], np.cumsum(which)])
+            records[name] = (before[ends] - before[begins]).clip(max=_MOST_COUNTED)
+        spans = zip(begins.tolist(), ends.tolist(), strict=True)
+        records["digest"] = [_hashed(ids[begin:end].tobytes()) for begin, end in spans]
+
+    def _describe_stream(self, records: Records, about: Records, whole: Samples) -> None:
+        """Let each record of a row of running text tell of the row, and of the text that it begins in."""
+        begins = np.arange(len(records)) * self.seq_length
+        ends = (begins + self.seq_length + 1).clip(max=len(whole.ids))
+        inside = np.searchsorted(whole.ends, begins, side="right")
+        for name in ("source", "line"):
+            records[name] = about[name][inside]
+        records["tokens"] = ends - begins
+        records["characters"] = 0
+        records["flags"] = BEGINS_ROW
+        self._describe(records, whole.ids, begins, ends)
+
+    def _is_unknown(self, ids: Ints) -> Kept:
+        unknown = self.tokenizer.unk_id
+        is_unknown: Kept = ids == (-1 if unknown is None else unknown)
+        return is_unknown
+
+    def _counts(self, chosen: list[_Sample], whole: Samples) -> dict[str, int]:
+        return {
+            "conversations": len(chosen),
+            "characters": sum(sample.characters for sample in chosen),
+            "text_tokens": len(whole.ids),
+            "unknown": int(np.count_nonzero(self._is_unknown(whole.ids))),
+            "bytes": int(np.count_nonzero(self.byte_pieces[whole.ids])),
+        }
 
 
 def _segments(template: Template, name: str, messages: Sequence[Message]) -> list[Segment]:
@@ -154,16 +219,19 @@ def _segments(template: Template, name: str, messages: Sequence[Message]) -> lis
         raise DataError(f"record {name}: {error.message}", hint=error.hint) from error
 
 
-def _packed(rows: Rows, length: int) -> PackedRows:
+def in_bytes(laid: Laid, seq_length: int, *, seams: bool) -> PackedRows:
+    """Return rows as they lie in a MindRecord, with the column of their seams if they have one."""
+    length = seq_length + 1
     at_once = max(1, _NUMBERS_AT_ONCE // (2 * length))
     # Short rows together: each part is packed up to its longest row. Order within a part must stay, so no
     # sorting.
-    parts = [pack_rows(rows.values[start : start + at_once], length) for start in range(0, len(rows.values), at_once)]
-    return PackedRows(
+    parts = [pack_rows(laid.values[start : start + at_once], length) for start in range(0, len(laid.values), at_once)]
+    packed = PackedRows(
         data=b"".join(part.data for part in parts),
         sizes=np.concatenate([part.sizes for part in parts]) if parts else np.zeros(0, dtype=np.int64),
         saved_bytes=sum(part.saved_bytes for part in parts),
     )
+    return beside(pack_rows(laid.ends[:, None]), packed) if seams and parts else packed
 
 
 def _texts(chunk: Chunk) -> ReadChunk:
@@ -185,7 +253,11 @@ def _texts(chunk: Chunk) -> ReadChunk:
 
 def digest(text: str) -> int:
     """Return a 64-bit hash of ``text``."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    return _hashed(text.encode("utf-8", "surrogatepass"))
+
+
+def _hashed(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 def said(messages: Sequence[Message]) -> str:

@@ -70,6 +70,9 @@ def _start(make: Callable[[], Any], parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+    # Each process has a core of its own. A tokenizer that starts a thread per core in each would have them fight for
+    # the cores, and says in every fork that it does not.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Records make no cycles of references, and looking for some among millions of them costs a fifth of the
     # time.
     gc.disable()

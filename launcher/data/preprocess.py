@@ -32,15 +32,16 @@ from launcher.common.rendering import write_atomic
 from launcher.common.signals import handled
 from launcher.data import outputs
 from launcher.data.convert import Progress
-from launcher.data.encode import Batch, Encoder, Half, Kept, count_shared, duplicates
+from launcher.data.encode import Batch, Encoder, Half, Kept, count_shared, duplicates, in_bytes
 from launcher.data.formats import unread_text
 from launcher.data.info import DatasetInfo, read_info, read_stats, stats_path
 from launcher.data.messages import Message
-from launcher.data.mindrecord import COLUMNS, Page, ShardState, ShardWriter
+from launcher.data.mindrecord import COLUMNS, PACKED_COLUMNS, PackedRows, Page, ShardState, ShardWriter
 from launcher.data.pool import ordered_map, useful_processes
 from launcher.data.records import Chunk, Source
 from launcher.data.rejects import Rejects, rejects_path
-from launcher.data.rows import Overflow
+from launcher.data.rows import Laid, OpenRows, Overflow
+from launcher.data.samples import Records, SamplesWriter, samples_path
 from launcher.data.tally import Tally
 from launcher.data.templates import get_template
 from launcher.data.tokenizer import load_tokenizer
@@ -56,7 +57,8 @@ class PreprocessOptions:
 
     ``seq_length`` in tokens, rows are one longer. ``kind``: "chat" for conversations in any format that
     ``convert`` knows, "text" for plain text or {"text": ...}. ``eval_fraction`` of the records, chosen by a
-    hash of their id, goes to ``eval_path(target)``. The last three options do not affect the rows.
+    hash of their id, goes to ``eval_path(target)``. ``packing``: samples share rows (``packing``). The last three
+    options do not affect the rows.
     """
 
     source: Path
@@ -69,6 +71,7 @@ class PreprocessOptions:
     shards: int = 1
     eval_fraction: float = 0.0
     dedup: bool = False
+    packing: bool = False
     max_rejects: int = 0
     processes: int = 0
     resume: bool = False
@@ -118,6 +121,7 @@ def make_encoder(options: PreprocessOptions) -> Encoder:
         # Plain text has no answer that a cut could spoil, so nothing of it is dropped.
         overflow=options.overflow if options.kind == "chat" else "split",
         eval_fraction=options.eval_fraction,
+        packing=options.packing,
     )
 
 
@@ -149,6 +153,7 @@ def _key(options: PreprocessOptions, encoder: Encoder) -> list[str]:
         options.kind,
         options.overflow,
         repr(numbers),
+        *(["packing"] if options.packing else []),
     ]
 
 
@@ -251,10 +256,14 @@ class _Output:
         states = [_shard_state(shard) for shard in state["shards"]] if state else [None] * options.shards
         self.tally = Tally.restored(state["tally"]) if state else Tally()
         self._folder = folder
+        self._seq_length = options.seq_length
+        self.columns = PACKED_COLUMNS if options.packing else COLUMNS
         self.writers = [
-            ShardWriter(folder / name.name, row_length=options.seq_length + 1, state=shard)
+            ShardWriter(folder / name.name, row_length=options.seq_length + 1, columns=self.columns, state=shard)
             for name, shard in zip(self.names, states, strict=True)
         ]
+        self.open = OpenRows.restored(options.seq_length, state["open"]) if state else OpenRows(options.seq_length)
+        self.samples = SamplesWriter(folder / samples_path(target).name, records=state["samples"] if state else 0)
 
     @property
     def rows(self) -> int:
@@ -262,7 +271,17 @@ class _Output:
 
     def add(self, half: Half) -> None:
         self.tally.add(half.counts, half.lengths)
-        packed = half.packed
+        self._write(half.packed, half.records)
+        self._lay(self.open.add(half.open))
+
+    def _lay(self, laid: Laid | None) -> None:
+        """Write rows of samples of several chunks."""
+        if laid is not None:
+            self.tally.counts.update(laid.counts)
+            self._write(in_bytes(laid, self._seq_length, seams=True), laid.records)
+
+    def _write(self, packed: PackedRows, records: Records) -> None:
+        self.samples.append(records)
         data, sizes = memoryview(packed.data), packed.sizes
         if len(self.writers) == 1:
             self.writers[0].append(data, sizes, packed.saved_bytes)
@@ -281,7 +300,10 @@ class _Output:
         for writer in self.writers:
             # The journal must never be ahead of the bytes that it describes.
             writer.flush()
+        self.samples.flush()
         return {
+            "open": self.open.state(),
+            "samples": self.samples.records,
             "shards": [dataclasses.asdict(writer.state) for writer in self.writers],
             "tally": self.tally.state(),
         }
@@ -289,13 +311,20 @@ class _Output:
     def close(self) -> None:
         for writer in self.writers:
             writer.close()
+        self.samples.close()
+
+    def complete(self) -> None:
+        """Write the rows that were still open."""
+        if len(self.open.pieces.lengths):
+            self._lay(self.open.rest())
 
     def finish(self) -> list[Path]:
-        """Finish the shards; return their files, each index before its file."""
+        """Finish the shards; return their files, each index before its file, after the table of samples."""
+        self.samples.close()
         for shard, writer in enumerate(self.writers):
             writer.finish([name.name for name in self.names], shard)
         built = [self._folder / name.name for name in self.names]
-        return [part for file in built for part in (file.with_name(f"{file.name}.db"), file)]
+        return [self.samples.path, *(part for file in built for part in (file.with_name(f"{file.name}.db"), file))]
 
 
 def _shard_state(state: dict[str, Any]) -> ShardState:
@@ -364,6 +393,8 @@ class _Run:
             if time.monotonic() - written > _JOURNAL_EVERY_S:
                 self._write_journal()
                 written = time.monotonic()
+        for output in self._outputs:
+            output.complete()
         if not self._outputs[0].rows:
             raise DataError(f"{self._options.source} gives no row to learn from", hint=self._why_no_row())
 
@@ -452,12 +483,14 @@ class _Run:
             "files": [name.name for name in output.names],
             "rows": output.rows,
             "seq_length": options.seq_length,
-            "columns": list(COLUMNS),
+            "columns": list(output.columns),
             "kind": options.kind,
             "template": self._encoder.template.name if self._encoder.template else None,
             "tokenizer": dataclasses.asdict(self._encoder.tokenizer.info),
             "source": {"stat": _stat(options.source), "sha256": self._source.sha256},
-            "options": {key: getattr(options, key) for key in ("overflow", "shards", "eval_fraction", "dedup")},
+            "options": {
+                key: getattr(options, key) for key in ("overflow", "shards", "eval_fraction", "dedup", "packing")
+            },
             "formats": dict(self._kinds),
             "counts": {**dict.fromkeys(_COUNTED, 0), **tally.counts, "rejected": self._rejects.count},
             "lengths": tally.length_stats(),
@@ -484,6 +517,7 @@ def remove_dataset(target: Path) -> None:
     """Remove an older dataset at ``target``: statistics first, so that nothing half-removed looks whole."""
     stats = read_stats(target) or {}
     stats_path(target).unlink(missing_ok=True)
+    samples_path(target).unlink(missing_ok=True)
     for name in {target.name, *map(str, stats.get("files", ()))}:
         # The statistics are a file that anyone can edit: only names in this folder are removed.
         file = target.with_name(Path(name).name)

@@ -25,6 +25,7 @@ from launcher.jobs import JobPaths, is_job_folder
 from launcher.plan.hints import for_large_tokenizer, for_missing_tokenizer
 from launcher.plan.launch_plan import Inputs
 from launcher.runspec.sections import ModelSpec, RunSpec
+from launcher.upstream.packed_rows import SEAMS
 
 RAW_SUFFIXES = (".json", ".jsonl")
 _MERGED = "launcher merge-ckpt JOB makes one, jobs/JOB/merged"
@@ -205,6 +206,7 @@ def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
             template=spec.data.template,
             vocab_size=spec.model.vocab_size,
             seq_length=spec.model.seq_length,
+            packing=spec.data.packing,
         )
         found = Inputs(
             dataset=str(sample.dataset),
@@ -215,7 +217,9 @@ def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
         if not sample.exists():
             return found, sample
         info = read_info(sample.dataset)
-        return replace(found, notes=tuple(_losses("data.sample", info)) if info else ()), None
+        if info is None:
+            return found, None
+        return replace(found, rows=info.rows, notes=(*_losses("data.sample", info), *_packed(spec, info))), None
     return _dataset(spec, "data.train", str(spec.data.train))
 
 
@@ -247,6 +251,7 @@ def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None
             target=Path("train.mindrecord" if key == "data.train" else "evaluation.mindrecord"),
             seq_length=spec.model.seq_length,
             template=spec.data.template,
+            packing=spec.data.packing,
         ),
         resources.cache_root() / "datasets",
     )
@@ -255,7 +260,7 @@ def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None
     found = Inputs(dataset=str(options.target), rows=None, tokenizer=tokenizer, checkpoint=None, notes=notes)
     if info is None:
         return found, PendingRows(options=options)
-    return replace(found, rows=info.rows, notes=(*notes, *_losses(key, info))), None
+    return replace(found, rows=info.rows, notes=(*notes, *_losses(key, info), *_packed(spec, info))), None
 
 
 def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
@@ -272,17 +277,25 @@ def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
         yield f"{info.counts['dropped']:,} conversations of {key} longer than seq_length {info.seq_length} are left out"
 
 
+def _packed(spec: RunSpec, info: DatasetInfo) -> Iterator[str]:
+    """Yield a note on what packed rows change: a step sees more samples, and each counts by its tokens."""
+    if spec.data.packing and info.counts.get("rows"):
+        a_row = info.counts["conversations"] / info.counts["rows"]
+        yield f"packing: a row holds {a_row:.1f} samples on average, so a step sees as many times more; docs/data.md"
+
+
 def _ready(spec: RunSpec, key: str, dataset: str) -> Inputs:
-    info = _rows(spec, dataset)
+    info = _rows(dataset)
+    _check_packing(spec, key, info)
     tokenizer = _find_tokenizer(spec, info)
     _check_fit(spec, key, info, dataset)
     if tokenizer:
         _checked_tokenizer(spec.model, tokenizer)
-    notes = (*_other_tokenizers(spec, key, info.tokenizer), *_losses(key, info))
+    notes = (*_other_tokenizers(spec, key, info.tokenizer), *_losses(key, info), *_packed(spec, info))
     return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None, notes=notes)
 
 
-def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
+def _rows(dataset: str) -> DatasetInfo:
     """Read the description in a MindRecord file."""
     if Path(dataset).suffix != ".mindrecord":
         raise DataError(
@@ -294,8 +307,22 @@ def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
     info = read_info(Path(dataset))
     if info is None:
         raise DataError(f"dataset {dataset} is not a MindRecord file", hint="launcher data preprocess makes one")
-    _check_columns(spec, info, dataset)
     return info
+
+
+def _check_packing(spec: RunSpec, key: str, info: DatasetInfo) -> None:
+    """Check that the rows are packed if the spec says so, and only then; and that they have its columns."""
+    if SEAMS in info.columns and not spec.data.packing:
+        raise SpecError(
+            f"the rows of {key} {info.path} are packed: without data.packing their samples would see each other",
+            hint="set data.packing: true",
+        )
+    if spec.data.packing and SEAMS not in info.columns:
+        raise SpecError(
+            f"data.packing is true, but the rows of {key} {info.path} are not packed",
+            hint="make them again with launcher data preprocess --packing, or set data.packing: false",
+        )
+    _check_columns(spec, info, str(info.path))
 
 
 def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> str:
@@ -346,15 +373,37 @@ def _choice_of_tokenizer(spec: RunSpec, tokenizer: str) -> Iterator[str]:
 
 
 def _other_tokenizers(spec: RunSpec, key: str, made_with: TokenizerInfo | None) -> Iterator[str]:
-    """Yield a note for each tokenizer of the run that differs, by its bytes, from the one of the rows."""
+    """Yield a note for each tokenizer of the run that cannot be compared with that of the rows.
+
+    Raises SpecError when an id means one piece in the rows and another one to the model.
+    """
     if made_with is None:
         return
     for what, place in (("model.tokenizer", _tokenizer_of_spec(spec)), ("the base's", _tokenizer_of_base(spec))):
         other = Path(place) if place else None
-        if other is None or not other.is_file() or other.suffix != Path(made_with.path).suffix:
-            continue  # one tokenizer in two formats has two hashes
-        if file_sha256(other) != made_with.sha256:
-            yield f"{key} was tokenized with {made_with.path}, which is not {what} {other}: ids may mean other pieces"
+        if other is not None and other.is_file() and file_sha256(other) != made_with.sha256:
+            yield from _compared(f"{key} was tokenized with {made_with.path}", made_with, what, other)
+
+
+def _compared(begin: str, made_with: TokenizerInfo, what: str, other: Path) -> Iterator[str]:
+    """Compare two tokenizers whose bytes differ piece by piece: one may be written in two ways, or in two formats."""
+    from launcher.data.tokenizer import differing_id, load_tokenizer
+
+    own = Path(made_with.path)
+    hint = f"make the rows with it: launcher data preprocess --tokenizer {other}; or give the raw records as data.train"
+    if not own.is_file() or file_sha256(own) != made_with.sha256:
+        if own.suffix == other.suffix:
+            raise SpecError(f"{begin}, which is no longer there and is not {what} {other}", hint=hint)
+        yield f"{begin}, which is no longer there to be compared with {what} {other}"
+        return
+    rows, model = load_tokenizer(own), load_tokenizer(other)
+    token = differing_id(rows, model)
+    if token is not None:
+        raise SpecError(
+            f"{begin}, which is not {what} {other}: token {token} is {rows.piece(token)!r} in the rows and "
+            f"{model.piece(token)!r} to the model",
+            hint=hint,
+        )
 
 
 def _check_columns(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:

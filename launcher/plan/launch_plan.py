@@ -29,7 +29,7 @@ from launcher.plan.memory import Memory, split_plan
 from launcher.plan.placement import Placement, RunOptions, make_launch
 from launcher.runspec.passthrough import with_passed_through
 from launcher.runspec.sections import RunSpec
-from launcher.upstream import held_out
+from launcher.upstream import held_out, packed_rows
 
 CHECKPOINT_PREFIX = "launcher"
 RANK_TABLE = "rank_table.json"
@@ -347,6 +347,7 @@ def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPath
         "checkpoint_prefix": CHECKPOINT_PREFIX,
         "strategy_file": str(paths.strategies / "ckpt_strategy.ckpt"),
         "dataset": inputs.dataset,
+        "network_arguments": packed_rows.arguments(spec.data.columns, cluster.target),
         "evaluation": inputs.evaluation,
         "held_out_metric": held_out.METRIC,
         "total_steps": _schedule_steps(spec, inputs.rows),

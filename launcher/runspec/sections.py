@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from launcher.models import registry
 from launcher.models.base import Family, Sizes
+from launcher.upstream.packed_rows import SEAMS
 
 MOST = 2**31 - 1  # MindSpore holds shapes, steps and seeds in int32 in places
 
@@ -208,6 +209,8 @@ class DataSpec(Section):
     """Rows that the launcher makes up."""
     template: Text = "vicuna"
     """Prompt template of the rows, used again when the model is asked."""
+    packing: bool = False
+    """Whether samples share rows, each unseen by the others, so that short ones waste no row (docs/data.md)."""
     batch_size: PositiveInt = 2
     """Rows that one data-parallel rank sees at a time."""
     drop_remainder: bool = True
@@ -223,7 +226,14 @@ class DataSpec(Section):
     def _one_source(self) -> DataSpec:
         if (self.train is None) == (self.sample is None):
             raise ValueError("give one of data.train and data.sample, and null for the other")
+        if self.packing and self.input_columns != ("input_ids", "labels"):
+            raise ValueError("data.packing reads its own columns: leave data.input_columns out")
         return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns of the file that a rank reads."""
+        return (*self.input_columns, SEAMS) if self.packing else self.input_columns
 
 
 class EvaluationSpec(Section):
