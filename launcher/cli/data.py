@@ -249,8 +249,14 @@ def _summary(info: DatasetInfo) -> str:
     unit = "text" if info.stats["kind"] == "text" else "conversation"
     return (
         f"{_many(info.rows, 'row')} of {info.seq_length:,} + 1 tokens from {_many(counts['conversations'], unit)}, "
-        f"{counts['loss_tokens']:,} of {counts['tokens']:,} tokens in the loss"
+        f"{counts['loss_tokens']:,} of {counts['tokens']:,} tokens in the loss{_packed(info)}"
     )
+
+
+def _packed(info: DatasetInfo) -> str:
+    if not info.stats["options"].get("packing"):
+        return ""
+    return f"; rows {info.fill:.1%} full, {info.samples_a_row:.1f} samples each"
 
 
 def _details(info: DatasetInfo) -> None:

@@ -122,8 +122,8 @@ def _title(shown: _Row, row: int, packed: bool) -> str:
 def _seam(shown: _Row, stretch: _Stretch, number: int) -> str:
     """Return the line above a sample of a packed row."""
     tokens = f"{stretch.end - stretch.begin} tokens, {shown.in_loss(stretch)} in the loss"
-    about = "  ".join(filter(None, (f"── {number}", shown.place(stretch), ", ".join([tokens, *_cut(stretch)]), "")))
-    return click.style(about.ljust(_RULE, "─"), fg="cyan")
+    about = "  ".join(filter(None, (f"── {number}", shown.place(stretch), ", ".join([tokens, *_cut(stretch)]))))
+    return click.style(f"{about} ".ljust(_RULE, "─"), fg="cyan")
 
 
 def _cut(stretch: _Stretch) -> list[str]:

@@ -279,9 +279,9 @@ def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
 
 def _packed(spec: RunSpec, info: DatasetInfo) -> Iterator[str]:
     """Yield a note on what packed rows change: a step sees more samples, and each counts by its tokens."""
-    if spec.data.packing and info.counts.get("rows"):
-        a_row = info.counts["conversations"] / info.counts["rows"]
-        yield f"packing: a row holds {a_row:.1f} samples on average, so a step sees as many times more; docs/data.md"
+    if spec.data.packing and info.counts:
+        a_row = f"{info.samples_a_row:.1f}"
+        yield f"packing: a row holds {a_row} samples on average, so a step sees as many times more (docs/data.md)"
 
 
 def _ready(spec: RunSpec, key: str, dataset: str) -> Inputs:

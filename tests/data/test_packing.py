@@ -25,6 +25,7 @@ from launcher.data.segments import Encoded
 from launcher.data.stats import stats_of
 from launcher.data.tokenizer import train_tokenizer
 from launcher.errors import DataError
+from launcher.inference.evaluation import read_rows
 from launcher.upstream.packed_rows import SEAMS, masks, running_ends
 
 PROBLEMS = 2000
@@ -221,6 +222,14 @@ def test_each_sample_is_in_one_row_and_its_line_is_known(folder: Path, dataset: 
             assert all((part_of_row[name] == expected[int(record["line"])][name]).all() for name in part_of_row)
             lines.append(int(record["line"]))
     assert sorted(lines) == list(range(1, PROBLEMS + 1))
+
+
+def test_evaluation_takes_packed_rows_apart(folder: Path, dataset: DatasetInfo, tmp_path: Path) -> None:
+    alone_info = made(folder, tmp_path / "a.mindrecord", packing=False)
+    packed, apart = read_rows(dataset.path), read_rows(alone_info.path)
+    assert {row.tobytes() for row in packed.ids} == {row.tobytes() for row in apart.ids}
+    assert sorted(row.tobytes() for row in packed.labels) == sorted(row.tobytes() for row in apart.labels)
+    assert len(read_rows(dataset.path, 7).ids) == 7
 
 
 def test_the_number_of_processes_changes_no_packed_row(folder: Path, tmp_path: Path) -> None:

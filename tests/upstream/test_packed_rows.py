@@ -179,4 +179,5 @@ def test_in_float64_the_gradients_are_one_wherever_positions_begin(
 def positions_anew(ends: Ints) -> Ints:
     places = np.arange(SEQ_LENGTH)
     starts = np.array([0, *ends])[np.searchsorted(ends, places, side="right")]
-    return places - starts
+    anew: Ints = places - starts
+    return anew

@@ -34,8 +34,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _title(found: Mapping[str, Any]) -> str:
-    samples = sum(source["samples"] - source["left_out"] for source in found["sources"])
-    packed = f", {samples / max(found['rows'], 1):.1f} samples a row" if found["packed"] else ""
+    packed = f", {found['samples_a_row']:.1f} samples a row" if found["packed"] else ""
     return (
         f"{found['dataset']}: {found['rows']:,} rows of {found['seq_length']:,} + 1 tokens, "
         f"{found['fill']:.1%} full{packed}"
