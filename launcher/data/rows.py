@@ -217,7 +217,7 @@ def alone(pieces: Pieces, seq_length: int) -> Laid:
 def pack(pieces: Pieces, seq_length: int, *, last: bool = False) -> tuple[Laid, Pieces]:
     """Return rows that pieces share, and the pieces of the emptiest rows, which stay open unless these are the last."""
     lengths = pieces.lengths.tolist()
-    bins = packing.best_fit(lengths, seq_length + 1, packing.seams_of(seq_length) - 1)
+    bins = packing.fill(lengths, seq_length + 1, packing.seams_of(seq_length) - 1)
     closed, still_open = (packing.in_order(bins), []) if last else packing.part(bins, lengths, seq_length + 1)
     waiting = np.array(sorted(chain.from_iterable(still_open)), dtype=np.int64)
     return _lay_out(pieces, closed, seq_length), pieces.chosen(waiting)
