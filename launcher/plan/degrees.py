@@ -54,6 +54,7 @@ def resolve_defaults(spec: RunSpec, cluster: Cluster) -> Resolved:
     spec = _resolve_plain(spec, cluster)
     if spec.data.packing and cluster.target == "Ascend":
         _check_packing(spec)
+        notes.append("data.packing on Ascend is set as MindFormers' own loaders set it, and has not yet run there")
     limit = pool_gib(spec, cluster)
     spec, degrees, chosen = choose_split(spec, cluster, limit)
     check_loading(spec, cluster)

@@ -182,6 +182,22 @@ def test_packed_rows_go_with_packing_and_others_without(
         DataSpec(**packed, packing=True, input_columns=("input_ids", "labels", "mask"))
 
 
+def test_packed_sample_data_is_counted_once_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path))
+    spec = spec_with(
+        {"seq_length": 256, "vocab_size": 600}, {"sample": {"size": 64}, "template": "plain", "packing": True}
+    )
+    found, pending = inputs.resolve(spec)
+    assert pending is not None
+    assert found.rows is None
+    pending.make()
+    again, nothing = inputs.resolve(spec)
+    info = read_info(Path(again.dataset))
+    assert nothing is None
+    assert info is not None
+    assert again.rows == info.rows < 30
+
+
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(rows: Path) -> None:
     """Also where the dataset does not say what it was made with: the tokenizer is asked itself."""
     for name in ("train.mindrecord", "train.mindrecord.db"):

@@ -341,7 +341,9 @@ def test_packed_rows_reach_the_network_as_its_backend_takes_them(
     spec: str | RunSpec, hardware: dict[str, Any], argument: str, compressed: bool | None
 ) -> None:
     wanted = changed(load_spec(spec) if isinstance(spec, str) else spec, "data", packing=True)
-    config = rank_yaml(plan(wanted, rows=1000, **hardware))
+    made = plan(wanted, rows=1000, **hardware)
+    assert any("has not yet run there" in note for note in made.notes) == bool(compressed)
+    config = rank_yaml(made)
     assert config["train_dataset"]["input_columns"] == ["input_ids", "labels", "actual_seq_len"]
     assert config["train_dataset"]["construct_args_key"] == ["input_ids", "labels", argument]
     assert config["model"]["model_config"].get("use_eod_attn_mask_compression") == compressed
