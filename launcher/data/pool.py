@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from launcher.errors import DataError
@@ -90,10 +89,6 @@ def _run(item: Any) -> Any:
 _BYTES_WORTH_A_PROCESS = 1 << 20
 
 
-def useful_processes(source: Path) -> int:
-    """Return how many processes pay off for ``source``: at most one per core, one for a small or missing file."""
-    try:
-        size = source.stat().st_size
-    except OSError:
-        return 1
+def useful_processes(size: int) -> int:
+    """Return how many processes pay off for ``size`` bytes of input: at most one per core, one for few bytes."""
     return max(1, min(len(os.sched_getaffinity(0)), size // _BYTES_WORTH_A_PROCESS))
