@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,24 @@ import click
 
 from launcher.cli.options.common import format_option
 from launcher.cli.options.group import declared, option, takes
+from launcher.cli.options.sources import STDIN, ReadOptions, on_disk
+from launcher.cli.output.datasets import kinds_text, many, say_details, say_read, summary
 from launcher.cli.output.interruption import interruptible
 from launcher.cli.output.tables import print_json
 from launcher.data import outputs
 from launcher.data.templates import DEFAULT
+from launcher.errors import DataError
 
 if TYPE_CHECKING:
     from launcher.data.convert import Progress
-    from launcher.data.info import DatasetInfo
+    from launcher.data.encode import TrainOn
     from launcher.data.preprocess import PreprocessOptions
+    from launcher.data.reading import DataSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _FILE = click.Path(path_type=Path)
+_sources = click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
 _force = click.option("--force", is_flag=True, help="Overwrite the output.")
 _max_rejects = click.option(
     "--max-rejects",
@@ -82,7 +87,7 @@ def sample(size: int, seed: int, output: Path, force: bool) -> None:
 
 
 @data.command()
-@click.argument("source", type=_FILE)
+@_sources
 @_output("conversations.json")
 @click.option(
     "--format",
@@ -91,64 +96,95 @@ def sample(size: int, seed: int, output: Path, force: bool) -> None:
     default=None,
     help="One array, or one conversation a line. Default: by the name of the output.",
 )
+@takes(ReadOptions, "reading")
 @_max_rejects
 @_processes
 @_force
-def convert(source: Path, output: Path, layout: str | None, max_rejects: int, processes: int, force: bool) -> None:
-    """Turn records of BELLE, Alpaca, ShareGPT or OpenAI into conversations.
+def convert(
+    sources: tuple[str, ...],
+    output: Path,
+    layout: str | None,
+    reading: ReadOptions,
+    max_rejects: int,
+    processes: int,
+    force: bool,
+) -> None:
+    """Turn records of any common shape into conversations.
 
-    SOURCE is a JSON array or JSON Lines, also as .gz. What each record is, is found out from its keys.
+    SOURCE is a file, a folder, a pattern in quotes, or - for standard input: json, jsonl, csv, tsv, parquet or arrow,
+    also as .gz or .zst. What each record is, is found out from its keys.
 
     \b
     launcher data convert math.jsonl --output conversations.json
+    launcher data convert 'qa/*.parquet' --columns question=ask,answer=reply --ignore category
     """
     from launcher.data import convert as converter
-    from launcher.data.formats import TITLES, unread_text
-    from launcher.data.pool import useful_processes
 
     lines = layout == "jsonl" if layout else output.suffix == ".jsonl"
-    with interruptible(str(output)), _progress("conversations") as progress:
+    with on_disk(reading.sources(sources)) as given, interruptible(str(output)), _progress("conversations") as progress:
         done = converter.convert(
-            source,
+            given,
             output,
             force=force,
             lines=lines,
             max_rejects=max_rejects,
-            processes=processes or useful_processes(source),
+            processes=processes or useful_processes_for(given),
             progress=progress,
         )
-    found = ", ".join(f"{count:,} {TITLES[kind]}" for kind, count in done.kinds.most_common())
-    _say(output, done.changed, f"{_many(done.conversations, 'conversation')} from {source} (found: {found})")
-    if done.unread:
-        click.echo(f"warning: {unread_text(done.unread)}", err=True)
+    count = many(done.conversations, "conversation")
+    _say(output, done.changed, f"{count} from {_named(sources)} (found: {kinds_text(done.kinds)})")
+    say_read(done.notes, done.seen.read, done.seen.unread)
     _say_rejects(output, done.rejected)
 
 
+def useful_processes_for(sources: Sequence[DataSource]) -> int:
+    """Return how many processes pay off to read ``sources``."""
+    from launcher.data.files import find_files
+    from launcher.data.pool import useful_processes
+
+    return useful_processes(find_files(sources).bytes)
+
+
+def _named(sources: Sequence[str]) -> str:
+    names = ["standard input" if source == STDIN else source for source in sources]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 @data.command()
-@click.argument("source", type=_FILE)
+@_sources
 @click.option("--vocab-size", type=click.IntRange(min=260), default=2000, show_default=True, help="Pieces in all.")
 @click.option("--special", multiple=True, metavar="TOKEN", help="A control token such as '<|im_end|>'; repeatable.")
+@takes(ReadOptions, "reading")
 @_output("tokenizer.model")
 @_force
-def tokenizer(source: Path, vocab_size: int, special: tuple[str, ...], output: Path, force: bool) -> None:
+def tokenizer(
+    sources: tuple[str, ...],
+    vocab_size: int,
+    special: tuple[str, ...],
+    reading: ReadOptions,
+    output: Path,
+    force: bool,
+) -> None:
     """Train a SentencePiece model as LLaMA's: byte pairs, byte fallback, unk 0, bos 1, eos 2.
+
+    SOURCE is what convert writes, or what it reads.
 
     \b
     launcher data tokenizer conversations.json --vocab-size 2000 --output tokenizer.model
     """
     from launcher.data.tokenizer import train_tokenizer
 
-    with interruptible(str(output)), outputs.scratch(output) as folder:
+    with on_disk(reading.sources(sources)) as given, interruptible(str(output)), outputs.scratch(output) as folder:
         built = folder / output.name
-        train_tokenizer(_texts(source), built, vocab_size=vocab_size, special=special)
+        train_tokenizer(_texts(given), built, vocab_size=vocab_size, special=special)
         changed = outputs.put(built, output, force=force)
-    _say(output, changed, f"{vocab_size:,} pieces trained on {source}")
+    _say(output, changed, f"{vocab_size:,} pieces trained on {_named(sources)}")
 
 
-def _texts(source: Path) -> Iterator[str]:
+def _texts(sources: Sequence[DataSource]) -> Iterator[str]:
     from launcher.data.convert import read_conversations
 
-    for conversation in read_conversations(source):
+    for conversation in read_conversations(sources):
         for message in conversation.messages:
             yield message.content
 
@@ -175,12 +211,22 @@ class RowOptions:
         show_default=True,
         help="What SOURCE holds.",
     )
-    overflow: Literal["truncate", "drop", "split"] = option(
-        "--overflow",
-        type=click.Choice(["truncate", "drop", "split"]),
-        default="truncate",
+    too_long: Literal["cut", "drop", "split", "error"] = option(
+        "--too-long",
+        type=click.Choice(["cut", "drop", "split", "error"]),
+        default="cut",
         show_default=True,
-        help="What to do with samples longer than a row.",
+        help="What to do with samples longer than a row: cut the end off, leave them out, split them, or stop.",
+    )
+    overflow: str | None = option(
+        "--overflow", type=click.Choice(["truncate", "drop", "split"]), default=None, hidden=True
+    )
+    train_on: TrainOn = option(
+        "--train-on",
+        type=click.Choice(["all", "last", "prompt"]),
+        default="all",
+        show_default=True,
+        help="What is in the loss: all answers, the last answer only, or everything, the prompt too.",
     )
     shards: int = option("--shards", type=click.IntRange(1, 1000), default=1, show_default=True, help="Files to write.")
     eval_fraction: float = option(
@@ -190,27 +236,58 @@ class RowOptions:
         show_default=True,
         help="Hold out this share, chosen by a hash of each id, into OUTPUT with .eval before its suffix.",
     )
-    dedup: bool = option("--dedup", is_flag=True, help="Skip records whose text occurred before.")
+    dedup: bool = option("--dedup", is_flag=True, help="Skip records whose text occurred before, in any source.")
+    packing: bool = option(
+        "--packing", is_flag=True, help="Let samples share rows, unseen by each other; needs data.packing in the spec."
+    )
+    weights: str = option(
+        "--weights", metavar="5,3,1", default="", help="Mix the sources in these parts. Default: every record once."
+    )
+    mix_by: Literal["samples", "tokens"] = option(
+        "--mix-by",
+        type=click.Choice(["samples", "tokens"]),
+        default="samples",
+        show_default=True,
+        help="What the weights are parts of.",
+    )
+    mix_until: Literal["all", "first"] = option(
+        "--mix-until",
+        type=click.Choice(["all", "first"]),
+        default="all",
+        show_default=True,
+        help="all: every record occurs, some repeatedly; first: no record is repeated, some are left out.",
+    )
+    mix_seed: int = option("--mix-seed", type=int, default=0, show_default=True, help="Which are repeated or left out.")
     max_rejects: int = declared(_max_rejects)
     processes: int = declared(_processes)
     output: Path = declared(_output("train.mindrecord"))
     resume: bool = option("--resume", is_flag=True, help="Continue an interrupted run.")
 
-    def wanted(self, source: Path) -> PreprocessOptions:
-        """Return what to make of ``source``."""
-        from launcher.data.preprocess import PreprocessOptions
+    def numbers(self) -> list[float]:
+        """Return the weights. Raises DataError when one is no positive number."""
+        from launcher.data.mixture import parsed_weights
+
+        return parsed_weights(self.weights)
+
+    def wanted(self, sources: tuple[DataSource, ...]) -> PreprocessOptions:
+        """Return what to make of ``sources``. Raises DataError."""
+        from launcher.data.mixture import Mix
+        from launcher.data.preprocess import PreprocessOptions, overflow_of
 
         return PreprocessOptions(
-            source=source,
+            source=sources,
             tokenizer=self.tokenizer,
             target=self.output,
             seq_length=self.seq_length,
             template=self.template,
             kind=self.kind,
-            overflow=self.overflow,
+            overflow=overflow_of(self.overflow or self.too_long),
+            train_on=self.train_on,
+            mix=Mix(by=self.mix_by, until=self.mix_until, seed=self.mix_seed),
             shards=self.shards,
             eval_fraction=self.eval_fraction,
             dedup=self.dedup,
+            packing=self.packing,
             max_rejects=self.max_rejects,
             processes=self.processes,
             resume=self.resume,
@@ -218,10 +295,11 @@ class RowOptions:
 
 
 @data.command()
-@click.argument("source", type=_FILE)
+@_sources
+@takes(ReadOptions, "reading")
 @takes(RowOptions, "options")
 @_force
-def preprocess(source: Path, options: RowOptions, force: bool) -> None:
+def preprocess(sources: tuple[str, ...], reading: ReadOptions, options: RowOptions, force: bool) -> None:
     """Tokenize conversations into a MindRecord of input_ids and labels; only answers are in the loss.
 
     SOURCE is what convert writes, or what it reads; with --type text a plain text, or records {"text": ...}.
@@ -230,65 +308,27 @@ def preprocess(source: Path, options: RowOptions, force: bool) -> None:
 
     \b
     launcher data preprocess conversations.json --tokenizer tokenizer.model --seq-length 128 --template plain
+    launcher data preprocess belle.parquet alpaca.json --weights 5,3 --seq-length 2048
     """
     from launcher.data.preprocess import preprocess as run
 
-    with _progress("rows") as progress:
-        info, changed = run(options.wanted(source), force=force, progress=progress)
-    _say(options.output, changed, _summary(info))
-    _details(info)
+    if options.resume and STDIN in sources:
+        raise DataError("--resume cannot read standard input again", hint="save it to a file, and name that")
+    with on_disk(reading.sources(sources, options.numbers())) as given, _progress("rows") as progress:
+        info, changed = run(options.wanted(given), force=force, progress=progress)
+    _say(options.output, changed, summary(info))
+    say_details(info)
     _say_rejects(options.output, info.counts["rejected"])
-
-
-def _summary(info: DatasetInfo) -> str:
-    counts = info.counts
-    unit = "text" if info.stats["kind"] == "text" else "conversation"
-    return (
-        f"{_many(info.rows, 'row')} of {info.seq_length:,} + 1 tokens from {_many(counts['conversations'], unit)}, "
-        f"{counts['loss_tokens']:,} of {counts['tokens']:,} tokens in the loss"
-    )
-
-
-def _details(info: DatasetInfo) -> None:
-    """What was left out or cut, the validation split, the lengths, and what is suspicious."""
-    from launcher.data.info import read_info
-    from launcher.data.preprocess import eval_path
-    from launcher.data.tally import bars
-
-    told = {
-        "truncated": "cut at the end",
-        "split": "split over several rows",
-        "dropped": "too long and left out",
-    }
-    told |= {"without_loss": "left out because nothing of it is in the loss", "duplicates": "duplicates left out"}
-    if info.stats["kind"] == "text":
-        del told["split"]
-    for key, words in told.items():
-        if info.counts[key]:
-            click.echo(f"  {info.counts[key]:,} {words}")
-    held_out = read_info(eval_path(info.path)) if info.stats["options"]["eval_fraction"] else None
-    if held_out:
-        click.echo(f"  held out: {held_out.path}: {_many(held_out.rows, 'row')}")
-        shared = held_out.counts.get("in_training", 0)
-        if shared:
-            what = f"{shared:,} of {held_out.counts['conversations']:,} held-out records are in the training rows too"
-            click.echo(f"warning: {what}: the loss on them says little. --dedup leaves them out", err=True)
-    lengths = info.stats["lengths"]
-    median, most, longest = lengths["median"], lengths["p99"], lengths["max"]
-    click.echo(f"  length in tokens: median {median:,}, 99 % up to {most:,}, longest {longest:,}")
-    for line in bars(lengths["histogram"]):
-        click.echo(f"  {line}")
-    for warning in info.stats["warnings"]:
-        click.echo(f"warning: {warning}", err=True)
 
 
 @data.command()
 @click.argument("file", type=_FILE)
 @click.option("--row", type=click.IntRange(min=0), default=0, show_default=True, help="Which row, from 0.")
 @click.option("--tokenizer", type=_FILE, default=None, help="Default: the tokenizer that the file was made with.")
+@click.option("--tokens/--no-tokens", default=None, help="List each token with its label. Default: unless packed.")
 @format_option
-def show(file: Path, row: int, tokenizer: Path | None, form: str) -> None:
-    """Show one row of a MindRecord: its text with what is in the loss in green, and each token with its label.
+def show(file: Path, row: int, tokenizer: Path | None, tokens: bool | None, form: str) -> None:
+    """Show one row of a MindRecord: its samples, file and line of each, with what is in the loss in green.
 
     \b
     launcher data show train.mindrecord --row 5
@@ -298,7 +338,27 @@ def show(file: Path, row: int, tokenizer: Path | None, form: str) -> None:
     if form == "json":
         print_json(row_values(file, row, tokenizer))
         return
-    for line in show_row(file, row, tokenizer):
+    for line in show_row(file, row, tokenizer, tokens=tokens):
+        click.echo(line)
+
+
+@data.command()
+@click.argument("file", type=_FILE)
+@format_option
+def stats(file: Path, form: str) -> None:
+    """Tell what a MindRecord is made of, source by source: lengths, share in the loss, duplicates, odd samples.
+
+    \b
+    launcher data stats train.mindrecord
+    """
+    from launcher.cli.output.dataset_stats import lines
+    from launcher.data.stats import stats_of
+
+    found = stats_of(file)
+    if form == "json":
+        print_json(found)
+        return
+    for line in lines(found):
         click.echo(line)
 
 
@@ -332,11 +392,7 @@ def _say(output: Path, changed: bool, what: str) -> None:
 
 def _say_rejects(output: Path, count: int) -> None:
     if count:
-        click.echo(f"  {_many(count, 'bad record')} left out; see {output}.rejects.jsonl")
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+        click.echo(f"  {many(count, 'bad record')} left out; see {output}.rejects.jsonl")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from launcher.cli.options.common import format_option, jobs_dir_option
 from launcher.cli.options.completion import spec_names
 from launcher.cli.options.group import declared, option, takes
 from launcher.cli.options.run import SpecChanges
+from launcher.cli.output.datasets import source_lines
 from launcher.cli.output.tables import print_json
 from launcher.engines.base import Command
 
@@ -100,6 +101,7 @@ def _head(shown: PlanPreview) -> list[str]:
         f"model     {model.preset or model.folder or 'own'}: {weights:,} parameters; {trains}",
         f"base      {plan.inputs.checkpoint or 'none: random weights'}",
         f"data      {plan.inputs.dataset} ({'unknown' if plan.inputs.rows is None else plan.inputs.rows} rows)",
+        *(f"          {line}" for line in source_lines(plan.inputs.sources)),
         f"ranks     {plan.cluster.num_devices} on {plan.cluster.target}{kind}, {len(plan.cluster.hosts)} host(s)",
         f"split     {spec.parallel.mode}: {name_degrees(plan.degrees)}",
         f"precision weights {precision.params}, compute {precision.compute}, loss scale {precision.loss_scale}",

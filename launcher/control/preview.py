@@ -44,6 +44,7 @@ class PlanPreview:
         return {
             **plan.to_dict(),
             "notes": list(self.notes),
+            "sources": [dict(source) for source in plan.inputs.sources],
             "mode": plan.spec.parallel.mode,
             "tokens_per_step": tokens,
             "tokens": None if plan.steps is None else plan.steps * tokens,
@@ -125,6 +126,8 @@ def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
         found, pending = _assumed(spec), None
     if pending:
         missing.append(pending.describe())
+        found, remarks = _estimated(found, pending)
+        missing += remarks
     checkpoint = _absolute(spec.model.checkpoint)
     if checkpoint is None or Path(checkpoint).exists():
         base = input_files.pending_base(spec.model)
@@ -133,9 +136,22 @@ def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
     return dataclasses.replace(found, checkpoint=checkpoint), tuple(missing)
 
 
+def _estimated(found: Inputs, pending: input_files.Pending) -> tuple[Inputs, list[str]]:
+    """Return ``found`` with about what each source of its rows gives, and what would stop their making."""
+    options = input_files.rows_to_make(found, pending)
+    if options is None:
+        return found, []
+    from launcher.data.estimate import estimate
+
+    try:
+        return dataclasses.replace(found, sources=tuple(estimate(options))), []
+    except DataError as error:
+        return found, [f"{error.message}: no rows can be made ({error.hint})"]
+
+
 def _assumed(spec: RunSpec) -> Inputs:
     return Inputs(
-        dataset=str(Path(spec.data.train or "sample.mindrecord").absolute()),
+        dataset=str(Path(next((source.path for source in spec.data.sources), "sample.mindrecord")).absolute()),
         rows=None,
         tokenizer=_absolute(spec.model.tokenizer),
         checkpoint=None,

@@ -38,6 +38,17 @@ class DatasetInfo:
     fingerprint: str | None = None
     stats: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def fill(self) -> float:
+        """Return the part of the rows' tokens that is not padding."""
+        return self.counts["tokens"] / max(self.counts["tokens"] + self.counts["padding"], 1)
+
+    @property
+    def samples_a_row(self) -> float:
+        """Return how many samples a packed row holds on average."""
+        left_out = self.counts.get("dropped", 0) + self.counts.get("without_loss", 0)
+        return (self.counts["conversations"] - left_out) / max(self.rows, 1)
+
 
 def stats_path(dataset: Path) -> Path:
     """Return the path of the statistics that ``launcher data preprocess`` writes for ``dataset``."""

@@ -17,11 +17,15 @@ ROLES = {
 
 # Named tuples, because millions are made and a frozen dataclass takes four times as long to make.
 class Message(NamedTuple):
-    """One turn. ``role`` is "system", "user" or "assistant". ``in_loss``: whether an answer is in the loss."""
+    """One turn. ``role`` is "system", "user" or "assistant". ``in_loss``: whether an answer is in the loss.
+
+    Conversations with tools have roles "tools" and "tool" too, and ``calls``: see ``launcher.data.turns``.
+    """
 
     role: str
     content: str
     in_loss: bool = True
+    calls: str = ""
 
 
 class Conversation(NamedTuple):
@@ -33,18 +37,24 @@ class Conversation(NamedTuple):
     def record(self) -> dict[str, Any]:
         """Return the conversation in the form of the reference recipe: id, conversations of from and value.
 
-        An answer that is not in the loss also has OpenAI's weight.
+        An answer that is not in the loss also has OpenAI's weight, one that calls tools their tool_calls.
         """
-        turns = [
-            {"from": _NAMES[role], "value": content}
-            if in_loss
-            else {"from": _NAMES[role], "value": content, "weight": 0}
-            for role, content, in_loss in self.messages
-        ]
-        return {"id": self.id, "conversations": turns}
+        first = self.messages[0]
+        tools = {"tools": first.content} if first.role == "tools" else {}
+        turns = [_turn(message) for message in self.messages if message.role != "tools"]
+        return {"id": self.id, **tools, "conversations": turns}
 
 
-_NAMES = {"user": "human", "assistant": "assistant", "system": "system"}
+def _turn(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"from": _NAMES[message.role], "value": message.content}
+    if message.calls:
+        turn["tool_calls"] = message.calls
+    if not message.in_loss:
+        turn["weight"] = 0
+    return turn
+
+
+_NAMES = {"user": "human", "assistant": "assistant", "system": "system", "tool": "observation"}
 
 
 def as_messages(question: str | Sequence[Message], system: str | None = None) -> tuple[Message, ...]:

@@ -22,6 +22,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,11 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.errors import DataError
+from launcher.upstream.packed_rows import SEAMS
 
+# MindSpore reads columns in the order of their names, whatever order the header gives.
 COLUMNS = ("input_ids", "labels")
+PACKED_COLUMNS = (SEAMS, *COLUMNS)
 _SCHEMA = {"shape": [-1], "type": "int32"}
 # FileWriter's defaults are 16 and 32 MiB, which makes every file, however small, at least 48 MiB long.
 HEADER_BYTES = 2 << 20
@@ -76,6 +80,20 @@ def pack_rows(values: Ints, length: int | None = None) -> PackedRows:
         data=_assemble(low if narrow else dense, padding, wide, tags, sizes),
         sizes=sizes.sum(axis=1) + 8 * (columns + 1),
         saved_bytes=int(4 * length * rows * columns - sizes.sum()),
+    )
+
+
+def beside(left: PackedRows, right: PackedRows) -> PackedRows:
+    """Return rows with the columns of ``left`` and then those of ``right``, which have as many rows."""
+    ends, others = np.cumsum(left.sizes), np.cumsum(right.sizes)
+    spans = zip(ends.tolist(), left.sizes.tolist(), others.tolist(), right.sizes.tolist(), strict=True)
+    parts = []
+    for end, size, other, more in spans:
+        # The first 8 bytes of a row are its length.
+        columns = size + more - 16
+        parts += [columns.to_bytes(8, "little"), left.data[end - size + 8 : end], right.data[other - more + 8 : other]]
+    return PackedRows(
+        data=b"".join(parts), sizes=left.sizes + right.sizes - 8, saved_bytes=left.saved_bytes + right.saved_bytes
     )
 
 
@@ -156,12 +174,19 @@ class ShardWriter:
     """
 
     def __init__(
-        self, path: Path, *, row_length: int, state: ShardState | None = None, least_page: int = PAGE_BYTES
+        self,
+        path: Path,
+        *,
+        row_length: int,
+        columns: Sequence[str] = COLUMNS,
+        state: ShardState | None = None,
+        least_page: int = PAGE_BYTES,
     ) -> None:
         self.state = state or ShardState()
+        self._columns = tuple(columns)
         self._path = path
         self._sizes_path = path.with_name(f"{path.name}.rows")
-        self._page_bytes = page_bytes(row_length, least_page)
+        self._page_bytes = page_bytes(row_length, least_page, len(columns))
         mode = "r+b" if state else "wb"
         self._file = path.open(mode)
         self._sizes = self._sizes_path.open(mode)
@@ -224,9 +249,9 @@ class ShardWriter:
         blobs = [_blob_entry(number, page, shard_id) for number, page in enumerate(self.state.pages)]
         raws = [_raw_entry(number, len(blobs), groups, shard_id) for number, groups in enumerate(raw)]
         schema = {
-            "blob_fields": list(COLUMNS),
+            "blob_fields": list(self._columns),
             "desc": "launcher",
-            "schema": {name: _SCHEMA for name in COLUMNS},
+            "schema": {name: _SCHEMA for name in self._columns},
         }
         return {
             "header_size": HEADER_BYTES,
@@ -276,13 +301,13 @@ _CREATE_INDEX = (
 )
 
 
-def page_bytes(row_length: int, least: int = PAGE_BYTES) -> int:
+def page_bytes(row_length: int, least: int = PAGE_BYTES, columns: int = len(COLUMNS)) -> int:
     """Return the page size for rows of ``row_length`` tokens: ``least``, doubled until the longest row fits.
 
-    Raises DataError when no valid page size is large enough.
+    No column is longer than that. Raises DataError when no valid page size is large enough.
     """
     # The worst case: four bytes for every value.
-    longest = 8 + len(COLUMNS) * (12 + -(-row_length // 4) + 4 * row_length)
+    longest = 8 + columns * (12 + -(-row_length // 4) + 4 * row_length)
     size = least
     while size < longest:
         size *= 2
@@ -333,11 +358,15 @@ def _raw_entry(number: int, first_id: int, groups: dict[int, Page], shard_id: in
     }
 
 
-def write_mindrecord(path: Path, values: Iterable[Ints], *, row_length: int) -> int:
-    """Write batches of int32 of shape (rows, 2, row_length) to ``path``; return the number of rows."""
-    writer = ShardWriter(path, row_length=row_length)
-    for batch in values:
-        packed = pack_rows(batch)
+def write_mindrecord(path: Path, values: Iterable[Ints], *, row_length: int, seams: Iterable[Ints] = ()) -> int:
+    """Write batches of int32 of shape (rows, 2, row_length) to ``path``; return the number of rows.
+
+    ``seams``: for packed rows, batches of int32 of shape (rows, seams), the column actual_seq_len.
+    """
+    ends = tuple(seams)
+    writer = ShardWriter(path, row_length=row_length, columns=PACKED_COLUMNS if ends else COLUMNS)
+    for batch, batch_ends in zip_longest(values, ends):
+        packed = pack_rows(batch) if batch_ends is None else beside(pack_rows(batch_ends[:, None]), pack_rows(batch))
         writer.append(memoryview(packed.data), packed.sizes, packed.saved_bytes)
     writer.finish([path.name], 0)
     return writer.state.rows

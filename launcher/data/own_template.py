@@ -73,6 +73,7 @@ class OwnTemplate:
         self.source = json.dumps([source, self._variables], sort_keys=True)
         named = sorted(tokenizer.control_tokens, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, named)) or r"(?!)")
+        self.takes_tools = re.search(r"\btool(_call)?s\b", source) is not None
         self._marks_answers = re.search(r"\{%[-+]?\s*generation\b", source) is not None
 
     def prompt(self, question: str | Sequence[Message], system: str | None = None) -> str:
@@ -94,6 +95,7 @@ class OwnTemplate:
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """Return the conversation in order. Raises DataError when its answers cannot be told apart."""
         text = self._render(messages)
+        self._check_tools(messages, text)
         answers = [(place, message) for place, message in enumerate(messages) if message.role == "assistant"]
         marked = self._marked(messages, len(answers)) if self._marks_answers else None
         spans = marked or [self._answer(messages, place, text) for place, _ in answers]
@@ -118,10 +120,10 @@ class OwnTemplate:
     # ------------------------------------------------------------------------------------------------ rendering
 
     def _render(self, messages: Sequence[Message], *, ask: bool = False, **globals_: Any) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        tools, turns = _with_tools(messages)
         values = {"generation_block": lambda caller: caller(), **self._variables, **globals_}
         try:
-            return self._template.render(messages=turns, add_generation_prompt=ask, **values)
+            return self._template.render(messages=turns, tools=tools, add_generation_prompt=ask, **values)
         except Exception as error:  # raise_exception of the template, or whatever it stumbles over
             what = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
             raise DataError(
@@ -154,6 +156,8 @@ class OwnTemplate:
 
     def _answer(self, messages: Sequence[Message], place: int, text: str) -> _Span:
         """Return the span of an answer: from the prompt's end to its control token, which ends an answer."""
+        if messages[place].calls:
+            return self._calls(messages, place, text)
         before, after = self._around(messages, place)
         prompt = self._render(messages[:place], ask=True) if place else ""
         # A prompt may hold what the template leaves out of former turns, such as Qwen3's empty thinking.
@@ -163,6 +167,37 @@ class OwnTemplate:
             raise self._unclear(messages, place)
         closing = self._closing.match(text, end)
         return begin, closing.end() if closing else end
+
+    def _calls(self, messages: Sequence[Message], place: int, text: str) -> _Span:
+        """Return the span of an answer that calls tools, which templates write in ways of their own."""
+        prompt = self._render(messages[:place], ask=True)
+        closing = self._closing.search(text, len(prompt))
+        spelled = self._control.search(messages[place].content + messages[place].calls)
+        if not text.startswith(prompt) or closing is None or spelled:
+            raise self._unclear(messages, place)
+        said = text[len(prompt) : closing.start()]
+        names = [call["function"]["name"] for call in json.loads(messages[place].calls)]
+        if messages[place].content.strip() not in said or not all(name in said for name in names):
+            raise DataError(
+                f"the chat template in {self._file} leaves out what message {place + 1} of {len(messages)} says"
+                " beside its calls, or a call",
+                hint="--template NAME takes another (launcher data templates)",
+            )
+        return len(prompt), closing.end()
+
+    def _check_tools(self, messages: Sequence[Message], text: str) -> None:
+        """Raise DataError when the template leaves out a tool, or the result of one."""
+        if not any(message.role in ("tools", "tool") for message in messages):
+            return
+        tools, _ = _with_tools(messages)
+        names = [tool["function"]["name"] for tool in tools or ()]
+        results = [message.content.strip() for message in messages if message.role == "tool"]
+        missing = [part for part in (*names, *results) if part not in text and json.dumps(part)[1:-1] not in text]
+        if missing:
+            raise DataError(
+                f"the chat template in {self._file} leaves out {missing[0][:40]!r}, a tool or what one answered",
+                hint="take the conversations with tools out, or use a model whose template has tools",
+            )
 
     @cached_property
     def _closing(self) -> re.Pattern[str]:
@@ -209,6 +244,16 @@ class OwnTemplate:
             if after:
                 done += len(text[done:]) - len(text[done:].lstrip())
         yield from _text_segments(text[done:], done, in_loss)
+
+
+def _with_tools(messages: Sequence[Message]) -> tuple[list[Any] | None, list[dict[str, Any]]]:
+    """Return the tools of a conversation, None without any, and its turns, in the form that transformers takes."""
+    tools = json.loads(messages[0].content) if messages and messages[0].role == "tools" else None
+    turns: list[dict[str, Any]] = []
+    for message in messages if tools is None else messages[1:]:
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        turns.append({**turn, "tool_calls": json.loads(message.calls)} if message.calls else turn)
+    return tools, turns
 
 
 def _text_segments(text: str, offset: int, in_loss: Sequence[_Span]) -> Iterator[Segment]:

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from launcher.errors import DataError
@@ -70,6 +69,9 @@ def _start(make: Callable[[], Any], parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+    # Each process has a core of its own. A tokenizer that starts a thread per core in each would have them fight for
+    # the cores, and says in every fork that it does not.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Records make no cycles of references, and looking for some among millions of them costs a fifth of the
     # time.
     gc.disable()
@@ -87,10 +89,6 @@ def _run(item: Any) -> Any:
 _BYTES_WORTH_A_PROCESS = 1 << 20
 
 
-def useful_processes(source: Path) -> int:
-    """Return how many processes pay off for ``source``: at most one per core, one for a small or missing file."""
-    try:
-        size = source.stat().st_size
-    except OSError:
-        return 1
+def useful_processes(size: int) -> int:
+    """Return how many processes pay off for ``size`` bytes of input: at most one per core, one for few bytes."""
     return max(1, min(len(os.sched_getaffinity(0)), size // _BYTES_WORTH_A_PROCESS))

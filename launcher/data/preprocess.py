@@ -18,9 +18,10 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -31,22 +32,29 @@ from launcher import __version__
 from launcher.common.rendering import write_atomic
 from launcher.common.signals import handled
 from launcher.data import outputs
-from launcher.data.convert import Progress
-from launcher.data.encode import Batch, Encoder, Half, Kept, count_shared, duplicates
-from launcher.data.formats import unread_text
+from launcher.data.convert import Given, Progress, sources_of
+from launcher.data.encode import Batch, Choice, Encoder, Half, TooLong, TrainOn, count_shared, in_bytes
+from launcher.data.files import Found, InputFile, find_files
 from launcher.data.info import DatasetInfo, read_info, read_stats, stats_path
 from launcher.data.messages import Message
-from launcher.data.mindrecord import COLUMNS, Page, ShardState, ShardWriter
+from launcher.data.mindrecord import COLUMNS, PACKED_COLUMNS, PackedRows, Page, ShardState, ShardWriter
+from launcher.data.mixture import Mix
+from launcher.data.picking import Picked, pick
 from launcher.data.pool import ordered_map, useful_processes
-from launcher.data.records import Chunk, Source
+from launcher.data.reading import DataSource
+from launcher.data.records import Chunk
 from launcher.data.rejects import Rejects, rejects_path
-from launcher.data.rows import Overflow
+from launcher.data.rows import Laid, OpenRows
+from launcher.data.samples import Records, SamplesWriter, samples_path
+from launcher.data.seen import Seen
+from launcher.data.sources import Sources, joined_sha256
 from launcher.data.tally import Tally
 from launcher.data.templates import get_template
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import DataError, JobCancelled
 
 _FORMAT = 3
+_JOURNAL = "journal 2"
 _JOURNAL_EVERY_S = 5.0
 
 
@@ -54,24 +62,55 @@ _JOURNAL_EVERY_S = 5.0
 class PreprocessOptions:
     """Options of preprocessing.
 
-    ``seq_length`` in tokens, rows are one longer. ``kind``: "chat" for conversations in any format that
+    ``source``: a path, or sources with their weights; if one has a weight, all have, 1 by default, and ``mix`` says
+    what they mean. ``seq_length`` in tokens, rows are one longer. ``kind``: "chat" for conversations in any format that
     ``convert`` knows, "text" for plain text or {"text": ...}. ``eval_fraction`` of the records, chosen by a
-    hash of their id, goes to ``eval_path(target)``. The last three options do not affect the rows.
+    hash of their id, goes to ``eval_path(target)``. ``packing``: samples share rows (``packing``). The last three
+    options do not affect the rows.
     """
 
-    source: Path
+    source: Given
     tokenizer: Path
     target: Path
     seq_length: int
     template: str
     kind: Literal["chat", "text"] = "chat"
-    overflow: Overflow = "truncate"
+    overflow: TooLong = "truncate"
     shards: int = 1
     eval_fraction: float = 0.0
     dedup: bool = False
+    packing: bool = False
+    train_on: TrainOn = "all"
+    mix: Mix = field(default_factory=Mix)
     max_rejects: int = 0
     processes: int = 0
     resume: bool = False
+
+    @property
+    def sources(self) -> Sequence[DataSource]:
+        """Return the sources, one if ``source`` is a path."""
+        return sources_of(self.source)
+
+    @cached_property
+    def found(self) -> Found:
+        """Return the files of the sources. Raises DataError."""
+        return find_files(self.sources, text=self.kind == "text")
+
+    @property
+    def files(self) -> tuple[InputFile, ...]:
+        return self.found.files
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """Return the weight of each source; None when none has any."""
+        given = [source.weight for source in self.sources]
+        return None if all(weight is None for weight in given) else tuple(1.0 if w is None else w for w in given)
+
+
+def overflow_of(too_long: str) -> TooLong:
+    """Return what --too-long or --overflow names: "cut" is "truncate"."""
+    names: dict[str, TooLong] = {"cut": "truncate", "drop": "drop", "split": "split", "error": "error"}
+    return names.get(too_long, "truncate")
 
 
 def eval_path(target: Path) -> Path:
@@ -111,6 +150,7 @@ def make_encoder(options: PreprocessOptions) -> Encoder:
         # Now rather than in a worker: does the tokenizer have all control tokens, is an answer marked?
         template.encode_prompt(tokenizer, "?")
         template.encode(tokenizer, (Message("user", "?"), Message("assistant", "?")))
+    no_tools = "" if template is None or template.takes_tools else f"template {template.name} has no place for tools"
     return Encoder(
         tokenizer=tokenizer,
         template=template,
@@ -118,6 +158,9 @@ def make_encoder(options: PreprocessOptions) -> Encoder:
         # Plain text has no answer that a cut could spoil, so nothing of it is dropped.
         overflow=options.overflow if options.kind == "chat" else "split",
         eval_fraction=options.eval_fraction,
+        packing=options.packing,
+        readings=tuple(dataclasses.replace(file.reading, no_tools=no_tools) for file in options.files),
+        train_on=options.train_on,
     )
 
 
@@ -127,7 +170,7 @@ def fingerprint(options: PreprocessOptions, encoder: Encoder | None = None) -> s
     The input is only read when it is not the file (by size and time) that the existing output was made from.
     """
     return _hash(
-        _known_sha256(options) or outputs.file_sha256(options.source),
+        _known_sha256(options) or joined_sha256([outputs.file_sha256(file.path) for file in options.files]),
         options,
         encoder or make_encoder(options),
     )
@@ -149,22 +192,42 @@ def _key(options: PreprocessOptions, encoder: Encoder) -> list[str]:
         options.kind,
         options.overflow,
         repr(numbers),
+        *_more_of_key(options),
     ]
+
+
+def _more_of_key(options: PreprocessOptions) -> list[str]:
+    """Return what is not as it is unless it is asked for: without it, keys stay those of earlier versions."""
+    parts = ["packing"] if options.packing else []
+    if len(options.files) > 1 or options.weights:
+        parts.append(repr([file.source for file in options.files]))
+    if options.weights:
+        parts.append(repr((options.weights, options.mix)))
+    if options.train_on != "all":
+        parts.append(options.train_on)
+    readings = [file.reading.key for file in options.files]
+    return [*parts, repr(readings)] if any(readings) else parts
 
 
 def _known_sha256(options: PreprocessOptions) -> str | None:
     source = (read_stats(options.target) or {}).get("source")
-    if isinstance(source, dict) and source.get("stat") == _stat(options.source):
+    if isinstance(source, dict) and source.get("stat") == _stat(options):
         return str(source.get("sha256"))
     return None
 
 
-def _stat(path: Path) -> list[Any]:
+def _stat(options: PreprocessOptions) -> list[Any]:
+    """Return path, size and time of the only file, or a list of them for several."""
+    stats = [_stat_of(file) for file in options.files]
+    return stats[0] if len(stats) == 1 else stats
+
+
+def _stat_of(file: InputFile) -> list[Any]:
     try:
-        found = path.stat()
+        found = file.path.stat()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
+        raise DataError(f"cannot read {file.shown}: {error.strerror}") from error
+    return [str(file.path.resolve()), found.st_size, found.st_mtime_ns]
 
 
 def _names(target: Path, shards: int) -> list[Path]:
@@ -251,10 +314,14 @@ class _Output:
         states = [_shard_state(shard) for shard in state["shards"]] if state else [None] * options.shards
         self.tally = Tally.restored(state["tally"]) if state else Tally()
         self._folder = folder
+        self._seq_length = options.seq_length
+        self.columns = PACKED_COLUMNS if options.packing else COLUMNS
         self.writers = [
-            ShardWriter(folder / name.name, row_length=options.seq_length + 1, state=shard)
+            ShardWriter(folder / name.name, row_length=options.seq_length + 1, columns=self.columns, state=shard)
             for name, shard in zip(self.names, states, strict=True)
         ]
+        self.open = OpenRows.restored(options.seq_length, state["open"]) if state else OpenRows(options.seq_length)
+        self.samples = SamplesWriter(folder / samples_path(target).name, records=state["samples"] if state else 0)
 
     @property
     def rows(self) -> int:
@@ -262,7 +329,17 @@ class _Output:
 
     def add(self, half: Half) -> None:
         self.tally.add(half.counts, half.lengths)
-        packed = half.packed
+        self._write(half.packed, half.records)
+        self._lay(self.open.add(half.open))
+
+    def _lay(self, laid: Laid | None) -> None:
+        """Write rows of samples of several chunks."""
+        if laid is not None:
+            self.tally.counts.update(laid.counts)
+            self._write(in_bytes(laid, self._seq_length, seams=True), laid.records)
+
+    def _write(self, packed: PackedRows, records: Records) -> None:
+        self.samples.append(records)
         data, sizes = memoryview(packed.data), packed.sizes
         if len(self.writers) == 1:
             self.writers[0].append(data, sizes, packed.saved_bytes)
@@ -281,7 +358,10 @@ class _Output:
         for writer in self.writers:
             # The journal must never be ahead of the bytes that it describes.
             writer.flush()
+        self.samples.flush()
         return {
+            "open": self.open.state(),
+            "samples": self.samples.records,
             "shards": [dataclasses.asdict(writer.state) for writer in self.writers],
             "tally": self.tally.state(),
         }
@@ -289,13 +369,20 @@ class _Output:
     def close(self) -> None:
         for writer in self.writers:
             writer.close()
+        self.samples.close()
+
+    def complete(self) -> None:
+        """Write the rows that were still open."""
+        if len(self.open.pieces.lengths):
+            self._lay(self.open.rest())
 
     def finish(self) -> list[Path]:
-        """Finish the shards; return their files, each index before its file."""
+        """Finish the shards; return their files, each index before its file, after the table of samples."""
+        self.samples.close()
         for shard, writer in enumerate(self.writers):
             writer.finish([name.name for name in self.names], shard)
         built = [self._folder / name.name for name in self.names]
-        return [part for file in built for part in (file.with_name(f"{file.name}.db"), file)]
+        return [self.samples.path, *(part for file in built for part in (file.with_name(f"{file.name}.db"), file))]
 
 
 def _shard_state(state: dict[str, Any]) -> ShardState:
@@ -317,17 +404,22 @@ class _Run:
         self._encoder = encoder
         self._folder = folder
         self._progress = progress
-        self._source = Source(options.source, text=options.kind == "text" and _is_text(options.source))
+        self._sources = Sources(options.files)
         # Path, size and time stand for the input here: its hash is known only at the end.
-        self._key = [*_key(options, encoder), *map(str, _stat(options.source))]
+        self._key = [_JOURNAL, *_key(options, encoder), *map(str, _stat(options))]
         state = self._journal() if options.resume else None
         if state is None:
             _empty(folder)
         self._done: int = state["batches"] if state else 0
-        self._kinds: Counter[str] = Counter(state["kinds"] if state else {})
-        self._unread: Counter[str] = Counter(state.get("unread", {}) if state else {})
+        self._seen = Seen.restored(state) if state else Seen()
+        self._shares = [Counter(share) for share in state["shares"]] if state else [Counter() for _ in options.sources]
+        self._picked: Picked | None = None
+        # Hashes of all records, for the number of duplicates; in a file, so that they survive an interruption.
+        self._digests = (folder / "digests").open("r+b" if state else "wb")
+        self._digests.truncate(state["digests_bytes"] if state else 0)
+        self._digests.seek(0, os.SEEK_END)
         self._rejects = Rejects(
-            options.source,
+            options.files,
             folder / "rejects",
             most=options.max_rejects,
             keep=state["rejects_bytes"] if state else 0,
@@ -340,7 +432,7 @@ class _Run:
     def to_the_end(self) -> None:
         """Do the remaining work and move the results into place."""
         try:
-            processes = self._options.processes or useful_processes(self._options.source)
+            processes = self._options.processes or useful_processes(self._options.found.bytes)
             chunks = self._chunks(processes)
             with _held_back() as check:
                 self._work(chunks, processes, check)
@@ -348,10 +440,11 @@ class _Run:
                 self._publish()
         finally:
             self._rejects.close()
+            self._digests.close()
             for output in self._outputs:
                 output.close()
 
-    def _work(self, chunks: Iterator[tuple[Chunk, Kept | None]], processes: int, check: Callable[[], None]) -> None:
+    def _work(self, chunks: Iterator[tuple[Chunk, Choice | None]], processes: int, check: Callable[[], None]) -> None:
         written = time.monotonic()
         # Finished chunks are read again, for the hash of the input, but not encoded again.
         for batch in ordered_map(lambda: self._encoder, islice(chunks, self._done, None), processes=processes):
@@ -364,31 +457,61 @@ class _Run:
             if time.monotonic() - written > _JOURNAL_EVERY_S:
                 self._write_journal()
                 written = time.monotonic()
+        for output in self._outputs:
+            output.complete()
         if not self._outputs[0].rows:
-            raise DataError(f"{self._options.source} gives no row to learn from", hint=self._why_no_row())
+            raise DataError(f"{self._options.found.shown} gives no row to learn from", hint=self._why_no_row())
 
-    def _chunks(self, processes: int) -> Iterator[tuple[Chunk, Kept | None]]:
-        if not self._options.dedup:
-            return ((chunk, None) for chunk in self._source.chunks())
-        # A reading of its own: all records are compared before the first row is written.
-        first_reading = Source(self._options.source, text=self._source.is_text)
-        kept = duplicates(self._encoder, first_reading, processes=processes)
-        return zip(self._source.chunks(), kept, strict=True)
+    def _chunks(self, processes: int) -> Iterator[tuple[Chunk, Choice | None]]:
+        options = self._options
+        if not (options.dedup or options.weights):
+            return ((chunk, None) for chunk in self._sources.chunks())
+        # A reading of its own: all records are compared and counted before the first row is written.
+        self._picked = pick(
+            self._encoder,
+            options.files,
+            weights=options.weights,
+            mix=options.mix,
+            dedup=options.dedup,
+            processes=processes,
+        )
+        return self._picked.chunks(self._sources)
 
     def _count_shared(self, processes: int) -> None:
         """Count held-out records that are also in training; with ``dedup`` there are none."""
         if self._options.eval_fraction and not self._options.dedup:
-            again = Source(self._options.source, text=self._source.is_text)
+            again = Sources(self._options.files)
             self._outputs[1].tally.counts["in_training"] = count_shared(self._encoder, again, processes=processes)
 
     def _add(self, batch: Batch) -> None:
         self._done += 1
-        self._rejects.add(batch.rejects)
-        self._kinds += batch.kinds
-        self._unread += batch.unread
+        file = self._options.files[batch.file]
+        self._rejects.add(batch.rejects, batch.file)
+        batch.seen.check(file.shown)
+        self._refuse_too_long(batch)
+        self._seen.add(batch.seen)
+        self._digests.write(batch.digests.tobytes())
+        self._shares[file.source].update({key: batch.halves[0].counts[key] for key in _SHARED})
         for output, half in zip(self._outputs, batch.halves, strict=True):
             output.add(half)
-        self._progress(self._source.position, self._source.size, sum(output.rows for output in self._outputs))
+        self._progress(self._sources.position, self._sources.size, sum(output.rows for output in self._outputs))
+
+    def _refuse_too_long(self, batch: Batch) -> None:
+        if not batch.too_long:
+            return
+        origin, length = batch.too_long[0]
+        most = max(length for _, length in batch.too_long)
+        row = self._options.seq_length + 1
+        where = self._options.files[batch.file].place(origin.line - 1, origin.line)
+        raise DataError(
+            f"{where}: {length:,} tokens, and a row has {row:,}"
+            + (
+                f"; {len(batch.too_long):,} such samples near it, up to {most:,} tokens"
+                if len(batch.too_long) > 1
+                else ""
+            ),
+            hint=f"--seq-length {most - 1} and more keeps them whole; or --too-long cut, drop or split",
+        )
 
     def _why_no_row(self) -> str:
         counts = self._outputs[0].tally.counts
@@ -412,19 +535,33 @@ class _Run:
         state = {
             "key": self._key,
             "batches": self._done,
-            "kinds": dict(self._kinds),
-            "unread": dict(self._unread),
+            **self._seen.state(),
+            "shares": [dict(share) for share in self._shares],
             "rejects": self._rejects.count,
             "rejects_bytes": self._rejects.tell(),
+            "digests_bytes": self._digests_bytes(),
             "outputs": [output.state() for output in self._outputs],
         }
         write_atomic(self._folder / "journal.json", json.dumps(state))
+
+    def _digests_bytes(self) -> int:
+        self._digests.flush()
+        return self._digests.tell()
+
+    def _repeated(self) -> int:
+        """Return how many records were there before, in any source."""
+        if self._picked:
+            return self._picked.repeated
+        self._digests.flush()
+        found = np.fromfile(self._folder / "digests", dtype=np.uint64)
+        return len(found) - len(np.unique(found))
 
     def _publish(self) -> None:
         """Move files into place: statistics last, because they mark a complete dataset."""
         # finish() changes the files, so that from here on nothing can be resumed.
         (self._folder / "journal.json").unlink(missing_ok=True)
         self._rejects.tell()
+        self._outputs[0].tally.counts["repeated"] = self._repeated()
         built = [output.finish() for output in self._outputs]
         # The older dataset may have a validation split even if this run has none.
         for target in (self._options.target, eval_path(self._options.target)):
@@ -448,22 +585,44 @@ class _Run:
         return {
             "format": _FORMAT,
             "launcher": __version__,
-            "fingerprint": _hash(self._source.sha256, options, self._encoder),
+            "fingerprint": _hash(self._sources.sha256, options, self._encoder),
             "files": [name.name for name in output.names],
             "rows": output.rows,
             "seq_length": options.seq_length,
-            "columns": list(COLUMNS),
+            "columns": list(output.columns),
             "kind": options.kind,
             "template": self._encoder.template.name if self._encoder.template else None,
             "tokenizer": dataclasses.asdict(self._encoder.tokenizer.info),
-            "source": {"stat": _stat(options.source), "sha256": self._source.sha256},
-            "options": {key: getattr(options, key) for key in ("overflow", "shards", "eval_fraction", "dedup")},
-            "formats": dict(self._kinds),
+            "source": {"stat": _stat(options), "sha256": self._sources.sha256},
+            "inputs": [file.shown for file in options.files],
+            "options": {key: getattr(options, key) for key in _SHOWN_OPTIONS},
+            "formats": dict(self._seen.kinds),
+            "fields": {"read": dict(self._seen.read), "unread": dict(self._seen.unread)},
+            "sources": self._mixed(),
+            "notes": [*options.found.notes, *self._sources.notes],
             "counts": {**dict.fromkeys(_COUNTED, 0), **tally.counts, "rejected": self._rejects.count},
             "lengths": tally.length_stats(),
-            "warnings": [*tally.warnings(), *([unread_text(self._unread)] if self._unread else [])],
+            "warnings": [*tally.warnings(), *tally.cut_warnings(options.seq_length)],
         }
 
+    def _mixed(self) -> list[dict[str, Any]]:
+        """Return the part of each source in training: its samples, and their tokens before any is cut."""
+        total = sum(share["text_tokens"] for share in self._shares) or 1
+        return [
+            {
+                "path": source.shown or source.path,
+                "weight": source.weight,
+                "samples": share["conversations"],
+                "tokens": share["text_tokens"],
+                "share": share["text_tokens"] / total,
+                **(self._picked.told(number) if self._picked else {}),
+            }
+            for number, (source, share) in enumerate(zip(self._options.sources, self._shares, strict=True))
+        ]
+
+
+_SHARED = ("conversations", "text_tokens")
+_SHOWN_OPTIONS = ("overflow", "shards", "eval_fraction", "dedup", "packing", "train_on")
 
 _COUNTED = (
     "conversations",
@@ -477,6 +636,7 @@ _COUNTED = (
     "without_loss",
     "lost_tokens",
     "duplicates",
+    "repeated",
 )
 
 
@@ -484,12 +644,9 @@ def remove_dataset(target: Path) -> None:
     """Remove an older dataset at ``target``: statistics first, so that nothing half-removed looks whole."""
     stats = read_stats(target) or {}
     stats_path(target).unlink(missing_ok=True)
+    samples_path(target).unlink(missing_ok=True)
     for name in {target.name, *map(str, stats.get("files", ()))}:
         # The statistics are a file that anyone can edit: only names in this folder are removed.
         file = target.with_name(Path(name).name)
         file.unlink(missing_ok=True)
         file.with_name(f"{file.name}.db").unlink(missing_ok=True)
-
-
-def _is_text(path: Path) -> bool:
-    return not path.name.removesuffix(".gz").endswith((".json", ".jsonl"))

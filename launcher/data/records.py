@@ -6,36 +6,49 @@ brackets outside of strings give the depth of each comma. The receiver of a chun
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from launcher.data.compression import BLOCK_BYTES, plain
+from launcher.data.encodings import UTF8, AsUtf8, Joined, Readable, encoding_of, fault_in, is_utf8
 from launcher.errors import DataError
 
-Kind = Literal["array", "lines", "text"]
+Kind = Literal["array", "lines", "text", "table", "parsed"]
 
-_BLOCK_BYTES = 1 << 19
 _LARGEST_RECORD_BYTES = 256 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Whole records of a file. ``first_record`` counts from 0, ``first_line`` from 1."""
+    """Whole records of a file. ``first_record`` counts from 0, ``first_line`` from 1; ``file``: which input, from 0.
+
+    ``data``: the bytes of the file, or those of a stream of Arrow (``kind`` "table"); "parsed" has ``records`` instead.
+    """
 
     kind: Kind
     first_record: int
     first_line: int
     data: bytes
+    file: int = 0
+    records: tuple[Record | Reject, ...] = ()
+
+
+class Origin(NamedTuple):
+    """The place that a sample comes from: which of the input files, from 0, and the line or row in it, from 1."""
+
+    file: int
+    line: int
 
 
 class Record(NamedTuple):
@@ -48,73 +61,107 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """One record that cannot be used, and the reason. ``raw``: its bytes in the file."""
+    """One record that cannot be used, and the reason. ``raw``: its bytes in the file; ``hint``: what to do, if known.
+
+    ``line``: where it begins in a text, from 1; the row of a table.
+    """
 
     number: int
     line: int
     reason: str
     raw: str
+    hint: str = ""
+    file: int = 0
 
 
 class Source:
-    """A JSON array, JSON Lines or a text, also as .gz, read once from beginning to end.
+    """A JSON array, JSON Lines or a text, also compressed, read once from beginning to end.
 
-    After reading, ``sha256`` is that of the file's bytes. ``position`` and ``size`` are in bytes of the file.
+    After reading, ``sha256`` is that of the file's bytes, and ``encoding`` its encoding: ``named``, or what was found.
+    ``position`` and ``size`` are in bytes of the file; ``shown`` is its name in errors.
     """
 
-    def __init__(self, path: Path, *, text: bool = False) -> None:
+    def __init__(self, path: Path, *, text: bool = False, named: str | None = None, shown: str = "") -> None:
         self.path = path
         self.is_text = text
+        self.encoding = UTF8
+        self.shown = shown or str(path)
+        self._named = named
+        self._file = WatchedFile(path, self.shown)
+
+    @property
+    def sha256(self) -> str:
+        return self._file.sha256
+
+    @property
+    def position(self) -> int:
+        return self._file.position
+
+    @property
+    def size(self) -> int:
+        return self._file.size
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield chunks of the records in order. Raises DataError for a file that is empty, not JSON, or truncated."""
+        with self._file.opened() as stream:
+            unpacked = self._decoded(stream)
+            yield from self._chunks(_UnixLines(unpacked) if self.is_text else unpacked)
+
+    def _decoded(self, stream: Readable) -> Readable:
+        start = _start(stream)
+        if not start.strip():
+            raise DataError(f"{self.shown} is empty")
+        self.encoding = encoding_of(start, self._named, self.shown)
+        if is_utf8(self.encoding):
+            return Joined(start.removeprefix(_BOM), stream)
+        return AsUtf8(Joined(start, stream), self.encoding)
+
+    def _chunks(self, stream: Readable) -> Iterator[Chunk]:
+        start = _start(stream).removeprefix(_BOM)
+        if self.is_text:
+            yield from _cut(self.shown, start, stream, "text", b"\n\n")
+        elif start.lstrip().startswith(b"["):
+            yield from _array(self.shown, start, stream)
+        else:
+            yield from _cut(self.shown, start, stream, "lines", b"\n")
+
+
+class WatchedFile:
+    """A file whose bytes are counted and hashed while they are read. ``position`` and ``size`` are in bytes."""
+
+    def __init__(self, path: Path, shown: str) -> None:
+        self._path = path
+        self._shown = shown
         self._digest = hashlib.sha256()
         self.position = 0
-        self.size = _size(path)
+        self.size = _size(path, shown)
 
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Yield chunks of the records in order. Raises DataError for a file that is empty, not JSON, or truncated."""
+    @contextmanager
+    def opened(self) -> Iterator[Readable]:
+        """Open the file and decompress it; at the end read what is left, for the hash. Raises DataError."""
         try:
-            with self.path.open("rb", buffering=0) as raw:
-                stream = io.BufferedReader(_Watched(raw, self), _BLOCK_BYTES)
-                plain = _plain(stream)
-                yield from self._chunks(_UnixLines(plain) if self.is_text else plain)
-                while stream.read(_BLOCK_BYTES):  # what follows the end of an array counts for the digest too
+            with self._path.open("rb", buffering=0) as raw:
+                stream = io.BufferedReader(_Watched(raw, self), BLOCK_BYTES)
+                yield plain(stream)
+                while stream.read(BLOCK_BYTES):
                     pass
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"cannot read {self.path}: {getattr(error, 'strerror', None) or error}") from error
+            raise DataError(f"cannot read {self._shown}: {getattr(error, 'strerror', None) or error}") from error
 
     def saw(self, block: memoryview) -> None:
         """Count and hash ``block``, which was read from the file."""
         self._digest.update(block)
         self.position += len(block)
 
-    def _chunks(self, stream: Readable) -> Iterator[Chunk]:
-        start = _start(stream)
-        if not start.strip():
-            raise DataError(f"{self.path} is empty")
-        if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise DataError(f"{self.path} is UTF-16, not UTF-8", hint="convert it: iconv -f UTF-16 -t UTF-8")
-        start = start.removeprefix(_BOM)
-        if self.is_text:
-            yield from _cut(self.path, start, stream, "text", b"\n\n")
-        elif start.lstrip().startswith(b"["):
-            yield from _array(self.path, start, stream)
-        else:
-            yield from _cut(self.path, start, stream, "lines", b"\n")
-
-
-class Readable(Protocol):
-    """The stream that chunks are cut from."""
-
-    def read(self, size: int, /) -> bytes: ...
-
 
 class _UnixLines:
     """A text with line feeds alone as line ends, whatever the file has."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Readable) -> None:
         self._stream = stream
 
     def read(self, size: int) -> bytes:
@@ -127,51 +174,44 @@ class _UnixLines:
 class _Watched(io.RawIOBase):
     """A file whose bytes are counted and hashed while they are read."""
 
-    def __init__(self, raw: Any, source: Source) -> None:
+    def __init__(self, raw: Any, file: WatchedFile) -> None:
         self._raw = raw
-        self._source = source
+        self._file = file
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         count: int = self._raw.readinto(buffer)
-        self._source.saw(memoryview(buffer)[:count])
+        self._file.saw(memoryview(buffer)[:count])
         return count
 
 
-def _size(path: Path) -> int:
+def _size(path: Path, shown: str) -> int:
     try:
         if path.is_dir():
-            raise DataError(f"{path} is a folder", hint="name a file in it")
+            raise DataError(f"{shown} is a folder", hint="name a file in it")
         return path.stat().st_size
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _plain(stream: Any) -> BinaryIO:
-    if stream.peek(2)[:2] == b"\x1f\x8b":
-        stream = io.BufferedReader(gzip.GzipFile(fileobj=stream), _BLOCK_BYTES)
-    plain: BinaryIO = stream
-    return plain
+        raise DataError(f"cannot read {shown}: {error.strerror}") from error
 
 
 def _start(stream: Readable) -> bytes:
     """Read up to the first block that holds more than white space."""
     start = b""
-    while block := stream.read(_BLOCK_BYTES):
+    while block := stream.read(BLOCK_BYTES):
         start += block
         if start.removeprefix(_BOM).strip():
             break
     return start
 
 
-def _cut(path: Path, data: bytes, stream: Readable, kind: Kind, separator: bytes) -> Iterator[Chunk]:
+def _cut(path: str, data: bytes, stream: Readable, kind: Kind, separator: bytes) -> Iterator[Chunk]:
     """Yield chunks that end with ``separator``, or with the file."""
     line = 1
     record = 0
     while data:
-        block = stream.read(max(_BLOCK_BYTES, len(data)) if separator not in data else _BLOCK_BYTES)
+        block = stream.read(max(BLOCK_BYTES, len(data)) if separator not in data else BLOCK_BYTES)
         end = data.rfind(separator) + len(separator) if separator in data else 0
         if not block:
             end = len(data)
@@ -183,7 +223,7 @@ def _cut(path: Path, data: bytes, stream: Readable, kind: Kind, separator: bytes
         data = _carried(path, data[end:] + block, line)
 
 
-def _array(path: Path, data: bytes, stream: Readable) -> Iterator[Chunk]:
+def _array(path: str, data: bytes, stream: Readable) -> Iterator[Chunk]:
     """Yield chunks of array elements, without the commas between chunks."""
     opening = data.index(b"[") + 1
     line = 1 + data.count(b"\n", 0, opening)
@@ -200,20 +240,20 @@ def _array(path: Path, data: bytes, stream: Readable) -> Iterator[Chunk]:
             line += data.count(b"\n", 0, end)
             data = data[end + 1 :]
         if closing is not None:
-            return _check_end(path, data + stream.read(_BLOCK_BYTES), line)
-        block = stream.read(max(_BLOCK_BYTES, len(data)))
+            return _check_end(path, data + stream.read(BLOCK_BYTES), line)
+        block = stream.read(max(BLOCK_BYTES, len(data)))
         if not block:
             begin = line + data[: len(data) - len(data.lstrip())].count(b"\n")
             raise DataError(f"{path}:{begin}: the array breaks off in a record that begins here")
         data = _carried(path, data + block, line)
 
 
-def _check_end(path: Path, rest: bytes, line: int) -> None:
+def _check_end(path: str, rest: bytes, line: int) -> None:
     if rest.strip():
         raise DataError(f"{path}:{line}: something follows the end of the array: {_shown(rest.strip()[:40])}")
 
 
-def _carried(path: Path, data: bytes, line: int) -> bytes:
+def _carried(path: str, data: bytes, line: int) -> bytes:
     if len(data) > _LARGEST_RECORD_BYTES:
         raise DataError(f"{path}:{line}: a record of more than 256 MiB begins here; is a quote missing?")
     return data
@@ -252,6 +292,19 @@ def parse_fast(chunk: Chunk) -> list[Any] | None:
         return None
 
 
+def record_lines(chunk: Chunk) -> Sequence[int]:
+    """Return the line on which each record of a chunk begins that ``parse_fast`` can read."""
+    if chunk.kind != "array":
+        return range(chunk.first_line, chunk.first_line + chunk.data.removesuffix(b"\n").count(b"\n") + 1)
+    codes = np.frombuffer(chunk.data, dtype=np.uint8)
+    starts = np.concatenate([[0], split_array(chunk.data)[0] + 1])
+    (visible,) = np.nonzero(codes > ord(" "))
+    begins = visible[np.searchsorted(visible, starts).clip(max=len(visible) - 1)]
+    (breaks,) = np.nonzero(codes == ord("\n"))
+    lines: list[int] = (chunk.first_line + np.searchsorted(breaks, begins)).tolist()
+    return lines
+
+
 def parse(chunk: Chunk) -> Iterator[Record | Reject]:
     """Return the records of a chunk of JSON; those that are not JSON as Reject."""
     if chunk.kind == "array":
@@ -282,7 +335,7 @@ def _parse_one(data: bytes, number: int, line: int) -> Record | Reject:
     try:
         return Record(number, line, orjson.loads(data))
     except orjson.JSONDecodeError as error:
-        reason = f"not JSON: {error.msg}" if data.strip() else "not JSON: nothing between two commas"
+        reason = f"not JSON: {fault_in(data) or error.msg}" if data.strip() else "not JSON: nothing between two commas"
         return Reject(number=number, line=line, reason=reason, raw=data.decode("utf-8", "backslashreplace").strip())
 
 
@@ -293,9 +346,9 @@ def paragraphs(chunk: Chunk) -> Iterator[Record | Reject]:
         if data.strip():
             try:
                 yield Record(number=line, line=line, value={"text": data.decode("utf-8").strip("\n")})
-            except UnicodeDecodeError as error:
+            except UnicodeDecodeError:
                 raw = data.decode("utf-8", "backslashreplace")
-                yield Reject(number=line, line=line, reason=f"not UTF-8: {error.reason}", raw=raw)
+                yield Reject(number=line, line=line, reason=fault_in(data) or "", raw=raw)
         line += data.count(b"\n") + 2
 
 

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import orjson
 
+from launcher.data.files import InputFile
 from launcher.data.records import Reject
 from launcher.errors import DataError
 
@@ -23,21 +24,21 @@ def rejects_path(target: Path) -> Path:
 class Rejects:
     """The rejected records of one run, written to ``path``, a scratch file, as they come."""
 
-    def __init__(self, source: Path, path: Path, *, most: int, keep: int = 0) -> None:
-        """Allow ``most`` rejects; ``keep`` bytes of ``path`` are from before an interruption."""
-        self._source = source
+    def __init__(self, files: Sequence[InputFile], path: Path, *, most: int, keep: int = 0) -> None:
+        """Allow ``most`` rejects of ``files``; ``keep`` bytes of ``path`` are from before an interruption."""
+        self._files = files
         self._most = most
         self._out: BinaryIO = path.open("r+b" if keep else "wb")
         self._out.truncate(keep)
         self._out.seek(keep)
-        self._first: list[Reject] = []
+        self._first: list[tuple[InputFile, Reject]] = []
         self.count = 0
 
-    def add(self, rejects: Sequence[Reject]) -> None:
-        """Keep ``rejects``. Raises DataError, with the first of them, when there are more than allowed."""
+    def add(self, rejects: Sequence[Reject], file: int) -> None:
+        """Keep ``rejects`` of one of the files. Raises DataError, with the first of all, for more than allowed."""
         for reject in rejects:
-            self._first = [*self._first, reject][:_SHOWN]
-            self._out.write(_line(reject))
+            self._first = [*self._first, (self._files[file], reject)][:_SHOWN]
+            self._out.write(self._line(reject, self._files[file]))
         self.count += len(rejects)
         if self.count > self._most:
             raise DataError("\n".join(self._problems()), hint=self._hint())
@@ -52,14 +53,15 @@ class Rejects:
         self._out.close()
 
     def _problems(self) -> list[str]:
-        lines = [f"{self._source}:{reject.line}: {reject.reason}" for reject in self._first]
+        lines = [f"{file.place(reject.number, reject.line)}: {reject.reason}" for file, reject in self._first]
         return lines if self.count <= _SHOWN else [*lines, f"... {self.count} bad records so far"]
 
     def _hint(self) -> str:
         more = max(10, 10 * self.count)
-        return f"mend them, or leave out up to {more} of them with --max-rejects {more}"
+        own = next((reject.hint for _, reject in self._first if reject.hint), "mend them")
+        return f"{own}; or leave out up to {more} of them with --max-rejects {more}"
 
-
-def _line(reject: Reject) -> bytes:
-    record = {"line": reject.line, "reason": reject.reason, "record": reject.raw[:_RAW_CHARACTERS]}
-    return orjson.dumps(record) + b"\n"
+    def _line(self, reject: Reject, file: InputFile) -> bytes:
+        named = {"file": file.shown} if len(self._files) > 1 else {}
+        record = {**named, "line": reject.line, "reason": reject.reason, "record": reject.raw[:_RAW_CHARACTERS]}
+        return orjson.dumps(record) + b"\n"

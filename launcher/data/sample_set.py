@@ -25,10 +25,12 @@ class SampleSet:
     template: str
     vocab_size: int
     seq_length: int
+    packing: bool = False
 
     @property
     def folder(self) -> Path:
-        text = json.dumps({**asdict(self), "launcher": __version__}, sort_keys=True)
+        about = {key: value for key, value in asdict(self).items() if key != "packing" or value}
+        text = json.dumps({**about, "launcher": __version__}, sort_keys=True)
         return cache_root() / "samples" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -40,15 +42,20 @@ class SampleSet:
         return self.folder / "tokenizer.model"
 
     @property
-    def rows(self) -> int:
-        """Return the number of rows, one per problem: none is so long that its whole answer is cut off."""
-        return self.size
+    def rows(self) -> int | None:
+        """Return the number of rows, one per problem: none is so long that its whole answer is cut off.
+
+        None for packed ones, whose number is known once they are made.
+        """
+        return None if self.packing else self.size
 
     def exists(self) -> bool:
         return self.folder.is_dir()
 
     def describe(self) -> str:
-        return f"making {self.size} sample rows in {self.folder}"
+        return (
+            f"making {self.size} sample rows in {self.folder}" if self.rows else f"packing sample rows in {self.folder}"
+        )
 
     def make(self) -> None:
         """Make the folder, whole or not at all. If several processes make it at once, the first one wins."""
@@ -80,6 +87,7 @@ class SampleSet:
             target=folder / "train.mindrecord",
             seq_length=self.seq_length,
             template=self.template,
+            packing=self.packing,
         )
         preprocess(options, force=False)
 

@@ -14,18 +14,35 @@ import numpy as np
 from launcher.data.info import DatasetInfo, read_info
 from launcher.data.messages import Message
 from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
-from launcher.data.rows import IGNORED_LABEL
+from launcher.data.rows import IGNORED_LABEL, stretches
+from launcher.data.samples import CONTINUED, CUT, none, of_row, read_samples
 from launcher.data.segments import Segment
+from launcher.data.stats import place_of, source_names
 from launcher.data.templates import Template, get_template
 from launcher.data.tokenizer import Tokenizer, find_tokenizer, load_tokenizer
 from launcher.errors import DataError
+from launcher.upstream.packed_rows import SEAMS
 
+_RULE = 100
 _EXAMPLE = (
     Message("user", "题目：1加1是多少？"),
     Message("assistant", "答案：2"),
     Message("user", "再加1呢？"),
     Message("assistant", "答案：3"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stretch:
+    """A sample in a row, or a stretch of one: its places, and the file and line it is from where that is known."""
+
+    begin: int
+    end: int
+    record: Any = None
+
+    @property
+    def flags(self) -> int:
+        return 0 if self.record is None else int(self.record["flags"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +54,14 @@ class _Row:
     ids: list[int]
     labels: list[int]
     padding: int
+    samples: tuple[_Stretch, ...]
+
+    def in_loss(self, stretch: _Stretch) -> int:
+        return sum(label != IGNORED_LABEL for label in self.labels[stretch.begin : stretch.end])
+
+    def place(self, stretch: _Stretch) -> str:
+        """Return the file and line of a sample, "" where they are not known."""
+        return "" if stretch.record is None else place_of(source_names(self.info.stats), stretch.record)
 
 
 def _read(path: Path, row: int, tokenizer: Path | None) -> _Row:
@@ -53,24 +78,67 @@ def _read(path: Path, row: int, tokenizer: Path | None) -> _Row:
         ids=ids[:used].tolist(),
         labels=labels[:used].tolist(),
         padding=len(ids) - used,
+        samples=tuple(_stretches(path, row, columns.get(SEAMS), used)),
     )
 
 
-def show_row(path: Path, row: int, tokenizer: Path | None = None) -> Iterator[str]:
-    """Show row ``row`` of the dataset ``path``: its text, and its tokens with their labels, without padding.
+def _stretches(path: Path, row: int, ends: Ints | None, used: int) -> Iterator[_Stretch]:
+    spans = [(0, used)] if ends is None else stretches(ends, used)
+    table = read_samples(path)
+    records = none() if table is None else of_row(table, row)
+    # The last one of a packed row may be padding.
+    for number, (begin, end) in enumerate(span for span in spans if span[0] < used):
+        yield _Stretch(begin=begin, end=min(end, used), record=records[number] if number < len(records) else None)
+
+
+def show_row(path: Path, row: int, tokenizer: Path | None = None, *, tokens: bool | None = None) -> Iterator[str]:
+    """Show row ``row`` of the dataset ``path``: the text of each sample and, without packing or with ``tokens``, its
+    tokens with their labels, without padding.
 
     Raises DataError when there is no such dataset or row, or no tokenizer is known for it.
     """
     shown = _read(path, row, tokenizer)
-    info, known, ids, labels = shown.info, shown.tokenizer, shown.ids, shown.labels
-    in_loss = sum(label != IGNORED_LABEL for label in labels)
-    yield f"row {row} of {info.rows}: {len(ids) + shown.padding} tokens, {in_loss} in the loss, {shown.padding} padding"
-    yield ""
-    yield _coloured(known, ids, labels)
-    yield ""
+    packed = SEAMS in shown.info.columns
+    yield _title(shown, row, packed)
+    for number, stretch in enumerate(shown.samples, start=1):
+        part = slice(stretch.begin, stretch.end)
+        yield _seam(shown, stretch, number) if packed else ""
+        yield _coloured(shown.tokenizer, shown.ids[part], shown.labels[part])
+        if not packed if tokens is None else tokens:
+            yield from ("", *_table(shown, stretch))
+
+
+def _title(shown: _Row, row: int, packed: bool) -> str:
+    width = len(shown.ids) + shown.padding
+    in_loss = sum(map(shown.in_loss, shown.samples))
+    parts = [f"{width} tokens", f"{in_loss} in the loss", f"{shown.padding} padding"]
+    if packed:
+        parts.append(f"{len(shown.samples)} samples")
+    elif place := shown.place(shown.samples[0]) if shown.samples else "":
+        parts += [f"from {place}", *_cut(shown.samples[0])]
+    return f"row {row} of {shown.info.rows}: {', '.join(parts)}"
+
+
+def _seam(shown: _Row, stretch: _Stretch, number: int) -> str:
+    """Return the line above a sample of a packed row."""
+    tokens = f"{stretch.end - stretch.begin} tokens, {shown.in_loss(stretch)} in the loss"
+    about = "  ".join(filter(None, (f"── {number}", shown.place(stretch), ", ".join([tokens, *_cut(stretch)]))))
+    return click.style(f"{about} ".ljust(_RULE, "─"), fg="cyan")
+
+
+def _cut(stretch: _Stretch) -> list[str]:
+    """Return what tells that the row does not hold the whole sample."""
+    if not stretch.flags & CUT:
+        return []
+    what = "goes on from the row before" if stretch.flags & CONTINUED else "cut"
+    return [f"{what}: the sample has {stretch.record['tokens']} tokens"]
+
+
+def _table(shown: _Row, stretch: _Stretch) -> Iterator[str]:
     yield click.style(f"{'place':>6} {'id':>7} {'label':>7}  piece", bold=True)
-    for place, (token, label) in enumerate(zip(ids, labels, strict=True)):
-        line = f"{place:>6} {token:>7} {label:>7}  {_visible(known.piece(token))}"
+    for place in range(stretch.begin, stretch.end):
+        token, label = shown.ids[place], shown.labels[place]
+        line = f"{place:>6} {token:>7} {label:>7}  {_visible(shown.tokenizer.piece(token))}"
         yield click.style(line, fg=None if label == IGNORED_LABEL else "green")
 
 
@@ -84,9 +152,20 @@ def row_values(path: Path, row: int, tokenizer: Path | None = None) -> dict[str,
         "row": row,
         "rows": shown.info.rows,
         "padding": shown.padding,
+        "samples": [_sample_values(shown, stretch) for stretch in shown.samples],
         "text": _text(shown.tokenizer, shown.ids),
         "segments": list(_segments(shown.tokenizer, shown.ids, shown.labels)),
         "tokens": tokens,
+    }
+
+
+def _sample_values(shown: _Row, stretch: _Stretch) -> dict[str, Any]:
+    return {
+        "begin": stretch.begin,
+        "end": stretch.end,
+        "place": shown.place(stretch) or None,
+        "loss_tokens": shown.in_loss(stretch),
+        "cut": bool(stretch.flags & CUT),
     }
 
 

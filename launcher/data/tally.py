@@ -19,6 +19,7 @@ _MOST_UNKNOWN = 0.001
 _MOST_BYTES = 0.1
 _MOST_TOKENS_PER_CHARACTER = 1.25
 _FEW_CHARACTERS = 1000
+_MOST_TOO_LONG = 0.01
 
 
 @dataclass(kw_only=True)
@@ -92,6 +93,16 @@ class Tally:
                 f"the tokenizer does not know this language: {tokens / characters:.2f} tokens a character,"
                 f" {single:.0%} of them single bytes. Rows fill early, and answers take long"
             )
+
+    def cut_warnings(self, seq_length: int) -> Iterator[str]:
+        """Yield a warning when more than one sample in a hundred is too long for a row."""
+        too_long = self.counts["truncated"] + self.counts["dropped"]
+        samples = self.counts["conversations"]
+        if too_long <= _MOST_TOO_LONG * samples:
+            return
+        needed = self.percentile(0.99) - 1
+        whole = f"seq_length {needed:,} keeps" if needed < _LONGEST else f"not even seq_length {_LONGEST:,} keeps"
+        yield f"{too_long / samples:.1%} of the samples are longer than seq_length {seq_length:,}; {whole} 99 % whole"
 
 
 def bars(histogram: Sequence[Sequence[int]]) -> Iterator[str]:

@@ -65,6 +65,10 @@ class Template(Protocol):
     def source(self) -> str:
         """Return everything that decides what it renders."""
 
+    @property
+    def takes_tools(self) -> bool:
+        """Return whether it has a place for tools, calls of tools and their results."""
+
     def prompt(self, question: str | Sequence[Message], system: str | None = None) -> str:
         """Return the prompt for an answer as text."""
 
@@ -85,6 +89,8 @@ class Template(Protocol):
 
 class ChatTemplate:
     """A template of the launcher's own kind. Get one with ``get_template``."""
+
+    takes_tools = False
 
     def __init__(self, name: str, source: str, template: jinja2.Template) -> None:
         self.name = name

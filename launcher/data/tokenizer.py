@@ -172,6 +172,15 @@ def _loaded(file: Path, _version: tuple[tuple[int, int, int], ...]) -> Tokenizer
     return HuggingFaceTokenizer(file) if file.suffix == ".json" else SentencePieceTokenizer(file)
 
 
+def differing_id(one: Tokenizer, other: Tokenizer) -> int | None:
+    """Return the first id that names one piece in ``one`` and another in ``other``; None when there is none.
+
+    Ids that only one of them has differ from nothing: a tokenizer may have been extended.
+    """
+    ids = range(min(one.info.vocab_size, other.info.vocab_size))
+    return next((token for token in ids if one.piece(token) != other.piece(token)), None)
+
+
 def special_conflicts(tokenizer: Tokenizer, *, bos: int, eos: int, pad: int) -> dict[str, int]:
     """Return the tokenizer's own ids, by name, of special tokens for which the model has a conflicting id.
 

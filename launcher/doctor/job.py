@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -117,10 +118,10 @@ def needs_of_spec(
 
 
 def _files(spec: RunSpec) -> Iterator[NeededFile]:
-    if spec.data.train:
-        fix = "launcher data preprocess makes one"
-        yield NeededFile(what="dataset", path=Path(spec.data.train), fix=fix)
-    if spec.data.train and spec.data.train.endswith(".mindrecord"):  # a raw dataset has no index
+    fix = "launcher data preprocess makes one"
+    paths = [source.path for source in spec.data.sources]
+    yield from (NeededFile(what="dataset", path=Path(path), fix=fix) for path in paths if not glob.has_magic(path))
+    if isinstance(spec.data.train, str) and spec.data.train.endswith(".mindrecord"):  # raw records have no index
         index = Path(f"{spec.data.train}.db")
         yield NeededFile(what="dataset index", path=index, fix="copy it too: the two belong together")
     if spec.model.tokenizer:

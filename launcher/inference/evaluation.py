@@ -19,7 +19,7 @@ from launcher.common.rendering import write_atomic
 from launcher.data.info import read_info
 from launcher.data.mindrecord import read_row
 from launcher.data.preprocess import eval_path
-from launcher.data.rows import IGNORED_LABEL
+from launcher.data.rows import IGNORED_LABEL, unpacked
 from launcher.data.tokenizer import Tokenizer
 from launcher.errors import DataError, JobCancelled
 from launcher.inference.decoding import Row
@@ -140,7 +140,10 @@ class HeldOut:
 
 
 def read_rows(path: Path, limit: int | None = None) -> HeldOut:
-    """Read the rows of ``path``. Raises DataError when it is no dataset or has no tokens in the loss."""
+    """Read the rows of ``path``, one for each sample of a packed row.
+
+    Raises DataError when it is no dataset or has no tokens in the loss.
+    """
     info = read_info(path)
     if info is None:
         raise DataError(f"{path} is no MindRecord file", hint="launcher data preprocess makes one")
@@ -161,7 +164,7 @@ def _rows(file: Path, limit: int | None) -> Iterator[dict[str, Ints]]:
         row = read_row(file, number)
         if not {"input_ids", "labels"} <= row.keys():
             raise DataError(f"{file} has no input_ids and labels", hint="launcher data preprocess makes such rows")
-        yield row
+        yield from unpacked(row)
 
 
 def validation_split(references: Sequence[str], jobs_dir: Path) -> Path:

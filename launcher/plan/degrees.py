@@ -10,11 +10,13 @@ from typing import Any
 import psutil
 
 from launcher.cluster.model import KINDS, Cluster
+from launcher.data.packing import seams_of
 from launcher.errors import SpecError
 from launcher.models.names import MCORE
 from launcher.plan import memory
 from launcher.plan.memory import GIB, Memory
 from launcher.runspec.sections import ModelSpec, ParallelSpec, PrecisionSpec, RunSpec, RuntimeSpec
+from launcher.upstream import packed_rows
 
 DEFAULT_WARMUP_RATIO = 0.03
 
@@ -50,6 +52,9 @@ def resolve_defaults(spec: RunSpec, cluster: Cluster) -> Resolved:
     if spec.training.optimizer.type == "FP32StateAdamWeightDecay":
         notes.append("optimizer FP32StateAdamWeightDecay: no bias correction, so its first steps are not AdamW's")
     spec = _resolve_plain(spec, cluster)
+    if spec.data.packing and cluster.target == "Ascend":
+        _check_packing(spec)
+        notes.append("data.packing on Ascend is set as MindFormers' own loaders set it, and has not yet run there")
     limit = pool_gib(spec, cluster)
     spec, degrees, chosen = choose_split(spec, cluster, limit)
     check_loading(spec, cluster)
@@ -161,6 +166,25 @@ def check_loading(spec: RunSpec, cluster: Cluster) -> None:
             "runtime.sink_mode false: in semi_auto mode MindFormers loads a base with sink_mode true only",
             hint="leave runtime.sink_mode out",
         )
+
+
+def _check_packing(spec: RunSpec) -> None:
+    """Raise SpecError when flash attention on Ascend cannot keep packed samples apart."""
+    seams = seams_of(spec.model.seq_length)
+    rules = (
+        (not spec.runtime.flash_attention,
+         "runtime.flash_attention false: on Ascend nothing else keeps packed samples apart",
+         "leave runtime.flash_attention out, or set data.packing: false"),
+        (spec.model.seq_length < packed_rows.LEAST_SEQ_LENGTH,
+         f"model.seq_length {spec.model.seq_length}: on Ascend packed rows have {packed_rows.LEAST_SEQ_LENGTH} or more",
+         f"set model.seq_length: {packed_rows.LEAST_SEQ_LENGTH}, which packing fills; or data.packing: false"),
+        (spec.data.batch_size * seams > packed_rows.MOST_SEAMS,
+         f"batch_size {spec.data.batch_size}: of {seams} samples a row, flash attention takes {packed_rows.MOST_SEAMS}",
+         f"set data.batch_size: {max(packed_rows.MOST_SEAMS // seams, 1)}"),
+    )  # fmt: skip
+    for is_broken, problem, hint in rules:
+        if is_broken:
+            raise SpecError(problem, hint=hint)
 
 
 def _check_mcore(spec: RunSpec, cluster: Cluster) -> None:

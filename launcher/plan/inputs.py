@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,17 +18,21 @@ from launcher.checkpoint.sharded import ShardedBase, holds_shards, read_sharded
 from launcher.common import resources
 from launcher.data import sample_set
 from launcher.data.cache import in_cache
+from launcher.data.encodings import checked_encoding
 from launcher.data.info import DatasetInfo, read_info
+from launcher.data.mixture import Mix
 from launcher.data.outputs import file_sha256
-from launcher.data.preprocess import PreprocessOptions, preprocess
+from launcher.data.preprocess import PreprocessOptions, eval_path, overflow_of, preprocess
+from launcher.data.reading import DataSource, Reading, checked_columns
 from launcher.data.tokenizer import TokenizerInfo, check_special_ids, find_tokenizer
 from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
 from launcher.jobs import JobPaths, is_job_folder
 from launcher.plan.hints import for_large_tokenizer, for_missing_tokenizer
 from launcher.plan.launch_plan import Inputs
-from launcher.runspec.sections import ModelSpec, RunSpec
+from launcher.runspec.sections import ModelSpec, RunSpec, SourceSpec
+from launcher.upstream.packed_rows import SEAMS
 
-RAW_SUFFIXES = (".json", ".jsonl")
+ROWS_SUFFIX = ".mindrecord"
 _MERGED = "launcher merge-ckpt JOB makes one, jobs/JOB/merged"
 WEIGHTS_SUFFIXES = (".safetensors", ".ckpt")
 
@@ -48,13 +54,14 @@ class PendingRows:
     options: PreprocessOptions
 
     def describe(self) -> str:
-        return f"tokenizing {self.options.source} to {self.options.target}"
+        return f"tokenizing {self.options.found.shown} to {self.options.target}"
 
     def make(self) -> None:
         try:
             preprocess(self.options, force=True)
         except DataError as error:
-            by_hand = f"launcher data preprocess {self.options.source} --tokenizer {self.options.tokenizer}"
+            sources = " ".join(shlex.quote(source.path) for source in self.options.sources)
+            by_hand = f"launcher data preprocess {sources} --tokenizer {self.options.tokenizer}"
             own = f"{error.hint}; or " if error.hint else "mend it, or "
             raise DataError(error.message, hint=f"{own}make the rows by hand: {by_hand} --help") from error
 
@@ -71,6 +78,13 @@ class PendingAll:
     def make(self) -> None:
         for part in self.parts:
             part.make()
+
+
+def rows_to_make(found: Inputs, pending: Pending) -> PreprocessOptions | None:
+    """Return how the training rows of ``found`` are made, if ``pending`` makes them of raw records."""
+    parts = pending.parts if isinstance(pending, PendingAll) else (pending,)
+    rows = (part.options for part in parts if isinstance(part, PendingRows))
+    return next((options for options in rows if str(options.target) == found.dataset), None)
 
 
 def resolve(spec: RunSpec) -> tuple[Inputs, Pending | None]:
@@ -110,7 +124,7 @@ def rows_of(spec: RunSpec) -> tuple[Inputs, Pending | None]:
     Raises DataError or SpecError.
     """
     found, pending = rows_of_training(spec)
-    if spec.evaluation:
+    if spec.evaluation and spec.evaluation.data:
         held_out, more = _held_out(spec, spec.evaluation.data)
         notes = (*found.notes, *held_out.notes)
         found = replace(found, evaluation=held_out.dataset, evaluation_rows=held_out.rows, notes=notes)
@@ -130,7 +144,7 @@ def _held_out(spec: RunSpec, path: str) -> tuple[Inputs, Pending | None]:
             f"data.input_columns has {len(spec.data.input_columns)} columns; evaluation reads input_ids and labels",
             hint="leave evaluation out, or set data.input_columns: [input_ids, labels]",
         )
-    if spec.data.sample and _is_raw(Path(path)):
+    if spec.data.sample and _is_raw(path):
         raise SpecError(
             f"evaluation.data {path} is raw, and data.sample makes its own tokenizer",
             hint="launcher data preprocess makes rows of it, with the tokenizer that launcher submit says",
@@ -217,6 +231,7 @@ def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
             template=spec.data.template,
             vocab_size=spec.model.vocab_size,
             seq_length=spec.model.seq_length,
+            packing=spec.data.packing,
         )
         found = Inputs(
             dataset=str(sample.dataset),
@@ -227,47 +242,95 @@ def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:
         if not sample.exists():
             return found, sample
         info = read_info(sample.dataset)
-        return replace(found, notes=tuple(_losses("data.sample", info)) if info else ()), None
-    return _dataset(spec, "data.train", str(spec.data.train))
+        if info is None:
+            return found, None
+        return replace(found, rows=info.rows, notes=(*_losses("data.sample", info), *_packed(spec, info))), None
+    if not isinstance(spec.data.train, str):
+        return _raw(spec, "data.train", spec.data.sources)
+    return _dataset(spec, "data.train", spec.data.train)
 
 
 def _dataset(spec: RunSpec, key: str, path: str) -> tuple[Inputs, Pending | None]:
     """Return the rows named by ``key`` of the spec: a .mindrecord, or raw records, which are tokenized first."""
+    if _is_raw(path):
+        return _raw(spec, key, (SourceSpec(path=path),))
     dataset = _existing(path, "dataset", "launcher data preprocess makes one", DataError)
-    if _is_raw(Path(dataset)):
-        return _raw(spec, key, Path(dataset))
     return _ready(spec, key, dataset), None
 
 
-def _is_raw(dataset: Path) -> bool:
-    return Path(dataset.name.removesuffix(".gz")).suffix in RAW_SUFFIXES
+def _is_raw(path: str) -> bool:
+    return Path(path).suffix != ROWS_SUFFIX
 
 
-def _raw(spec: RunSpec, key: str, dataset: Path) -> tuple[Inputs, Pending | None]:
-    """Find the rows of a raw dataset: tokenized once, cached under a hash of its inputs and options."""
+def _source(given: SourceSpec) -> DataSource:
+    """Return a source of the spec, its path absolute. Raises DataError when it does not exist or cannot be read."""
+    is_pattern = glob.has_magic(given.path) and not Path(given.path).exists()
+    hint = "launcher data preprocess --help says what is read"
+    path = os.path.abspath(given.path) if is_pattern else _existing(given.path, "dataset", hint, DataError)  # noqa: PTH100
+    reading = Reading(
+        columns=checked_columns(dict(given.columns)),
+        ignore=given.ignore,
+        encoding=checked_encoding(given.encoding) if given.encoding else None,
+        format=given.format,
+        header=given.csv_header,
+        quotes=given.csv_quotes == "double",
+    )
+    return DataSource(path=path, weight=given.weight, reading=reading)
+
+
+def raw_options(spec: RunSpec, key: str, sources: Sequence[SourceSpec], tokenizer: str) -> PreprocessOptions:
+    """Return how rows of raw records are made, before their place in the cache is known. Raises DataError."""
+    is_training, data = key == "data.train", spec.data
+    fraction = spec.evaluation.fraction if spec.evaluation and is_training else None
+    return PreprocessOptions(
+        source=tuple(map(_source, sources)),
+        tokenizer=Path(tokenizer),
+        target=Path("train.mindrecord" if is_training else "evaluation.mindrecord"),
+        seq_length=spec.model.seq_length,
+        template=data.template,
+        kind=data.type,
+        overflow=overflow_of(data.too_long),
+        train_on=data.train_on,
+        eval_fraction=fraction or 0.0,
+        dedup=data.dedup,
+        packing=data.packing,
+        mix=Mix(by=data.mix.by, until=data.mix.until, seed=data.mix.seed),
+    )
+
+
+def _raw(spec: RunSpec, key: str, sources: Sequence[SourceSpec]) -> tuple[Inputs, Pending | None]:
+    """Find the rows of raw records: tokenized once, cached under a hash of their inputs and options."""
+    paths = [_source(source).path for source in sources]
     tokenizer = _tokenizer_of_spec(spec) or _tokenizer_of_base(spec)
     if tokenizer is None:
         raise SpecError(
-            f"{key} {dataset} is raw, and model.tokenizer is not given",
+            f"{key} {', '.join(paths)} is raw, and model.tokenizer is not given",
             hint=f"set model.tokenizer: {spec.model.architecture.tokenizer_file}; {for_missing_tokenizer(spec.model)}",
         )
     made_with = _checked_tokenizer(spec.model, tokenizer)
-    options = in_cache(
-        PreprocessOptions(
-            source=dataset,
-            tokenizer=Path(tokenizer),
-            target=Path("train.mindrecord" if key == "data.train" else "evaluation.mindrecord"),
-            seq_length=spec.model.seq_length,
-            template=spec.data.template,
-        ),
-        resources.cache_root() / "datasets",
-    )
+    options = in_cache(raw_options(spec, key, sources, tokenizer), resources.cache_root() / "datasets")
     info = read_info(options.target)
-    notes = (*_choice_of_tokenizer(spec, tokenizer), *_other_tokenizers(spec, key, made_with))
+    notes = (*_choice_of_tokenizer(spec, tokenizer), *_other_tokenizers(spec, key, made_with), *options.found.notes)
     found = Inputs(dataset=str(options.target), rows=None, tokenizer=tokenizer, checkpoint=None, notes=notes)
+    split = eval_path(options.target) if options.eval_fraction else None
+    found = replace(found, evaluation=str(split) if split else None)
     if info is None:
         return found, PendingRows(options=options)
-    return replace(found, rows=info.rows, notes=(*notes, *_losses(key, info))), None
+    held_out = read_info(split) if split else None
+    return replace(
+        found,
+        rows=info.rows,
+        evaluation_rows=held_out.rows if held_out else None,
+        notes=(*notes, *_losses(key, info), *_packed(spec, info), *_said_of(info)),
+        sources=tuple(info.stats.get("sources", ())),
+    ), None
+
+
+def _said_of(info: DatasetInfo) -> Iterator[str]:
+    """Yield what was found out about the files, and how many records repeat others."""
+    yield from info.stats.get("notes", ())
+    if repeated := info.counts.get("repeated"):
+        yield f"{repeated:,} records are exact duplicates of earlier ones: data.dedup: true leaves them out"
 
 
 def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
@@ -278,36 +341,61 @@ def _losses(key: str, info: DatasetInfo) -> Iterator[str]:
         left_out = f", {without_loss:,} of them left out as nothing of their answer fits" if without_loss else ""
         yield (
             f"{cut:,} of {records:,} conversations of {key} are longer than seq_length {info.seq_length} and cut"
-            f"{left_out}; {lost:,} of {total:,} tokens in the loss are lost ({lost / max(total, 1):.1%})"
+            f"{left_out}; {lost:,} of {total:,} tokens in the loss are lost ({lost / max(total, 1):.1%}){_enough(info)}"
         )
     if info.counts.get("dropped"):
-        yield f"{info.counts['dropped']:,} conversations of {key} longer than seq_length {info.seq_length} are left out"
+        dropped = f"{info.counts['dropped']:,} conversations of {key}"
+        yield f"{dropped} longer than seq_length {info.seq_length} are left out{_enough(info)}"
+
+
+def _enough(info: DatasetInfo) -> str:
+    """Return the seq_length that keeps 99 % of the samples whole, where more than 1 % are too long."""
+    too_long = info.counts.get("truncated", 0) + info.counts.get("dropped", 0)
+    needed = info.stats["lengths"]["p99"] - 1
+    return f"; seq_length {needed:,} keeps 99 % whole" if too_long > info.counts["conversations"] / 100 else ""
+
+
+def _packed(spec: RunSpec, info: DatasetInfo) -> Iterator[str]:
+    """Yield a note on what packed rows change: a step sees more samples, and each counts by its tokens."""
+    if spec.data.packing and info.counts:
+        a_row = f"{info.samples_a_row:.1f}"
+        yield f"packing: a row holds {a_row} samples on average, so a step sees as many times more (docs/data.md)"
 
 
 def _ready(spec: RunSpec, key: str, dataset: str) -> Inputs:
-    info = _rows(spec, dataset)
+    info = _rows(dataset)
+    _check_packing(spec, key, info)
     tokenizer = _find_tokenizer(spec, info)
     _check_fit(spec, key, info, dataset)
     if tokenizer:
         _checked_tokenizer(spec.model, tokenizer)
-    notes = (*_other_tokenizers(spec, key, info.tokenizer), *_losses(key, info))
+    notes = (*_other_tokenizers(spec, key, info.tokenizer), *_losses(key, info), *_packed(spec, info))
     return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None, notes=notes)
 
 
-def _rows(spec: RunSpec, dataset: str) -> DatasetInfo:
+def _rows(dataset: str) -> DatasetInfo:
     """Read the description in a MindRecord file."""
-    if Path(dataset).suffix != ".mindrecord":
-        raise DataError(
-            f"dataset {dataset} is neither a .mindrecord file nor raw ({', '.join(RAW_SUFFIXES)}, each also .gz)",
-            hint="launcher data preprocess makes a .mindrecord",
-        )
     if not Path(f"{dataset}.db").is_file():
         raise DataError(f"dataset {dataset} lacks its index {dataset}.db", hint="copy both files: they belong together")
     info = read_info(Path(dataset))
     if info is None:
         raise DataError(f"dataset {dataset} is not a MindRecord file", hint="launcher data preprocess makes one")
-    _check_columns(spec, info, dataset)
     return info
+
+
+def _check_packing(spec: RunSpec, key: str, info: DatasetInfo) -> None:
+    """Check that the rows are packed if the spec says so, and only then; and that they have its columns."""
+    if SEAMS in info.columns and not spec.data.packing:
+        raise SpecError(
+            f"the rows of {key} {info.path} are packed: without data.packing their samples would see each other",
+            hint="set data.packing: true",
+        )
+    if spec.data.packing and SEAMS not in info.columns:
+        raise SpecError(
+            f"data.packing is true, but the rows of {key} {info.path} are not packed",
+            hint="make them again with launcher data preprocess --packing, or set data.packing: false",
+        )
+    _check_columns(spec, info, str(info.path))
 
 
 def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> str:
@@ -358,15 +446,37 @@ def _choice_of_tokenizer(spec: RunSpec, tokenizer: str) -> Iterator[str]:
 
 
 def _other_tokenizers(spec: RunSpec, key: str, made_with: TokenizerInfo | None) -> Iterator[str]:
-    """Yield a note for each tokenizer of the run that differs, by its bytes, from the one of the rows."""
+    """Yield a note for each tokenizer of the run that cannot be compared with that of the rows.
+
+    Raises SpecError when an id means one piece in the rows and another one to the model.
+    """
     if made_with is None:
         return
     for what, place in (("model.tokenizer", _tokenizer_of_spec(spec)), ("the base's", _tokenizer_of_base(spec))):
         other = Path(place) if place else None
-        if other is None or not other.is_file() or other.suffix != Path(made_with.path).suffix:
-            continue  # one tokenizer in two formats has two hashes
-        if file_sha256(other) != made_with.sha256:
-            yield f"{key} was tokenized with {made_with.path}, which is not {what} {other}: ids may mean other pieces"
+        if other is not None and other.is_file() and file_sha256(other) != made_with.sha256:
+            yield from _compared(f"{key} was tokenized with {made_with.path}", made_with, what, other)
+
+
+def _compared(begin: str, made_with: TokenizerInfo, what: str, other: Path) -> Iterator[str]:
+    """Compare two tokenizers whose bytes differ piece by piece: one may be written in two ways, or in two formats."""
+    from launcher.data.tokenizer import differing_id, load_tokenizer
+
+    own = Path(made_with.path)
+    hint = f"make the rows with it: launcher data preprocess --tokenizer {other}; or give the raw records as data.train"
+    if not own.is_file() or file_sha256(own) != made_with.sha256:
+        if own.suffix == other.suffix:
+            raise SpecError(f"{begin}, which is no longer there and is not {what} {other}", hint=hint)
+        yield f"{begin}, which is no longer there to be compared with {what} {other}"
+        return
+    rows, model = load_tokenizer(own), load_tokenizer(other)
+    token = differing_id(rows, model)
+    if token is not None:
+        raise SpecError(
+            f"{begin}, which is not {what} {other}: token {token} is {rows.piece(token)!r} in the rows and "
+            f"{model.piece(token)!r} to the model",
+            hint=hint,
+        )
 
 
 def _check_columns(spec: RunSpec, info: DatasetInfo, dataset: str) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from launcher.plan.memory import Memory, split_plan
 from launcher.plan.placement import Placement, RunOptions, make_launch
 from launcher.runspec.passthrough import with_passed_through
 from launcher.runspec.sections import RunSpec
-from launcher.upstream import held_out
+from launcher.upstream import held_out, packed_rows
 
 CHECKPOINT_PREFIX = "launcher"
 RANK_TABLE = "rank_table.json"
@@ -46,7 +46,8 @@ class Inputs:
     """The input files of a run, all checked: absolute paths, and the number of rows in ``dataset`` (None if unknown).
 
     ``checkpoint``: the base, a file; or a folder of shards, which ``shards`` then describes. ``base_dtypes``: those of
-    its weights. ``notes``: remarks on the files for the user.
+    its weights. ``notes``: remarks on the files for the user. ``sources``: of raw records that are tokenized, the part
+    of each source, as ``launcher.data.preprocess`` counts it.
     """
 
     dataset: str
@@ -58,6 +59,7 @@ class Inputs:
     shards: ShardedBase | None = None
     base_dtypes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    sources: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,18 +285,19 @@ def _evaluation_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
     """
     if spec.evaluation is None or inputs.evaluation_rows is None:
         return
+    rows_of = "evaluation.data" if spec.evaluation.data else "the part of data.train that is held out"
     ranks = int(spec.parallel.data_parallel or 1)
     asked = spec.evaluation.batch_size or spec.data.batch_size
     batch = ranks * max(asked // spec.training.gradient_accumulation, 1)
     left = inputs.evaluation_rows % batch
     if left == inputs.evaluation_rows:
         raise SpecError(
-            f"evaluation.data has {left} rows, and a batch of all ranks {batch}",
+            f"{rows_of} has {left} rows, and a batch of all ranks {batch}",
             hint="set a smaller evaluation.batch_size, or hold out more rows",
         )
     if left:
         rows = inputs.evaluation_rows
-        yield f"{left} of {rows} rows of evaluation.data are left out: a batch of all ranks has {batch}"
+        yield f"{left} of {rows} rows of {rows_of} are left out: a batch of all ranks has {batch}"
 
 
 def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[str, str]:
@@ -348,6 +351,7 @@ def rank_context(spec: RunSpec, cluster: Cluster, inputs: Inputs, paths: JobPath
         "checkpoint_prefix": CHECKPOINT_PREFIX,
         "strategy_file": str(paths.strategies / "ckpt_strategy.ckpt"),
         "dataset": inputs.dataset,
+        "network_arguments": packed_rows.arguments(spec.data.columns, cluster.target),
         "evaluation": inputs.evaluation,
         "held_out_metric": held_out.METRIC,
         "total_steps": _schedule_steps(spec, inputs.rows),

@@ -122,7 +122,10 @@ def _hint(source: YamlDocument) -> str:
 def _problems(source: YamlDocument, error: ValidationError) -> Iterator[str]:
     for item in error.errors():
         # pydantic adds the member of a union that it tried; nobody wrote that.
-        loc = _written(source, item["loc"]) if item["type"] != "missing" else item["loc"]
+        *above, last = item["loc"] or ("",)
+        loc = _written(source, item["loc"])
+        if item["type"] == "missing":
+            loc = (*_written(source, tuple(above)), last)
         # One reason a line: a section's own rules are checked together.
         for reason in item["msg"].removeprefix("Value error, ").splitlines():
             yield _problem(source, item["type"], loc, reason)
@@ -130,12 +133,15 @@ def _problems(source: YamlDocument, error: ValidationError) -> Iterator[str]:
 
 def _written(source: YamlDocument, loc: Loc) -> Loc:
     values: Any = source.values
-    for index, key in enumerate(loc):
-        try:
-            values = values[key]
-        except (KeyError, IndexError, TypeError):
-            return loc[:index]
-    return loc
+    written: list[Any] = []
+    for key in loc:
+        if isinstance(values, dict | list):
+            try:
+                values = values[key]
+            except (KeyError, IndexError, TypeError):
+                continue
+            written.append(key)
+    return tuple(written)
 
 
 def _problem(source: YamlDocument, kind: str, loc: Loc, message: str) -> str:

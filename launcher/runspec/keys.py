@@ -11,17 +11,28 @@ from launcher.runspec.sections import RunSpec, Section
 
 def keys_at(loc: Loc) -> list[str]:
     """Return the keys allowed in the section at ``loc``; none if there is no section."""
-    model: Any = RunSpec
+    annotation: Any = RunSpec
     for key in loc:
-        model = section_of(model.model_fields[str(key)].annotation) if str(key) in model.model_fields else None
-        if model is None:
+        section = section_of(annotation)
+        if isinstance(key, int):
+            annotation = element_section_of(annotation)
+        elif section is not None and key in section.model_fields:
+            annotation = section.model_fields[key].annotation
+        else:
             return []
-    return list(model.model_fields)
+    found = section_of(annotation)
+    return list(found.model_fields) if found else []
 
 
 def section_of(annotation: Any) -> type[Section] | None:
     """Return the section class of a key's type, or None for a plain value."""
     return next((item for item in _members(annotation) if isinstance(item, type) and issubclass(item, Section)), None)
+
+
+def element_section_of(annotation: Any) -> type[Section] | None:
+    """Return the section class of the elements of a key's type, if that is a list of sections."""
+    lists = (item for item in _members(annotation) if get_origin(item) is tuple)
+    return next((section for item in lists if (section := section_of(get_args(item)[0]))), None)
 
 
 def is_text(loc: Loc) -> bool:
@@ -40,5 +51,8 @@ def is_text(loc: Loc) -> bool:
 
 def _members(annotation: Any) -> tuple[Any, ...]:
     """Return the types of a union, or the one type, without what pydantic checks beside them."""
-    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return tuple(get_args(item)[0] if get_origin(item) is Annotated else item for item in options)
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) not in (Union, UnionType):
+        return (annotation,)
+    return tuple(member for item in get_args(annotation) for member in _members(item))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from launcher.runspec import presets
-from launcher.runspec.keys import section_of
+from launcher.runspec.keys import element_section_of, section_of
 from launcher.runspec.sections import RunSpec, Section
 
 BEGIN = "<!-- config reference: written by `launcher config reference`, do not edit -->"
@@ -52,9 +52,11 @@ def with_reference(text: str) -> str | None:
 def _sections(loc: tuple[str, ...], section: type[Section]) -> Iterator[tuple[str, type[Section], str]]:
     yield f"`{'.'.join(loc)}`" if loc else "top level", section, _one_line(section.__doc__ or "")
     for name, field in section.model_fields.items():
-        below = section_of(field.annotation)
+        below, element = section_of(field.annotation), element_section_of(field.annotation)
         if below:
             yield from _sections((*loc, name), below)
+        if element:
+            yield from _sections((*loc, f"{name}[]"), element)
 
 
 def _keys(section: type[Section]) -> Iterator[tuple[str, FieldInfo]]:

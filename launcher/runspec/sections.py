@@ -9,10 +9,20 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
 
 from launcher.models import registry
 from launcher.models.base import Family, Sizes
+from launcher.upstream.packed_rows import SEAMS
 
 MOST = 2**31 - 1  # MindSpore holds shapes, steps and seeds in int32 in places
 
@@ -23,6 +33,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 DType = Literal["float32", "float16", "bfloat16"]
+ColumnPart = Literal["question", "answer", "system", "history", "input", "messages", "tools", "text", "id"]
 
 
 def _known_family(name: str) -> str:
@@ -199,15 +210,80 @@ class SampleSpec(Section):
     """Another seed makes other rows."""
 
 
-class DataSpec(Section):
-    """Training rows: a MindRecord file (``train``), or ``sample`` to have the launcher make some."""
+class SourceSpec(Section):
+    """One source of raw records in a list of them."""
 
-    train: Text | None = None
-    """A .mindrecord file, or raw .json or .jsonl conversations, which are tokenized first."""
+    path: Text
+    """A file, a folder, or a pattern such as data/*.parquet."""
+    weight: Positive | None = None
+    """Its part of the mixture; left out beside others that have one, 1; where none has, each record comes once."""
+    columns: dict[ColumnPart, Text] = {}
+    """Which field holds the question, answer, system, history, input, messages, tools, text or id."""
+    ignore: tuple[Text, ...] = ()
+    """Fields to leave out although they hold text."""
+    encoding: Text | None = None
+    """Encoding of text files; left out, it is found."""
+    format: Literal["json", "csv", "tsv", "parquet", "arrow", "text"] | None = None
+    """What the files are; left out, name and content tell."""
+    csv_header: tuple[Text, ...] = ()
+    """Names of the columns of a csv or tsv whose first row has none."""
+    csv_quotes: Literal["double", "none"] = "double"
+    """What encloses a field with commas or line breaks; none: a quote is text."""
+
+
+class MixSpec(Section):
+    """What weights of sources mean (docs/data.md has the formula)."""
+
+    by: Literal["samples", "tokens"] = "samples"
+    """What the weights are parts of."""
+    until: Literal["all", "first"] = "all"
+    """all: every record occurs, some repeatedly; first: no record is repeated, some are left out."""
+    seed: Count = 0
+    """Another seed repeats or leaves out other records."""
+
+
+def _of_one_kind(given: Any) -> Any:
+    """Return a list of sources with a mapping in place of each that is only a path."""
+    if isinstance(given, dict):
+        raise ValueError("data.train is a path, or a list of them: train: [{path: FILE, weight: 1}]")
+    if not isinstance(given, list | tuple):
+        return given
+    return [{"path": item} if isinstance(item, str) else item for item in given]
+
+
+def _kind_of_train(given: Any) -> str:
+    return "list" if isinstance(given, list | tuple) else "path"
+
+
+_Train = Annotated[
+    Annotated[Text, Tag("path")] | Annotated[tuple[SourceSpec, ...], Field(min_length=1), Tag("list")],
+    Discriminator(_kind_of_train),
+]
+
+
+class DataSpec(Section):
+    """Training rows: a MindRecord file or raw records (``train``), or ``sample`` to have the launcher make some."""
+
+    train: (
+        Annotated[_Train, BeforeValidator(_of_one_kind, json_schema_input_type=Text | list[Text | SourceSpec])] | None
+    ) = None
+    """A .mindrecord file, or raw records, tokenized first: a file, a folder, a pattern, or a list of sources."""
+    type: Literal["chat", "text"] = "chat"
+    """What raw records are: conversations, or plain text for continued pretraining."""
+    mix: MixSpec = MixSpec()
+    """What the weights of several sources mean."""
+    train_on: Literal["all", "last", "prompt"] = "all"
+    """What is in the loss: all answers, the last answer only, or everything, the prompt too."""
+    too_long: Literal["cut", "drop", "split", "error"] = "cut"
+    """What becomes of raw samples that are longer than a row."""
+    dedup: bool = False
+    """Whether raw records whose text occurred before are left out."""
     sample: SampleSpec | None = None
     """Rows that the launcher makes up."""
     template: Text = "vicuna"
     """Prompt template of the rows, used again when the model is asked."""
+    packing: bool = False
+    """Whether samples share rows, each unseen by the others, so that short ones waste no row (docs/data.md)."""
     batch_size: PositiveInt = 2
     """Rows that one data-parallel rank sees at a time."""
     drop_remainder: bool = True
@@ -223,18 +299,40 @@ class DataSpec(Section):
     def _one_source(self) -> DataSpec:
         if (self.train is None) == (self.sample is None):
             raise ValueError("give one of data.train and data.sample, and null for the other")
+        if self.packing and self.input_columns != ("input_ids", "labels"):
+            raise ValueError("data.packing reads its own columns: leave data.input_columns out")
         return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the columns of the file that a rank reads."""
+        return (*self.input_columns, SEAMS) if self.packing else self.input_columns
+
+    @property
+    def sources(self) -> tuple[SourceSpec, ...]:
+        """Return the sources of ``train``, one if it is a path."""
+        if self.train is None:
+            return ()
+        return (SourceSpec(path=self.train),) if isinstance(self.train, str) else self.train
 
 
 class EvaluationSpec(Section):
     """Loss on held-out rows while training goes on, the mean over their tokens in the loss on all ranks."""
 
-    data: Text
-    """Held-out rows, made as those of training: a .mindrecord file, or raw .json or .jsonl conversations."""
+    data: Text | None = None
+    """Held-out rows, made as those of training: a .mindrecord file, or raw records."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Part of the raw records of data.train that is held out instead, chosen by a hash of their ids."""
     every_steps: PositiveInt = 100
     """Steps between two evaluations."""
     batch_size: PositiveInt | None = None
     """Rows at a time; left out, data.batch_size."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> EvaluationSpec:
+        if (self.data is None) == (self.fraction is None):
+            raise ValueError("give one of evaluation.data and evaluation.fraction")
+        return self
 
 
 class OptimizerSpec(Section):
@@ -537,6 +635,18 @@ class GenerationSection(Section):
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
+def _split_problem(data: DataSpec) -> str:
+    """Return why no part of the training data can be held out, or ""."""
+    if data.sample:
+        return "evaluation.fraction holds out raw records of data.train, and data.sample has none: give evaluation.data"
+    if isinstance(data.train, str) and data.train.endswith(".mindrecord"):
+        return (
+            "evaluation.fraction holds out raw records, and data.train is a .mindrecord: give its records, or "
+            "evaluation.data (launcher data preprocess --eval-fraction makes such a file)"
+        )
+    return ""
+
+
 class RunSpec(Section):
     """Everything one run needs. ``lora`` left out means that all weights are trained."""
 
@@ -572,6 +682,8 @@ class RunSpec(Section):
                 f"training.gradient_accumulation {steps}: a pipeline accumulates over parallel.micro_batches instead"
             )
         if self.lora and (problem := _lora_problem(self.lora, self.model.architecture)):
+            problems.append(problem)
+        if self.evaluation and self.evaluation.fraction and (problem := _split_problem(self.data)):
             problems.append(problem)
         if self.model.folder and self.data.sample:
             problems.append("data.sample makes a tokenizer of its own, and model.folder has another: give data.train")

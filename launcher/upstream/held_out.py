@@ -39,9 +39,10 @@ def _masked(network: Any, model_config: Any) -> Any:
             self.network = network
             self.pad, self.ignored = model_config.pad_token_id, model_config.ignore_token_id
 
-        def construct(self, input_ids: Any, labels: Any) -> tuple[Any, Any, Any]:
+        def construct(self, input_ids: Any, labels: Any, seams: Any = None) -> tuple[Any, Any, Any]:
             mask = ops.logical_and(ops.not_equal(input_ids, self.pad), ops.not_equal(labels, self.ignored))
-            return self.network(input_ids, labels), labels, ops.cast(mask, float32)
+            logits = self.network(input_ids, labels) if seams is None else self.network(input_ids, labels, seams)
+            return logits, labels, ops.cast(mask, float32)
 
     return Masked()
 
@@ -59,11 +60,13 @@ def _shifted(network: Any, data_parallel: int) -> Any:
             if get_auto_parallel_context("parallel_mode") == "semi_auto_parallel":
                 self.slice.shard(((data_parallel, 1),))
 
-        def construct(self, input_ids: Any, labels: Any = None) -> tuple[Any, Any, Any]:
+        def construct(self, input_ids: Any, labels: Any = None, seams: Any = None) -> tuple[Any, Any, Any]:
             rows, length = input_ids.shape
             tokens = self.slice(input_ids, (0, 0), (rows, length - 1), (1, 1))
             wanted = self.slice(input_ids if labels is None else labels, (0, 1), (rows, length), (1, 1))
-            logits, _, mask = self.network(tokens, None if labels is None else wanted)
+            given = None if labels is None else wanted
+            # What keeps packed samples apart (``packed_rows``) is for seq_length tokens already.
+            logits, _, mask = self.network(tokens, given) if seams is None else self.network(tokens, given, seams)
             return logits, wanted, mask
 
     return Shifted()

@@ -27,7 +27,7 @@ from launcher.common.signals import Forwarding
 from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
 from launcher.jobs.events import Begin, Done, Error, Evaluation, EventWriter, Exit, Position, Ready, Save, Step
 from launcher.jobs.log_writing import keep_small, stamp_lines, write_to
-from launcher.upstream import held_out, old_optimizer, shifted_rows
+from launcher.upstream import held_out, old_optimizer, packed_rows, shifted_rows
 from launcher.worker.loading import Loads, watch_loads
 
 # Sent by the supervisor to a rank that makes no progress: write the stacks of all threads into the log.
@@ -176,6 +176,7 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
         return  # the attempt before was ended between its last checkpoint and its own end; MindSpore refuses 0 epochs
     progress = _progress_callback(events, paths, rank_id, done_steps, last_step, loads)
     trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[progress])
+    packed_rows.prepare(trainer.trainer, config)
     if not config.use_legacy:
         shifted_rows.shift_datasets(trainer.trainer)
     start_adapters_from_seed(trainer.trainer, config.seed)

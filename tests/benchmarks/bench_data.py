@@ -2,6 +2,9 @@
 
     python tests/benchmarks/bench_data.py [--rows 100000] [--seq-length 2048] [--million] [--writers]
 
+TOKENIZERS_PARALLELISM is set by preprocess in its processes, false: each has a core of its own, and a tokenizer with a
+thread per core in each would have them fight. Ratios are of the best of two runs each, taken in turns.
+
 Peers: two processes that only hand the same ready rows to MindSpore's FileWriter, one file each; and a script
 after the reference recipe (LlamaTokenizer of MindFormers, one conversation at a time), over the first rows.
 """
@@ -17,13 +20,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from launcher.data.convert import convert, read_conversations
-from launcher.data.preprocess import PreprocessOptions, preprocess
+from launcher.data.info import read_info
+from launcher.data.preprocess import PreprocessOptions, preprocess, remove_dataset
 from launcher.data.sample import Dice, sample_lines
 from launcher.data.tokenizer import train_tokenizer
 
@@ -59,15 +64,24 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
         seconds = timed(partial(convert, file, folder / "out.json", force=True, processes=cores))
         size_mb, cpu_s = file.stat().st_size / 1e6, sum(os.times()[:4]) - before
         print(f"convert {file.suffix}: {size_mb / seconds:.0f} MB/s, {size_mb / cpu_s:.0f} MB a second of CPU")
-    ours = preprocess_rate(folder, source, model, arguments.seq_length, arguments.rows)
-    print(f"preprocess, {cores} processes: {ours:,.0f} rows/s of 2 x {arguments.seq_length + 1}")
+    made = partial(made_rows, folder, model, arguments.seq_length)
+    ours, packed = in_turns(partial(made, source), partial(made, source, packing=True))
+    print(f"preprocess, {cores} processes: {ours.rows_s:,.0f} rows/s of 2 x {arguments.seq_length + 1}")
+    print(
+        f"packing: {packed.tokens_s:,.0f} tokens/s in rows {packed.fill:.1%} full, without {ours.tokens_s:,.0f}; "
+        f"{ours.tokens_s / packed.tokens_s:.2f} x the time a token"
+    )
+    columns = as_parquet(source)
+    lines, tables = in_turns(partial(made, source), partial(made, columns))
+    print(f"parquet: {tables.rows_s:,.0f} rows/s, {tables.rows_s / lines.rows_s:.2f} x those of jsonl")
     writers = filewriter_rate(folder, source, model, arguments.seq_length, arguments.rows)
-    print(f"FileWriter alone, 2 processes: {writers:,.0f} rows/s; ours is {ours / writers:.2f} x")
+    print(f"FileWriter alone, 2 processes: {writers:,.0f} rows/s; ours is {ours.rows_s / writers:.2f} x")
     reference = reference_rate(folder, source, model, arguments.seq_length)
-    print(f"reference script: {reference:,.0f} rows/s; ours is {ours / reference:.1f} x")
+    print(f"reference script: {reference:,.0f} rows/s; ours is {ours.rows_s / reference:.1f} x")
     for rows in (10_000, 1_000_000) if arguments.million else (10_000, arguments.rows):
-        peak = peak_memory_mb(folder, source, model, arguments.seq_length, rows)
-        print(f"memory with {rows:,} rows: {peak:.0f} MB")
+        for packing in (False, True):
+            peak = peak_memory_mb(folder, source, model, arguments.seq_length, rows, packing=packing)
+            print(f"memory with {rows:,} {'samples, packed' if packing else 'rows'}: {peak:.0f} MB")
 
 
 def texts(source: Path) -> Iterator[str]:
@@ -86,15 +100,49 @@ def timed(function: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def preprocess_rate(folder: Path, source: Path, model: Path, seq_length: int, rows: int) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How fast one run made rows: samples and tokens in rows a second, and how full the rows are."""
+
+    rows_s: float
+    tokens_s: float
+    fill: float
+
+
+def made_rows(folder: Path, model: Path, seq_length: int, source: Path, *, packing: bool = False) -> Rate:
     options = PreprocessOptions(
         source=source,
         tokenizer=model,
-        target=folder / "a.mindrecord",
+        target=folder / f"{source.suffix}-{packing}" / "a.mindrecord",
         seq_length=seq_length,
         template="vicuna",
+        packing=packing,
     )
-    return rows / timed(lambda: preprocess(options, force=True))
+    remove_dataset(options.target)
+    seconds = timed(lambda: preprocess(options, force=True))
+    info = read_info(options.target)
+    assert info is not None
+    counts = info.counts
+    return Rate(
+        rows_s=counts["conversations"] / seconds,
+        tokens_s=counts["tokens"] / seconds,
+        fill=counts["tokens"] / (counts["tokens"] + counts["padding"]),
+    )
+
+
+def in_turns(*runs: Callable[[], Rate]) -> list[Rate]:
+    """The best of two runs of each, one after the other, so that what else the machine does hits all alike."""
+    rounds = [[run() for run in runs] for _ in range(2)]
+    return [max(rates, key=lambda rate: rate.rows_s) for rates in zip(*rounds, strict=True)]
+
+
+def as_parquet(source: Path) -> Path:
+    import pyarrow.json
+    import pyarrow.parquet
+
+    target = source.with_suffix(".parquet")
+    pyarrow.parquet.write_table(pyarrow.json.read_json(source), target)
+    return target
 
 
 def filewriter_rate(folder: Path, source: Path, model: Path, seq_length: int, rows: int) -> float:
@@ -111,7 +159,7 @@ def only_write(job: tuple[Path, Path, Path, int, int]) -> float:
     from mindspore.mindrecord import FileWriter
 
     from launcher.data.preprocess import make_encoder
-    from launcher.data.rows import fit
+    from launcher.data.rows import Samples, fit
 
     def whole(values: Any, padding: int) -> Any:
         return np.pad(values, (0, seq_length + 1 - len(values)), constant_values=padding)
@@ -126,7 +174,7 @@ def only_write(job: tuple[Path, Path, Path, int, int]) -> float:
     while batch := list(islice(conversations, BATCH)):
         assert encoder.template is not None
         encoded = [encoder.template.encode(encoder.tokenizer, item.messages) for item in batch]
-        values = fit(encoded, seq_length=seq_length, overflow="truncate").values
+        values = fit(Samples.of(encoded), seq_length=seq_length, overflow="truncate").values
         ready = [{"input_ids": whole(row[0], 0), "labels": whole(row[1], -100)} for row in values]
         seconds += timed(partial(writer.write_raw_data, ready))
     return seconds + timed(writer.commit)
@@ -176,7 +224,7 @@ def reference(source: str, model: str, target: str, seq_length: str) -> None:
     print(timed(rows))
 
 
-def peak_memory_mb(folder: Path, source: Path, model: Path, seq_length: int, rows: int) -> float:
+def peak_memory_mb(folder: Path, source: Path, model: Path, seq_length: int, rows: int, *, packing: bool) -> float:
     """Peak resident memory of the largest process of one run of preprocess over ``rows`` rows."""
     lines = source.read_bytes().splitlines(keepends=True)
     some = folder / "some.jsonl"
@@ -191,18 +239,20 @@ def peak_memory_mb(folder: Path, source: Path, model: Path, seq_length: int, row
         str(model),
         str(folder / "m.mindrecord"),
         str(seq_length),
+        "packed" if packing else "",
     )
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=3600, env=environment())
     return float(done.stdout.split()[-1])
 
 
-def memory(source: str, model: str, target: str, seq_length: str) -> None:
+def memory(source: str, model: str, target: str, seq_length: str, packed: str) -> None:
     options = PreprocessOptions(
         source=Path(source),
         tokenizer=Path(model),
         target=Path(target),
         seq_length=int(seq_length),
         template="vicuna",
+        packing=bool(packed),
     )
     preprocess(options, force=True)
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -24,8 +24,9 @@ from launcher.data.cache import in_cache
 from launcher.data.info import read_info
 from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
 from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
-from launcher.data.rows import IGNORED_LABEL, fit
+from launcher.data.rows import IGNORED_LABEL, Samples, fit
 from launcher.data.sample import problems
+from launcher.data.samples import samples_path
 from launcher.data.segments import Encoded
 from launcher.data.tokenizer import Tokenizer, load_tokenizer
 from launcher.errors import DataError
@@ -73,7 +74,9 @@ files, folder = json.loads(sys.argv[1]), sys.argv[2]
 loader = {"type": "MindDataset", "dataset_dir": folder, "shuffle": False}
 theirs = CausalLanguageModelDataset(data_loader=loader, input_columns=["input_ids", "labels"], batch_size=1,
                                     drop_remainder=True, num_parallel_workers=1, python_multiprocessing=False)
+packed = MindDataset(sys.argv[3], shuffle=False).create_dict_iterator(num_epochs=1, output_numpy=True)
 print(json.dumps([listed(MindDataset(files, shuffle=False)), listed(theirs)]))
+print(json.dumps([{name: row[name].tolist() for name in row} for row in packed]))
 """
 
 
@@ -87,15 +90,19 @@ def test_mindspore_and_mindformers_read_the_rows(folder: Path, tmp_path: Path) -
     assert info is not None
     files = [str(file) for file in info.files]
     assert [Path(file).name for file in files] == [f"train.mindrecord{shard}" for shard in range(3)]
+    packed = tmp_path / "packed" / "p.mindrecord"
+    launcher(*argv[:-1], str(packed), "--seq-length", "300", "--packing", cwd=folder)
     done = subprocess.run(
-        (sys.executable, "-c", READ, json.dumps(files), str(target.parent)),
+        (sys.executable, "-c", READ, json.dumps(files), str(target.parent), str(packed)),
         capture_output=True,
         timeout=180,
         check=True,
         cwd=tmp_path,
     )
     ours = sorted((row["input_ids"].tolist(), row["labels"].tolist()) for row in rows(target))
-    for dataset in json.loads(done.stdout.splitlines()[-1]):
+    *_, plain, shared = done.stdout.splitlines()
+    assert json.loads(shared) == [{name: row[name].tolist() for name in sorted(row)} for row in rows(packed)]
+    for dataset in json.loads(plain):
         flat = [(np.ravel(row["input_ids"]).tolist(), np.ravel(row["labels"]).tolist()) for row in dataset]
         assert sorted(flat) == ours
 
@@ -172,7 +179,7 @@ samples = st.lists(
 def test_no_sample_is_lost_and_split_predicts_every_token_once(
     encoded: list[Encoded], seq_length: int, overflow: Any
 ) -> None:
-    made = fit(encoded, seq_length=seq_length, overflow=overflow)
+    made = fit(Samples.of(encoded), seq_length=seq_length, overflow=overflow)
     counts = made.counts
     assert counts["conversations"] == len(encoded)
     targets = Counter[int]()
@@ -224,6 +231,7 @@ def test_identical_input_and_options_are_not_done_again(folder: Path, tmp_path: 
         preprocess(options(folder, target, shards=3, seq_length=90), force=False)
     assert preprocess(options(folder, target, shards=2, seq_length=90), force=True)[1]
     assert sorted(path.name for path in tmp_path.glob("a.*")) == [
+        "a.mindrecord.samples",
         "a.mindrecord.stats.json",
         "a.mindrecord0",
         "a.mindrecord0.db",
@@ -273,14 +281,16 @@ def _big(folder: Path, tmp_path: Path) -> Path:
     return source
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path, signum: int) -> None:
+@pytest.mark.parametrize(
+    ("signum", "packing"), [(signal.SIGINT, False), (signal.SIGTERM, True), (signal.SIGHUP, False)]
+)
+def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path, signum: int, packing: bool) -> None:
     source = _big(folder, tmp_path)
     target = tmp_path / "a.mindrecord"
     argv = [sys.executable, "-m", "launcher", "data", "preprocess", str(source), "--template", "plain"]
     argv += ["--tokenizer", str(folder / "tokenizer.model"), "--seq-length", "100", "--output", str(target)]
     run = subprocess.Popen(
-        [*argv, "--processes", "2"],
+        [*argv, "--processes", "2", *(["--packing"] if packing else [])],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -297,15 +307,17 @@ def test_an_interrupted_run_goes_on_where_it_was(folder: Path, tmp_path: Path, s
     with pytest.raises(DataError, match="other options"):
         preprocess(options(folder, target, source=source, seq_length=90, resume=True), force=False)
     seen: list[int] = []
-    wanted = options(folder, target, source=source, resume=True, processes=2)
+    wanted = options(folder, target, source=source, resume=True, processes=2, packing=packing)
     info, made = preprocess(wanted, force=False, progress=lambda *told: seen.append(told[2]))
     assert made
     # It did not begin anew: the first batch of this run comes after those of the other.
     done = sum(page["end"] - page["start"] for page in journal["outputs"][0]["shards"][0]["pages"])
     assert seen[0] > done > 0
     assert not partial.parent.exists()
-    whole, _ = preprocess(options(folder, tmp_path / "b" / "a.mindrecord", source=source), force=False)
+    again = options(folder, tmp_path / "b" / "a.mindrecord", source=source, packing=packing)
+    whole, _ = preprocess(again, force=False)
     assert info.path.read_bytes() == whole.path.read_bytes()
+    assert samples_path(info.path).read_bytes() == samples_path(whole.path).read_bytes()
     assert info.stats == whole.stats
 
 

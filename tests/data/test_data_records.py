@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from launcher.cli.app import main
 from launcher.data.convert import convert, read_conversations
 from launcher.data.formats import RecordError, to_conversation
-from launcher.data.records import Chunk, Record, Reject, Source, parse, split_array
+from launcher.data.records import Chunk, Record, Reject, Source, parse, record_lines, split_array
 from launcher.errors import DataError
 
 GOOD = {"instruction": "题目：1加1？", "input": "", "output": "2"}
@@ -268,3 +268,15 @@ def test_no_record_is_too_odd(value: Any) -> None:
 def test_no_chunk_is_too_odd(data: bytes, kind: Any) -> None:
     for item in parse(Chunk(kind=kind, first_record=0, first_line=1, data=data)):
         assert item.line >= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(json_values, min_size=1), st.sampled_from([None, 2]), st.integers(0, 3))
+def test_lines_of_records_read_at_once_are_those_of_records_read_one_by_one(
+    values: list[Any], indent: int | None, blank: int
+) -> None:
+    text = json.dumps(values, indent=indent)[1:-1].replace("\n", "\n" * (blank + 1))
+    array = Chunk(kind="array", first_record=5, first_line=7, data=text.encode())
+    assert list(record_lines(array)) == [item.line for item in parse(array)]
+    lines = Chunk(kind="lines", first_record=5, first_line=7, data="\n".join(map(json.dumps, values)).encode())
+    assert list(record_lines(lines)) == [item.line for item in parse(lines)]

@@ -15,6 +15,8 @@ from support.shop import SEQ_LENGTH, VOCAB, Job, Workshop
 
 from launcher.checkpoint.shards import TRAINABLE
 from launcher.data.mindrecord import write_mindrecord
+from launcher.data.rows import Samples, fit
+from launcher.data.segments import Encoded
 from launcher.models import registry
 from launcher.models.names import SCHEMES, is_adapter, is_known_extra, is_weight
 from launcher.worker.main import initial_adapter
@@ -48,6 +50,22 @@ def rows() -> np.ndarray[Any, Any]:
     return np.stack([ids, labels], axis=1)
 
 
+def packed_rows() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Rows of three samples of which the beginnings are not in the loss, some with padding; and where samples end."""
+    random, count = np.random.default_rng(6), RANKS * STEPS * ROWS
+    lengths = random.integers(12, 22, 5 * count).tolist()
+    prompts = random.integers(1, 9, 5 * count).tolist()
+    samples = [
+        Encoded(random.integers(3, VOCAB, length).tolist(), b"\0" * prompt + b"\1" * (length - prompt))
+        for length, prompt in zip(lengths, prompts, strict=True)
+    ]
+    laid = fit(Samples.of(samples), seq_length=SEQ_LENGTH, overflow="drop", packed=True).laid
+    values = np.pad(laid.values, ((0, 0), (0, 0), (0, SEQ_LENGTH + 1 - laid.values.shape[2])))
+    values[:, 1, laid.values.shape[2] :] = -100
+    assert len(values) >= count
+    return values[:count], laid.ends[:count]
+
+
 def by_step(column: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """What each rank sees in each step, (steps, ranks, rows, tokens): the file is dealt to the ranks row by row."""
     return column.reshape(STEPS, ROWS, RANKS, -1).swapaxes(1, 2)
@@ -69,19 +87,24 @@ def first_matrices(model: Mapping[str, Any], rank: int) -> tuple[dict[str, str],
     return modules, arrays
 
 
-@pytest.mark.parametrize(("name", "lora"), [*((name, True) for name in CONFIGS), ("qwen3", False)])
+@pytest.mark.parametrize(
+    ("name", "lora", "packed"),
+    [("llama", True, False), ("qwen2", True, True), ("qwen3", True, False), ("qwen3", False, True)],
+)
 def test_two_ranks_take_the_steps_of_torch(
-    name: str, lora: bool, workshop: Workshop, torch: Child, tmp_path: Path
+    name: str, lora: bool, packed: bool, workshop: Workshop, torch: Child, tmp_path: Path
 ) -> None:
-    """All layers adapted, or all weights trained."""
+    """All layers adapted, or all weights trained; torch computes the samples of packed rows one by one, from 0."""
     folder, data_file = tmp_path / name, f"oracle-{name}-{lora}.mindrecord"
     torch("make", folder=folder, config=CONFIGS[name], dtype="float32")
     (folder / "tokenizer.model").write_bytes((workshop.folder / "tokenizer.model").read_bytes())
-    values = rows()
-    write_mindrecord(workshop.folder / data_file, [values], row_length=SEQ_LENGTH + 1)
+    values, ends = packed_rows() if packed else (rows(), None)
+    write_mindrecord(
+        workshop.folder / data_file, [values], row_length=SEQ_LENGTH + 1, seams=() if ends is None else [ends]
+    )
     spec = workshop.write_spec(
         f"oracle-{name}-{lora}", lora=lora, data=data_file, epochs=1, seed=SEED, max_grad_norm=MAX_NORM,
-        data_options={"batch_size": ROWS, "shuffle": False},
+        data_options={"batch_size": ROWS, "shuffle": False, "packing": packed},
         optimizer={key: OPTIMIZER[key] for key in ("betas", "eps", "weight_decay")},
         lr_schedule={"type": "ConstantWarmUpLR", "learning_rate": OPTIMIZER["lr"], "warmup_steps": 0},
     )  # fmt: skip
@@ -96,7 +119,8 @@ def test_two_ranks_take_the_steps_of_torch(
 
     modules, arrays = first_matrices(registry.model_of_config(CONFIGS[name]), 4) if lora else ({}, {})
     data = tmp_path / "data.npz"
-    np.savez(data, input_ids=by_step(values[:, 0]), labels=by_step(values[:, 1]), **arrays)
+    seams = {} if ends is None else {"ends": by_step(ends)}
+    np.savez(data, input_ids=by_step(values[:, 0]), labels=by_step(values[:, 1]), **seams, **arrays)
     expected, held_out = torch(
         "train", folder=folder, data=data, matrices=modules, lora={"r": 4, "lora_alpha": 8} if lora else None,
         optimizer=OPTIMIZER, max_norm=MAX_NORM,

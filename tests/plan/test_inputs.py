@@ -154,6 +154,50 @@ def test_a_dataset_that_does_not_fit_the_model_is_refused(
     assert caught.value.hint.startswith("set ")
 
 
+def test_packed_rows_go_with_packing_and_others_without(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
+    argv = ("--tokenizer", str(rows / "tokenizer.model"), "--template", "plain", "--seq-length", "256", "--packing")
+    launcher("data", "preprocess", str(rows / "math.jsonl"), *argv, "-o", "p.mindrecord", cwd=tmp_path)
+    packed = {"train": str(tmp_path / "p.mindrecord"), "template": "plain"}
+    model = {"seq_length": 256, "vocab_size": 600, "tokenizer": str(rows / "tokenizer.model")}
+    found, _ = inputs.resolve(spec_with(model, {**packed, "packing": True}))
+    info = read_info(tmp_path / "p.mindrecord")
+    assert info is not None
+    assert found.rows == info.rows < 60
+    assert any("packing: a row holds" in note for note in found.notes)
+    with pytest.raises(SpecError, match=r"are packed: without data\.packing their samples would see each other"):
+        inputs.resolve(spec_with(model, packed))
+    unpacked = {"train": str(rows / "train.mindrecord"), "template": "plain", "packing": True}
+    with pytest.raises(SpecError, match=r"data\.packing is true, but the rows of .* are not packed"):
+        inputs.resolve(spec_with({**model, "seq_length": 64}, unpacked))
+    raw, pending = inputs.resolve(spec_with(model, {**packed, "train": str(rows / "math.jsonl"), "packing": True}))
+    assert pending is not None
+    pending.make()
+    made = read_info(Path(raw.dataset))
+    assert made is not None
+    assert made.rows == info.rows
+    with pytest.raises(ValueError, match=r"leave data\.input_columns out"):
+        DataSpec(**packed, packing=True, input_columns=("input_ids", "labels", "mask"))
+
+
+def test_packed_sample_data_is_counted_once_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path))
+    spec = spec_with(
+        {"seq_length": 256, "vocab_size": 600}, {"sample": {"size": 64}, "template": "plain", "packing": True}
+    )
+    found, pending = inputs.resolve(spec)
+    assert pending is not None
+    assert found.rows is None
+    pending.make()
+    again, nothing = inputs.resolve(spec)
+    info = read_info(Path(again.dataset))
+    assert nothing is None
+    assert info is not None
+    assert again.rows == info.rows < 30
+
+
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(rows: Path) -> None:
     """Also where the dataset does not say what it was made with: the tokenizer is asked itself."""
     for name in ("train.mindrecord", "train.mindrecord.db"):
@@ -260,11 +304,16 @@ def test_the_tokenizer_of_the_base_is_taken_and_held_against_the_rows(rows: Path
 
     assert found.tokenizer == str(base / "tokenizer.model")
     assert f"model.tokenizer is not given: the base's {base / 'tokenizer.model'} is taken" in found.notes
-    before = inputs.rows_of_training(ready)[0].notes
+    # The same pieces in other bytes: a field that nothing reads.
+    (base / "tokenizer.model").write_bytes((rows / "tokenizer.model").read_bytes() + b"\xfa\x06\x01x")
+    inputs.rows_of_training(ready)
     launcher("data", "tokenizer", str(rows / "math.jsonl"), "--vocab-size", "590", "-o", "other", cwd=tmp_path)
     (base / "tokenizer.model").write_bytes((tmp_path / "other").read_bytes())
-    (note,) = [note for note in inputs.rows_of_training(ready)[0].notes if note not in before]
-    assert f"which is not the base's {base / 'tokenizer.model'}" in note
+    with pytest.raises(
+        SpecError, match=r"which is not the base's .*: token \d+ is '.+' in the rows and '.+' to"
+    ) as raised:
+        inputs.rows_of_training(ready)
+    assert f"launcher data preprocess --tokenizer {base / 'tokenizer.model'}" in str(raised.value.hint)
 
 
 def test_a_plan_takes_the_tokenizer_of_the_base_as_submit_does(rows: Path, tmp_path: Path) -> None:

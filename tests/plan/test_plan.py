@@ -328,6 +328,44 @@ def test_what_mcore_networks_do_not_do_is_refused(section: str, changes: dict[st
         resolve_defaults(spec, cluster("Ascend", 8, kind="A2"))
 
 
+@pytest.mark.parametrize(
+    ("spec", "hardware", "argument", "compressed"),
+    [
+        ("tiny_cpu", {}, "attention_mask", None),
+        (qwen3_spec(**QWEN3_SMALL), {}, "attention_mask", None),
+        ("llama_7b_lora", {"target": "Ascend", "cards": 8}, "actual_seq_len", True),
+        (qwen3_spec(), {"target": "Ascend", "cards": 8, "kind": "A2"}, "actual_seq_len", True),
+    ],
+)
+def test_packed_rows_reach_the_network_as_its_backend_takes_them(
+    spec: str | RunSpec, hardware: dict[str, Any], argument: str, compressed: bool | None
+) -> None:
+    wanted = changed(load_spec(spec) if isinstance(spec, str) else spec, "data", packing=True)
+    made = plan(wanted, rows=1000, **hardware)
+    assert any("has not yet run there" in note for note in made.notes) == bool(compressed)
+    config = rank_yaml(made)
+    assert config["train_dataset"]["input_columns"] == ["input_ids", "labels", "actual_seq_len"]
+    assert config["train_dataset"]["construct_args_key"] == ["input_ids", "labels", argument]
+    assert config["model"]["model_config"].get("use_eod_attn_mask_compression") == compressed
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "expected"),
+    [
+        ("runtime", {"flash_attention": False}, "runtime.flash_attention false: on Ascend nothing else keeps"),
+        ("model", {"seq_length": 1024}, "model.seq_length 1024: on Ascend packed rows have 2048 or more"),
+        ("data", {"batch_size": 17}, "batch_size 17: of 128 samples a row, flash attention takes 2048"),
+    ],
+)
+def test_packed_rows_that_flash_attention_cannot_take_are_refused(
+    section: str, changes: dict[str, Any], expected: str
+) -> None:
+    spec = changed(changed(load_spec("llama_7b_lora"), "data", packing=True), section, **changes)
+    with pytest.raises(SpecError, match=expected) as caught:
+        plan(spec, target="Ascend", cards=8, rows=1000)
+    assert caught.value.hint
+
+
 def test_degrees_that_do_not_divide_the_cards_are_blamed_and_nothing_else() -> None:
     spec = changed(load_spec("llama_7b_lora"), "parallel", mode="semi_auto", model_parallel=3, pipeline_stage=1)
     with pytest.raises(SpecError, match="model_parallel 3 x pipeline_stage 1 = 3 does not divide --cards 8"):

@@ -119,8 +119,28 @@ def logits(folder, adapter, ids, target):
     with torch.no_grad():
         np.save(target, model(torch.tensor([ids])).logits[0].numpy())
 
+def apart(model, rows, ends):
+    # Logits of all tokens of packed rows, each sample by itself and at positions from 0.
+    found = []
+    for ids, stops in zip(rows, ends):
+        places = [0, *stops.unique().tolist()]
+        found += [model(ids[None, begin:end]).logits[0] for begin, end in zip(places, places[1:])]
+    return torch.cat(found)
+
+def gradients(folder, data, target):
+    # The gradient of the loss, the mean over all tokens in it, in float64. data: tokens and labels (rows, tokens + 1),
+    # positions (rows, tokens), hidden: 1 where attention does not look, (rows, 1, tokens, tokens).
+    with np.load(data) as file:
+        ids, labels, positions, hidden = map(torch.tensor, map(file.get, ("tokens", "labels", "positions", "hidden")))
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float64, attn_implementation="eager")
+    mask = hidden.double() * -1e30
+    logits = model(ids[:, :-1].long(), position_ids=positions.long(), attention_mask=mask).logits
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].long().flatten()).backward()
+    np.savez(target, **{name: one.grad.numpy() for name, one in model.named_parameters()})
+
 def train(folder, data, matrices, lora, optimizer, max_norm):
-    # data: input_ids and labels, (steps, ranks, rows, tokens). lora: options of peft; None trains all weights.
+    # data: input_ids and labels, (steps, ranks, rows, tokens), and ends of the samples in packed rows.
+    # lora: options of peft; None trains all weights.
     # matrices: module -> the A matrix in data that it begins with; modules with the same one share it, as the parts of
     # a fused layer do.
     with np.load(data) as file:
@@ -138,8 +158,10 @@ def train(folder, data, matrices, lora, optimizer, max_norm):
               {"params": [one for one in trained if one.ndim == 1], "weight_decay": 0.0}]
     rule = torch.optim.AdamW([group for group in groups if group["params"]], **optimizer)
     losses = []
-    for ids, labels in zip(arrays["input_ids"].long(), arrays["labels"].long()):
-        logits = [model(rows[:, :-1]).logits.flatten(0, 1) for rows in ids]
+    # Without seams each row is one sample.
+    ends = arrays.get("ends", torch.full((*arrays["input_ids"].shape[:3], 1), arrays["input_ids"].shape[3] - 1))
+    for ids, labels, stops in zip(arrays["input_ids"].long(), arrays["labels"].long(), ends):
+        logits = [apart(model, rows[:, :-1], row_ends) for rows, row_ends in zip(ids, stops)]
         step = [torch.nn.functional.cross_entropy(*pair) for pair in zip(logits, labels[:, :, 1:].flatten(1))]
         rule.zero_grad()
         (sum(step) / len(step)).backward()  # a rank's loss is the mean over its tokens, a gradient that over the ranks
@@ -148,8 +170,8 @@ def train(folder, data, matrices, lora, optimizer, max_norm):
         rule.step()
         losses.append([float(loss) for loss in step])
     with torch.no_grad():
-        ids, labels = (arrays[name].long().flatten(0, 2) for name in ("input_ids", "labels"))
-        held_out = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits.flatten(0, 1), labels[:, 1:].flatten())
+        ids, labels, stops = (one.long().flatten(0, 2) for one in (arrays["input_ids"], arrays["labels"], ends))
+        held_out = torch.nn.functional.cross_entropy(apart(model, ids[:, :-1], stops), labels[:, 1:].flatten())
     return losses, float(held_out)
 
 def prompts(folder, chats):

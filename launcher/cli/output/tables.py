@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import click
@@ -21,15 +21,16 @@ def print_json(value: Any) -> None:
     click.echo(text)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return ``rows`` under ``header``, two blanks between columns. "" stands as "-"."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Collection[int] = ()) -> str:
+    """Return ``rows`` under ``header``, two blanks between columns; those in ``right`` are of numbers. "" is "-"."""
     lines = [tuple(header), *(tuple(cell or "-" for cell in row) for row in rows)]
     widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(_line(cells, widths) for cells in lines)
+    return "\n".join(_line(cells, widths, right) for cells in lines)
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = (cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True))
+def _line(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -> str:
+    gaps = [" " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)]
+    padded = (gaps[at] + cell if at in right else cell + gaps[at] for at, cell in enumerate(cells))
     return "  ".join(padded).rstrip()
 
 
