@@ -20,7 +20,7 @@ from launcher.data.records import Chunk, Record, Reject
 from launcher.errors import DataError
 
 _CHUNK_BYTES = 1 << 19
-_MOST_ROWS = 4096
+_MOST_ROWS = 1024
 _BUFFER_BYTES = 1 << 20
 _PARQUET, _ARROW_FILE = b"PAR1", b"ARROW1"
 
