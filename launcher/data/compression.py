@@ -16,7 +16,7 @@ def plain(stream: Any) -> BinaryIO:
     start = stream.peek(4)[:4]
     found: BinaryIO = stream
     if start.startswith(_GZIP):
-        found = io.BufferedReader(gzip.GzipFile(fileobj=stream), BLOCK_BYTES)  # type: ignore[arg-type]
+        found = io.BufferedReader(gzip.GzipFile(fileobj=stream), BLOCK_BYTES)
     elif start == _ZSTD:
         import pyarrow
 

@@ -65,8 +65,11 @@ class DelimitedSource:
     def _rows(self, text: io.TextIOWrapper) -> Iterator[Record | Reject]:
         lines = _Lines(text)
         self.delimiter = self.delimiter or _delimiter(lines.first())
-        quoting = csv.QUOTE_MINIMAL if self._reading.quotes else csv.QUOTE_NONE
-        reader = csv.reader(lines, delimiter=self.delimiter, quoting=quoting, strict=True)
+        reader = (
+            csv.reader(lines, delimiter=self.delimiter, strict=True)
+            if self._reading.quotes
+            else csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE)
+        )
         names = self._reading.header or self._header(reader)
         number, line = 0, reader.line_num + 1
         while True:

@@ -41,21 +41,24 @@ def find_encoding(start: bytes) -> str | None:
             return name
     if b"\0" in start[:2]:
         return "UTF-16-BE" if start[:1] == b"\0" else "UTF-16-LE"
-    # The end may be in the middle of a character.
     every = start[: start.rfind(b"\n") + 1 or len(start)].split(b"\n")
     lines = [line for line in every if not line.isascii()]
-    good = sum(map(_decodes, lines))
+    # What has no end of a line may end in the middle of a character.
+    whole = len(every) > 1
+    good = sum(_decodes(line, "utf-8", whole=whole) for line in lines)
     if 2 * good >= len(lines):
         return UTF8
-    if is_gb18030(b"\n".join(lines)):
+    decodable = [line for line in lines if _decodes(line, "gb18030", whole=whole)]
+    if 2 * len(decodable) > len(lines) and is_gb18030(b"\n".join(decodable)):
         return _GB18030
     # A few lines that are broken are rejected one by one.
     return UTF8 if good or 2 * len(lines) < len(every) else None
 
 
-def _decodes(data: bytes) -> bool:
+def _decodes(data: bytes, encoding: str, *, whole: bool) -> bool:
+    """Return whether ``data`` is a text in ``encoding``; unless ``whole``, its last character may be incomplete."""
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(data)
+        codecs.getincrementaldecoder(encoding)().decode(data, whole)
     except UnicodeDecodeError:
         return False
     return True

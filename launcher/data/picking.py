@@ -146,7 +146,8 @@ def _sizes(surveys: Sequence[Survey], usable: Sequence[Kept], mix: Mix) -> Sizes
     if mix.by == "samples":
         return np.ones(sum(int(mask.sum()) for mask in usable), dtype=np.int64)
     parts = [one.lengths[mask] for one, mask in zip(surveys, usable, strict=True)]
-    return np.concatenate([*parts, np.zeros(0, dtype=np.int32)]).astype(np.int64)
+    found: Sizes = np.concatenate([*parts, np.zeros(0, dtype=np.int32)]).astype(np.int64)
+    return found
 
 
 def _spread(values: Ints, usable: Sequence[Kept], into: Sequence[Ints]) -> None:

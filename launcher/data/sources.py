@@ -96,6 +96,8 @@ def _note(file: InputFile, reader: Chunked) -> str:
         from launcher.data.delimited import delimiter_name
 
         parts.append(f"fields end with a {delimiter_name(delimiter)}")
+    if left := getattr(reader, "left_out", ()):
+        parts.append(f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} left out")
     return ", ".join(parts)
 
 

@@ -34,6 +34,7 @@ class TableSource:
         self._read = 0
         self._rows: int | None = None
         self._done = False
+        self.left_out: list[str] = []
         try:
             self.size = path.stat().st_size
         except OSError as error:
@@ -107,6 +108,7 @@ class TableSource:
 
     def _wanted(self, names: list[str]) -> list[str]:
         """Return the columns that are read: ignored ones may be large."""
+        self.left_out = [name for name in names if name in self._reading.ignore]
         return [name for name in names if name not in self._reading.ignore]
 
     def _magic(self) -> bytes:

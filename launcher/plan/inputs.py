@@ -256,7 +256,7 @@ def _source(given: SourceSpec) -> DataSource:
     hint = "launcher data preprocess --help says what is read"
     path = os.path.abspath(given.path) if is_pattern else _existing(given.path, "dataset", hint, DataError)  # noqa: PTH100
     reading = Reading(
-        columns=checked_columns(dict(given.columns)),
+        columns=checked_columns({str(part): column for part, column in given.columns.items()}),
         ignore=given.ignore,
         encoding=checked_encoding(given.encoding) if given.encoding else None,
         format=given.format,

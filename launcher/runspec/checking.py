@@ -135,12 +135,12 @@ def _written(source: YamlDocument, loc: Loc) -> Loc:
     values: Any = source.values
     written: list[Any] = []
     for key in loc:
-        if isinstance(values, dict | list):
-            try:
-                values = values[key]
-            except (KeyError, IndexError, TypeError):
-                continue
-            written.append(key)
+        section: Any = values if isinstance(values, dict | list) else {}
+        try:
+            values = section[key]
+        except (KeyError, IndexError, TypeError):
+            continue
+        written.append(key)
     return tuple(written)
 
 

@@ -21,7 +21,7 @@ from launcher.data.reading import DataSource
 from launcher.data.sample import problems
 
 SAMPLES = 2000
-LENGTH = 300
+LENGTH = 1000
 Turns = list[dict[str, Any]]
 
 # As Qwen2.5's own writes tools, calls and results; and it says itself what is generated.

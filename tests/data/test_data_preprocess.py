@@ -24,6 +24,7 @@ from launcher.data.cache import in_cache
 from launcher.data.info import read_info
 from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
 from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
+from launcher.data.reading import DataSource, Reading
 from launcher.data.rows import IGNORED_LABEL, Samples, fit
 from launcher.data.sample import problems
 from launcher.data.samples import samples_path
@@ -546,8 +547,13 @@ def test_errors_keep_their_hint_on_the_way_from_a_worker() -> None:
     assert (error.message, error.hint) == ("what", "type this")
 
 
-def test_keys_that_are_not_read_are_warned_about(folder: Path, tmp_path: Path) -> None:
-    record = {"instruction": "Add 1 and 2.", "input": "", "output": "3", "system_prompt": "Be brief."}
+def test_texts_that_would_be_lost_stop_a_run_before_its_rows(folder: Path, tmp_path: Path) -> None:
+    record = {"instruction": "Add 1 and 2.", "input": "", "output": "3", "system_prompt": "Be brief.", "score": 3}
     (tmp_path / "a.jsonl").write_text((json.dumps(record) + "\n") * 3, encoding="utf-8")
-    info, _ = preprocess(options(folder, tmp_path / "t.mindrecord", source=tmp_path / "a.jsonl"), force=False)
-    assert any("not read: system_prompt (in 3 records)" in warning for warning in info.stats["warnings"])
+    for dedup in (False, True):
+        wanted = options(folder, tmp_path / "t.mindrecord", source=tmp_path / "a.jsonl", dedup=dedup)
+        with pytest.raises(DataError, match=r"system_prompt \(in 3 of 3 records, such as 'Be brief\.'"):
+            preprocess(wanted, force=False)
+    source = DataSource(path=str(tmp_path / "a.jsonl"), reading=Reading(ignore=("system_prompt",)))
+    info, _ = preprocess(options(folder, tmp_path / "t.mindrecord", source=(source,)), force=False)
+    assert info.stats["fields"]["unread"] == {"system_prompt": 3, "score": 3}

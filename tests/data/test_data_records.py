@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from launcher.cli.app import main
 from launcher.data.convert import convert, read_conversations
-from launcher.data.formats import RecordError, to_conversation
+from launcher.data.formats import to_conversation
 from launcher.data.records import Chunk, Record, Reject, Source, parse, record_lines, split_array
+from launcher.data.turns import RecordError
 from launcher.errors import DataError
 
 GOOD = {"instruction": "题目：1加1？", "input": "", "output": "2"}
@@ -93,7 +94,7 @@ def test_gzip_and_byte_order_marks(tmp_path: Path) -> None:
         (b'[{"a": 1}, {"b": "x', "breaks off in a record"),
         (b'[{"a": 1},\n\n {"b": [1, 2}', ":3: the array breaks off"),
         (b'[{"a": 1}] x', "something follows"),
-        ("[1]".encode("utf-16"), "is UTF-16"),
+        (b"\xe9\xe8 \xe0\n" * 9, "is neither UTF-8 nor UTF-16 nor GB18030"),
     ],
 )
 def test_files_that_are_not_json(tmp_path: Path, data: bytes, message: str) -> None:
@@ -112,17 +113,18 @@ def test_files_that_are_not_json(tmp_path: Path, data: bytes, message: str) -> N
         (b'["instruction"]', "this is an array"),
         (b'{"instruction": "a", "output": ""}', "the answer is empty"),
         (b'{"instruction": " \\n", "output": "b"}', "the question is empty"),
-        (b'{"instruction": ["a"], "output": "b"}', "not all strings"),
-        (b'{"question": "a", "answer": "b"}', "keys question, answer"),
+        (b'{"instruction": ["a"], "output": "b"}', "instruction: the question is an array, not a string"),
+        (b'{"ask": "a", "reply": "b"}', "keys ask, reply"),
         (b'{"conversations": []}', "no list of turns"),
         (b'{"conversations": ["hi"]}', "a turn is a string"),
         (b'{"conversations": [{"from": "human", "value": "a"}]}', "no answer"),
         (b'{"conversations": [{"from": "gpt", "value": "a"}]}', "turn 1 is the assistant's"),
         (b'{"conversations": [{"from": "human", "value": null}]}', "value is null"),
-        (b'{"messages": [{"role": "tool", "content": "a"}]}', "role is 'tool'"),
+        (b'{"messages": [{"role": "tool", "content": "a"}]}', "turn 1 is the tool's"),
+        (b'{"messages": [{"role": "narrator", "content": "a"}]}', "role is 'narrator'"),
         (b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "parts that are not text"),
-        (b'{"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}', "tool_calls: calls of tools"),
-        (b'{"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}', "tools: calls of tools"),
+        (b'{"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}', "tool_calls: a call is no"),
+        (b'{"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}]}', "tools: a tool has no"),
         (b'{"messages": [{"role": "user", "content": "a", "weight": 0.5}]}', "weight is 0.5; known are 0 and 1"),
         (b'{"instruction": "a", "output": "b", "history": [["q"]]}', "history is no list of pairs"),
         (b'{"instruction": "a", "output": "b", "history": [["q", ""]]}', "an answer is empty"),
@@ -231,16 +233,21 @@ def test_an_answer_of_no_weight_is_kept_as_one(tmp_path: Path) -> None:
 
 
 def test_keys_that_are_not_read_are_named_and_counted(tmp_path: Path) -> None:
-    alpaca = {"instruction": "Add.", "input": "", "output": "3", "system_prompt": "Be brief.", "source": ""}
+    alpaca = {"instruction": "Add.", "input": "", "output": "3", "system_prompt": "Be brief.", "source": "", "n": 1}
     thinking = {"from": "gpt", "value": "b", "reasoning": "so"}
     sharegpt = {"conversations": [{"from": "human", "value": "a"}, thinking], "id": "x"}
-    openai = {"system": "s", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    rows = [alpaca, alpaca, sharegpt, openai]
+    rows = [alpaca, alpaca, sharegpt]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    done = CliRunner().invoke(main, ["data", "convert", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "b.json")])
+    argv = ["data", "convert", str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "b.json")]
+    done = CliRunner().invoke(main, argv)
+    assert done.exit_code == 3
+    assert "system_prompt (in 2 of 3 records, such as 'Be brief.'), conversations[].reasoning (in 1 of 3" in done.output
+    assert "--ignore 'system_prompt,conversations[].reasoning' leaves it out" in done.output
+    done = CliRunner().invoke(main, [*argv, "--ignore", "system_prompt,conversations[].reasoning"])
     assert done.exit_code == 0
-    counts = "system_prompt (in 2 records), conversations[].reasoning (in 1 records), system (in 1 records)"
-    assert f"warning: not read: {counts}. A system text is read from system, or from a turn of that role" in done.output
+    assert (
+        "not read: system_prompt (in 2 records), n (in 2 records), conversations[].reasoning (in 1 recor" in done.output
+    )
     again = CliRunner().invoke(main, ["data", "convert", str(tmp_path / "b.json"), "-o", str(tmp_path / "c.json")])
     assert "not read" not in again.output
 

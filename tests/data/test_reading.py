@@ -44,6 +44,16 @@ def write_csv(path: Path, encoding: str = "utf-8", delimiter: str = ",", rows: l
         writer.writerows(rows)
 
 
+def zstd(data: bytes) -> bytes:
+    packed: bytes = pyarrow.Codec("zstd").compress(data, asbytes=True)
+    return packed
+
+
+def write_packed(path: Path) -> None:
+    write_csv(path)
+    path.write_bytes(zstd(path.read_bytes()))
+
+
 def write_pandas(path: Path) -> None:
     import pandas
 
@@ -65,11 +75,6 @@ def lines(rows: list[dict[str, Any]] = ROWS) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def zstd(data: bytes) -> bytes:
-    packed: bytes = pyarrow.Codec("zstd").compress(data, asbytes=True)
-    return packed
-
-
 WRITERS: dict[str, Callable[[Path], Any]] = {
     "a.json": lambda path: path.write_text(json.dumps(ROWS, indent=1), "utf-8"),
     "a.jsonl": lambda path: path.write_text(lines(), "utf-8"),
@@ -86,7 +91,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "bom.csv": lambda path: write_csv(path, "utf-8-sig"),
     "gb.csv": lambda path: write_csv(path, "gb18030", ";"),
     "utf16.csv": lambda path: write_csv(path, "utf-16"),
-    "a.csv.zst": lambda path: (write_csv(path), path.write_bytes(zstd(path.read_bytes()))),
+    "a.csv.zst": write_packed,
     "a.tsv": lambda path: write_csv(path, delimiter="\t"),
     "a.parquet": lambda path: pyarrow.parquet.write_table(TABLE, path, row_group_size=9),
     "b.parquet": lambda path: pyarrow.parquet.write_table(TABLE, path, compression="gzip", use_dictionary=False),
@@ -207,7 +212,11 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
             said((DataSource(path=str(tmp_path / path)),))
 
 
-BROKEN = [{"question": "q", "answer": "a"}, {"question": "q", "answer": None}, {"question": "q", "answer": "b"}]
+BROKEN: list[dict[str, Any]] = [
+    {"question": "q", "answer": "a"},
+    {"question": "q", "answer": None},
+    {"question": "q", "answer": "b"},
+]
 NULL = pyarrow.Table.from_pylist(BROKEN)
 NOT_UTF8 = pyarrow.table(
     {
@@ -328,10 +337,10 @@ def test_the_command_reads_standard_input_and_says_what_it_found(tmp_path: Path)
     assert "gb.csv: read as GB18030, fields end with a semicolon\n  read: question, answer" in printed
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(CHINESE), buffer)
-    argv = (sys.executable, "-m", "launcher", "data", "convert", "-", "-o", "a.json")
+    argv = [sys.executable, "-m", "launcher", "data", "convert", "-", "-o", "a.json"]
     done = subprocess.run(argv, input=buffer.getvalue(), cwd=tmp_path, capture_output=True, check=True, timeout=60)
     assert done.stdout.decode().startswith("unchanged a.json: 50 conversations from standard input")
-    argv = (sys.executable, "-m", "launcher", "data", "preprocess", "-", "--resume")
+    argv = [sys.executable, "-m", "launcher", "data", "preprocess", "-", "--resume"]
     done = subprocess.run(argv, input=b"{}", cwd=tmp_path, capture_output=True, check=False, timeout=60)
     assert done.returncode == 3
     assert "cannot read standard input again" in done.stderr.decode()

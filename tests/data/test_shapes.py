@@ -80,7 +80,7 @@ SHAREGPT_TOOLS = {
         {"from": "gpt", "value": "a"},
     ],
 }
-OPENAI_TOOLS = {
+OPENAI_TOOLS: dict[str, Any] = {
     "tools": TOOLS,
     "messages": [
         {"role": "system", "content": "s"},
@@ -107,7 +107,8 @@ def test_calls_of_tools_are_the_same_in_both_forms_and_survive_convert(tmp_path:
     again = [one.messages for one in read_conversations(tmp_path / "b.json")]
     assert again == [one.messages for one in read_conversations(tmp_path / "a.jsonl")]
     # In a table, every turn has the keys of all turns, null where it has none.
-    table = pyarrow.Table.from_pylist([{**OPENAI_TOOLS, "tools": json.dumps(TOOLS)}])
+    turns = [{**turn, "content": "q"} if turn["role"] == "user" else turn for turn in OPENAI_TOOLS["messages"]]
+    table = pyarrow.Table.from_pylist([{"messages": turns, "tools": json.dumps(TOOLS)}])
     pyarrow.parquet.write_table(table, tmp_path / "c.parquet")
     assert next(read_conversations(tmp_path / "c.parquet")).messages == again[1]
 
@@ -280,7 +281,4 @@ def test_the_command_says_which_fields_it_read(tmp_path: Path) -> None:
     assert "by (in 3 of 3 records, such as 'Eve')" in told
     assert "--ignore 'by' leaves it out" in told
     told = launcher(*argv, "--ignore", "by", cwd=tmp_path)
-    assert (
-        "(found: 3 by --columns)\n  read: ask, reply; not read: by (in 3 records), score (in 3 records)"
-        in told.replace("score (in 3 records), by (in 3 records)", "by (in 3 records), score (in 3 records)")
-    )
+    assert "(found: 3 by --columns)\n  a.parquet: by is left out\n  read: ask, reply; not read: score (in 3 rec" in told

@@ -41,7 +41,7 @@ def spec_with(model: dict[str, Any] | None = None, data: dict[str, Any] | None =
     ("model", "data", "error", "expected"),
     [
         ({}, {"train": "none.mindrecord"}, DataError, "dataset none.mindrecord does not exist"),
-        ({}, {"train": "raw.txt"}, DataError, "is neither a .mindrecord file nor raw"),
+        ({}, {"train": "raw.txt"}, SpecError, "raw.txt is raw, and model.tokenizer is not given"),
         ({}, {"train": "raw.json"}, SpecError, "is raw, and model.tokenizer is not given"),
         ({"tokenizer": "none.model"}, {"train": "raw.json"}, DataError, "tokenizer none.model does not exist"),
         ({}, {"train": "alone.mindrecord"}, DataError, "lacks its index"),
@@ -328,7 +328,8 @@ def test_a_plan_takes_the_tokenizer_of_the_base_as_submit_does(rows: Path, tmp_p
     save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, base / "model.safetensors")
     found, _ = find_inputs(spec)
 
-    assert found == inputs.resolve(spec)[0]
+    assert dataclasses.replace(found, sources=()) == inputs.resolve(spec)[0]
+    assert [source["samples"] for source in found.sources] == [200]
     assert found.tokenizer == str(base / "tokenizer.model")
 
 

@@ -66,7 +66,7 @@ class ReadOptions:
             header=listed([self.csv_header]),
             quotes=self.csv_quotes == "double",
         )
-        weighted = weights or [None] * len(paths)
+        weighted: Sequence[float | None] = weights or [None] * len(paths)
         return tuple(DataSource(path=p, weight=w, reading=reading) for p, w in zip(paths, weighted, strict=True))
 
 
