@@ -142,7 +142,7 @@ def useful_processes_for(sources: Sequence[DataSource]) -> int:
     from launcher.data.files import find_files
     from launcher.data.pool import useful_processes
 
-    return useful_processes(find_files(sources).bytes)
+    return useful_processes(find_files(sources).text_bytes)
 
 
 def _named(sources: Sequence[str]) -> str:

@@ -84,9 +84,9 @@ class Found:
         return _some([Path(file.shown) for file in self.files]) if len(self.files) > 1 else self.files[0].shown
 
     @property
-    def bytes(self) -> int:
-        """Return the size of all files."""
-        return sum(file.path.stat().st_size for file in self.files if file.path.is_file())
+    def text_bytes(self) -> int:
+        """Return about how many bytes of text the files hold, which is more than the size of those that are packed."""
+        return sum(_text_bytes(file) for file in self.files if file.path.is_file())
 
 
 def find_files(sources: Sequence[DataSource], *, text: bool = False) -> Found:
@@ -104,6 +104,19 @@ def find_files(sources: Sequence[DataSource], *, text: bool = False) -> Found:
             what = source.reading.format or _format(path, shown, text=text)
             files.append(InputFile(path=path, shown=shown, source=number, format=what, reading=source.reading))
     return Found(files=tuple(files), notes=tuple(notes))
+
+
+_BYTES_A_ROW = 200
+_PACKED = 4
+
+
+def _text_bytes(file: InputFile) -> int:
+    size = file.path.stat().st_size
+    if file.format == "parquet":
+        from launcher.data.tables import rows_of
+
+        return max(size, _BYTES_A_ROW * (rows_of(file.path) or 0))
+    return size if uncompressed_name(file.path.name) == file.path.name else _PACKED * size
 
 
 def _paths(path: str) -> tuple[list[Path], list[str]]:

@@ -432,7 +432,7 @@ class _Run:
     def to_the_end(self) -> None:
         """Do the remaining work and move the results into place."""
         try:
-            processes = self._options.processes or useful_processes(self._options.found.bytes)
+            processes = self._options.processes or useful_processes(self._options.found.text_bytes)
             chunks = self._chunks(processes)
             with _held_back() as check:
                 self._work(chunks, processes, check)

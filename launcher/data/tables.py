@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from launcher.data.outputs import file_sha256
 from launcher.data.reading import Reading
@@ -130,6 +133,17 @@ class TableSource:
             raise DataError(f"cannot read {self.shown}: {after}{what}", hint="was it downloaded whole?") from error
 
 
+def rows_of(path: Path) -> int | None:
+    """Return the number of rows that a parquet file says it has; None when it cannot be read."""
+    import pyarrow.parquet
+
+    try:
+        rows: int = pyarrow.parquet.read_metadata(path).num_rows
+    except (pyarrow.ArrowException, OSError):
+        return None
+    return rows
+
+
 def _rows_at_once(metadata: Any) -> int:
     size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
     return _fitting(size, metadata.num_rows)
@@ -164,11 +178,36 @@ def _table(chunk: Chunk) -> Any:
 
 def table_values(chunk: Chunk) -> list[Any] | None:
     """Return the rows of ``chunk`` as dicts; None when a value in it cannot be read."""
+    table = _table(chunk)
     try:
-        values: list[Any] = _table(chunk).to_pylist()
+        columns = [_column_values(column) for column in table.columns]
     except (UnicodeDecodeError, ValueError, OverflowError):
         return None
-    return values
+    names = table.column_names
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _column_values(column: Any) -> list[Any]:
+    import pyarrow
+
+    is_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+    return [text for part in column.chunks for text in _texts(part)] if is_text else column.to_pylist()  # type: ignore[no-any-return]
+
+
+def _texts(array: Any) -> list[str | None]:
+    """Return the texts of an array of strings. By pyarrow's own way, an object for each, it takes twice as long."""
+    import pyarrow
+
+    _, offsets, data = array.buffers()
+    width = np.int64 if pyarrow.types.is_large_string(array.type) else np.int32
+    places = (
+        np.frombuffer(offsets, dtype=width)[array.offset : array.offset + len(array) + 1].tolist() if len(array) else []
+    )
+    whole = data.to_pybytes() if data is not None else b""
+    texts: list[str | None] = [whole[start:end].decode() for start, end in pairwise(places)]
+    if array.null_count:
+        return [text if valid else None for text, valid in zip(texts, array.is_valid().to_pylist(), strict=True)]
+    return texts
 
 
 def table_records(chunk: Chunk) -> Iterator[Record | Reject]:
