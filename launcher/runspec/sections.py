@@ -242,31 +242,26 @@ class MixSpec(Section):
     """Another seed repeats or leaves out other records."""
 
 
-def _of_one_kind(given: Any) -> Any:
-    """Return a list of sources with a mapping in place of each that is only a path."""
-    if isinstance(given, dict):
-        raise ValueError("data.train is a path, or a list of them: train: [{path: FILE, weight: 1}]")
-    if not isinstance(given, list | tuple):
-        return given
-    return [{"path": item} if isinstance(item, str) else item for item in given]
-
-
 def _kind_of_train(given: Any) -> str:
-    return "list" if isinstance(given, list | tuple) else "path"
+    return "a list" if isinstance(given, list | tuple) else "a path"
 
 
-_Train = Annotated[
-    Annotated[Text, Tag("path")] | Annotated[tuple[SourceSpec, ...], Field(min_length=1), Tag("list")],
-    Discriminator(_kind_of_train),
+def _kind_of_source(given: Any) -> str:
+    return "a path" if isinstance(given, str) else "a source"
+
+
+# With discriminators, so that a fault is told of the one kind that was given.
+_Source = Annotated[
+    Annotated[Text, Tag("a path")] | Annotated[SourceSpec, Tag("a source")], Discriminator(_kind_of_source)
 ]
+_Sources = Annotated[tuple[_Source, ...], Field(min_length=1)]
+_Train = Annotated[Annotated[Text, Tag("a path")] | Annotated[_Sources, Tag("a list")], Discriminator(_kind_of_train)]
 
 
 class DataSpec(Section):
     """Training rows: a MindRecord file or raw records (``train``), or ``sample`` to have the launcher make some."""
 
-    train: (
-        Annotated[_Train, BeforeValidator(_of_one_kind, json_schema_input_type=Text | list[Text | SourceSpec])] | None
-    ) = None
+    train: _Train | None = None
     """A .mindrecord file, or raw records, tokenized first: a file, a folder, a pattern, or a list of sources."""
     type: Literal["chat", "text"] = "chat"
     """What raw records are: conversations, or plain text for continued pretraining."""
@@ -313,7 +308,8 @@ class DataSpec(Section):
         """Return the sources of ``train``, one if it is a path."""
         if self.train is None:
             return ()
-        return (SourceSpec(path=self.train),) if isinstance(self.train, str) else self.train
+        given = (self.train,) if isinstance(self.train, str) else self.train
+        return tuple(SourceSpec(path=one) if isinstance(one, str) else one for one in given)
 
 
 class EvaluationSpec(Section):
