@@ -20,7 +20,7 @@ from launcher.data.records import Chunk, Record, Reject
 from launcher.errors import DataError
 
 _CHUNK_BYTES = 1 << 19
-_MOST_ROWS = 4096
+_MOST_ROWS = 1024
 _BUFFER_BYTES = 1 << 20
 _PARQUET, _ARROW_FILE = b"PAR1", b"ARROW1"
 
@@ -191,7 +191,7 @@ def _column_values(column: Any) -> list[Any]:
     import pyarrow
 
     is_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
-    return [text for part in column.chunks for text in _texts(part)] if is_text else column.to_pylist()  # type: ignore[no-any-return]
+    return [text for part in column.chunks for text in _texts(part)] if is_text else column.to_pylist()
 
 
 def _texts(array: Any) -> list[str | None]:

@@ -137,7 +137,7 @@ def test_sources_that_cannot_be_read_are_named(train: Any, error: type[Exception
 
 
 def test_one_path_may_be_any_file_or_a_pattern(folder: Path) -> None:
-    options = {"type": "chat", "too_long": "drop", "train_on": "last", "dedup": True}
+    options: dict[str, Any] = {"type": "chat", "too_long": "drop", "train_on": "last", "dedup": True}
     found, pending = inputs.resolve(spec_of("b.*", **options))
     assert pending is not None
     pending.make()
