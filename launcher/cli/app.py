@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Run the whole path on this machine's CPU: data, train, merge, ask.",
     ),
     "data": ("launcher.cli.data", "data", "Make, convert, tokenize and preprocess datasets."),
-    "submit": ("launcher.cli.submit", "submit", "Finetune as a run spec says."),
+    "submit": ("launcher.cli.submit", "submit", "Finetune a model as a run spec describes."),
     "plan": ("launcher.cli.plan", "plan", "Show all that a run would do, and whether it fits the cards."),
     "config": ("launcher.cli.config", "config", "Make, read and check run specs."),
     "attach": ("launcher.cli.control", "attach", "Follow a job again."),
@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "compare": ("launcher.cli.observe", "compare", "Compare jobs: results, spec, data, versions."),
     "plot": ("launcher.cli.observe", "plot", "Draw curves of jobs in the terminal or to a file."),
     "track": ("launcher.cli.track", "track", "Give a job's metrics to TensorBoard or another tracker."),
-    "metrics": ("launcher.cli.metrics", "metrics", "Give Prometheus the metrics of all jobs."),
+    "metrics": ("launcher.cli.metrics", "metrics", "Export the metrics of all jobs for Prometheus."),
     "logs": ("launcher.cli.jobs", "logs", "Print the logs of a job."),
     "merge-ckpt": ("launcher.cli.merge_ckpt", "merge_ckpt", "Merge the shards of a job into one model."),
     "split-ckpt": ("launcher.cli.split_ckpt", "split_ckpt", "Split a whole checkpoint into the shards of a plan."),
@@ -44,11 +44,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "infer": ("launcher.cli.infer", "infer", "Ask a model, one prompt or many."),
     "chat": ("launcher.cli.chat", "chat", "Talk with a model in the terminal."),
     "eval": ("launcher.cli.evaluate", "evaluate", "Compare models on held-out rows."),
-    "serve": ("launcher.cli.serve", "serve", "Answer over HTTP as OpenAI's chat completions do, for trying out."),
+    "serve": ("launcher.cli.serve", "serve", "Serve an OpenAI-style chat API, for trials."),
     "rank-table": ("launcher.cli.rank_table", "rank_table", "Make, check, show and merge HCCL rank tables."),
     "devices": ("launcher.cli.devices", "devices", "Show the Ascend cards of this host, or its CPU."),
     "completion": ("launcher.cli.completion", "completion", "Print the script for the shell's completion."),
-    "node": ("launcher.cli.node", "node", "Be the agent of one host of a job on several."),
+    "node": ("launcher.cli.node", "node", "Run the agent on one host of a multi-host job (started by the launcher)."),
     "doctor": ("launcher.cli.doctor", "doctor", "Check whether this host can run the job, and say what to do."),
 }
 
@@ -121,7 +121,7 @@ def show_error(error: LauncherError) -> None:
 @click.group(cls=LauncherGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="launcher")
 def main() -> None:
-    """Finetune LLaMA and Qwen2 models on Ascend cards (or on this machine's CPU), merge the shards, ask the result.
+    """Finetune LLaMA, Qwen2.5 and Qwen3 on Ascend cards (or on this machine's CPU), merge the shards, ask the result.
 
     \b
     launcher submit --cards 2
