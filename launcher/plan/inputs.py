@@ -163,23 +163,27 @@ def with_base(found: Inputs, model: ModelSpec) -> Inputs:
 
 def pending_base(model: ModelSpec) -> Pending | None:
     """Return the base that must be converted first, or None. Raises CheckpointError."""
-    folder = Path(os.path.abspath(model.checkpoint)) if model.checkpoint else None  # noqa: PTH100 - as below
-    if folder is None or not is_hugging_face(folder):
-        return None
-    made = _folder_base(folder, model.model_dump(mode="json"))
-    return None if made.is_made else made
+    base = _converted_base(model)
+    return None if base is None or base.is_made else base
 
 
 def verify_base(model: ModelSpec) -> str:
     """Compare a converted base with its folder, every value, and return a note. Raises CheckpointError."""
+    base = _converted_base(model)
+    if base is None:
+        return "nothing to verify: the base is not converted from a Hugging Face folder"
+    if not base.is_made:
+        return "nothing to verify: the base is not converted yet"
+    base.verify()
+    return f"every value of the base {base.target} is that of {base.folder}"
+
+
+def _converted_base(model: ModelSpec) -> FolderBase | None:
+    """Return the base of ``model`` where it is a Hugging Face folder, converted or not. Raises CheckpointError."""
     folder = Path(os.path.abspath(model.checkpoint)) if model.checkpoint else None  # noqa: PTH100 - as below
     if folder is None or not is_hugging_face(folder):
-        return "nothing to verify: the base is not converted from a Hugging Face folder"
-    made = _folder_base(folder, model.model_dump(mode="json"))
-    if not made.is_made:
-        return "nothing to verify: the base is not converted yet"
-    made.verify()
-    return f"every value of the base {made.target} is that of {folder}"
+        return None
+    return _folder_base(folder, model.model_dump(mode="json"))
 
 
 def _folder_base(folder: Path, model: Mapping[str, Any]) -> FolderBase:
