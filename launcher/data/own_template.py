@@ -22,6 +22,7 @@ import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from launcher.common.json_files import json_or_empty
 from launcher.data.messages import Message, as_messages
 from launcher.data.segments import Encoded, Generation, Segment, unused_mark
 from launcher.data.tokenizer import Tokenizer, load_tokenizer
@@ -31,7 +32,6 @@ from launcher.runspec.folders import (
     OWN_WITHOUT_THINKING,
     chat_template_file,
     chat_template_of,
-    json_or_empty,
 )
 
 _CONFIG, _MAP = "tokenizer_config.json", "special_tokens_map.json"

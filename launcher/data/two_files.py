@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.common.json_files import json_or_empty
 from launcher.errors import DataError
-from launcher.runspec.folders import json_or_empty
 
 VOCAB, MERGES = "vocab.json", "merges.txt"
 _CONFIG, _CLASSES = "tokenizer_config.json", ("Qwen2Tokenizer", "Qwen2TokenizerFast")

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher.common.json_files import json_or_empty
 from launcher.errors import LauncherError
-from launcher.observe.history import History, read_json, value_at
+from launcher.observe.history import History, value_at
 
 _SAMPLE_ROWS = 3
 
@@ -134,13 +135,13 @@ def merges(history: History) -> list[Merge]:
     from launcher.checkpoint.record import MERGE_RECORD
 
     files = sorted(history.paths.root.glob(f"merged*/{MERGE_RECORD}"))
-    found = [Merge(folder=str(file.parent), record=read_json(file)) for file in files]
+    found = [Merge(folder=str(file.parent), record=json_or_empty(file)) for file in files]
     return [merge for merge in found if merge.record]
 
 
 def evaluation(history: History) -> dict[str, Any]:
     """Return what ``launcher eval`` wrote into the job's folder; empty if it never ran, or wrote something else."""
-    found = read_json(history.paths.evaluation)
+    found = json_or_empty(history.paths.evaluation)
     models, answers = found.get("models"), found.get("answers", [])
     if not _all_have(models, _OF_A_MODEL) or not _all_have(answers, _OF_AN_ANSWER):
         return {}

@@ -6,17 +6,16 @@ are ``redone_steps``.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from launcher.common.json_files import json_or_empty
 from launcher.jobs import JobPaths, JobRecord, loss_rank
 from launcher.observe.columns import Floats, RankEvents, read_ranks
 
@@ -267,18 +266,9 @@ def mean(ranks: Floats) -> Floats:
 
 def read_history(paths: JobPaths, record: JobRecord) -> History:
     """Read the history of the job at ``paths``. What is missing or damaged in the folder is left out."""
-    spec, plan = read_json(paths.spec), read_json(paths.plan)
+    spec, plan = json_or_empty(paths.spec), json_or_empty(paths.plan)
     attempts = tuple(_attempt(paths, record, number) for number in range(1, record.attempt + 1))
     return History(paths, record, spec, plan, attempts, loss_rank(paths, record.cards))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in ``path``; empty where there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def value_at(values: Any, *keys: str) -> Any:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.common.atomic import write_atomic
+from launcher.common.json_files import json_or_empty
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths, JobRecord, read_record
 from launcher.observe.facts import flat
-from launcher.observe.history import History, Series, read_history, read_json
+from launcher.observe.history import History, Series, read_history
 from launcher.observe.metrics import METRICS, rows_per_step, step_flops
 
 # The group of entry points in which packages offer trackers: name = module:class, called without arguments.
@@ -144,7 +145,7 @@ class _Telling:
     def __init__(self, tracker: Tracker, name: str, paths: JobPaths) -> None:
         self._tracker, self._paths = tracker, paths
         self._file = paths.root / "trackers" / f"{name}.json"
-        self._told = read_json(self._file)
+        self._told = json_or_empty(self._file)
         self._open = False
 
     def tell(self, record: JobRecord) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launcher.common.json_files import json_or_empty
 from launcher.common.yaml_lines import YamlDocument
 from launcher.errors import SpecError
 from launcher.models.generation import generation_section
@@ -101,15 +101,6 @@ def chat_template_of(config: Mapping[str, Any]) -> str | None:
         named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
         found = named.get("default")
     return found if isinstance(found, str) else None
-
-
-def json_or_empty(path: Path) -> dict[str, Any]:
-    """Return the JSON object in ``path``, or an empty one where there is none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def fill_folder(source: YamlDocument) -> YamlDocument:

@@ -12,10 +12,11 @@ from launcher.cli.output.live import REFRESH_S
 from launcher.cli.output.show import last_steps
 from launcher.cli.output.tables import table
 from launcher.common.clock import duration
+from launcher.common.json_files import json_or_empty
 from launcher.jobs import JobPaths, JobRecord, JobStore, planned_steps
 from launcher.jobs.events import Step
 from launcher.observe.comparison import Comparison
-from launcher.observe.history import History, read_json, value_at
+from launcher.observe.history import History, value_at
 from launcher.observe.metrics import METRICS, nothing_of
 
 _WIDEST = 48
@@ -82,7 +83,10 @@ def top_page(store: JobStore) -> str:
 
 def _top_row(paths: JobPaths, record: JobRecord) -> tuple[str, ...]:
     steps, total = last_steps(paths, record), planned_steps(paths)
-    rows, length = read_json(paths.plan).get("global_batch"), value_at(read_json(paths.spec), "model", "seq_length")
+    rows, length = (
+        json_or_empty(paths.plan).get("global_batch"),
+        value_at(json_or_empty(paths.spec), "model", "seq_length"),
+    )
     tokens = rows * length if isinstance(rows, int) and isinstance(length, int) else None
     seconds = statistics.median(step.step_s for step in steps[1:][-_RECENT:] or steps) if steps else None
     done = steps[-1].step if steps else 0
