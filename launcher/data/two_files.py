@@ -35,7 +35,15 @@ def joined(vocab: Path) -> bytes:
     pieces = json_or_empty(vocab)
     if not pieces:
         raise DataError(f"{vocab} is no vocabulary in JSON", hint="fetch the model again")
-    return json.dumps(_described(pieces, _merges(vocab.with_name(MERGES)), config), ensure_ascii=False).encode()
+    merges = _merges(vocab.with_name(MERGES))
+    try:
+        described = _described(pieces, merges, config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{vocab.with_name(_CONFIG)}: added_tokens_decoder is not as transformers writes it ({error!r})",
+            hint="fetch the model again",
+        ) from error
+    return json.dumps(described, ensure_ascii=False).encode()
 
 
 def _merges(path: Path) -> list[list[str]]:

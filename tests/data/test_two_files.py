@@ -91,3 +91,14 @@ def test_broken_files_are_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("[1]")
     with pytest.raises(DataError, match=r"vocab\.json"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("added", [{"x": {}}, {"5": {"content": "a"}}, {"5": 1}, [1]])
+def test_broken_control_tokens_are_named(folder: Path, tmp_path: Path, added: object) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+
+    with pytest.raises(DataError, match="added_tokens_decoder"):
+        load_tokenizer(tmp_path)
