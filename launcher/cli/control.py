@@ -40,7 +40,7 @@ def _follow(
     from launcher.cli.output.following import follow_to_end
     from launcher.jobs import loss_rank, planned_steps
 
-    with show.Progress(planned_steps(paths), loss_rank(paths, record.cards)) as progress:
+    with show.Progress(planned_steps(paths), loss_rank(paths, record.cards), record.cards) as progress:
         progress.begin(record.job_id, record.cards, record.target)
         record = follow_to_end(paths, progress, signals, guard)
     click.echo(show.finished(paths, record, progress))

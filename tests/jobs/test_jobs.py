@@ -301,6 +301,38 @@ def test_the_table_of_jobs_has_one_line_each(tmp_path: Path) -> None:
     assert show.job_table(JobStore(tmp_path / "none")).startswith("No jobs in")
 
 
+def test_the_loss_is_the_mean_over_ranks_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """submit, jobs and status of one job showed rank 0's loss in two places and the mean in the third."""
+    store = store_with(tmp_path, "bcdfg-x")
+    paths, found = store.get("bcdfg-x")
+    write_steps(paths, 0, 3.0, 2.0)
+    write_steps(paths, 1, 4.0, 1.0)
+    progress = show.Progress(2, 0, cards=2)
+    for rank_id in range(2):
+        for event in read_last_events(paths.rank_events(rank_id)).events:
+            progress.note(event)
+
+    assert "Loss 3.5000 -> 1.5000." in show.finished(paths, found, progress)
+    assert "step 1/2  loss 3.5000" in capsys.readouterr().err
+    assert show.job_table(store).splitlines()[1].endswith("1.5000")
+    assert "3.5000 -> 1.5000" in status(paths, found)
+
+
+def test_steps_that_a_rank_never_tells_of_are_shown_with_the_others_loss(tmp_path: Path) -> None:
+    store = store_with(tmp_path, "bcdfg-x")
+    paths, found = store.get("bcdfg-x")
+    write_steps(paths, 0, 3.0, 2.0)
+    write_steps(paths, 1, 4.0)
+    progress = show.Progress(2, 0, cards=2)
+    for rank_id in (1, 0):
+        for event in read_last_events(paths.rank_events(rank_id)).events:
+            progress.note(event)
+    assert progress.last_loss == 3.5
+
+    progress.stop()
+    assert "Loss 3.5000 -> 2.0000." in show.finished(paths, found, progress)
+
+
 def test_a_loss_that_is_not_a_number_is_shown_as_such(tmp_path: Path) -> None:
     store = store_with(tmp_path, "bcdfg-x")
     write_steps(JobPaths(root=tmp_path / "bcdfg-x"), 0, float("nan"))

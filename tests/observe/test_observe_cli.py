@@ -245,7 +245,7 @@ def test_top_shows_what_runs(folder: Path) -> None:
         "40",
         "%",
         "0:06",
-        "2.0000",
+        "2.2500",
         "█▃▂▁",
         "1.000",
         "3,072",
