@@ -111,7 +111,7 @@ def _beginning(paths: JobPaths) -> str:
 
 
 def _moment(paths: JobPaths) -> str:
-    from launcher.plan.resume import saved_moments
+    from launcher.plan.resume import checkpoint_words, saved_moments
 
-    ((epoch, step),) = saved_moments(paths.resume / "rank_0")
-    return f"epoch {epoch}, step {step} of it"
+    (moment,) = saved_moments(paths.resume / "rank_0")
+    return checkpoint_words(moment)

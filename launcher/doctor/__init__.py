@@ -60,7 +60,7 @@ def all_checks(needs: JobNeeds) -> Iterator[Finding]:
     yield from _rank_table(needs, ascend=ascend)
     yield from _system_checks(needs, cards=needs.cards or count, ascend=ascend)
     if needs.hosts is not None:
-        yield hosts.check_clocks(needs.hosts)
+        yield from hosts.check_others(needs.hosts)
 
 
 def _software_checks(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:

@@ -110,11 +110,21 @@ def _known(number: int | None) -> str:
 def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
     """The end of a good run: loss, place, and what to type next."""
     first, last = progress.first_loss, progress.last_loss
+    if record.attempt > 1:  # this attempt alone was followed
+        first, last = _losses_of_all_attempts(paths, record)
     loss = "" if first is None or last is None else f" Loss {first:.4f} -> {last:.4f}."
     lines = [f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}"]
     lines += [f"warning: {warning}" for warning in record.warnings]
     following = f"Next: launcher merge-ckpt{jobs_dir_words()} {record.job_id}"
     return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", following])
+
+
+def _losses_of_all_attempts(paths: JobPaths, record: JobRecord) -> tuple[float | None, float | None]:
+    from launcher.observe.history import read_history
+    from launcher.observe.summary import summarize
+
+    summary = summarize(read_history(paths, record))
+    return summary.first_loss, summary.last_loss
 
 
 def stopped(record: JobRecord, *, save: bool) -> str:
