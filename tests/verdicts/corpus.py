@@ -1,6 +1,7 @@
 """The corpus of failures: what each case's ranks said and when, the class and the rank that the verdict must name.
 
 ``cases/public``: texts from public threads and documents, put in the mouth of one of four ranks.
+``cases/fresh``: the same, collected and labelled after the rules had been written.
 ``cases/own``: what supervisors learnt when each fault of our own table happened, with each engine (``record.py``).
 ``cases/controls.yaml``: jobs that succeeded, were stopped, or failed of the user's own program, among frightening words.
 """
@@ -21,7 +22,7 @@ from launcher.jobs import JobPaths
 
 CASES = Path(__file__).resolve().parent / "cases"
 
-OWN, PUBLIC, CONTROL = "own", "public", "control"
+OWN, PUBLIC, FRESH, CONTROL = "own", "public", "fresh", "control"
 
 RANKS = 4
 
@@ -67,7 +68,8 @@ def load() -> tuple[Case, ...]:
     """Return all cases."""
     public = [case for path in sorted((CASES / "public").glob("*.yaml")) for case in map(_public, _read(path))]
     own = [_own(json.loads(path.read_text(encoding="utf-8"))) for path in sorted((CASES / "own").glob("*.json"))]
-    return (*own, *public, *map(_control, _read(CASES / "controls.yaml")))
+    fresh = [_public(raw, FRESH) for path in sorted((CASES / "fresh").glob("*.yaml")) for raw in _read(path)]
+    return (*own, *public, *fresh, *map(_control, _read(CASES / "controls.yaml")))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
