@@ -242,7 +242,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     _known(
         "opp kernels missing",
         rf"{codes('E30006')}|opp_kernels?\b.* (?:is not instal|is instal)|binary_info_config\.json failed|verify the OPP"
-        r"|Parse dynamic kernel config fail|op info json (?:suffix path )?failed|Cannot find bin(?:ary)? (?:of|for) op",
+        r"|Parse dynamic kernel config fail|op info json (?:suffix path )?failed|Cannot find bin(?:ary)? (?:of|for) op"
+        rf"|does not has any binary|{numbers('561003', '56110[789]', '56111[0-3]')}",
         "CANN's compiled kernels for this card are not installed, or are of another version",
         "install Ascend-cann-kernels (opp_kernels) of the same version and for this card",
         "未安装该卡的 CANN 算子包（opp_kernels），或版本不配套", "安装与 CANN 同版本、与芯片型号对应的 Ascend-cann-kernels",
@@ -276,12 +277,14 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         "路径中含有 CANN 不支持的字符，或无写权限", "路径只使用字母、数字、'.'、'-' 与 '_'，且当前用户可写",
     ),
     _known(
-        "operator not compiled",
+        "operator not supported",
         rf"'errCode': 'E[5-9AB]\w+'|{codes('EZ300[0-9]', 'E[5-8][0-9]{4}', 'E[9AB][0-9]{4}')}|TBEException"
-        r"|Single op compile failed|\[EB\d{4}\]|No supported Ops kernel|RuntimeError: Response is empty",
-        "CANN could not compile an operator: its shapes or types are not supported on this card",
+        rf"|Single op compile failed|\[EB\d{{4}}\]|No supported Ops kernel|RuntimeError: Response is empty"
+        rf"|(?i:\b(?:do )?tiling failed\b)|this platform only supports?\b|support for Ascend\w+ is not implemented"
+        rf"|{numbers('161001', '161002', '56100[12]')}",
+        "CANN could not compile or prepare an operator: this card does not support its shapes, types or attributes",
         "compare the named operator's input with CANN's limits; launcher logs JOB shows its place in the model",
-        "CANN 编译算子失败：该卡不支持其形状或数据类型", "对照 CANN 算子规格检查所列算子的输入；launcher logs JOB 可查看其在模型中的位置",
+        "CANN 无法编译或准备算子：该卡不支持其形状、数据类型或属性", "对照 CANN 算子规格检查所列算子的输入；launcher logs JOB 可查看其在模型中的位置",
         check="launcher logs JOB --errors",
     ),
     _known(
@@ -298,7 +301,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     # ------------------------------------------------------------------------------------------ data
     _known(
         "shared memory",
-        r"(?i:insufficient shared memory|unexpected bus error|killed by signal: bus error)|/dev/shm\S*: No space left",
+        r"(?i:insufficient shared memory|unexpected bus error|killed by signal: bus error)"
+        r"|(?i:\b(?:shm|shared memory)\b.*(?:no space left|cannot allocate|not enough))",
         "shared memory (/dev/shm) is full: worker processes for data pass rows through it",
         "in a container start it with --shm-size=64g or --ipc=host; else lower data.num_workers",
         "共享内存（/dev/shm）不足：数据处理子进程经由它传递数据", "容器启动时加 --shm-size=64g 或 --ipc=host；否则减小 data.num_workers",
@@ -383,38 +387,46 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     # ------------------------------------------------------------------------------------------ operators that failed
     _known(
         "stream timeout",
-        rf"{codes('EE1002', 'E30008')}|{numbers('507014', '507017', '507034', '507046', '507047')}"
-        r"|(?i:stream synchronize timeout|stream sync timeout|aicore timeout|ai ?core execution times out|"
+        rf"{codes('EE1002', 'E30008')}|(?i:stream synchronize timeout|stream sync timeout|aicore timeout|ai ?core execution times out|"
         r"vector core (?:execution )?time(?:s )?out|operator execution time out)",
         "an operator did not finish within the runtime's time limit: it hangs, or waits for a rank that lags",
         "look at the ranks named as behind; if none is, have the card of this rank checked",
         "算子未在时限内完成：卡死，或在等待滞后的 rank", "查看滞后的 rank；若无，则检查该 rank 的卡",
         check="launcher logs JOB --errors", machine=True, elsewhere=True,
+        vague=numbers("507014", "507017", "507034", "507046", "507047", "507048"),
     ),
     _known(
         "aicore error",
-        rf"{numbers('507015', '507016', '507035', '507036')}|Aicore kernel execute failed|(?i:\[(?:aicore|vector core) exception)"
-        r"|(?i:(?:ai ?core|vector core) execution is abnormal)|\bai(?:c|v|vec) error\b|MTE instruction is out of range",
+        r"Aicore kernel execute failed|(?i:\b(?:ai ?core|vector core) (?:exception|execution is abnormal))"
+        r"|\bai(?:c|v|vec) error\b|MTE instruction is out of range",
         "an operator failed on the card: it read or wrote out of bounds, met bad data, or the card is faulty",
         "look for the operator's name in the lines; if another card does it too, it is the operator or the data",
         "算子在设备上执行异常：越界访问、输入数据异常，或硬件故障", "在日志中查看算子名；若其他卡也出现，则为算子或数据问题",
-        check="launcher logs JOB --errors", machine=True,
+        check="launcher logs JOB --errors", machine=True, vague=numbers("507015", "507016", "507035", "507036"),
     ),
     _known(
         "aicpu error",
-        rf"{numbers('507018')}|(?i:\[aicpu exception|aicpu execution is abnormal|exception occurred during AICPU|"
-        r"aicpu kernel execute failed)",
+        r"(?i:\baicpu exception|aicpu execution is abnormal|exception occurred during AICPU|aicpu kernel execute failed)",
         "an operator that runs on the card's CPU failed: as a rule CANN does not belong to this MindSpore",
         "install the CANN that the MindSpore release names", "AICPU 算子执行失败：通常 CANN 与 MindSpore 版本不配套",
-        "安装与 MindSpore 配套的 CANN", check="launcher doctor", vague=codes("E39999"),
+        "安装与 MindSpore 配套的 CANN", check="launcher doctor", vague=rf"{codes('E39999')}|{numbers('507018')}",
     ),
     # ------------------------------------------------------------------------------------------ little is said
+    _known(
+        "HCCL failed", _NEVER,
+        "HCCL could not set up or carry out a collective, and does not say why", "look for the first error in plog, of all ranks",
+        "HCCL 建立通信域或执行集合通信失败，未给出原因", "在各 rank 的 plog 中查看最早的错误",
+        check="launcher doctor; ls ~/ascend/log/debug/plog", machine=True, elsewhere=True,
+        vague=r"\bHCCL function error\b|call hccl api failed|\bHccl\w+ fail(?:ed)?\b|hcclComm\w* (?:init )?error"
+        r"|Ascend collective (?:Error|communication initialization failed)",
+    ),
     _known(
         "EE9999", _NEVER,
         "an inner error of the runtime; the text after it and plog say more", "look for the first error in plog, of all ranks",
         "CANN 运行时内部错误，详见其后的文本与 plog", "在各 rank 的 plog 中查看最早的错误",
         check="launcher logs JOB --errors; ls ~/ascend/log/debug/plog", machine=True,
-        vague=rf"{codes('E[A-Z1]9999')}|{numbers('5000[0-9]{2}', '5070[0-9]{2}', '507899', '107002')}|^Run task error!",
+        # Any other code of CANN too.
+        vague=rf"{codes('E[A-Z][0-9]{4}', 'E[1-9][0-9]{4}')}|{numbers('[1235]07[0-9]{3}', '500[0-9]{3}', '[135]61[0-9]{3}')}|^Run task error!",
     ),
     _known(
         NOT_BUILT, _NEVER,
