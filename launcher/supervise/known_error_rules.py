@@ -47,7 +47,7 @@ def codes(*names: str) -> str:
 
 def numbers(*values: str) -> str:
     """Return the pattern for error numbers of the runtime: "error code is 507015", "ret[107001]"."""
-    announced = r"(?:error code(?: is)?|runtime result|ret(?:code)?|err(?:or)?_?code|failed)"
+    announced = r"(?:error code(?: is)?|runtime result|ret(?:code)?|err(?:or)?_?code|errno|failed|failure)"
     return rf"(?i:\b{announced}\W{{0,4}}(?:{'|'.join(values)})\b)"
 
 
@@ -368,7 +368,7 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     _known(
         "host memory",
         rf"\bstd::bad_alloc\b|\bMemoryError\b|\[Errno 12\]|{codes('EE1013', 'EH0010', 'EK0201', 'EK0202')}"
-        r"|: Cannot allocate memory|bytes of host memory",
+        r"|: Cannot allocate memory|bytes of host memory|[Ff]ail(?:ed)? to alloc\w* memory .*error code is 12\b",
         "this host has not enough main memory", "use fewer ranks or workers a host, or a host with more memory",
         "主机内存不足", "减少每台主机的 rank 或数据子进程，或更换内存更大的主机", check="free -h",
     ),
@@ -398,7 +398,7 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     _known(
         "aicore error",
         r"Aicore kernel execute failed|(?i:\b(?:ai ?core|vector core) (?:exception|execution is abnormal))"
-        r"|\bai(?:c|v|vec) error\b|MTE instruction is out of range",
+        r"|\bai(?:core|c|v|vec|vector) error\b|MTE instruction is out of range",
         "an operator failed on the card: it read or wrote out of bounds, met bad data, or the card is faulty",
         "look for the operator's name in the lines; if another card does it too, it is the operator or the data",
         "算子在设备上执行异常：越界访问、输入数据异常，或硬件故障", "在日志中查看算子名；若其他卡也出现，则为算子或数据问题",
