@@ -21,9 +21,9 @@ NOT_BUILT = "cluster not built"
 class KnownError:
     """One known error. ``machine``: a fault of the machine or of communication, after which a restart may succeed.
 
-    ``elsewhere``: the rank that reports it is usually a victim; another one died, lags or never came. ``check``: what to
-    run to make sure, "" where the fix says it all. ``vague``: what shows it only where no pattern of any rule matches,
-    because the details come after such a line. ``raised``: exceptions about data that show it all the same.
+    ``elsewhere``: the rank that reports it is usually a victim; another one died, lags or never came. ``check``: what
+    to run to make sure, "" where the fix says it all. ``vague``: what shows it only where no pattern of any rule
+    matches, because the details come after such a line. ``raised``: exceptions about data that show it all the same.
     """
 
     name: str
@@ -52,8 +52,8 @@ def numbers(*values: str) -> str:
 
 
 def _known(
-    name: str, pattern: str, cause: str, fix: str, cause_zh: str, fix_zh: str, *, check: str = "", machine: bool = False,
-    elsewhere: bool = False, vague: str = _NEVER, raised: tuple[str, ...] = (),
+    name: str, pattern: str, cause: str, fix: str, cause_zh: str, fix_zh: str, *, check: str = "",
+    machine: bool = False, elsewhere: bool = False, vague: str = _NEVER, raised: tuple[str, ...] = (),
 ) -> KnownError:  # fmt: skip
     return KnownError(
         name=name,
@@ -69,7 +69,10 @@ def _known(
 
 
 # Libraries of CANN, its drivers and what is built on them.
-_ASCEND_LIBRARY = r"\b(?:lib)?(?:\w*(?:ascend|hccl|hccp|cann|atb|dcmi|opp|tbe)\w*|ge_\w+|graph\w*|acl_\w+|c_sec|runtime|error_manager)"
+_ASCEND_LIBRARY = (
+    r"\b(?:lib)?(?:\w*(?:ascend|hccl|hccp|cann|atb|dcmi|opp|tbe)\w*|ge_\w+|graph\w*|acl_\w+|c_sec|runtime"
+    r"|error_manager)"
+)
 
 # In order: where one line matches several rules, the first counts.
 KNOWN_ERRORS: tuple[KnownError, ...] = (
@@ -97,7 +100,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         rf"{numbers('507053', '507054', '507055')}",
         "the card's memory (HBM) has an error that it cannot correct",
         "launcher resume JOB without that card; have it reset (npu-smi set -t reset), and replaced if it comes back",
-        "该卡片上内存（HBM）发生不可纠正错误", "不使用该卡执行 launcher resume JOB；复位该卡（npu-smi set -t reset），反复出现则更换",
+        "该卡片上内存（HBM）发生不可纠正错误",
+        "复位该卡（npu-smi set -t reset），反复出现则更换；不使用该卡执行 launcher resume JOB",
         check="npu-smi info -t ecc -i N", machine=True,
     ),
     _known(
@@ -144,7 +148,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         r"|ExceptionType:\[(?:Heartbeat Lost|Stuck) Occurred\]|deviceId\[\d+\], Heartbeat Lost Occurred",
         "a collective waited longer than HCCL_EXEC_TIMEOUT: another rank died or lags",
         "look at the ranks named as behind; raise HCCL_EXEC_TIMEOUT where one is only slow",
-        "集合通信等待超过 HCCL_EXEC_TIMEOUT：另一 rank 已退出或滞后", "查看滞后的 rank；若仅是较慢，可增大 HCCL_EXEC_TIMEOUT",
+        "集合通信等待超过 HCCL_EXEC_TIMEOUT：另一 rank 已退出或滞后",
+        "查看滞后的 rank；若仅是较慢，可增大 HCCL_EXEC_TIMEOUT",
         check="launcher logs JOB --errors", machine=True, elsewhere=True,
     ),
     _known(
@@ -160,8 +165,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         "EI0004",
         rf"{codes('EI0004', 'EI0014', 'EI0017', 'EJ0004')}|ranktable is invalid|in the ranktable is inconsistent"
         r"|\[RanktableConfig\]|\[RanktableCheck\].*(?:invalid|same superDeviceId)|Init plugin so failed",
-        "the rank table does not fit this host", "make it anew: launcher rank-table create",
-        "rank table 与本机不符", "重新生成：launcher rank-table create",
+        "the rank table does not fit this host", "make it anew: launcher rank-table make",
+        "rank table 与本机不符", "重新生成：launcher rank-table make",
         check="launcher rank-table check TABLE --against-host",
     ),
     _known(
@@ -210,20 +215,23 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     ),
     _known(
         "EJ0002", rf"{codes('EJ0002')}|network port is down|\brdma init fail",
-        "the network port of a card is down", "bring the link up (cable, optical module, switch), then: launcher resume JOB",
+        "the network port of a card is down",
+        "bring the link up (cable, optical module, switch), then: launcher resume JOB",
         "NPU 网口未 up", "恢复链路（线缆、光模块、交换机），然后 launcher resume JOB",
         check="hccn_tool -i N -link -g", machine=True,
     ),
     _known(
         "link error", rf"(?:HCCS|UB) LINK ERROR|{numbers('507056')}|(?i:\blink ?down\b)",
-        "a link between cards went down", "launcher resume JOB; have the cable, module or switch port replaced if it comes back",
+        "a link between cards went down",
+        "launcher resume JOB; have the cable, module or switch port replaced if it comes back",
         "卡间链路中断", "launcher resume JOB；反复出现则更换线缆、光模块或交换机端口",
         check="launcher doctor", machine=True,
     ),
     # ------------------------------------------------------------------------------------------ the installation
     _known(
         "CANN not loaded",
-        rf"Unsupported device target Ascend|Load dynamic library: libmindspore_ascend\S* failed|{_ASCEND_LIBRARY}\.so[\d.]*: "
+        rf"Unsupported device target Ascend|Load dynamic library: libmindspore_ascend\S* failed"
+        rf"|{_ASCEND_LIBRARY}\.so[\d.]*: "
         r"cannot open shared object file",
         "CANN's libraries are not found: its environment is not set, or it is not installed",
         "source /usr/local/Ascend/ascend-toolkit/set_env.sh, in the shell that submits or in ~/.bashrc on every host",
@@ -241,12 +249,14 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     ),
     _known(
         "opp kernels missing",
-        rf"{codes('E30006')}|opp_kernels?\b.* (?:is not instal|is instal)|binary_info_config\.json failed|verify the OPP"
+        rf"{codes('E30006')}|opp_kernels?\b.* (?:is not instal|is instal)|binary_info_config\.json failed"
+        r"|verify the OPP"
         r"|Parse dynamic kernel config fail|op info json (?:suffix path )?failed|Cannot find bin(?:ary)? (?:of|for) op"
         rf"|does not has any binary|{numbers('561003', '56110[789]', '56111[0-3]')}",
         "CANN's compiled kernels for this card are not installed, or are of another version",
         "install Ascend-cann-kernels (opp_kernels) of the same version and for this card",
-        "未安装该卡的 CANN 算子包（opp_kernels），或版本不配套", "安装与 CANN 同版本、与芯片型号对应的 Ascend-cann-kernels",
+        "未安装该卡的 CANN 算子包（opp_kernels），或版本不配套",
+        "安装与 CANN 同版本、与芯片型号对应的 Ascend-cann-kernels",
         check="ls $ASCEND_OPP_PATH/built-in/op_impl/ai_core/tbe/kernel",
     ),
     _known(
@@ -267,7 +277,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         "EL0007", rf"{codes('EL0007', 'EL0015')}|\bret is -8005\b",
         "no permission to use the card, or its driver is not there",
         "add this user to group HwHiAiUser; in a container, map /dev/davinciN, davinci_manager, devmm_svm and hisi_hdc",
-        "没有访问该卡的权限，或驱动未加载", "将用户加入 HwHiAiUser 组；容器内须映射 /dev/davinciN、davinci_manager、devmm_svm 与 hisi_hdc",
+        "没有访问该卡的权限，或驱动未加载",
+        "将用户加入 HwHiAiUser 组；容器内须映射 /dev/davinciN、davinci_manager、devmm_svm 与 hisi_hdc",
         check="ls -l /dev/davinci*; id",
     ),
     _known(
@@ -284,7 +295,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         rf"|{numbers('161001', '161002', '56100[12]')}",
         "CANN could not compile or prepare an operator: this card does not support its shapes, types or attributes",
         "compare the named operator's input with CANN's limits; launcher logs JOB shows its place in the model",
-        "CANN 无法编译或准备算子：该卡不支持其形状、数据类型或属性", "对照 CANN 算子规格检查所列算子的输入；launcher logs JOB 可查看其在模型中的位置",
+        "CANN 无法编译或准备算子：该卡不支持其形状、数据类型或属性",
+        "对照 CANN 算子规格检查所列算子的输入；launcher logs JOB 可查看其在模型中的位置",
         check="launcher logs JOB --errors",
     ),
     _known(
@@ -305,12 +317,14 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         r"|(?i:\b(?:shm|shared memory)\b.*(?:no space left|cannot allocate|not enough))",
         "shared memory (/dev/shm) is full: worker processes for data pass rows through it",
         "in a container start it with --shm-size=64g or --ipc=host; else lower data.num_workers",
-        "共享内存（/dev/shm）不足：数据处理子进程经由它传递数据", "容器启动时加 --shm-size=64g 或 --ipc=host；否则减小 data.num_workers",
+        "共享内存（/dev/shm）不足：数据处理子进程经由它传递数据",
+        "容器启动时加 --shm-size=64g 或 --ipc=host；否则减小 data.num_workers",
         check="df -h /dev/shm",
     ),
     _known(
         "dataset worker died",
-        r"DataLoader worker.*(?:is|was) killed by signal|DataLoader (?:worker|\d+ workers)\b.*\bexit(?:ed)? unexpectedly"
+        r"DataLoader worker.*(?:is|was) killed by signal|DataLoader (?:worker"
+        r"|\d+ workers)\b.*\bexit(?:ed)? unexpectedly"
         r"|Dataset worker process.*(?:exited unexpectedly|was killed)",
         "a worker process for data died: as a rule killed for lack of main memory",
         "lower data.num_workers; look above in the log for the worker's own error",
@@ -322,7 +336,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         r"'GetNext', get data timeout|kernel_name=GetNext\b|(?i:getnext timeout)|TDT Push data into device Failed",
         "the card waited for data in vain: preparing it takes too long, or there are fewer rows than steps",
         "make data ready beforehand: launcher data preprocess; or set runtime.sink_mode: false",
-        "等待数据超时：数据处理过慢，或数据少于所需 step", "预先处理数据：launcher data preprocess；或设置 runtime.sink_mode: false",
+        "等待数据超时：数据处理过慢，或数据少于所需 step",
+        "设置 runtime.sink_mode: false；或预先处理数据：launcher data preprocess",
         check="launcher data stats",
     ),
     _known(
@@ -336,11 +351,14 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     # ------------------------------------------------------------------------------------------ the host
     _known(
         "disk quota", r"\[Errno 122\]|(?i:\bdisk quota exceeded\b)",
-        "this user's quota of the file system is used up", "delete old checkpoints or ask for more, then launcher resume JOB",
+        "this user's quota of the file system is used up",
+        "delete old checkpoints or ask for more, then launcher resume JOB",
         "用户磁盘配额已用完", "删除旧 checkpoint 或申请扩容，然后 launcher resume JOB", check="quota -s",
     ),
     _known(
-        "disk full", rf"\[Errno 28\]|[:;] ?No space left on device|^No space left on device|{codes('EK0204')}|Insufficient disk space",
+        "disk full",
+        rf"\[Errno 28\]|[:;] ?No space left on device|^No space left on device|{codes('EK0204')}"
+        r"|Insufficient disk space",
         "the disk is full", "free some space, then launcher resume JOB",
         "磁盘已满", "清理空间，然后 launcher resume JOB", check="df -h; df -i",
     ),
@@ -352,9 +370,19 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         check="stat JOBS_FOLDER", machine=True,
     ),
     _known(
+        "file system failed", r"\[Errno (?:5|30)\]|[:;] ?Input/output error|[:;] ?Read-only file system",
+        "a file system cannot be read or written: its disk or server fails, or it was mounted read-only",
+        "look for its errors in the kernel's log; have it repaired, or move the jobs folder and the data elsewhere",
+        "文件系统无法读写：磁盘或文件服务器故障，或以只读方式挂载",
+        "在内核日志中查看其错误；修复，或将任务目录与数据移至别处",
+        check="dmesg -T | tail -50; mount", machine=True,
+    ),
+    _known(
         "too many files", r"\[Errno 24\]|[:;] ?Too many open files",
-        "the limit of open files is reached", "raise it for this user (ulimit -n 65535, limits.conf), then launcher resume JOB",
-        "打开文件数达到上限", "为该用户提高上限（ulimit -n 65535，limits.conf），然后 launcher resume JOB", check="ulimit -n",
+        "the limit of open files is reached",
+        "raise it for this user (ulimit -n 65535, limits.conf), then launcher resume JOB",
+        "打开文件数达到上限", "为该用户提高上限（ulimit -n 65535，limits.conf），然后 launcher resume JOB",
+        check="ulimit -n",
     ),
     _known(
         "too many processes",
@@ -374,12 +402,14 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     ),
     _known(
         "host name", r"DNS resolution failed|gaierror|\[Errno -[23]\]|Temporary failure in name resolution",
-        "a host's name is not known to another host", "add it to /etc/hosts on all hosts, or use addresses in the inventory",
+        "a host's name is not known to another host",
+        "add it to /etc/hosts on all hosts, or use addresses in the inventory",
         "主机名无法解析", "在各主机 /etc/hosts 中添加该主机名，或在 inventory 中使用 IP", check="getent hosts NAME",
     ),
     _known(
         "scheduler port",
-        r"(?i:address already in use)|(?i:failed to bind\b)|Failed to (?:listen|create the tcp server|init\w* the tcp server)",
+        r"(?i:address already in use)|(?i:failed to bind\b)|Failed to (?:listen|create the tcp server"
+        r"|init\w* the tcp server)",
         "the scheduler could not listen on its port", "leave --port out to have a free one picked",
         "调度进程无法监听端口", "不指定 --port，由程序自动选取空闲端口",
         check="ss -lntp", machine=True,
@@ -387,8 +417,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     # ------------------------------------------------------------------------------------------ operators that failed
     _known(
         "stream timeout",
-        rf"{codes('EE1002', 'E30008')}|(?i:stream synchronize timeout|stream sync timeout|aicore timeout|ai ?core execution times out|"
-        r"vector core (?:execution )?time(?:s )?out|operator execution time out)",
+        rf"{codes('EE1002', 'E30008')}|(?i:stream synchronize timeout|stream sync timeout|aicore timeout"
+        r"|ai ?core execution times out|vector core (?:execution )?time(?:s )?out|operator execution time out)",
         "an operator did not finish within the runtime's time limit: it hangs, or waits for a rank that lags",
         "look at the ranks named as behind; if none is, have the card of this rank checked",
         "算子未在时限内完成：卡死，或在等待滞后的 rank", "查看滞后的 rank；若无，则检查该 rank 的卡",
@@ -401,12 +431,14 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         r"|\bai(?:core|c|v|vec|vector) error\b|MTE instruction is out of range",
         "an operator failed on the card: it read or wrote out of bounds, met bad data, or the card is faulty",
         "look for the operator's name in the lines; if another card does it too, it is the operator or the data",
-        "算子在设备上执行异常：越界访问、输入数据异常，或硬件故障", "在日志中查看算子名；若其他卡也出现，则为算子或数据问题",
+        "算子在设备上执行异常：越界访问、输入数据异常，或硬件故障",
+        "在日志中查看算子名；若其他卡也出现，则为算子或数据问题",
         check="launcher logs JOB --errors", machine=True, vague=numbers("507015", "507016", "507035", "507036"),
     ),
     _known(
         "aicpu error",
-        r"(?i:\baicpu exception|aicpu execution is abnormal|exception occurred during AICPU|aicpu kernel execute failed)",
+        r"(?i:\baicpu exception|aicpu execution is abnormal|exception occurred during AICPU"
+        r"|aicpu kernel execute failed)",
         "an operator that runs on the card's CPU failed: as a rule CANN does not belong to this MindSpore",
         "install the CANN that the MindSpore release names", "AICPU 算子执行失败：通常 CANN 与 MindSpore 版本不配套",
         "安装与 MindSpore 配套的 CANN", check="launcher doctor", vague=rf"{codes('E39999')}|{numbers('507018')}",
@@ -414,7 +446,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     # ------------------------------------------------------------------------------------------ little is said
     _known(
         "HCCL failed", _NEVER,
-        "HCCL could not set up or carry out a collective, and does not say why", "look for the first error in plog, of all ranks",
+        "HCCL could not set up or carry out a collective, and does not say why",
+        "look for the first error in plog, of all ranks",
         "HCCL 建立通信域或执行集合通信失败，未给出原因", "在各 rank 的 plog 中查看最早的错误",
         check="launcher doctor; ls ~/ascend/log/debug/plog", machine=True, elsewhere=True,
         vague=r"\bHCCL function error\b|call hccl api failed|\bHccl\w+ fail(?:ed)?\b|hcclComm\w* (?:init )?error"
@@ -422,18 +455,21 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     ),
     _known(
         "EE9999", _NEVER,
-        "an inner error of the runtime; the text after it and plog say more", "look for the first error in plog, of all ranks",
+        "an inner error of the runtime; the text after it and plog say more",
+        "look for the first error in plog, of all ranks",
         "CANN 运行时内部错误，详见其后的文本与 plog", "在各 rank 的 plog 中查看最早的错误",
         check="launcher logs JOB --errors; ls ~/ascend/log/debug/plog", machine=True,
         # Any other code of CANN too.
-        vague=rf"{codes('E[A-Z][0-9]{4}', 'E[1-9][0-9]{4}')}|{numbers('[1235]07[0-9]{3}', '500[0-9]{3}', '[135]61[0-9]{3}')}|^Run task error!",
+        vague=rf"{codes('E[A-Z][0-9]{4}', 'E[1-9][0-9]{4}')}"
+        rf"|{numbers('[1235]07[0-9]{3}', '500[0-9]{3}', '[135]61[0-9]{3}')}|^Run task error!",
     ),
     _known(
         NOT_BUILT, _NEVER,
         "not all ranks found each other in time", "look for the rank that says least",
         "各 rank 未能在规定时间内完成组网", "查看输出最少的 rank",
         check="launcher logs JOB", machine=True, elsewhere=True,
-        vague=r"(?i:failed to initialize (?:collective|distributed))|Topology build timed out|Failed to fetch the unique id"
+        vague=r"(?i:failed to initialize (?:collective|distributed))|Topology build timed out"
+        r"|Failed to fetch the unique id"
         r"|Failed to (?:wait|initialize) .*cluster|Failed to fetch the address of the rank|Time out nodes are"
         r"|(?:Failed to|not) successfully spawned",
     ),
@@ -442,7 +478,8 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
         "communication with another rank broke off", "look at the other ranks",
         "与其他 rank 的通信中断", "查看其他 rank",
         check="launcher logs JOB --errors", machine=True, elsewhere=True,
-        vague=r"wait receiving .* fail|(?i:(?:error|fail(?:ed)?|critical|exception)\b.*connection (?:reset|refused)|AllReduce.*fail)"
+        vague=r"wait receiving .* fail|(?i:(?:error|fail(?:ed)?|critical|exception)\b.*connection (?:reset|refused)"
+        r"|AllReduce.*fail)"
         r"|^Connection (?:reset|refused)|Failed to connect to the meta server|client socket has timed out",
     ),
 )  # fmt: skip

@@ -18,8 +18,8 @@ __all__ = ["KNOWN_ERRORS", "NOT_BUILT", "KnownError", "Recognised", "look_for", 
 
 # Exceptions that Python programs raise about their own data: what they quote is not what the system said.
 _ABOUT_DATA = frozenset({
-    "ArithmeticError", "AssertionError", "AttributeError", "FloatingPointError", "IndexError", "KeyError", "LookupError",
-    "NameError", "NotImplementedError", "OverflowError", "StopIteration", "SyntaxError", "TypeError",
+    "ArithmeticError", "AssertionError", "AttributeError", "FloatingPointError", "IndexError", "KeyError",
+    "LookupError", "NameError", "NotImplementedError", "OverflowError", "StopIteration", "SyntaxError", "TypeError",
     "UnboundLocalError", "UnicodeDecodeError", "UnicodeEncodeError", "UnicodeError", "ValueError", "ZeroDivisionError",
 })  # fmt: skip
 
@@ -30,7 +30,9 @@ _SPEAKER = re.compile(r"(?:[a-z_]\w*\.)*([A-Za-z_]\w*(?:Error|Exception|Iteratio
 _FRAME = re.compile(r'\s+File "[^"]*", line \d+')
 
 # The levels below an error, as MindSpore, CANN, MindFormers and Python's logging write them.
-_QUIET = re.compile(r"\[(?:WARNING|WARN|INFO|DEBUG|EVENT|TRACE)\]|\s- (?:WARNING|INFO|DEBUG) - |^(?:WARNING|INFO|DEBUG)\b")
+_QUIET = re.compile(
+    r"\[(?:WARNING|WARN|INFO|DEBUG|EVENT|TRACE)\]|\s- (?:WARNING|INFO|DEBUG) - |^(?:WARNING|INFO|DEBUG)\b"
+)
 
 # CANN adds to each error what may have caused it, and what to look for: nothing of it has happened yet.
 _ADVICE = re.compile(r"\s*(?:Possible Cause|Solution)\s*:")
@@ -50,9 +52,12 @@ def recognise(texts: Iterable[str]) -> KnownError | None:
     return found.known if found else None
 
 
-def look_for(texts: Iterable[str]) -> Recognised | None:
-    """Return the known error found in the first of ``texts`` that shows one, and the line that does."""
-    evidence = [[*_evidence(text)] for text in texts]
+def look_for(texts: Iterable[str], *, warnings: bool = False) -> Recognised | None:
+    """Return the known error found in the first of ``texts`` that shows one, and the line that does.
+
+    ``warnings``: lines of lower levels than an error count too.
+    """
+    evidence = [[*_evidence(text, warnings)] for text in texts]
     told = (found for lines in evidence for line in lines for found in _matches(line))
     hinted = (found for lines in evidence for line in lines for found in _matches(line, vague=True))
     return next(told, None) or min(hinted, key=lambda found: KNOWN_ERRORS.index(found.known), default=None)
@@ -67,7 +72,7 @@ def _matches(evidence: tuple[str, str], *, vague: bool = False) -> Iterator[Reco
             yield Recognised(known=known, line=line)
 
 
-def _evidence(text: str) -> Iterator[tuple[str, str]]:
+def _evidence(text: str, warnings: bool) -> Iterator[tuple[str, str]]:
     """Yield the lines that say what happened, each with the exception that speaks, "" for none."""
     speaker, after_frame = "", False
     for line in text.splitlines():
@@ -75,7 +80,7 @@ def _evidence(text: str) -> Iterator[tuple[str, str]]:
             after_frame = True
             continue
         is_code, after_frame = after_frame and line.startswith("    "), False
-        if is_code or _QUIET.search(line) or _ADVICE.match(line):
+        if is_code or (not warnings and _QUIET.search(line)) or _ADVICE.match(line):
             continue
         if said := _SPEAKER.match(line):
             speaker = said[1]

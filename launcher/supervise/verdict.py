@@ -85,7 +85,8 @@ def find_verdict(
 def _asked_scheduler(paths: JobPaths, known: KnownError, lines: list[str]) -> tuple[KnownError, list[str]]:
     """Return the cause named by the scheduler's log, with that line first; ``known`` and ``lines`` if it names none."""
     said = tail(paths.log(SCHEDULER), _SCAN_LINES)
-    found = look_for(["\n".join(said)])
+    # It warns of the port and of its address, and then fails without them.
+    found = look_for(["\n".join(said)], warnings=True)
     if found is None or found.known.name == NOT_BUILT:
         return known, lines
     return found.known, [f"scheduler: {found.line.rpartition('] ')[2]}", *lines]

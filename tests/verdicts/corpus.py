@@ -3,7 +3,7 @@
 ``cases/public``: texts from public threads and documents, put in the mouth of one of four ranks.
 ``cases/fresh``: the same, collected and labelled after the rules had been written.
 ``cases/own``: what supervisors learnt when each fault of our own table happened, with each engine (``record.py``).
-``cases/controls.yaml``: jobs that succeeded, were stopped, or failed of the user's own program, among frightening words.
+``cases/controls.yaml``: jobs that succeeded, were stopped, or failed of their user's program, among frightening words.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class Case:
     """One case. ``facts``: what the supervisor learnt, in order, with seconds since the start of the attempt.
 
-    ``rank``: the rank to be named, None for another cause, or for no failure at all. ``logs``: by path in the job's folder.
+    ``rank``: the rank to be named, None for another cause, or for no failure. ``logs``: by path in the job's folder.
     """
 
     id: str
@@ -73,7 +73,7 @@ def load() -> tuple[Case, ...]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return list(yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER))
+    return list(yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER))  # noqa: S506
 
 
 # ------------------------------------------------------------------------------------------------ one text, four ranks
@@ -109,7 +109,8 @@ def _failing(raw: Mapping[str, Any], rank: int) -> Iterator[dict[str, Any]]:
 
 
 def _error(at: float, rank: int, kind: str, message: str, code_line: str) -> dict[str, Any]:
-    trace = f'Traceback (most recent call last):\n  File "train.py", line 7, in <module>\n    {code_line}\n{kind}: {message}'
+    place = 'Traceback (most recent call last):\n  File "train.py", line 7, in <module>'
+    trace = f"{place}\n    {code_line}\n{kind}: {message}"
     return _event(at, rank, "error", type=kind, message=message, traceback=trace)
 
 
@@ -134,8 +135,8 @@ def _control(raw: Mapping[str, Any]) -> Case:
     ]
     gone = [{"at": 10.05, "what": "gone", "who": rank, "when": 10.05, "code": code} for rank in range(RANKS)]
     return Case(
-        id=raw["id"], group=CONTROL, expected=raw["class"], rank=None, source=raw["source"], engine="msrun", ranks=RANKS,
-        facts=tuple(_ordered(*_training(10.0), *ends, *gone)),
+        id=raw["id"], group=CONTROL, expected=raw["class"], rank=None, source=raw["source"], engine="msrun",
+        ranks=RANKS, facts=tuple(_ordered(*_training(10.0), *ends, *gone)),
         logs={_rank_log(rank): raw["said"] for rank in range(RANKS)},
     )  # fmt: skip
 

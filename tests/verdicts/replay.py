@@ -116,7 +116,7 @@ class Recorded(History):
 
 def _entered(facts: tuple[Mapping[str, Any], ...]) -> dict[int, int]:
     """Return the steps that the ranks had entered when the supervisor looked."""
-    steps = next((fact["steps"] for fact in facts if fact["what"] == "entered"), {})
+    steps: Mapping[str, int] = next((fact["steps"] for fact in facts if fact["what"] == "entered"), {})
     return {int(rank): step for rank, step in steps.items()}
 
 

@@ -1,5 +1,7 @@
 """``make verdict-score``: what the verdict makes of the corpus, as Markdown.
 
+Each class has precision / recall (number of cases).
+
 usage: score.py [--wrong] [--update PAGE]
 """
 
@@ -17,10 +19,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
 
-from corpus import CONTROL, OWN, Case, load  # noqa: E402
+from corpus import CONTROL, FRESH, OWN, Case, load  # noqa: E402
 from replay import Found, ask  # noqa: E402
 
-BEGIN, END = "<!-- verdict-score: begin -->", "<!-- verdict-score: end -->"
+NAME = "verdict-score"
 TUNED, HELD_OUT = "tuned", "held out"
 
 
@@ -103,7 +105,7 @@ def rank_accuracy(asked: Sequence[Answer]) -> float:
 
 def report() -> str:
     """Return the score as Markdown."""
-    groups = (OWN, TUNED, HELD_OUT)
+    groups = (OWN, TUNED, HELD_OUT, FRESH)
     lines = ["| cases | number | classes | macro-F1 | rank right |", "|---|---|---|---|---|"]
     lines += [_summary(name, of(name)) for name in groups]
     controls = of(CONTROL)
@@ -138,23 +140,28 @@ def wrong(*halves: str) -> list[str]:
     ]
 
 
-def update(page: Path) -> None:
-    """Put the score into ``page``, between its two marks."""
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{report()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+def put_between(page: Path, name: str, text: str) -> None:
+    """Put ``text`` into ``page``, between the two marks of ``name``."""
+    begin, end = marks(name)
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Return the comments around what is put into a page."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--wrong", action="store_true", help="list the tuned cases, own faults and controls that are wrong")
+    parser.add_argument("--wrong", action="store_true", help="list what is wrong, but for the half that is held out")
     parser.add_argument("--update", type=Path, help="put the score into this page")
     options = parser.parse_args()
     print(report())
     if options.wrong:
-        print("\n".join(["", *wrong(OWN, TUNED, CONTROL)]))
+        print("\n".join(["", *wrong(OWN, TUNED, FRESH, CONTROL)]))
     if options.update:
-        update(options.update)
+        put_between(options.update, NAME, report())
 
 
 if __name__ == "__main__":

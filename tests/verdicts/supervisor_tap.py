@@ -6,11 +6,9 @@ import functools
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.jobs.events import Event
 from launcher.supervise import attempt
 from launcher.supervise.judge import Judge, Look
 from launcher.supervise.rank_states import RankStates
@@ -49,18 +47,21 @@ def _before(owner: Any, name: str, tell: Callable[..., None]) -> None:
 def tap(path: str) -> None:
     """Write all facts of this process's attempt to ``path``."""
     tape = Tape(Path(path))
-    _before(RankStates, "note", lambda _, event: tape.write("event", event=_as_json(event)))
-    _before(RankStates, "rank_gone", lambda _, rank_id, when, code=None: tape.write("gone", who=rank_id, when=when, code=code))
-    _before(RankStates, "program_gone", lambda _, name, when, code=None: tape.write("gone", who=name, when=when, code=code))
-    _before(RankStates, "rank_named", lambda _, rank_id, now, code: tape.write("named", who=rank_id, code=code))
-    _before(Judge, "begin", lambda _: tape.write("begin"))
+    _tap_rank_states(tape)
+    _before(Judge, "begin", lambda *_: tape.write("begin"))
     _before(Judge, "no_progress", lambda _, entered, idle_s: tape.write("entered", steps=dict(entered)))
-    _before(attempt, "find_verdict", lambda *args: tape.write("verdict", stopped=args[4].stopped, disk_full=args[4].disk_full))
+    _before(attempt, "find_verdict", lambda *args: tape.write("verdict", disk_full=args[4].disk_full))
     _tap_decide(tape)
 
 
-def _as_json(event: Event) -> dict[str, Any]:
-    return dict(json.loads(event.to_json()) if isinstance(event.to_json(), str) else event.to_json())
+def _tap_rank_states(tape: Tape) -> None:
+    def tell_gone(_: RankStates, who: int | str, when: float, code: int | None = None) -> None:
+        tape.write("gone", who=who, when=when, code=code)
+
+    _before(RankStates, "note", lambda _, event: tape.write("event", event=event.to_json()))
+    _before(RankStates, "rank_gone", tell_gone)
+    _before(RankStates, "program_gone", tell_gone)
+    _before(RankStates, "rank_named", lambda _, rank_id, now, code: tape.write("named", who=rank_id, code=code))
 
 
 def _tap_decide(tape: Tape) -> None:
@@ -71,9 +72,11 @@ def _tap_decide(tape: Tape) -> None:
             seen = look()
             tape.write_change("suspended", sorted(seen.suspended))
             tape.write_change("folder_gone", seen.folder_gone)
-            return replace(seen)
+            return seen
 
         tape.write_change("stop", stop_level)
-        return real(self, facts, stop_level, told)
+        decision = real(self, facts, stop_level, told)
+        tape.write_change("decided", decision.action.name)
+        return decision
 
     Judge.decide = decide  # type: ignore[method-assign]
