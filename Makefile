@@ -6,6 +6,7 @@
 # make examples  a real language model, finetuned and asked: examples/smollm2 (about 7 min, 12 GB of memory)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
+# make verdict-score  what the verdict makes of the corpus of failures in tests/verdicts (seconds)
 # Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast docs-check semi-auto examples faults lint clean
+.PHONY: demo test test-fast docs-check semi-auto examples faults verdict-score lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -47,6 +48,9 @@ faults: $(VENV)/.installed-test
 	$(BIN)/python tests/integration/faults/hosts.py --out build/faults_hosts.md
 	LAUNCHER_FAULTS=all $(BIN)/python -m pytest tests/schedulers/test_slurm.py tests/schedulers/test_ssh.py \
 		tests/integration/test_slurm_training.py tests/integration/test_mpirun_hosts.py
+
+verdict-score: $(VENV)/.installed-test
+	$(BIN)/python tests/verdicts/score.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from launcher.jobs import JobPaths
 from launcher.jobs.logs import tail
 from launcher.jobs.verdict import EN, ZH, Verdict
 from launcher.plan.launch import RankPlace
-from launcher.supervise.known_errors import NOT_BUILT, KnownError, recognise
+from launcher.supervise.known_errors import NOT_BUILT, KnownError, Recognised, look_for, recognise
 from launcher.supervise.rank_states import SCHEDULER, Failure, RankStates
 
 TRACEBACK_LINES = 30
@@ -50,8 +50,9 @@ def find_verdict(
     """Return the verdict on ``failure``, from the ranks' reports and the ends of their logs."""
     ending = _ending(paths, failure, states.engine)
     how = _how(failure, states, findings)
-    known = recognise(_texts(failure, ending))
-    lines = _shown(failure, ending, known)
+    found = look_for(_texts(failure, ending))
+    known = found.known if found else None
+    lines = _shown(failure, ending, found)
     if known and known.name == NOT_BUILT:  # MindSpore's scheduler says why in its log, and nobody else knows
         known, lines = _asked_scheduler(paths, known, lines)
     # On a full disk a rank may not even have written its last words; the disk then explains it best.
@@ -84,11 +85,11 @@ def find_verdict(
 def _asked_scheduler(paths: JobPaths, known: KnownError, lines: list[str]) -> tuple[KnownError, list[str]]:
     """Return the cause named by the scheduler's log, with that line first; ``known`` and ``lines`` if it names none."""
     said = tail(paths.log(SCHEDULER), _SCAN_LINES)
-    cause = recognise(["\n".join(said)])
-    if cause is None or cause.name == NOT_BUILT:
+    # It warns of the port and of its address, and then fails without them.
+    found = look_for(["\n".join(said)], warnings=True)
+    if found is None or found.known.name == NOT_BUILT:
         return known, lines
-    telling = next(line for line in said if cause.pattern.search(line))
-    return cause, [f"scheduler: {telling.rpartition('] ')[2]}", *lines]
+    return found.known, [f"scheduler: {found.line.rpartition('] ')[2]}", *lines]
 
 
 def _retry(failure: Failure, known: KnownError | None) -> bool:
@@ -101,8 +102,10 @@ def _retry(failure: Failure, known: KnownError | None) -> bool:
 
 
 def _texts(failure: Failure, lines: Sequence[str]) -> list[str]:
-    said = [failure.event.message, failure.event.traceback] if failure.event else ["", ""]
-    return [*map(str, said), "\n".join(lines)]
+    event = failure.event
+    # The traceback ends with the exception; what it was raised from comes before, and counts only after it.
+    said = [f"{event.type}: {event.message}", str(event.traceback)] if event else []
+    return [*said, "\n".join(lines)]
 
 
 def _behind(states: RankStates, failure: Failure) -> tuple[int, ...]:
@@ -199,7 +202,7 @@ def _from_fatal_error(lines: list[str]) -> list[str]:
     return lines[-ENDING_LINES:]
 
 
-def _shown(failure: Failure, ending: list[str], known: KnownError | None) -> list[str]:
+def _shown(failure: Failure, ending: list[str], found: Recognised | None) -> list[str]:
     """Return nearly all of a traceback or stack; of a log its last lines, and before them the line with the cause."""
     if failure.event is not None:
         # The last lines name the exception and where it was raised; of the rest only the beginning helps.
@@ -208,7 +211,7 @@ def _shown(failure: Failure, ending: list[str], known: KnownError | None) -> lis
     if failure.kind == "no_progress" or (ending and _FATAL.match(ending[0])):
         return ending
     earlier, last = ending[:-TAIL_LINES], ending[-TAIL_LINES:]
-    telling = [line for line in earlier if known and known.pattern.search(line)][:1]
+    telling = [found.line] if found and found.line in earlier else []
     return [_brief(line) for line in (*telling, *(["..."] if telling else []), *last)]
 
 
@@ -240,7 +243,7 @@ _WORDS = {
         "before": "before its first step", "after": "after step {step}",
         "program": "{program} failed first: {how}",
         "behind": "not yet in the step: {ranks}",
-        "cause": "probable cause: {cause}", "fix": "next: {fix}",
+        "cause": "probable cause: {cause}", "check": "check: {check}", "fix": "next: {fix}",
         "stopped": "stopped by launcher afterwards: {ranks}",
         "ranks": "rank {}", "join": ", rank ",
     },
@@ -250,7 +253,7 @@ _WORDS = {
         "before": "第一个 step 之前", "after": "step {step} 之后",
         "program": "{program} 最先失败：{how}",
         "behind": "尚未进入该 step：{ranks}",
-        "cause": "可能原因：{cause}", "fix": "下一步：{fix}",
+        "cause": "可能原因：{cause}", "check": "检查：{check}", "fix": "下一步：{fix}",
         "stopped": "随后由 launcher 停止：{ranks}",
         "ranks": "rank {}", "join": "、rank ",
     },
@@ -272,10 +275,9 @@ def _report(
             shown = words["ranks"].format(words["join"].join(map(str, ranks)))
             parts.append("  " + words[name].format(ranks=shown))
     if known:
-        parts += [
-            "  " + words["cause"].format(cause=known.cause[lang]),
-            "  " + words["fix"].format(fix=known.fix[lang]),
-        ]
+        parts.append("  " + words["cause"].format(cause=known.cause[lang]))
+        parts += ["  " + words["check"].format(check=known.check)] if known.check else []
+        parts.append("  " + words["fix"].format(fix=known.fix[lang]))
     return "\n".join(parts)
 
 
