@@ -244,7 +244,7 @@ _WORDS = {
         "program": "{program} failed first: {how}",
         "behind": "not yet in the step: {ranks}",
         "cause": "probable cause: {cause}", "check": "check: {check}", "fix": "next: {fix}",
-        "stopped": "stopped by launcher afterwards: {ranks}",
+        "stopped": "stopped by launcher afterwards: {ranks}", "last": "the last it said:",
         "ranks": "rank {}", "join": ", rank ",
     },
     ZH: {
@@ -254,7 +254,7 @@ _WORDS = {
         "program": "{program} 最先失败：{how}",
         "behind": "尚未进入该 step：{ranks}",
         "cause": "可能原因：{cause}", "check": "检查：{check}", "fix": "下一步：{fix}",
-        "stopped": "随后由 launcher 停止：{ranks}",
+        "stopped": "随后由 launcher 停止：{ranks}", "last": "最后的输出：",
         "ranks": "rank {}", "join": "、rank ",
     },
 }  # fmt: skip
@@ -266,6 +266,8 @@ def _report(
 ) -> str:  # fmt: skip
     words = _WORDS[lang]
     parts = [_headline(lang, failure, place, step, how[lang])]
+    # Lines of a rank that ended without an error of its own explain nothing by themselves.
+    parts += ["  " + words["last"]] if lines and failure.kind == "exit" and not known else []
     parts += [f"    {_cut(line)}" for line in lines]
     if place:
         where = words["place"].format(host=place.host, local=place.local_rank, device=place.device_id)
