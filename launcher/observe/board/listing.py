@@ -23,6 +23,8 @@ from launcher.observe.summary import summarize
 _SPARK = 40
 # All viewers share a look; the next one comes after this time.
 _LOOK_S = 0.9
+# Of a large folder that is read for the first time, the rest is read at the next looks, the newest jobs first.
+_READ_S = 0.5
 # Above these a record is damaged: nobody has so many, and each costs a file to look at.
 _MOST_CARDS, _MOST_ATTEMPTS = 100_000, 10_000
 
@@ -92,7 +94,9 @@ class Listing:
     def _look(self) -> None:
         found = {name: known for name in self._names() if (known := self._job(name)) is not None}
         self._known = found
-        rows = [self._row(known) for known in found.values()]
+        deadline = self._clock() + _READ_S
+        newest = sorted(found.values(), key=lambda known: known.record.created, reverse=True)
+        rows = [self._row(known, deadline) for known in newest]
         self._rows = {row.job_id: row for row in sorted(rows, key=lambda row: (-(row.created or 0.0), row.job_id))}
 
     def _names(self) -> list[str]:
@@ -113,8 +117,11 @@ class Listing:
             stamp=mark, paths=paths.of_attempt(record.attempt), record=record, loss_rank=loss_rank(paths, record.cards)
         )
 
-    def _row(self, known: _Known) -> Row:
+    def _row(self, known: _Known, deadline: float) -> Row:
+        """Return the row of a job; of one that was never read none of its progress when ``deadline`` is over."""
         record = mark_lost_if_dead(known.record)
+        if known.row.is_empty and self._clock() > deadline:
+            return _bare_row(known.paths, record)
         events = stamp(known.paths.rank_events(known.loss_rank))
         return known.row.get((record.state, events), lambda: _make_row(known.paths, record))
 
@@ -154,13 +161,18 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _make_row(paths: JobPaths, record: JobRecord) -> Row:
+def _bare_row(paths: JobPaths, record: JobRecord) -> Row:
+    """Return what job.json says."""
     job_id = paths.job_id.encode("utf-8", "backslashreplace").decode()
-    row = Row(
+    return Row(
         job_id=job_id, name=record.name, state=record.state, cards=record.cards, target=record.target,
         owner=str(record.origin.get("user", "")), created=seconds_of(record.created), ended=seconds_of(record.ended),
         attempt=record.attempt, note=record.note or "",
     )  # fmt: skip
+
+
+def _make_row(paths: JobPaths, record: JobRecord) -> Row:
+    row = _bare_row(paths, record)
     if record.state == UNREADABLE:
         return row
     try:

@@ -34,6 +34,10 @@ class Paced(Generic[Value]):
         self._due = 0.0
         self._value: Value | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        return self._value is None
+
     def get(self, key: tuple[Hashable, ...], make: Callable[[], Value]) -> Value:
         """Return the value for ``key``, or while it rests the one before."""
         known, now = self._key, self._clock()
