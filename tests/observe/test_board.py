@@ -18,31 +18,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from support.boards import ENDED, RUNS, make_jobs, served_board
 from support.job_folders import Made, MadeJob, lines, text
 
 from launcher import jobs
 from launcher.cli.app import main
-from launcher.common.http.connections import Patience
-from launcher.common.http.listening import listen, serving
-from launcher.jobs import JobPaths
 from launcher.observe.board.listing import Listing
 from launcher.observe.board.live import LiveJob, LogView, log_end, log_names
 from launcher.observe.board.pace import Paced
-from launcher.observe.board.web import Board, application
 
-RUNS, ENDED = "zzzzz-runs", "bcdfg-ended"
 TOKEN = "a-token-of-some-length"
-
-
-def make_jobs(root: Path) -> JobPaths:
-    """Write a job that runs on another host, and one that has ended; return the paths of the former."""
-    MadeJob(job_id=ENDED, steps=4, record={"origin": {"user": "ann"}}).write(root)
-    job = MadeJob(job_id=RUNS, state=jobs.RUNNING, steps=10, attempts=(Made(held_out=(2,)),))
-    paths = job.write(root)
-    jobs.write_record(paths, replace(job.make_record(), created="2026-01-02T00:00:00.000+00:00"))
-    paths.logs.mkdir()
-    paths.rank_log(0).write_text("one\nTwo\nERROR bad\n")
-    return paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +82,8 @@ class Served:
 
 @contextmanager
 def serve(root: Path, token: str | None = None, lang: str = "en") -> Iterator[Served]:
-    board, log = Board.over(root, lang, token, look_s=0.05), list[str]()
-    listener = listen("127.0.0.1", 0)
-    with serving(application(board, log.append), listener, Patience(most=64, request_s=20, answer_s=60)):
-        yield Served(port=listener.getsockname()[1], log=log)
-        board.stopping.set()
+    with served_board(root, token, lang) as (port, log):
+        yield Served(port=port, log=log)
 
 
 @pytest.fixture(scope="module")
