@@ -9,6 +9,7 @@
     made.append(...children);
     return made;
   };
+  const addressed = (query) => (String(query) ? `?${query}` : "");
   const clock = (s) => {
     s = Math.round(s);
     const h = Math.floor(s / 3600), m = Math.floor((s % 3600) / 60), r = String(s % 60).padStart(2, "0");
@@ -62,7 +63,7 @@
         q: query.get("q") || "", states: new Set(query.getAll("state")), ticks: new Set(query.getAll("job")),
         key: query.get("sort") || "created", down: query.get("order") !== "up",
       };
-      filters.q.value = view.q;
+      filters.elements.q.value = view.q;
       for (const box of filters.querySelectorAll("input[name=state]")) box.checked = view.states.has(box.value);
     };
     const write = () => {
@@ -72,7 +73,7 @@
       if (view.key !== "created") query.set("sort", view.key);
       if (!view.down) query.set("order", "up");
       for (const job of view.ticks) query.append("job", job);
-      history.replaceState(null, "", `${location.pathname}${query.size ? `?${query}` : ""}`);
+      history.replaceState(null, "", `${location.pathname}${addressed(query)}`);
       sessionStorage.setItem("list", location.search);
     };
     const fits = (row) => {
@@ -189,7 +190,7 @@
     read();
     filters.addEventListener("submit", (event) => event.preventDefault());
     filters.addEventListener("input", () => {
-      view.q = filters.q.value.trim();
+      view.q = filters.elements.q.value.trim();
       view.states = new Set([...filters.querySelectorAll("input[name=state]:checked")].map((box) => box.value));
       write();
       show();
@@ -251,27 +252,27 @@
 
     const read = () => {
       const query = new URLSearchParams(location.search), log = query.get("log");
-      if (log && ![...form.log.options].some((one) => one.value === log)) form.log.append(element("option", {}, log));
-      if (log) form.log.value = log;
-      form.contains.value = query.get("contains") || "";
-      form.errors.checked = query.has("errors");
+      if (log && ![...form.elements.log.options].some((one) => one.value === log)) form.elements.log.append(element("option", {}, log));
+      if (log) form.elements.log.value = log;
+      form.elements.contains.value = query.get("contains") || "";
+      form.elements.errors.checked = query.has("errors");
     };
     const chosen = () => {
       const query = new URLSearchParams();
-      if (form.log.selectedIndex > 0) query.set("log", form.log.value);
-      if (form.contains.value) query.set("contains", form.contains.value);
-      if (form.errors.checked) query.set("errors", "");
+      if (form.elements.log.selectedIndex > 0) query.set("log", form.elements.log.value);
+      if (form.elements.contains.value) query.set("contains", form.elements.contains.value);
+      if (form.elements.errors.checked) query.set("errors", "");
       return query;
     };
     const address = () => {
       const query = chosen();
-      query.set("log", form.log.value);
+      query.set("log", form.elements.log.value);
       query.set("number", number);
       return `/jobs/${encodeURIComponent(job)}/events?${query}`;
     };
     const showLog = (news) => {
       lines.textContent = news.lines.length ? news.lines.join("\n") : say("No lines.");
-      if (form.follow.checked) lines.scrollTop = lines.scrollHeight;
+      if (form.elements.follow.checked) lines.scrollTop = lines.scrollHeight;
     };
 
     read();
@@ -284,9 +285,9 @@
     let waiting = 0;
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", (event) => {
-      if (event.target.name === "follow") { if (form.follow.checked) lines.scrollTop = lines.scrollHeight; return; }
+      if (event.target.name === "follow") { if (form.elements.follow.checked) lines.scrollTop = lines.scrollHeight; return; }
       const query = chosen();
-      history.replaceState(null, "", `${location.pathname}${query.size ? `?${query}` : ""}`);
+      history.replaceState(null, "", `${location.pathname}${addressed(query)}`);
       clearTimeout(waiting);
       waiting = setTimeout(stream.open, 250);
     });
