@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class LiveJob:
         self._lang = lang
         self._lock = threading.Lock()
         self._page: Paced[LivePage] = Paced()
-        self._made = 0
+        # A page that was made by a board before this one must not pass for one of this.
+        self._made = secrets.randbelow(1 << 40)
 
     def page(self, paths: JobPaths, record: JobRecord) -> LivePage:
         """Return the page, made again where a file of the job has changed."""

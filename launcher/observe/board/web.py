@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import html
 import json
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -133,7 +135,7 @@ def application(board: Board, log: Callable[[str], None]) -> Starlette:
         ],
         middleware=[
             Middleware(_Headers),
-            Middleware(Gate, token=board.token, log=log, given=_given, refuse=_refusal),
+            Middleware(Gate, token=board.token, log=log, given=partial(_given, board.token), refuse=_refusal),
             Middleware(_SignIn, token=board.token),
         ],
         exception_handlers={HTTPException: _unknown},
@@ -145,9 +147,16 @@ def application(board: Board, log: Callable[[str], None]) -> Starlette:
 # --------------------------------------------------------------------------------------------------- who may look
 
 
-def _given(request: Request) -> str:
-    """Return the token of a request: a browser brings it in the address once, then in a cookie."""
-    return bearer(request) or request.query_params.get("token", "") or _cookie(request)
+def _given(token: str | None, request: Request) -> str:
+    """Return the token that a request brings: in a header, or a browser in the address once, then as a cookie."""
+    if token is not None and hmac.compare_digest(_cookie(request).encode(), _ticket(token).encode()):
+        return token
+    return bearer(request) or request.query_params.get("token", "")
+
+
+def _ticket(token: str) -> str:
+    """Return what a browser keeps in place of the token."""
+    return hashlib.sha256(b"launcher board " + token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _cookie(request: Request) -> str:
@@ -160,11 +169,12 @@ def _cookie(request: Request) -> str:
 
 def _cookie_name(request: Request) -> str:
     """Cookies know no ports: two boards of one host keep theirs apart by name."""
-    return f"{_COOKIE}_{request.url.port or 80}"
+    _, port = request.scope.get("server") or ("", 0)
+    return f"{_COOKIE}_{port}"
 
 
 class _SignIn:
-    """Middleware behind the gate: moves the token from the address, which is shown and kept in lists, into a cookie."""
+    """Middleware behind the gate: takes the token out of the address, which is shown and kept, for a cookie."""
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
         self._app = app
@@ -179,7 +189,7 @@ class _SignIn:
         # One slash: a path that begins with two would name another host.
         path = "/" + request.url.path.lstrip("/\\")
         response = RedirectResponse(f"{path}?{rest}" if rest else path, 303)
-        response.set_cookie(_cookie_name(request), self._token, httponly=True, samesite="strict")
+        response.set_cookie(_cookie_name(request), _ticket(self._token), httponly=True, samesite="strict")
         await response(scope, receive, send)
 
 
