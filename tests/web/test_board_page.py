@@ -27,6 +27,8 @@ PICTURES = os.environ.get("LAUNCHER_PICTURES")
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    # What was costly to read, as the first of all is, rests for twenty times as long.
+    sync_api.expect.set_options(timeout=30_000)
     with sync_api.sync_playwright() as playwright:
         # Root, as CI is, may not use the sandbox.
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -69,7 +71,7 @@ def viewer(browser: Any, tmp_path: Path) -> Iterator[Viewer]:
     with served_board(tmp_path) as (port, _):
         context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-US")
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         made = Viewer(page=page, paths=paths, root=tmp_path, port=port)
         page.on("console", lambda said: made.errors.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: made.errors.append(str(error)))
