@@ -57,8 +57,9 @@ def serve(reference: str, choice: ModelOptions, server: ServerOptions, sampling:
     launcher serve last --port 8000
     LAUNCHER_TOKEN=$(openssl rand -hex 32) launcher serve last --host 0.0.0.0
     """
+    from launcher.common.http.access import check_address, read_token
     from launcher.inference.server.http import Limits
-    from launcher.inference.server.server import check_address, opened, read_token
+    from launcher.inference.server.server import opened
     from launcher.inference.server.server import serve as run
     from launcher.inference.session import Session
 
