@@ -18,7 +18,7 @@ from launcher.plan import inputs
 from launcher.plan.launch import LOCAL
 from launcher.plan.launch_plan import LaunchPlan, make_plan, with_inputs
 from launcher.plan.placement import RunOptions
-from launcher.runspec.checking import load_source, parse_spec
+from launcher.runspec.checking import load_source, load_user_config, parse_spec
 from launcher.runspec.folders import OWN_TEMPLATES, chat_template_file, settings_of_folder
 from launcher.runspec.layers import Override, parse_sets
 from launcher.runspec.reading import find_spec
@@ -84,8 +84,19 @@ def prepare(
         options=replace(options, port=port),
     )
     verified = [inputs.verify_base(spec.model)] if verify_base else []
-    remarks = (*_remarks(spec_name, name, cluster, spec), *map(_sentence, (*source.changes, *verified)))
+    untold = _not_told(spec) if registry.get(scheduler).leads_here else []
+    remarks = (*_remarks(spec_name, name, cluster, spec), *map(_sentence, (*source.changes, *verified, *untold)))
     return PreparedRun(plan=_with_schedulers_files(plan), pending=pending, remarks=remarks)
+
+
+def _not_told(spec: RunSpec) -> list[str]:
+    """Return why targets of notices would be told nothing. Raises SpecError when the user's settings are wrong."""
+    told = [*spec.notify, *load_user_config().notify]
+    if not told:
+        return []
+    from launcher.observe.notify import missing_secrets
+
+    return [f"notify: {one.to} will not be told: {why}" for one in told if (why := missing_secrets(one))]
 
 
 def complete(run: PreparedRun) -> PreparedRun:
