@@ -16,26 +16,32 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from launcher.errors import LauncherError
 from launcher.jobs import JobPaths, JobRecord, read_record
 from launcher.jobs.verdict import user_language
 from launcher.observe import notices
-from launcher.observe.history import read_json
+from launcher.observe.history import read_json, value_at
 from launcher.observe.notify import NotSent, send
+from launcher.observe.trackers import Telling, find
 from launcher.runspec.checking import load_user_config
 from launcher.runspec.sections import NotifySpec, UserConfig
 
 EVERY_S = 1.0
+TELL_EVERY_S = 5.0
 # After the job's end, for all that is left to tell; below what the guard waits.
 LAST_WORDS_S = 40.0
 # Once it has no guard any more it ends anyway, even if nobody writes the job's end.
 ORPHANED_S = 600.0
 
 
+_log = os.dup(1)
+
+
 def say(line: str) -> None:
     """Write one line to the job's supervisor.log."""
-    print(f"follower: {line}", flush=True)
+    os.write(_log, f"follower: {line}\n".encode("utf-8", "replace"))
 
 
 @dataclass(kw_only=True)
@@ -49,7 +55,7 @@ class Notifier:
     send: Callable[[NotifySpec, notices.Notice], None] = send
     _ended: bool = field(default=False)
 
-    def look(self, record: JobRecord) -> None:
+    def look(self, record: JobRecord, *, last: bool) -> None:
         """Send what is new. A notice that cannot be sent is said and left out; the next one is tried again."""
         lang = self.target.lang or user_language()
         found = list(notices.restarts(self.paths, record, self.attempt - 1, lang))
@@ -69,10 +75,40 @@ class Notifier:
             say(f"{self.name} was not told of the {notice.occasion}: {error.message}")
 
 
+@dataclass(kw_only=True)
+class Tracked:
+    """One tracker, told now and then. It may take a twentieth of the time, as long histories take seconds to read."""
+
+    name: str
+    paths: JobPaths
+    every_s: float = TELL_EVERY_S
+    _telling: Telling | None = field(default=None)
+    _next: float = field(default=0.0)
+
+    def look(self, record: JobRecord, *, last: bool) -> None:
+        """Tell what is new, if it is time or the job is over."""
+        began = time.monotonic()
+        if not last and began < self._next:
+            return
+        if self._telling is None:
+            self._telling = Telling(find(self.name), self.name, self.paths)
+        self._telling.tell(record)
+        if last:
+            self._telling.end(record.state)
+        now = time.monotonic()
+        self._next = now + max(self.every_s, 20 * (now - began))
+
+
+class Look(Protocol):
+    """What is done with a job's newest record; ``last``: the job is over."""
+
+    def __call__(self, record: JobRecord, *, last: bool) -> None: ...
+
+
 class Told:
     """A thread that shows ``look`` the newest record, every time there is one, until it fails or the job is over."""
 
-    def __init__(self, name: str, look: Callable[[JobRecord], None]) -> None:
+    def __init__(self, name: str, look: Look) -> None:
         self.name, self._look = name, look
         self._record: JobRecord | None = None
         self._new, self._over = threading.Event(), threading.Event()
@@ -98,7 +134,11 @@ class Told:
             last, record = self._over.is_set(), self._record
             try:
                 if record:
-                    self._look(record)
+                    self._look(record, last=last)
+            except LauncherError as error:
+                say(f"{self.name} is dropped: {error.message.splitlines()[0]}")
+                return
+            # Its text may hold an address, and with it a key.
             except Exception as error:
                 say(f"{self.name} is dropped: {type(error).__name__}")
                 return
@@ -160,12 +200,22 @@ def main(root: Path, attempt: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda _number, _frame: None)
     paths = JobPaths(root=root)
+    # Trackers greet, and say where to look: nothing that belongs into a log that is empty while all is well.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
     told = [
         Told(name, Notifier(name=name, target=target, paths=paths, attempt=attempt).look)
         for name, target in targets(paths)
     ]
+    told += [Told(f"tracker {name}", Tracked(name=name, paths=paths).look) for name in _trackers(paths)]
     if told:
         follow(paths, told, sys.stdin.fileno())
+
+
+def _trackers(paths: JobPaths) -> list[str]:
+    named = value_at(read_json(paths.spec), "observe", "trackers")
+    return [str(name) for name in dict.fromkeys(named)] if isinstance(named, list) else []
 
 
 if __name__ == "__main__":
@@ -174,5 +224,4 @@ if __name__ == "__main__":
     except Exception as error:
         say(f"ended, so nobody is told of this job: {type(error).__name__}: {error}")
     # Threads that hang are not waited for.
-    sys.stdout.flush()
     os._exit(0)

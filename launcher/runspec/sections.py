@@ -779,6 +779,13 @@ def _unused_keys(one: NotifySpec) -> list[str]:
     return [key for key in foreign if getattr(one, key) != NotifySpec.model_fields[key].default]
 
 
+class ObserveSpec(Section):
+    """Programs that people watch runs with. A process beside the job tells them, at the lowest priority."""
+
+    trackers: tuple[Text, ...] = ("tensorboard",)
+    """tensorboard, swanlab, mlflow, wandb, or one that a package adds; [] for none."""
+
+
 class UserConfig(Section):
     """A user's own settings, of every run: ~/.config/launcher/config.yaml."""
 
@@ -804,6 +811,7 @@ class RunSpec(Section):
     generation: GenerationSection = GenerationSection()
     env: dict[Variable, str] = {}
     """Environment variables of every rank."""
+    observe: ObserveSpec = ObserveSpec()
     notify: tuple[NotifySpec, ...] = ()
     """Who is told of the end, a failure, a restart; besides those of ~/.config/launcher/config.yaml."""
     mindformers: dict[str, Any] = {}

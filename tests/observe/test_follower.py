@@ -30,11 +30,12 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpServ
         found.let_go.set()
 
 
-def job(tmp_path: Path, program: str, mark: str, **keys: Any) -> Supervised:
+def job(tmp_path: Path, program: str, mark: str, *trackers: str, **keys: Any) -> Supervised:
     made = Supervised(root=tmp_path / "job", program=program, mark=mark, ranks=1)
     made.root.mkdir()
     target = {"to": "slack", "url_env": "HOOK", "tries": 1, **keys}
-    (made.root / "spec.json").write_text(json.dumps({"notify": [target]}))
+    spec = {"notify": [target], "observe": {"trackers": trackers}}
+    (made.root / "spec.json").write_text(json.dumps(spec))
     return made
 
 
@@ -115,3 +116,19 @@ def test_a_receiver_that_hangs_is_one_line_and_does_not_hold_up_the_record(
     assert time.monotonic() - seen < 20
     line = "follower: slack (notify of the spec) was not told of the end: 127.0.0.1: timed out\n"
     assert supervised.supervisor_log() == line
+
+
+def test_trackers_are_told_beside_the_job_and_one_that_fails_is_one_line(
+    tmp_path: Path, no_survivors: str, server: HttpServer
+) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    supervised = job(tmp_path, "ready(); step(1); step(2)", no_survivors, "tensorboard", "no-such-tracker")
+    record = supervised.run()
+
+    assert record.state == jobs.SUCCEEDED
+    line = "follower: tracker no-such-tracker is dropped: there is no tracker 'no-such-tracker'\n"
+    assert supervised.supervisor_log() == line
+    assert server.bodies == [{"text": "job succeeded"}]
+    read = events.EventAccumulator(str(supervised.root / "tensorboard" / "rank_0"))
+    read.Reload()
+    assert [one.step for one in read.Scalars("loss")] == [1, 2]
