@@ -1,4 +1,4 @@
-"""SwanLab, MLflow and Weights & Biases, where they are installed: what their own readers find, before and after a resume."""
+"""SwanLab, MLflow and Weights & Biases, where they are installed: what they kept, before and after a resume."""
 
 from __future__ import annotations
 
