@@ -150,9 +150,9 @@ def follow(paths: JobPaths, told: Sequence[Told], job: int) -> None:
         for one in told:
             one.show(record)
     until = time.monotonic() + LAST_WORDS_S
-    record = read_record(paths)
+    at_the_end = read_record(paths)
     for one in told:
-        one.show(record, last=True)
+        one.show(at_the_end, last=True)
     late = [one.name for one in told if not one.wait(until)]
     if late:
         say(f"{', '.join(late)} dropped: not done {LAST_WORDS_S:.0f} s after the job's end")

@@ -18,8 +18,8 @@ from launcher.observe.openmetrics import metrics_text
 DASHBOARD = json.loads((Path(__file__).parents[2] / "docs" / "grafana" / "launcher.json").read_text(encoding="utf-8"))
 # npu-exporter 7.3 (MindCluster, "Prometheus Metrics API"): per chip, with the labels id and, by Prometheus, instance.
 NPU_EXPORTER = {f"npu_chip_info_{name}" for name in (
-    "utilization", "overall_utilization", "hbm_used_memory", "hbm_total_memory", "hbm_utilization", "temperature", "power",
-    "health_status", "link_status", "network_status", "error_code", "bandwidth_rx", "bandwidth_tx",
+    "utilization", "overall_utilization", "hbm_used_memory", "hbm_total_memory", "hbm_utilization", "temperature",
+    "power", "health_status", "link_status", "network_status", "error_code", "bandwidth_rx", "bandwidth_tx",
 )}  # fmt: skip
 # What PromQL itself has, as far as it is used here.
 WORDS = {"on", "by", "max", "rate", "group_left", "label_replace"}
