@@ -144,18 +144,18 @@ class Told:
                 return
 
 
-def follow(paths: JobPaths, told: Sequence[Told], job: int) -> None:
+def follow(paths: JobPaths, told: Sequence[Told], job: int, *, last_words_s: float = LAST_WORDS_S) -> None:
     """Show the job's record to all ``told`` until the pipe ``job`` and the job have come to their end."""
     for record in _records(paths, job):
         for one in told:
             one.show(record)
-    until = time.monotonic() + LAST_WORDS_S
+    until = time.monotonic() + last_words_s
     at_the_end = read_record(paths)
     for one in told:
         one.show(at_the_end, last=True)
     late = [one.name for one in told if not one.wait(until)]
     if late:
-        say(f"{', '.join(late)} dropped: not done {LAST_WORDS_S:.0f} s after the job's end")
+        say(f"{', '.join(late)} dropped: not done {last_words_s:g} s after the job's end")
 
 
 def _records(paths: JobPaths, job: int) -> Iterator[JobRecord]:

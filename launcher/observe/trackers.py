@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -61,12 +62,10 @@ class TensorBoard:
         self._writer: Any = None
 
     def begin(self, run: Run, first_step: int) -> None:
-        from tensorboardX import SummaryWriter
-
         self._close()
         # Its own names have seconds, in which two runs of this program may fall; readers go by the order of names.
         own, folder = f".{time.time_ns()}", run.folder / "tensorboard" / "rank_0"
-        self._writer = SummaryWriter(str(folder), purge_step=first_step, filename_suffix=own, flush_secs=2)
+        self._writer = _summary_writer()(str(folder), purge_step=first_step, filename_suffix=own, flush_secs=2)
         for key, value in run.settings.items():
             self._writer.add_text(key, str(value), global_step=0)
 
@@ -84,6 +83,20 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _summary_writer() -> Any:
+    """Return tensorboardX's SummaryWriter, imported without torch, which is not used and costs 180 MiB."""
+    if "torch" in sys.modules:
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter
+    sys.modules["torch"] = None  # type: ignore[assignment]  # so that importing it fails, as where there is none
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        del sys.modules["torch"]
+    return SummaryWriter
 
 
 _OWN: dict[str, Callable[[], Tracker]] = {"tensorboard": TensorBoard}

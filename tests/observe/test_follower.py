@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.job_folders import Made, MadeJob
 from support.receivers import HttpServer, serving
 from support.supervised import Supervised, marked, wait_until
 
 from launcher import jobs
+from launcher.jobs import JobRecord
+from launcher.observe import follower as follower_module
+from launcher.runspec.sections import NotifySpec
 
 WAIT = "step(1)\nposition.enter(2)\ntime.sleep(600)\n"
 
@@ -132,3 +137,42 @@ def test_trackers_are_told_beside_the_job_and_one_that_fails_is_one_line(
     read = events.EventAccumulator(str(supervised.root / "tensorboard" / "rank_0"))
     read.Reload()
     assert [one.step for one in read.Scalars("loss")] == [1, 2]
+
+
+def test_one_that_hangs_holds_up_no_other_and_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(follower_module, "say", lines.append)
+    paths = MadeJob(attempts=(Made(ended=30.0),)).write(tmp_path)
+    end_of_job, guards_end = os.pipe()
+    os.close(guards_end)
+    let_go, seen = threading.Event(), []
+
+    def hang(record: JobRecord, *, last: bool) -> None:
+        let_go.wait(30)
+
+    def note(record: JobRecord, *, last: bool) -> None:
+        seen.append((record.state, last))
+
+    told = [follower_module.Told("hanging", hang), follower_module.Told("other", note)]
+    follower_module.follow(paths, told, end_of_job, last_words_s=0.2)
+    let_go.set()
+    os.close(end_of_job)
+
+    assert seen == [(jobs.SUCCEEDED, True)]
+    assert lines == ["hanging dropped: not done 0.2 s after the job's end"]
+
+
+def test_a_job_that_its_scheduler_goes_on_with_has_no_end_to_tell(tmp_path: Path) -> None:
+    record = {"host": ""}
+    paths = MadeJob(state=jobs.PLANNED, attempts=(Made(steps=2),), record=record).write(tmp_path)
+    end_of_job, guards_end = os.pipe()
+    os.close(guards_end)
+    sent: list[Any] = []
+    target = NotifySpec.model_validate({"to": "slack", "url_env": "HOOK"})
+    notifier = follower_module.Notifier(
+        name="slack", target=target, paths=paths, attempt=1, send=lambda _target, notice: sent.append(notice)
+    )
+    follower_module.follow(paths, [follower_module.Told("slack", notifier.look)], end_of_job, last_words_s=10)
+    os.close(end_of_job)
+
+    assert sent == []
