@@ -144,7 +144,10 @@ class Told:
                 return
 
 
-def follow(paths: JobPaths, told: Sequence[Told], job: int, *, last_words_s: float = LAST_WORDS_S) -> None:
+def follow(
+    paths: JobPaths, told: Sequence[Told], job: int, *, last_words_s: float = LAST_WORDS_S,
+    tell: Callable[[str], None] = say,
+) -> None:  # fmt: skip
     """Show the job's record to all ``told`` until the pipe ``job`` and the job have come to their end."""
     for record in _records(paths, job):
         for one in told:
@@ -155,7 +158,7 @@ def follow(paths: JobPaths, told: Sequence[Told], job: int, *, last_words_s: flo
         one.show(at_the_end, last=True)
     late = [one.name for one in told if not one.wait(until)]
     if late:
-        say(f"{', '.join(late)} dropped: not done {last_words_s:g} s after the job's end")
+        tell(f"{', '.join(late)} dropped: not done {last_words_s:g} s after the job's end")
 
 
 def _records(paths: JobPaths, job: int) -> Iterator[JobRecord]:

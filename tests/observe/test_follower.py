@@ -18,7 +18,7 @@ from support.supervised import Supervised, marked, wait_until
 
 from launcher import jobs
 from launcher.jobs import JobRecord
-from launcher.observe import follower as follower_module
+from launcher.observe import follower
 from launcher.runspec.sections import NotifySpec
 
 WAIT = "step(1)\nposition.enter(2)\ntime.sleep(600)\n"
@@ -44,7 +44,7 @@ def job(tmp_path: Path, program: str, mark: str, *trackers: str, **keys: Any) ->
     return made
 
 
-def follower(mark: str) -> list[Any]:
+def followers(mark: str) -> list[Any]:
     return [process for process in marked(mark) if "launcher.observe.follower" in process.cmdline()]
 
 
@@ -88,7 +88,7 @@ def test_a_killed_supervisor_is_told_and_nothing_is_left(tmp_path: Path, no_surv
 def test_a_killed_guard_leaves_no_follower(tmp_path: Path, no_survivors: str, server: HttpServer) -> None:
     supervised = job(tmp_path, WAIT, no_survivors).start()
     record = supervised.wait_for_pids()
-    wait_until(lambda: follower(no_survivors), "the follower")
+    wait_until(lambda: followers(no_survivors), "the follower")
     assert record.guard is not None
     os.kill(record.guard.pid, signal.SIGKILL)
     assert supervised.guard is not None
@@ -101,8 +101,8 @@ def test_a_killed_guard_leaves_no_follower(tmp_path: Path, no_survivors: str, se
 def test_a_killed_follower_is_no_matter_for_the_job(tmp_path: Path, no_survivors: str, server: HttpServer) -> None:
     supervised = job(tmp_path, WAIT, no_survivors).start()
     supervised.wait_for_pids()
-    wait_until(lambda: follower(no_survivors), "the follower")
-    follower(no_survivors)[0].kill()
+    wait_until(lambda: followers(no_survivors), "the follower")
+    followers(no_survivors)[0].kill()
 
     assert supervised.stop().state == jobs.CANCELLED
     assert server.bodies == []
@@ -139,9 +139,8 @@ def test_trackers_are_told_beside_the_job_and_one_that_fails_is_one_line(
     assert [one.step for one in read.Scalars("loss")] == [1, 2]
 
 
-def test_one_that_hangs_holds_up_no_other_and_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_hangs_holds_up_no_other_and_is_dropped(tmp_path: Path) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(follower_module, "say", lines.append)
     paths = MadeJob(attempts=(Made(ended=30.0),)).write(tmp_path)
     end_of_job, guards_end = os.pipe()
     os.close(guards_end)
@@ -153,8 +152,8 @@ def test_one_that_hangs_holds_up_no_other_and_is_dropped(tmp_path: Path, monkeyp
     def note(record: JobRecord, *, last: bool) -> None:
         seen.append((record.state, last))
 
-    told = [follower_module.Told("hanging", hang), follower_module.Told("other", note)]
-    follower_module.follow(paths, told, end_of_job, last_words_s=0.2)
+    told = [follower.Told("hanging", hang), follower.Told("other", note)]
+    follower.follow(paths, told, end_of_job, last_words_s=0.2, tell=lines.append)
     let_go.set()
     os.close(end_of_job)
 
@@ -169,10 +168,10 @@ def test_a_job_that_its_scheduler_goes_on_with_has_no_end_to_tell(tmp_path: Path
     os.close(guards_end)
     sent: list[Any] = []
     target = NotifySpec.model_validate({"to": "slack", "url_env": "HOOK"})
-    notifier = follower_module.Notifier(
+    notifier = follower.Notifier(
         name="slack", target=target, paths=paths, attempt=1, send=lambda _target, notice: sent.append(notice)
     )
-    follower_module.follow(paths, [follower_module.Told("slack", notifier.look)], end_of_job, last_words_s=10)
+    follower.follow(paths, [follower.Told("slack", notifier.look)], end_of_job, last_words_s=10)
     os.close(end_of_job)
 
     assert sent == []
