@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,12 +63,10 @@ class TensorBoard:
         self._writer: Any = None
 
     def begin(self, run: Run, first_step: int) -> None:
-        from tensorboardX import SummaryWriter
-
         self._close()
         # Its own names have seconds, in which two runs of this program may fall; readers go by the order of names.
         own, folder = f".{time.time_ns()}", run.folder / "tensorboard" / "rank_0"
-        self._writer = SummaryWriter(str(folder), purge_step=first_step, filename_suffix=own)
+        self._writer = _summary_writer()(str(folder), purge_step=first_step, filename_suffix=own, flush_secs=2)
         for key, value in run.settings.items():
             self._writer.add_text(key, str(value), global_step=0)
 
@@ -84,6 +84,20 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _summary_writer() -> Any:
+    """Return tensorboardX's SummaryWriter, imported without torch, which is not used and costs 180 MiB."""
+    if "torch" in sys.modules:
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter
+    sys.modules["torch"] = None  # type: ignore[assignment]  # so that importing it fails, as where there is none
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        del sys.modules["torch"]
+    return SummaryWriter
 
 
 _OWN: dict[str, Callable[[], Tracker]] = {"tensorboard": TensorBoard}
@@ -106,8 +120,27 @@ def find(name: str) -> Tracker:
                 f"tracker {name} cannot be used: {error}", hint=f"pip install 'launcher[{name}]'"
             ) from error
         return found
+    raise _no_tracker(name)
+
+
+def check(name: str) -> None:
+    """Raise SpecError when no tracker has the name or its package is not installed; import none of it."""
+    if name in _OWN:
+        return
+    entries = entry_points(group=GROUP, name=name)
+    if not entries:
+        raise _no_tracker(name)
+    try:
+        package = getattr(next(iter(entries)).load(), "package", None)
+    except Exception as error:
+        raise SpecError(f"tracker {name} cannot be used: {error}", hint="install its package again") from error
+    if package and find_spec(package) is None:
+        raise SpecError(f"tracker {name} needs the package {package}", hint=f"pip install 'launcher[{name}]'")
+
+
+def _no_tracker(name: str) -> SpecError:
     near = difflib.get_close_matches(name, names(), n=1)
-    raise SpecError(
+    return SpecError(
         f"there is no tracker {name!r}",
         hint=f"did you mean {near[0]}?" if near else f"trackers: {', '.join(names())}",
     )
@@ -118,7 +151,7 @@ def find(name: str) -> Tracker:
 
 def tell(tracker: Tracker, name: str, paths: JobPaths, record: JobRecord) -> int:
     """Tell ``tracker`` what is new of a job since it was told last; return the number of steps. Ends the run."""
-    telling = _Telling(tracker, name, paths)
+    telling = Telling(tracker, name, paths)
     told = telling.tell(record)
     telling.end(record.state)
     return told
@@ -129,7 +162,7 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:  # fmt: skip
     """Tell ``tracker`` what is new every few seconds until the job has ended; return the number of steps."""
-    telling, told = _Telling(tracker, name, paths), 0
+    telling, told = Telling(tracker, name, paths), 0
     while True:
         record = read_record(paths) or record
         told += telling.tell(record)
@@ -139,7 +172,7 @@ def follow(
         sleep(every_s)
 
 
-class _Telling:
+class Telling:
     """What one tracker has been told of a job, kept in the job's folder."""
 
     def __init__(self, tracker: Tracker, name: str, paths: JobPaths) -> None:
@@ -149,6 +182,7 @@ class _Telling:
         self._open = False
 
     def tell(self, record: JobRecord) -> int:
+        """Tell what is new and return the number of steps."""
         history = read_history(self._paths, record)
         told_until = float(self._told.get("time", 0.0))
         new = [point for point in points(history) if point.when > told_until]
@@ -170,6 +204,7 @@ class _Telling:
         return len(new)
 
     def end(self, state: str) -> None:
+        """End the run, if anything was told."""
         if self._open:
             self._tracker.end(state)
 
