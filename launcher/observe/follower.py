@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from launcher.common.json_files import json_or_empty
 from launcher.errors import LauncherError
 from launcher.jobs import JobPaths, JobRecord, read_record
 from launcher.jobs.verdict import user_language
 from launcher.observe import notices
-from launcher.observe.history import read_json, value_at
+from launcher.observe.history import value_at
 from launcher.observe.notify import NotSent, send
 from launcher.observe.trackers import Telling, find
 from launcher.runspec.checking import load_user_config
@@ -183,7 +184,7 @@ def _is_over(paths: JobPaths, record: JobRecord | None) -> bool:
 def targets(paths: JobPaths) -> list[tuple[str, NotifySpec]]:
     """Return the targets of the job's spec and those of the user's own settings, by names for the log."""
     own = _user_config().notify
-    of_spec = UserConfig.model_validate({"notify": tuple(read_json(paths.spec).get("notify") or ())}).notify
+    of_spec = UserConfig.model_validate({"notify": tuple(json_or_empty(paths.spec).get("notify") or ())}).notify
     named = [*((one, "the spec") for one in of_spec), *((one, "the user's settings") for one in own)]
     return [(f"{one.to} (notify of {place})", one) for one, place in named]
 
@@ -198,7 +199,6 @@ def _user_config() -> UserConfig:
 
 def main(root: Path, attempt: int) -> None:
     """Follow the job at ``root`` from its attempt number ``attempt`` to its end."""
-    os.nice(19)
     # Schedulers signal every process of a job, whose end the pipe tells. Programs do not inherit handlers, as SIG_IGN.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda _number, _frame: None)
@@ -217,7 +217,7 @@ def main(root: Path, attempt: int) -> None:
 
 
 def _trackers(paths: JobPaths) -> list[str]:
-    named = value_at(read_json(paths.spec), "observe", "trackers")
+    named = value_at(json_or_empty(paths.spec), "observe", "trackers")
     return [str(name) for name in dict.fromkeys(named)] if isinstance(named, list) else []
 
 

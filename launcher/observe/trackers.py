@@ -18,12 +18,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from launcher.common.atomic import write_atomic
 from launcher.common.json_files import json_or_empty
 from launcher.errors import SpecError
 from launcher.jobs import JobPaths, JobRecord, read_record
+from launcher.observe.columns import Floats
 from launcher.observe.facts import flat
-from launcher.observe.history import History, Series, read_history
+from launcher.observe.history import History, read_history
 from launcher.observe.metrics import METRICS, rows_per_step, step_flops
 
 # The group of entry points in which packages offer trackers: name = module:class, called without arguments.
@@ -185,7 +188,7 @@ class Telling:
         """Tell what is new and return the number of steps."""
         history = read_history(self._paths, record)
         told_until = float(self._told.get("time", 0.0))
-        new = [point for point in points(history) if point.when > told_until]
+        new = list(points(history, after=told_until))
         held_out = [one for one in history.held_out if one.time > told_until]
         if not new and not held_out:
             return 0
@@ -223,33 +226,34 @@ class Point:
     values: dict[str, float]
 
 
-def points(history: History) -> Iterator[Point]:
-    """Yield the steps of ``history`` with the values that are known and finite."""
-    columns = {tag: series.values.tolist() for tag, series in _tags(history).items()}
-    for place, (step, when) in enumerate(zip(history.steps.tolist(), history.times.tolist(), strict=True)):
+def points(history: History, *, after: float) -> Iterator[Point]:
+    """Yield the steps of ``history`` that ended ``after`` a time, with the values that are known and finite."""
+    new = history.times > after
+    columns = {tag: values[new].tolist() for tag, values in _tags(history).items()}
+    for place, (step, when) in enumerate(zip(history.steps[new].tolist(), history.times[new].tolist(), strict=True)):
         known = {tag: values[place] for tag, values in columns.items() if abs(values[place]) < float("inf")}
         yield Point(step=int(step), when=when, values=known)
 
 
-def _tags(history: History) -> dict[str, Series]:
-    """Return the series by the tags of MindFormers' MFLossMonitor (mindformers 1.9.0, core/callback), in its units."""
-    read = {tag: METRICS[key].read(history) for tag, key in _PLAIN.items()}
-    seconds, cards = METRICS["step-time"].read(history), history.record.cards or 1
-    read["iteration-time"] = _scaled(seconds, lambda value: float(int(value * 1000)))
+def _tags(history: History) -> dict[str, Floats]:
+    """Return a value a step by the tags of MindFormers' MFLossMonitor (mindformers 1.9.0, core/callback), in its units.
+
+    Its twins over samples ("loss vs samples") are left out: after a resume TensorBoard drops the later steps of every
+    tag, by one number, and counted in samples nearly all of theirs would be later.
+    """
+    read = {tag: METRICS[key].read(history).values for tag, key in _PLAIN.items()}
+    seconds, cards = METRICS["step-time"].read(history).values, history.record.cards or 1
+    seconds = np.where(seconds > 0, seconds, np.nan)
+    read["iteration-time"] = np.trunc(seconds * 1000)
     rows, flops = rows_per_step(history), step_flops(history)
     if rows is not None:
-        read["throughput"] = _scaled(seconds, lambda value: rows / value / cards)
+        read["batch-size"] = np.full(len(seconds), float(rows))
+        read["throughput"] = rows / seconds / cards
+        read["B-samples-per-day"] = rows / seconds * 86400 / 1e9
     if flops is not None:
-        read["model-flops-throughput-per-npu"] = _scaled(seconds, lambda value: flops / value / cards / 1e12)
+        read["model-flops-throughput-per-npu"] = flops / seconds / cards / 1e12
     return read
 
 
 _PLAIN = {"loss": "loss", "learning-rate": "learning-rate", "grad-norm": "grad-norm", "loss-scale": "loss-scale",
           "input-wait": "input-wait"}  # fmt: skip
-
-
-def _scaled(series: Series, scale: Callable[[float], float]) -> Series:
-    import numpy as np
-
-    values = [scale(value) if value > 0 else float("nan") for value in series.values.tolist()]
-    return Series(steps=series.steps, values=np.array(values, float))

@@ -6,16 +6,17 @@ supervisor does not notice.
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import psutil
 
+from launcher.common.json_files import json_or_empty
 from launcher.common.processes import ProcessId, kill_descendants
 from launcher.common.resources import user_config_file
 from launcher.jobs import JobPaths
@@ -42,10 +43,11 @@ class Follower:
         """Start the job's follower, if its spec or the user's own settings name anybody to tell."""
         if not _is_wanted(paths):
             return cls()
-        argv = (sys.executable, "-m", PROGRAM, str(paths.root), str(_read(paths.record).get("attempt", 1)))
+        argv = (sys.executable, "-m", PROGRAM, str(paths.root), str(json_or_empty(paths.record).get("attempt", 1)))
         try:
             child = subprocess.Popen(argv, stdin=subprocess.PIPE, cwd=Path("/"), start_new_session=True)
             child.returncode = 0  # collected with all other children
+            os.setpriority(os.PRIO_PROCESS, child.pid, 19)
             return cls(process=ProcessId.of_pid(child.pid), job=child.stdin)
         except (OSError, psutil.NoSuchProcess) as error:
             print(f"follower: not started, so nobody is told of this job: {error}", flush=True)
@@ -67,13 +69,5 @@ class Follower:
 def _is_wanted(paths: JobPaths) -> bool:
     if user_config_file().is_file():
         return True
-    spec = _read(paths.spec)
+    spec = json_or_empty(paths.spec)
     return bool(spec.get("notify") or (spec.get("observe") or {}).get("trackers"))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -102,6 +102,8 @@ def test_tensorboard_reads_the_tags_of_mindformers(tmp_path: Path, tensorboard: 
     assert found["loss"] == [(1, 8.25), (2, 4.25), (3, pytest.approx(8 / 3 + 0.25)), (4, 2.25)]
     assert found["iteration-time"] == [(1, 10000), (2, 1000), (3, 1000), (4, 1000)]
     assert found["throughput"][1:] == [(2, 16), (3, 16), (4, 16)]  # 32 rows a second, on 2 cards
+    assert found["batch-size"] == [(step, 32) for step in (1, 2, 3, 4)]
+    assert found["B-samples-per-day"][1] == (2, pytest.approx(32 * 86400 / 1e9))
     assert found["eval-loss"] == [(4, 2.25)]
     assert {"learning-rate", "grad-norm", "loss-scale", "model-flops-throughput-per-npu"} <= set(found)
     assert read.Scalars("loss")[0].wall_time == 1767225620.0

@@ -25,19 +25,28 @@ _SINGLE_HEADERS = ("authorization", "content-type")
 CLIENT_LEFT = 499  # nginx's number for a client that did not wait; nobody is there to read it
 
 
-def check_address(host: str, token: str | None) -> None:
+def checked_token(host: str, token_file: Path | None, *, flag: str = "--host") -> str | None:
+    """Return the token in ``token_file``, else that of $LAUNCHER_TOKEN, for a server on ``host``, which ``flag`` gave.
+
+    Raises SpecError when others could reach it without one, DataError when the file cannot be read.
+    """
+    token = _read_token(token_file)
+    check_address(host, token, flag=flag)
+    return token
+
+
+def check_address(host: str, token: str | None, *, flag: str = "--host") -> None:
     """Raise SpecError when others could reach ``host`` and there is no ``token``."""
     if token is None and not is_loopback(host):
         raise SpecError(
-            f"--host {host} can be reached from other machines, and there is no token",
+            f"{flag} {host} can be reached from other machines, and there is no token",
             hint="put one into LAUNCHER_TOKEN (openssl rand -hex 32 makes one), or stay on 127.0.0.1",
         )
     if token is not None and len(token) < 16:
         raise SpecError("the token is shorter than 16 characters", hint="openssl rand -hex 32 makes a good one")
 
 
-def read_token(path: Path | None) -> str | None:
-    """Return the token in ``path``, else that of $LAUNCHER_TOKEN. Raises DataError when the file cannot be read."""
+def _read_token(path: Path | None) -> str | None:
     if path is None:
         return os.environ.get("LAUNCHER_TOKEN") or None
     try:

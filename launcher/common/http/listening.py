@@ -22,13 +22,13 @@ from launcher.errors import HostError
 _FAREWELL_S = 2
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises HostError when the port is taken."""
+def listen(host: str, port: int, *, flag: str = "--port") -> socket.socket:
+    """Return a socket that listens; ``flag`` is how the user gave the port. Raises HostError when the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise HostError(f"cannot listen on {host}:{port}: {error.strerror}", hint="give another --port") from error
+        raise HostError(f"cannot listen on {host}:{port}: {error.strerror}", hint=f"give another {flag}") from error
 
 
 def url_of(listener: socket.socket) -> str:
