@@ -147,6 +147,11 @@ def test_curves_grow_and_keep_their_view(viewer: Viewer) -> None:
     viewer.add_step(5)
     page.wait_for_function("document.querySelector('.chart path.line').getAttribute('d').split('L').length === 5")
     assert page.get_by_label("Logarithmic").is_checked()
+    page.locator(".controls label", has_text="Tokens").click()
+    page.wait_for_url("**?axis=tokens&logarithmic=")
+    page.reload(wait_until="domcontentloaded")
+    sync_api.expect(page.get_by_label("Logarithmic")).to_be_checked()
+    assert page.get_by_label("Tokens", exact=True).is_checked()
     sync_api.expect(page.locator("[data-part=head]")).to_contain_text("5 of 10 steps")
     sync_api.expect(page.locator("#ranks tbody tr")).to_have_count(2)
     if PICTURES:
@@ -172,11 +177,12 @@ def test_logs_are_followed_and_filtered(viewer: Viewer) -> None:
     with viewer.paths.rank_log(0).open("a") as file:
         file.write("two more\n")
     sync_api.expect(said).to_have_text("Two\ntwo more")
+    page.wait_for_url("**?contains=two")
     page.reload(wait_until="domcontentloaded")
     assert page.get_by_label("Lines that contain").input_value() == "two"
     page.get_by_label("Log of").select_option("rank 1")
     sync_api.expect(said).to_have_text("No lines.")
-    assert "log=rank+1" in page.url
+    page.wait_for_url("**?log=rank+1*")
 
 
 def test_every_control_has_a_name(viewer: Viewer) -> None:

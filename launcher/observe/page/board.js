@@ -215,14 +215,31 @@
 
   // ---------------------------------------------------------------------------------------------- one job
 
+  // What is looked at of the curves, in the address.
+  const curvesOf = (query) => {
+    const axis = query.get("axis"), smooth = Number(query.get("smooth")), range = [Number(query.get("from")), Number(query.get("to"))];
+    return {
+      axis: ["tokens", "time"].includes(axis) ? axis : "step",
+      smooth: smooth > 0 && smooth < 1 ? smooth : 0,
+      log: query.has("logarithmic"),
+      range: range[1] > range[0] && range.every(isFinite) ? range : null,
+    };
+  };
+  const putCurves = (state, query) => {
+    if (state.axis !== "step") query.set("axis", state.axis);
+    if (state.smooth) query.set("smooth", state.smooth);
+    if (state.log) query.set("logarithmic", "");
+    if (state.range) for (const [i, name] of ["from", "to"].entries()) query.set(name, +state.range[i].toPrecision(6));
+  };
+
   const oneJob = (job) => {
     const parts = Object.fromEntries([...document.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
     const form = document.getElementById("log-view"), lines = document.getElementById("lines");
-    const state = { axis: "step", smooth: 0, log: false, range: null };
+    const state = curvesOf(new URLSearchParams(location.search));
     let { number, charts } = JSON.parse(document.getElementById("first").textContent), view = null;
     const shape = (data) => data.charts.map((chart) => `${chart.key}:${chart.curves.length}`).join();
 
-    const draw = () => { view = charts.charts.length ? showCharts(parts.curves, charts, state) : null; };
+    const draw = () => { view = charts.charts.length ? showCharts(parts.curves, charts, state, keep) : null; };
     // The charts stay, with their zoom and cursor; what is said of them is said anew.
     const retell = (text) => {
       const fresh = element("div");
@@ -257,7 +274,7 @@
       form.elements.contains.value = query.get("contains") || "";
       form.elements.errors.checked = query.has("errors");
     };
-    const chosen = () => {
+    const ofLog = () => {
       const query = new URLSearchParams();
       if (form.elements.log.selectedIndex > 0) query.set("log", form.elements.log.value);
       if (form.elements.contains.value) query.set("contains", form.elements.contains.value);
@@ -265,10 +282,20 @@
       return query;
     };
     const address = () => {
-      const query = chosen();
+      const query = ofLog();
       query.set("log", form.elements.log.value);
       query.set("number", number);
       return `/jobs/${encodeURIComponent(job)}/events?${query}`;
+    };
+    // Not at each move of a slider: browsers refuse an address that changes too often.
+    let keeping = 0;
+    const keep = () => {
+      clearTimeout(keeping);
+      keeping = setTimeout(() => {
+        const query = ofLog();
+        putCurves(state, query);
+        history.replaceState(null, "", `${location.pathname}${addressed(query)}`);
+      }, 150);
     };
     const showLog = (news) => {
       lines.textContent = news.lines.length ? news.lines.join("\n") : say("No lines.");
@@ -286,8 +313,7 @@
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("input", (event) => {
       if (event.target.name === "follow") { if (form.elements.follow.checked) lines.scrollTop = lines.scrollHeight; return; }
-      const query = chosen();
-      history.replaceState(null, "", `${location.pathname}${addressed(query)}`);
+      keep();
       clearTimeout(waiting);
       waiting = setTimeout(stream.open, 250);
     });

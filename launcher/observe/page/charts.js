@@ -1,7 +1,8 @@
 "use strict";
 // Draws the charts in `root` again with zoom, smoothing and a cursor. Without it the page shows them as they were drawn in
 // Python. `update` takes newer data of the same charts; `close` ends listening to the window, before `root` is replaced.
-const showCharts = (root, first, state = { axis: "step", smooth: 0, log: false, range: null }) => {
+// `state` is what is looked at, and `changed` is called after each change of it.
+const showCharts = (root, first, state = { axis: "step", smooth: 0, log: false, range: null }, changed = () => {}) => {
   let data = first;
   const open = new AbortController();
   const NS = "http://www.w3.org/2000/svg", H = 220, LEFT = 58, RIGHT = 8, TOP = 8, BOTTOM = 26;
@@ -241,7 +242,7 @@ const showCharts = (root, first, state = { axis: "step", smooth: 0, log: false, 
   };
   const whole = root.querySelector("#whole");
   const redraw = () => { for (const view of views) view.draw(); };
-  const zoom = (range) => { state.range = range; if (whole) whole.disabled = !range; redraw(); };
+  const zoom = (range) => { state.range = range; if (whole) whole.disabled = !range; redraw(); changed(); };
   if (controls) {
     for (const input of root.querySelectorAll("input[name=axis]")) {
       input.checked = input.value === state.axis;
@@ -256,8 +257,9 @@ const showCharts = (root, first, state = { axis: "step", smooth: 0, log: false, 
       state.smooth = Number(slider.value);
       shown.textContent = slider.value;
       redraw();
+      changed();
     });
-    log.addEventListener("change", (event) => { state.log = event.target.checked; redraw(); });
+    log.addEventListener("change", (event) => { state.log = event.target.checked; redraw(); changed(); });
     whole.addEventListener("click", () => zoom(null));
   }
   let width = 0;
