@@ -73,13 +73,13 @@ def _serve(address: tuple[str, int], asked: TokenOptions, store: JobStore) -> No
     from launcher.common.http.connections import Patience
     from launcher.common.http.listening import listen, serving, stderr_log, url_of
     from launcher.common.signals import wait_for_stop
-    from launcher.observe.openmetrics import metrics_text
+    from launcher.observe.openmetrics import Scrapes
     from launcher.observe.serving import application
 
     host, port = address
     token = asked.token(host, flag="--serve")
     listener = listen(host, port, flag="--serve")
-    app = application(lambda: metrics_text(store), token, stderr_log())
+    app = application(Scrapes(store).text, token, stderr_log())
     with serving(app, listener, Patience(most=64, request_s=30.0, answer_s=120.0)):
         click.echo(f"metrics of {store.root} at {url_of(listener)}/metrics, until Ctrl-C", err=True)
         wait_for_stop()
@@ -89,11 +89,12 @@ def _serve(address: tuple[str, int], asked: TokenOptions, store: JobStore) -> No
 def _write(textfile: Path, store: JobStore, every: float | None) -> None:
     from launcher.common.atomic import write_atomic
     from launcher.errors import HostError
-    from launcher.observe.openmetrics import metrics_text
+    from launcher.observe.openmetrics import Scrapes
 
+    scrapes = Scrapes(store)
     while True:
         try:
-            write_atomic(textfile, metrics_text(store, older=True))
+            write_atomic(textfile, scrapes.text(older=True))
         except OSError as error:
             raise HostError(f"cannot write {textfile}: {error.strerror}", hint="name another --textfile") from error
         if every is None:

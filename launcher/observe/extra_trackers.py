@@ -79,6 +79,10 @@ class WandB:
         self._run = None
 
 
+# MLflow's states by the job's; a job that goes on stays RUNNING.
+_ENDS = {"succeeded": "FINISHED", "cancelled": "KILLED", "failed": "FAILED", "lost": "FAILED"}
+
+
 class MLflow:
     """A run in ``mlflow.db`` of the folder of all jobs, or wherever $MLFLOW_TRACKING_URI says.
 
@@ -127,6 +131,6 @@ class MLflow:
         self.step(step, when, {"eval-loss": loss})
 
     def end(self, state: str) -> None:
-        ends = {"succeeded": "FINISHED", "cancelled": "KILLED"}
-        self._client.set_terminated(self._run_id, ends.get(state, "FAILED"))
+        if state in _ENDS:
+            self._client.set_terminated(self._run_id, _ENDS[state])
         self._client = None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.common.json_files import json_or_empty
-from launcher.errors import LauncherError
+from launcher.errors import JobError, LauncherError
 from launcher.jobs import JobPaths, JobRecord, read_record
 from launcher.jobs.verdict import user_language
 from launcher.observe import notices
@@ -92,12 +92,24 @@ class Tracked:
         if not last and began < self._next:
             return
         if self._telling is None:
-            self._telling = Telling(find(self.name), self.name, self.paths)
+            self._telling = self._begin(last=last)
+        if self._telling is None:
+            self._next = began + self.every_s
+            return
         self._telling.tell(record)
         if last:
             self._telling.end(record.state)
         now = time.monotonic()
         self._next = now + max(self.every_s, 20 * (now - began))
+
+    def _begin(self, *, last: bool) -> Telling | None:
+        """Return the telling; None while another process has it, as that of the attempt before, which still ends."""
+        try:
+            return Telling(find(self.name), self.name, self.paths)
+        except JobError:
+            if last:
+                raise
+            return None
 
 
 class Look(Protocol):

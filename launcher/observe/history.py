@@ -16,8 +16,12 @@ from typing import Any
 import numpy as np
 
 from launcher.common.json_files import json_or_empty
+from launcher.errors import LauncherError
 from launcher.jobs import JobPaths, JobRecord, loss_rank
 from launcher.observe.columns import Floats, RankEvents, read_ranks
+
+# What reading a folder may raise in which anything may stand, as somebody edited or cut its files.
+FOLDER_DAMAGES = (LauncherError, OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True, kw_only=True)

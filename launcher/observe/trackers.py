@@ -8,6 +8,7 @@ nothing that goes wrong in it touches the job.
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
 import sys
 import time
@@ -16,13 +17,13 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
 from launcher.common.atomic import write_atomic
 from launcher.common.json_files import json_or_empty
-from launcher.errors import SpecError
+from launcher.errors import JobError, SpecError
 from launcher.jobs import JobPaths, JobRecord, read_record
 from launcher.observe.columns import Floats
 from launcher.observe.facts import flat
@@ -176,11 +177,13 @@ def follow(
 
 
 class Telling:
-    """What one tracker has been told of a job, kept in the job's folder."""
+    """What one tracker has been told of a job, kept in the job's folder. Only one process at a time may tell it."""
 
     def __init__(self, tracker: Tracker, name: str, paths: JobPaths) -> None:
         self._tracker, self._paths = tracker, paths
         self._file = paths.root / "trackers" / f"{name}.json"
+        # Held until the process ends, or this is given up.
+        self._lock = _locked(self._file.with_suffix(".lock"), name, paths.job_id)
         self._told = json_or_empty(self._file)
         self._open = False
 
@@ -210,6 +213,23 @@ class Telling:
         """End the run, if anything was told."""
         if self._open:
             self._tracker.end(state)
+        self._lock.close()
+
+
+def _locked(file: Path, name: str, job_id: str) -> IO[str]:
+    """Return ``file``, locked. Raises JobError when another process has it, which tells all that there is to tell."""
+    file.parent.mkdir(exist_ok=True)
+    lock = file.open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise JobError(
+            f"{name} is being told of {job_id} by another process", hint="the job's own follower does so to its end"
+        ) from error
+    except OSError:
+        pass  # a file system without locks, where nobody else is found out
+    return lock
 
 
 def _run(history: History) -> Run:

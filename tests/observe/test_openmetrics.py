@@ -14,14 +14,14 @@ import pytest
 from click.testing import CliRunner, Result
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_older
-from support.job_folders import BEGAN, Made, MadeJob
+from support.job_folders import BEGAN, Made, MadeJob, lines, text
 
 from launcher import jobs
 from launcher.cli.app import main
 from launcher.common.http.connections import Patience
 from launcher.common.http.listening import listen, serving
-from launcher.jobs import JobStore
-from launcher.observe.openmetrics import CONTENT_TYPE, metrics_text
+from launcher.jobs import JobPaths, JobStore
+from launcher.observe.openmetrics import CONTENT_TYPE, Scrapes, metrics_text
 from launcher.observe.serving import application
 
 ENDED, RUNS = "bcdfg-ended", "zzzzz-runs"
@@ -104,6 +104,28 @@ def test_a_loss_that_is_no_number_is_nan(tmp_path: Path) -> None:
         path.write_text(path.read_text().replace('"loss": 2', '"loss": "nan", "was": 2'))
 
     assert math.isnan(samples(parse_openmetrics(metrics_text(JobStore(tmp_path))))["launcher_job_loss", "bcdfg-made"])
+
+
+def test_a_job_that_has_ended_is_read_once(store: JobStore) -> None:
+    scrapes = Scrapes(store)
+    first = samples(parse_openmetrics(scrapes.text()))
+    for rank_id in (0, 1):
+        for job in (ENDED, RUNS):
+            paths = JobPaths(root=store.root / job, attempt=2 if job == ENDED else 1)
+            with paths.rank_events(rank_id).open("a") as file:
+                file.write(text([lines(Made(from_step=8, steps=1), rank_id)[-1]]))
+    again = samples(parse_openmetrics(scrapes.text()))
+
+    assert first["launcher_job_step", RUNS] < again["launcher_job_step", RUNS] == 9
+    assert again["launcher_job_step", ENDED] == 8
+
+
+def test_a_damaged_folder_leaves_the_others(store: JobStore) -> None:
+    (store.root / RUNS / "plan.json").write_text('{"ranks": [{"rank_id": []}]}')
+    found = samples(parse_openmetrics(metrics_text(store)))
+
+    assert found["launcher_job_state", RUNS, "unreadable"] == 1
+    assert found["launcher_job_step", ENDED] == 8
 
 
 def test_no_jobs_are_no_metrics(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from support.job_folders import Made, MadeJob
 
 from launcher import jobs
 from launcher.cli.app import main
-from launcher.errors import SpecError
+from launcher.errors import JobError, SpecError
 from launcher.jobs import JobPaths
 from launcher.observe import trackers
 from launcher.observe.trackers import Run
@@ -61,6 +61,17 @@ def test_a_tracker_is_told_what_is_new_and_what_was_done_again(tmp_path: Path) -
     assert tell(tmp_path / "new", again) == [
         ("begin", "bcdfg-made", 3), ("step", 3, 30.0), ("step", 4, 40.0), ("evaluation", 4, 9 / 4), ("end", "succeeded")
     ]  # fmt: skip
+
+
+def test_only_one_process_tells_a_tracker(tmp_path: Path) -> None:
+    job = MadeJob()
+    paths = job.write(tmp_path)
+    first = trackers.Telling(Told(), "told", paths)
+    with pytest.raises(JobError, match="told is being told of bcdfg-made by another process"):
+        trackers.Telling(Told(), "told", paths)
+    first.end(jobs.SUCCEEDED)
+
+    assert trackers.tell(Told(), "told", paths, job.make_record()) == 4
 
 
 def test_a_running_job_is_followed_to_its_end(tmp_path: Path) -> None:

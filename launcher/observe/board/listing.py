@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from launcher.errors import LauncherError
 from launcher.jobs import UNREADABLE, JobPaths, JobRecord, loss_rank, read_record
 from launcher.jobs.record import mark_lost_if_dead, unreadable_record
 from launcher.observe.board.pace import Paced, Stamp, stamp
 from launcher.observe.curves import make_curve
-from launcher.observe.history import read_outline, seconds_of
+from launcher.observe.history import FOLDER_DAMAGES, read_outline, seconds_of
 from launcher.observe.metrics import METRICS
 from launcher.observe.summary import summarize
 
@@ -178,7 +177,7 @@ def _make_row(paths: JobPaths, record: JobRecord) -> Row:
     try:
         return _with_progress(row, paths, record)
     # A damaged folder may hold anything; its job is listed all the same, and said to be damaged.
-    except (LauncherError, OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+    except FOLDER_DAMAGES as error:
         return replace(row, note=f"its folder is damaged: {type(error).__name__}: {error}")
 
 

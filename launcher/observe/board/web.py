@@ -37,11 +37,10 @@ from launcher.common.http.access import (
     refusal_headers,
     unknown_path,
 )
-from launcher.errors import LauncherError
 from launcher.jobs import STATES, UNREADABLE, JobPaths, JobRecord
 from launcher.observe.board.listing import Listing, Row
 from launcher.observe.board.live import PARTS, LiveJob, LivePage, LogView, log_end, log_names, log_stamp
-from launcher.observe.history import read_history
+from launcher.observe.history import FOLDER_DAMAGES, read_history
 from launcher.observe.report import asset, html_lang, make_report, page_environment, script_json
 from launcher.observe.words import words
 
@@ -117,7 +116,7 @@ def _damage_said(paths: JobPaths) -> Iterator[None]:
     """Raise RequestError, with the folder, for whatever reading a damaged folder raises inside the block."""
     try:
         yield
-    except (LauncherError, OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+    except FOLDER_DAMAGES as error:
         raise RequestError(500, f"{paths.root} is damaged: {type(error).__name__}: {error}") from error
 
 
