@@ -302,7 +302,7 @@ def test_a_token_is_asked_for_and_moved_into_a_cookie(root: Path) -> None:
 
 
 def test_any_token_is_kept(root: Path) -> None:
-    with serve(root, token='ein "Wort"; größer als 16') as served:  # noqa: S106
+    with serve(root, token='ein "Wort"; größer als 16') as served:
         moved = served.get("/?token=ein+%22Wort%22%3B+gr%C3%B6%C3%9Fer+als+16", Host="a:b")
         assert served.get("/", Cookie=moved.headers["set-cookie"].split(";")[0]).status == 200
         assert served.get("/", Cookie='a="; \\"').status == 401
