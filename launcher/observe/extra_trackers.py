@@ -76,6 +76,8 @@ class WandB:
 
     def end(self, state: str) -> None:
         self._run.finish(exit_code=0 if state == "succeeded" else 1)
+        # The file is written by a process of wandb's own, which finish does not wait for.
+        self._wandb.teardown()
         self._run = None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,18 @@ def datasets(history: History) -> dict[str, Dataset]:
     }
     # A path of the spec is relative to where the job was submitted.
     folder = Path(history.record.origin.get("folder", "."))
-    return {use: _dataset(str(folder / path), samples=use == "Training rows") for use, path in named.items() if path}
+    found = {use: _dataset(str(folder / path), samples=use == "Training rows") for use, path in named.items() if path}
+    if _is_split(found):
+        # Its statistics have the sources of the training rows that it is held out from.
+        found["Held-out rows"] = replace(found["Held-out rows"], sources=())
+    return found
+
+
+def _is_split(found: Mapping[str, Dataset]) -> bool:
+    from launcher.data.preprocess import eval_path
+
+    training, held_out = found.get("Training rows"), found.get("Held-out rows")
+    return bool(training and held_out and Path(held_out.path) == eval_path(Path(training.path)))
 
 
 def _dataset(path: str, *, samples: bool) -> Dataset:

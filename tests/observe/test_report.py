@@ -16,7 +16,7 @@ from support.job_folders import SPEC, Made, MadeJob
 
 from launcher import jobs
 from launcher.data.info import stats_path
-from launcher.data.preprocess import PreprocessOptions, preprocess
+from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
 from launcher.data.reading import DataSource
 from launcher.data.sample_set import SampleSet
 from launcher.observe import facts
@@ -213,11 +213,13 @@ def test_the_sources_of_the_data_are_told_with_their_shares(
         for name, weight in zip(("short", "long"), weights, strict=True)
     )
     options = PreprocessOptions(
-        source=given, target=tmp_path / "t.mindrecord", seq_length=64, template="plain", tokenizer=tokenizer
-    )
+        source=given, target=tmp_path / "t.mindrecord", seq_length=64, template="plain", tokenizer=tokenizer,
+        eval_fraction=0.2,
+    )  # fmt: skip
     info, _ = preprocess(options, force=False)
-    history = MadeJob(plan={"dataset": str(info.path)}).history(tmp_path)
-    found = facts.datasets(history)["Training rows"]
+    split = eval_path(info.path)
+    history = MadeJob(plan={"dataset": str(info.path), "evaluation": str(split)}).history(tmp_path)
+    found, held_out = facts.datasets(history).values()
     page = " ".join(Page(make_report([history], "en")).text)
 
     short, long = found.sources
@@ -229,6 +231,8 @@ def test_the_sources_of_the_data_are_told_with_their_shares(
     assert found.is_mixture == (weights[0] is not None)
     assert ("Passes" in page) == found.is_mixture
     assert f"{100 * short.share:.1f} %" in page
+    assert held_out.rows
+    assert held_out.sources == ()
     assert sum(count for _, count, _ in found.histogram) == info.counts["conversations"]
 
 
