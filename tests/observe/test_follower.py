@@ -52,6 +52,13 @@ def everything_in(folder: Path) -> str:
     return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
 
 
+def losses(events: Any, supervised: Supervised) -> list[int]:
+    """Return the steps whose loss TensorBoard finds."""
+    read = events.EventAccumulator(str(supervised.root / "tensorboard" / "rank_0"))
+    read.Reload()
+    return [one.step for one in read.Scalars("loss")] if "loss" in read.Tags()["scalars"] else []
+
+
 def test_the_end_is_told_once_and_the_secret_is_nowhere(tmp_path: Path, no_survivors: str, server: HttpServer) -> None:
     supervised = job(tmp_path, "ready(); step(1)", no_survivors)
     record = supervised.run()
@@ -134,9 +141,39 @@ def test_trackers_are_told_beside_the_job_and_one_that_fails_is_one_line(
     line = "follower: tracker no-such-tracker is dropped: there is no tracker 'no-such-tracker'\n"
     assert supervised.supervisor_log() == line
     assert server.bodies == [{"text": "job succeeded"}]
-    read = events.EventAccumulator(str(supervised.root / "tensorboard" / "rank_0"))
-    read.Reload()
-    assert [one.step for one in read.Scalars("loss")] == [1, 2]
+    assert losses(events, supervised) == [1, 2]
+
+
+HANGS = """
+import time
+
+class Hangs:
+    def begin(self, run, first_step):
+        (run.folder / "hangs").touch()
+        time.sleep(600)
+"""
+
+
+def test_a_tracker_that_hangs_holds_up_neither_the_job_nor_another_tracker(
+    tmp_path: Path, no_survivors: str, server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    plugin = tmp_path / "plugin"
+    about = plugin / "hangs-1.dist-info"
+    about.mkdir(parents=True)
+    (plugin / "hangs.py").write_text(HANGS)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: hangs\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[launcher.trackers]\nhangs = hangs:Hangs\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")]))
+    supervised = job(tmp_path, "ready(); step(1); step(2)", no_survivors, "hangs", "tensorboard").start()
+    wait_until(lambda: (supervised.root / "hangs").exists(), "the tracker to hang")
+
+    wait_until(lambda: supervised.record().is_final, "the job's end")
+    assert supervised.record().state == jobs.SUCCEEDED
+    wait_until(lambda: server.requests, "the notice")
+    wait_until(lambda: losses(events, supervised) == [1, 2], "the other tracker")
+    followers(no_survivors)[0].kill()  # it gives up by itself after 40 seconds
+    supervised.end()
 
 
 def test_one_that_hangs_holds_up_no_other_and_is_dropped(tmp_path: Path) -> None:
