@@ -54,7 +54,10 @@ def everything_in(folder: Path) -> str:
 
 def losses(events: Any, supervised: Supervised) -> list[int]:
     """Return the steps whose loss TensorBoard finds."""
-    read = events.EventAccumulator(str(supervised.root / "tensorboard" / "rank_0"))
+    folder = supervised.root / "tensorboard" / "rank_0"
+    if not folder.is_dir():
+        return []
+    read = events.EventAccumulator(str(folder))
     read.Reload()
     return [one.step for one in read.Scalars("loss")] if "loss" in read.Tags()["scalars"] else []
 
