@@ -181,6 +181,7 @@ _ZH = {
     "Held-out rows": "验证样本",
     "File": "文件",
     "Source": "来源",
+    "Reading the folder …": "正在读取目录……",
     "Sources": "数据来源",
     "Samples": "样本数",
     "Share of the tokens": "词元占比",

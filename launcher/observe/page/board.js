@@ -161,8 +161,8 @@
       // What stands already where it belongs is not touched: the focus and a selection of text stay.
       chosen.forEach((made, i) => { if (body.children[i] !== made) body.insertBefore(made, body.children[i] || null); });
       while (body.children.length > chosen.length) body.lastChild.remove();
-      none.hidden = !heard || chosen.length > 0;
-      none.textContent = say(rows.size ? "No jobs fit." : "No jobs yet.");
+      none.hidden = heard && chosen.length > 0;
+      if (heard) none.textContent = say(rows.size ? "No jobs fit." : "No jobs yet.");
       count.textContent = chosen.length === rows.size ? String(rows.size) : `${chosen.length} ${say("of")} ${rows.size}`;
       for (const head of document.querySelectorAll("#jobs th[data-key]"))
         if (head.dataset.key === view.key) head.setAttribute("aria-sort", view.down ? "descending" : "ascending");
