@@ -54,6 +54,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
+# Commands that the launcher types itself, on other hosts: no user looks for them.
+_STARTED_BY_US = frozenset({"node"})
+
+
 # What a host refuses wherever a file is touched; it says more than a traceback would.
 _NO_FAULT_OF_OURS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG),
@@ -83,7 +87,7 @@ class LauncherGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items() if name not in _STARTED_BY_US])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -40,7 +40,7 @@ def _follow(
     from launcher.cli.output.following import follow_to_end
     from launcher.jobs import loss_rank, planned_steps
 
-    with show.Progress(planned_steps(paths), loss_rank(paths, record.cards)) as progress:
+    with show.Progress(planned_steps(paths), loss_rank(paths, record.cards), record.cards) as progress:
         progress.begin(record.job_id, record.cards, record.target)
         record = follow_to_end(paths, progress, signals, guard)
     click.echo(show.finished(paths, record, progress))
@@ -111,7 +111,7 @@ def _beginning(paths: JobPaths) -> str:
 
 
 def _moment(paths: JobPaths) -> str:
-    from launcher.plan.resume import saved_moments
+    from launcher.plan.resume import checkpoint_words, saved_moments
 
-    ((epoch, step),) = saved_moments(paths.resume / "rank_0")
-    return f"epoch {epoch}, step {step} of it"
+    (moment,) = saved_moments(paths.resume / "rank_0")
+    return checkpoint_words(moment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,12 +77,11 @@ def plan(spec: str, options: PlanOptions, changes: SpecChanges, form: str, sim: 
 
 def text(shown: PlanPreview) -> str:
     """The plan for people."""
-    parts = [_head(shown), _nodes(shown), _memory(shown), _files(shown)]
+    parts = [_head(shown), _nodes(shown), _memory(shown), _files(shown), _missing(shown)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
 def _head(shown: PlanPreview) -> list[str]:
-    from launcher.plan.degrees import name_degrees
     from launcher.plan.memory import lora_count, parameter_count
 
     plan = shown.plan
@@ -103,12 +103,23 @@ def _head(shown: PlanPreview) -> list[str]:
         f"data      {plan.inputs.dataset} ({'unknown' if plan.inputs.rows is None else plan.inputs.rows} rows)",
         *(f"          {line}" for line in source_lines(plan.inputs.sources)),
         f"ranks     {plan.cluster.num_devices} on {plan.cluster.target}{kind}, {len(plan.cluster.hosts)} host(s)",
-        f"split     {spec.parallel.mode}: {name_degrees(plan.degrees)}",
+        f"split     {_split(shown)}",
         f"precision weights {precision.params}, compute {precision.compute}, loss scale {precision.loss_scale}",
         f"batch     {plan.global_batch:,} rows = {tokens:,} tokens a step",
         f"steps     {steps}{total}",
-        *(f"note      {note}" for note in shown.notes),
+        *(f"note      {note}" for note in shown.notes if not note.startswith(_CHOSEN)),
     ]
+
+
+_CHOSEN = "split: "
+
+
+def _split(shown: PlanPreview) -> str:
+    """The split: as chosen, with its memory, or as the spec has it."""
+    from launcher.plan.degrees import name_degrees
+
+    chosen = (note.removeprefix(_CHOSEN) for note in shown.notes if note.startswith(_CHOSEN))
+    return next(chosen, f"{shown.plan.spec.parallel.mode}: {name_degrees(shown.plan.degrees)}")
 
 
 _SHOWN_NODES = 4
@@ -130,16 +141,32 @@ def _nodes(shown: PlanPreview) -> list[str]:
         spans = "  ".join(_span(group) for group in members[:_SHOWN_GROUPS])
         more = "  ..." if len(members) > _SHOWN_GROUPS else ""
         lines.append(f"  {name}: {len(members)} group(s) of {len(members[0])}: {spans}{more}")
-    lines.append("would run")
-    lines += [f"  {_short_path(command)}" for _, command in zip(range(_SHOWN_NODES), node_commands(plan), strict=False)]
+    lines.append("would run (ID: given by submit)")
+    for _, command in zip(range(_SHOWN_NODES), node_commands(plan), strict=False):
+        lines += _pasted(command)
     return lines + _rest(len(plan.cluster.hosts) - _SHOWN_NODES, "host")
 
 
-def _short_path(command: Command) -> str:
-    """The command as a line to paste; of PATH only what is put in front of it."""
+_WIDTH = 110
+
+
+def _pasted(command: Command) -> list[str]:
+    """The command as lines to paste; of PATH only what is put in front of it."""
     added, separator, _ = command.env.get("PATH", "").partition(os.pathsep)
-    others = Command(argv=command.argv, env={name: value for name, value in command.env.items() if name != "PATH"})
-    return f'PATH={shlex.quote(added)}:"$PATH" {others}' if separator else str(others)
+    path = [f'PATH={shlex.quote(added)}:"$PATH"'] if separator else []
+    others = [f"{name}={shlex.quote(value)}" for name, value in command.env.items() if name != "PATH"]
+    lines = [*_filled([*path, *others], "  "), *_filled([shlex.quote(word) for word in command.argv], "    ")]
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
+
+
+def _filled(words: Sequence[str], indent: str) -> list[str]:
+    """Lines of whole words, each begun with ``indent``; a long word has a line of its own."""
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(indent) + len(lines[-1]) + len(word) > _WIDTH:
+            lines.append("")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return [f"{indent}{line}" for line in lines if line]
 
 
 def _rest(count: int, noun: str) -> list[str]:
@@ -162,7 +189,12 @@ def _memory(shown: PlanPreview) -> list[str]:
     for term in need.terms:
         absent = "" if term.counts else " (not at the peak: not counted)"
         lines.append(f"  {term.name:<17}{term.size / GIB:>9.3f} GiB  {term.formula}{absent}")
-    lines.append(f"  {'total':<17}{need.total / GIB:>9.3f} GiB  of what counts; communication lies outside the pool")
+    lines.append(f"  {'total':<17}{need.total / GIB:>9.3f} GiB  of what counts")
+    if need.pool != need.total:
+        lines.append(f"  {'in the pool':<17}{need.pool / GIB:>9.3f} GiB  all but communication")
+    lines.append(
+        "  t, h, V: a rank's tokens, hidden size, vocabulary; c: bytes of a computed number; mp: model_parallel"
+    )
     if need.pool_gib is not None:
         what = "MindSpore's pool" if shown.plan.cluster.target == "Ascend" else "a rank's part of this host's memory"
         least, most = need.band
@@ -191,3 +223,9 @@ def _files(shown: PlanPreview) -> list[str]:
     lines.append(f"  {names}  ({len(ranks):,} file(s), {size:,} bytes)")
     lines += [f"  {link.path} -> {link.target}" for link in plan.links[:_SHOWN_NODES]]
     return lines + _rest(len(plan.links) - _SHOWN_NODES, "link")
+
+
+def _missing(shown: PlanPreview) -> list[str]:
+    """What submit would refuse for, last, where it is seen."""
+    lines = [f"  {line}" for line in shown.missing]
+    return ["missing: submit refuses this run until these are there", *lines] if lines else []

@@ -135,8 +135,9 @@ def _follow(plan: LaunchPlan) -> None:
     from launcher.control import start
     from launcher.control.follow import noted_signals
 
-    with noted_signals() as signals, show.Progress(plan.steps, plan.loss_rank) as progress:
-        progress.begin(plan.paths.job_id, plan.cluster.num_devices, plan.cluster.target)
+    cards = plan.cluster.num_devices
+    with noted_signals() as signals, show.Progress(plan.steps, plan.loss_rank, cards) as progress:
+        progress.begin(plan.paths.job_id, cards, plan.cluster.target)
         started = start.begin(plan)
         _say(started.lines, err=False)
         record = follow_to_end(plan.paths, progress, signals, started.guard)

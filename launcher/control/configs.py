@@ -146,13 +146,12 @@ def checked(name: str, overrides: Sequence[Override] = ()) -> tuple[RunSpec, tup
 
     Raises SpecError or DataError for a spec that is wrong.
     """
-    from launcher.doctor import needs_of_spec
+    from launcher.doctor import missing_inputs
     from launcher.plan.inputs import check_tokenizer  # numpy comes with it, and lists of specs need none
 
     spec = load_spec(name, overrides)
     check_tokenizer(spec)
-    missing = (file for file in needs_of_spec(spec).files if not file.path.exists())
-    return spec, tuple(f"{file.what} {file.path} does not exist; {file.fix}" for file in missing)
+    return spec, missing_inputs(spec)
 
 
 @dataclass(frozen=True, kw_only=True)

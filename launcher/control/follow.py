@@ -156,7 +156,15 @@ def _sender(record: JobRecord, signum: int) -> str:
     return ", ".join(filter(None, (signal.Signals(signum).name, meaning)))
 
 
-def raise_for_end(record: JobRecord) -> None:
+def _where_it_goes_on(paths: JobPaths, record: JobRecord) -> str:
+    """Return where a resumed job begins, by the steps that are saved whole."""
+    from launcher.plan.resume import checkpoint_words, newest_saved
+
+    newest = newest_saved(paths, record.cards)
+    return "begins anew: no step was saved" if newest is None else f"goes on from {checkpoint_words(newest)}"
+
+
+def raise_for_end(paths: JobPaths, record: JobRecord) -> None:
     """Raise JobFailed with the verdict, or JobCancelled, when the job did not end well."""
     if record.state == jobs.CANCELLED:
         signum = (record.exit_code or 130) - 128
@@ -170,11 +178,7 @@ def raise_for_end(record: JobRecord) -> None:
         verdict = record.verdict or {"text": "its supervisor is gone and left no verdict", "retry": True}
         rank_id = verdict.get("rank_id")
         option = "" if rank_id is None else f" --rank {rank_id}"
-        again = (
-            f"; launcher resume {record.job_id} goes on from its newest checkpoint, or from the beginning"
-            if verdict.get("retry")
-            else ""
-        )
+        again = f"; launcher resume {record.job_id} {_where_it_goes_on(paths, record)}" if verdict.get("retry") else ""
         raise JobFailed(
             f"job {record.job_id} {record.state}: {verdict_text(verdict, user_language(), record.job_id)}",
             hint=f"launcher logs {record.job_id}{option}{again}",

@@ -12,6 +12,7 @@ from typing import Any
 from launcher.cluster.discover import local_cluster
 from launcher.cluster.imagined import first_cards, imagined_cluster
 from launcher.cluster.model import KINDS, Cluster
+from launcher.doctor import missing_inputs, needs_of_spec
 from launcher.engines import ENGINES
 from launcher.engines.base import Command
 from launcher.errors import DataError, HostError
@@ -31,10 +32,14 @@ PORT = 8118
 
 @dataclass(frozen=True, kw_only=True)
 class PlanPreview:
-    """A plan, notes on it for the user, and the changes that make it fit when it does not."""
+    """A plan, notes on it for the user, and the changes that make it fit when it does not.
+
+    ``missing``: what ``submit`` would refuse for, because it is not there.
+    """
 
     plan: LaunchPlan
     notes: tuple[str, ...]
+    missing: tuple[str, ...]
     changes: tuple[Change, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,6 +49,7 @@ class PlanPreview:
         return {
             **plan.to_dict(),
             "notes": list(self.notes),
+            "missing": list(self.missing),
             "sources": [dict(source) for source in plan.inputs.sources],
             "mode": plan.spec.parallel.mode,
             "tokens_per_step": tokens,
@@ -79,7 +85,7 @@ def preview(
     """
     source = load_source(spec_name, overrides)
     spec = parse_spec(source)
-    found, missing = find_inputs(spec)
+    found, remarks, missing = find_inputs(spec)
     paths = JobPaths(root=Path(os.path.abspath(jobs_dir)) / f"ID-{spec.name}")  # noqa: PTH100 - links stay as they are
     plan = make_plan(
         spec=spec,
@@ -91,7 +97,8 @@ def preview(
     )
     return PlanPreview(
         plan=plan,
-        notes=(*source.changes, *plan.notes, *missing, *(_MADE_UP if made_up else ())),
+        notes=(*source.changes, *plan.notes, *remarks, *(_MADE_UP if made_up else ())),
+        missing=missing,
         changes=tuple(_changes(plan)),
     )
 
@@ -113,27 +120,36 @@ def _msrun() -> str:
         return "msrun"
 
 
-def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...]]:
-    """Return the input files of ``spec``; missing ones are named in notes and keep the spec's names.
+def find_inputs(spec: RunSpec) -> tuple[Inputs, tuple[str, ...], tuple[str, ...]]:
+    """Return the input files of ``spec``, notes on them, and what is missing or wrong; it keeps the spec's names.
 
     Raises CheckpointError for a base that exists and does not match the model.
     """
-    missing = []
+    missing, notes, pending = missing_inputs(spec), [], None
     try:
         found, pending = input_files.rows_of(spec)
     except DataError as error:
-        missing.append(f"{error.message}: the number of steps is not known")
-        found, pending = _assumed(spec), None
+        found = _assumed(spec)
+        missing += () if _is_among(error, spec) else (_with_hint(error),)
+        notes.append("the number of steps is not known before the rows are there")
     if pending:
-        missing.append(pending.describe())
-        found, remarks = _estimated(found, pending)
-        missing += remarks
+        notes.append(pending.describe())
+        found, wrong = _estimated(found, pending)
+        missing += tuple(wrong)
     checkpoint = _absolute(spec.model.checkpoint)
-    if checkpoint is None or Path(checkpoint).exists():
-        base = input_files.pending_base(spec.model)
-        return input_files.with_base(found, spec.model), (*missing, *([base.describe()] if base else []))
-    missing.insert(0, f"checkpoint {spec.model.checkpoint} does not exist (looked for {checkpoint})")
-    return dataclasses.replace(found, checkpoint=checkpoint), tuple(missing)
+    if checkpoint is not None and not Path(checkpoint).exists():
+        return dataclasses.replace(found, checkpoint=checkpoint), tuple(notes), missing
+    base = input_files.pending_base(spec.model)
+    return input_files.with_base(found, spec.model), (*notes, *([base.describe()] if base else [])), missing
+
+
+def _is_among(error: DataError, spec: RunSpec) -> bool:
+    """Return whether ``error`` is about a file that is not there, which is named as missing already."""
+    return any(str(file.path) in error.message and not file.path.exists() for file in needs_of_spec(spec).files)
+
+
+def _with_hint(error: DataError) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message
 
 
 def _estimated(found: Inputs, pending: input_files.Pending) -> tuple[Inputs, list[str]]:
@@ -146,7 +162,7 @@ def _estimated(found: Inputs, pending: input_files.Pending) -> tuple[Inputs, lis
     try:
         return dataclasses.replace(found, sources=tuple(estimate(options))), []
     except DataError as error:
-        return found, [f"{error.message}: no rows can be made ({error.hint})"]
+        return found, [f"no rows can be made: {_with_hint(error)}"]
 
 
 def _assumed(spec: RunSpec) -> Inputs:

@@ -16,7 +16,7 @@ from launcher.cluster.discover.software import read_software
 from launcher.cluster.model import Cluster
 from launcher.doctor import cards, holders, hosts, job, software, system
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, Status, worst
-from launcher.doctor.job import needs_of, needs_of_spec
+from launcher.doctor.job import missing_inputs, needs_of, needs_of_spec
 from launcher.errors import HostError
 from launcher.upstream.versions import installed
 
@@ -27,6 +27,7 @@ __all__ = [
     "Status",
     "all_checks",
     "cheap_checks",
+    "missing_inputs",
     "needs_of",
     "needs_of_spec",
     "worst",
@@ -59,7 +60,7 @@ def all_checks(needs: JobNeeds) -> Iterator[Finding]:
     yield from _rank_table(needs, ascend=ascend)
     yield from _system_checks(needs, cards=needs.cards or count, ascend=ascend)
     if needs.hosts is not None:
-        yield hosts.check_clocks(needs.hosts)
+        yield from hosts.check_others(needs.hosts)
 
 
 def _software_checks(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:

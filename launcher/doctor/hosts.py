@@ -45,15 +45,18 @@ def check_inventory(needs: JobNeeds) -> Iterator[Finding]:
         yield passed("inventory", f"{len(hosts.hosts)} hosts, {hosts.num_devices} devices of kind {hosts.kind}")
 
 
-def check_clocks(hosts: Cluster, measure: Callable[[str], Skew] | None = None) -> Finding:
-    """Check that the clocks of all hosts reachable over ssh agree with this host's."""
+def check_others(hosts: Cluster, measure: Callable[[str], Skew] | None = None) -> Iterator[Finding]:
+    """Check that all other hosts answer over ssh, and that the clocks of those that do agree with this host's."""
     own = own_names()
     others = [host.address for host in hosts.hosts if not own & {host.address, host.name}]
     if not others:
-        return passed("clocks", "no other host")
+        yield passed("hosts", "no other host")
+        return
     with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
         skews = list(pool.map(measure or ssh_skew, others))
-    return clocks_finding(skews)
+    yield reached_finding(skews)
+    if any(not skew.fault for skew in skews):
+        yield clocks_finding(skews)
 
 
 def clocks_finding(skews: list[Skew]) -> Finding:
@@ -65,11 +68,26 @@ def clocks_finding(skews: list[Skew]) -> Finding:
         direction = "ahead" if worst.ahead_s > 0 else "behind"
         what = f"{len(apart)} of {len(known)} clocks differ; {worst.address} is {abs(worst.ahead_s):.1f} s {direction}"
         return warned("clocks", what, f"ssh {worst.address} sudo chronyc makestep")
-    silent = [skew for skew in skews if skew.fault]
-    if silent:
-        what = f"{len(silent)} of {len(skews)} hosts not reached: {silent[0].address}: {silent[0].fault}"
-        return warned("clocks", what, f"ssh-copy-id {silent[0].address}")
     return passed("clocks", f"{len(known)} hosts within {_SKEW_S:g} s")
+
+
+def reached_finding(skews: list[Skew]) -> Finding:
+    """Return the finding on which hosts answered over ssh."""
+    silent = [skew for skew in skews if skew.fault]
+    if not silent:
+        return passed("hosts", f"{len(skews)} of {len(skews)} other hosts answer over ssh")
+    first = silent[0]
+    what = f"{len(silent)} of {len(skews)} other hosts do not answer over ssh: {first.address}: {first.fault}"
+    return failed("hosts", what, _how_to_reach(first))
+
+
+def _how_to_reach(skew: Skew) -> str:
+    """Return what to type about a host that does not answer, by what ssh said."""
+    if "denied" in skew.fault:
+        return f"ssh-copy-id {skew.address}"
+    if "verification failed" in skew.fault:
+        return f"ssh {skew.address}, and compare its key"
+    return f"ping {skew.address}: is the address right, is the host up, does its sshd run?"
 
 
 def ssh_skew(address: str) -> Skew:

@@ -117,18 +117,32 @@ def needs_of_spec(
     )
 
 
+def missing_inputs(spec: RunSpec) -> tuple[str, ...]:
+    """Return what the run reads and is not there, each with what to do about it."""
+    missing = (file for file in _files(spec) if not file.path.exists())
+    return tuple(f"{file.what} {file.path} does not exist; {file.fix}" for file in missing)
+
+
 def _files(spec: RunSpec) -> Iterator[NeededFile]:
-    fix = "launcher data preprocess makes one"
-    paths = [source.path for source in spec.data.sources]
-    yield from (NeededFile(what="dataset", path=Path(path), fix=fix) for path in paths if not glob.has_magic(path))
-    if isinstance(spec.data.train, str) and spec.data.train.endswith(".mindrecord"):  # raw records have no index
-        index = Path(f"{spec.data.train}.db")
-        yield NeededFile(what="dataset index", path=index, fix="copy it too: the two belong together")
+    for path in [source.path for source in spec.data.sources]:
+        if not glob.has_magic(path):
+            yield from _dataset_files("dataset", path)
+    if spec.evaluation and spec.evaluation.data:
+        yield from _dataset_files("held-out dataset", spec.evaluation.data)
     if spec.model.tokenizer:
         yield NeededFile(what="tokenizer", path=Path(spec.model.tokenizer), fix=for_missing_tokenizer(spec.model))
     if spec.model.checkpoint:
         fix = "launcher convert-ckpt FOLDER makes one of a Hugging Face model, launcher merge-ckpt JOB of a job"
         yield NeededFile(what="base checkpoint", path=Path(spec.model.checkpoint), fix=fix)
+
+
+def _dataset_files(what: str, path: str) -> Iterator[NeededFile]:
+    """Yield a dataset and its index; raw records have none."""
+    made = path.endswith(".mindrecord")
+    fix = "launcher data preprocess makes one" if made else "--data FILE names another"
+    yield NeededFile(what=what, path=Path(path), fix=fix)
+    if made:
+        yield NeededFile(what=f"{what} index", path=Path(f"{path}.db"), fix="copy it too: the two belong together")
 
 
 def checkpoint_bytes(spec: RunSpec) -> int:

@@ -75,6 +75,12 @@ def has_got_on(paths: JobPaths, world_size: int) -> bool:
     return newest is not None and newest not in saved_moments(paths.resume / "rank_0")
 
 
+def checkpoint_words(moment: Moment) -> str:
+    """Return a moment in words; MindFormers counts the steps of each epoch from 1."""
+    epoch, step = moment
+    return f"epoch {epoch}, step {step} of it"
+
+
 def newest_saved(paths: JobPaths, world_size: int) -> Moment | None:
     """Return the newest moment for which all ranks have a whole checkpoint; None when there is none."""
     return _newest(_saved(paths, world_size))

@@ -163,7 +163,7 @@ KNOWN_ERRORS: tuple[KnownError, ...] = (
     ),
     _known(
         "loss is not a number", "the loss became NaN or infinite",
-        "lower training.lr_schedule.learning_rate, or set training.max_grad_norm: 1.0; then submit anew",
+        "lower training.lr_schedule.learning_rate, or set training.max_grad_norm: 1.0; then launcher submit again",
         "loss 变为 NaN 或 Inf",
         "降低 training.lr_schedule.learning_rate，或设置 training.max_grad_norm: 1.0，然后重新提交",
         pattern=r"(?i)loss is (?:nan|inf|not a number)|\bnan loss\b",

@@ -231,8 +231,9 @@ def peak_memory_mb(folder: Path, source: Path, model: Path, seq_length: int, row
     with some.open("wb") as out:
         for start in range(0, rows, len(lines)):
             out.writelines(lines[: rows - start])
+    # The peak that a process reports begins with that of the process which started it: a shell, and not this one.
     argv = (
-        sys.executable,
+        *("sh", "-c", '"$@"; exit $?', "sh", sys.executable),
         __file__,
         "--memory",
         str(some),

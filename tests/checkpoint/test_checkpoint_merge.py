@@ -191,6 +191,7 @@ def _plans(draw: st.DrawFn) -> SplitPlan:
     )
 
 
+@pytest.mark.slow
 @given(
     plan=_plans(),
     dtype=st.sampled_from(["float32", "float16", "bfloat16"]),
@@ -728,6 +729,7 @@ print(cut)
 _LARGE = {**MODEL, "hidden_size": 256, "intermediate_size": 768, "vocab_size": 500}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["new", "replace"])
 def test_killed_at_50_random_moments_the_result_is_whole_or_absent(tmp_path: Path, mode: str) -> None:
     """When an older result is replaced, either is there whole."""

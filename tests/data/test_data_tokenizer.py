@@ -46,6 +46,7 @@ def made(folder: Path, scheme: str) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_ids_are_those_of_transformers(tmp_path: Path, scheme: str) -> None:
     """At the start, after a control token, and after other text: hundreds of strings of spaces, code and Chinese."""
@@ -61,6 +62,7 @@ def test_ids_are_those_of_transformers(tmp_path: Path, scheme: str) -> None:
             assert [ours.bos_id, *after] == theirs(f"<s>{text}", add_special_tokens=False).input_ids, repr(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_llama2_rows_are_those_of_transformers(tmp_path: Path, scheme: str) -> None:
     """A whole conversation as one text with its control tokens spelled out."""

@@ -313,6 +313,7 @@ def test_more_than_one_cut_sample_in_a_hundred_is_a_warning(folder: Path, tmp_pa
     assert not [text for text in enough.stats["warnings"] if "longer than" in text]
 
 
+@pytest.mark.slow
 def test_the_command_mixes_and_says_the_parts(folder: Path, tmp_path: Path) -> None:
     argv = ("data", "preprocess", *FILES, "--template", "plain", "--seq-length", "20")
     target = str(tmp_path / "t.mindrecord")

@@ -142,6 +142,7 @@ def test_packed_rows_hold_the_very_rows_that_each_sample_would_fill(
         assert all(row["labels"][end] == IGNORED_LABEL for end in (0, *ends) if end < seq_length)
 
 
+@pytest.mark.slow
 @given(st.lists(ENCODED, max_size=6), st.integers(4, 12))
 def test_samples_of_all_chunks_are_packed_and_a_resumed_run_packs_the_same(
     chunks: list[list[Encoded]], seq_length: int
@@ -214,6 +215,7 @@ def test_rows_of_sample_data_are_97_percent_full(dataset: DatasetInfo) -> None:
     assert sum(int((row["labels"] != IGNORED_LABEL).sum()) for row in found) == counts["loss_tokens"]
 
 
+@pytest.mark.slow
 def test_each_sample_is_in_one_row_and_its_line_is_known(folder: Path, dataset: DatasetInfo) -> None:
     """The rows of all samples apart, and those of the packed file, taken apart: the same, and by the same lines."""
     alone_info = made(folder, folder / "alone" / "a.mindrecord", packing=False)
@@ -232,6 +234,7 @@ def test_each_sample_is_in_one_row_and_its_line_is_known(folder: Path, dataset: 
     assert sorted(lines) == list(range(1, PROBLEMS + 1))
 
 
+@pytest.mark.slow
 def test_evaluation_takes_packed_rows_apart(folder: Path, dataset: DatasetInfo, tmp_path: Path) -> None:
     alone_info = made(folder, tmp_path / "a.mindrecord", packing=False)
     packed, apart = read_rows(dataset.path), read_rows(alone_info.path)
@@ -287,6 +290,7 @@ def test_a_packed_row_is_shown_sample_by_sample(dataset: DatasetInfo) -> None:
         assert question.split("，")[0].replace(" ", "▁") in pieces
 
 
+@pytest.mark.slow
 def test_stats_tell_of_sources_long_samples_and_duplicates(folder: Path, tmp_path: Path) -> None:
     lines = (folder / "math.jsonl").read_text("utf-8").splitlines()[:100]
     odd = json.dumps({"instruction": "题目：ʬ?", "output": "ʬ" * 90})

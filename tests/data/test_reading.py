@@ -123,6 +123,7 @@ def test_every_format_gives_the_same_conversations(tmp_path: Path, name: str) ->
     assert ("GB18030" in notes, "UTF-16" in notes) == ("gb" in name, "utf16" in name)
 
 
+@pytest.mark.slow
 def test_what_save_to_disk_wrote(tmp_path: Path) -> None:
     """Hugging Face's own library writes it, in a process of its own: importing it takes a second."""
     script = (
@@ -330,6 +331,7 @@ def test_a_line_in_another_encoding_is_named_with_it(tmp_path: Path) -> None:
         said(tmp_path / "a.jsonl")
 
 
+@pytest.mark.slow
 def test_the_command_reads_standard_input_and_says_what_it_found(tmp_path: Path) -> None:
     write_csv(tmp_path / "gb.csv", "gb18030", ";", CHINESE)
     printed = launcher("data", "convert", "gb.csv", "-o", "a.json", cwd=tmp_path)

@@ -271,6 +271,7 @@ def test_the_run_spec_knows_the_same_parts() -> None:
     assert checked_columns({}) == {}
 
 
+@pytest.mark.slow
 def test_the_command_says_which_fields_it_read(tmp_path: Path) -> None:
     rows = [{"ask": f"q{n}", "reply": "a", "score": n, "by": "Eve"} for n in range(3)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")

@@ -39,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_are_those_of_transformers(folder: Path, text: str) -> None:
     from transformers import Qwen2Tokenizer

@@ -34,7 +34,7 @@ from launcher.cluster.model import Cluster, Device, Host
 from launcher.doctor import Finding, JobNeeds, NeededFile, cheap_checks, needs_of_spec, worst
 from launcher.doctor.cards import check_addresses, check_bfloat16, links_finding
 from launcher.doctor.findings import failed, passed, warned
-from launcher.doctor.hosts import Skew, check_clocks, check_inventory, clocks_finding, ssh_skew
+from launcher.doctor.hosts import Skew, check_inventory, check_others, clocks_finding, reached_finding, ssh_skew
 from launcher.doctor.job import check_degrees, check_files, check_rank_table, checkpoint_bytes
 from launcher.doctor.software import check_packages, check_programs, check_python, check_triple
 from launcher.doctor.system import (
@@ -554,7 +554,6 @@ def test_clocks() -> None:
     assert clocks_finding([good]).status == "pass"
     late = clocks_finding([good, Skew(address="b", ahead_s=-40.0, error_s=0.1)])
     assert (late.status, "b is 40.0 s behind" in late.what) == ("warn", True)
-    assert clocks_finding([good, Skew(address="c", fault="denied")]).status == "warn"
     # A slow answer proves nothing: the difference must exceed what the answer's way may have taken.
     assert clocks_finding([Skew(address="d", ahead_s=2.5, error_s=2.0)]).status == "pass"
     asked: list[str] = []
@@ -563,10 +562,27 @@ def test_clocks() -> None:
         asked.append(address)
         return Skew(address=address)
 
-    assert check_clocks(two_hosts(), measure).status == "pass"
+    assert [f.status for f in check_others(two_hosts(), measure)] == ["pass", "pass"]
     assert sorted(asked) == ["203.0.113.1", "203.0.113.2"]
     own = replace(two_hosts(), hosts=(replace(two_hosts().hosts[0], name=socket.gethostname()),))
-    assert check_clocks(own, measure).what == "no other host"
+    assert [f.what for f in check_others(own, measure)] == ["no other host"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "fix"),
+    [
+        ("ssh: connect to host 203.0.113.1 port 22: Connection timed out", "ping 203.0.113.1: is the address right"),
+        ("me@203.0.113.1: Permission denied (publickey).", "ssh-copy-id 203.0.113.1"),
+        ("Host key verification failed.", "ssh 203.0.113.1, and compare its key"),
+    ],
+)
+def test_hosts_that_do_not_answer_fail_with_what_fits(fault: str, fix: str) -> None:
+    """It was a warning about clocks, with ssh-copy-id for a host that was down."""
+    found = list(check_others(two_hosts(), lambda address: Skew(address=address, fault=fault)))
+    assert [(one.id, one.status) for one in found] == [("hosts", "fail")]
+    assert "2 of 2 other hosts do not answer over ssh: 203.0.113.1: " in found[0].what
+    assert found[0].fix.startswith(fix)
+    assert reached_finding([Skew(address="a"), Skew(address="b", fault=fault)]).status == "fail"
 
 
 def fake_ssh(folder: Path, *, offset_s: int = 0) -> Path:

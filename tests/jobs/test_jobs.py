@@ -11,8 +11,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from support.events import read_events
+from support.job_folders import Made, MadeJob
 
 from launcher import jobs
 from launcher.checkpoint.of_job import job_source
@@ -184,12 +187,20 @@ def test_a_running_job_without_its_supervisor_is_lost(tmp_path: Path) -> None:
     assert {found.job_id: found.state for _, found in JobStore(tmp_path).all()} == {"a": jobs.LOST, "b": jobs.RUNNING}
 
 
-def test_a_lost_job_without_a_verdict_says_how_to_go_on() -> None:
+def test_a_lost_job_without_a_verdict_says_how_to_go_on(tmp_path: Path) -> None:
+    paths = JobPaths(root=tmp_path / "x")
     with pytest.raises(JobFailed) as raised:
-        raise_for_end(record("x", jobs.LOST))
+        raise_for_end(paths, record("x", jobs.LOST))
+    assert raised.value.hint == "launcher logs x; launcher resume x begins anew: no step was saved"
 
-    assert raised.value.hint is not None
-    assert "launcher resume x" in raised.value.hint
+    for rank_id in range(2):
+        folder = paths.checkpoints / f"rank_{rank_id}"
+        folder.mkdir(parents=True)
+        for step in (2, 4)[: 2 - rank_id]:  # step 4 of rank 1 was not written any more
+            save_file({"a": np.zeros(2, np.float32)}, folder / f"x_rank_{rank_id}-1_{step}.safetensors")
+    with pytest.raises(JobFailed) as raised:
+        raise_for_end(paths, record("x", jobs.LOST))
+    assert raised.value.hint == "launcher logs x; launcher resume x goes on from epoch 1, step 2 of it"
 
 
 def test_a_job_of_another_host_is_believed(tmp_path: Path) -> None:
@@ -272,7 +283,7 @@ def test_status_shows_every_rank_and_the_verdict(tmp_path: Path) -> None:
     text = status(paths, failed)
 
     assert "state     failed" in text
-    assert "rank 0    step   step 2  loss 2.0000  0.50 s a step" in text
+    assert "rank 0    step   step 2  loss 2.0000  0.50 s a step lately" in text
     assert "rank 1    not started" in text
     assert text.endswith("rank 1 failed first: it did")
 
@@ -299,6 +310,46 @@ def test_the_table_of_jobs_has_one_line_each(tmp_path: Path) -> None:
     assert lines[1].split() == ["bcdfg-x", "succeeded", "2", "CPU", "2026-01-01", "00:00:00", "+0000", "-", "-"]
     assert lines[2].split()[-2:] == ["1", "3.0000"]
     assert show.job_table(JobStore(tmp_path / "none")).startswith("No jobs in")
+
+
+def test_the_loss_is_the_mean_over_ranks_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """submit, jobs and status of one job showed rank 0's loss in two places and the mean in the third."""
+    store = store_with(tmp_path, "bcdfg-x")
+    paths, found = store.get("bcdfg-x")
+    write_steps(paths, 0, 3.0, 2.0)
+    write_steps(paths, 1, 4.0, 1.0)
+    progress = show.Progress(2, 0, cards=2)
+    for rank_id in range(2):
+        for event in read_last_events(paths.rank_events(rank_id)).events:
+            progress.note(event)
+
+    assert "Loss 3.5000 -> 1.5000." in show.finished(paths, found, progress)
+    assert "step 1/2  loss 3.5000" in capsys.readouterr().err
+    assert show.job_table(store).splitlines()[1].endswith("1.5000")
+    assert "3.5000 -> 1.5000" in status(paths, found)
+
+
+def test_the_end_of_a_resumed_job_tells_of_all_its_attempts(tmp_path: Path) -> None:
+    """It showed the losses of the last attempt alone, as if they had risen from nothing."""
+    job = MadeJob(attempts=(Made(ended=30.0), Made(began=40.0, ended=70.0, from_step=2)))
+    paths = job.write(tmp_path)
+
+    assert "Loss 8.2500 -> 1.5833." in show.finished(paths, job.make_record(), show.Progress(6))
+
+
+def test_steps_that_a_rank_never_tells_of_are_shown_with_the_others_loss(tmp_path: Path) -> None:
+    store = store_with(tmp_path, "bcdfg-x")
+    paths, found = store.get("bcdfg-x")
+    write_steps(paths, 0, 3.0, 2.0)
+    write_steps(paths, 1, 4.0)
+    progress = show.Progress(2, 0, cards=2)
+    for rank_id in (1, 0):
+        for event in read_last_events(paths.rank_events(rank_id)).events:
+            progress.note(event)
+    assert progress.last_loss == 3.5
+
+    progress.stop()
+    assert "Loss 3.5000 -> 2.0000." in show.finished(paths, found, progress)
 
 
 def test_a_loss_that_is_not_a_number_is_shown_as_such(tmp_path: Path) -> None:

@@ -326,8 +326,9 @@ def test_a_plan_takes_the_tokenizer_of_the_base_as_submit_does(rows: Path, tmp_p
     )
     shapes = shapes_of(spec.model.model_dump())
     save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, base / "model.safetensors")
-    found, _ = find_inputs(spec)
+    found, _, missing = find_inputs(spec)
 
+    assert not missing
     assert dataclasses.replace(found, sources=()) == inputs.resolve(spec)[0]
     assert [source["samples"] for source in found.sources] == [200]
     assert found.tokenizer == str(base / "tokenizer.model")

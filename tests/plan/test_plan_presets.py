@@ -237,7 +237,8 @@ def test_no_split_names_what_is_in_its_way() -> None:
 
 def test_inputs_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found, notes = find_inputs(spec("llama_7b"))
+    found, notes, missing = find_inputs(spec("llama_7b"))
 
     assert (found.dataset, found.rows) == (str(tmp_path / "t.mindrecord"), None)
-    assert "t.mindrecord does not exist" in notes[0]
+    assert notes == ("the number of steps is not known before the rows are there",)
+    assert missing[0] == "dataset t.mindrecord does not exist; launcher data preprocess makes one"

@@ -52,9 +52,10 @@ def spec_of(train: Any, evaluation: dict[str, Any] | None = None, **data: Any) -
 
 def test_a_list_of_sources_becomes_rows_with_their_parts(folder: Path) -> None:
     spec = spec_of([FIRST, {"path": "b.jsonl", "weight": 3}], {"fraction": 0.1, "every_steps": 5})
-    found, missing = find_inputs(spec)
+    found, notes, missing = find_inputs(spec)
     assert [source["estimated_from"] for source in found.sources] == [None, None]
-    assert missing[0].startswith("tokenizing ")
+    assert notes[0].startswith("tokenizing ")
+    assert not missing
     resolved, pending = inputs.resolve(spec)
     assert pending is not None
     pending.make()
@@ -92,8 +93,8 @@ def test_a_plan_shows_each_source_before_anything_is_written(tmp_path: Path) -> 
 
 
 def test_what_stops_the_rows_is_said_by_the_plan_too() -> None:
-    _, notes = find_inputs(spec_of([{**FIRST, "ignore": []}]))
-    assert any("text that no part of a conversation is made of: by (in 90 of 90 records" in note for note in notes)
+    _, _, missing = find_inputs(spec_of([{**FIRST, "ignore": []}]))
+    assert any("text that no part of a conversation is made of: by (in 90 of 90 records" in line for line in missing)
 
 
 @pytest.mark.parametrize(

@@ -390,6 +390,7 @@ def test_yaml_that_is_no_mapping_of_words_is_refused(text: str) -> None:
     assert plan_or_refuse(text).startswith("run.yaml")
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(value=st.text(min_size=1, max_size=60).filter(lambda text: "\0" not in text))
 def test_any_string_survives_the_yaml_of_a_rank(value: str) -> None:

@@ -437,7 +437,7 @@ def test_the_signal_before_the_time_limit_is_called_that(tmp_path: Path) -> None
         versions={}, exit_code=128 + signal.SIGUSR1, scheduler="slurm",
     )  # fmt: skip
     with pytest.raises(JobCancelled, match="SIGUSR1, which Slurm sends before its time limit"):
-        raise_for_end(record)
+        raise_for_end(JobPaths(root=tmp_path), record)
 
 
 def test_a_supervisor_that_hangs_after_the_end_is_not_waited_for(

@@ -149,6 +149,7 @@ def test_mindformers_gradient_of_packed_rows_is_that_of_their_samples(
     assert largest_difference(tmp_path / "packed.npz", tmp_path / "apart.npz") <= 1e-6
 
 
+@pytest.mark.slow
 def test_in_float64_the_gradients_are_one_wherever_positions_begin(
     samples: list[Encoded], torch: Child, tmp_path: Path
 ) -> None:

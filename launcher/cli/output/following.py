@@ -46,5 +46,5 @@ def follow_to_end(
             "clears up)",
             err=True,
         )
-    raise_for_end(record)
+    raise_for_end(paths, record)
     return record

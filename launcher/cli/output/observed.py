@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.cli.output.live import REFRESH_S
-from launcher.cli.output.show import last_steps
+from launcher.cli.output.show import last_step_of, last_steps
 from launcher.cli.output.tables import table
 from launcher.common.clock import duration
 from launcher.common.json_files import json_or_empty
@@ -98,15 +98,15 @@ def _top_row(paths: JobPaths, record: JobRecord) -> tuple[str, ...]:
         f"{done}/{total or '?'}" if steps else "",
         f"{100 * done / total:.0f} %" if total and steps else "",
         left,
-        _loss(steps),
+        _loss(last_step_of(paths, record)),
         _trend(steps),
         f"{seconds:.3f}" if seconds is not None else "",
         f"{tokens / seconds:,.0f}" if tokens and seconds else "",
     )
 
 
-def _loss(steps: Sequence[Step]) -> str:
-    loss = steps[-1].loss if steps else None
+def _loss(step: Step | None) -> str:
+    loss = step.loss if step else None
     return f"{loss:.4f}" if isinstance(loss, float) else str(loss or "")
 
 

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -110,11 +110,21 @@ def _known(number: int | None) -> str:
 def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
     """The end of a good run: loss, place, and what to type next."""
     first, last = progress.first_loss, progress.last_loss
+    if record.attempt > 1:  # this attempt alone was followed
+        first, last = _losses_of_all_attempts(paths, record)
     loss = "" if first is None or last is None else f" Loss {first:.4f} -> {last:.4f}."
     lines = [f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}"]
     lines += [f"warning: {warning}" for warning in record.warnings]
     following = f"Next: launcher merge-ckpt{jobs_dir_words()} {record.job_id}"
     return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", following])
+
+
+def _losses_of_all_attempts(paths: JobPaths, record: JobRecord) -> tuple[float | None, float | None]:
+    from launcher.observe.history import read_history
+    from launcher.observe.summary import summarize
+
+    summary = summarize(read_history(paths, record))
+    return summary.first_loss, summary.last_loss
 
 
 def stopped(record: JobRecord, *, save: bool) -> str:
@@ -133,11 +143,14 @@ def _seconds_between(begin: str | None, end: str | None) -> float:
 
 
 class Progress:
-    """A bar with step, loss, learning rate and time left, fed by the events of one rank; lines where there is no
-    terminal. ``loss_rank``: the rank whose loss is the run's."""
+    """A bar with step, loss, learning rate and time left; lines where there is no terminal.
 
-    def __init__(self, steps: int | None, loss_rank: int = 0) -> None:
+    Times and the learning rate are those of ``loss_rank``, the loss is the mean over the ``cards`` ranks that have one.
+    """
+
+    def __init__(self, steps: int | None, loss_rank: int = 0, cards: int = 1) -> None:
         self._steps, self._loss_rank = steps, loss_rank
+        self._told = _Told(loss_rank, cards)
         self._times: deque[float] = deque(maxlen=50)
         self._compiled = False
         self._bar: Any = None
@@ -163,6 +176,7 @@ class Progress:
 
     def stop(self) -> None:
         """Leave the bar as it is; what follows is printed below it."""
+        self._show_rest()
         if self._bar:
             self._bar.stop()
 
@@ -173,6 +187,7 @@ class Progress:
         elif record.state == jobs.PLANNED and record.note:
             self._say(record.note)
         elif record.state == jobs.STARTING and record.earlier:
+            self._show_rest()
             reason = record.earlier[-1]["reason"] or "stopped"
             self._say(f"attempt {record.attempt}; attempt {record.attempt - 1} ended: {reason}")
 
@@ -181,11 +196,12 @@ class Progress:
         self._bar.console.print(line, highlight=False, markup=False) if self._bar else click.echo(line, err=True)
 
     def note(self, event: Event) -> None:
-        """Take an event of any rank; only one rank's are shown."""
-        if event.rank_id != self._loss_rank:
-            return
+        """Take an event of any rank; but for steps, only one rank's are shown."""
         if isinstance(event, Step):
-            self._note_step(event)
+            for step in self._told.add(event):
+                self._show_step(step)
+        elif event.rank_id != self._loss_rank:
+            return
         elif isinstance(event, Evaluation) and event.seconds is not None:
             self._note_evaluation(event)
         elif isinstance(event, Ready) and event.from_step:
@@ -197,7 +213,12 @@ class Progress:
         left = "nothing is left to train" if step == self._steps else "going on from its checkpoint"
         self._say(f"step {step}/{_known(self._steps)}  {left}")
 
-    def _note_step(self, event: Step) -> None:
+    def _show_rest(self) -> None:
+        """Show the steps that not all ranks told of: no more will be heard of them."""
+        for step in self._told.rest():
+            self._show_step(step)
+
+    def _show_step(self, event: Step) -> None:
         loss, step = event.loss, event.step
         if isinstance(loss, float):
             self.first_loss = loss if self.first_loss is None else self.first_loss
@@ -221,6 +242,46 @@ class Progress:
             return ""
         seconds = statistics.median(self._times) * (self._steps - step)
         return f"{duration(seconds)} left"
+
+
+# Ranks whose events arrive late, or cannot be read, hold back no more steps than this.
+_MOST_UNTOLD = 1000
+
+
+class _Told:
+    """Steps that some ranks have told of, and others not yet; each leaves with the mean loss, in order."""
+
+    def __init__(self, loss_rank: int, cards: int) -> None:
+        self._loss_rank, self._cards = loss_rank, cards
+        self._steps: dict[int, dict[int | None, Step]] = {}
+
+    def add(self, event: Step) -> Iterator[Step]:
+        """Take the step of one rank; yield what is complete, and what was waited for long enough."""
+        self._steps.setdefault(event.step, {})[event.rank_id] = event
+        while self._steps and (self._is_complete(next(iter(self._steps))) or len(self._steps) > _MOST_UNTOLD):
+            yield from self._leave()
+
+    def rest(self) -> Iterator[Step]:
+        """Yield what is left, with the loss of the ranks that told."""
+        while self._steps:
+            yield from self._leave()
+
+    def _is_complete(self, step: int) -> bool:
+        return len(self._steps[step]) >= self._cards
+
+    def _leave(self) -> Iterator[Step]:
+        ranks = self._steps.pop(next(iter(self._steps)))
+        if self._loss_rank in ranks:
+            yield with_mean_loss(ranks[self._loss_rank], ranks.values())
+
+
+def with_mean_loss(step: Step, ranks: Iterable[Step]) -> Step:
+    """Return ``step`` with the mean loss of ``ranks``, those that have one; a word like "nan" of any rank stays."""
+    losses = [rank.loss for rank in ranks if rank.loss is not None]
+    word = next((loss for loss in losses if isinstance(loss, str)), None)
+    if not losses or word is not None:
+        return dataclasses.replace(step, loss=word)
+    return dataclasses.replace(step, loss=statistics.fmean(loss for loss in losses if isinstance(loss, float)))
 
 
 def _make_bar() -> Any:
@@ -257,10 +318,14 @@ def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None =
 
 
 def last_step_of(paths: JobPaths, record: JobRecord) -> Step | None:
-    """The last step of the rank whose loss counts, in the newest attempt that finished one."""
+    """The last step of the newest attempt that finished one, with the mean loss of the ranks that are as far."""
     rank_id = jobs.loss_rank(paths, record.cards)
-    attempts = (last_step(paths.of_attempt(number).rank_events(rank_id)) for number in range(record.attempt, 0, -1))
-    return next((step for step in attempts if step is not None), None)
+    for number in range(record.attempt, 0, -1):
+        attempt = paths.of_attempt(number)
+        if (last := last_step(attempt.rank_events(rank_id))) is not None:
+            others = (last_step(attempt.rank_events(other)) for other in range(record.cards) if other != rank_id)
+            return with_mean_loss(last, [last, *(step for step in others if step and step.step == last.step)])
+    return None
 
 
 def last_steps(paths: JobPaths, record: JobRecord) -> list[Step]:

@@ -173,7 +173,7 @@ def _rank_line(rank: RankProgress) -> str:
         return f"rank {rank.rank_id:<4} {rank.state}"
     last = rank.steps[-1]
     loss, memory = _number(last.loss), last.memory_mib
-    speed = f"{rank.step_s or 0:.2f} s a step" + (f"  {memory} MiB" if memory else "")
+    speed = f"{rank.step_s or 0:.2f} s a step lately" + (f"  {memory} MiB" if memory else "")
     return f"rank {rank.rank_id:<4} {rank.state:<6} step {last.step}  loss {loss}  {speed}"
 
 
@@ -189,7 +189,7 @@ def _group_line(group: Sequence[RankProgress]) -> str:
     parts = [
         f"step {_spread([step.step for step in last], '{:.0f}')}",
         f"loss {_spread(losses, '{:.4f}')}" if losses else "",
-        f"{_spread([rank.step_s or 0 for rank in with_steps], '{:.2f}')} s a step",
+        f"{_spread([rank.step_s or 0 for rank in with_steps], '{:.2f}')} s a step lately",
         f"input wait {_spread(waits, '{:.3f}')} s" if waits else "",
         f"{_spread([step.memory_mib or 0 for step in last], '{:.0f}')} MiB",
     ]
