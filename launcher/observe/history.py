@@ -276,12 +276,18 @@ def read_history(paths: JobPaths, record: JobRecord) -> History:
 
 
 def read_outline(paths: JobPaths, record: JobRecord) -> History:
-    """Read the history of the rank alone whose loss counts: what a list of many jobs shows."""
+    """Read what a list of many jobs shows: of very many ranks, or where all have the same loss, that of one alone."""
+    if record.cards <= _MOST_LISTED and value_at(json_or_empty(paths.spec), "parallel", "mode") != "semi_auto":
+        return read_history(paths, record)
     spec, plan = json_or_empty(paths.spec), json_or_empty(paths.plan)
     chosen = loss_rank(paths, record.cards)
     numbers = range(1, record.attempt + 1)
     attempts = tuple(_attempt(paths, record, number, ranks=(chosen,)) for number in numbers)
     return History(paths, record, spec, plan, attempts, chosen)
+
+
+# Each rank is a file to read, and the list is read by all who look at it.
+_MOST_LISTED = 16
 
 
 def value_at(values: Any, *keys: str) -> Any:

@@ -109,12 +109,21 @@ def rows_of(served: Served) -> dict[str, Any]:
     return {row["job_id"]: row for row in value["rows"]}
 
 
+def test_of_many_ranks_the_list_reads_one(tmp_path: Path) -> None:
+    for cards in (16, 17):
+        MadeJob(job_id=f"bcdfg-{cards}", cards=cards).write(tmp_path)
+    rows = Listing(tmp_path).rows()
+
+    assert rows["bcdfg-16"].loss == 2.0 + 0.5 * 7.5
+    assert rows["bcdfg-17"].loss == 2.0
+
+
 def test_the_list_tells_state_progress_loss_and_owner(served: Served) -> None:
     rows = rows_of(served)
 
     assert list(rows) == [RUNS, ENDED]
     assert (rows[RUNS]["state"], rows[RUNS]["done"], rows[RUNS]["total"], rows[RUNS]["left_s"]) == ("running", 4, 10, 6)
-    assert (rows[RUNS]["loss"], rows[RUNS]["spark"]) == (2.0, [8.0, 4.0, 2.6667, 2.0])
+    assert (rows[RUNS]["loss"], rows[RUNS]["spark"]) == (2.25, [8.25, 4.25, 2.9167, 2.25])
     assert (rows[ENDED]["owner"], rows[ENDED]["left_s"], rows[ENDED]["cards"]) == ("ann", None, 2)
 
 

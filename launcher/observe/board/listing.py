@@ -30,8 +30,8 @@ _MOST_CARDS, _MOST_ATTEMPTS = 100_000, 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A job in the list. Times in seconds since the epoch. ``loss``: of the rank whose loss counts, "nan" where it is
-    no finite number. ``spark``: its losses in a few points. None: not known."""
+    """A job in the list. Times in seconds since the epoch. ``loss``: see ``read_outline``, "nan" where it is
+    no finite number. ``spark``: the losses in a few points. None: not known."""
 
     job_id: str
     name: str
