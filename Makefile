@@ -3,6 +3,7 @@
 # make test-fast  the tests that start no jobs and no MindSpore, while you work
 # make docs-check  every command that README, docs/ and examples/ show, held to what they say it prints (about 8 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)
+# make test-web  the board in a browser (about a minute; needs Debian's package chromium)
 # make examples  a real language model, finetuned and asked: examples/smollm2 (about 7 min, 12 GB of memory)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
@@ -14,7 +15,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast docs-check semi-auto examples faults verdict-score lint clean
+.PHONY: demo test test-fast docs-check semi-auto examples faults verdict-score lint clean test-web
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -22,12 +23,17 @@ demo: $(VENV)/.installed
 # Two workers: many tests wait for processes. Tests of the one trained model share a worker (--dist loadgroup).
 test: lint
 	@mkdir -p build
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not semi_auto and not docs" \
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not semi_auto and not docs and not web" \
 		--cov --cov-report= --cov-report=json:build/coverage.json
 	$(BIN)/python tests/coverage_floors.py build/coverage.json
 
 test-fast: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+
+test-web: $(VENV)/.installed-test
+	@command -v chromium > /dev/null || { echo "There is no chromium here: apt-get install chromium" >&2; exit 1; }
+	$(PIP) --editable '.[web]'
+	$(BIN)/python -m pytest -m web tests/web
 
 # MindSpore's CPU build does not split models; a patched copy of it, which lies beside the project, does.
 semi-auto: $(VENV)/.installed-test

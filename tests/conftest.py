@@ -23,7 +23,7 @@ settings.load_profile("launcher")
 
 # Left out of `make test-fast`: tests that start jobs, and places where most tests run commands or take seconds.
 SLOW_PLACES = {
-    "integration", "schedulers", "docs", "semi_auto", "cli", "doctor", "control", "test_data_preprocess.py",
+    "integration", "schedulers", "docs", "semi_auto", "cli", "doctor", "control", "web", "test_data_preprocess.py",
     "test_checkpoint_oracles.py", "test_merging.py", "test_merge_inputs.py", "test_memory_published.py",
 }  # fmt: skip
 STARTS_JOBS = {"no_survivors", "workshop", "trained"}

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "jobs": ("launcher.cli.jobs", "list_jobs", "List jobs."),
     "status": ("launcher.cli.jobs", "status", "Show what a job is doing or how it ended."),
     "top": ("launcher.cli.observe", "top", "Show all jobs that run, live."),
+    "board": ("launcher.cli.board", "board", "Show all jobs on a web page, live."),
     "report": ("launcher.cli.observe", "report", "Write a report of a job as one HTML file."),
     "compare": ("launcher.cli.observe", "compare", "Compare jobs: results, spec, data, versions."),
     "plot": ("launcher.cli.observe", "plot", "Draw curves of jobs in the terminal or to a file."),

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
 from launcher.cli.options.common import Seconds, model_argument
 from launcher.cli.options.group import option, takes
+from launcher.cli.options.listening import ListenOptions, port_option
 from launcher.cli.options.model import ModelOptions, SamplingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerOptions:
+class ServerOptions(ListenOptions):
     """Where the server listens, and how much one client may ask of it."""
 
-    host: str = option(
-        "--host",
-        default="127.0.0.1",
-        show_default=True,
-        help="Address to listen on; any but the loopback address requires a token.",
-    )
-    port: int = option(
-        "--port", type=click.IntRange(min=0, max=65535), default=8000, show_default=True, help="0 takes a free one."
-    )
-    token_file: Path | None = option(
-        "--token-file", type=click.Path(path_type=Path), help="File with the token.  [default: $LAUNCHER_TOKEN]"
-    )
+    port: int = port_option(8000)
     batch_size: int = option(
         "--batch-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True, metavar="N"
     )
@@ -58,12 +47,11 @@ def serve(reference: str, choice: ModelOptions, server: ServerOptions, sampling:
     LAUNCHER_TOKEN=$(openssl rand -hex 32) launcher serve last --host 0.0.0.0
     """
     from launcher.inference.server.http import Limits
-    from launcher.inference.server.server import check_address, opened, read_token
+    from launcher.inference.server.server import opened
     from launcher.inference.server.server import serve as run
     from launcher.inference.session import Session
 
-    token = read_token(server.token_file)
-    check_address(server.host, token)
+    token = server.token(server.host)
     session = Session(choice.find(reference), batch_size=server.batch_size, device_id=choice.device_id)
     limits = Limits(
         body_bytes=server.max_body,

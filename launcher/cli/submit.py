@@ -38,6 +38,12 @@ class SubmitOptions:
         default="sample",
         help="How much of a converted base to compare with its Hugging Face folder.",
     )
+    track: tuple[str, ...] = option(
+        "--track",
+        multiple=True,
+        metavar="NAME",
+        help="Tracker instead of the spec's, repeatable: tensorboard, swanlab, mlflow, wandb.",
+    )
     detach: bool = option(
         "--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it."
     )
@@ -78,7 +84,8 @@ def submit(
 
     prepared = prepare.prepare(
         spec, cards=options.cards, port=options.port, jobs_dir=jobs_dir, options=run.options(),
-        scheduler=scheduler.name, values=scheduler.values, verify_base=options.verify == "full", **asdict(changes),
+        scheduler=scheduler.name, values=scheduler.values, verify_base=options.verify == "full",
+        track=options.track, **asdict(changes),
     )  # fmt: skip
     if options.dry_run:
         show.dry_run(prepared)

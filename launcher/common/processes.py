@@ -194,19 +194,27 @@ def reap(note: OnEnd | None = None) -> None:
             note(pid, os.waitstatus_to_exitcode(status))
 
 
-def kill_descendants(note: OnEnd | None = None) -> list[ProcessId]:
-    """Kill all descendants, repeatedly, until there are none. Returns those still alive after KILL_TIMEOUT_S."""
+def kill_descendants(note: OnEnd | None = None, *, spare: ProcessId | None = None) -> list[ProcessId]:
+    """Kill all descendants, repeatedly, until there are none. Returns those still alive after KILL_TIMEOUT_S.
+
+    ``spare``: a process that is left alone with all that is below it.
+    """
     deadline = time.monotonic() + KILL_TIMEOUT_S
-    left = descendants()
+    left = _all_but(spare)
     while left and time.monotonic() < deadline:
         # A process may start others while it is being killed; the next round finds them below us.
         for process in left:
             process.send(signal.SIGKILL)
         time.sleep(0.005)
         reap(note)
-        left = descendants()
+        left = _all_but(spare)
     reap(note)
     return left
+
+
+def _all_but(spare: ProcessId | None) -> list[ProcessId]:
+    kept = set(tree(spare)) if spare else set()
+    return [process for process in descendants() if process not in kept]
 
 
 def tree(root: ProcessId) -> list[ProcessId]:

@@ -43,3 +43,8 @@ def cache_root() -> Path:
     if named:
         return Path(named).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "launcher"
+
+
+def user_config_file() -> Path:
+    """Return the file of the user's own settings, which need not exist: $XDG_CONFIG_HOME/launcher/config.yaml."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "launcher" / "config.yaml"

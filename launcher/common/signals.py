@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -19,6 +20,15 @@ def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], o
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+def wait_for_stop(poll_s: float = 0.2) -> None:
+    """Return after SIGTERM or SIGINT. For the main thread of a program whose work is in others."""
+    # A handler that set a threading.Event could meet its lock held by the very thread that waits on it.
+    asked: list[int] = []
+    with handled((signal.SIGTERM, signal.SIGINT), lambda number, _: asked.append(number)):
+        while not asked:
+            time.sleep(poll_s)
 
 
 def not_ignored(numbers: Iterable[int]) -> list[int]:

@@ -14,11 +14,12 @@ from launcher.common.ports import scheduler_port
 from launcher.errors import SpecError
 from launcher.inference.sources import exported_template_name
 from launcher.jobs import JobStore
+from launcher.observe import trackers
 from launcher.plan import inputs
 from launcher.plan.launch import LOCAL
 from launcher.plan.launch_plan import LaunchPlan, make_plan, with_inputs
 from launcher.plan.placement import RunOptions
-from launcher.runspec.checking import load_source, parse_spec
+from launcher.runspec.checking import load_source, load_user_config, parse_spec
 from launcher.runspec.folders import OWN_TEMPLATES, chat_template_file, settings_of_folder
 from launcher.runspec.layers import Override, parse_sets
 from launcher.runspec.reading import find_spec
@@ -52,6 +53,7 @@ def prepare(
     sets: Sequence[str] = (),
     model: str | None = None,
     data: str | None = None,
+    track: Sequence[str] = (),
     options: RunOptions | None = None,
     scheduler: str = LOCAL,
     values: Mapping[str, Any] | None = None,
@@ -68,7 +70,7 @@ def prepare(
     placement = registry.get(scheduler).place(values or {}, cards=cards, grace_s=options.limits.grace_s)
     cluster = placement.cluster
     name = DEFAULT_SPEC[cluster.target] if spec_name is None else spec_name
-    changes = overrides(sets, checkpoint, model=model, data=data)
+    changes = overrides(sets, checkpoint, model=model, data=data, track=track)
     if spec_name is None and model is not None:
         changes = [_named_after(model), *_with_data_of_its_own(changes)]
     source = load_source(name, changes)
@@ -84,8 +86,21 @@ def prepare(
         options=replace(options, port=port),
     )
     verified = [inputs.verify_base(spec.model)] if verify_base else []
-    remarks = (*_remarks(spec_name, name, cluster, spec), *map(_sentence, (*source.changes, *verified)))
+    for tracker in spec.observe.trackers:
+        trackers.check(tracker)
+    untold = _not_told(spec) if registry.get(scheduler).leads_here else []
+    remarks = (*_remarks(spec_name, name, cluster, spec), *map(_sentence, (*source.changes, *verified, *untold)))
     return PreparedRun(plan=_with_schedulers_files(plan), pending=pending, remarks=remarks)
+
+
+def _not_told(spec: RunSpec) -> list[str]:
+    """Return why targets of notices would be told nothing. Raises SpecError when the user's settings are wrong."""
+    told = [*spec.notify, *load_user_config().notify]
+    if not told:
+        return []
+    from launcher.observe.notify import missing_secrets
+
+    return [f"notify: {one.to} will not be told: {why}" for one in told if (why := missing_secrets(one))]
 
 
 def complete(run: PreparedRun) -> PreparedRun:
@@ -106,14 +121,17 @@ def _with_schedulers_files(plan: LaunchPlan) -> LaunchPlan:
 
 
 def overrides(
-    sets: Sequence[str], checkpoint: str | None = None, *, model: str | None = None, data: str | None = None
-) -> list[Override]:
+    sets: Sequence[str], checkpoint: str | None = None, *, model: str | None = None, data: str | None = None,
+    track: Sequence[str] = (),
+) -> list[Override]:  # fmt: skip
     """Return the command line's changes to a spec; ``model``: a Hugging Face folder. Raises SpecError."""
     changes = [*_of_folder(model, new_data=data is not None), *_of_data(data), *parse_sets(sets)]
     if checkpoint == "":
         raise SpecError("--checkpoint is empty", hint="give a path, or leave the option out")
     if checkpoint is not None:
         changes.append(Override(keys=("model", "checkpoint"), value=checkpoint, origin="--checkpoint"))
+    if track:
+        changes.append(Override(keys=("observe", "trackers"), value=list(track), origin="--track"))
     return changes
 
 

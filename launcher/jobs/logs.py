@@ -40,12 +40,13 @@ PROGRAMS = ("msrun", "mpirun", "scheduler")
 Echo = Callable[[str], object]
 
 
-def tail(path: Path, lines: int) -> list[str]:
-    """Return the last ``lines`` lines of a log, bytes that are not UTF-8 replaced; reads at most its last 64 KiB."""
+def tail(path: Path, lines: int, within: int = _TAIL_BYTES) -> list[str]:
+    """Return the last ``lines`` lines of a log, bytes that are not UTF-8 replaced; reads at most its last ``within``
+    bytes (64 KiB)."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            file.seek(max(0, file.tell() - within))
             return file.read().decode("utf-8", "replace").splitlines()[-lines:]
     except OSError:
         return []

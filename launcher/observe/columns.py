@@ -88,6 +88,8 @@ def read_rank(path: Path, rank_id: int) -> RankEvents:
 def read_ranks(files: Sequence[Path]) -> tuple[RankEvents, ...]:
     """Return the events of each rank, by the places of ``files``. Ranks are read at the same time: pyarrow lets go of
     the interpreter while it parses."""
+    if len(files) == 1:
+        return (read_rank(files[0], 0),)
     with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
         return tuple(pool.map(read_rank, files, range(len(files))))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,15 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A file that rows came from, with its part of all rows (0 to 1), None where that is not known."""
+    """One entry of the data. ``share``: of the tokens of all (0 to 1); ``passes``: how often a record of a mixture is
+    used on average, ``unused``: how many are not. None: not known, or not a mixture."""
 
     path: str
     share: float | None
+    samples: int | None = None
+    tokens: int | None = None
+    passes: float | None = None
+    unused: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,11 @@ class Dataset:
         return [(f"{first}–{last}", count, count / most) for first, last, count in bins]
 
     @property
+    def is_mixture(self) -> bool:
+        """Return whether weights said how often each source is used."""
+        return any(source.passes is not None for source in self.sources)
+
+    @property
     def padding_share(self) -> float | None:
         tokens, padding = self.count("tokens"), self.count("padding")
         return padding / (tokens + padding) if padding is not None and tokens else None
@@ -78,11 +88,22 @@ def datasets(history: History) -> dict[str, Dataset]:
     """Return the datasets of a job by their use: Training rows, and Held-out rows if it has some."""
     named = {
         "Training rows": history.plan.get("dataset"),
-        "Held-out rows": value_at(history.spec, "evaluation", "data"),
+        "Held-out rows": history.plan.get("evaluation") or value_at(history.spec, "evaluation", "data"),
     }
     # A path of the spec is relative to where the job was submitted.
     folder = Path(history.record.origin.get("folder", "."))
-    return {use: _dataset(str(folder / path), samples=use == "Training rows") for use, path in named.items() if path}
+    found = {use: _dataset(str(folder / path), samples=use == "Training rows") for use, path in named.items() if path}
+    if _is_split(found):
+        # Its statistics have the sources of the training rows that it is held out from.
+        found["Held-out rows"] = replace(found["Held-out rows"], sources=())
+    return found
+
+
+def _is_split(found: Mapping[str, Dataset]) -> bool:
+    from launcher.data.preprocess import eval_path
+
+    training, held_out = found.get("Training rows"), found.get("Held-out rows")
+    return bool(training and held_out and Path(held_out.path) == eval_path(Path(training.path)))
 
 
 def _dataset(path: str, *, samples: bool) -> Dataset:
@@ -99,15 +120,17 @@ def _dataset(path: str, *, samples: bool) -> Dataset:
 
 
 def _sources(stats: Mapping[str, Any]) -> tuple[Source, ...]:
+    from launcher.data.stats import source_names
+
     listed = stats.get("sources")
-    if isinstance(listed, Sequence) and not isinstance(listed, str):
-        total = sum(source.get("rows", 0) for source in listed if isinstance(source, Mapping))
-        return tuple(
-            Source(path=str(source.get("path", "")), share=source.get("rows", 0) / total if total else None)
-            for source in listed if isinstance(source, Mapping)
-        )  # fmt: skip
-    path = value_at(stats, "source", "stat")
-    return (Source(path=str(path[0]), share=1.0),) if isinstance(path, Sequence) and path else ()
+    if _all_have(listed, ("path", "share")):
+        return tuple(Source(**{key: source.get(key) for key in _OF_A_SOURCE}) for source in listed or ())
+    # Earlier versions kept the names alone.
+    names = source_names(stats)
+    return tuple(Source(path=name, share=1.0 if len(names) == 1 else None) for name in names)
+
+
+_OF_A_SOURCE = ("path", "share", "samples", "tokens", "passes", "unused")
 
 
 def _samples(path: Path, rows: int) -> Iterator[Sample]:

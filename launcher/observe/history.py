@@ -16,8 +16,12 @@ from typing import Any
 import numpy as np
 
 from launcher.common.json_files import json_or_empty
+from launcher.errors import LauncherError
 from launcher.jobs import JobPaths, JobRecord, loss_rank
 from launcher.observe.columns import Floats, RankEvents, read_ranks
+
+# What reading a folder may raise in which anything may stand, as somebody edited or cut its files.
+FOLDER_DAMAGES = (LauncherError, OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +275,21 @@ def read_history(paths: JobPaths, record: JobRecord) -> History:
     return History(paths, record, spec, plan, attempts, loss_rank(paths, record.cards))
 
 
+def read_outline(paths: JobPaths, record: JobRecord) -> History:
+    """Read what a list of many jobs shows: of very many ranks, or where all have the same loss, that of one alone."""
+    if record.cards <= _MOST_LISTED and value_at(json_or_empty(paths.spec), "parallel", "mode") != "semi_auto":
+        return read_history(paths, record)
+    spec, plan = json_or_empty(paths.spec), json_or_empty(paths.plan)
+    chosen = loss_rank(paths, record.cards)
+    numbers = range(1, record.attempt + 1)
+    attempts = tuple(_attempt(paths, record, number, ranks=(chosen,)) for number in numbers)
+    return History(paths, record, spec, plan, attempts, chosen)
+
+
+# Each rank is a file to read, and the list is read by all who look at it.
+_MOST_LISTED = 16
+
+
 def value_at(values: Any, *keys: str) -> Any:
     """Return what ``values`` has at ``keys``; None where it has not."""
     for key in keys:
@@ -286,18 +305,18 @@ def seconds_of(moment: str | None) -> float | None:
         return None
 
 
-def _attempt(paths: JobPaths, record: JobRecord, number: int) -> Attempt:
+def _attempt(paths: JobPaths, record: JobRecord, number: int, ranks: Sequence[int] | None = None) -> Attempt:
     entry = next((entry for entry in record.earlier if entry.get("attempt") == number), None)
     if entry is None:
         entry = {"started": record.started, "ended": record.ended, "reason": (record.verdict or {}).get("reason")}
     own = paths.of_attempt(number)
-    ranks = read_ranks([own.rank_events(rank_id) for rank_id in range(max(1, record.cards))])
+    read = read_ranks([own.rank_events(rank_id) for rank_id in ranks or range(max(1, record.cards))])
     began, ended = seconds_of(entry.get("started")), seconds_of(entry.get("ended"))
-    ready = [event for rank in ranks for event in rank.of_kind("ready")]
+    ready = [event for rank in read for event in rank.of_kind("ready")]
     return Attempt(
-        number=number, began=began, ended=ended, reason=str(entry.get("reason") or ""), ranks=ranks,
+        number=number, began=began, ended=ended, reason=str(entry.get("reason") or ""), ranks=read,
         from_step=int(_finite(ready[0].get("from_step")) or 0) if ready else None,
-        phases=tuple(_phases(ranks[min(loss_rank(paths, record.cards), len(ranks) - 1)], ranks, began, ended)),
+        phases=tuple(_phases(read[min(loss_rank(paths, record.cards), len(read) - 1)], read, began, ended)),
     )  # fmt: skip
 
 

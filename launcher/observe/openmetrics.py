@@ -15,7 +15,7 @@ import numpy as np
 from launcher.jobs import STATES, UNREADABLE, JobPaths, JobRecord, JobStore
 from launcher.observe import facts
 from launcher.observe.columns import Floats
-from launcher.observe.history import History, read_history, seconds_of
+from launcher.observe.history import FOLDER_DAMAGES, History, read_history, seconds_of
 from launcher.observe.metrics import METRICS, tokens_per_step
 from launcher.observe.summary import summarize
 
@@ -100,27 +100,60 @@ def metrics_text(store: JobStore, *, older: bool = False) -> str:
 
     ``older``: in Prometheus' text format 0.0.4 in place of OpenMetrics.
     """
-    families = {name: Family(name=name, kind=kind, about=about) for name, (kind, about) in _FAMILIES.items()}
-    for paths, record in store.all():
-        _add_job(families, paths, record)
-    lines = [line for family in families.values() for line in family.lines(older=older)]
-    return "\n".join([*lines, *([] if older else ["# EOF"])]) + "\n"
+    return Scrapes(store).text(older=older)
 
 
-def _add_job(families: Mapping[str, Family], paths: JobPaths, record: JobRecord) -> None:
-    labels = {"job": record.job_id}
+class Scrapes:
+    """The metrics of a folder that is read again and again: of a job that has ended once."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._ended: dict[str, tuple[JobRecord, list[Sample]]] = {}
+
+    def text(self, *, older: bool = False) -> str:
+        """Return the metrics of now, as ``metrics_text`` does."""
+        families = {name: Family(name=name, kind=kind, about=about) for name, (kind, about) in _FAMILIES.items()}
+        for paths, record in self._store.all():
+            for name, labels, value in self._samples(paths, record):
+                families[name].add(labels, value)
+        lines = [line for family in families.values() for line in family.lines(older=older)]
+        return "\n".join([*lines, *([] if older else ["# EOF"])]) + "\n"
+
+    def _samples(self, paths: JobPaths, record: JobRecord) -> list[Sample]:
+        known = self._ended.get(record.job_id)
+        if known is not None and known[0] == record:
+            return known[1]
+        found = list(_job_samples(paths, record))
+        if record.is_final:
+            self._ended[record.job_id] = record, found
+        return found
+
+
+Sample = tuple[str, Labels, float | None]
+
+
+def _job_samples(paths: JobPaths, record: JobRecord) -> Iterator[Sample]:
+    labels, state = {"job": record.job_id}, record.state
+    values: list[Sample] = []
+    if state != UNREADABLE:
+        try:
+            values = list(_read_samples(paths, record, labels))
+        except FOLDER_DAMAGES:
+            state = UNREADABLE
     about = {"name": record.name, "attempt": str(record.attempt), "target": record.target, "engine": record.engine,
              "scheduler": record.scheduler, "user": record.origin.get("user", "")}  # fmt: skip
-    families["launcher_job"].add(labels | about, 1)
-    for state in STATES:
-        families["launcher_job_state"].add(labels | {"state": state}, record.state == state)
-    if record.state == UNREADABLE:
-        return
+    yield "launcher_job", labels | {key: str(text) for key, text in about.items()}, 1
+    for each in STATES:
+        yield "launcher_job_state", labels | {"state": each}, state == each
+    yield from values
+
+
+def _read_samples(paths: JobPaths, record: JobRecord, labels: dict[str, str]) -> Iterator[Sample]:
     history = read_history(paths, record)
     for name, value in _job_values(history).items():
-        families[name].add(labels, value)
+        yield name, labels, value
     if not record.is_final:
-        _add_ranks(families, history)
+        yield from _rank_samples(history)
 
 
 def _job_values(history: History) -> dict[str, float | None]:
@@ -142,20 +175,19 @@ def _job_values(history: History) -> dict[str, float | None]:
     }
 
 
-def _add_ranks(families: Mapping[str, Family], history: History) -> None:
+def _rank_samples(history: History) -> Iterator[Sample]:
     places = facts.hosts(history)
     for rank in history.attempts[-1].ranks if history.attempts else ():
         if not rank.count:
             continue
         host, device = places.get(rank.rank_id, ("", ""))
         labels = {"job": history.record.job_id, "rank": str(rank.rank_id), "host": host, "device": device}
-        waits = rank.steps["input_s"]
-        families["launcher_rank_step"].add(labels, rank.steps["step"][-1])
-        families["launcher_rank_step_seconds"].add(labels, _known(rank.steps["step_s"]))
+        waits, memory = rank.steps["input_s"], _known(rank.steps["memory_mib"])
+        yield "launcher_rank_step", labels, rank.steps["step"][-1]
+        yield "launcher_rank_step_seconds", labels, _known(rank.steps["step_s"])
         waited = float(np.nansum(waits)) if not np.isnan(waits).all() else None
-        families["launcher_rank_input_wait_seconds"].add(labels, waited)
-        memory = _known(rank.steps["memory_mib"])
-        families["launcher_rank_memory_bytes"].add(labels, None if memory is None else memory * (1 << 20))
+        yield "launcher_rank_input_wait_seconds", labels, waited
+        yield "launcher_rank_memory_bytes", labels, None if memory is None else memory * (1 << 20)
 
 
 def _known(values: Floats) -> float | None:

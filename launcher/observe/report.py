@@ -11,6 +11,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -21,7 +22,7 @@ from markupsafe import Markup
 
 from launcher import __version__
 from launcher.common.clock import local_time, seconds_text
-from launcher.jobs.verdict import verdict_text
+from launcher.jobs.verdict import ZH, verdict_text
 from launcher.observe import facts
 from launcher.observe.charts import charts
 from launcher.observe.comparison import Column, Comparison, compare
@@ -33,23 +34,63 @@ PHASES = ("start", "compile", "train", "evaluate", "save", "stop")
 _RANKS, _CHECKPOINTS, _MARKS = 16, 12, 400
 
 
-def make_report(histories: Sequence[History], lang: str, now: Callable[[], float] = time.time) -> str:
-    """Return the page of one job, or the comparison of several, in ``lang``."""
+def make_report(
+    histories: Sequence[History], lang: str, now: Callable[[], float] = time.time, *, board: str = ""
+) -> str:
+    """Return the page of one job, or the comparison of several, in ``lang``. ``board``: address of the list of jobs."""
     say = words(lang)
     summaries = [summarize(history, now) for history in histories]
     single = len(histories) == 1
-    jobs = [_job(history, summary, lang, now) for history, summary in zip(histories, summaries, strict=True)]
+    jobs = [
+        _live(history, summary, lang, now) | _setup(history, lang)
+        for history, summary in zip(histories, summaries, strict=True)
+    ]
     shown = charts(histories, say)
     comparison = None if single else _comparison(compare(histories, summaries), say)
-    return _environment().get_template("report.html.j2").render(
-        say=say, lang="zh-CN" if lang == "zh" else "en", jobs=jobs, charts=shown.charts, absent=shown.absent,
+    return page_environment().get_template("report.html.j2").render(
+        say=say, lang=html_lang(lang), jobs=jobs, board=board, charts=shown.charts, absent=shown.absent,
         curve_notes=shown.notes,
         comparison=comparison, columns=_columns(len(jobs[0]["figures"])),
         title=", ".join(job["id"] for job in jobs), phase_kinds=PHASES,
-        axes=[("step", say("Step")), ("tokens", say("Tokens")), ("time", say("Time"))],
-        now=local_time(now()), version=__version__, css=Markup(_asset("report.css")),  # noqa: S704 - our own files
-        script=Markup(_asset("report.js")), data=Markup(_script_json(_data(shown.charts, say))),  # noqa: S704
+        axes=_axes(say),
+        now=local_time(now()), version=__version__, css=Markup(asset("report.css")),  # noqa: S704 - our own files
+        script=Markup(asset("charts.js") + asset("report.js")),  # noqa: S704
+        data=Markup(script_json(chart_data(shown.charts, say))),  # noqa: S704
     )  # fmt: skip
+
+
+# What of a job's page changes while it trains, in the page's order.
+LIVE_PARTS = ("head", "figures", "curves", "ranks", "attempts", "checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveParts:
+    """The parts of a job's page that change while it trains: HTML by the names in LIVE_PARTS, and the charts' data."""
+
+    state: str
+    html: dict[str, str]
+    data: dict[str, Any]
+
+
+def live_parts(history: History, lang: str, now: Callable[[], float] = time.time) -> LiveParts:
+    """Return the parts of the page of a job that change while it trains, as ``make_report`` has them."""
+    say, shown = words(lang), charts([history], words(lang))
+    job = _live(history, summarize(history, now), lang, now)
+    values = {
+        "say": say, "job": job, "columns": _columns(len(job["figures"])), "phase_kinds": PHASES, "axes": _axes(say),
+        "charts": shown.charts, "absent": shown.absent, "curve_notes": shown.notes,
+    }  # fmt: skip
+    html = {part: page_environment().get_template(f"_{part}.html.j2").render(values) for part in LIVE_PARTS}
+    return LiveParts(state=history.record.state, html=html, data=chart_data(shown.charts, say))
+
+
+def _axes(say: Say) -> list[tuple[str, str]]:
+    return [("step", say("Step")), ("tokens", say("Tokens")), ("time", say("Time"))]
+
+
+def html_lang(lang: str) -> str:
+    """Return the name that HTML has for a language."""
+    return "zh-CN" if lang == ZH else "en"
 
 
 def _columns(figures: int) -> int:
@@ -58,7 +99,8 @@ def _columns(figures: int) -> int:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Return the environment of the pages: every text is escaped."""
     env = jinja2.Environment(
         loader=jinja2.PackageLoader("launcher.observe", "page"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -67,16 +109,18 @@ def _environment() -> jinja2.Environment:
     return env
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return a file of the pages."""
     return resources.files("launcher.observe").joinpath("page").joinpath(name).read_text(encoding="utf-8")
 
 
-def _data(drawn: Sequence[Any], say: Say) -> dict[str, Any]:
+def chart_data(drawn: Sequence[Any], say: Say) -> dict[str, Any]:
+    """Return what charts.js draws."""
     spoken = {"step": say("step"), "copy": say("Copy"), "copied": say("Copied")}
     return {"charts": [chart.data for chart in drawn], "words": spoken}
 
 
-def _script_json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """Return ``value`` as JSON that cannot end the script element around it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
@@ -98,7 +142,8 @@ def plain(value: Any) -> str:
 # --------------------------------------------------------------------------------------------------------- one job
 
 
-def _job(history: History, summary: Summary, lang: str, now: Callable[[], float]) -> dict[str, Any]:
+def _live(history: History, summary: Summary, lang: str, now: Callable[[], float]) -> dict[str, Any]:
+    """Return what changes while a job trains."""
     say, record = words(lang), history.record
     return {
         "id": record.job_id,
@@ -112,10 +157,17 @@ def _job(history: History, summary: Summary, lang: str, now: Callable[[], float]
         "ranks": _ranks(history),
         "attempts": _attempts(history, say, now),
         "checkpoints": _checkpoints(history),
+    }
+
+
+def _setup(history: History, lang: str) -> dict[str, Any]:
+    """Return what a job was made of, and what was made of it."""
+    say = words(lang)
+    return {
         "datasets": facts.datasets(history),
         "evaluation": facts.evaluation(history),
         "merges": [_merge(merge, say) for merge in facts.merges(history)],
-        "command": record.origin.get("command", ""),
+        "command": history.record.origin.get("command", ""),
         "engine_command": _engine_command(history),
         "environment": _environment_rows(history, say),
         "preset": _preset(history),

@@ -8,20 +8,26 @@ nothing that goes wrong in it touches the job.
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
+
+import numpy as np
 
 from launcher.common.atomic import write_atomic
 from launcher.common.json_files import json_or_empty
-from launcher.errors import SpecError
+from launcher.errors import JobError, SpecError
 from launcher.jobs import JobPaths, JobRecord, read_record
+from launcher.observe.columns import Floats
 from launcher.observe.facts import flat
-from launcher.observe.history import History, Series, read_history
+from launcher.observe.history import History, read_history
 from launcher.observe.metrics import METRICS, rows_per_step, step_flops
 
 # The group of entry points in which packages offer trackers: name = module:class, called without arguments.
@@ -61,12 +67,10 @@ class TensorBoard:
         self._writer: Any = None
 
     def begin(self, run: Run, first_step: int) -> None:
-        from tensorboardX import SummaryWriter
-
         self._close()
         # Its own names have seconds, in which two runs of this program may fall; readers go by the order of names.
         own, folder = f".{time.time_ns()}", run.folder / "tensorboard" / "rank_0"
-        self._writer = SummaryWriter(str(folder), purge_step=first_step, filename_suffix=own)
+        self._writer = _summary_writer()(str(folder), purge_step=first_step, filename_suffix=own, flush_secs=2)
         for key, value in run.settings.items():
             self._writer.add_text(key, str(value), global_step=0)
 
@@ -84,6 +88,20 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _summary_writer() -> Any:
+    """Return tensorboardX's SummaryWriter, imported without torch, which is not used and costs 180 MiB."""
+    if "torch" in sys.modules:
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter
+    sys.modules["torch"] = None  # type: ignore[assignment]  # so that importing it fails, as where there is none
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        del sys.modules["torch"]
+    return SummaryWriter
 
 
 _OWN: dict[str, Callable[[], Tracker]] = {"tensorboard": TensorBoard}
@@ -106,8 +124,27 @@ def find(name: str) -> Tracker:
                 f"tracker {name} cannot be used: {error}", hint=f"pip install 'launcher[{name}]'"
             ) from error
         return found
+    raise _no_tracker(name)
+
+
+def check(name: str) -> None:
+    """Raise SpecError when no tracker has the name or its package is not installed; import none of it."""
+    if name in _OWN:
+        return
+    entries = entry_points(group=GROUP, name=name)
+    if not entries:
+        raise _no_tracker(name)
+    try:
+        package = getattr(next(iter(entries)).load(), "package", None)
+    except Exception as error:
+        raise SpecError(f"tracker {name} cannot be used: {error}", hint="install its package again") from error
+    if package and find_spec(package) is None:
+        raise SpecError(f"tracker {name} needs the package {package}", hint=f"pip install 'launcher[{name}]'")
+
+
+def _no_tracker(name: str) -> SpecError:
     near = difflib.get_close_matches(name, names(), n=1)
-    raise SpecError(
+    return SpecError(
         f"there is no tracker {name!r}",
         hint=f"did you mean {near[0]}?" if near else f"trackers: {', '.join(names())}",
     )
@@ -118,7 +155,7 @@ def find(name: str) -> Tracker:
 
 def tell(tracker: Tracker, name: str, paths: JobPaths, record: JobRecord) -> int:
     """Tell ``tracker`` what is new of a job since it was told last; return the number of steps. Ends the run."""
-    telling = _Telling(tracker, name, paths)
+    telling = Telling(tracker, name, paths)
     told = telling.tell(record)
     telling.end(record.state)
     return told
@@ -129,7 +166,7 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:  # fmt: skip
     """Tell ``tracker`` what is new every few seconds until the job has ended; return the number of steps."""
-    telling, told = _Telling(tracker, name, paths), 0
+    telling, told = Telling(tracker, name, paths), 0
     while True:
         record = read_record(paths) or record
         told += telling.tell(record)
@@ -139,19 +176,22 @@ def follow(
         sleep(every_s)
 
 
-class _Telling:
-    """What one tracker has been told of a job, kept in the job's folder."""
+class Telling:
+    """What one tracker has been told of a job, kept in the job's folder. Only one process at a time may tell it."""
 
     def __init__(self, tracker: Tracker, name: str, paths: JobPaths) -> None:
         self._tracker, self._paths = tracker, paths
         self._file = paths.root / "trackers" / f"{name}.json"
+        # Held until the process ends, or this is given up.
+        self._lock = _locked(self._file.with_suffix(".lock"), name, paths.job_id)
         self._told = json_or_empty(self._file)
         self._open = False
 
     def tell(self, record: JobRecord) -> int:
+        """Tell what is new and return the number of steps."""
         history = read_history(self._paths, record)
         told_until = float(self._told.get("time", 0.0))
-        new = [point for point in points(history) if point.when > told_until]
+        new = list(points(history, after=told_until))
         held_out = [one for one in history.held_out if one.time > told_until]
         if not new and not held_out:
             return 0
@@ -170,8 +210,26 @@ class _Telling:
         return len(new)
 
     def end(self, state: str) -> None:
+        """End the run, if anything was told."""
         if self._open:
             self._tracker.end(state)
+        self._lock.close()
+
+
+def _locked(file: Path, name: str, job_id: str) -> IO[str]:
+    """Return ``file``, locked. Raises JobError when another process has it, which tells all that there is to tell."""
+    file.parent.mkdir(exist_ok=True)
+    lock = file.open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise JobError(
+            f"{name} is being told of {job_id} by another process", hint="the job's own follower does so to its end"
+        ) from error
+    except OSError:
+        pass  # a file system without locks, where nobody else is found out
+    return lock
 
 
 def _run(history: History) -> Run:
@@ -188,33 +246,34 @@ class Point:
     values: dict[str, float]
 
 
-def points(history: History) -> Iterator[Point]:
-    """Yield the steps of ``history`` with the values that are known and finite."""
-    columns = {tag: series.values.tolist() for tag, series in _tags(history).items()}
-    for place, (step, when) in enumerate(zip(history.steps.tolist(), history.times.tolist(), strict=True)):
+def points(history: History, *, after: float) -> Iterator[Point]:
+    """Yield the steps of ``history`` that ended ``after`` a time, with the values that are known and finite."""
+    new = history.times > after
+    columns = {tag: values[new].tolist() for tag, values in _tags(history).items()}
+    for place, (step, when) in enumerate(zip(history.steps[new].tolist(), history.times[new].tolist(), strict=True)):
         known = {tag: values[place] for tag, values in columns.items() if abs(values[place]) < float("inf")}
         yield Point(step=int(step), when=when, values=known)
 
 
-def _tags(history: History) -> dict[str, Series]:
-    """Return the series by the tags of MindFormers' MFLossMonitor (mindformers 1.9.0, core/callback), in its units."""
-    read = {tag: METRICS[key].read(history) for tag, key in _PLAIN.items()}
-    seconds, cards = METRICS["step-time"].read(history), history.record.cards or 1
-    read["iteration-time"] = _scaled(seconds, lambda value: float(int(value * 1000)))
+def _tags(history: History) -> dict[str, Floats]:
+    """Return a value a step by the tags of MindFormers' MFLossMonitor (mindformers 1.9.0, core/callback), in its units.
+
+    Its twins over samples ("loss vs samples") are left out: after a resume TensorBoard drops the later steps of every
+    tag, by one number, and counted in samples nearly all of theirs would be later.
+    """
+    read = {tag: METRICS[key].read(history).values for tag, key in _PLAIN.items()}
+    seconds, cards = METRICS["step-time"].read(history).values, history.record.cards or 1
+    seconds = np.where(seconds > 0, seconds, np.nan)
+    read["iteration-time"] = np.trunc(seconds * 1000)
     rows, flops = rows_per_step(history), step_flops(history)
     if rows is not None:
-        read["throughput"] = _scaled(seconds, lambda value: rows / value / cards)
+        read["batch-size"] = np.full(len(seconds), float(rows))
+        read["throughput"] = rows / seconds / cards
+        read["B-samples-per-day"] = rows / seconds * 86400 / 1e9
     if flops is not None:
-        read["model-flops-throughput-per-npu"] = _scaled(seconds, lambda value: flops / value / cards / 1e12)
+        read["model-flops-throughput-per-npu"] = flops / seconds / cards / 1e12
     return read
 
 
 _PLAIN = {"loss": "loss", "learning-rate": "learning-rate", "grad-norm": "grad-norm", "loss-scale": "loss-scale",
           "input-wait": "input-wait"}  # fmt: skip
-
-
-def _scaled(series: Series, scale: Callable[[float], float]) -> Series:
-    import numpy as np
-
-    values = [scale(value) if value > 0 else float("nan") for value in series.values.tolist()]
-    return Series(steps=series.steps, values=np.array(values, float))

@@ -123,6 +123,7 @@ class LaunchPlan:
             "steps": self.steps,
             "dataset": self.inputs.dataset,
             "rows": self.inputs.rows,
+            "evaluation": self.inputs.evaluation,
             "tokenizer": self.inputs.tokenizer,
             "checkpoint": self.inputs.checkpoint,
             "files": [file.path for file in self.files],

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from launcher.common.resources import user_config_file
 from launcher.common.yaml_lines import Loc, YamlDocument
 from launcher.errors import SpecError
 from launcher.models import registry
@@ -18,7 +19,7 @@ from launcher.models.base import Family
 from launcher.runspec import folders, foreign, layers, presets
 from launcher.runspec.keys import keys_at
 from launcher.runspec.reading import find_spec, read_source
-from launcher.runspec.sections import ModelSpec, RunSpec
+from launcher.runspec.sections import ModelSpec, RunSpec, UserConfig
 
 
 def load_spec(name: str, overrides: Iterable[layers.Override] = ()) -> RunSpec:
@@ -50,6 +51,21 @@ def parse_spec(source: YamlDocument) -> RunSpec:
     except ValidationError as error:
         problems = list(dict.fromkeys([*_problems(source, error), *_problems_between_sections(source, error)]))
     raise SpecError(f"{source.name}: {len(problems)} problem(s)", problems=problems, hint=_hint(source))
+
+
+def load_user_config() -> UserConfig:
+    """Return the user's own settings, nothing set where there is no file. Raises SpecError with every problem in it."""
+    path = user_config_file()
+    if not path.is_file():
+        return UserConfig()
+    source = read_source(path)
+    try:
+        return UserConfig.model_validate_json(json.dumps(source.values), strict=True)
+    except ValidationError as error:
+        problems = list(dict.fromkeys(_problems(source, error)))
+    raise SpecError(
+        f"{source.name}: {len(problems)} problem(s)", problems=problems, hint="its keys: docs/observability.md"
+    )
 
 
 def preset_model(preset: presets.Preset) -> ModelSpec:

@@ -7,6 +7,8 @@ Names of the model's own settings are those of MindFormers' LlamaConfig.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from string import Template
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -643,6 +645,154 @@ def _split_problem(data: DataSpec) -> str:
     return ""
 
 
+Occasion = Literal["end", "failure", "restart"]
+# What may stand as $name in a notice's body, and in the arguments of a command.
+PLACEHOLDERS = (
+    "text",
+    "title",
+    "occasion",
+    "job_id",
+    "name",
+    "state",
+    "attempt",
+    "reason",
+    "verdict",
+    "host",
+    "folder",
+)
+
+
+def _unknown_placeholders(value: Any) -> list[str]:
+    if isinstance(value, str):
+        found = [
+            match["named"] or match["braced"] or ""
+            for match in Template.pattern.finditer(value)
+            if not match["escaped"]
+        ]
+        return [name for name in found if name not in PLACEHOLDERS]
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [name for item in below for name in _unknown_placeholders(item)]
+
+
+class NotifySpec(Section):
+    """Who is told when the job ends, fails or is restarted. Addresses with keys in them, and passwords, are never
+    written here: a key named ``*_env`` names an environment variable that holds one, ``*_file`` a file."""
+
+    to: Literal["webhook", "feishu", "lark", "dingtalk", "wecom", "slack", "email", "command"]
+    """Where to: JSON over HTTP, a group robot, an e-mail, or a program."""
+    when: Annotated[tuple[Occasion, ...], Field(min_length=1)] = ("end", "restart")
+    """end: the job ended, however; failure: only when it failed or was lost; restart: another attempt begins."""
+    lang: Literal["en", "zh"] | None = None
+    """Language of the text; left out, that of the user's locale."""
+    url: Text | None = None
+    """Address of a webhook without a key in it."""
+    url_env: Variable | None = None
+    """Environment variable that holds the address."""
+    url_file: Text | None = None
+    """File that holds the address."""
+    secret_env: Variable | None = None
+    """Environment variable that holds the robot's signing key, the webhook's bearer token or the e-mail password."""
+    secret_file: Text | None = None
+    """File that holds it."""
+    body: dict[str, Any] | None = None
+    """JSON that a webhook gets instead of all fields; $text, $job_id and the like in it are replaced."""
+    command: tuple[Text, ...] = ()
+    """Program and arguments, without a shell; it gets all fields as JSON on its standard input."""
+    smtp: Annotated[str, Field(pattern=r"^[^\s:/@]+(:[0-9]{1,5})?$")] | None = None
+    """Mail server, host or host:port; port 465 with tls ssl, else 587."""
+    tls: Literal["starttls", "ssl", "none"] = "starttls"
+    """How the connection to the mail server is protected."""
+    user: Text | None = None
+    """Login at the mail server, with the secret as its password."""
+    sender: Text | None = None
+    """From whom the e-mail is."""
+    recipients: tuple[Text, ...] = ()
+    """To whom it goes."""
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+    """Seconds that one try may take."""
+    tries: Annotated[int, Field(ge=1, le=5)] = 3
+    """How often it is tried, with 1, 2, 4 seconds between."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> NotifySpec:
+        problems = [problem for problem in _notify_problems(self) if problem]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _notify_problems(one: NotifySpec) -> Iterator[str]:
+    over_http = one.to not in ("email", "command")
+    if over_http:
+        yield _address_problem(one)
+    if one.secret_env is not None and one.secret_file is not None:
+        yield "secret_env and secret_file exclude each other"
+    if one.to == "email" and not (one.smtp and one.sender and one.recipients):
+        yield "to email needs smtp, sender and recipients"
+    if one.to == "command" and not one.command:
+        yield "to command needs command"
+    yield _login_problem(one)
+    yield from _path_problems(one)
+    for name in _unknown_placeholders([one.body, one.command]):
+        yield f"${name} is no placeholder; there are {', '.join(PLACEHOLDERS)}, and $$ is a dollar"
+    yield from (f"{key} is not used by {one.to}" for key in _unused_keys(one))
+
+
+def _path_problems(one: NotifySpec) -> Iterator[str]:
+    # The follower of a job works in "/".
+    for key in ("url_file", "secret_file"):
+        if not str(getattr(one, key) or "/").startswith(("/", "~/")):
+            yield f"{key} must be a full path, or begin with ~/"
+    if one.command and "/" in one.command[0] and not one.command[0].startswith("/"):
+        yield "command must begin with a program on the PATH, or with a full path"
+
+
+def _address_problem(one: NotifySpec) -> str:
+    if sum(key is not None for key in (one.url, one.url_env, one.url_file)) != 1:
+        return f"to {one.to} needs one of {'url, ' if one.to == 'webhook' else ''}url_env and url_file"
+    if one.url is not None and one.to != "webhook":
+        return f"url of {one.to} holds its key: keep it in url_env or url_file"
+    if one.url is not None and not re.match(r"https?://[^\s/?#@]+([/?#]\S*)?$", one.url):
+        return "url must begin with http:// or https://, without a user or password in it"
+    return ""
+
+
+def _login_problem(one: NotifySpec) -> str:
+    if one.user is None:
+        return ""
+    if one.secret_env is None and one.secret_file is None:
+        return "user needs secret_env or secret_file with its password"
+    return "tls none would send the password of user in the clear: use starttls or ssl" if one.tls == "none" else ""
+
+
+_KEYS_OF = {"body": "webhook", "command": "command", "smtp": "email", "tls": "email", "user": "email",
+            "sender": "email", "recipients": "email"}  # fmt: skip
+
+
+def _unused_keys(one: NotifySpec) -> list[str]:
+    """Return the keys that say something and mean nothing for ``to``. A spec as used writes every default out."""
+    foreign = [key for key, of in _KEYS_OF.items() if of != one.to]
+    if one.to in ("email", "command"):
+        foreign += ["url", "url_env", "url_file"]
+    if one.to in ("command", "wecom", "slack"):
+        foreign += ["secret_env", "secret_file"]
+    return [key for key in foreign if getattr(one, key) != NotifySpec.model_fields[key].default]
+
+
+class ObserveSpec(Section):
+    """Programs that people watch runs with. A process beside the job tells them, at the lowest priority."""
+
+    trackers: tuple[Text, ...] = ("tensorboard",)
+    """tensorboard, swanlab, mlflow, wandb, or one that a package adds; [] for none."""
+
+
+class UserConfig(Section):
+    """A user's own settings, of every run: ~/.config/launcher/config.yaml."""
+
+    notify: tuple[NotifySpec, ...] = ()
+    """As in a spec; both are told."""
+
+
 class RunSpec(Section):
     """Everything one run needs. ``lora`` left out means that all weights are trained."""
 
@@ -661,6 +811,9 @@ class RunSpec(Section):
     generation: GenerationSection = GenerationSection()
     env: dict[Variable, str] = {}
     """Environment variables of every rank."""
+    observe: ObserveSpec = ObserveSpec()
+    notify: tuple[NotifySpec, ...] = ()
+    """Who is told of the end, a failure, a restart; besides those of ~/.config/launcher/config.yaml."""
     mindformers: dict[str, Any] = {}
     """Other settings of MindFormers' YAML, passed through; what the launcher sets itself is refused here."""
 

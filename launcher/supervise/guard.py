@@ -15,6 +15,7 @@ from launcher.common.processes import ProcessId, adopt_orphans, die_with_parent,
 from launcher.common.signals import Forwarding
 from launcher.errors import JobFailed
 from launcher.jobs import JobPaths, JobRecord
+from launcher.supervise.follower import Follower
 from launcher.supervise.stop_signals import PASSED_ON
 from launcher.supervise.verdict import lost_verdict, signal_name
 
@@ -23,6 +24,8 @@ def guard(paths: JobPaths) -> int:
     """Run the supervisor of the job at ``paths`` and return its exit code."""
     adopt_orphans()
     guard_id = ProcessId.current()
+    # Beside the supervisor and not below it: the end of an attempt kills everything below.
+    follower = Follower.start(paths)
     child = os.fork()
     if child == 0:
         # TERM, not KILL: a supervisor whose guard was killed still stops its ranks in order.
@@ -33,11 +36,12 @@ def guard(paths: JobPaths) -> int:
         return supervise(paths, guard_id)
     code = Forwarding(child, PASSED_ON).wait()
     # After the supervisor's own end this finds nothing; after a SIGKILL of it, the whole job.
-    left = kill_descendants()
+    left = kill_descendants(spare=follower.process)
     record = _read(paths)
     # A job that waits for its scheduler to run it again (PLANNED, no host) has no end to write.
     if record and not record.is_final and not (record.state == jobs.PLANNED and not record.host):
         _write_end(paths, record, code, left)
+    follower.end()
     # The record has the signal; a negative number is no exit code.
     return max(code, 0)
 

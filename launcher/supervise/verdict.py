@@ -267,7 +267,8 @@ def _report(
     words = _WORDS[lang]
     parts = [_headline(lang, failure, place, step, how[lang])]
     # Lines of a rank that ended without an error of its own explain nothing by themselves.
-    parts += ["  " + words["last"]] if lines and failure.kind == "exit" and not known else []
+    explains = known or failure.kind != "exit" or not lines or _FATAL.match(lines[0])
+    parts += [] if explains else ["  " + words["last"]]
     parts += [f"    {_cut(line)}" for line in lines]
     if place:
         where = words["place"].format(host=place.host, local=place.local_rank, device=place.device_id)

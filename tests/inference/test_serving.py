@@ -16,12 +16,12 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from launcher.common.http.access import RequestError, check_address, is_loopback
+from launcher.common.http.connections import Connection, Patience
 from launcher.errors import SpecError
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.server import protocol
-from launcher.inference.server.connections import Connection, Patience
-from launcher.inference.server.protocol import RequestError, parse_completion
-from launcher.inference.server.server import check_address, is_loopback
+from launcher.inference.server.protocol import parse_completion
 
 DEFAULTS = GenerationSpec(max_new_tokens=64, temperature=0.3, top_k=5, stop=("##",))
 HELLO = [{"role": "user", "content": "hello"}]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http.client
 import math
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,15 @@ import pytest
 from click.testing import CliRunner, Result
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_older
-from support.job_folders import BEGAN, Made, MadeJob
+from support.job_folders import BEGAN, Made, MadeJob, lines, text
 
 from launcher import jobs
 from launcher.cli.app import main
-from launcher.errors import HostError
-from launcher.jobs import JobStore
-from launcher.observe.openmetrics import CONTENT_TYPE, metrics_text
-from launcher.observe.serving import MetricsServer
+from launcher.common.http.connections import Patience
+from launcher.common.http.listening import listen, serving
+from launcher.jobs import JobPaths, JobStore
+from launcher.observe.openmetrics import CONTENT_TYPE, Scrapes, metrics_text
+from launcher.observe.serving import application
 
 ENDED, RUNS = "bcdfg-ended", "zzzzz-runs"
 
@@ -105,6 +106,28 @@ def test_a_loss_that_is_no_number_is_nan(tmp_path: Path) -> None:
     assert math.isnan(samples(parse_openmetrics(metrics_text(JobStore(tmp_path))))["launcher_job_loss", "bcdfg-made"])
 
 
+def test_a_job_that_has_ended_is_read_once(store: JobStore) -> None:
+    scrapes = Scrapes(store)
+    first = samples(parse_openmetrics(scrapes.text()))
+    for rank_id in (0, 1):
+        for job in (ENDED, RUNS):
+            paths = JobPaths(root=store.root / job, attempt=2 if job == ENDED else 1)
+            with paths.rank_events(rank_id).open("a") as file:
+                file.write(text([lines(Made(from_step=8, steps=1), rank_id)[-1]]))
+    again = samples(parse_openmetrics(scrapes.text()))
+
+    assert first["launcher_job_step", RUNS] < again["launcher_job_step", RUNS] == 9
+    assert again["launcher_job_step", ENDED] == 8
+
+
+def test_a_damaged_folder_leaves_the_others(store: JobStore) -> None:
+    (store.root / RUNS / "plan.json").write_text('{"ranks": [{"rank_id": []}]}')
+    found = samples(parse_openmetrics(metrics_text(store)))
+
+    assert found["launcher_job_state", RUNS, "unreadable"] == 1
+    assert found["launcher_job_step", ENDED] == 8
+
+
 def test_no_jobs_are_no_metrics(tmp_path: Path) -> None:
     assert metrics_text(JobStore(tmp_path / "none")) == "# EOF\n"
 
@@ -141,36 +164,53 @@ def test_a_folder_that_cannot_be_written_is_named(store: JobStore, tmp_path: Pat
     assert "cannot write" in run("--textfile", str(tmp_path / "file" / "a"), code=5).stderr
 
 
-@pytest.fixture
-def server(store: JobStore) -> Iterator[MetricsServer]:
-    served = MetricsServer("127.0.0.1", 0, make=lambda: metrics_text(store))
-    thread = threading.Thread(target=served.run)
-    thread.start()
-    yield served
-    served.close()
-    thread.join()
+TOKEN = "a-token-of-some-length"
 
 
-def test_metrics_are_served(server: MetricsServer) -> None:
-    port = int(server.address.split(":")[2].split("/")[0])
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    answers = {}
-    for method, path in (("GET", "/metrics"), ("HEAD", "/metrics"), ("GET", "/other"), ("POST", "/metrics")):
-        connection.request(method, path)
+@contextmanager
+def served(store: JobStore, token: str | None = None) -> Iterator[Callable[..., tuple[int, str | None, bytes]]]:
+    """Ask a server of the metrics of ``store``: method, path and headers, for status, type and body."""
+    listener = listen("127.0.0.1", 0)
+
+    def ask(method: str, path: str, **headers: str) -> tuple[int, str | None, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", listener.getsockname()[1], timeout=10)
+        connection.request(method, path, headers=headers)
         answer = connection.getresponse()
-        answers[method, path] = (answer.status, answer.getheader("Content-Type"), answer.read())
+        found = answer.status, answer.getheader("Content-Type"), answer.read()
         connection.close()
+        return found
 
-    status, kind, text = answers["GET", "/metrics"]
-    assert (status, kind) == (200, CONTENT_TYPE)
-    assert samples(parse_openmetrics(text.decode()))["launcher_job_step", ENDED] == 8
-    assert answers["HEAD", "/metrics"] == (200, CONTENT_TYPE, b"")
-    assert answers["GET", "/other"][0] == 404
-    assert answers["POST", "/metrics"][0] == 501
+    app = application(lambda: metrics_text(store), token, lambda _: None)
+    with serving(app, listener, Patience(most=8, request_s=10.0, answer_s=10.0)):
+        yield ask
 
 
-def test_a_port_that_is_taken_is_named(server: MetricsServer) -> None:
-    port = int(server.address.split(":")[2].split("/")[0])
+def test_metrics_are_served(store: JobStore) -> None:
+    with served(store) as ask:
+        status, kind, text = ask("GET", "/metrics")
+        assert (status, kind) == (200, CONTENT_TYPE)
+        assert samples(parse_openmetrics(text.decode()))["launcher_job_step", ENDED] == 8
+        assert ask("HEAD", "/metrics") == (200, CONTENT_TYPE, b"")
+        assert ask("GET", "/other")[0] == 404
+        assert ask("POST", "/metrics")[0] == 405
+        # A web site whose name resolves to this address.
+        assert ask("GET", "/metrics", Host="evil.example")[0] == 403
 
-    with pytest.raises(HostError, match=f"cannot listen on 127.0.0.1:{port}"):
-        MetricsServer("127.0.0.1", port, make=str)
+
+def test_a_server_with_a_token_asks_for_it(store: JobStore) -> None:
+    with served(store, TOKEN) as ask:
+        assert ask("GET", "/metrics")[0] == 401
+        assert ask("GET", "/metrics", Authorization=f"Bearer {TOKEN}", Host="node7:9555")[0] == 200
+
+
+def test_other_machines_need_a_token() -> None:
+    assert "--serve 0.0.0.0 can be reached from other machines" in run("--serve", "0.0.0.0:0", code=2).stderr
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        answer = run("--serve", f":{port}", code=5)
+
+    assert f"cannot listen on 127.0.0.1:{port}" in answer.stderr
+    assert "give another --serve" in answer.stderr

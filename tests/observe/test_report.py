@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.data_tools import make_sentencepiece
 from support.job_folders import SPEC, Made, MadeJob
 
 from launcher import jobs
 from launcher.data.info import stats_path
+from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
+from launcher.data.reading import DataSource
 from launcher.data.sample_set import SampleSet
 from launcher.observe import facts
 from launcher.observe.history import History
@@ -195,6 +198,53 @@ def test_a_sample_row_is_decoded_with_what_is_in_the_loss(tmp_path: Path, monkey
     assert any(part.in_loss for part in found.samples[0].parts)
     assert found.histogram
     assert "<mark>" in make_report([history], "en")
+
+
+@pytest.mark.parametrize("weights", [(None, None), (3.0, 1.0)])
+def test_the_sources_of_the_data_are_told_with_their_shares(
+    tmp_path: Path, weights: tuple[float | None, float | None]
+) -> None:
+    tokenizer = make_sentencepiece(tmp_path / "tokenizer.model")
+    for name, count in (("short", 30), ("long", 10)):
+        rows = [{"question": f"{name} {n}?", "answer": "x " * (2 if name == "short" else 12)} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = tuple(
+        DataSource(path=str(tmp_path / f"{name}.jsonl"), weight=weight)
+        for name, weight in zip(("short", "long"), weights, strict=True)
+    )
+    options = PreprocessOptions(
+        source=given, target=tmp_path / "t.mindrecord", seq_length=64, template="plain", tokenizer=tokenizer,
+        eval_fraction=0.2,
+    )  # fmt: skip
+    info, _ = preprocess(options, force=False)
+    split = eval_path(info.path)
+    history = MadeJob(plan={"dataset": str(info.path), "evaluation": str(split)}).history(tmp_path)
+    found, held_out = facts.datasets(history).values()
+    page = " ".join(Page(make_report([history], "en")).text)
+
+    short, long = found.sources
+    assert [source.path for source in found.sources] == [one.path for one in given]
+    assert short.share is not None
+    assert long.share is not None
+    assert short.share + long.share == pytest.approx(1)
+    assert [source.samples for source in found.sources] == [one["samples"] for one in info.stats["sources"]]
+    assert found.is_mixture == (weights[0] is not None)
+    assert ("Passes" in page) == found.is_mixture
+    assert f"{100 * short.share:.1f} %" in page
+    assert held_out.rows
+    assert held_out.sources == ()
+    assert sum(count for _, count, _ in found.histogram) == info.counts["conversations"]
+
+
+def test_held_out_rows_are_those_that_were_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
+    made = SampleSet(size=60, seed=2, template="plain", vocab_size=640, seq_length=96)
+    made.make()
+    # What evaluation.data names is raw; the plan names the rows that were made of it.
+    spec = {**SPEC, "evaluation": {"data": "held.jsonl"}}
+    history = MadeJob(spec=spec, plan={"evaluation": str(made.dataset)}).history(tmp_path)
+
+    assert facts.datasets(history)["Held-out rows"].found
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from support.job_folders import Made, MadeJob
 
 from launcher import jobs
 from launcher.cli.app import main
-from launcher.errors import SpecError
+from launcher.errors import JobError, SpecError
 from launcher.jobs import JobPaths
 from launcher.observe import trackers
 from launcher.observe.trackers import Run
@@ -63,6 +63,17 @@ def test_a_tracker_is_told_what_is_new_and_what_was_done_again(tmp_path: Path) -
     ]  # fmt: skip
 
 
+def test_only_one_process_tells_a_tracker(tmp_path: Path) -> None:
+    job = MadeJob()
+    paths = job.write(tmp_path)
+    first = trackers.Telling(Told(), "told", paths)
+    with pytest.raises(JobError, match="told is being told of bcdfg-made by another process"):
+        trackers.Telling(Told(), "told", paths)
+    first.end(jobs.SUCCEEDED)
+
+    assert trackers.tell(Told(), "told", paths, job.make_record()) == 4
+
+
 def test_a_running_job_is_followed_to_its_end(tmp_path: Path) -> None:
     job = MadeJob(state=jobs.RUNNING, steps=4, attempts=(Made(steps=2),), record={"host": "another"})
     paths = job.write(tmp_path / "a")
@@ -102,6 +113,8 @@ def test_tensorboard_reads_the_tags_of_mindformers(tmp_path: Path, tensorboard: 
     assert found["loss"] == [(1, 8.25), (2, 4.25), (3, pytest.approx(8 / 3 + 0.25)), (4, 2.25)]
     assert found["iteration-time"] == [(1, 10000), (2, 1000), (3, 1000), (4, 1000)]
     assert found["throughput"][1:] == [(2, 16), (3, 16), (4, 16)]  # 32 rows a second, on 2 cards
+    assert found["batch-size"] == [(step, 32) for step in (1, 2, 3, 4)]
+    assert found["B-samples-per-day"][1] == (2, pytest.approx(32 * 86400 / 1e9))
     assert found["eval-loss"] == [(4, 2.25)]
     assert {"learning-rate", "grad-norm", "loss-scale", "model-flops-throughput-per-npu"} <= set(found)
     assert read.Scalars("loss")[0].wall_time == 1767225620.0

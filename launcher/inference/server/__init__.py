@@ -2,7 +2,8 @@
 
 protocol     parses requests and formats answers
 queue        requests on their way to the one model, several in a batch
-http         access, size limits, and responses (starlette)
-connections  limits of number and time (uvicorn)
+http         size limits, and responses (starlette)
 server       from a socket to answers, until a signal
+
+Who may ask, and how long a connection lasts, is in ``launcher.common.http``.
 """

@@ -1,11 +1,9 @@
-"""HTTP: access control, limits on requests, and responses."""
+"""HTTP: limits on requests, and responses."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -15,23 +13,17 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from launcher.common.http.access import CLIENT_LEFT, Gate, RequestError, add_note, json_response, unknown
 from launcher.errors import LauncherError
 from launcher.inference.decoding import CANCELLED
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.server import protocol
-from launcher.inference.server.protocol import RequestError
 from launcher.inference.server.queue import Task, TaskQueue
 from launcher.inference.session import Question, Session
-
-_LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d*)?", re.IGNORECASE)
-# Of these a second one is an attempt to be understood differently by a proxy; h11 looks after Host and lengths.
-_SINGLE_HEADERS = ("authorization", "content-type")
-_CLIENT_LEFT = 499  # nginx's number for a client that did not wait; nobody is there to read it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,98 +79,15 @@ def application(service: Service, log: Callable[[str], None]) -> Starlette:
             Route("/v1/models/{name:path}", endpoints.model),
             Route("/v1/chat/completions", endpoints.complete, methods=["POST"]),
         ],
-        middleware=[Middleware(_Gate, token=service.token, log=log)],
-        exception_handlers={HTTPException: _unknown},
+        middleware=[Middleware(Gate, token=service.token, log=log, public=("/health",))],
+        exception_handlers={HTTPException: unknown},
     )
     app.router.redirect_slashes = False
     return app
 
 
-def _unknown(request: Request, error: Exception) -> Response:
-    """Return the response for an unknown path or method."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    known = f"there is no {request.method} for" if status == 405 else "there is no"
-    return _refusal(RequestError(status, f"{known} {request.url.path[:200]}"))
-
-
 def _no_model(asked: str, name: str) -> RequestError:
     return RequestError(404, f"there is no model {asked[:200]!r}, only {name!r}", param="model", code="model_not_found")
-
-
-# ------------------------------------------------------------------------------------------------ who may ask
-
-
-class _Gate:
-    """Middleware around every request: checks the caller, responds to failures, and logs a line."""
-
-    def __init__(self, app: ASGIApp, token: str | None, log: Callable[[str], None]) -> None:
-        self._app = app
-        self._token = token
-        self._log = log
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began, seen, request = time.monotonic(), _Seen(send), Request(scope)
-        try:
-            _check_framing(request)
-            self._check_caller(request)
-            await self._app(scope, receive, seen.send)
-        except RequestError as error:
-            await self._refuse(request, error, receive, seen)
-        except ClientDisconnect:
-            await self._refuse(request, RequestError(_CLIENT_LEFT, "the client left"), receive, seen)
-        except Exception as error:
-            self._log(f"error: {type(error).__name__}: {error}")
-            await self._refuse(request, RequestError(500, "the server failed; its log says more"), receive, seen)
-        finally:
-            host, note = scope["client"][0] if scope["client"] else "-", scope.get("state", {}).get("note", "")
-            seconds = time.monotonic() - began
-            self._log(f"{host} {request.method} {scope['path'][:200]!r} {seen.status} {seconds:.2f} s{note}")
-
-    async def _refuse(self, request: Request, error: RequestError, receive: Receive, seen: _Seen) -> None:
-        _note(request, error.message)
-        if not seen.status:
-            await _refusal(error)(request.scope, receive, seen.send)
-
-    def _check_caller(self, request: Request) -> None:
-        """Require the token if there is one; otherwise accept only host names of this machine, because a page in the
-        user's browser must not reach the server by a name of its own that resolves to this address (DNS rebinding)."""
-        if request.url.path == "/health" and self._token is not None:
-            return
-        if self._token is not None:
-            given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self._token.encode()):
-                raise RequestError(401, "the token is missing or wrong", code="invalid_api_key")
-        elif not _LOCAL_HOST.fullmatch(request.headers.get("host", "")):
-            raise RequestError(403, "this server answers to localhost only")
-
-
-class _Seen:
-    """``send`` that remembers the status of the answer; 0 while there is none."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.status = 0
-
-    async def send(self, message: Message) -> None:
-        self.status = message.get("status", self.status)
-        await self._send(message)
-
-
-class _AmbiguousRequest(RequestError):
-    """A request that a proxy may read differently: nothing after it on this connection is read."""
-
-
-def _check_framing(request: Request) -> None:
-    """Raise RequestError for bytes that a proxy in front might take for two requests, or for another caller's."""
-    if "content-length" in request.headers and "transfer-encoding" in request.headers:
-        raise _AmbiguousRequest(400, "both Content-Length and Transfer-Encoding say where the body ends")
-    for name in _SINGLE_HEADERS:
-        if len(request.headers.getlist(name)) > 1:
-            raise _AmbiguousRequest(400, f"there are several {name} headers")
-
-
-def _note(request: Request, text: str) -> None:
-    request.scope.setdefault("state", {})["note"] = f" {text}"
 
 
 # ------------------------------------------------------------------------------------------------ answers
@@ -189,16 +98,16 @@ class _Endpoints:
         self._service = service
 
     async def health(self, _: Request) -> Response:
-        return _json({"status": "ok"})
+        return json_response({"status": "ok"})
 
     async def models(self, _: Request) -> Response:
-        return _json(protocol.models(self._service.name, self._service.created))
+        return json_response(protocol.models(self._service.name, self._service.created))
 
     async def model(self, request: Request) -> Response:
         asked = request.path_params["name"]
         if asked != self._service.name:
             raise _no_model(asked, self._service.name)
-        return _json(protocol.model(self._service.name, self._service.created))
+        return json_response(protocol.model(self._service.name, self._service.created))
 
     async def complete(self, request: Request) -> Response:
         _check_type(request)
@@ -259,7 +168,7 @@ class _Answering:
         finally:
             watcher.cancel()
             self.task.left.set()
-            _note(self._request, self._tokens() + ("" if self._complete else " (the client left)"))
+            add_note(self._request, self._tokens() + ("" if self._complete else " (the client left)"))
 
     async def _next(self) -> str | None:
         try:
@@ -278,7 +187,7 @@ class _Answering:
     def failure(self) -> RequestError | None:
         """Return the reason why the answer is incomplete; None when it is complete."""
         if not self._complete:
-            return RequestError(_CLIENT_LEFT, f"{self._tokens()} (the client left)")
+            return RequestError(CLIENT_LEFT, f"{self._tokens()} (the client left)")
         if self.task.timed_out:
             return RequestError(504, f"no answer within {self._service.limits.timeout_s:g} s", code="timeout")
         if self.task.error is not None or self.task.row is None or self.task.row.finish == CANCELLED:
@@ -306,7 +215,7 @@ class _Answering:
 async def _whole(answer: _Answering) -> Response:
     text = "".join([piece async for piece in answer.texts()])
     answer.raise_failure()
-    return _json(protocol.answered(answer.task.completion, text, answer.finish, answer.usage()))
+    return json_response(protocol.answered(answer.task.completion, text, answer.finish, answer.usage()))
 
 
 async def _streamed(answer: _Answering) -> Response:
@@ -335,17 +244,3 @@ async def _events(answer: _Answering, first: str, texts: AsyncIterator[str]) -> 
 
 def _event(value: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
-
-
-def _json(value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    body = json.dumps(value, ensure_ascii=False).encode()
-    return Response(body, status, headers, media_type="application/json")
-
-
-def _refusal(error: RequestError) -> Response:
-    headers = {"Connection": "close"} if isinstance(error, _AmbiguousRequest) else {}
-    if error.status in (429, 503):
-        headers["Retry-After"] = "5"
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return _json(error.to_dict(), error.status, headers)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from launcher.common.http.access import RequestError
 from launcher.data.messages import Message
 from launcher.inference.prompts import parse_messages
 from launcher.inference.sampling import GenerationSpec
@@ -30,21 +31,6 @@ _UNSUPPORTED: dict[str, Any] = {
     "modalities": ["text"],
 }
 _FINISH = {"stop": "stop", "length": "length", "cancelled": "length"}
-
-
-class RequestError(Exception):
-    """A refused request: ``status`` is HTTP's, ``param`` the key at fault."""
-
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.param = param
-        self.code = code
-
-    def to_dict(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 class _StreamOptions(BaseModel):

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from launcher.common.http.access import RequestError
 from launcher.errors import LauncherError
 from launcher.inference.decoding import Row
-from launcher.inference.server.protocol import Completion, RequestError
+from launcher.inference.server.protocol import Completion
 from launcher.inference.session import Prepared, Session
 from launcher.upstream.quiet import quiet
 
