@@ -23,6 +23,7 @@ from launcher.jobs.record import now as now
 from launcher.jobs.record import planned_steps as planned_steps
 from launcher.jobs.record import read_record as read_record
 from launcher.jobs.record import step_to_stop_at as step_to_stop_at
+from launcher.jobs.record import verdict_fields as verdict_fields
 from launcher.jobs.record import write_record as write_record
 from launcher.jobs.store import JobStore as JobStore
 from launcher.jobs.store import exists as exists

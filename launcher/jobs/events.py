@@ -3,6 +3,8 @@
 Every event has ``time`` (seconds since the epoch), ``rank_id`` and ``event``:
 
 begin   pid, started, ticks, boot              the process runs; nothing is imported yet (see ProcessId)
+phase   name                                   a part of the start is over: "imported", "joined" (the ranks have found
+                                               each other), "loaded" (network and weights are there; compiling begins)
 ready   mindspore, mindformers, from_step      the context is built, ranks have found each other; ``from_step`` steps
                                                of the run were done by attempts before this one
 step    step, loss, lr, overflow, grad_norm, step_s, memory_mib, loss_scale, input_s, tokens
@@ -68,6 +70,15 @@ class Begin(Event):
     started: float
     ticks: int = 0
     boot: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase(Event):
+    """A part of the start is over: what was imported, that the ranks have joined, that the weights are loaded."""
+
+    kind = "phase"
+
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +169,8 @@ class Exit(Event):
     code: int
 
 
-_KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Begin, Ready, Step, Evaluation, Save, Error, Done, Exit)}
+_EVENTS = (Begin, Phase, Ready, Step, Evaluation, Save, Error, Done, Exit)
+_KINDS: dict[str, type[Event]] = {event.kind: event for event in _EVENTS}
 _NAMES = {kind: frozenset(item.name for item in fields(cls)) for kind, cls in _KINDS.items()}
 # Fields that the supervisor calculates with. A bool is an int to Python but not a number here.
 _NUMBERS = ("time", "pid", "started", "step", "step_s", "code")

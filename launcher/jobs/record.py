@@ -101,20 +101,26 @@ def known_keys(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def next_attempt(record: JobRecord, *, restarted: bool = True) -> JobRecord:
     """Return the record of the next attempt; the attempt of ``record`` becomes an entry of ``earlier``."""
-    verdict = record.verdict or {}
     entry = {
         "attempt": record.attempt,
         "started": record.started,
         "ended": record.ended or now(),
-        "reason": verdict.get("reason"),
-        "rank_id": verdict.get("rank_id"),
-        "signature": verdict.get("signature"),
+        **verdict_fields(record.verdict or {}),
         "restarted": restarted,
     }
     return replace(
         record, state=PLANNED, attempt=record.attempt + 1, started=now(), ended=None, exit_code=None, verdict=None,
         warnings=(), note=None, processes={}, earlier=(*record.earlier, entry),
     )  # fmt: skip
+
+
+# What an entry of ``earlier`` keeps of the verdict on its attempt.
+_OF_A_VERDICT = ("reason", "rank_id", "known", "signature", "failed_at", "found_at")
+
+
+def verdict_fields(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an entry of ``earlier`` keeps of ``verdict``; None for what it does not say."""
+    return {key: verdict.get(key) for key in _OF_A_VERDICT}
 
 
 def now() -> str:

@@ -16,7 +16,8 @@ class Verdict:
     """A verdict. ``rank_id``: the rank that failed first, None if it was not a rank. ``text``: the report by language.
 
     ``stopped``: healthy ranks that the launcher ended. ``retry``: a fault of the machine or of communication, after
-    which a restart may succeed. ``signature`` is equal for two equal Python exceptions.
+    which a restart may succeed. ``signature`` is equal for two equal Python exceptions. ``failed_at``, ``found_at``:
+    when the failure happened, and when it was noticed, in seconds since the epoch; None: unknown.
     """
 
     rank_id: int | None
@@ -32,6 +33,8 @@ class Verdict:
     behind: tuple[int, ...] = ()
     retry: bool = False
     signature: str = ""
+    failed_at: float | None = None
+    found_at: float | None = None
     text: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

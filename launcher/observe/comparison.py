@@ -106,7 +106,8 @@ def _results(histories: Sequence[History], summaries: Sequence[Summary]) -> list
         _column("Best held-out loss", best_held_out, "{:.4f}".format, lowest),
         _column("Step time", [summary.step_s for summary in summaries], seconds_text, lowest),
         _column("Throughput", [summary.tokens_per_s for summary in summaries], "{:,.0f} tokens/s".format, highest),
-        _column("Running time", [summary.running_s for summary in summaries], seconds_text, lowest),
+        _column("Running time", [summary.goodput.running_s for summary in summaries], seconds_text, lowest),
+        _column("Goodput", [summary.goodput.ratio for summary in summaries], "{:.0%}".format, highest),
         _column("Peak memory", [summary.memory_mib for summary in summaries], "{:,.0f} MiB".format, lowest),
         _column("Attempts", [summary.attempts for summary in summaries], str),
     ]

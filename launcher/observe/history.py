@@ -17,7 +17,7 @@ import numpy as np
 
 from launcher.common.json_files import json_or_empty
 from launcher.errors import LauncherError
-from launcher.jobs import JobPaths, JobRecord, loss_rank
+from launcher.jobs import JobPaths, JobRecord, loss_rank, verdict_fields
 from launcher.observe.columns import Floats, RankEvents, read_ranks
 
 # What reading a folder may raise in which anything may stand, as somebody edited or cut its files.
@@ -41,7 +41,8 @@ class Phase:
 class Attempt:
     """One start of the job's processes. ``began``, ``ended``: seconds since the epoch.
 
-    ``from_step``: steps that were done before it. ``reason``: why it ended, "" where nothing failed. None: unknown.
+    ``from_step``: steps that were done before it. ``reason``: why it ended, "" where nothing failed. ``cause``: the
+    known error in it, or "". ``failed_at``, ``found_at``: when it failed, and when that was noticed. None: unknown.
     """
 
     number: int
@@ -51,6 +52,9 @@ class Attempt:
     from_step: int | None
     ranks: tuple[RankEvents, ...]
     phases: tuple[Phase, ...]
+    cause: str = ""
+    failed_at: float | None = None
+    found_at: float | None = None
 
     @property
     def last_step(self) -> int | None:
@@ -164,6 +168,10 @@ class History:
             low, high = self.over_ranks(name, lowest), self.over_ranks(name, highest)
             low, high = (low, high) if (high > low).any() else (None, None)
         return Series(steps=self.steps, values=self.over_ranks(name, fold), low=low, high=high)
+
+    def of_attempt(self, attempt: Attempt) -> RankEvents:
+        """Return what the rank whose loss counts reported in ``attempt``."""
+        return self._of(attempt.ranks)
 
     def _of(self, ranks: Sequence[RankEvents]) -> RankEvents:
         """Return the rank whose steps are the job's: the one whose loss counts."""
@@ -305,19 +313,48 @@ def seconds_of(moment: str | None) -> float | None:
         return None
 
 
+def ended_at(attempt: Attempt, history: History, now: Callable[[], float]) -> float | None:
+    """Return when ``attempt`` ended; ``now`` while it runs."""
+    if attempt.ended is not None:
+        return attempt.ended
+    if attempt.number == len(history.attempts) and not history.record.is_final:
+        return now()
+    return attempt.phases[-1].end if attempt.phases else None
+
+
+def gaps(history: History) -> list[float | None]:
+    """Return the seconds between each attempt's end and the next one's begin; None where one is not known."""
+    pairs = zip(history.attempts, history.attempts[1:], strict=False)
+    return [
+        None if before.ended is None or after.began is None else max(0.0, after.began - before.ended)
+        for before, after in pairs
+    ]
+
+
 def _attempt(paths: JobPaths, record: JobRecord, number: int, ranks: Sequence[int] | None = None) -> Attempt:
     entry = next((entry for entry in record.earlier if entry.get("attempt") == number), None)
     if entry is None:
-        entry = {"started": record.started, "ended": record.ended, "reason": (record.verdict or {}).get("reason")}
+        verdict = record.verdict or {}
+        entry = {"started": record.started, "ended": record.ended, **verdict_fields(verdict)}
     own = paths.of_attempt(number)
     read = read_ranks([own.rank_events(rank_id) for rank_id in ranks or range(max(1, record.cards))])
     began, ended = seconds_of(entry.get("started")), seconds_of(entry.get("ended"))
+    reason = str(entry.get("reason") or "")
     ready = [event for rank in read for event in rank.of_kind("ready")]
     return Attempt(
-        number=number, began=began, ended=ended, reason=str(entry.get("reason") or ""), ranks=read,
+        number=number, began=began, ended=ended, reason=reason, ranks=read, cause=str(entry.get("known") or ""),
+        failed_at=_finite(entry.get("failed_at")) or (_first_failure(read) if reason else None),
+        found_at=_finite(entry.get("found_at")),
         from_step=int(_finite(ready[0].get("from_step")) or 0) if ready else None,
         phases=tuple(_phases(read[min(loss_rank(paths, record.cards), len(read) - 1)], read, began, ended)),
     )  # fmt: skip
+
+
+def _first_failure(ranks: Sequence[RankEvents]) -> float | None:
+    """Return when the first rank reported an error or was gone: records of earlier versions do not say it."""
+    events = [event for rank in ranks for event in rank.others]
+    ends = [e for e in events if e["event"] == "error" or (e["event"] == "exit" and e.get("code") != 0)]
+    return min((time for event in ends if (time := _finite(event.get("time"))) is not None), default=None)
 
 
 def _phases(rank: RankEvents, ranks: Sequence[RankEvents], began: float | None, ended: float | None) -> list[Phase]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from launcher.errors import SpecError
+from launcher.observe.columns import Floats
 from launcher.observe.flops import PEAKS, flops_per_step
 from launcher.observe.history import History, Series, highest, mean, total, value_at
 
@@ -148,3 +149,16 @@ def nothing_of(metric: Metric, history: History) -> str:
     if metric.key in ("loss-tokens", "input-wait"):
         return "its ranks do not report it (runtime.sink_mode on, or an earlier version of launcher)"
     return "its ranks do not report it"
+
+
+def usual_step_s(history: History) -> float | None:
+    """Return the median time of a step of the slowest rank, the first of each attempt aside: it compiles."""
+    seconds = METRICS["step-time"].read(history).values
+    first = history.first_steps
+    return median(seconds[~first]) if (~first).any() else median(seconds)
+
+
+def median(values: Floats) -> float | None:
+    """Return the median of the values that are known; None for none."""
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else None

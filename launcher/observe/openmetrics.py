@@ -168,8 +168,8 @@ def _job_values(history: History) -> dict[str, float | None]:
         "launcher_job_learning_rate": METRICS["learning-rate"].read(history).last,
         "launcher_job_tokens": None if tokens is None else tokens * (len(history.steps) + history.redone_steps),
         "launcher_job_tokens_per_second": found.tokens_per_s,
-        "launcher_job_running_seconds": found.running_s,
-        "launcher_job_productive_seconds": found.productive_s,
+        "launcher_job_running_seconds": found.goodput.running_s,
+        "launcher_job_productive_seconds": found.goodput.productive_s,
         "launcher_job_remaining_seconds": found.left_s,
         "launcher_job_restarts": found.attempts - 1,
     }

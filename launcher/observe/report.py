@@ -26,8 +26,9 @@ from launcher.jobs.verdict import ZH, verdict_text
 from launcher.observe import facts
 from launcher.observe.charts import charts
 from launcher.observe.comparison import Column, Comparison, compare
-from launcher.observe.history import Attempt, History, value_at
-from launcher.observe.summary import Summary, ended_at, gaps, outcome, summarize
+from launcher.observe.goodput import Goodput, interval_text
+from launcher.observe.history import Attempt, History, ended_at, gaps, value_at
+from launcher.observe.summary import Summary, outcome, summarize
 from launcher.observe.words import Say, words
 
 PHASES = ("start", "compile", "train", "evaluate", "save", "stop")
@@ -157,6 +158,7 @@ def _live(history: History, summary: Summary, lang: str, now: Callable[[], float
         "ranks": _ranks(history),
         "attempts": _attempts(history, say, now),
         "checkpoints": _checkpoints(history),
+        "spent": _spent(summary.goodput, say),
     }
 
 
@@ -206,7 +208,7 @@ def _remarks(history: History, summary: Summary, say: Say) -> list[str]:
 def _figures(summary: Summary, say: Say) -> list[dict[str, str]]:
     """Return the key figures that are known."""
     held_out = summary.best_held_out
-    share = summary.productive_s / summary.running_s if summary.running_s else None
+    spent, share = summary.goodput, _percent(summary.goodput.ratio) or "–"
     known = [
         ("Loss", summary.last_loss, _loss, "", say("from {first}", first=_loss(summary.first_loss or 0.0))),
         ("Best held-out loss", held_out.loss if held_out else None, _loss, "",
@@ -215,7 +217,7 @@ def _figures(summary: Summary, say: Say) -> list[dict[str, str]]:
          say("{count} in the loss", count=_big(summary.loss_tokens))),
         ("Throughput", summary.tokens_per_s, _big, say("tokens/s"),
          say("{seconds} a step", seconds=seconds_text(summary.step_s))),
-        ("Running time", summary.running_s, seconds_text, "", say("{share} in steps", share=_percent(share) or "–")),
+        ("Total time", spent.wall_s or None, seconds_text, "", say("{share} in steps", share=share)),
         ("Attempts", summary.attempts, str, "", say("no step lost") if not summary.redone_steps else
          say("{count} steps done again", count=f"{summary.redone_steps:,}")),
         ("Peak memory", summary.memory_mib, lambda mib: f"{mib / 1024:.1f}", "GiB", say("of the fullest rank")),
@@ -301,6 +303,17 @@ def _bars(attempt: Attempt, begin: float | None, longest: float, say: Say) -> li
          "width": f"{100 * phase.seconds / longest:.2f}", "title": f"{say(phase.kind)} {seconds_text(phase.seconds)}"}
         for phase in phases
     ]  # fmt: skip
+
+
+def _spent(spent: Goodput, say: Say) -> dict[str, Any]:
+    """Return where the time went, what each failure cost, and how often to save by that."""
+    shares = [(say(name), seconds, _percent(seconds / spent.wall_s)) for name, seconds in spent.parts.items()]
+    return {
+        "parts": [{"name": say(name), "seconds": seconds_text(s), "share": share} for name, s, share in shares],
+        "waited": seconds_text(spent.waited_s) if spent.waited_s >= 1 else "",
+        "repairs": [{"cause": cause, "seconds": seconds_text(s)} for cause, s in spent.mean_repair_s.items()],
+        "interval": interval_text(spent.interval, say) if spent.interval else "",
+    }
 
 
 def _checkpoints(history: History) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from launcher.common.clock import seconds_text
-from launcher.observe.columns import Floats
-from launcher.observe.history import Attempt, HeldOut, History
-from launcher.observe.metrics import METRICS, peak_flops, step_flops, tokens_per_step
+from launcher.observe.goodput import Goodput, goodput
+from launcher.observe.history import HeldOut, History
+from launcher.observe.metrics import METRICS, median, peak_flops, step_flops, tokens_per_step, usual_step_s
 from launcher.observe.words import Say
 
 _RECENT = 20
@@ -24,8 +24,7 @@ _RECENT = 20
 class Summary:
     """Figures of a job; None where nothing is known.
 
-    ``lowest_loss``: of a step. ``step_s``: the usual time of a step, the median. ``running_s``: time in attempts;
-    ``waited_s``: between them. ``productive_s``: in steps that count, without compiling, saving and evaluating.
+    ``lowest_loss``: of a step. ``step_s``: the usual time of a step, the median. ``goodput``: where the time went.
     ``left_s``: until the last step, by the newest steps. ``tokens``: seen in training, padding included;
     ``loss_tokens``: those in the loss. ``bad_steps``: steps with a loss that is no finite number; ``overflows``:
     steps whose gradients overflowed.
@@ -47,16 +46,17 @@ class Summary:
     memory_mib: float | None
     attempts: int
     redone_steps: int
-    running_s: float | None
-    waited_s: float
-    productive_s: float
+    goodput: Goodput
     left_s: float | None
     bad_steps: int
     overflows: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for JSON, which has no NaN and no infinity."""
-        return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
+        return {
+            key: _plain(self.goodput.to_dict() if key == "goodput" else value)
+            for key, value in dataclasses.asdict(self).items()
+        }
 
 
 def _plain(value: Any) -> Any:
@@ -74,7 +74,7 @@ def summarize(history: History, now: Callable[[], float] = time.time) -> Summary
     counted = METRICS["loss-tokens"].read(history).values
     memory = METRICS["memory"].read(history).values
     left = None if history.total_steps is None else max(0, history.total_steps - history.done_steps)
-    recent = _median(seconds.values[-_RECENT:])
+    recent = median(seconds.values[-_RECENT:])
     return Summary(
         done_steps=history.done_steps,
         total_steps=history.total_steps,
@@ -92,57 +92,11 @@ def summarize(history: History, now: Callable[[], float] = time.time) -> Summary
         memory_mib=float(np.nanmax(memory)) if len(memory) and not np.isnan(memory).all() else None,
         attempts=len(history.attempts),
         redone_steps=history.redone_steps,
-        running_s=_running_s(history, now),
-        waited_s=sum(gap or 0.0 for gap in gaps(history)),
-        productive_s=_productive_s(history, usual),
+        goodput=goodput(history, now),
         left_s=None if left is None or recent is None or history.record.is_final else left * recent,
         bad_steps=int(np.isinf(losses.values).sum()),
         overflows=int(np.nansum(METRICS["overflow"].read(history).values)),
     )
-
-
-def usual_step_s(history: History) -> float | None:
-    """Return the median time of a step of the slowest rank, the first of each attempt aside: it compiles."""
-    seconds = METRICS["step-time"].read(history).values
-    first = history.first_steps
-    return _median(seconds[~first]) if (~first).any() else _median(seconds)
-
-
-def _median(values: Floats) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(np.median(known)) if len(known) else None
-
-
-def ended_at(attempt: Attempt, history: History, now: Callable[[], float]) -> float | None:
-    """Return when ``attempt`` ended; ``now`` while it runs."""
-    if attempt.ended is not None:
-        return attempt.ended
-    if attempt.number == len(history.attempts) and not history.record.is_final:
-        return now()
-    return attempt.phases[-1].end if attempt.phases else None
-
-
-def _running_s(history: History, now: Callable[[], float]) -> float | None:
-    spans = [(attempt.began, ended_at(attempt, history, now)) for attempt in history.attempts]
-    known = [end - begin for begin, end in spans if begin is not None and end is not None]
-    return sum(max(0.0, span) for span in known) if known else None
-
-
-def gaps(history: History) -> list[float | None]:
-    """Return the seconds between each attempt's end and the next one's begin; None where one is not known."""
-    pairs = zip(history.attempts, history.attempts[1:], strict=False)
-    return [
-        None if before.ended is None or after.began is None else max(0.0, after.began - before.ended)
-        for before, after in pairs
-    ]
-
-
-def _productive_s(history: History, usual: float | None) -> float:
-    seconds = METRICS["step-time"].read(history).values.copy()
-    first = history.first_steps
-    if usual is not None:
-        seconds[first] = np.minimum(seconds[first], usual)
-    return float(np.nansum(seconds))
 
 
 def outcome(history: History, summary: Summary, say: Say) -> str:

@@ -171,6 +171,30 @@ _ZH = {
     "compile includes loading the weights and the first step": "“编译”包含加载权重和第一步",
     # checkpoints
     "Checkpoints": "检查点",
+    "Total time": "总时长",
+    "Where the time went": "时间去向",
+    "Part": "阶段",
+    "spawn": "拉起进程",
+    "import": "导入",
+    "rendezvous": "建链",
+    "load": "加载",
+    "steps": "有效训练",
+    "evaluation": "验证",
+    "saving": "保存",
+    "between": "步间",
+    "wasted": "白做的训练",
+    "detection": "发现故障",
+    "idle": "两次运行之间",
+    "now": "最近一个事件之后",
+    "Before the first start it waited {time}.": "首次启动之前等待了 {time}。",
+    "From {cause} to the next step: {time} on average.": "从故障（{cause}）到下一步训练：平均 {time}。",
+    "A checkpoint every {steps} steps wastes least, by sqrt(2 x save x time between failures): "
+    "sqrt(2 x {save} x {between}) = {seconds}. {source}":
+        "按 sqrt(2 × 保存耗时 × 平均故障间隔) 计算，每 {steps} 步保存一次损失最小："
+        "sqrt(2 × {save} × {between}) = {seconds}。{source}",
+    "The failures are this job's own.": "故障间隔取自本任务。",
+    "The time between failures is that of Llama 3 (50,674 hours of one card), as this job had none.":
+        "本任务没有发生故障，故障间隔取 Llama 3 公布的数据（单卡 50,674 小时）。",
     "Saved at": "保存时间",
     "Took": "耗时",
     "the {shown} newest of {all}": "{all} 个中最新的 {shown} 个",

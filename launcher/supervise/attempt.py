@@ -15,7 +15,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher import jobs
@@ -327,6 +327,7 @@ class Attempt:
         return Outcome(state=jobs.SUCCEEDED, warnings=tuple(warnings))
 
     def _fail(self, failure: Failure) -> Outcome:
+        found_at = self._clock.time()
         # Before the kill, which would make every rank look ended.
         alive = tuple(rank.rank_id for rank in self.states.ranks.values() if rank.gone is None)
         stopped = tuple(rank_id for rank_id in alive if rank_id != failure.rank_id)
@@ -334,6 +335,7 @@ class Attempt:
         left = kill_descendants(self._note_end)
         findings = Findings(oom=self._oom.killed, stopped=stopped, disk_full=_disk_full(self.paths.root))
         verdict = find_verdict(self.paths, self.launch.ranks, self.states, failure, findings)
+        verdict = replace(verdict, failed_at=failure.time, found_at=found_at)
         return Outcome(state=jobs.FAILED, verdict=verdict, warnings=_survivors(left), failed_at=failure.time)
 
     def _leave_together(self) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from launcher.common.processes import ProcessId, die_with_parent
 from launcher.common.signals import Forwarding
 from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
-from launcher.jobs.events import Begin, Done, Error, Evaluation, EventWriter, Exit, Position, Ready, Save, Step
+from launcher.jobs.events import Begin, Done, Error, Evaluation, EventWriter, Exit, Phase, Position, Ready, Save, Step
 from launcher.jobs.log_writing import keep_small, stamp_lines, write_to
 from launcher.upstream import held_out, old_optimizer, packed_rows, shifted_rows
 from launcher.worker.loading import Loads, watch_loads
@@ -149,11 +149,13 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
     import mindformers
     import mindspore
 
+    events.report(Phase(name="imported"))
     config = mindformers.MindFormerConfig(str(paths.rank_config(rank_id)))
     resume_from = checkpoint_to_resume(paths, rank_id)
     if resume_from:
         go_on_from(config, paths.resume, resume_from)
     mindformers.build_context(config)
+    events.report(Phase(name="joined"))
     if config.context.device_target == "CPU":
         from launcher.upstream import cpu
 
@@ -409,6 +411,7 @@ def _progress_callback(
 
         def on_train_begin(self, run_context: Any) -> None:
             loads.check()
+            events.report(Phase(name="loaded"))
             if done_steps:
                 go_on_counting(run_context.original_args(), done_steps)
             report_evaluations(run_context.original_args(), events, clock, parts)

@@ -113,8 +113,8 @@ def test_the_figures_of_a_job_that_was_resumed(tmp_path: Path) -> None:
     assert (found.first_loss, found.last_loss) == (8.25, 1.25)
     assert found.best_held_out is not None
     assert (found.best_held_out.step, found.best_held_out.loss) == (8, 9 / 8)
-    assert (found.running_s, found.waited_s) == (70.0, 10.0)
-    assert found.productive_s == 8.0  # a second a step; the first of each attempt compiles for ten
+    assert (found.goodput.running_s, found.goodput.parts["idle"]) == (70.0, 10.0)
+    assert found.goodput.productive_s == 7.5  # a second a step, the first without its compiling; half was evaluation
     assert (found.step_s, found.tokens, found.tokens_per_s) == (1.0, 8 * 32 * 96, 32 * 96)
     assert found.left_s is None
     assert found.memory_mib == 1001
@@ -124,7 +124,7 @@ def test_time_left_of_a_job_that_runs(tmp_path: Path) -> None:
     job = MadeJob(state=jobs.RUNNING, steps=10, attempts=(Made(),))
     found = summarize(job.history(tmp_path), now=lambda: BEGAN + 100)
 
-    assert (found.left_s, found.running_s) == (6.0, 100.0)
+    assert (found.left_s, found.goodput.running_s) == (6.0, 100.0)
 
 
 def test_a_job_without_any_step_has_no_figures(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_status_says_how_far_a_job_is_and_what_to_type_next(folder: Path) -> Non
     assert found["loss"] == "8.2500 -> 2.2500, lowest 2.2500"
     assert found["held-out"] == "loss 2.2500 at step 4"
     assert found["speed"] == "1 s a step, 3,072 tokens/s on all ranks"
-    assert found["time"] == "30.0 s of running, 13 % in steps"
+    assert found["time"] == "30.0 s, 11 % in steps, compile 9 s, load 8 s, stop 6.25 s, spawn 2 s, evaluation 1 s"
     assert found["spec"] == "made: full-parameter finetuning"
     assert found["base"] == "none, random weights"
     assert found["data"] == "/gone.mindrecord (128 rows)"

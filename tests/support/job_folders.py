@@ -52,15 +52,24 @@ class Made:
     held_out: Sequence[int] = ()
     saves: Sequence[int] = ()
     reason: str | None = None
+    failed_at: float | None = None
+    found_at: float | None = None
+    phases: bool = False
 
 
 def lines(attempt: Made, rank_id: int) -> list[dict[str, Any]]:
-    """Return the events of a rank: ready after 10 seconds, the first step after 20, then one a second."""
+    """Return the events of a rank: ready after 10 seconds, the first step after 20, then one a second.
+
+    With ``phases`` it has imported after 6 seconds, joined after 9 and loaded after 14.
+    """
     t = BEGAN + attempt.began
     found: list[dict[str, Any]] = [
         {"time": t + 2, "event": "begin", "pid": 1, "started": t},
         {"time": t + 10, "event": "ready", "from_step": attempt.from_step},
     ]
+    if attempt.phases:
+        names = {"imported": 6, "joined": 9, "loaded": 14}
+        found += [{"time": t + at, "event": "phase", "name": name} for name, at in names.items()]
     for number in range(1, attempt.steps + 1):
         step, at = attempt.from_step + number, t + 19 + number
         loss = attempt.loss(rank_id, step)
@@ -80,6 +89,11 @@ def lines(attempt: Made, rank_id: int) -> list[dict[str, Any]]:
 
 def text(events: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(event) + "\n" for event in events)
+
+
+def _times(attempt: Made) -> dict[str, float | None]:
+    times = {"failed_at": attempt.failed_at, "found_at": attempt.found_at}
+    return {name: None if time is None else BEGAN + time for name, time in times.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +132,7 @@ class MadeJob:
         *before, last = self.attempts
         earlier = tuple(
             {"attempt": number, "started": iso(one.began), "ended": None if one.ended is None else iso(one.ended),
-             "reason": one.reason, "restarted": True}
+             "reason": one.reason, "restarted": True, **_times(one)}
             for number, one in enumerate(before, 1)
         )  # fmt: skip
         record = JobRecord(

@@ -23,7 +23,18 @@ from launcher.cli.output.tables import table
 from launcher.common.clock import duration, local_time
 from launcher.engines.base import Command
 from launcher.jobs import JobPaths, JobRecord, JobStore
-from launcher.jobs.events import Done, Evaluation, Event, Exit, Ready, Step, last_held_out, last_step, read_last_events
+from launcher.jobs.events import (
+    Done,
+    Evaluation,
+    Event,
+    Exit,
+    Phase,
+    Ready,
+    Step,
+    last_held_out,
+    last_step,
+    read_last_events,
+)
 from launcher.plan.launch_plan import LaunchPlan
 
 if TYPE_CHECKING:
@@ -206,8 +217,9 @@ class Progress:
             self._note_evaluation(event)
         elif isinstance(event, Ready) and event.from_step:
             self._note_resumed(event.from_step)
-        elif self._bar and isinstance(event, Ready | Done):
-            self._bar.update(self._task, description="saved" if isinstance(event, Done) else "compiling")
+        elif self._bar and isinstance(event, Phase | Done):
+            after = "saved" if isinstance(event, Done) else _AFTER.get(event.name, "starting")
+            self._bar.update(self._task, description=after)
 
     def _note_resumed(self, step: int) -> None:
         left = "nothing is left to train" if step == self._steps else "going on from its checkpoint"
@@ -242,6 +254,10 @@ class Progress:
             return ""
         seconds = statistics.median(self._times) * (self._steps - step)
         return f"{duration(seconds)} left"
+
+
+# What a rank does after each part of its start.
+_AFTER = {"imported": "joining", "joined": "loading", "loaded": "compiling"}
 
 
 # Ranks whose events arrive late, or cannot be read, hold back no more steps than this.
@@ -365,7 +381,10 @@ def progress_of(paths: JobPaths, rank_id: int) -> RankProgress:
     last = read_last_events(paths.rank_events(rank_id))
     events = [event for event in last.events if not isinstance(event, Exit)]
     steps = [event for event in events if isinstance(event, Step)]
-    state = events[-1].kind if events else "not started"
+    last_event = events[-1] if events else None
+    state = (
+        "not started" if last_event is None else last_event.name if isinstance(last_event, Phase) else last_event.kind
+    )
     return RankProgress(rank_id=rank_id, state=state, steps=steps, damaged=last.damaged)
 
 

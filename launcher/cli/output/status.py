@@ -97,13 +97,19 @@ def _held_out(summary: Summary) -> str:
     return f"loss {last.loss:.4f} at step {last.step}{lowest}"
 
 
+# Parts of the time that take less than this share are not worth a word.
+_WORTH_SAYING = 0.02
+
+
 def _time(summary: Summary) -> str:
-    if summary.running_s is None:
+    spent = summary.goodput
+    if spent.ratio is None:
         return ""
-    share = f", {100 * min(1.0, summary.productive_s / summary.running_s):.0f} % in steps" if summary.running_s else ""
-    waited = f", {seconds_text(summary.waited_s)} between attempts" if summary.waited_s else ""
-    redone = f", {summary.redone_steps} step(s) done again" if summary.redone_steps else ""
-    return f"{seconds_text(summary.running_s)} of running{share}{waited}{redone}"
+    others = sorted(((s, name) for name, s in spent.parts.items() if name != "steps"), reverse=True)
+    told = [f"{name} {seconds_text(s)}" for s, name in others if s >= _WORTH_SAYING * spent.wall_s]
+    redone = [f"{summary.redone_steps} step(s) done again"] if summary.redone_steps else []
+    waited = [f"waited {seconds_text(spent.waited_s)} before"] if spent.waited_s > _WORTH_SAYING * spent.wall_s else []
+    return ", ".join([f"{seconds_text(spent.wall_s)}, {100 * spent.ratio:.0f} % in steps", *told, *redone, *waited])
 
 
 def _made_of(history: History) -> Fields:

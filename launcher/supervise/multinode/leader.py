@@ -370,14 +370,15 @@ class Leader:
         self._wait(wait_s, lambda: self.hosts.all_gone)
         first = self.hosts.first_failure()  # reports that came meanwhile may tell of an earlier one
         if first is not None and (verdict is None or first.failed_at < judged_at):
-            verdict = first.verdict
+            # By our clock, as the time when it was noticed: the host's own may differ.
+            verdict = replace(first.verdict, failed_at=first.failed_at)
         # Hosts that ended for reasons of their own were not stopped by us.
         others = [
             host.name
             for host in self.hosts
             if not (first and host is first.host) and host.end and host.end["state"] == jobs.CANCELLED
         ]
-        verdict = with_others(verdict or foreign("a host has ended", []), others)
+        verdict = replace(with_others(verdict or foreign("a host has ended", []), others), found_at=judged_at)
         return Outcome(state=jobs.FAILED, verdict=verdict, warnings=tuple(self._warnings))
 
     def _stop(self) -> Outcome:
