@@ -67,7 +67,7 @@ def status(job: str, watch: bool, form: str, jobs_dir: Path) -> None:
     from launcher.control.follow import ask_scheduler
 
     record = ask_scheduler(record)
-    click.echo(show.jobs_json([(paths, record)]) if form == "json" else status_text(paths, record))
+    click.echo(show.status_json(paths, record) if form == "json" else status_text(paths, record))
 
 
 @dataclass(frozen=True, kw_only=True)

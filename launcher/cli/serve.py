@@ -59,5 +59,5 @@ def serve(reference: str, choice: ModelOptions, server: ServerOptions, sampling:
         most_waiting=server.max_waiting,
         timeout_s=server.timeout_s,
     )
-    service = opened(session, limits, defaults=sampling.spec(session.model), token=token)
+    service = opened(session, limits, defaults=sampling.spec(session.model), token=token, asked_as=reference)
     run(service, server.host, server.port)

@@ -113,10 +113,14 @@ def interval_text(interval: Interval, say: Say) -> str:
         "A checkpoint every {steps} steps wastes least, by sqrt(2 x save x time between failures): "
         "sqrt(2 x {save} x {between}) = {seconds}. {source}",
         steps=f"{interval.steps:,}", save=seconds_text(interval.save_s),
-        between=seconds_text(interval.between_failures_s), seconds=seconds_text(interval.seconds),
+        between=_hours(interval.between_failures_s), seconds=seconds_text(interval.seconds),
         source=say("The failures are this job's own.") if interval.measured else
         say("The time between failures is that of Llama 3 (50,674 hours of one card), as this job had none."),
     )  # fmt: skip
+
+
+def _hours(seconds: float) -> str:
+    return seconds_text(seconds) if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
 
 
 def goodput(history: History, now: Callable[[], float] = time.time) -> Goodput:
@@ -274,7 +278,10 @@ def _interval(history: History, running_s: float, failures: int, usual: float | 
     if failures:
         between = running_s / failures
     seconds = math.sqrt(2 * save * between)
+    steps = max(1, round(seconds / usual))
+    if not failures and history.total_steps is not None and steps >= history.total_steps:
+        return None  # without failures so short a run need not be saved before its end
     return Interval(
-        seconds=seconds, steps=max(1, round(seconds / usual)), save_s=save, between_failures_s=between,
+        seconds=seconds, steps=steps, save_s=save, between_failures_s=between,
         measured=failures > 0,
     )  # fmt: skip

@@ -171,6 +171,7 @@ _ZH = {
     "compile includes loading the weights and the first step": "“编译”包含加载权重和第一步",
     # checkpoints
     "Checkpoints": "检查点",
+    "Ranks that saved": "保存的 rank 数",
     "Total time": "总时长",
     "Where the time went": "时间去向",
     "Part": "阶段",

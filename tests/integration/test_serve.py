@@ -40,6 +40,7 @@ class Server:
     port: int
     name: str
     log: Path
+    asked_as: str
 
     def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -99,7 +100,7 @@ def start(folder: Path, log: Path, *options: str, token: str | None = TOKEN) -> 
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < until
         time.sleep(0.1)
-    return Server(process=process, port=int(match[2]), name=match[1], log=log)
+    return Server(process=process, port=int(match[2]), name=match[1], log=log, asked_as=str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,8 @@ def test_an_answer_with_its_counts(server: Server) -> None:
     assert found["usage"]["completion_tokens"] == 5
     assert found["usage"]["total_tokens"] == found["usage"]["prompt_tokens"] + 5
     assert server.complete(max_tokens=5)[1]["choices"] == found["choices"]
+    # By the word that the user typed, as with: launcher serve last
+    assert server.complete(max_tokens=5, model=server.asked_as)[0] == 200
     stop = choice["message"]["content"][1:2]
     assert server.complete(max_tokens=5, stop=stop)[1]["choices"][0]["finish_reason"] == "stop"
 

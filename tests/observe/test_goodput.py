@@ -17,7 +17,7 @@ from launcher.observe.history import History, read_history
 
 
 def course(root: Path, *attempts: Made, **changes: object) -> History:
-    job = MadeJob(job_id=f"bcdfg-{len(list(root.iterdir()))}", attempts=attempts, steps=10)
+    job = MadeJob(job_id=f"bcdfg-{len(list(root.iterdir()))}", attempts=attempts, steps=10_000_000)
     return read_history(job.write(root), replace(job.make_record(), **changes))  # type: ignore[arg-type]
 
 
@@ -69,6 +69,11 @@ def test_the_interval_between_checkpoints_says_its_inputs(tmp_path: Path) -> Non
     assert own is not None
     assert own.measured
     assert own.between_failures_s == pytest.approx(56)
+
+
+def test_a_short_run_without_failures_has_no_proposal(tmp_path: Path) -> None:
+    job = MadeJob(attempts=(Made(steps=4, saves=(2, 4), ended=30.0),), steps=4)
+    assert goodput(job.history(tmp_path)).interval is None
 
 
 def test_the_wait_before_the_first_start_is_told_apart(tmp_path: Path) -> None:

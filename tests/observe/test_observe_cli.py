@@ -253,3 +253,10 @@ def test_top_shows_what_runs(folder: Path) -> None:
         "1.000",
         "3,072",
     ]
+
+
+def test_status_for_programs_has_the_goodput(folder: Path) -> None:
+    (value,) = json.loads(run("status", ONE, "--format", "json").stdout)
+
+    assert value["job_id"] == ONE
+    assert sum(value["goodput"]["parts_s"].values()) == value["goodput"]["wall_s"] == 30.0

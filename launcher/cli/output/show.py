@@ -353,12 +353,22 @@ def last_steps(paths: JobPaths, record: JobRecord) -> list[Step]:
 
 def jobs_json(chosen: list[tuple[JobPaths, JobRecord]]) -> str:
     """Every job's record with its folder, its newest held-out loss, and each rank's last event, as one JSON array."""
-    values = []
-    for paths, record in chosen:
-        ranks = [rank_json(progress_of(paths, rank_id)) for rank_id in range(record.cards)]
-        more = {"folder": str(paths.root), "held_out": held_out_json(paths, record), "ranks": ranks}
-        values.append({**dataclasses.asdict(record), **more})
-    return json.dumps(values, ensure_ascii=False, indent=2)
+    return json.dumps([_job_values(*job) for job in chosen], ensure_ascii=False, indent=2)
+
+
+def status_json(paths: JobPaths, record: JobRecord) -> str:
+    """The same of one job, as an array of one, with where its time went."""
+    from launcher.observe.goodput import goodput
+    from launcher.observe.history import read_history
+
+    values = {**_job_values(paths, record), "goodput": goodput(read_history(paths, record)).to_dict()}
+    return json.dumps([values], ensure_ascii=False, indent=2)
+
+
+def _job_values(paths: JobPaths, record: JobRecord) -> dict[str, Any]:
+    ranks = [rank_json(progress_of(paths, rank_id)) for rank_id in range(record.cards)]
+    more = {"folder": str(paths.root), "held_out": held_out_json(paths, record), "ranks": ranks}
+    return {**dataclasses.asdict(record), **more}
 
 
 @dataclass(frozen=True, kw_only=True)

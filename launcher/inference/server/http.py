@@ -39,7 +39,10 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """The state shared by all connections. ``token``: None only on a loopback address."""
+    """The state shared by all connections. ``token``: None only on a loopback address.
+
+    ``asked_as``: the words by which the user named the model, such as "last"; clients may use them too.
+    """
 
     session: Session
     queue: TaskQueue
@@ -47,6 +50,7 @@ class Service:
     defaults: GenerationSpec
     token: str | None
     created: int
+    asked_as: str = ""
 
     @property
     def name(self) -> str:
@@ -54,10 +58,15 @@ class Service:
         parts = self.session.model.name.split(" + ")  # a model and its adapter
         return "+".join(Path(part).resolve().name for part in parts)
 
+    @property
+    def names(self) -> set[str]:
+        """Return the names that clients may use."""
+        return {self.name, self.asked_as} - {""}
+
     def task(self, raw: bytes, deliver: Callable[[str | None], None]) -> Task:
         """Queue the request in ``raw`` and return its task. Raises RequestError."""
         completion = protocol.parse_completion(raw, defaults=self.defaults, most_tokens=self.limits.most_tokens)
-        if completion.model != self.name:
+        if completion.model not in self.names:
             raise _no_model(completion.model, self.name)
         try:
             (prepared,) = self.session.prepare([Question(id=completion.id, messages=completion.messages)])
@@ -105,7 +114,7 @@ class _Endpoints:
 
     async def model(self, request: Request) -> Response:
         asked = request.path_params["name"]
-        if asked != self._service.name:
+        if asked not in self._service.names:
             raise _no_model(asked, self._service.name)
         return json_response(protocol.model(self._service.name, self._service.created))
 

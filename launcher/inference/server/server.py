@@ -22,14 +22,18 @@ from launcher.upstream.quiet import quiet
 _SLOW_CLIENT_S = 30.0
 
 
-def opened(session: Session, limits: Limits, *, defaults: GenerationSpec, token: str | None) -> Service:
+def opened(
+    session: Session, limits: Limits, *, defaults: GenerationSpec, token: str | None, asked_as: str = ""
+) -> Service:
     """Load the model and return the service around it. Raises DataError for a model without a template."""
     _ = session.template
     with quiet():
         session.load()
     queue = TaskQueue(session, most_waiting=limits.most_waiting)
     created = int(time.time())
-    return Service(session=session, queue=queue, limits=limits, defaults=defaults, token=token, created=created)
+    return Service(
+        session=session, queue=queue, limits=limits, defaults=defaults, token=token, created=created, asked_as=asked_as
+    )
 
 
 def serve(service: Service, host: str, port: int) -> None:
