@@ -174,12 +174,13 @@ class _Course:
         if at is None or end is None:
             return
         end = max(at, end)
-        failed = min(self.attempt.failed_at or end, end)
+        failed = max(at, min(self.attempt.failed_at or end, end))
         for name, mark in self._starting():
-            yield name, min(mark, failed) - at
-            at = min(mark, failed)
+            reached = max(at, min(mark, failed))
+            yield name, reached - at
+            at = reached
         if self.rank.count:
-            last = min(float(self.rank.steps["time"][-1]), failed)
+            last = max(at, min(float(self.rank.steps["time"][-1]), failed))
             yield from self._training(at, last)
             at = last
         yield from self._ending(at, failed, end)
@@ -204,13 +205,11 @@ class _Course:
         seconds = np.nan_to_num(steps["step_s"])
         seconds[0] = min(seconds[0], self.usual)
         counts = steps["step"] <= self.lost_after
-        aside = {"evaluation": self._aside("eval", begin, end), "saving": self._aside("save", begin, end)}
-        left = end - begin - float(seconds.sum()) - sum(aside.values())
-        # Times of events are rounded: what is too much is taken from the steps.
-        yield "steps", float(seconds[counts].sum()) + min(left, 0.0)
-        yield "wasted", float(seconds[~counts].sum())
-        yield from aside.items()
-        yield "between", left
+        yield from _shared(
+            end - begin,
+            evaluation=self._aside("eval", begin, end), saving=self._aside("save", begin, end),
+            wasted=float(seconds[~counts].sum()), steps=float(seconds[counts].sum()), between=math.inf,
+        )  # fmt: skip
 
     def _ending(self, at: float, failed: float, end: float) -> Iterator[tuple[str, float]]:
         """Yield what came after the last step, or after the last mark of a start that was not finished."""
@@ -220,9 +219,9 @@ class _Course:
             yield "detection", found - failed
             yield "stop", end - found
             return
-        aside = {"evaluation": self._aside("eval", at, end), "saving": self._aside("save", at, end)}
-        yield from aside.items()
-        yield self._unfinished or ("now" if self.runs else "stop"), end - at - sum(aside.values())
+        rest = self._unfinished or ("now" if self.runs else "stop")
+        evaluation, saving = self._aside("eval", at, end), self._aside("save", at, end)
+        yield from _shared(end - at, evaluation=evaluation, saving=saving, **{rest: math.inf})
 
     @property
     def _unfinished(self) -> str:
@@ -250,6 +249,14 @@ class _Course:
         """Return the seconds of saves or evaluations that ended between ``begin`` and ``end``."""
         events = [event for event in self.rank.of_kind(kind) if _has_time(event)]
         return sum(_known(event.get("seconds")) for event in events if begin < float(event["time"]) <= end)
+
+
+def _shared(seconds: float, **parts: float) -> Iterator[tuple[str, float]]:
+    """Share ``seconds`` out to ``parts``, the first ones first: times of events are rounded, and clocks may be set."""
+    for name, wanted in parts.items():
+        share = max(0.0, min(wanted, seconds))
+        seconds -= share
+        yield name, share
 
 
 def _has_time(event: Mapping[str, Any]) -> bool:
