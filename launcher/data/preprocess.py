@@ -35,7 +35,7 @@ from launcher.data import outputs
 from launcher.data.convert import Given, Progress, sources_of
 from launcher.data.encode import Batch, Choice, Encoder, Half, TooLong, TrainOn, count_shared, in_bytes
 from launcher.data.files import Found, InputFile, find_files
-from launcher.data.info import DatasetInfo, read_info, read_stats, stats_path
+from launcher.data.info import DatasetInfo, read_info, read_stats, stats_path, whole_info
 from launcher.data.messages import Message
 from launcher.data.mindrecord import COLUMNS, PACKED_COLUMNS, PackedRows, Page, ShardState, ShardWriter
 from launcher.data.mixture import Mix
@@ -129,7 +129,7 @@ def preprocess(
     """
     outputs.refuse_folder(options.target)
     encoder = make_encoder(options)
-    existing = read_info(options.target)
+    existing = _made_before(options, force=force)
     if existing and existing.fingerprint and existing.fingerprint == fingerprint(options, encoder):
         return existing, False
     if any(path.exists() for path in _names(options.target, options.shards)) and not force:
@@ -140,6 +140,13 @@ def preprocess(
     if made is None:
         raise DataError(f"{options.target} was not written")
     return made, True
+
+
+def _made_before(options: PreprocessOptions, *, force: bool) -> DatasetInfo | None:
+    """Return the dataset that is there; with ``force`` none that breaks off. Raises DataError for that without."""
+    read = whole_info if force else read_info
+    found = read(options.target)
+    return None if options.eval_fraction and read(eval_path(options.target)) is None else found
 
 
 def make_encoder(options: PreprocessOptions) -> Encoder:

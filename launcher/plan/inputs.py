@@ -19,7 +19,7 @@ from launcher.common import resources
 from launcher.data import sample_set
 from launcher.data.cache import in_cache
 from launcher.data.encodings import checked_encoding
-from launcher.data.info import DatasetInfo, read_info
+from launcher.data.info import DatasetInfo, read_info, whole_info
 from launcher.data.mixture import Mix
 from launcher.data.outputs import file_sha256
 from launcher.data.preprocess import PreprocessOptions, eval_path, overflow_of, preprocess
@@ -313,14 +313,14 @@ def _raw(spec: RunSpec, key: str, sources: Sequence[SourceSpec]) -> tuple[Inputs
         )
     made_with = _checked_tokenizer(spec.model, tokenizer)
     options = in_cache(raw_options(spec, key, sources, tokenizer), resources.cache_root() / "datasets")
-    info = read_info(options.target)
+    info = whole_info(options.target)  # in the cache: what breaks off is made again
     notes = (*_choice_of_tokenizer(spec, tokenizer), *_other_tokenizers(spec, key, made_with), *options.found.notes)
     found = Inputs(dataset=str(options.target), rows=None, tokenizer=tokenizer, checkpoint=None, notes=notes)
     split = eval_path(options.target) if options.eval_fraction else None
     found = replace(found, evaluation=str(split) if split else None)
     if info is None:
         return found, PendingRows(options=options)
-    held_out = read_info(split) if split else None
+    held_out = whole_info(split) if split else None
     return replace(
         found,
         rows=info.rows,
