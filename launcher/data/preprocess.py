@@ -493,7 +493,7 @@ class _Run:
     def _add(self, batch: Batch) -> None:
         self._done += 1
         file = self._options.files[batch.file]
-        self._rejects.add(batch.rejects, batch.file)
+        self._rejects.add(batch.rejects, batch.file, good=batch.seen.kinds.total())
         batch.seen.check(file.shown)
         self._refuse_too_long(batch)
         self._seen.add(batch.seen)
@@ -606,11 +606,14 @@ class _Run:
             "formats": dict(self._seen.kinds),
             "fields": {"read": dict(self._seen.read), "unread": dict(self._seen.unread)},
             "sources": self._mixed(),
-            "notes": [*options.found.notes, *self._sources.notes],
+            "notes": [*options.found.notes, *self._sources.notes, *self._notes()],
             "counts": {**dict.fromkeys(_COUNTED, 0), **tally.counts, "rejected": self._rejects.count},
             "lengths": tally.length_stats(),
             "warnings": [*tally.warnings(), *tally.cut_warnings(options.seq_length)],
         }
+
+    def _notes(self) -> Iterator[str]:
+        return self._seen.notes((file.reading for file in self._options.files), self._sources.left_out)
 
     def _mixed(self) -> list[dict[str, Any]]:
         """Return the part of each source in training: its samples, and their tokens before any is cut."""
