@@ -81,7 +81,7 @@ def submit(
         scheduler=scheduler.name, values=scheduler.values, verify_base=options.verify == "full", **asdict(changes),
     )  # fmt: skip
     if options.dry_run:
-        show.dry_run(prepared)
+        show.dry_run(prepare.estimated(prepared))
         return
     _say(prepared.notes, err=options.detach)
     if not options.no_preflight:

@@ -51,6 +51,17 @@ class DatasetInfo:
         return (self.counts["conversations"] - left_out) / max(self.rows, 1)
 
 
+def shared_warning(counts: Mapping[str, int]) -> str:
+    """Return a warning of held-out records that are in the training rows too, "" where there are none.
+
+    ``counts``: those of the held-out rows.
+    """
+    if not (shared := counts.get("in_training", 0)):
+        return ""
+    what = f"{shared:,} of {counts['conversations']:,} held-out records are in the training rows too"
+    return f"{what}: the loss on them says little. --dedup (data.dedup: true in a run spec) leaves them out"
+
+
 def stats_path(dataset: Path) -> Path:
     """Return the path of the statistics that ``launcher data preprocess`` writes for ``dataset``."""
     return dataset.with_name(f"{dataset.name}.stats.json")

@@ -35,7 +35,7 @@ from launcher.data import outputs
 from launcher.data.convert import Given, Progress, sources_of
 from launcher.data.encode import Batch, Choice, Encoder, Half, TooLong, TrainOn, count_shared, in_bytes
 from launcher.data.files import Found, InputFile, find_files
-from launcher.data.info import DatasetInfo, read_info, read_stats, stats_path, whole_info
+from launcher.data.info import DatasetInfo, read_info, read_stats, shared_warning, stats_path, whole_info
 from launcher.data.messages import Message
 from launcher.data.mindrecord import COLUMNS, PACKED_COLUMNS, PackedRows, Page, ShardState, ShardWriter
 from launcher.data.mixture import Mix
@@ -609,8 +609,11 @@ class _Run:
             "notes": [*options.found.notes, *self._sources.notes, *self._notes()],
             "counts": {**dict.fromkeys(_COUNTED, 0), **tally.counts, "rejected": self._rejects.count},
             "lengths": tally.length_stats(),
-            "warnings": [*tally.warnings(), *tally.cut_warnings(options.seq_length)],
+            "warnings": [*tally.warnings(), *tally.cut_warnings(options.seq_length), *self._leaks()],
         }
+
+    def _leaks(self) -> list[str]:
+        return list(filter(None, [shared_warning(output.tally.counts) for output in self._outputs]))
 
     def _notes(self) -> Iterator[str]:
         return self._seen.notes((file.reading for file in self._options.files), self._sources.left_out)

@@ -18,6 +18,14 @@ _KEPT = ("kinds", "read", "unread", "numbers", "ignored")
 _SHOWN_CHARACTERS = 40
 
 
+class LostTextError(DataError):
+    """The fields ``names`` hold text that no conversation has a place for."""
+
+    def __init__(self, names: Sequence[str], message: str, *, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.names = tuple(names)
+
+
 @dataclass(kw_only=True)
 class Seen:
     """Counts of records by shape, by field that was read, by field that was not, and by field whose text would be lost.
@@ -55,7 +63,8 @@ class Seen:
         ]
         more = f" and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else ""
         ignored = ",".join(names)
-        raise DataError(
+        raise LostTextError(
+            names,
             f"{shown}: text that no part of a conversation is made of: {', '.join(told)}{more}",
             hint=f"--ignore '{ignored}' leaves it out, in a run spec data.train: [{{path: ..., ignore: [{ignored}]}}]; "
             "or say what it is: --columns system=FIELD,question=FIELD,answer=FIELD",
