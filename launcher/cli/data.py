@@ -152,14 +152,19 @@ def _named(sources: Sequence[str]) -> str:
 
 @data.command()
 @_sources
-@click.option("--vocab-size", type=click.IntRange(min=260), default=2000, show_default=True, help="Pieces in all.")
+@click.option(
+    "--vocab-size",
+    type=click.IntRange(min=260),
+    default=None,
+    help="Pieces in all. Default: 2000, or as many as SOURCE has.",
+)
 @click.option("--special", multiple=True, metavar="TOKEN", help="A control token such as '<|im_end|>'; repeatable.")
 @takes(ReadOptions, "reading")
 @_output("tokenizer.model")
 @_force
 def tokenizer(
     sources: tuple[str, ...],
-    vocab_size: int,
+    vocab_size: int | None,
     special: tuple[str, ...],
     reading: ReadOptions,
     output: Path,
@@ -172,13 +177,23 @@ def tokenizer(
     \b
     launcher data tokenizer conversations.json --vocab-size 2000 --output tokenizer.model
     """
-    from launcher.data.tokenizer import train_tokenizer
+    from launcher.data.tokenizer import TooManyPiecesError, train_tokenizer
 
     with on_disk(reading.sources(sources)) as given, interruptible(str(output)), outputs.scratch(output) as folder:
         built = folder / output.name
-        train_tokenizer(_texts(given), built, vocab_size=vocab_size, special=special)
+        most, pieces = None, vocab_size or _PIECES
+        try:
+            train_tokenizer(_texts(given), built, vocab_size=pieces, special=special)
+        except TooManyPiecesError as error:
+            if vocab_size is not None:
+                raise
+            most = pieces = error.most
+            train_tokenizer(_texts(given), built, vocab_size=pieces, special=special)
         changed = outputs.put(built, output, force=force)
-    _say(output, changed, f"{vocab_size:,} pieces trained on {_named(sources)}")
+    _say(output, changed, f"{pieces:,} pieces trained on {_named(sources)}{', which has no more' if most else ''}")
+
+
+_PIECES = 2000
 
 
 def _texts(sources: Sequence[DataSource]) -> Iterator[str]:

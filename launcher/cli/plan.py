@@ -40,25 +40,29 @@ class PlanOptions:
     )
     jobs_dir: Path = declared(jobs_dir_option)
 
-    def preview(self, spec: str, changes: SpecChanges) -> PlanPreview:
+    def preview(self, spec: str | None, changes: SpecChanges) -> PlanPreview:
         """Return the plan of ``spec`` with ``changes``."""
-        from launcher.control import preview
+        from launcher.control import prepare, preview
         from launcher.runspec.reading import find_spec
 
-        find_spec(spec)  # before the hosts: a misspelt name is not to be blamed on their cards
+        if spec is not None:
+            find_spec(spec)  # before the hosts: a misspelt name is not to be blamed on their cards
         cluster = preview.cluster_for(self.cards, self.kind, self.inventory)
         made_up = self.kind is not None and self.inventory is None
-        return preview.preview(spec, cluster, changes.overrides(), self.jobs_dir, made_up=made_up)
+        name, changed = prepare.chosen(spec, cluster, changes.overrides(), changes.model)
+        return preview.preview(name, cluster, changed, self.jobs_dir, made_up=made_up)
 
 
 @click.command()
-@click.argument("spec", shell_complete=spec_names)
+@click.argument("spec", required=False, shell_complete=spec_names)
 @takes(PlanOptions, "options")
 @takes(SpecChanges, "changes")
 @format_option
 @click.option("--sim", is_flag=True, help="Also let MindSpore compile the run without cards (needs CANN).")
-def plan(spec: str, options: PlanOptions, changes: SpecChanges, form: str, sim: bool) -> None:
+def plan(spec: str | None, options: PlanOptions, changes: SpecChanges, form: str, sim: bool) -> None:
     """Show all that a run of SPEC would do, and whether it fits the cards. Nothing is written.
+
+    Without SPEC the run is that of submit without one.
 
     \b
     launcher plan llama_7b_lora --cards 8 --kind A2
@@ -82,6 +86,7 @@ def text(shown: PlanPreview) -> str:
 
 
 def _head(shown: PlanPreview) -> list[str]:
+    from launcher.plan.launch_plan import about_rows, about_steps
     from launcher.plan.memory import lora_count, parameter_count
 
     plan = shown.plan
@@ -93,20 +98,19 @@ def _head(shown: PlanPreview) -> list[str]:
         else "all trained"
     )
     tokens = plan.global_batch * model.seq_length
-    steps = "unknown" if plan.steps is None else f"{plan.steps:,}"
     total = "" if plan.steps is None else f", {plan.steps * tokens:,} in all"
     kind = f" {plan.cluster.kind}" if plan.cluster.kind else ""
     precision = spec.precision
     return [
         f"model     {model.preset or model.folder or 'own'}: {weights:,} parameters; {trains}",
         f"base      {plan.inputs.checkpoint or 'none: random weights'}",
-        f"data      {plan.inputs.dataset} ({'unknown' if plan.inputs.rows is None else plan.inputs.rows} rows)",
+        f"data      {plan.inputs.dataset} ({about_rows(plan.inputs)})",
         *(f"          {line}" for line in source_lines(plan.inputs.sources)),
         f"ranks     {plan.cluster.num_devices} on {plan.cluster.target}{kind}, {len(plan.cluster.hosts)} host(s)",
         f"split     {_split(shown)}",
         f"precision weights {precision.params}, compute {precision.compute}, loss scale {precision.loss_scale}",
         f"batch     {plan.global_batch:,} rows = {tokens:,} tokens a step",
-        f"steps     {steps}{total}",
+        f"steps     {about_steps(plan)}{total}",
         *(f"note      {note}" for note in shown.notes if not note.startswith(_CHOSEN)),
     ]
 

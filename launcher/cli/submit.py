@@ -88,7 +88,7 @@ def submit(
         track=options.track, **asdict(changes),
     )  # fmt: skip
     if options.dry_run:
-        show.dry_run(prepared)
+        show.dry_run(prepare.estimated(prepared))
         return
     _say(prepared.notes, err=options.detach)
     if not options.no_preflight:

@@ -69,10 +69,7 @@ def prepare(
     options = options or RunOptions()
     placement = registry.get(scheduler).place(values or {}, cards=cards, grace_s=options.limits.grace_s)
     cluster = placement.cluster
-    name = DEFAULT_SPEC[cluster.target] if spec_name is None else spec_name
-    changes = overrides(sets, checkpoint, model=model, data=data, track=track)
-    if spec_name is None and model is not None:
-        changes = [_named_after(model), *_with_data_of_its_own(changes)]
+    name, changes = chosen(spec_name, cluster, overrides(sets, checkpoint, model=model, data=data, track=track), model)
     source = load_source(name, changes)
     spec = parse_spec(source)
     found, pending = inputs.resolve(spec)
@@ -103,6 +100,19 @@ def _not_told(spec: RunSpec) -> list[str]:
     return [f"notify: {one.to} will not be told: {why}" for one in told if (why := missing_secrets(one))]
 
 
+def chosen(
+    spec_name: str | None, cluster: Cluster, changes: Sequence[Override], model: str | None
+) -> tuple[str, list[Override]]:
+    """Return the spec to run and ``changes`` to it: without a name, a default one for ``cluster``. Raises SpecError.
+
+    ``model``: the Hugging Face folder of which ``changes`` are, if any.
+    """
+    if spec_name is not None:
+        return spec_name, list(changes)
+    named = [_named_after(model), *_with_data_of_its_own(changes)] if model is not None else changes
+    return DEFAULT_SPEC[cluster.target], list(named)
+
+
 def complete(run: PreparedRun) -> PreparedRun:
     """Make the missing data of ``run``, and return ``run`` with the steps, files and notes that depend on the rows.
 
@@ -113,6 +123,16 @@ def complete(run: PreparedRun) -> PreparedRun:
     run.pending.make()
     found, _ = inputs.resolve(run.plan.spec)
     return replace(run, plan=_with_schedulers_files(with_inputs(run.plan, found)), pending=None)
+
+
+def estimated(run: PreparedRun) -> PreparedRun:
+    """Return ``run`` with estimates of the rows that are still to be made.
+
+    Raises DataError for what would stop their making, as far as the first records of each source tell.
+    """
+    if run.pending is None:
+        return run
+    return replace(run, plan=replace(run.plan, inputs=inputs.estimated(run.plan.inputs, run.pending)))
 
 
 def _with_schedulers_files(plan: LaunchPlan) -> LaunchPlan:
@@ -158,9 +178,10 @@ def _named_after(model: str) -> Override:
     return Override(keys=("name",), value=name.strip("-._")[:64] or "model", origin=f"--model {model}")
 
 
-def _with_data_of_its_own(changes: list[Override]) -> list[Override]:
+def _with_data_of_its_own(changes: Sequence[Override]) -> Sequence[Override]:
     """Return ``changes``, which name the data: those of a default spec are of another model. Raises SpecError."""
-    if not any(change.keys[0] == "data" for change in changes):
+    # A template is among the changes that come with a model.
+    if not any(change.keys[0] == "data" and change.keys[1:2] != ("template",) for change in changes):
         raise SpecError(
             "--model says what is trained, and nothing says on what", hint="add --data FILE, or name a SPEC"
         )

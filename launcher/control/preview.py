@@ -154,13 +154,8 @@ def _with_hint(error: DataError) -> str:
 
 def _estimated(found: Inputs, pending: input_files.Pending) -> tuple[Inputs, list[str]]:
     """Return ``found`` with about what each source of its rows gives, and what would stop their making."""
-    options = input_files.rows_to_make(found, pending)
-    if options is None:
-        return found, []
-    from launcher.data.estimate import estimate
-
     try:
-        return dataclasses.replace(found, sources=tuple(estimate(options))), []
+        return input_files.estimated(found, pending), []
     except DataError as error:
         return found, [f"no rows can be made: {_with_hint(error)}"]
 

@@ -179,7 +179,8 @@ def convert(
             raise DataError(f"{given.shown} holds no conversation")
         changed = outputs.put(built, target, force=force)
         outputs.put_or_remove(kept if rejects.count else None, rejects_path(target))
-        notes = (*given.notes, *sources.notes)
+        own = seen.notes((file.reading for file in given.files), sources.left_out)
+        notes = (*given.notes, *sources.notes, *own)
         return Converted(seen=seen, rejected=rejects.count, changed=changed, notes=notes)
 
 
@@ -197,7 +198,7 @@ def _write(
     seen = Seen()
     out.write(b"" if lines else b"[\n")
     for batch in ordered_map(lambda: _Converter(separator, files), sources.chunks(), processes=processes):
-        rejects.add(batch.rejects, batch.file)
+        rejects.add(batch.rejects, batch.file, good=batch.seen.kinds.total())
         batch.seen.check(files[batch.file].shown)
         seen.add(batch.seen)
         out.write(batch.data)

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from launcher.data.compression import BLOCK_BYTES
-from launcher.data.encodings import MARKING, UTF8, Joined, Readable, encoding_of, fault_in, is_utf8
+from launcher.data.encodings import MARKING, OTHER, UTF8, Joined, Readable, encoding_of, fault_in, is_utf8
 from launcher.data.reading import Reading
 from launcher.data.records import Chunk, Record, Reject, WatchedFile
 from launcher.errors import DataError
@@ -82,7 +82,7 @@ class DelimitedSource:
                 fields = []
             else:
                 if fields:
-                    yield _row(names, fields, number, line)
+                    yield _row(names, fields, number, line, self.encoding)
             number += 1
             line = reader.line_num + 1
 
@@ -162,20 +162,20 @@ def delimiter_name(delimiter: str) -> str:
     return _DELIMITERS.get(delimiter, repr(delimiter))
 
 
-def _row(names: Sequence[str], fields: list[str], number: int, line: int) -> Record | Reject:
+def _row(names: Sequence[str], fields: list[str], number: int, line: int, encoding: str) -> Record | Reject:
     if len(fields) != len(names):
         reason = f"{len(fields)} fields, and the header has {len(names)} ({', '.join(names)[:200]})"
         return Reject(number=number, line=line, reason=reason, raw=repr(fields))
     for name, text in zip(names, fields, strict=True):
-        if not text.isascii() and (fault := _fault(text)):
+        if not text.isascii() and (fault := _fault(text, encoding)):
             raw = repr(fields).encode("utf-8", "backslashreplace").decode()
-            return Reject(number=number, line=line, reason=f"{name}: {fault}", raw=raw)
+            return Reject(number=number, line=line, reason=f"{name}: {fault}", raw=raw, hint=OTHER)
     return Record(number, line, dict(zip(names, fields, strict=True)))
 
 
-def _fault(text: str) -> str | None:
+def _fault(text: str, encoding: str) -> str | None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return fault_in(text.encode("utf-8", "surrogatepass"))
+        return fault_in(text.encode("utf-8", "surrogatepass"), encoding)
     return None

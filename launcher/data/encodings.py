@@ -23,6 +23,7 @@ _MARKS = (
 )
 _GB18030 = "GB18030"
 _COMMON_SHARE = 0.9
+OTHER = "if the whole file is in another encoding, name it: --encoding latin-1, big5, ..."
 # Stands for bytes that mean nothing; as UTF-8 it is invalid, so the record that holds it is rejected.
 _BAD = "\udcff"
 _BAD_BYTES = _BAD.encode("utf-8", "surrogatepass")
@@ -140,13 +141,13 @@ codecs.register_error("launcher_mark", _mark)
 MARKING = "launcher_mark"
 
 
-def fault_in(data: bytes) -> str | None:
-    """Return where and why ``data`` is not valid UTF-8; None if it is."""
+def fault_in(data: bytes, encoding: str = "the encoding of the file") -> str | None:
+    """Return where and why ``data``, a text of a file in ``encoding``, is not valid UTF-8; None if it is."""
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
         if data.startswith(_BAD_BYTES, error.start):
-            return f"a byte at column {_column(data, error.start)} means nothing in the encoding of the file"
+            return f"a byte at column {_column(data, error.start)} means nothing in {encoding}"
         meant = "; it would be GB18030: --encoding gb18030" if is_gb18030(data) else ""
         return f"byte {data[error.start]:#x} at column {_column(data, error.start)} is not UTF-8{meant}"
     return None

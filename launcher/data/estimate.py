@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -59,6 +59,20 @@ def estimate(options: PreprocessOptions) -> list[Mapping[str, Any]]:
         found = [replace(one, passes=times, weight=w) for one, times, w in zip(found, often, weights, strict=True)]
     total = sum(one.tokens * one.passes for one in found) or 1
     return [replace(one, share=one.tokens * one.passes / total).to_dict() for one in found]
+
+
+def about_rows(options: PreprocessOptions, sources: Sequence[Mapping[str, Any]]) -> tuple[int, int | None]:
+    """Return about how many rows for training, and held out, ``sources`` give, as ``estimate`` returned them.
+
+    Without packing a sample is a row; with it, rows are taken to be full. Long samples that are split or left out are
+    not considered.
+    """
+    samples = sum(source["samples"] for source in sources)
+    tokens = sum(source["tokens"] for source in sources)
+    is_full = options.packing or options.kind == "text"
+    rows = -(-tokens // (options.seq_length + 1)) if is_full else samples
+    held_out = round(rows * options.eval_fraction)
+    return max(rows - held_out, 1), held_out if options.eval_fraction else None
 
 
 def _of_source(encoder: Encoder, options: PreprocessOptions, number: int) -> Estimate:

@@ -235,7 +235,8 @@ def _json(start: bytes, shown: str) -> FileFormat:
     if visible and not visible.startswith((b"{", b"[", b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
         raise DataError(
             f"{shown} is neither JSON nor of a kind that its name tells",
-            hint="--type text reads it as plain text; --input-format csv (tsv, json, parquet, arrow) says what it is",
+            hint="launcher data preprocess --type text reads it as plain text; "
+            "--input-format csv (tsv, json, parquet, arrow) says what it is",
         )
     return "json"
 

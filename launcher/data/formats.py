@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 
 from launcher.data.messages import Conversation, Message
 from launcher.data.reading import Reading
-from launcher.data.turns import RecordError, check_order, listed_json, turns_of, type_name, with_beside
+from launcher.data.turns import (
+    RecordError,
+    as_text,
+    check_order,
+    listed_json,
+    turns_of,
+    type_name,
+    with_beside,
+)
 
 PLAIN = Reading()
 # Of shapes of one question and one answer: the keys of both. The first that a record has both of counts.
@@ -81,7 +89,16 @@ def _messages(value: dict[str, Any], reading: Reading) -> tuple[str, tuple[Messa
 
 def _unknown(value: dict[str, Any]) -> RecordError:
     if isinstance(value.get("text"), str):
-        return RecordError("this is a text: keys " + _keys(value), hint="--type text, or data.type: text in a run spec")
+        return RecordError(
+            "this is a text: keys " + _keys(value),
+            hint="launcher data preprocess --type text makes rows of texts, data.type: text in a run spec",
+        )
+    if wrapped := [key for key, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)]:
+        return RecordError(
+            f"neither a question with its answer nor a conversation: keys {_keys(value)}",
+            hint=f"if its records are in the array {wrapped[0]!r}: jq '.\"{wrapped[0]}\"' FILE > records.json takes "
+            f"them out; if these are the turns of a conversation: --columns messages={wrapped[0]}",
+        )
     return RecordError(
         f"neither a question with its answer nor a conversation: keys {_keys(value)}",
         hint="say which field is what: --columns question=FIELD,answer=FIELD (system, history, input, messages, text)",
@@ -123,17 +140,17 @@ def _refuse(value: dict[str, Any], reading: Reading) -> None:
 def to_text(value: Any, reading: Reading = PLAIN) -> str:
     """Return the text of the record {"text": ...}. Raises RecordError."""
     key = reading.columns.get("text", "text")
-    if not isinstance(value, dict) or not isinstance(value.get(key), str):
+    found = as_text(value.get(key)) if isinstance(value, dict) else None
+    if not isinstance(found, str):
         hint = "" if reading.columns else "--columns text=FIELD says which field is the text"
         raise RecordError(f'no {{"{key}": "..."}}', hint=hint)
-    text: str = value[key]
-    if not text.strip():
+    if not found.strip():
         raise RecordError(f"{key}: the text is empty")
-    return text
+    return found
 
 
 def _text(value: dict[str, Any], key: str, what: str, reading: Reading) -> str:
-    text = value[key]
+    text = as_text(value[key])
     if isinstance(text, str) and text and not text.isspace():
         return text
     column = reading.columns.get(what, key)
@@ -143,7 +160,8 @@ def _text(value: dict[str, Any], key: str, what: str, reading: Reading) -> str:
 
 
 def _instruction(value: dict[str, Any], reading: Reading) -> tuple[str, tuple[Message, ...]]:
-    given = value.get("input") or ""
+    given = as_text(value.get("input"))
+    given = "" if given is None else given
     question, answer = _text(value, "instruction", "question", reading), _text(value, "output", "answer", reading)
     if not isinstance(given, str):
         raise RecordError(f"input is {type_name(given)}, not a string")

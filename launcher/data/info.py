@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from launcher.data.mindrecord import header_columns, header_rows, read_header
+from launcher.data.mindrecord import header_columns, header_rows, least_size, read_header
 from launcher.data.tokenizer import TokenizerInfo
+from launcher.errors import DataError
 
 # Counts by the names that earlier versions wrote.
 _RENAMED = {"learnt_tokens": "loss_tokens", "unlearnt": "without_loss"}
@@ -50,6 +51,17 @@ class DatasetInfo:
         return (self.counts["conversations"] - left_out) / max(self.rows, 1)
 
 
+def shared_warning(counts: Mapping[str, int]) -> str:
+    """Return a warning of held-out records that are in the training rows too, "" where there are none.
+
+    ``counts``: those of the held-out rows.
+    """
+    if not (shared := counts.get("in_training", 0)):
+        return ""
+    what = f"{shared:,} of {counts['conversations']:,} held-out records are in the training rows too"
+    return f"{what}: the loss on them says little. --dedup (data.dedup: true in a run spec) leaves them out"
+
+
 def stats_path(dataset: Path) -> Path:
     """Return the path of the statistics that ``launcher data preprocess`` writes for ``dataset``."""
     return dataset.with_name(f"{dataset.name}.stats.json")
@@ -58,7 +70,8 @@ def stats_path(dataset: Path) -> Path:
 def read_info(path: Path) -> DatasetInfo | None:
     """Read the description of the dataset ``path``; None when it is missing or not a MindRecord.
 
-    A dataset of several shards is named without the number at the end of each file.
+    A dataset of several shards is named without the number at the end of each file. Raises DataError for a file that
+    is shorter than its header says.
     """
     stats = read_stats(path) or {}
     names = stats.get("files") or _shard_names(path)
@@ -66,9 +79,32 @@ def read_info(path: Path) -> DatasetInfo | None:
     headers = [read_header(file) for file in files]
     if not headers or not all(headers):
         return None
+    for file, header in zip(files, headers, strict=True):
+        _check_whole(file, header or {})
     rows = sum(header_rows(header) for header in headers if header)
     known = _known(stats) if stats.get("rows") == rows else {}
     return DatasetInfo(path=path, files=files, rows=rows, columns=header_columns(headers[0] or {}), **known)
+
+
+def whole_info(path: Path) -> DatasetInfo | None:
+    """Return the description of the dataset ``path``; None also when one of its files breaks off."""
+    try:
+        return read_info(path)
+    except BrokenOffError:
+        return None
+
+
+class BrokenOffError(DataError):
+    """A file of a dataset is shorter than its header says."""
+
+
+def _check_whole(file: Path, header: dict[str, Any]) -> None:
+    size, needed = file.stat().st_size, least_size(header)
+    if size < needed:
+        raise BrokenOffError(
+            f"{file} breaks off: it has {size:,} bytes, and by its header at least {needed:,}",
+            hint="copy it again, with its .db; or make it again: launcher data preprocess with --force",
+        )
 
 
 def _shard_names(path: Path) -> list[str]:

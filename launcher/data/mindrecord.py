@@ -388,6 +388,13 @@ def read_header(path: Path) -> dict[str, Any] | None:
     return header if isinstance(header, dict) and isinstance(header.get("page"), list) else None
 
 
+def least_size(header: dict[str, Any]) -> int:
+    """Return how long the file must be at least, in bytes: up to what its last page holds."""
+    begin, size = int(header.get("header_size", 0)), int(header.get("page_size", 0))
+    ends = (begin + page.get("page_id", 0) * size + page.get("page_size", 0) for page in header["page"])
+    return max(ends, default=0)
+
+
 def header_columns(header: dict[str, Any]) -> tuple[str, ...]:
     """Return the names of the columns, sorted."""
     return tuple(sorted(name for schema in header.get("schema") or [] for name in schema.get("schema", {})))

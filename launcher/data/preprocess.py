@@ -35,7 +35,7 @@ from launcher.data import outputs
 from launcher.data.convert import Given, Progress, sources_of
 from launcher.data.encode import Batch, Choice, Encoder, Half, TooLong, TrainOn, count_shared, in_bytes
 from launcher.data.files import Found, InputFile, find_files
-from launcher.data.info import DatasetInfo, read_info, read_stats, stats_path
+from launcher.data.info import DatasetInfo, read_info, read_stats, shared_warning, stats_path, whole_info
 from launcher.data.messages import Message
 from launcher.data.mindrecord import COLUMNS, PACKED_COLUMNS, PackedRows, Page, ShardState, ShardWriter
 from launcher.data.mixture import Mix
@@ -129,7 +129,7 @@ def preprocess(
     """
     outputs.refuse_folder(options.target)
     encoder = make_encoder(options)
-    existing = read_info(options.target)
+    existing = _made_before(options, force=force)
     if existing and existing.fingerprint and existing.fingerprint == fingerprint(options, encoder):
         return existing, False
     if any(path.exists() for path in _names(options.target, options.shards)) and not force:
@@ -140,6 +140,13 @@ def preprocess(
     if made is None:
         raise DataError(f"{options.target} was not written")
     return made, True
+
+
+def _made_before(options: PreprocessOptions, *, force: bool) -> DatasetInfo | None:
+    """Return the dataset that is there; with ``force`` none that breaks off. Raises DataError for that without."""
+    read = whole_info if force else read_info
+    found = read(options.target)
+    return None if options.eval_fraction and read(eval_path(options.target)) is None else found
 
 
 def make_encoder(options: PreprocessOptions) -> Encoder:
@@ -486,7 +493,7 @@ class _Run:
     def _add(self, batch: Batch) -> None:
         self._done += 1
         file = self._options.files[batch.file]
-        self._rejects.add(batch.rejects, batch.file)
+        self._rejects.add(batch.rejects, batch.file, good=batch.seen.kinds.total())
         batch.seen.check(file.shown)
         self._refuse_too_long(batch)
         self._seen.add(batch.seen)
@@ -599,11 +606,17 @@ class _Run:
             "formats": dict(self._seen.kinds),
             "fields": {"read": dict(self._seen.read), "unread": dict(self._seen.unread)},
             "sources": self._mixed(),
-            "notes": [*options.found.notes, *self._sources.notes],
+            "notes": [*options.found.notes, *self._sources.notes, *self._notes()],
             "counts": {**dict.fromkeys(_COUNTED, 0), **tally.counts, "rejected": self._rejects.count},
             "lengths": tally.length_stats(),
-            "warnings": [*tally.warnings(), *tally.cut_warnings(options.seq_length)],
+            "warnings": [*tally.warnings(), *tally.cut_warnings(options.seq_length), *self._leaks()],
         }
+
+    def _leaks(self) -> list[str]:
+        return list(filter(None, [shared_warning(output.tally.counts) for output in self._outputs]))
+
+    def _notes(self) -> Iterator[str]:
+        return self._seen.notes((file.reading for file in self._options.files), self._sources.left_out)
 
     def _mixed(self) -> list[dict[str, Any]]:
         """Return the part of each source in training: its samples, and their tokens before any is cut."""

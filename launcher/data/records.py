@@ -20,7 +20,7 @@ import numpy.typing as npt
 import orjson
 
 from launcher.data.compression import BLOCK_BYTES, plain
-from launcher.data.encodings import UTF8, AsUtf8, Joined, Readable, encoding_of, fault_in, is_utf8
+from launcher.data.encodings import OTHER, UTF8, AsUtf8, Joined, Readable, encoding_of, fault_in, is_utf8
 from launcher.errors import DataError
 
 Kind = Literal["array", "lines", "text", "table", "parsed"]
@@ -150,7 +150,12 @@ class WatchedFile:
                 while stream.read(BLOCK_BYTES):
                     pass
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"cannot read {self._shown}: {getattr(error, 'strerror', None) or error}") from error
+            # gzip's own error is an OSError without a number.
+            packed = getattr(error, "errno", None) is None
+            raise DataError(
+                f"cannot read {self._shown}: {getattr(error, 'strerror', None) or error}",
+                hint="was it downloaded whole?" if packed else "",
+            ) from error
 
     def saw(self, block: memoryview) -> None:
         """Count and hash ``block``, which was read from the file."""
@@ -335,8 +340,10 @@ def _parse_one(data: bytes, number: int, line: int) -> Record | Reject:
     try:
         return Record(number, line, orjson.loads(data))
     except orjson.JSONDecodeError as error:
-        reason = f"not JSON: {fault_in(data) or error.msg}" if data.strip() else "not JSON: nothing between two commas"
-        return Reject(number=number, line=line, reason=reason, raw=data.decode("utf-8", "backslashreplace").strip())
+        fault = fault_in(data)
+        reason = f"not JSON: {fault or error.msg}" if data.strip() else "not JSON: nothing between two commas"
+        raw = data.decode("utf-8", "backslashreplace").strip()
+        return Reject(number=number, line=line, reason=reason, raw=raw, hint=OTHER if fault else "")
 
 
 def paragraphs(chunk: Chunk) -> Iterator[Record | Reject]:

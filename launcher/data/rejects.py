@@ -32,12 +32,19 @@ class Rejects:
         self._out.truncate(keep)
         self._out.seek(keep)
         self._first: list[tuple[InputFile, Reject]] = []
+        self._reasons: set[str] = set()
+        self._good = 0
         self.count = 0
 
-    def add(self, rejects: Sequence[Reject], file: int) -> None:
-        """Keep ``rejects`` of one of the files. Raises DataError, with the first of all, for more than allowed."""
+    def add(self, rejects: Sequence[Reject], file: int, *, good: int) -> None:
+        """Keep ``rejects`` of one of the files, which came among ``good`` records.
+
+        Raises DataError, with the first of all, for more than allowed.
+        """
+        self._good += good
         for reject in rejects:
             self._first = [*self._first, (self._files[file], reject)][:_SHOWN]
+            self._reasons.add(reject.reason)
             self._out.write(self._line(reject, self._files[file]))
         self.count += len(rejects)
         if self.count > self._most:
@@ -52,13 +59,23 @@ class Rejects:
         """Close the file; closing it again does nothing."""
         self._out.close()
 
+    @property
+    def _is_all(self) -> bool:
+        """Return whether no record was good: then there is nothing to keep by leaving out the bad ones."""
+        return not self._good
+
     def _problems(self) -> list[str]:
+        if self._is_all and self.count > 1 and len(self._reasons) == 1:
+            file, first = self._first[0]
+            return [f"{file.shown}: all {self.count:,} records read so far are bad in the same way: {first.reason}"]
         lines = [f"{file.place(reject.number, reject.line)}: {reject.reason}" for file, reject in self._first]
         return lines if self.count <= _SHOWN else [*lines, f"... {self.count} bad records so far"]
 
     def _hint(self) -> str:
-        more = max(10, 10 * self.count)
         own = next((reject.hint for _, reject in self._first if reject.hint), "mend them")
+        if self._is_all:
+            return own
+        more = max(10, 10 * self.count)
         return f"{own}; or leave out up to {more} of them with --max-rejects {more}"
 
     def _line(self, reject: Reject, file: InputFile) -> bytes:

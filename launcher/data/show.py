@@ -205,6 +205,11 @@ def _row(info: DatasetInfo, row: int) -> dict[str, Ints]:
 def _tokenizer(info: DatasetInfo, path: Path | None) -> Tokenizer:
     if path is None and info.tokenizer is None:
         raise DataError(f"nothing says which tokenizer {info.path} was made with", hint="name it with --tokenizer")
+    if path is None and info.tokenizer and not Path(info.tokenizer.path).exists():
+        raise DataError(
+            f"{info.tokenizer.path}, the tokenizer that {info.path} was made with, is no longer there",
+            hint="--tokenizer FILE says where it is now; any other one would show other text",
+        )
     found = load_tokenizer(path or Path(info.tokenizer.path if info.tokenizer else ""))
     if path is None and info.tokenizer and found.info.sha256 != info.tokenizer.sha256:
         raise DataError(f"{found.info.path} is no longer the tokenizer {info.path} was made with")

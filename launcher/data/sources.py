@@ -69,6 +69,11 @@ class Sources:
     def notes(self) -> list[str]:
         return [note for _, note in sorted(self._notes.items())]
 
+    @property
+    def left_out(self) -> set[str]:
+        """Return the columns of tables that are not read because they are to be ignored."""
+        return {name for reader in self._readers for name in getattr(reader, "left_out", ())}
+
     def chunks(self, source: int | None = None) -> Iterator[Chunk]:
         """Yield the chunks of all files in order, or of those of one source. Raises DataError."""
         for number, file in enumerate(self._files):

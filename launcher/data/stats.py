@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.data import samples
-from launcher.data.info import DatasetInfo, read_info
+from launcher.data.info import DatasetInfo, read_info, stats_path
 from launcher.data.rows import Places
 from launcher.data.samples import Records
 from launcher.data.tally import Tally
@@ -36,6 +36,14 @@ class SampleTable:
         if info is None:
             raise DataError(f"{path} is not a MindRecord file" if path.exists() else f"no dataset {path}")
         records = samples.read_samples(path)
+        table, told = samples.samples_path(path), stats_path(path)
+        damaged = table if records is None and table.exists() else told if not info.stats and told.exists() else None
+        if damaged:
+            raise DataError(
+                f"{damaged} is damaged, or of other rows than {path}",
+                hint="copy it again from where the rows were made, or make them again: "
+                "launcher data preprocess with --force",
+            )
         if records is None or not info.stats:
             raise DataError(
                 f"{path} has no table of its samples ({samples.samples_path(path).name})",

@@ -513,7 +513,24 @@ def train_tokenizer(texts: Iterable[str], target: Path, *, vocab_size: int, spec
         except (RuntimeError, OSError) as error:
             if stopped:
                 raise stopped[0] from error
+            if (most := _MOST_PIECES.search(str(error))) is not None:
+                raise TooManyPiecesError(vocab_size, int(most[1])) from error
             raise DataError(f"cannot train {vocab_size} pieces: {_reason(error)}", hint=_vocab_hint(error)) from error
+
+
+# "Vocabulary size too high (2000). Please set it to a value <= 362."
+_MOST_PIECES = re.compile(r"too high .*<= (\d+)")
+
+
+class TooManyPiecesError(DataError):
+    """The texts have no more than ``most`` pieces."""
+
+    def __init__(self, wanted: int, most: int) -> None:
+        super().__init__(
+            f"cannot train {wanted:,} pieces: the texts have {most:,} at most",
+            hint=f"--vocab-size {most}, or more text",
+        )
+        self.most = most
 
 
 def _noting(texts: Iterable[str], stopped: list[BaseException]) -> Iterator[str]:

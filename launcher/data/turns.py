@@ -6,6 +6,7 @@ of the tools; ``calls`` of an answer, the JSON list of what it calls; and result
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ def _turn(turn: Any, key: str, role_key: str, text_key: str) -> Message:
     if not isinstance(turn, dict):
         raise RecordError(f"{key}: a turn is {type_name(turn)}, not an object")
     role = turn.get(role_key)
+    if role is None:
+        raise RecordError(f"{key}: a turn has neither role nor from: keys {', '.join(map(str, turn)) or 'none'}")
     if not isinstance(role, str) or (role not in ROLES and role not in TOOL_ROLES):
         raise RecordError(f"{key}: {role_key} is {short(role)}; known are {', '.join((*ROLES, *TOOL_ROLES))}")
     weight = turn.get("weight")
@@ -56,6 +59,7 @@ def _message(role: str, turn: dict[str, Any], content: Any, where: str) -> Messa
     calls = _calls(turn)
     if isinstance(content, list):
         content = _joined_parts(content, where)
+    content = as_text(content)
     if content is None and calls:
         content = ""
     if not isinstance(content, str):
@@ -203,6 +207,15 @@ def _tool_parts(messages: Sequence[Message]) -> Iterator[str]:
 
 
 # ------------------------------------------------------------------------------------------------------ words
+
+
+def as_text(value: Any) -> Any:
+    """Return a number as its text, as csv gives it; everything else, truth values too, as it is."""
+    return repr(value) if is_number(value) else value
+
+
+def is_number(value: Any) -> bool:
+    return type(value) is int or (type(value) is float and math.isfinite(value))
 
 
 def type_name(value: Any) -> str:

@@ -14,7 +14,7 @@ from launcher.cluster.rank_table.make import checked_text
 from launcher.cluster.rank_table.table import table_of
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, failed, passed
 from launcher.errors import CheckpointError, SpecError
-from launcher.plan.hints import for_missing_tokenizer
+from launcher.plan.hints import for_missing_base, for_missing_tokenizer
 from launcher.plan.memory import ADAM_BYTES, BYTES, lora_count, parameter_count
 from launcher.runspec.checking import load_spec
 from launcher.runspec.sections import RunSpec
@@ -119,7 +119,9 @@ def needs_of_spec(
 
 def missing_inputs(spec: RunSpec) -> tuple[str, ...]:
     """Return what the run reads and is not there, each with what to do about it."""
-    missing = (file for file in _files(spec) if not file.path.exists())
+    files = (file for file in _files(spec) if not file.path.exists())
+    # An index is asked for only beside its dataset: who has neither, makes both at once.
+    missing = (file for file in files if file.path.suffix != ".db" or file.path.with_suffix("").exists())
     return tuple(f"{file.what} {file.path} does not exist; {file.fix}" for file in missing)
 
 
@@ -132,8 +134,7 @@ def _files(spec: RunSpec) -> Iterator[NeededFile]:
     if spec.model.tokenizer:
         yield NeededFile(what="tokenizer", path=Path(spec.model.tokenizer), fix=for_missing_tokenizer(spec.model))
     if spec.model.checkpoint:
-        fix = "launcher convert-ckpt FOLDER makes one of a Hugging Face model, launcher merge-ckpt JOB of a job"
-        yield NeededFile(what="base checkpoint", path=Path(spec.model.checkpoint), fix=fix)
+        yield NeededFile(what="base checkpoint", path=Path(spec.model.checkpoint), fix=for_missing_base())
 
 
 def _dataset_files(what: str, path: str) -> Iterator[NeededFile]:

@@ -13,6 +13,11 @@ def for_missing_tokenizer(model: ModelSpec) -> str:
     return f"copy the {file} that the base came with: with any other tokenizer its weights mean nothing"
 
 
+def for_missing_base() -> str:
+    """Return what to do about a base checkpoint that is not there."""
+    return "launcher convert-ckpt FOLDER makes one of a Hugging Face model, launcher merge-ckpt JOB of a job"
+
+
 def for_large_tokenizer(model: ModelSpec, pieces: int) -> str:
     """Return what to do about a tokenizer with more ``pieces`` than the model's vocabulary."""
     if model.checkpoint is None:

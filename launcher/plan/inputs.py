@@ -19,21 +19,21 @@ from launcher.common import resources
 from launcher.data import sample_set
 from launcher.data.cache import in_cache
 from launcher.data.encodings import checked_encoding
-from launcher.data.info import DatasetInfo, read_info
+from launcher.data.info import DatasetInfo, read_info, shared_warning, whole_info
 from launcher.data.mixture import Mix
 from launcher.data.outputs import file_sha256
 from launcher.data.preprocess import PreprocessOptions, eval_path, overflow_of, preprocess
 from launcher.data.reading import DataSource, Reading, checked_columns
+from launcher.data.seen import LostTextError
 from launcher.data.tokenizer import TokenizerInfo, check_special_ids, find_tokenizer
 from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
 from launcher.jobs import JobPaths, is_job_folder
-from launcher.plan.hints import for_large_tokenizer, for_missing_tokenizer
+from launcher.plan.hints import for_large_tokenizer, for_missing_base, for_missing_tokenizer
 from launcher.plan.launch_plan import Inputs
 from launcher.runspec.sections import ModelSpec, RunSpec, SourceSpec
 from launcher.upstream.packed_rows import SEAMS
 
 ROWS_SUFFIX = ".mindrecord"
-_MERGED = "launcher merge-ckpt JOB makes one, jobs/JOB/merged"
 WEIGHTS_SUFFIXES = (".safetensors", ".ckpt")
 
 
@@ -59,6 +59,8 @@ class PendingRows:
     def make(self) -> None:
         try:
             preprocess(self.options, force=True)
+        except LostTextError as error:
+            raise DataError(error.message, hint=_ignoring(error, self.options)) from error
         except DataError as error:
             sources = " ".join(shlex.quote(source.path) for source in self.options.sources)
             by_hand = f"launcher data preprocess {sources} --tokenizer {self.options.tokenizer}"
@@ -78,6 +80,39 @@ class PendingAll:
     def make(self) -> None:
         for part in self.parts:
             part.make()
+
+
+def _ignoring(error: LostTextError, options: PreprocessOptions) -> str:
+    """Return what to type so that a run leaves out the texts that no part of a conversation is made of."""
+    if any(source.reading.key or source.weight is not None for source in options.sources):
+        return f"add to that source in data.train: ignore: {json.dumps(error.names, ensure_ascii=False)}"
+    sources = [{"path": _below_here(source.path), "ignore": list(error.names)} for source in options.sources]
+    return (
+        f"--set {shlex.quote('data.train=' + json.dumps(sources, ensure_ascii=False))} leaves it out; columns in place "
+        "of ignore say what it is (docs/data.md)"
+    )
+
+
+def _below_here(path: str) -> str:
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
+
+
+def estimated(found: Inputs, pending: Pending) -> Inputs:
+    """Return ``found`` with about what each source of its rows gives, when these are made of raw records.
+
+    Raises DataError for what would stop their making, as far as the first records of each source tell.
+    """
+    options = rows_to_make(found, pending)
+    if options is None:
+        return found
+    from launcher.data.estimate import about_rows, estimate
+
+    try:
+        sources = tuple(estimate(options))
+    except LostTextError as error:
+        raise DataError(error.message, hint=_ignoring(error, options)) from error
+    rows, held_out = about_rows(options, sources)
+    return replace(found, sources=sources, about_rows=rows, about_held_out=held_out)
 
 
 def rows_to_make(found: Inputs, pending: Pending) -> PreprocessOptions | None:
@@ -109,8 +144,8 @@ def _with_other_faults(error: LauncherError, spec: RunSpec) -> LauncherError:
             faults += [other] if other.message != error.message else []
     if len(faults) == 1:
         return error
-    hints = dict.fromkeys(fault.hint for fault in faults if fault.hint)
-    return type(error)(listed("the inputs of this run", (fault.message for fault in faults)), hint="; ".join(hints))
+    told = (f"{fault.message}: {fault.hint}" if fault.hint else fault.message for fault in faults)
+    return type(error)(listed("the inputs of this run", told), hint="each line says what to do")
 
 
 def _check_base(spec: RunSpec) -> None:
@@ -195,7 +230,7 @@ def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedB
 
     ``model`` is the model section of a spec. Raises CheckpointError.
     """
-    absolute = Path(_existing(checkpoint, "checkpoint", _MERGED, CheckpointError))
+    absolute = Path(_existing(checkpoint, "checkpoint", for_missing_base(), CheckpointError))
     if is_job_folder(absolute):
         raise CheckpointError(
             f"checkpoint {absolute} is a job's folder, not a base",
@@ -313,21 +348,27 @@ def _raw(spec: RunSpec, key: str, sources: Sequence[SourceSpec]) -> tuple[Inputs
         )
     made_with = _checked_tokenizer(spec.model, tokenizer)
     options = in_cache(raw_options(spec, key, sources, tokenizer), resources.cache_root() / "datasets")
-    info = read_info(options.target)
+    info = whole_info(options.target)  # in the cache: what breaks off is made again
     notes = (*_choice_of_tokenizer(spec, tokenizer), *_other_tokenizers(spec, key, made_with), *options.found.notes)
     found = Inputs(dataset=str(options.target), rows=None, tokenizer=tokenizer, checkpoint=None, notes=notes)
     split = eval_path(options.target) if options.eval_fraction else None
     found = replace(found, evaluation=str(split) if split else None)
     if info is None:
         return found, PendingRows(options=options)
-    held_out = read_info(split) if split else None
+    held_out = whole_info(split) if split else None
     return replace(
         found,
         rows=info.rows,
         evaluation_rows=held_out.rows if held_out else None,
-        notes=(*notes, *_losses(key, info), *_packed(spec, info), *_said_of(info)),
+        notes=(*notes, *_losses(key, info), *_packed(spec, info), *_said_of(info), *_shared(held_out)),
         sources=tuple(info.stats.get("sources", ())),
     ), None
+
+
+def _shared(held_out: DatasetInfo | None) -> Iterator[str]:
+    """Yield a note on held-out records that are trained on too."""
+    if held_out and (warning := shared_warning(held_out.counts)):
+        yield warning
 
 
 def _said_of(info: DatasetInfo) -> Iterator[str]:
@@ -373,7 +414,7 @@ def _ready(spec: RunSpec, key: str, dataset: str) -> Inputs:
     _check_fit(spec, key, info, dataset)
     if tokenizer:
         _checked_tokenizer(spec.model, tokenizer)
-    notes = (*_other_tokenizers(spec, key, info.tokenizer), *_losses(key, info), *_packed(spec, info))
+    notes = (*_other_tokenizers(spec, key, info.tokenizer), *_losses(key, info), *_packed(spec, info), *_shared(info))
     return Inputs(dataset=dataset, rows=info.rows, tokenizer=tokenizer, checkpoint=None, notes=notes)
 
 

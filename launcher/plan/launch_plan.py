@@ -60,6 +60,9 @@ class Inputs:
     base_dtypes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     sources: tuple[Mapping[str, Any], ...] = ()
+    # Estimates of rows that are not made yet.
+    about_rows: int | None = None
+    about_held_out: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +167,32 @@ def count_steps(spec: RunSpec, rows: int | None) -> int | None:
     return min(total, spec.training.steps or total)
 
 
+def about_steps(plan: LaunchPlan) -> str:
+    """Return the steps in words: as counted, as training.steps fixes them, or from an estimate of the rows."""
+    asked, about = plan.spec.training.steps, plan.inputs.about_rows
+    if plan.steps is not None:
+        return f"{plan.steps:,}"
+    try:
+        found = count_steps(plan.spec, about)
+    except SpecError:
+        found = None
+    if found is None:
+        return f"{asked:,} at most (training.steps)" if asked else "unknown"
+    return f"{found:,} (training.steps)" if found == asked else f"about {found:,}"
+
+
+def about_rows(inputs: Inputs) -> str:
+    """Return the rows of training, and those held out, in words."""
+    rows, held_out = inputs.rows, inputs.evaluation_rows
+    if rows is None:
+        found = "unknown rows" if inputs.about_rows is None else f"about {inputs.about_rows:,} rows, by estimate"
+    else:
+        found = f"{rows:,} rows"
+    if held_out is None and inputs.about_held_out is not None:
+        return f"{found}; about {inputs.about_held_out:,} more held out"
+    return found if held_out is None else f"{found}; {held_out:,} held out"
+
+
 def _too_few_rows(rows: int, rows_per_rank: int, rows_per_step: int, *, semi_auto: bool) -> SpecError:
     if semi_auto:
         return SpecError(
@@ -247,13 +276,14 @@ def with_inputs(plan: LaunchPlan, inputs: Inputs) -> LaunchPlan:
     files = [rank_table_file(env, cluster)]
     files += rank_files(env, spec, cluster, inputs, paths)
     files.append(RenderedFile(path="spec.json", text=json.dumps(spec.model_dump(mode="json"), indent=2) + "\n"))
+    steps = count_steps(spec, inputs.rows)
     return replace(
         plan,
         inputs=inputs,
-        steps=count_steps(spec, inputs.rows),
+        steps=steps,
         files=tuple(files),
         links=base_checkpoint(spec, cluster, inputs, paths).links,
-        notes=(*plan.decisions, *inputs.notes, *_rounding_notes(spec, inputs), *_evaluation_notes(spec, inputs)),
+        notes=(*plan.decisions, *inputs.notes, *_rounding_notes(spec, inputs), *_evaluation_notes(spec, inputs, steps)),
     )
 
 
@@ -279,12 +309,22 @@ def rank_table_file(env: jinja2.Environment, cluster: Cluster) -> RenderedFile:
     return RenderedFile(path=RANK_TABLE, text=text)
 
 
-def _evaluation_notes(spec: RunSpec, inputs: Inputs) -> Iterator[str]:
-    """Yield a note on held-out rows that fill no batch and so are not read. Raises SpecError if they fill none at all.
+def _evaluation_notes(spec: RunSpec, inputs: Inputs, steps: int | None) -> Iterator[str]:
+    """Yield notes on held-out rows that are never evaluated, and on those that fill no batch and so are not read.
+
+    Raises SpecError if they fill none at all.
 
     mindformers 1.9.0 divides batches by gradient_accumulation (trainer/base_trainer.py, create_eval_dataset).
     """
-    if spec.evaluation is None or inputs.evaluation_rows is None:
+    if spec.evaluation is None:
+        return
+    most = spec.training.steps if steps is None else steps
+    if most is not None and spec.evaluation.every_steps > most:
+        yield (
+            f"evaluation.every_steps is {spec.evaluation.every_steps} and the run has {most} steps: no held-out row is "
+            f"evaluated; set evaluation.every_steps: {most} or less"
+        )
+    if inputs.evaluation_rows is None:
         return
     rows_of = "evaluation.data" if spec.evaluation.data else "the part of data.train that is held out"
     ranks = int(spec.parallel.data_parallel or 1)

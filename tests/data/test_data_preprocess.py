@@ -557,3 +557,22 @@ def test_texts_that_would_be_lost_stop_a_run_before_its_rows(folder: Path, tmp_p
     source = DataSource(path=str(tmp_path / "a.jsonl"), reading=Reading(ignore=("system_prompt",)))
     info, _ = preprocess(options(folder, tmp_path / "t.mindrecord", source=(source,)), force=False)
     assert info.stats["fields"]["unread"] == {"system_prompt": 3, "score": 3}
+
+
+@pytest.mark.parametrize("part", ["train.mindrecord", "train.eval.mindrecord"])
+def test_a_copy_that_breaks_off_is_refused_and_made_again_with_force(folder: Path, tmp_path: Path, part: str) -> None:
+    wanted = options(folder, tmp_path / "train.mindrecord", eval_fraction=0.1)
+    preprocess(wanted, force=False)
+    whole = (tmp_path / part).read_bytes()
+    (tmp_path / part).write_bytes(whole[:50_000])
+    with pytest.raises(DataError, match=rf"{part} breaks off: it has 50,000 bytes") as caught:
+        preprocess(wanted, force=False)
+    assert "--force" in caught.value.hint
+    with pytest.raises(DataError, match="breaks off"):
+        read_info(tmp_path / part)
+    assert preprocess(wanted, force=True)[1]
+    assert (tmp_path / part).read_bytes() == whole
+    # Nothing lies behind the last page: a byte less is noticed.
+    (tmp_path / part).write_bytes(whole[:-1])
+    with pytest.raises(DataError, match="breaks off"):
+        read_info(tmp_path / part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,18 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from support.data_tools import launcher
+from support.data_tools import launcher, make_sentencepiece
 
+from launcher.cli.app import main
 from launcher.data.convert import convert, read_conversations
 from launcher.data.formats import to_conversation, to_text, unread
+from launcher.data.preprocess import PreprocessOptions, preprocess
 from launcher.data.reading import PARTS, DataSource, Reading, checked_columns, parsed_columns
+from launcher.data.show import show_row
+from launcher.data.stats import stats_of
 from launcher.data.turns import RecordError
 from launcher.errors import DataError
 
@@ -137,7 +143,7 @@ def test_calls_of_tools_are_the_same_in_both_forms_and_survive_convert(tmp_path:
             "neither a question with its answer nor a conversation: keys ask, reply",
             "--columns",
         ),
-        ({"question": "q", "answer": 3}, "answer: the answer is a number, not a string", ""),
+        ({"question": "q", "answer": True}, "answer: the answer is true or false, not a string", ""),
         ({"question": "q", "answer": "a", "system": 1}, "system is a number", ""),
         ({"question": "q", "answer": "a", "tools": "x"}, "tools is a string, not a list of objects", ""),
         ({"question": "q", "answer": "a", "tools": [{"x": 1}]}, "a tool has no name", ""),
@@ -283,3 +289,85 @@ def test_the_command_says_which_fields_it_read(tmp_path: Path) -> None:
     assert "--ignore 'by' leaves it out" in told
     told = launcher(*argv, "--ignore", "by", cwd=tmp_path)
     assert "(found: 3 by --columns)\n  a.parquet: by is left out\n  read: ask, reply; not read: score (in 3 rec" in told
+
+
+def test_numbers_are_text_in_every_format_and_said_once(tmp_path: Path) -> None:
+    assert said({"question": 1, "answer": 2.5}) == [("user", "1"), ("assistant", "2.5")]
+    assert said({"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": 4}]})[1][1] == "4"
+    assert said({"instruction": "q", "input": 0, "output": 7})[0] == ("user", "q\nInput:\n0")
+    with pytest.raises(RecordError):
+        to_conversation({"question": "q", "answer": float("nan")}, 0)
+    (tmp_path / "a.jsonl").write_text('{"id": 5, "question": "3+4=?", "answer": 7}\n' * 3)
+    done = convert(tmp_path / "a.jsonl", tmp_path / "out.json", force=False)
+    assert list(done.notes) == ["answer: 3 numbers are taken as text"]
+
+
+def test_a_field_to_ignore_that_no_record_has_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a", "note": "n", "empty": ""}\n')
+    reading = Reading(ignore=("note", "empty", "notte"))
+    done = convert([DataSource(path=str(tmp_path / "a.jsonl"), reading=reading)], tmp_path / "o.json", force=False)
+    assert list(done.notes) == ["ignore: no record has a field 'notte'; did you mean note?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message", "hint"),
+    [
+        ("a.jsonl", b'{"ask": "q", "answer": "a"}\n' * 300, "a.jsonl: all 300 records read so far are bad in the", ""),
+        ("a.json", b'{"data": [{"question": "q"}]}', "keys data", "jq '.\"data\"' FILE > records.json"),
+        ("a.csv", "question,answer\ncafé,x\ncafé,x\n".encode("latin-1"), "", "--encoding latin-1"),
+        ("a.txt", b"plain", "neither JSON", "launcher data preprocess --type text"),
+        ("b.jsonl", b'{"text": "x"}\n' * 9, "all 9 records", "launcher data preprocess --type text"),
+        ("c.json", b'{"messages": [{"question": "q"}]}', "a turn has neither role nor from: keys question", ""),
+    ],
+)
+def test_what_all_records_have_wrong_is_said_once_with_a_way_out(
+    tmp_path: Path, name: str, data: bytes, message: str, hint: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        convert(tmp_path / name, tmp_path / "out.json", force=False)
+    assert message in caught.value.message
+    assert len(caught.value.message.splitlines()) == 1
+    assert hint in caught.value.hint
+    assert "--max-rejects" not in caught.value.hint
+
+
+def test_a_compressed_file_that_breaks_off_says_what_may_be_wrong(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"question": "q", "answer": "a"}\n' * 1000)[:-20])
+    with pytest.raises(DataError) as caught:
+        convert(tmp_path / "a.jsonl.gz", tmp_path / "out.json", force=False)
+    assert caught.value.hint == "was it downloaded whole?"
+
+
+def test_a_tokenizer_of_few_texts_takes_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "one and two", "answer": "three"}\n' * 9)
+    train = ("data", "tokenizer", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "t.model"))
+    made = CliRunner().invoke(main, train)
+    assert made.exit_code == 0, made.output
+    assert ", which has no more" in made.output
+    refused = CliRunner().invoke(main, [*train, "--vocab-size", "1024", "--force"])
+    assert refused.exit_code == 3
+    assert "hint: --vocab-size 2" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [("t.mindrecord.samples", "t.mindrecord.samples is damaged"), ("t.mindrecord.stats.json", "stats.json is damaged")],
+)
+def test_a_damaged_table_is_not_called_absent(tmp_path: Path, damaged: str, message: str) -> None:
+    make_sentencepiece(tmp_path / "t.model")
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a"}\n' * 9)
+    target = tmp_path / "t.mindrecord"
+    preprocess(
+        PreprocessOptions(
+            source=tmp_path / "a.jsonl", tokenizer=tmp_path / "t.model", target=target, seq_length=32, template="plain"
+        ),
+        force=False,
+    )
+    (tmp_path / "t.model").unlink()
+    with pytest.raises(DataError, match=r"no longer there") as moved:
+        list(show_row(target, 0))
+    assert moved.value.hint.startswith("--tokenizer FILE")
+    (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:-3])
+    with pytest.raises(DataError, match=message):
+        stats_of(target)

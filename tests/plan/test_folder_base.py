@@ -93,8 +93,8 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(folder: Path) -> Non
         SpecError, match=r"model\.vocab_size is 500 \(.*config\.json\), but .*\.json has \d+ pieces"
     ) as told:
         prepared(folder)
-    assert "model.resize_token_embeddings(" in told.value.hint
-    assert "vocab_size" not in told.value.hint  # the base would refuse another one
+    assert "model.resize_token_embeddings(" in told.value.message
+    assert "set model.vocab_size" not in told.value.message  # the base would refuse another one
 
 
 def test_special_tokens_that_are_not_the_tokenizer_s_are_refused(folder: Path) -> None:

@@ -77,9 +77,13 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path, monkeypatch
         inputs.resolve(spec_with(model, {"train": "none.mindrecord"}))
     for what in ("dataset none.mindrecord", "tokenizer none.model", "checkpoint none.ckpt"):
         assert f"  - {what} does not exist" in caught.value.message
-    for way in ("launcher data preprocess", "launcher merge-ckpt", "copy the tokenizer.model that the base came with"):
-        assert way in caught.value.hint
-    assert "trains one" not in caught.value.hint
+    for way in (
+        "launcher data preprocess",
+        "launcher convert-ckpt",
+        "copy the tokenizer.model that the base came with",
+    ):
+        assert way in caught.value.message
+    assert "trains one" not in caught.value.message
 
 
 def test_sample_data_is_pending_until_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +333,7 @@ def test_a_plan_takes_the_tokenizer_of_the_base_as_submit_does(rows: Path, tmp_p
     found, _, missing = find_inputs(spec)
 
     assert not missing
-    assert dataclasses.replace(found, sources=()) == inputs.resolve(spec)[0]
+    assert dataclasses.replace(found, sources=(), about_rows=None) == inputs.resolve(spec)[0]
     assert [source["samples"] for source in found.sources] == [200]
     assert found.tokenizer == str(base / "tokenizer.model")
 

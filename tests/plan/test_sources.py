@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from support.data_tools import make_sentencepiece
 from launcher.cli.app import main
 from launcher.control.preview import find_inputs
 from launcher.data.info import read_info
+from launcher.doctor import missing_inputs
 from launcher.errors import DataError, SpecError
 from launcher.plan import inputs
 from launcher.runspec.checking import load_spec
@@ -146,3 +148,77 @@ def test_one_path_may_be_any_file_or_a_pattern(folder: Path) -> None:
     assert pending is None
     assert (made.dataset, made.rows) == (found.dataset, 55)
     assert any("5 conversations of data.train longer than seq_length 32 are left out" in note for note in made.notes)
+
+
+def submit(*arguments: str) -> str:
+    told = CliRunner().invoke(main, ["submit", "tiny_cpu", "--cards", "1", "--dry-run", *arguments])
+    return f"{told.exit_code}: {told.output}"
+
+
+def test_a_dry_run_refuses_what_submit_does_and_says_what_to_type(folder: Path) -> None:
+    (folder / "qa.csv").write_text("question,answer,note\n" + "q,a,see below\n" * 9)
+    model = (
+        "--set",
+        "model.tokenizer=tokenizer.model",
+        "--set",
+        "model.vocab_size=700",
+        "--set",
+        "data.template=plain",
+    )
+    refused = submit("--data", "qa.csv", *model)
+    assert refused.startswith("3: ")
+    assert "made of: note" in refused
+    typed = shlex.split(refused.partition("hint: ")[2].partition(" leaves it out")[0])
+    assert typed[0] == "--set"
+    made = submit("--data", "qa.csv", *typed, *model)
+    assert made.startswith("0: "), made
+    assert "(about 9 rows, by estimate)" in made
+    assert "base none: random weights" in made
+
+
+def test_a_plan_estimates_rows_steps_and_what_is_held_out(tmp_path: Path) -> None:
+    spec = spec_of("b.jsonl", {"fraction": 0.1, "every_steps": 40})
+    values = spec.model_dump(mode="json")
+    values["evaluation"] = {"fraction": 0.1, "every_steps": 40}
+    values["training"]["steps"] = 30
+    (tmp_path / "run.yaml").write_text(json.dumps(values))
+    told = CliRunner().invoke(main, ["plan", str(tmp_path / "run.yaml"), "--cards", "1"])
+    assert told.exit_code == 0, told.output
+    assert "(about 54 rows, by estimate; about 6 more held out)" in told.output
+    assert "unknown" not in told.output
+    assert "evaluation.every_steps is 40 and the run has 30 steps" in told.output
+
+
+def test_held_out_records_that_are_trained_on_are_said(tmp_path: Path) -> None:
+    (tmp_path / "twice.jsonl").write_text(json.dumps({"question": "q", "answer": "a"}) + "\n")
+    lines = (json.dumps({"question": "q", "answer": "a", "id": f"n{n}"}) + "\n" for n in range(60))
+    (tmp_path / "twice.jsonl").write_text("".join(lines))
+    spec = spec_of(str(tmp_path / "twice.jsonl"), {"fraction": 0.2})
+    _, pending = inputs.resolve(spec)
+    assert pending is not None
+    pending.make()
+    found, _ = inputs.resolve(spec)
+    (note,) = [note for note in found.notes if "held-out records are in the training rows too" in note]
+    info = read_info(Path(found.dataset))
+    assert info is not None
+    assert info.stats["warnings"] == [note]
+
+
+@pytest.mark.parametrize("command", ["submit", "plan"])
+def test_a_model_without_data_is_told_to_name_some(command: str, tmp_path: Path) -> None:
+    settings = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 64, "vocab_size": 700}
+    settings |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64}
+    (tmp_path / "M").mkdir()
+    (tmp_path / "M" / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 64}))
+    template = {"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}"}
+    (tmp_path / "M" / "tokenizer_config.json").write_text(json.dumps(template))
+    told = CliRunner().invoke(main, [command, "--model", str(tmp_path / "M"), "--cards", "1"])
+    assert told.exit_code == 2, told.output
+    assert "hint: add --data FILE" in told.output
+
+
+def test_an_index_is_missing_only_beside_its_dataset(tmp_path: Path) -> None:
+    spec = spec_of(str(tmp_path / "x.mindrecord"))
+    assert [line.split()[0] for line in missing_inputs(spec)] == ["dataset"]
+    (tmp_path / "x.mindrecord").touch()
+    assert [line.split()[:2] for line in missing_inputs(spec)] == [["dataset", "index"]]

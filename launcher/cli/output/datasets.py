@@ -94,10 +94,6 @@ def _held_out(info: DatasetInfo) -> Iterator[str]:
     held_out = read_info(eval_path(info.path)) if info.stats["options"]["eval_fraction"] else None
     if held_out:
         yield f"held out: {held_out.path}: {many(held_out.rows, 'row')}"
-        shared = held_out.counts.get("in_training", 0)
-        if shared:
-            what = f"{shared:,} of {held_out.counts['conversations']:,} held-out records are in the training rows too"
-            click.echo(f"warning: {what}: the loss on them says little. --dedup leaves them out", err=True)
 
 
 def source_lines(sources: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -35,7 +35,7 @@ from launcher.jobs.events import (
     last_step,
     read_last_events,
 )
-from launcher.plan.launch_plan import LaunchPlan
+from launcher.plan.launch_plan import LaunchPlan, about_rows, about_steps
 
 if TYPE_CHECKING:
     from launcher.control.prepare import PreparedRun
@@ -46,12 +46,13 @@ def plan(plan: LaunchPlan, pending: Pending | None = None) -> str:
     """The whole plan for people: what would be made and written, then what would be run."""
     degrees, files = plan.degrees, plan.files
     split = " x ".join(f"{name} {degree}" for name, degree in dataclasses.asdict(degrees).items())
+    base = plan.inputs.checkpoint or "none: random weights"
     lines = [
         f"job      {plan.paths.root}",
-        f"model    {plan.spec.name}: {'LoRA' if plan.spec.lora else 'all weights'}, base {plan.inputs.checkpoint}",
-        f"data     {plan.inputs.dataset} ({_known(plan.inputs.rows)} rows)",
+        f"model    {plan.spec.name}: {'LoRA' if plan.spec.lora else 'all weights'}, base {base}",
+        f"data     {plan.inputs.dataset} ({about_rows(plan.inputs)})",
         f"ranks    {plan.cluster.num_devices} on {plan.cluster.target}: {split}",
-        f"steps    {_known(plan.steps)}, {plan.global_batch} rows each",
+        f"steps    {about_steps(plan)}, {plan.global_batch} rows each",
         "would make",
         *([f"  data: {pending.describe()}"] if pending else []),
         *(f"  folder {folder}" for folder in _new_folders(plan.paths.root)),
