@@ -75,8 +75,10 @@ class DamagedFile(CheckpointError):
 
 def damaged(path: Path, reason: str) -> DamagedFile:
     """Return the error for a file whose bytes do not match its format."""
+    of_a_rank = path.parent.name.startswith("rank_")
+    other = "copy it again from the host that wrote it, or merge an earlier --step"
     return DamagedFile(
-        f"{path} is damaged: {reason}", hint="copy it again from the host that wrote it, or merge an earlier --step"
+        f"{path} is damaged: {reason}", hint=other if of_a_rank else "download it, copy it or make it again"
     )
 
 

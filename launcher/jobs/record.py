@@ -155,8 +155,15 @@ def unreadable_record(paths: JobPaths) -> JobRecord | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return JobRecord(
             job_id=paths.job_id, name=paths.job_id, state=UNREADABLE, created=created, host="", cards=0, target="-",
-            versions={}, note=f"{type(error).__name__}: {error}",
+            versions={}, note=_in_words(error),
         )  # fmt: skip
+
+
+def _in_words(error: Exception) -> str:
+    """Return what is wrong with a record, without the name of a class of Python where the text says enough."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno}: {error.msg}"
+    return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
 
 
 def mark_lost_if_dead(record: JobRecord) -> JobRecord:

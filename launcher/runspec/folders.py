@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.common.json_files import json_or_empty
+from launcher.common.json_files import fault_of, json_or_empty
 from launcher.common.yaml_lines import YamlDocument
 from launcher.errors import SpecError
 from launcher.models.generation import generation_section
@@ -31,7 +31,7 @@ def model_of_folder(folder: str) -> dict[str, Any]:
     config = json_or_empty(place / "config.json")
     if not config:
         raise SpecError(
-            f"model folder {folder} has no config.json that can be read",
+            f"model folder {folder}: {fault_of(place / 'config.json')}",
             hint="give a folder as transformers' save_pretrained writes it; --checkpoint takes weights alone",
         )
     try:

@@ -337,7 +337,7 @@ def broken(root: Path) -> dict[str, str]:
     """Write folders that are no good jobs; return what is said of each."""
     said = {}
     for number, (content, note) in enumerate((
-        ("{", "JSONDecodeError"), ("[]", "no JSON object"), ("null", ""), ("[" * 5000, "RecursionError"),
+        ("{", "line 1, column 2"), ("[]", "no JSON object"), ("null", ""), ("[" * 5000, "RecursionError"),
     )):  # fmt: skip
         folder = root / f"broken{number}"
         folder.mkdir()

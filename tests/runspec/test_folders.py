@@ -94,7 +94,7 @@ def test_what_a_folder_cannot_be_is_said(folder: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load_spec(write_spec({"folder": folder.name}, {"sample": {"size": 4}}))
     assert "data.sample makes a tokenizer of its own" in str(caught.value)
-    with pytest.raises(SpecError, match=r"model folder nowhere has no config\.json"):
+    with pytest.raises(SpecError, match=r"model folder nowhere: it has no config\.json"):
         load_spec(write_spec({"folder": "nowhere"}))
     (folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": "qwen3_moe"}))
     with pytest.raises(SpecError, match=r"model_type is 'qwen3_moe', of no known family .*known are llama"):
@@ -122,3 +122,22 @@ def test_a_spec_of_a_preset_has_its_family_s_template_tokenizer_and_targets(
         "qwen3_8b": ("chatml", "tokenizer.json", "linear_qkv|linear_proj"),
         "llama2_7b": ("vicuna", "tokenizer.model", "wq|wk|wv|wo"),
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "it has no config.json"),
+        ('{"model_type": "qwen2",\n "vocab_size": }', "config.json is not JSON: line 2, column 16: Expecting value"),
+        ("[1]", "config.json holds no JSON object"),
+        ("{}", "config.json holds nothing"),
+        ("\udcff", "config.json is not JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_said_with_its_place(tmp_path: Path, text: str | None, said: str) -> None:
+    """A comma too many in a config.json was "no config.json that can be read"."""
+    if text is not None:
+        (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(SpecError) as caught:
+        model_of_folder(str(tmp_path))
+    assert caught.value.message == f"model folder {tmp_path}: {said}"
