@@ -98,7 +98,7 @@ def _head(shown: PlanPreview) -> list[str]:
         else "all trained"
     )
     tokens = plan.global_batch * model.seq_length
-    total = "" if plan.steps is None else f", {plan.steps * tokens:,} in all"
+    total = "" if plan.steps is None else f", {plan.steps * tokens:,} tokens in all"
     kind = f" {plan.cluster.kind}" if plan.cluster.kind else ""
     precision = spec.precision
     return [
