@@ -141,7 +141,9 @@ def nothing_of(metric: Metric, history: History) -> str:
     if not len(history.steps):
         return "no step is finished yet"
     if metric.key in ("eval-loss", "perplexity"):
-        return "no held-out rows were evaluated: evaluation.data in the run spec names some"
+        if value_at(history.spec, "evaluation"):
+            return "no evaluation was due: evaluation.every_steps in the run spec is more than the steps that are done"
+        return "no held-out rows were evaluated: evaluation.data or .fraction in the run spec names some"
     if metric.key == "grad-norm":
         return "MindFormers computes it where gradients are clipped: training.max_grad_norm in the run spec"
     if metric.key == "mfu":

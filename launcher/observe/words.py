@@ -134,8 +134,10 @@ _ZH = {
     "The band goes from the lowest to the highest rank.": "色带为各 rank 的最低到最高。",
     "Not shown": "未显示",
     "no step is finished yet": "尚未完成任何一步",
-    "no held-out rows were evaluated: evaluation.data in the run spec names some":
-        "没有验证数据：在配置的 evaluation.data 中指定",
+    "no held-out rows were evaluated: evaluation.data or .fraction in the run spec names some":
+        "没有验证数据：在配置中设置 evaluation.data 或 evaluation.fraction",
+    "no evaluation was due: evaluation.every_steps in the run spec is more than the steps that are done":
+        "还没到验证的步数：配置中的 evaluation.every_steps 大于已完成的步数",
     "MindFormers computes it where gradients are clipped: training.max_grad_norm in the run spec":
         "MindFormers 仅在裁剪梯度时计算：在配置中设置 training.max_grad_norm",
     "no peak figure is known of these devices": "没有这种设备的峰值数据",

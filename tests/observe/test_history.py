@@ -15,7 +15,7 @@ from launcher import jobs
 from launcher.errors import SpecError
 from launcher.observe.flops import PEAKS, flops_per_step
 from launcher.observe.history import read_history
-from launcher.observe.metrics import METRICS, metric_of
+from launcher.observe.metrics import METRICS, metric_of, nothing_of
 from launcher.observe.summary import summarize
 
 
@@ -194,3 +194,12 @@ def test_a_metric_that_is_none_is_answered_with_the_nearest() -> None:
 def test_throughput_of_a_step_without_a_time_is_unknown(tmp_path: Path) -> None:
     attempt = Made(ended=30.0, more=lambda rank_id, step: {"step_s": 0.0} if step == 2 else {})
     assert math.isnan(values(MadeJob(attempts=(attempt,)), tmp_path, "tokens-per-second")[1])
+
+
+def test_why_there_is_no_held_out_loss(tmp_path: Path) -> None:
+    """With evaluation.fraction and a late every_steps the user was told to name rows that were there."""
+    plain = MadeJob().history(tmp_path / "a")
+    late = MadeJob(spec={**SPEC, "evaluation": {"fraction": 0.1, "every_steps": 1000}}).history(tmp_path / "b")
+
+    assert nothing_of(METRICS["eval-loss"], plain).startswith("no held-out rows were evaluated: evaluation.data or")
+    assert nothing_of(METRICS["eval-loss"], late).startswith("no evaluation was due: evaluation.every_steps")
