@@ -42,6 +42,13 @@ def prepare_attempt(paths: JobPaths, world_size: int) -> Moment | None:
     return newest
 
 
+def left_behind(paths: JobPaths, world_size: int) -> Mapping[Moment, list[int]]:
+    """Return the newer moments that the attempt did not start from, each with the ranks whose file is not whole."""
+    saved = [saved_moments(paths.attempt_folder / "stale" / f"rank_{rank_id}") for rank_id in range(world_size)]
+    moments = sorted(set().union(*saved), reverse=True)
+    return {moment: [rank for rank, files in enumerate(saved) if moment not in files] for moment in moments}
+
+
 def _was_begun_only(paths: JobPaths) -> bool:
     """Return True if the attempt's folder has only what is made here: an earlier preparation was killed."""
     folder = paths.attempt_folder

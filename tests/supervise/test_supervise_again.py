@@ -26,7 +26,7 @@ from launcher.control import start
 from launcher.control.stop import stop_job
 from launcher.errors import HostError, JobError
 from launcher.jobs import JobPaths, next_attempt
-from launcher.plan.resume import prepare_attempt
+from launcher.plan.resume import left_behind, prepare_attempt
 from launcher.supervise.free_cards import wait_until_free
 
 # Steps until it is told to stop, as the worker's callback does.
@@ -258,6 +258,7 @@ def test_an_attempt_starts_from_the_newest_step_that_all_ranks_have_whole(tmp_pa
         (link,) = (paths.resume / f"rank_{rank}").iterdir()
         assert link.name == f"launcher_rank_{rank}-1_10.safetensors"
         assert is_whole(link)
+    assert list(left_behind(paths, 2).items()) == [((2, 1), [1]), ((1, 12), [1])]
     moved = {path.name for path in (paths.attempt_folder / "stale").rglob("*.safetensors")}
     assert moved == {"launcher_rank_0-1_12.safetensors", "launcher_rank_0-2_1.safetensors"}
     left = list(paths.checkpoints.rglob("*.safetensors")) + list(
