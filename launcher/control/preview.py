@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from launcher.doctor import missing_inputs, needs_of_spec
 from launcher.engines import ENGINES
 from launcher.engines.base import Command
 from launcher.errors import DataError, HostError
-from launcher.jobs import JobPaths
+from launcher.jobs import JobPaths, JobRecord
+from launcher.jobs.record import read_record
 from launcher.plan import inputs as input_files
 from launcher.plan.degrees import Change, Degrees, smallest_changes
 from launcher.plan.launch_plan import Inputs, LaunchPlan, make_plan
@@ -97,13 +100,39 @@ def preview(
     )
     return PlanPreview(
         plan=plan,
-        notes=(*source.changes, *plan.notes, *remarks, *(_MADE_UP if made_up else ())),
+        notes=(*source.changes, *plan.notes, *remarks, *_save_notes(plan, jobs_dir), *(_MADE_UP if made_up else ())),
         missing=missing,
         changes=tuple(_changes(plan)),
     )
 
 
 _MADE_UP = ("the hosts are made up, and so are their addresses in the files; --inventory plans for real ones",)
+
+
+def _save_notes(plan: LaunchPlan, jobs_dir: Path) -> Iterator[str]:
+    """Yield how often to save, by what a save took in the newest job of this spec on as many such devices."""
+    earlier = [job for job in _jobs_of(plan, jobs_dir) if job[1].is_final]
+    if not earlier:
+        return
+    from launcher.observe.goodput import goodput, interval_text
+    from launcher.observe.history import FOLDER_DAMAGES, read_history
+    from launcher.observe.words import words
+
+    paths, record = max(earlier, key=lambda job: job[1].created)
+    with contextlib.suppress(*FOLDER_DAMAGES):
+        interval = goodput(read_history(paths, record)).interval
+        if interval and interval.steps < (plan.steps or math.inf):
+            every, proposal = plan.spec.checkpoint.every_steps, interval_text(interval, words("en"))
+            yield f"checkpoint.every_steps is {every:,}. {proposal} Measured by {record.job_id}."
+
+
+def _jobs_of(plan: LaunchPlan, jobs_dir: Path) -> Iterator[tuple[JobPaths, JobRecord]]:
+    name, cluster = plan.spec.name, plan.cluster
+    for file in Path(jobs_dir).glob(f"*-{name}/job.json"):
+        paths = JobPaths(root=file.parent.absolute())
+        record = read_record(paths)
+        if record and (record.name, record.cards, record.target) == (name, cluster.num_devices, cluster.target):
+            yield paths.of_attempt(record.attempt), record
 
 
 def _changes(plan: LaunchPlan) -> list[Change]:

@@ -115,7 +115,7 @@ def next_attempt(record: JobRecord, *, restarted: bool = True) -> JobRecord:
 
 
 # What an entry of ``earlier`` keeps of the verdict on its attempt.
-_OF_A_VERDICT = ("reason", "rank_id", "known", "signature", "failed_at", "found_at")
+_OF_A_VERDICT = ("reason", "rank_id", "step", "known", "signature", "failed_at", "found_at", "restart")
 
 
 def verdict_fields(verdict: Mapping[str, Any]) -> dict[str, Any]:

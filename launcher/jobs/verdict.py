@@ -17,7 +17,8 @@ class Verdict:
 
     ``stopped``: healthy ranks that the launcher ended. ``retry``: a fault of the machine or of communication, after
     which a restart may succeed. ``signature`` is equal for two equal Python exceptions. ``failed_at``, ``found_at``:
-    when the failure happened, and when it was noticed, in seconds since the epoch; None: unknown.
+    when the failure happened, and when it was noticed, in seconds since the epoch; None: unknown. ``restart``: by
+    language, whether and why another attempt followed; empty where none was asked for.
     """
 
     rank_id: int | None
@@ -35,6 +36,7 @@ class Verdict:
     signature: str = ""
     failed_at: float | None = None
     found_at: float | None = None
+    restart: Mapping[str, str] = field(default_factory=dict)
     text: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def interval_text(interval: Interval, say: Say) -> str:
         steps=f"{interval.steps:,}", save=seconds_text(interval.save_s),
         between=_hours(interval.between_failures_s), seconds=seconds_text(interval.seconds),
         source=say("The failures are this job's own.") if interval.measured else
-        say("The time between failures is that of Llama 3 (50,674 hours of one card), as this job had none."),
+        say("The time between failures is that of Llama 3 (50,677 hours of one card), as this job had none."),
     )  # fmt: skip
 
 

@@ -196,8 +196,8 @@ _ZH = {
         "按 sqrt(2 × 保存耗时 × 平均故障间隔) 计算，每 {steps} 步保存一次损失最小："
         "sqrt(2 × {save} × {between}) = {seconds}。{source}",
     "The failures are this job's own.": "故障间隔取自本任务。",
-    "The time between failures is that of Llama 3 (50,674 hours of one card), as this job had none.":
-        "本任务没有发生故障，故障间隔取 Llama 3 公布的数据（单卡 50,674 小时）。",
+    "The time between failures is that of Llama 3 (50,677 hours of one card), as this job had none.":
+        "本任务没有发生故障，故障间隔取 Llama 3 公布的数据（单卡 50,677 小时）。",
     "Saved at": "保存时间",
     "Took": "耗时",
     "the {shown} newest of {all}": "{all} 个中最新的 {shown} 个",

@@ -17,7 +17,7 @@ from launcher.cluster.locks import hold, wait_and_hold
 from launcher.common.processes import ProcessId, adopt_orphans
 from launcher.errors import JobFailed, LauncherError
 from launcher.jobs import REQUEUED, JobPaths, JobRecord
-from launcher.jobs.verdict import Verdict
+from launcher.jobs.verdict import EN, Verdict
 from launcher.plan.launch import Launch, read_launch
 from launcher.plan.resume import prepare_attempt
 from launcher.schedulers import registry
@@ -25,13 +25,15 @@ from launcher.supervise.attempt import Attempt, Outcome
 from launcher.supervise.attempt_control import LocalControl
 from launcher.supervise.free_cards import wait_until_free
 from launcher.supervise.rank_states import Failure, RankStates
+from launcher.supervise.restarts import Decision, decide
 from launcher.supervise.stop_signals import StopSignals, catch_stop_signals
-from launcher.supervise.verdict import Findings, find_verdict
+from launcher.supervise.verdict import Findings, find_verdict, with_restart
 
 if TYPE_CHECKING:
     from launcher.supervise.multinode.leader import Leader
 
 _RESERVE_BYTES = 64 << 10
+_PAUSE_LOOK_S = 0.2
 
 
 def supervise(paths: JobPaths, guard: ProcessId) -> int:
@@ -49,8 +51,6 @@ class Supervisor:
 
     def __init__(self, paths: JobPaths, launch: Launch, record: JobRecord, signals: StopSignals) -> None:
         self.paths, self.launch, self.record, self.signals = paths, launch, record, signals
-        # Attempts before a resume count too: the same exception would come again.
-        self._signatures = {entry.get("signature") for entry in record.earlier} - {None, ""}
 
     def run(self) -> int:
         self._reserve()  # first of all: the job itself may fill the disk
@@ -99,10 +99,28 @@ class Supervisor:
 
     def _attempts(self) -> Outcome:
         outcome = self._attempt()
-        while self._try_again(outcome):
+        while outcome.verdict is not None and not self._may_not_go_on():
+            decision = decide(outcome.verdict, self.record.earlier, self.launch.limits.max_restarts)
+            outcome = self._with(outcome, decision)
+            if not decision.again or not self._pause(decision):
+                break
             self._next_attempt(outcome)
             outcome = self._attempt()
         return outcome
+
+    def _with(self, outcome: Outcome, decision: Decision) -> Outcome:
+        """Return ``outcome`` with the decision on a restart in its verdict, where restarts were asked for."""
+        if outcome.verdict is None or not self.launch.limits.max_restarts:
+            return outcome
+        return replace(outcome, verdict=replace(outcome.verdict, restart=decision.why))
+
+    def _pause(self, decision: Decision) -> bool:
+        """Wait before a restart. Returns False when the job was stopped meanwhile."""
+        until = time.monotonic() + decision.pause_s
+        while (left := until - time.monotonic()) > 0 and not self._may_not_go_on():
+            self._say(decision.why[EN])
+            time.sleep(min(_PAUSE_LOOK_S, left))
+        return not self._may_not_go_on()
 
     def _attempt(self) -> Outcome:
         attempt = self._make_attempt()
@@ -121,13 +139,6 @@ class Supervisor:
 
     # ------------------------------------------------------------------------------------------------ restarts
 
-    def _try_again(self, outcome: Outcome) -> bool:
-        """Return True after a fault of the machine or of communication, never twice for the same Python exception."""
-        verdict = outcome.verdict
-        if verdict is None or not verdict.retry or self._may_not_go_on():
-            return False
-        return self._restarts() < self.launch.limits.max_restarts and verdict.signature not in self._signatures
-
     def _may_not_go_on(self) -> bool:
         return self.signals.stop_level() > 0 or self.paths.is_gone or not self._can_bring_agents_back()
 
@@ -135,14 +146,8 @@ class Supervisor:
         """Return True if another attempt can have agents: they end with their attempt."""
         return not self.launch.nodes or registry.get(self.launch.scheduler).restarts_agents
 
-    def _restarts(self) -> int:
-        # Attempts that a user resumed by hand do not use up the restarts.
-        return sum(1 for entry in self.record.earlier if entry.get("restarted"))
-
     def _next_attempt(self, outcome: Outcome) -> None:
         verdict = outcome.verdict
-        if verdict and verdict.signature:
-            self._signatures.add(verdict.signature)
         self.record = jobs.next_attempt(replace(self.record, verdict=verdict.to_dict() if verdict else None))
         self.paths = self.paths.of_attempt(self.record.attempt)
         prepare_attempt(self.paths, self.record.cards)
@@ -164,7 +169,7 @@ class Supervisor:
         if code is None:
             # As a shell has it: 128 + the signal that asked first.
             code = 128 + next(iter(self.signals.received), signal.SIGTERM)
-        verdict = outcome.verdict.to_dict() if outcome.verdict else None
+        verdict = with_restart(outcome.verdict).to_dict() if outcome.verdict else None
         note = None if outcome.saved_step is None else f"saved at step {outcome.saved_step}"
         record = replace(
             self.record,

@@ -6,7 +6,7 @@ import itertools
 import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.jobs import JobPaths
 from launcher.jobs.logs import tail
@@ -298,6 +298,16 @@ def _headline(lang: str, failure: Failure, place: RankPlace | None, step: int | 
         program = "MindSpore's scheduler" if failure.program == SCHEDULER and lang == EN else failure.program
         return words["program"].format(program=program, how=how)
     return how
+
+
+def with_restart(verdict: Verdict) -> Verdict:
+    """Return ``verdict`` with the decision on a restart as the last line of its report."""
+    if not verdict.restart:
+        return verdict
+    text = {
+        lang: f"{said}\n  {verdict.restart[lang]}" for lang, said in verdict.text.items() if lang in verdict.restart
+    }
+    return replace(verdict, text={**verdict.text, **text})
 
 
 def lost_verdict(how: str, survivors: Sequence[int]) -> Verdict:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.job_folders import Made, MadeJob, iso
 
 from launcher.cluster.imagined import imagined_cluster
 from launcher.cluster.model import KINDS, Cluster, Device, Host
@@ -242,3 +243,16 @@ def test_inputs_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pytest
     assert (found.dataset, found.rows) == (str(tmp_path / "t.mindrecord"), None)
     assert notes == ("the number of steps is not known before the rows are there",)
     assert missing[0] == "dataset t.mindrecord does not exist; launcher data preprocess makes one"
+
+
+def test_the_plan_says_how_often_to_save_by_the_newest_job_of_its_spec(tmp_path: Path) -> None:
+    for number, saved in enumerate(((2,), (2, 4))):
+        attempts = (Made(began=100.0 * number, steps=4, saves=saved, ended=100.0 * number + 30),)
+        named = {"name": "tiny_cpu", "created": iso(number)}
+        job = MadeJob(job_id=f"bcdf{number}-tiny_cpu", steps=10_000_000, attempts=attempts, record=named)
+        job.write(tmp_path)
+    shown = preview("tiny_cpu", cluster_for(2, None, None), parse_sets(["training.epochs=1000000"]), tmp_path)
+    (note,) = [note for note in shown.notes if "every_steps" in note]
+    assert note.startswith("checkpoint.every_steps is ")
+    assert "sqrt(2 x 0.25 s x 25,339 h)" in note
+    assert note.endswith("Measured by bcdf1-tiny_cpu.")

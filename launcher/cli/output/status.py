@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from launcher import jobs
 from launcher.cli.options.common import in_jobs_dir, jobs_dir_words
@@ -37,7 +38,7 @@ def status(paths: JobPaths, record: JobRecord) -> str:
         *(f"slow      rank {rank.rank_id}: {rank.step_s:.2f} s a step" for rank in stragglers(ranks)),
         *(f"events    rank {rank.rank_id}: {rank.damaged} line(s) cannot be read" for rank in ranks if rank.damaged),
         *(f"warning   {warning}" for warning in record.warnings),
-        *(f"attempt {entry['attempt']} ended: {entry.get('reason') or 'stopped'}" for entry in record.earlier),
+        *(_earlier_line(entry) for entry in record.earlier),
         *_fields([("next", in_jobs_dir(next_command(history)))]),
     ]
     if record.state == jobs.LOST and not record.verdict:
@@ -45,6 +46,12 @@ def status(paths: JobPaths, record: JobRecord) -> str:
     if record.verdict:
         lines += ["", in_jobs_dir(verdict_text(record.verdict, user_language(), record.job_id))]
     return "\n".join(lines)
+
+
+def _earlier_line(entry: Mapping[str, Any]) -> str:
+    restart = entry.get("restart")
+    why = f"; {restart['en']}" if isinstance(restart, Mapping) and restart.get("en") else ""
+    return f"attempt {entry['attempt']} ended: {entry.get('reason') or 'stopped'}{why}"
 
 
 Fields = list[tuple[str, str]]

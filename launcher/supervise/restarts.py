@@ -1,0 +1,106 @@
+"""Whether a failed attempt is followed by another, and after what pause: by its cause, and by what failed before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.jobs.verdict import EN, ZH, Verdict
+
+# Seconds before the first restart, the second, and so on; the last for all that follow. Most faults of a machine go
+# away with the process; what is still there then takes longer (a driver that resets, a switch that comes back).
+PAUSES_S = (0.0, 2.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+# Their cards, ports or links come back by themselves: to meet them again after the same step means nothing.
+_COME_BACK = frozenset({"occupied", "EJ0001", "EJ0002", "EI0006", "EI0009", "link error", "device lost"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """``again``: another attempt, after ``pause_s``. ``why``: in a sentence, by language."""
+
+    again: bool
+    why: Mapping[str, str]
+    pause_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    verdict: Verdict
+    earlier: Sequence[Mapping[str, Any]]
+    max_restarts: int
+
+    @property
+    def restarts(self) -> int:
+        """Return the restarts so far; attempts that a user resumed by hand do not use them up."""
+        return sum(1 for entry in self.earlier if entry.get("restarted"))
+
+    def same_exception(self) -> int | None:
+        """Return the attempt that the same Python exception ended."""
+        signature = self.verdict.signature
+        return next((e.get("attempt") for e in self.earlier if signature and e.get("signature") == signature), None)
+
+    def same_step(self) -> int | None:
+        """Return the attempt that ended for the same cause after the same step; a start may fail twice."""
+        verdict = self.verdict
+        if verdict.step is None or verdict.known in _COME_BACK:
+            return None
+        cause = verdict.known or verdict.reason
+        return next(
+            (e.get("attempt") for e in self.earlier
+             if e.get("step") == verdict.step and (e.get("known") or e.get("reason")) == cause), None,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """A reason to stop. ``holds``: None where it does not, else what fills the sentences."""
+
+    holds: Callable[[_Facts], Any]
+    en: str
+    zh: str
+
+
+# In order: the first that holds ends the job.
+RULES = (
+    _Rule(
+        holds=lambda facts: None if facts.verdict.retry else True,
+        en="not restarted: a fault of the program or its input, which another attempt would meet again",
+        zh="不再重启：这是程序或输入本身的问题，重启后仍会出现",
+    ),
+    _Rule(
+        holds=_Facts.same_exception,
+        en="not restarted: attempt {0} ended with the same exception",
+        zh="不再重启：第 {0} 次运行因同样的异常而结束",
+    ),
+    _Rule(
+        holds=_Facts.same_step,
+        en="not restarted: attempt {0} failed in the same way after the same step",
+        zh="不再重启：第 {0} 次运行在同一步之后以同样的方式失败",
+    ),
+    _Rule(
+        holds=lambda facts: facts.max_restarts if facts.restarts >= facts.max_restarts else None,
+        en="not restarted: all {0} of --max-restarts are used up",
+        zh="不再重启：--max-restarts 的 {0} 次已用完",
+    ),
+)
+
+
+def decide(verdict: Verdict, earlier: Sequence[Mapping[str, Any]], max_restarts: int) -> Decision:
+    """Return whether to go on after ``verdict``; ``earlier``: the attempts before, as in the job's record."""
+    facts = _Facts(verdict=verdict, earlier=earlier, max_restarts=max_restarts)
+    for rule in RULES:
+        found = rule.holds(facts)
+        if found is not None:
+            return Decision(again=False, why={EN: rule.en.format(found), ZH: rule.zh.format(found)})
+    pause, number = PAUSES_S[min(facts.restarts, len(PAUSES_S) - 1)], facts.restarts + 1
+    wait = ("", "") if not pause else (f" after {pause:g} s", f"，{pause:g} 秒后")
+    return Decision(
+        again=True,
+        why={
+            EN: f"restart {number} of {max_restarts}{wait[0]}: a fault of the machine or of communication",
+            ZH: f"第 {number}/{max_restarts} 次重启{wait[1]}：机器或通信故障",
+        },
+        pause_s=pause,
+    )
