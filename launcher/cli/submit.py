@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.cli.options.common import in_jobs_dir, jobs_dir_option, lang_option
-from launcher.cli.options.completion import spec_names
+from launcher.cli.options.completion import spec_names, tags
 from launcher.cli.options.group import option, takes
 from launcher.cli.options.run import RunChoice, SpecChanges
 from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
@@ -44,6 +44,14 @@ class SubmitOptions:
         metavar="NAME",
         help="Tracker instead of the spec's, repeatable: tensorboard, swanlab, mlflow, wandb.",
     )
+    tags: tuple[str, ...] = option(
+        "--tag",
+        multiple=True,
+        metavar="TAG",
+        shell_complete=tags,
+        help="Tag of the job, repeatable; launcher jobs has it.",
+    )
+    note: str = option("--note", metavar="TEXT", default="", help="What to remember of the job.")
     detach: bool = option(
         "--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it."
     )
@@ -85,7 +93,7 @@ def submit(
     prepared = prepare.prepare(
         spec, cards=options.cards, port=options.port, jobs_dir=jobs_dir, options=run.options(),
         scheduler=scheduler.name, values=scheduler.values, verify_base=options.verify == "full",
-        track=options.track, **asdict(changes),
+        track=options.track, tags=options.tags, note=options.note, **asdict(changes),
     )  # fmt: skip
     if options.dry_run:
         show.dry_run(prepared)

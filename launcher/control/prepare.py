@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.cluster.model import Cluster
 from launcher.common.ports import scheduler_port
+from launcher.common.rendering import RenderedFile
 from launcher.errors import SpecError
 from launcher.inference.sources import exported_template_name
-from launcher.jobs import JobStore
+from launcher.jobs import JobStore, Labels
 from launcher.observe import trackers
 from launcher.plan import inputs
 from launcher.plan.launch import LOCAL
@@ -31,11 +32,15 @@ DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A plan, and the data that must be made before it can run. ``remarks``: notes besides those of the plan."""
+    """A plan, and the data that must be made before it can run. ``remarks``: notes besides those of the plan.
+
+    ``labels``: what the user says about the job, which is a file of the plan too.
+    """
 
     plan: LaunchPlan
     pending: inputs.Pending | None = None
     remarks: tuple[str, ...] = ()
+    labels: Labels = field(default_factory=Labels)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -58,12 +63,15 @@ def prepare(
     scheduler: str = LOCAL,
     values: Mapping[str, Any] | None = None,
     verify_base: bool = False,
+    tags: Sequence[str] = (),
+    note: str = "",
 ) -> PreparedRun:
     """Decide everything for a run of ``spec_name`` on ``cards`` devices from ``scheduler``; write nothing.
 
     ``values``: those of the scheduler's own options. ``verify_base``: compare a converted base with its folder.
     Raises SpecError, DataError, CheckpointError or HostError for anything that does not fit.
     """
+    labels = Labels().changed(add=tags, note=note)
     if spec_name is not None:
         find_spec(spec_name)  # before the hosts: a misspelt name is not to be blamed on their cards
     options = options or RunOptions()
@@ -90,7 +98,7 @@ def prepare(
         trackers.check(tracker)
     untold = _not_told(spec) if registry.get(scheduler).leads_here else []
     remarks = (*_remarks(spec_name, name, cluster, spec), *map(_sentence, (*source.changes, *verified, *untold)))
-    return PreparedRun(plan=_with_schedulers_files(plan), pending=pending, remarks=remarks)
+    return PreparedRun(plan=_with_own_files(plan, labels), pending=pending, remarks=remarks, labels=labels)
 
 
 def _not_told(spec: RunSpec) -> list[str]:
@@ -112,12 +120,13 @@ def complete(run: PreparedRun) -> PreparedRun:
         return run
     run.pending.make()
     found, _ = inputs.resolve(run.plan.spec)
-    return replace(run, plan=_with_schedulers_files(with_inputs(run.plan, found)), pending=None)
+    return replace(run, plan=_with_own_files(with_inputs(run.plan, found), run.labels), pending=None)
 
 
-def _with_schedulers_files(plan: LaunchPlan) -> LaunchPlan:
-    """Add the files for the scheduler: a batch script, a manifest."""
-    return replace(plan, files=(*plan.files, *registry.get(plan.launch.scheduler).files(plan)))
+def _with_own_files(plan: LaunchPlan, labels: Labels) -> LaunchPlan:
+    """Add the labels, if there are some, and the files for the scheduler: a batch script, a manifest."""
+    said = [RenderedFile(path=plan.paths.labels.name, text=labels.to_json())] if labels else []
+    return replace(plan, files=(*plan.files, *said, *registry.get(plan.launch.scheduler).files(plan)))
 
 
 def overrides(

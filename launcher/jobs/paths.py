@@ -44,7 +44,7 @@ class JobPaths:
 
     @property
     def resume_lock(self) -> Path:
-        """The file that is locked while a ``launcher resume`` prepares an attempt."""
+        """The file that is locked while a command prepares an attempt, removes the job, or changes its labels."""
         return self.root / ".resume"
 
     @property
@@ -146,6 +146,11 @@ class JobPaths:
     @property
     def merged(self) -> Path:
         return self.root / "merged"
+
+    @property
+    def labels(self) -> Path:
+        """Tags and a note: see ``launcher.jobs.labels``."""
+        return self.root / "labels.json"
 
     @property
     def evaluation(self) -> Path:
