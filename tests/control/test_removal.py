@@ -307,7 +307,7 @@ def test_an_earlier_removal_that_still_works_is_left_alone(tmp_path: Path) -> No
 def _reading(what: str, base: JobPaths) -> dict[str, Any]:
     """How a job says that it was trained from another."""
     spec = MadeJob().spec
-    return {
+    known: dict[str, dict[str, Any]] = {
         "checkpoint": {"plan": {"checkpoint": str(base.merged)}},
         "link": {"plan": {"links": {"base/rank_0/x": str(base.checkpoints / "rank_0" / "x")}}},
         "folder": {"spec": {**spec, "model": {**spec["model"], "folder": str(base.root / "merged-hf")}}},
@@ -316,7 +316,8 @@ def _reading(what: str, base: JobPaths) -> dict[str, Any]:
             "spec": {**spec, "model": {**spec["model"], "checkpoint": f"jobs/{OLD}/merged"}},
             "record": {"origin": {"folder": str(base.root.parent.parent)}},
         },
-    }[what]
+    }
+    return known[what]
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "link", "folder", "rows", "relative"])
@@ -405,8 +406,8 @@ def test_the_list_with_sizes_in_the_order_that_is_asked_for(tmp_path: Path) -> N
     (big.root / "more").write_bytes(os.urandom(400_000))
     made(tmp_path, "ddddd-bee", state=jobs.FAILED, record={"ended": "2026-03-01T00:00:00+00:00"})
     for name in ("zebra", "ant", "bee"):
-        (paths,) = (paths for paths, _ in JobStore(tmp_path).all() if paths.job_id.endswith(name))
-        jobs.write_record(paths, replace(jobs.read_record(paths), name=name))  # type: ignore[type-var]
+        ((paths, record),) = (job for job in JobStore(tmp_path).all() if job[0].job_id.endswith(name))
+        jobs.write_record(paths, replace(record, name=name))
 
     def order(*words: str) -> list[str]:
         lines = run(tmp_path, *words).stdout.splitlines()[1:]
