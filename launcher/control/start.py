@@ -119,6 +119,8 @@ def write_job(plan: LaunchPlan, *, host: str | None = None) -> JobRecord:
 def _write_job(plan: LaunchPlan, *, host: str | None = None) -> JobRecord:
     _write_files(plan)
     write_launch(plan.paths, plan.launch)
+    found = origin(plan.inputs.checkpoint)
+    write_atomic(plan.paths.packages, found.packages)
     record = JobRecord(
         job_id=plan.paths.job_id,
         name=plan.spec.name,
@@ -130,7 +132,7 @@ def _write_job(plan: LaunchPlan, *, host: str | None = None) -> JobRecord:
         versions=installed.installed(),
         engine=plan.launch.engine,
         scheduler=plan.launch.scheduler,
-        origin=origin(),
+        origin=found.values,
         # Until there is one: a job whose submitter died at this point is lost.
         supervisor=ProcessId.current() if host is None else None,
     )

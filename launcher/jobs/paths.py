@@ -72,6 +72,16 @@ class JobPaths:
         return self.root / "spec.json"
 
     @property
+    def asked(self) -> Path:
+        """What the run was asked for, before any default: see ``launcher.control.asked``."""
+        return self.root / "asked.json"
+
+    @property
+    def packages(self) -> Path:
+        """The packages that were installed when the job was submitted, as ``pip freeze`` lists them."""
+        return self.root / "packages.txt"
+
+    @property
     def attempt_folder(self) -> Path:
         """The folder for everything that one start of the job's processes leaves, except checkpoints."""
         return self.root / "attempts" / str(self.attempt)
