@@ -95,7 +95,7 @@ def candidates(references: Sequence[str], jobs_dir: Path, given: Given) -> Itera
             yield Candidate(role=ADAPTED, model=model)
             yield Candidate(role=MERGED, model=folded(model))
             continue
-        apart = _apart(reference, jobs_dir, given)
+        apart = _apart(reference, jobs_dir, given, model)
         if apart is None:
             yield Candidate(role=OTHER, model=model)
             continue
@@ -107,16 +107,19 @@ def candidates(references: Sequence[str], jobs_dir: Path, given: Given) -> Itera
         )
 
 
-def _apart(reference: str, jobs_dir: Path, given: Given) -> tuple[Model, Model] | None:
-    """Return base, and base with adapter, of a job that trained LoRA and still has its checkpoints."""
+def _apart(reference: str, jobs_dir: Path, given: Given, merged: Model) -> tuple[Model, Model] | None:
+    """Return base, and base with adapter, of a job that trained LoRA and still has its checkpoints.
+
+    If the job has not ended they are of the step that ``merged`` is of.
+    """
     job = as_job(reference, jobs_dir)
     if job is None or not job[0].checkpoints.is_dir():
         return None
-    adapted = job_step(*job, folded=False, adapters=True)
+    adapted = job_step(*job, folded=False, adapters=True, moment=merged.moment)
     with ExitStack() as stack:
         if not adapted.open(stack).adapters:
             return None
-    base = job_step(*job, folded=False)
+    base = job_step(*job, folded=False, moment=merged.moment)
     tokenizer = given.tokenizer or adapted.tokenizer
     return replace(base, tokenizer=tokenizer), replace(adapted, tokenizer=tokenizer)
 
