@@ -141,22 +141,28 @@ def _without_needed(store: JobStore, chosen: list[Candidate], *, force: bool) ->
 
 
 def _reader(job: Candidate, others: Sequence[tuple[JobRecord, frozenset[str]]]) -> str:
-    real = os.path.realpath(job.paths.root)
+    roots = _both(job.paths.root)
     for record, files in others:
-        if any(file == real or file.startswith(real + os.sep) for file in files):
+        if any(file == root or file.startswith(root + os.sep) for file in files for root in roots):
             return f"{record.job_id}, which is {record.state}, reads from it"
     return ""
 
 
 def _read_by(paths: JobPaths) -> frozenset[str]:
-    """Return the real paths of what the job was trained from: base, tokenizer, rows, and where its links lead."""
+    """Return the paths of what the job was trained from: base, tokenizer, rows, and where its links lead."""
     plan, spec = json_or_empty(paths.plan), json_or_empty(paths.spec)
     record = json_or_empty(paths.record)
     folder = Path(str(_section(record, "origin").get("folder") or "."))
     named = [plan.get(key) for key in ("checkpoint", "tokenizer", "dataset", "evaluation")]
     named += [_section(spec, "model").get(key) for key in ("checkpoint", "folder", "tokenizer")]
     named += [*_data_files(_section(spec, "data").get("train")), *_section(plan, "links").values()]
-    return frozenset(os.path.realpath(folder / path) for path in named if isinstance(path, str))
+    known = (folder / path for path in named if isinstance(path, str) and "\0" not in path)
+    return frozenset(path for given in known for path in _both(given))
+
+
+def _both(path: Path) -> set[str]:
+    """Return ``path`` as it is written and with links followed: either way may lead into a job's folder."""
+    return {os.path.abspath(path), os.path.realpath(path)}  # noqa: PTH100 - links stay as they are
 
 
 def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

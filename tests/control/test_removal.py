@@ -335,6 +335,21 @@ def test_what_another_job_was_trained_from_stays_without_force(tmp_path: Path, w
     assert left(root) == [OTHER]
 
 
+def test_a_base_that_was_moved_to_another_disk_is_needed_where_its_link_is(tmp_path: Path) -> None:
+    base = made(tmp_path / "jobs")
+    (tmp_path / "disk").mkdir()
+    base.merged.symlink_to(tmp_path / "disk")
+    (tmp_path / "link").symlink_to(base.root)
+    made(tmp_path / "jobs", OTHER, plan={"checkpoint": str(base.merged), "dataset": "a\0b"})
+    with pytest.raises(JobError, match="reads from it"):
+        removed(base)
+
+    made(tmp_path / "jobs", OTHER.replace("t", "z"), plan={"checkpoint": str(tmp_path / "link" / "x")})
+    removal.remove(removal.named([OTHER], tmp_path / "jobs", force=False)[0])
+    with pytest.raises(JobError, match="reads from it"):
+        removed(base)
+
+
 def test_not_even_force_takes_a_base_from_a_job_that_runs(tmp_path: Path) -> None:
     base = made(tmp_path)
     made(tmp_path, OTHER, state=jobs.RUNNING, **_reading("checkpoint", base))
