@@ -10,6 +10,7 @@ LauncherError          1   anything not listed below
   JobCancelled       130   the job was stopped before its end (143 when by SIGTERM)
 
 Code below the command line raises these and never exits; ``launcher.cli`` turns them into text and an exit code.
+What a user must be told although it is no error is a warning of category Note; ``launcher.cli`` prints it.
 """
 
 from __future__ import annotations
@@ -74,3 +75,7 @@ class JobCancelled(LauncherError):
     def __init__(self, message: str, *, signum: int, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.exit_code = 128 + signum
+
+
+class Note(UserWarning):
+    """What a command was not told and took all the same: which job a name means, say."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,7 +52,8 @@ class Source:
     """The folder of the shards and the known facts of the run that wrote them.
 
     lora: alpha and r of the adapters. model: the content for launcher_model.json. base: a whole base checkpoint, or a
-    folder of merge-ckpt or convert-ckpt that holds one, for folders that hold adapters alone.
+    folder of merge-ckpt or convert-ckpt that holds one, for folders that hold adapters alone. state: that of a job
+    which has not ended, and so writes steps and removes them; "" for all else.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Source:
     model: Mapping[str, Any] | None = None
     tokenizer: Path | None = None
     base: Path | None = None
+    state: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +221,27 @@ def plan_merge(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     when options exclude each other.
     """
     options.check()
+    return _plan_beside(source, options, stack) if source.state else _plan(source, options, stack)
+
+
+# A job that writes a step, or removes one, at the very moment has done it a little later.
+_TRIES, _TRY_AGAIN_S = 3, 0.3
+
+
+def _plan_beside(source: Source, options: Options, stack: ExitStack) -> MergePlan:
+    """Plan a merge of a job that goes on writing beside us; what is open stays readable when the job removes it."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return _plan(source, options, stack)
+        except CheckpointError as error:
+            if not left:
+                said = f"{source.name} is {source.state}: {error.message}"
+                raise CheckpointError(said, hint=f"launcher status {source.name}, and again after a save") from error
+        time.sleep(_TRY_AGAIN_S)
+    raise AssertionError  # the last try returns or raises
+
+
+def _plan(source: Source, options: Options, stack: ExitStack) -> MergePlan:
     shards = find_shards(source.folder, strategy=source.strategy, num_ranks=source.num_ranks)
     base = _open_base(source, shards, options, stack)
     chosen = choose_step(shards, options.step)
@@ -265,7 +288,7 @@ def _plan_step(
         files=files,
         texts=_texts(source, options, scales, files),
         left_out=outputs.left_out(),
-        notes=_notes(source, shards, options, tensors, scales),
+        notes=(*_state_note(source, options, chosen), *_notes(source, shards, options, tensors, scales)),
     )
 
 
@@ -362,6 +385,13 @@ def _check_config(config: LoraConfig, weights: Sequence[str], tensors: Mapping[s
             f"the pattern {unused!r} of adapter_config.json matches none of the adapted weights",
             hint="adapter_config.json is of another run",
         )
+
+
+def _state_note(source: Source, options: Options, chosen: Step) -> Iterator[str]:
+    """Yield what is taken of a job that has not ended."""
+    if source.state:
+        which = f"{chosen} is its newest complete one" if options.step is None else f"this is {chosen}"
+        yield f"{source.name} is {source.state}: {which}"
 
 
 def _notes(

@@ -28,10 +28,8 @@ def find_source(reference: str, jobs_dir: Path) -> Source:
 def job_source(paths: JobPaths, record: JobRecord) -> Source:
     """Return the shards of the job at ``paths``, with the scale, model, tokenizer and base of its spec and plan.
 
-    Raises JobError when the job has not ended or its files are gone.
+    Raises JobError when its files are gone.
     """
-    if not record.is_final:
-        raise JobError(f"job {record.job_id} is {record.state}", hint=f"launcher attach {record.job_id}")
     spec, plan = _read(paths.spec), _read(paths.plan)
     try:
         lora = spec.get("lora")
@@ -39,6 +37,7 @@ def job_source(paths: JobPaths, record: JobRecord) -> Source:
             name=record.job_id,
             folder=paths.root,
             num_ranks=record.cards,
+            state="" if record.is_final else record.state,
             lora=LoraConfig(alpha=lora["alpha"], rank=lora["r"]) if lora else None,
             model={
                 "model": check_model(spec["model"]),

@@ -8,12 +8,15 @@ import importlib
 import os
 import signal
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from launcher import __version__
-from launcher.errors import HostError, LauncherError
+from launcher.errors import HostError, LauncherError, Note
 
 # name -> (module, attribute, help). The help stands here so that `launcher --help` imports no command module.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -29,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "attach": ("launcher.cli.control", "attach", "Follow a job again."),
     "stop": ("launcher.cli.control", "stop", "Stop a job, saving first if asked."),
     "resume": ("launcher.cli.control", "resume", "Go on with a job that failed or was stopped."),
-    "jobs": ("launcher.cli.jobs", "list_jobs", "List jobs."),
+    "jobs": ("launcher.cli.job_list", "jobs", "List, label and remove jobs."),
     "status": ("launcher.cli.jobs", "status", "Show what a job is doing or how it ended."),
     "top": ("launcher.cli.observe", "top", "Show all jobs that run, live."),
     "board": ("launcher.cli.board", "board", "Show all jobs on a web page, live."),
@@ -101,7 +104,8 @@ class LauncherGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().main(*args, **kwargs)
+            with _notes_said():
+                return super().main(*args, **kwargs)
         except BrokenPipeError:
             # The reader of our output went away (`launcher jobs | head`): nothing is wrong. Point stdout at
             # nothing so that the interpreter's own flush at exit does not complain either.
@@ -112,6 +116,25 @@ class LauncherGroup(click.Group):
                 raise
             show_error(HostError(f"{error.filename}: {error.strerror}", hint="look at its permissions and its disk"))
             sys.exit(HostError.exit_code)
+
+
+@contextmanager
+def _notes_said() -> Iterator[None]:
+    """Print each Note once, on stderr; other warnings stay what they are."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Note)
+        other = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, Note):
+                other(message, category, *place, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                click.echo(f"note: {message}", err=True)
+
+        warnings.showwarning = show
+        yield
 
 
 def show_error(error: LauncherError) -> None:

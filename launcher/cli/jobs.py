@@ -1,4 +1,4 @@
-"""``launcher jobs``, ``launcher status`` and ``launcher logs``."""
+"""``launcher status`` and ``launcher logs``."""
 
 from __future__ import annotations
 
@@ -14,26 +14,6 @@ from launcher.cli.options.group import option, takes
 
 if TYPE_CHECKING:
     from launcher.jobs.logs import Source, Wanted
-
-
-@click.command("jobs")
-@click.option("--state", metavar="LIST", help="Only jobs in these states, as running,failed.")
-@click.option("--name", metavar="TEXT", help="Only jobs whose id contains TEXT.")
-@format_option
-@jobs_dir_option
-def list_jobs(state: str | None, name: str | None, form: str, jobs_dir: Path) -> None:
-    """List the jobs in the jobs folder, oldest first.
-
-    \b
-    launcher jobs --state running,failed
-    launcher jobs --format json
-    """
-    from launcher.cli.output import show
-    from launcher.jobs import JobStore, select_jobs
-
-    store = JobStore(jobs_dir)
-    chosen = select_jobs(store.all(), states=state, name=name)
-    click.echo(show.jobs_json(chosen) if form == "json" else show.job_table(store, chosen))
 
 
 @click.command()

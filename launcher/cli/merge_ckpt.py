@@ -175,6 +175,8 @@ def _merge(source: Source, job: str, options: MergeOptions) -> None:
         merged = _carried_out(plan, target, stack, force=options.force)
     if not merged.fresh:
         _print_skipped(plan)
+        for note in plan.notes if source.state else ():
+            click.echo(f"note: {note}")
     _print_merged(merged, source, job)
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.cli.options.common import in_jobs_dir, jobs_dir_option, lang_option
-from launcher.cli.options.completion import spec_names
+from launcher.cli.options.completion import job_ids, spec_names, tags
 from launcher.cli.options.group import option, takes
 from launcher.cli.options.run import RunChoice, SpecChanges
 from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
 
 if TYPE_CHECKING:
     from launcher.control.prepare import PreparedRun
+    from launcher.jobs import JobPaths, JobRecord
     from launcher.plan.launch_plan import LaunchPlan
 
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 class SubmitOptions:
     """How many cards, and how far to go."""
 
+    earlier: str | None = option(
+        "--from",
+        metavar="JOB",
+        shell_complete=job_ids,
+        help="Run again what JOB ran, instead of a SPEC; cards, engine and limits are its own if left out.",
+    )
     cards: int | None = option(
         "--cards", type=int, metavar="N", help="Number of devices to use, over all hosts; all if left out."
     )
@@ -44,6 +51,14 @@ class SubmitOptions:
         metavar="NAME",
         help="Tracker instead of the spec's, repeatable: tensorboard, swanlab, mlflow, wandb.",
     )
+    tags: tuple[str, ...] = option(
+        "--tag",
+        multiple=True,
+        metavar="TAG",
+        shell_complete=tags,
+        help="Tag of the job, repeatable; launcher jobs has it.",
+    )
+    note: str = option("--note", metavar="TEXT", default="", help="What to remember of the job.")
     detach: bool = option(
         "--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it."
     )
@@ -74,6 +89,7 @@ def submit(
     launcher submit llama_7b_lora --cards 8 --dry-run
     launcher submit --model ./Qwen2.5-7B-Instruct --data my.jsonl --cards 8
     launcher submit --cards 2 --engine direct --detach
+    launcher submit --from last --set lora.r=8
     launcher submit llama_7b_lora --scheduler ssh --inventory rank_tables/2x8.yaml
     launcher submit llama_7b_lora --scheduler slurm --nodes 2 --cards 16 --kind A2 --gres npu:8 --time 1-00:00
     launcher submit llama_7b_lora --scheduler kubernetes --nodes 2 --kind A2 --image registry/llm:1 \\
@@ -82,10 +98,12 @@ def submit(
     from launcher.cli.output import show
     from launcher.control import prepare
 
+    earlier = _earlier(options.earlier, jobs_dir)
     prepared = prepare.prepare(
-        spec, cards=options.cards, port=options.port, jobs_dir=jobs_dir, options=run.options(),
+        spec, cards=options.cards, port=options.port, jobs_dir=jobs_dir, earlier=earlier,
+        options=run.options(earlier[0] if earlier else None, scheduler.name),
         scheduler=scheduler.name, values=scheduler.values, verify_base=options.verify == "full",
-        track=options.track, **asdict(changes),
+        track=options.track, tags=options.tags, note=options.note, **asdict(changes),
     )  # fmt: skip
     if options.dry_run:
         show.dry_run(prepare.estimated(prepared))
@@ -94,6 +112,18 @@ def submit(
     if not options.no_preflight:
         _say(prepare.preflight(prepared.plan, port=options.port), err=True)
     _begin(_completed(prepared, err=options.detach), detach=options.detach)
+
+
+def _earlier(reference: str | None, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
+    from launcher.errors import JobError
+    from launcher.jobs import find_job
+
+    if reference is None:
+        return None
+    found = find_job(reference, jobs_dir)
+    if found is None:
+        raise JobError(f"--from {reference} is not the folder of a job", hint="launcher jobs lists them")
+    return found
 
 
 def _say(lines: Iterable[str], *, err: bool) -> None:

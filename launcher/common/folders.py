@@ -117,6 +117,26 @@ def _lock(path: Path, on_wait: Callable[[], None] | None) -> int:
         os.close(handle)
 
 
+def is_being_written(folder: Path) -> bool:
+    """Return whether a process writes something in ``folder`` as ``only_writer`` of it."""
+    return any(_is_locked(path) for path in folder.glob(".*.lock"))
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:  # its writer has just ended
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(handle)
+
+
 def _wait_for(handle: int, on_wait: Callable[[], None] | None) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

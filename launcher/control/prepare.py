@@ -11,15 +11,17 @@ from typing import Any
 
 from launcher.cluster.model import Cluster
 from launcher.common.ports import scheduler_port
+from launcher.common.rendering import RenderedFile
+from launcher.control.asked import Asked, asked_again, asked_for
 from launcher.errors import SpecError
 from launcher.inference.sources import exported_template_name
-from launcher.jobs import JobStore
+from launcher.jobs import JobPaths, JobRecord, JobStore, Labels
 from launcher.observe import trackers
 from launcher.plan import inputs
 from launcher.plan.launch import LOCAL
 from launcher.plan.launch_plan import LaunchPlan, make_plan, with_inputs
 from launcher.plan.placement import RunOptions
-from launcher.runspec.checking import load_source, load_user_config, parse_spec
+from launcher.runspec.checking import load_user_config, parse_spec
 from launcher.runspec.folders import OWN_TEMPLATES, chat_template_file, settings_of_folder
 from launcher.runspec.layers import Override, parse_sets
 from launcher.runspec.reading import find_spec
@@ -31,11 +33,15 @@ DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun:
-    """A plan, and the data that must be made before it can run. ``remarks``: notes besides those of the plan."""
+    """A plan, and the data that must be made before it can run. ``remarks``: notes besides those of the plan.
+
+    ``own``: files of the plan that do not follow from it: what was asked for, and labels.
+    """
 
     plan: LaunchPlan
     pending: inputs.Pending | None = None
     remarks: tuple[str, ...] = ()
+    own: tuple[RenderedFile, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -58,25 +64,38 @@ def prepare(
     scheduler: str = LOCAL,
     values: Mapping[str, Any] | None = None,
     verify_base: bool = False,
+    tags: Sequence[str] = (),
+    note: str = "",
+    earlier: tuple[JobPaths, JobRecord] | None = None,
 ) -> PreparedRun:
     """Decide everything for a run of ``spec_name`` on ``cards`` devices from ``scheduler``; write nothing.
 
     ``values``: those of the scheduler's own options. ``verify_base``: compare a converted base with its folder.
+    ``earlier``: a job whose run this is again, on as many cards if ``cards`` is None, in place of ``spec_name``.
     Raises SpecError, DataError, CheckpointError or HostError for anything that does not fit.
     """
+    labels = Labels().changed(add=tags, note=note)
     if spec_name is not None:
         find_spec(spec_name)  # before the hosts: a misspelt name is not to be blamed on their cards
+    if earlier is not None and spec_name is not None:
+        raise SpecError(f"--from and SPEC {spec_name} both say what is run", hint="leave one out")
+    if earlier is not None and cards is None:
+        cards = earlier[1].cards
     options = options or RunOptions()
     placement = registry.get(scheduler).place(values or {}, cards=cards, grace_s=options.limits.grace_s)
     cluster = placement.cluster
-    name, changes = chosen(spec_name, cluster, overrides(sets, checkpoint, model=model, data=data, track=track), model)
-    source = load_source(name, changes)
+    changes = overrides(sets, checkpoint, model=model, data=data, track=track)
+    if earlier is not None:
+        asked = asked_again(*earlier, cluster, changes)
+    else:
+        asked = asked_for(*chosen(spec_name, cluster, changes, model))
+    source = asked.filled
     spec = parse_spec(source)
     found, pending = inputs.resolve(spec)
     port = (port or 0) if placement.agents else scheduler_port(port, cluster.hosts[0].address)
     plan = make_plan(
         spec=spec,
-        spec_name=name,
+        spec_name=asked.spec_name,
         placement=placement,
         inputs=found,
         paths=JobStore(jobs_dir).new_paths(spec.name),
@@ -86,8 +105,10 @@ def prepare(
     for tracker in spec.observe.trackers:
         trackers.check(tracker)
     untold = _not_told(spec) if registry.get(scheduler).leads_here else []
-    remarks = (*_remarks(spec_name, name, cluster, spec), *map(_sentence, (*source.changes, *verified, *untold)))
-    return PreparedRun(plan=_with_schedulers_files(plan), pending=pending, remarks=remarks)
+    said = (*asked.notes, *source.changes, *verified, *untold)
+    remarks = (*_remarks(spec_name, asked, cluster, spec), *map(_sentence, said))
+    own = _own_files(plan.paths, asked, labels)
+    return PreparedRun(plan=_with_files(plan, own), pending=pending, remarks=remarks, own=own)
 
 
 def _not_told(spec: RunSpec) -> list[str]:
@@ -122,7 +143,7 @@ def complete(run: PreparedRun) -> PreparedRun:
         return run
     run.pending.make()
     found, _ = inputs.resolve(run.plan.spec)
-    return replace(run, plan=_with_schedulers_files(with_inputs(run.plan, found)), pending=None)
+    return replace(run, plan=_with_files(with_inputs(run.plan, found), run.own), pending=None)
 
 
 def estimated(run: PreparedRun) -> PreparedRun:
@@ -135,9 +156,14 @@ def estimated(run: PreparedRun) -> PreparedRun:
     return replace(run, plan=replace(run.plan, inputs=inputs.estimated(run.plan.inputs, run.pending)))
 
 
-def _with_schedulers_files(plan: LaunchPlan) -> LaunchPlan:
-    """Add the files for the scheduler: a batch script, a manifest."""
-    return replace(plan, files=(*plan.files, *registry.get(plan.launch.scheduler).files(plan)))
+def _own_files(paths: JobPaths, asked: Asked, labels: Labels) -> tuple[RenderedFile, ...]:
+    said = [RenderedFile(path=paths.labels.name, text=labels.to_json())] if labels else []
+    return asked.file(paths), *said
+
+
+def _with_files(plan: LaunchPlan, own: Sequence[RenderedFile]) -> LaunchPlan:
+    """Add ``own`` and the files for the scheduler: a batch script, a manifest."""
+    return replace(plan, files=(*plan.files, *own, *registry.get(plan.launch.scheduler).files(plan)))
 
 
 def overrides(
@@ -198,13 +224,15 @@ def _sentence(note: str) -> str:
     return f"{note[:1].upper()}{note[1:]}."
 
 
-def _remarks(asked: str | None, name: str, cluster: Cluster, spec: RunSpec) -> list[str]:
-    notes = []
-    if asked is None and not spec.model.folder and cluster.target == "CPU" and len(cluster.hosts) == 1:
+def _remarks(given: str | None, asked: Asked, cluster: Cluster, spec: RunSpec) -> list[str]:
+    name, notes = asked.spec_name, []
+    if asked.earlier:
+        notes.append(f"The run of {asked.earlier} again.")
+    elif given is None and not spec.model.folder and cluster.target == "CPU" and len(cluster.hosts) == 1:
         notes.append(f"No Ascend card found: running {name} on this machine's CPU.")
-    elif asked is None and spec.model.folder:
+    elif given is None and spec.model.folder:
         notes.append(f"No SPEC given: all settings but the model and its data are those of {name}.")
-    elif asked is None:
+    elif given is None:
         notes.append(f"No SPEC given: running {name}.")
     folder = Path(spec.model.folder) if spec.model.folder else None
     own = chat_template_file(folder) if folder else None

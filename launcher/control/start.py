@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shlex
 import shutil
 import socket
@@ -18,6 +16,7 @@ from launcher import jobs, supervise
 from launcher.cluster.locks import check_free
 from launcher.common.atomic import write_atomic
 from launcher.common.processes import ProcessId
+from launcher.control.alone import alone
 from launcher.control.origin import origin
 from launcher.engines import ENGINES
 from launcher.errors import HostError, JobError
@@ -120,6 +119,8 @@ def write_job(plan: LaunchPlan, *, host: str | None = None) -> JobRecord:
 def _write_job(plan: LaunchPlan, *, host: str | None = None) -> JobRecord:
     _write_files(plan)
     write_launch(plan.paths, plan.launch)
+    found = origin(plan.inputs.checkpoint)
+    write_atomic(plan.paths.packages, found.packages)
     record = JobRecord(
         job_id=plan.paths.job_id,
         name=plan.spec.name,
@@ -131,7 +132,7 @@ def _write_job(plan: LaunchPlan, *, host: str | None = None) -> JobRecord:
         versions=installed.installed(),
         engine=plan.launch.engine,
         scheduler=plan.launch.scheduler,
-        origin=origin(),
+        origin=found.values,
         # Until there is one: a job whose submitter died at this point is lost.
         supervisor=ProcessId.current() if host is None else None,
     )
@@ -146,26 +147,8 @@ def begin_again(paths: JobPaths, record: JobRecord) -> Started:
     CheckpointError when it starts anew from a base that does not match its model; HostError when the engine is missing
     or the disk is full.
     """
-    with _alone(paths):
+    with alone(paths):
         return _begin_again(paths, jobs.read_record(paths) or record)
-
-
-@contextmanager
-def _alone(paths: JobPaths) -> Iterator[None]:
-    """Hold the lock on starting an attempt, which the kernel releases when its holder is gone."""
-    try:
-        handle = os.open(paths.resume_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise HostError(f"cannot write {paths.root}: {error.strerror}", hint="check its permissions; df -h") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise JobError(
-            f"another launcher resume of {paths.job_id} is running", hint=f"launcher attach {paths.job_id}"
-        ) from None
-    finally:
-        os.close(handle)
 
 
 def _begin_again(paths: JobPaths, record: JobRecord) -> Started:

@@ -82,6 +82,7 @@ def _of_job(model: Model, reference: str, jobs_dir: Path, of_job: OfJob) -> Mode
         open=tensors,
         tokenizer=adapted.tokenizer or model.tokenizer,
         template_name=adapted.template_name or model.template_name,
+        notes=(*model.notes, *adapted.notes),
     )
 
 

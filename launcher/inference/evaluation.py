@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from launcher.data.rows import IGNORED_LABEL, unpacked
 from launcher.data.tokenizer import Tokenizer
 from launcher.errors import DataError, JobCancelled
 from launcher.inference.decoding import Row
+from launcher.inference.judging import final_number
 from launcher.inference.model import Model
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Session
@@ -39,7 +39,6 @@ Ints = npt.NDArray[np.int32]
 
 _ROWS_AT_ONCE = 8
 _KEPT_ANSWERS = 10
-_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+|/\d+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +94,7 @@ def candidates(references: Sequence[str], jobs_dir: Path, given: Given) -> Itera
             yield Candidate(role=ADAPTED, model=model)
             yield Candidate(role=MERGED, model=folded(model))
             continue
-        apart = _apart(reference, jobs_dir, given)
+        apart = _apart(reference, jobs_dir, given, model)
         if apart is None:
             yield Candidate(role=OTHER, model=model)
             continue
@@ -107,16 +106,19 @@ def candidates(references: Sequence[str], jobs_dir: Path, given: Given) -> Itera
         )
 
 
-def _apart(reference: str, jobs_dir: Path, given: Given) -> tuple[Model, Model] | None:
-    """Return base, and base with adapter, of a job that trained LoRA and still has its checkpoints."""
+def _apart(reference: str, jobs_dir: Path, given: Given, merged: Model) -> tuple[Model, Model] | None:
+    """Return base, and base with adapter, of a job that trained LoRA and still has its checkpoints.
+
+    If the job has not ended they are of the step that ``merged`` is of.
+    """
     job = as_job(reference, jobs_dir)
     if job is None or not job[0].checkpoints.is_dir():
         return None
-    adapted = job_step(*job, folded=False, adapters=True)
+    adapted = job_step(*job, folded=False, adapters=True, moment=merged.moment)
     with ExitStack() as stack:
         if not adapted.open(stack).adapters:
             return None
-    base = job_step(*job, folded=False)
+    base = job_step(*job, folded=False, moment=merged.moment)
     tokenizer = given.tokenizer or adapted.tokenizer
     return replace(base, tokenizer=tokenizer), replace(adapted, tokenizer=tokenizer)
 
@@ -214,12 +216,6 @@ def problems(rows: HeldOut, tokenizer: Tokenizer, count: int) -> list[Problem]:
     return found
 
 
-def final_number(text: str) -> str | None:
-    """Return the last number in ``text``, without thousands separators: "共 1,250.50 元" gives "1250.50"."""
-    found = _NUMBER.findall(text)
-    return found[-1].replace(",", "") if found else None
-
-
 # ------------------------------------------------------------------------------------------------ scoring
 
 
@@ -241,7 +237,7 @@ def score(
     _check_rows(rows, candidate.model)
     losses = np.concatenate([*_losses(session, rows)])
     asked = problems(rows, session.tokenizer, questions)
-    answers = list(_answers(session, asked, max_new_tokens))
+    answers = list(answers_to(session, [problem.prompt for problem in asked], max_new_tokens))
     right = [
         final_number(answer) == final_number(problem.right) for answer, problem in zip(answers, asked, strict=True)
     ]
@@ -293,17 +289,18 @@ def cross_entropy(logits: Any, labels: Any) -> Floats:
     return found
 
 
-def _answers(session: Session, asked: Sequence[Problem], max_new_tokens: int) -> Iterator[str]:
+def answers_to(session: Session, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[str]:
+    """Yield the greedy answers to ``prompts``, token ids, in their order. Raises JobCancelled when interrupted."""
     spec = GenerationSpec(max_new_tokens=max_new_tokens)
     rows = [
         Row(
-            prompt=problem.prompt,
+            prompt=tuple(prompt),
             spec=spec,
-            limit=min(max_new_tokens, session.model.context - len(problem.prompt)),
+            limit=min(max_new_tokens, session.model.context - len(prompt)),
             ends=session.ends,
             transcript=Transcript(session.tokenizer),
         )
-        for problem in asked
+        for prompt in prompts
     ]
     order = sorted(rows, key=lambda row: -len(row.prompt))
     for start in range(0, len(order), _ROWS_AT_ONCE):

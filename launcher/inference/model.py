@@ -19,6 +19,7 @@ class Model:
 
     ends: ids that end an answer beside the tokenizer's own. generation: default sampling settings.
     folded: the job whose adapters are folded into the weights in memory.
+    moment: the step (epoch, step in it) that is read of a job which has not ended; None for all else.
     notes: for the user, on how it was found.
     template_name: None when unknown, which does not matter for raw prompts.
     """
@@ -35,6 +36,7 @@ class Model:
     generation: GenerationSection = field(default_factory=GenerationSection)
     notes: tuple[str, ...] = ()
     folded: str | None = None
+    moment: tuple[int, int] | None = None
 
     @cached_property
     def template(self) -> Template | None:

@@ -21,7 +21,7 @@ from launcher.checkpoint.huggingface import CONFIG, asked_model_of_config, templ
 from launcher.checkpoint.merge import Options, Source, plan_merge
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS
 from launcher.checkpoint.record import read_record
-from launcher.checkpoint.shards import find_shards
+from launcher.checkpoint.shards import Moment, find_shards
 from launcher.checkpoint.steps import choose_step
 from launcher.checkpoint.tensors import Output
 from launcher.cluster.discover import ascend_device_ids
@@ -110,8 +110,11 @@ def _changed(spec: ModelSpec, **values: Any) -> ModelSpec:
 
 
 def _job(paths: JobPaths, record: JobRecord, given: Given) -> Model:
-    """Return the job's merged model, or its newest complete step folded in memory."""
-    if _beside(paths.merged, (WEIGHTS, CKPT_WEIGHTS)) and (paths.merged / MODEL_CONFIG).is_file():
+    """Return the job's merged model, or its newest complete step folded in memory.
+
+    Of a job that has not ended it is always the step: what was merged of it is older.
+    """
+    if record.is_final and _beside(paths.merged, (WEIGHTS, CKPT_WEIGHTS)) and (paths.merged / MODEL_CONFIG).is_file():
         model = _path(paths.merged, given)
         return replace(model, name=record.job_id, notes=(*model.notes, *_newer_step(paths, record)))
     return job_step(paths, record, folded=True)
@@ -131,19 +134,26 @@ def _newer_step(paths: JobPaths, record: JobRecord) -> tuple[str, ...]:
     return (f"{record.job_id} was merged at step {merged}, it has step {newest} now: {again}",)
 
 
-def job_step(paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool = False) -> Model:
+def job_step(
+    paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool = False, moment: Moment | None = None
+) -> Model:
     """Return the newest complete step of a job. folded: LoRA in the weights. adapters: beside them. Neither: without.
 
-    Raises CheckpointError when no step is complete, JobError when the job is running.
+    Of a job that has not ended, what is opened later is the step that is found now; ``moment``: one found before.
+    Raises CheckpointError when no step is complete.
     """
     from launcher.checkpoint.of_job import job_source
 
     source = job_source(paths, record)
     with ExitStack() as stack:
-        step = plan_merge(source, Options(), stack).step
+        plan = plan_merge(source, Options(step=moment), stack)
+    moment = plan.chosen.moment if source.state else None
+    said = f"{record.job_id} is not merged: folded in memory from step {plan.step}"
+    if source.state:
+        said = f"{record.job_id} is {source.state}: this is step {plan.step}, the newest that is complete"
 
     def tensors(stack: ExitStack) -> Tensors:
-        return _shard_tensors(source, stack, folded=folded, adapters=adapters)
+        return _shard_tensors(source, stack, folded=folded, adapters=adapters, moment=moment)
 
     described = _description(dict(source.model or {}), paths.spec, None)
     return Model(
@@ -151,14 +161,17 @@ def job_step(paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool
         where=paths.root,
         open=tensors,
         tokenizer=source.tokenizer,
-        notes=(f"{record.job_id} is not merged: folded in memory from step {step}",) if folded else (),
+        notes=(said,) if folded or source.state else (),
         folded=record.job_id if folded else None,
+        moment=moment,
         **described,
     )
 
 
-def _shard_tensors(source: Source, stack: ExitStack, *, folded: bool, adapters: bool) -> Tensors:
-    plan = plan_merge(source, Options(fold=folded), stack)
+def _shard_tensors(
+    source: Source, stack: ExitStack, *, folded: bool, adapters: bool, moment: Moment | None = None
+) -> Tensors:
+    plan = plan_merge(source, Options(fold=folded, step=moment), stack)
     weights = {output.name: output for output in plan.outputs if names.is_weight(output.name)}
     apart = {output.name: output.whole for output in plan.outputs if names.is_adapter(output.name)}
     found = Tensors(weights=weights, adapters=apart if adapters else {}, scale=plan.scale or 1.0)

@@ -1,5 +1,7 @@
 """One job's folder: its paths, its record, the store that finds jobs, the ranks' events, logs, the verdict."""
 
+from launcher.jobs.labels import Labels as Labels
+from launcher.jobs.labels import read_labels as read_labels
 from launcher.jobs.paths import JobPaths as JobPaths
 from launcher.jobs.paths import is_job_folder as is_job_folder
 from launcher.jobs.record import CANCELLED as CANCELLED
@@ -15,6 +17,7 @@ from launcher.jobs.record import STOPPING as STOPPING
 from launcher.jobs.record import SUCCEEDED as SUCCEEDED
 from launcher.jobs.record import UNREADABLE as UNREADABLE
 from launcher.jobs.record import JobRecord as JobRecord
+from launcher.jobs.record import ended_at as ended_at
 from launcher.jobs.record import first_of_last_stage as first_of_last_stage
 from launcher.jobs.record import known_keys as known_keys
 from launcher.jobs.record import loss_rank as loss_rank
@@ -29,3 +32,4 @@ from launcher.jobs.store import JobStore as JobStore
 from launcher.jobs.store import exists as exists
 from launcher.jobs.store import find_job as find_job
 from launcher.jobs.store import select_jobs as select_jobs
+from launcher.jobs.store import sort_jobs as sort_jobs

@@ -73,8 +73,11 @@ def parse_ranks(text: str) -> tuple[int, ...]:
         raise SpecError(f"--rank {text}: {error}", hint="--rank 0,3-5") from error
 
 
-def parse_since(text: str, now: datetime | None = None) -> float:
-    """Return the time of "10m" (s, m, h, d ago) or of an ISO time, by default local, in seconds since the epoch."""
+def parse_since(text: str, now: datetime | None = None, *, option: str = "--since") -> float:
+    """Return the time of "10m" (s, m, h, d ago) or of an ISO time, by default local, in seconds since the epoch.
+
+    Raises SpecError, which names ``option``.
+    """
     match = _AGO.fullmatch(text)
     try:
         if match:
@@ -82,7 +85,9 @@ def parse_since(text: str, now: datetime | None = None) -> float:
             return ((now or datetime.now().astimezone()) - ago).timestamp()
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
-        raise SpecError(f"--since {text!r} is no time", hint="--since 10m, or --since 2026-01-31T12:00") from None
+        raise SpecError(
+            f"{option} {text!r} is no time", hint=f"{option} 10m, 2h or 30d, or {option} 2026-01-31T12:00"
+        ) from None
 
 
 @dataclass(kw_only=True)

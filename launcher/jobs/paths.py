@@ -44,7 +44,7 @@ class JobPaths:
 
     @property
     def resume_lock(self) -> Path:
-        """The file that is locked while a ``launcher resume`` prepares an attempt."""
+        """The file that is locked while a command prepares an attempt, removes the job, or changes its labels."""
         return self.root / ".resume"
 
     @property
@@ -70,6 +70,16 @@ class JobPaths:
     def spec(self) -> Path:
         """The run spec as used, after every default and override."""
         return self.root / "spec.json"
+
+    @property
+    def asked(self) -> Path:
+        """What the run was asked for, before any default: see ``launcher.control.asked``."""
+        return self.root / "asked.json"
+
+    @property
+    def packages(self) -> Path:
+        """The packages that were installed when the job was submitted, as ``pip freeze`` lists them."""
+        return self.root / "packages.txt"
 
     @property
     def attempt_folder(self) -> Path:
@@ -146,6 +156,11 @@ class JobPaths:
     @property
     def merged(self) -> Path:
         return self.root / "merged"
+
+    @property
+    def labels(self) -> Path:
+        """Tags and a note: see ``launcher.jobs.labels``."""
+        return self.root / "labels.json"
 
     @property
     def evaluation(self) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -177,6 +178,17 @@ def mark_lost_if_dead(record: JobRecord) -> JobRecord:
     if any(process and process.is_alive() for process in (record.supervisor, record.guard)):
         return record
     return replace(record, state=LOST)
+
+
+def ended_at(record: JobRecord) -> float:
+    """Return when the job ended, or was made where that is not known, in seconds since the epoch.
+
+    Infinity for what is no time: such a job is never old.
+    """
+    try:
+        return datetime.fromisoformat(record.ended or record.created).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return math.inf
 
 
 def planned_steps(paths: JobPaths) -> int | None:

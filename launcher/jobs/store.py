@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import secrets
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from launcher.errors import JobError, SpecError
+from launcher.errors import JobError, Note, SpecError
+from launcher.jobs.labels import read_labels
 from launcher.jobs.paths import JobPaths, is_job_folder
-from launcher.jobs.record import STATES, UNREADABLE, JobRecord, read_record, unreadable_record
+from launcher.jobs.record import STATES, UNREADABLE, JobRecord, ended_at, read_record, unreadable_record
 
 # No vowels and no digits that look like letters: ids are typed and read aloud, and spell nothing.
 _ID_ALPHABET = "bcdfghjkmnpqrstvwxz"
@@ -35,6 +40,8 @@ class JobStore:
         """Return every job, oldest first, its state checked against the process table; damaged ones as UNREADABLE."""
         found = []
         for record_file in self.root.glob("*/job.json"):
+            if record_file.parent.name.startswith("."):  # on its way out: see control.remove
+                continue
             paths = JobPaths(root=record_file.parent.absolute())
             record = read_record(paths) or unreadable_record(paths)
             if record:
@@ -42,9 +49,10 @@ class JobStore:
         return sorted(found, key=lambda item: (item[1].created, item[1].job_id))
 
     def get(self, reference: str) -> tuple[JobPaths, JobRecord]:
-        """Return the job that ``reference`` names: an id, a unique prefix of one, or "last".
+        """Return the job that ``reference`` names: an id, a unique prefix of one, "last", or the name of a run.
 
-        Raises JobError when there is none, when a prefix fits several, or when its job.json cannot be read.
+        Of jobs of one name the newest is meant, and a Note says which. Raises JobError when there is none, when a
+        prefix fits several, or when its job.json cannot be read.
         """
         paths, record = self._find(reference)
         if record.state == UNREADABLE:
@@ -60,7 +68,11 @@ class JobStore:
         if reference == "last" and jobs:
             return jobs[-1]
         exact = [job for job in jobs if job[1].job_id == reference]
-        fits = exact or [job for job in jobs if reference and job[1].job_id.startswith(reference)]
+        begun = [job for job in jobs if reference and job[1].job_id.startswith(reference)]
+        named = [job for job in jobs if job[1].name == reference]
+        if named and not exact and all(job in named for job in begun):
+            return _newest(reference, named)
+        fits = exact or begun + [job for job in named if job not in begun]
         if len(fits) == 1:
             return fits[0]
         every = [record.job_id for _, record in jobs]
@@ -77,15 +89,43 @@ class JobStore:
 
 
 def select_jobs(
-    jobs: list[tuple[JobPaths, JobRecord]], *, states: str | None, name: str | None
+    jobs: list[tuple[JobPaths, JobRecord]], *, states: str | None, name: str | None, tags: Sequence[str] = ()
 ) -> list[tuple[JobPaths, JobRecord]]:
-    """Return the jobs in one of ``states`` ("running,failed") whose id contains ``name``. Raises SpecError for an
-    unknown state."""
+    """Return the jobs in one of ``states`` ("running,failed") whose id contains ``name`` and that have all ``tags``.
+
+    Raises SpecError for an unknown state.
+    """
     wanted = [state.strip() for state in (states or "").split(",") if state.strip()]
     unknown = [state for state in wanted if state not in STATES]
     if unknown:
         raise SpecError(f"--state {states}: there is no state {unknown[0]!r}", hint=f"states: {', '.join(STATES)}")
-    return [job for job in jobs if (not wanted or job[1].state in wanted) and (name or "") in job[1].job_id]
+    fits = [job for job in jobs if (not wanted or job[1].state in wanted) and (name or "") in job[1].job_id]
+    return [job for job in fits if set(tags) <= set(read_labels(job[0]).tags)] if tags else fits
+
+
+def sort_jobs(
+    jobs: list[tuple[JobPaths, JobRecord]], by: str, sizes: Mapping[Path, int]
+) -> list[tuple[JobPaths, JobRecord]]:
+    """Return ``jobs``, which are the oldest first, sorted by "created", "ended", "name", "state" or "size".
+
+    Jobs that are equal in it keep their order, and those that have not ended are last of all by "ended". ``sizes``:
+    bytes by the job's folder.
+    """
+    keys: dict[str, Callable[[tuple[JobPaths, JobRecord]], Any]] = {
+        "created": lambda job: job[1].created,
+        "ended": lambda job: ended_at(job[1]) if job[1].is_final else math.inf,
+        "name": lambda job: job[1].name,
+        "state": lambda job: STATES.index(job[1].state),
+        "size": lambda job: sizes[job[0].root],
+    }
+    return sorted(jobs, key=keys[by])
+
+
+def _newest(name: str, named: list[tuple[JobPaths, JobRecord]]) -> tuple[JobPaths, JobRecord]:
+    """Return the newest of the jobs called ``name``, which are the oldest first, and say which it is."""
+    of = f", the newest of {len(named)} jobs of that name" if len(named) > 1 else ""
+    warnings.warn(f"{name} is {named[-1][1].job_id}{of}", Note, stacklevel=2)
+    return named[-1]
 
 
 def _near(reference: str, job_ids: list[str]) -> str | None:

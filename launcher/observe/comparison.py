@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from launcher.common.clock import seconds_text
@@ -64,11 +65,32 @@ def compare(histories: Sequence[History], summaries: Sequence[Summary]) -> Compa
     specs = [_without_name(facts.flat(history.spec)) for history in histories]
     data = [_data(history) for history in histories]
     versions = [dict(history.record.versions) for history in histories]
+    groups = [_group("Spec", specs), _group("Data", data), _group("Versions", versions)]
+    # Earlier versions kept neither.
+    for name, known in (
+        ("Origin", [history.record.origin for history in histories]),
+        ("Packages", _packages(histories)),
+    ):
+        groups += [_group(name, known)] if any(known) else []
     return Comparison(
         job_ids=tuple(history.record.job_id for history in histories),
         results=tuple(_results(histories, summaries)),
-        groups=(_group("Spec", specs), _group("Data", data), _group("Versions", versions)),
+        groups=tuple(groups),
     )
+
+
+def _packages(histories: Sequence[History]) -> list[dict[str, Any]]:
+    """Return the versions of the packages that each job was submitted with; none where not all jobs have kept them."""
+    found = [_listed(history.paths.packages) for history in histories]
+    return found if all(found) else []
+
+
+def _listed(file: Path) -> dict[str, Any]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {name: version for name, equals, version in (line.partition("==") for line in lines) if equals}
 
 
 def _without_name(spec: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +107,7 @@ def _data(history: History) -> dict[str, Any]:
     return known
 
 
-def _group(name: str, values: Sequence[dict[str, Any]]) -> Group:
+def _group(name: str, values: Sequence[Mapping[str, Any]]) -> Group:
     keys = list(dict.fromkeys(key for one in values for key in one))
     rows = [Row(key=key, values=tuple(one.get(key) for one in values)) for key in keys]
     differing = tuple(row for row in rows if len({_comparable(value) for value in row.values}) > 1)

@@ -259,6 +259,8 @@ _ZH = {
     "Whole spec": "完整配置",
     "Environment": "环境",
     "Versions": "版本",
+    "Origin": "来源",
+    "Packages": "软件包",
     "Commit": "提交",
     "User": "用户",
     "Scheduler": "调度器",

@@ -32,14 +32,23 @@ def load_source(name: str, overrides: Iterable[layers.Override] = ()) -> YamlDoc
 
     A MindFormers YAML is translated on the way; ``changes`` of the result lists how.
     """
+    return filled(load_asked(name, overrides))
+
+
+def filled(source: YamlDocument) -> YamlDocument:
+    """Return ``source`` with the values of its model's folder or preset where it has none. Raises SpecError."""
+    return layers.fill_preset(folders.fill_folder(source))
+
+
+def load_asked(name: str, overrides: Iterable[layers.Override] = ()) -> YamlDocument:
+    """Return the values that the file of the spec ``name``, $LAUNCHER_* and ``overrides`` give, and no others."""
     source = read_source(find_spec(name))
     if foreign.is_foreign(source):
         source = foreign.translate(source)
     source = layers.apply(source, [*layers.environment_overrides(os.environ), *overrides])
     given = {foreign.NO_DATASET: ("data", "train"), foreign.NO_WEIGHTS: ("model", "checkpoint")}
     answered = [text for text, loc in given.items() if source.value(loc) is not None]
-    source = replace(source, changes=tuple(text for text in source.changes if text not in answered))
-    return layers.fill_preset(folders.fill_folder(source))
+    return replace(source, changes=tuple(text for text in source.changes if text not in answered))
 
 
 def parse_spec(source: YamlDocument) -> RunSpec:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,12 @@ import pytest
 from support.checkpoint_sets import MODEL, folded, launcher, llama, read, write, write_job, write_ranks, write_shards
 
 from launcher.checkpoint.split import SplitPlan
+from launcher.checkpoint.stream import load_adapters
 from launcher.common.folders import check_target, size_text
 from launcher.data.templates import get_template
-from launcher.errors import HostError
-from launcher.inference.sources import find_model
+from launcher.errors import CheckpointError, HostError
+from launcher.inference.evaluation import candidates
+from launcher.inference.sources import Given, find_model
 from launcher.models.names import GLOBAL_STEP
 from launcher.runspec.sections import ModelSpec
 
@@ -86,12 +91,97 @@ def test_an_incomplete_step_is_listed_as_such(tmp_path: Path) -> None:
     assert record["skipped"] == [{"moment": "1_10", "missing_ranks": [1], "damage": ""}]
 
 
+# ------------------------------------------------------------------------------------------------ jobs that go on
+
+
 @pytest.mark.parametrize("state", ["planned", "starting", "running", "stopping"])
-def test_a_job_that_has_not_ended_is_not_merged(tmp_path: Path, state: str) -> None:
-    done = launcher("merge-ckpt", _job(tmp_path, state=state))
-    assert done.returncode == 6
-    assert f"job abcde-t is {state}" in done.stderr
-    assert "launcher attach abcde-t" in done.stderr
+def test_of_a_job_that_has_not_ended_the_newest_complete_step_is_merged(tmp_path: Path, state: str) -> None:
+    root = _job(tmp_path, state=state)
+    done = launcher("merge-ckpt", root)
+    assert done.returncode == 0, done.stderr
+    assert f"note   abcde-t is {state}: step 101 is its newest complete one" in done.stdout
+    again = launcher("merge-ckpt", root)
+    assert f"note: abcde-t is {state}: step 101 is its newest complete one" in again.stdout
+    older = launcher("merge-ckpt", root, "--step", "100", "--force")
+    assert f"note   abcde-t is {state}: this is step 100" in older.stdout
+
+
+def _newest(root: Path, rank: int) -> Path:
+    return root / "checkpoint" / f"rank_{rank}" / f"launcher_rank_{rank}-1_10.safetensors"
+
+
+def test_a_step_that_is_being_written_is_not_taken(tmp_path: Path) -> None:
+    root = _job(tmp_path, state="running")
+    _newest(root, 1).write_bytes(_newest(root, 1).read_bytes()[:-100])
+    done = launcher("merge-ckpt", root)
+    assert "abcde-t is running: step 100 is its newest complete one" in done.stdout
+    assert "skipped 1_10: " in done.stdout
+
+
+def test_a_job_that_has_saved_nothing_yet_says_so(tmp_path: Path) -> None:
+    root = _job(tmp_path, state="running")
+    for file in (root / "checkpoint" / "rank_1").iterdir():
+        file.unlink()
+    done = launcher("merge-ckpt", root)
+    assert done.returncode == 4
+    assert "abcde-t is running: no step in" in done.stderr
+    assert "hint: launcher status abcde-t, and again after a save" in done.stderr
+
+
+def test_a_model_of_a_running_job_is_of_one_step(tmp_path: Path) -> None:
+    """Merged models of earlier are left aside; what the job saves later does not mix in; it is said."""
+    root = _job(tmp_path, state="running")
+    assert launcher("merge-ckpt", root, "--step", "100").returncode == 0
+    model = find_model("abcde-t", tmp_path / "jobs")
+    assert model.notes[0] == "abcde-t is running: this is step 101, the newest that is complete"
+    base, adapted, merged = candidates(["abcde-t"], tmp_path / "jobs", Given())
+    for rank in (0, 1):
+        newer = _newest(root, rank)
+        shutil.copy(newer.with_name(f"launcher_rank_{rank}-1_2.safetensors"), str(newer).replace("1_10", "2_1"))
+
+    with ExitStack() as stack:
+        weights = model.open(stack).weights[WO]
+        assert weights.fold is not None
+        lora_a, scaled_b = load_adapters(weights.fold)
+        assert np.abs(weights.whole.read() + scaled_b @ lora_a - folded(llama(seed=1), WO)).max() < 1e-6
+    assert {one.model.moment for one in (base, adapted, merged)} == {(1, 10)}
+    assert find_model("abcde-t", tmp_path / "jobs").moment == (2, 1)
+    _newest(root, 0).unlink()
+    with ExitStack() as stack, pytest.raises(CheckpointError, match="abcde-t is running: step 1_10 is not complete"):
+        model.open(stack)
+
+
+def test_steps_come_and_go_while_a_running_job_is_read(tmp_path: Path) -> None:
+    root = _job(tmp_path, state="running")
+    contents = [_newest(root, rank).read_bytes() for rank in (0, 1)]
+    done = threading.Event()
+
+    def train() -> None:
+        """Save a step on one rank after the other, not at once, and keep eight."""
+        for step in itertools.count(11):
+            for rank, content in enumerate(contents):
+                with _newest(root, rank).with_name(f"launcher_rank_{rank}-1_{step}.safetensors").open("wb") as file:
+                    file.write(content[:9000])
+                    file.flush()
+                    done.wait(0.03)
+                    file.write(content[9000:])
+            for rank in (0, 1):
+                _newest(root, rank).with_name(f"launcher_rank_{rank}-1_{step - 8}.safetensors").unlink(missing_ok=True)
+            if done.wait(0.1):
+                return
+
+    writer = threading.Thread(target=train)
+    writer.start()
+    try:
+        found = [find_model("last", tmp_path / "jobs").moment]
+        while len(set(found)) < 4:
+            found.append(find_model("last", tmp_path / "jobs").moment)
+    finally:
+        done.set()
+        writer.join()
+    moments = [moment for moment in found if moment]
+    assert moments == sorted(moments)
+    assert len(moments) == len(found)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"model": 3, "lora": {"alpha": 1, "r": 0}}'])

@@ -67,6 +67,15 @@ def test_jobs_newest_first_and_last(here: Path) -> None:
     assert completed(here, "status", "--jobs-dir", "elsewhere", "") == ["last"]
 
 
+def test_jobs_to_remove_to_run_again_and_by_name_and_their_tags(here: Path) -> None:
+    (here / "jobs" / "bcdfg-demo" / "labels.json").write_text('{"tags": ["best"], "note": ""}')
+
+    assert completed(here, "jobs", "rm", "tg") == ["tghjk-mine"]
+    assert completed(here, "submit", "--from", "bc") == ["bcdfg-demo"]
+    assert completed(here, "status", "de") == ["demo"]
+    assert completed(here, "jobs", "--tag", "") == ["best"]
+
+
 def test_specs_and_presets(here: Path) -> None:
     (here / "configs").mkdir()
     (here / "configs" / "own.yaml").write_text("name: own\n")

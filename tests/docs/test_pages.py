@@ -37,6 +37,9 @@ def check(words: list[str]) -> str:
     while isinstance(command, click.Group) and left and not left[0].startswith("-"):
         name, *left = left
         found = command.get_command(context, name)
+        if found is None and command.invoke_without_command:
+            left = [name, *left]
+            break
         if found is None:
             return "" if name.isupper() else f"no command {name!r}"
         command, context = found, click.Context(found, info_name=name, parent=context)
@@ -96,9 +99,10 @@ def test_every_command_that_a_hint_names_exists() -> None:
 def every_command(
     command: click.Command = main, words: tuple[str, ...] = ("launcher",)
 ) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Yield every command that is no group, with the words that call it."""
-    if not isinstance(command, click.Group):
+    """Yield every command that does something by itself, with the words that call it."""
+    if not isinstance(command, click.Group) or (command.invoke_without_command and command is not main):
         yield words, command
+    if not isinstance(command, click.Group):
         return
     context = click.Context(command)
     for name in command.list_commands(context):

@@ -36,8 +36,9 @@ from launcher.errors import CheckpointError, DataError, HostError, JobCancelled,
 from launcher.inference.asking import Asking
 from launcher.inference.chatting import Chat, read_line
 from launcher.inference.decoding import LENGTH, STOP, Row
-from launcher.inference.evaluation import cross_entropy, final_number, folded
+from launcher.inference.evaluation import cross_entropy, folded
 from launcher.inference.interrupts import let_through
+from launcher.inference.judging import final_number
 from launcher.inference.model import Model
 from launcher.inference.network import network_config, sixteen_bits
 from launcher.inference.prompts import collect, parse_messages

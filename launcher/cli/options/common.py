@@ -65,13 +65,15 @@ class Seconds(NumberRange):
 
 _JOBS_DIR = "launcher.jobs_dir"
 # Commands that name a job by its id or as "last".
-_OF_JOB = re.compile(r"\blauncher (?:jobs\b|[a-z-]+(?= last\b| [bcdfghjkmnpqrstvwxz]{5}-))")
+_OF_JOB = re.compile(r"\blauncher (?:jobs(?: (?:rm|prune|tag))?\b|[a-z-]+(?= last\b| [bcdfghjkmnpqrstvwxz]{5}-))")
 
 
 def _note_jobs_dir(context: click.Context, parameter: click.Parameter, folder: Path) -> Path:
     if context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE:
         context.meta[_JOBS_DIR] = folder
-    return folder
+    # What a group was given holds for its commands: launcher jobs --jobs-dir DIR rm JOB.
+    named: Path = context.meta.get(_JOBS_DIR, folder)
+    return named
 
 
 def jobs_dir_words() -> str:

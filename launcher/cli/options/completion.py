@@ -17,8 +17,19 @@ def job_ids(context: click.Context, _parameter: click.Parameter, incomplete: str
     """Jobs of the jobs folder, each with its state; files where no job fits, as MODEL may be one."""
     from launcher.jobs import JobStore
 
-    found = [(record.job_id, record.state) for _, record in JobStore(_jobs_dir(context)).all()]
-    return _fitting([*reversed(found), ("last", "the newest")], incomplete)
+    records = [record for _, record in reversed(JobStore(_jobs_dir(context)).all())]
+    found = [*((record.job_id, record.state) for record in records), ("last", "the newest")]
+    # Every name is part of an id: names are offered to who begins to type one.
+    names = dict.fromkeys((record.name, "the newest of that name") for record in records if incomplete)
+    return _fitting([*found, *names], incomplete)
+
+
+def tags(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Tags that jobs have."""
+    from launcher.jobs import JobStore, read_labels
+
+    found = dict.fromkeys(tag for paths, _ in JobStore(_jobs_dir(context)).all() for tag in read_labels(paths).tags)
+    return _fitting(((tag, "") for tag in found), incomplete)
 
 
 def spec_names(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

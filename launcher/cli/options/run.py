@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from launcher.cli.options.common import Seconds, set_option
 from launcher.cli.options.group import declared, option
 
 if TYPE_CHECKING:
+    from launcher.jobs import JobPaths
+    from launcher.plan.launch import Launch
     from launcher.plan.placement import RunOptions
     from launcher.runspec.layers import Override
 
@@ -83,16 +86,36 @@ class RunChoice:
     )
     wait_for_cards: bool = option("--wait", is_flag=True, help="Wait for cards that another job is using.")
 
-    def options(self) -> RunOptions:
-        """Return the same as the rest of the program takes it."""
+    def options(self, earlier: JobPaths | None = None, scheduler: str = "") -> RunOptions:
+        """Return the same as the rest of the program takes it.
+
+        What was not given on the command line is that of the job ``earlier``, its engine if ``scheduler`` is its own.
+        """
         from launcher.plan.launch import Limits
         from launcher.plan.placement import RunOptions
 
-        limits = Limits(
-            grace_s=self.grace_s,
-            hang_timeout_s=self.hang_timeout_s,
-            start_timeout_s=self.start_timeout_s,
-            max_restarts=self.max_restarts,
-            lost_s=self.lost_s,
-        )
-        return RunOptions(engine=self.engine, limits=limits, wait_for_cards=self.wait_for_cards)
+        chosen = {name: getattr(self, name) for name in _LIMITS}
+        engine = self.engine
+        launch = _launch_of(earlier) if earlier else None
+        if launch:
+            chosen |= {name: getattr(launch.limits, name) for name in _LIMITS if not _is_given(name)}
+            engine = engine or (launch.engine if launch.scheduler == scheduler else None)
+        return RunOptions(engine=engine, limits=Limits(**chosen), wait_for_cards=self.wait_for_cards)
+
+
+_LIMITS = ("grace_s", "hang_timeout_s", "start_timeout_s", "max_restarts", "lost_s")
+
+
+def _is_given(name: str) -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _launch_of(paths: JobPaths) -> Launch | None:
+    """Return the launch document of a job; None where there is none that can be read."""
+    from launcher.plan.launch import read_launch
+
+    try:
+        return read_launch(paths)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from launcher import jobs
 from launcher.cli.options.common import jobs_dir_words
 from launcher.cli.output.tables import table
 from launcher.common.clock import duration, local_time
-from launcher.engines.base import Command
+from launcher.common.folders import size_text
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.jobs.events import (
     Done,
@@ -35,15 +35,17 @@ from launcher.jobs.events import (
     last_step,
     read_last_events,
 )
-from launcher.plan.launch_plan import LaunchPlan, about_rows, about_steps
 
 if TYPE_CHECKING:
     from launcher.control.prepare import PreparedRun
     from launcher.plan.inputs import Pending
+    from launcher.plan.launch_plan import LaunchPlan
 
 
 def plan(plan: LaunchPlan, pending: Pending | None = None) -> str:
     """The whole plan for people: what would be made and written, then what would be run."""
+    from launcher.plan.launch_plan import about_rows, about_steps
+
     degrees, files = plan.degrees, plan.files
     split = " x ".join(f"{name} {degree}" for name, degree in dataclasses.asdict(degrees).items())
     base = plan.inputs.checkpoint or "none: random weights"
@@ -101,6 +103,7 @@ _SHOWN_NODES = 4
 
 def _node_commands(plan: LaunchPlan) -> list[str]:
     """Show how agents come to their hosts, and what they start there; addresses and cards may still be found out."""
+    from launcher.engines.base import Command
     from launcher.schedulers import registry
 
     launch, scheduler = plan.launch, registry.get(plan.launch.scheduler)
@@ -330,19 +333,45 @@ def _number(value: Any, form: str) -> str:
     return format(value, form) if isinstance(value, (int, float)) else str(value)
 
 
-def job_table(store: JobStore, chosen: list[tuple[JobPaths, JobRecord]] | None = None) -> str:
-    """One line a job."""
+def job_table(
+    store: JobStore,
+    chosen: list[tuple[JobPaths, JobRecord]] | None = None,
+    sizes: Mapping[Path, int] | None = None,
+) -> str:
+    """One line a job; size, tags and notes where there are some. ``sizes``: bytes by the job's folder."""
     found = store.all() if chosen is None else chosen
-    rows = []
-    for paths, record in found:
-        last = last_step_of(paths, record)
-        step, loss = (str(last.step), _number(last.loss, ".4f")) if last else ("", "")
-        cards = f"{record.cards} {record.target}"
-        rows.append((record.job_id, record.state, cards, local_time(record.created), step, loss))
     if not found:
         none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
         return f"{none} {store.root}. launcher submit{jobs_dir_words()} --cards 2 starts one."
-    return table(("JOB", "STATE", "CARDS", "CREATED", "STEP", "LOSS"), rows)
+    columns = {"JOB": [], "STATE": [], "CARDS": [], "CREATED": [], "STEP": [], "LOSS": []}  # type: dict[str, list[str]]
+    for paths, record in found:
+        last = last_step_of(paths, record)
+        step, loss = (str(last.step), _number(last.loss, ".4f")) if last else ("", "")
+        cells = (record.job_id, record.state, f"{record.cards} {record.target}", local_time(record.created), step, loss)
+        for column, cell in zip(columns.values(), cells, strict=True):
+            column.append(cell)
+    if sizes is not None:
+        columns["SIZE"] = [size_text(sizes[paths.root]) for paths, _ in found]
+    columns |= _label_columns([jobs.read_labels(paths) for paths, _ in found])
+    return table(tuple(columns), zip(*columns.values(), strict=True))
+
+
+# A note is shown up to here in a list, and whole by status.
+_LISTED_NOTE = 40
+
+
+def _label_columns(labels: Sequence[jobs.Labels]) -> dict[str, list[str]]:
+    columns = {"TAGS": [",".join(one.tags) for one in labels], "NOTE": [_cut(one.note) for one in labels]}
+    return {name: cells for name, cells in columns.items() if any(cells)}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LISTED_NOTE else f"{text[: _LISTED_NOTE - 3]}..."
+
+
+def labels_text(labels: jobs.Labels) -> str:
+    """Tags, and the note after them; "" for none."""
+    return "; ".join(filter(None, [", ".join(labels.tags), labels.note]))
 
 
 def last_step_of(paths: JobPaths, record: JobRecord) -> Step | None:
@@ -363,9 +392,10 @@ def last_steps(paths: JobPaths, record: JobRecord) -> list[Step]:
     return next((steps for steps in attempts if steps), [])
 
 
-def jobs_json(chosen: list[tuple[JobPaths, JobRecord]]) -> str:
-    """Every job's record with its folder, its newest held-out loss, and each rank's last event, as one JSON array."""
-    return json.dumps([_job_values(*job) for job in chosen], ensure_ascii=False, indent=2)
+def jobs_json(chosen: list[tuple[JobPaths, JobRecord]], sizes: Mapping[Path, int] | None = None) -> str:
+    """Every job's record with its folder, its labels, its newest held-out loss, and each rank's last event, as one JSON
+    array. ``sizes``: bytes by the job's folder."""
+    return json.dumps([_job_values(*job, sizes) for job in chosen], ensure_ascii=False, indent=2)
 
 
 def status_json(paths: JobPaths, record: JobRecord) -> str:
@@ -377,10 +407,11 @@ def status_json(paths: JobPaths, record: JobRecord) -> str:
     return json.dumps([values], ensure_ascii=False, indent=2)
 
 
-def _job_values(paths: JobPaths, record: JobRecord) -> dict[str, Any]:
+def _job_values(paths: JobPaths, record: JobRecord, sizes: Mapping[Path, int] | None = None) -> dict[str, Any]:
     ranks = [rank_json(progress_of(paths, rank_id)) for rank_id in range(record.cards)]
-    more = {"folder": str(paths.root), "held_out": held_out_json(paths, record), "ranks": ranks}
-    return {**dataclasses.asdict(record), **more}
+    size = {} if sizes is None else {"bytes": sizes[paths.root]}
+    known = {"folder": str(paths.root), **size, "labels": jobs.read_labels(paths).to_dict()}
+    return {**dataclasses.asdict(record), **known, "held_out": held_out_json(paths, record), "ranks": ranks}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from launcher.cli.options.common import in_jobs_dir, jobs_dir_words
 from launcher.cli.output.show import RankProgress, progress_of, stragglers
 from launcher.common.clock import local_time, seconds_text
 from launcher.common.ranges import spans
-from launcher.jobs import JobPaths, JobRecord
+from launcher.jobs import JobPaths, JobRecord, Labels, read_labels
 from launcher.jobs.verdict import user_language, verdict_text
 from launcher.observe.facts import merges
 from launcher.observe.history import History, read_history, value_at
@@ -69,9 +69,14 @@ def _what(history: History) -> Fields:
     return [
         ("job", record.job_id),
         ("state", f"{record.state}{attempt}{note}"),
+        *_labels(read_labels(history.paths)),
         ("ranks", place),
         (record.scheduler, f"job {record.scheduler_job}" if record.scheduler_job else ""),
     ]
+
+
+def _labels(labels: Labels) -> Fields:
+    return [("tags", ", ".join(labels.tags)), ("note", labels.note)]
 
 
 def _progress(history: History, summary: Summary) -> Fields:
