@@ -14,7 +14,7 @@ from launcher.cluster.discover import local_cluster
 from launcher.cluster.discover.host import host_root, look_around
 from launcher.cluster.discover.software import read_software
 from launcher.cluster.model import Cluster
-from launcher.doctor import cards, holders, hosts, job, software, system
+from launcher.doctor import cann, cards, holders, hosts, job, software, system
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, Status, worst
 from launcher.doctor.job import missing_inputs, needs_of, needs_of_spec
 from launcher.errors import HostError
@@ -36,7 +36,7 @@ __all__ = [
 
 def cheap_checks(cluster: Cluster, needs: JobNeeds) -> list[Finding]:
     """Return the findings of the checks that take milliseconds, for a job on ``cluster``; they run no program."""
-    findings = list(_software_checks(needs, ascend=cluster.target == "Ascend"))
+    findings = list(_software_checks(needs, cluster.kind, ascend=cluster.target == "Ascend"))
     if cluster.target == "Ascend":
         findings += holders.check_holders([device.device_id for device in cluster.hosts[0].devices], host_root())
         findings += cards.check_bfloat16(needs, {cluster.kind})
@@ -50,7 +50,7 @@ def all_checks(needs: JobNeeds) -> Iterator[Finding]:
     root = host_root()
     report = look_around(root)
     ascend = bool(report.cards) or (root / "usr/local/Ascend").exists()
-    yield from _software_checks(needs, ascend=ascend)
+    yield from _software_checks(needs, report.kind, ascend=ascend)
     yield from cards.check_cards(report, needs, root)
     if report.cards:
         yield from cards.check_network(report, needs)
@@ -63,12 +63,15 @@ def all_checks(needs: JobNeeds) -> Iterator[Finding]:
         yield from hosts.check_others(needs.hosts)
 
 
-def _software_checks(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:
+def _software_checks(needs: JobNeeds, kind: str | None, *, ascend: bool) -> Iterator[Finding]:
     mindspore = installed("mindspore")
     yield software.check_python()
     yield software.check_packages(mindspore, installed("mindformers"))
     if ascend:
         yield from software.check_triple(read_software(host_root()), mindspore)
+        yield from cann.check_firmware(host_root())
+        yield from cann.check_sourced(host_root())
+        yield from cann.check_kernels(host_root(), kind)
     yield from software.check_programs(needs)
 
 

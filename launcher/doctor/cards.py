@@ -14,8 +14,14 @@ from launcher.cluster.discover.visible import Visible
 from launcher.cluster.model import KINDS
 from launcher.common.ranges import spans
 from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
+from launcher.doctor.nodes import check_nodes
 
 _DOCTOR_CARDS = "launcher devices"
+# Containers often have no npu-smi, and a new release may print another table: neither says that a card is broken.
+_NOT_BROKEN = ("is not on PATH", "nothing that can be read")
+# A card that does nothing shows 3 to 4 GiB of its HBM in use (the driver's own), on 950 somewhat more.
+_IDLE_SHARE = 8
+_IDLE_MIB = 4096
 
 
 def check_cards(report: HostReport, needs: JobNeeds, root: Path) -> Iterator[Finding]:
@@ -27,6 +33,8 @@ def check_cards(report: HostReport, needs: JobNeeds, root: Path) -> Iterator[Fin
     cards = chosen(report.usable, needs)
     yield check_health(cards, report.npu_smi_fault, report.npu_smi_warning)
     yield check_busy(cards)
+    yield from check_memory(cards)
+    yield from check_nodes(report, root)
     yield from check_bfloat16(needs, {card.kind for card in cards})
 
 
@@ -64,6 +72,10 @@ def _visible_fix(fault: str) -> str:
         return (
             "mount /usr/local/bin/npu-smi, /usr/local/dcmi and /dev/davinci* into the container, or install the driver"
         )
+    if "-8005" in fault:
+        return "reboot, if the driver was upgraded; else as root: npu-smi info; lsmod | grep drv_"
+    if "did not" in fault or "without end" in fault:
+        return "dmesg | tail; ps -eo pid,stat,wchan:30,cmd | grep -i npu-smi: in state D a card hangs: reboot the host"
     return "dmesg | grep -i davinci; as root: npu-smi info; after an upgrade: reboot"
 
 
@@ -96,7 +108,10 @@ def _runtime(value: str, visible: Visible, logic: list[int]) -> Finding:
 def check_health(cards: tuple[Card, ...], fault: str = "", warning: str = "") -> Finding:
     """Check that npu-smi shows every card as OK."""
     if fault:
-        return warned("health", f"the cards' health is not known: {fault}", "npu-smi info")
+        what = f"the cards' health is not known: {fault}"
+        if any(words in fault for words in _NOT_BROKEN):
+            return warned("health", what, "npu-smi info")
+        return failed("health", what, _visible_fix(fault))
     bad = [card for card in cards if card.chip is None or card.chip.health not in ("OK", "Warning")]
     if bad:
         states = ", ".join(f"{card.device_id} {card.chip.health if card.chip else 'not shown'}" for card in bad)
@@ -123,6 +138,25 @@ def check_busy(cards: tuple[Card, ...]) -> Finding:
     return failed(
         "busy", shown, f"end the old job, e.g. kill {' '.join(map(str, pids[:8]))}, and wait 10 s; or use other cards"
     )
+
+
+def check_memory(cards: tuple[Card, ...]) -> Iterator[Finding]:
+    """Check that no HBM is in use on a card without a listed process: npu-smi hides those of other containers."""
+    chips = [card.chip for card in cards if card.chip is not None and card.chip.hbm_mib and not card.processes]
+    if not chips:
+        return
+    full = [chip for chip in chips if chip.hbm_used_mib > max(_IDLE_MIB, chip.hbm_mib // _IDLE_SHARE)]
+    if not full:
+        yield passed("hbm", f"at most {max(chip.hbm_used_mib for chip in chips)} MiB in use on free cards")
+        return
+    first = full[0]
+    ids = spans([chip.physical_id for chip in full])
+    what = f"card {ids}: {first.hbm_used_mib} of {first.hbm_mib} MiB are in use, and npu-smi lists no process"
+    fix = (
+        f"on the host, outside containers: sudo fuser -v /dev/davinci{first.physical_id}, and end what it shows; "
+        f"if nothing: sudo npu-smi set -t reset -i {first.npu_id} -c {first.chip_id}"
+    )
+    yield failed("hbm", what, fix)
 
 
 def check_bfloat16(needs: JobNeeds, kinds: set[str | None]) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.doctored import doctor, spec_text, statuses
 from support.fake_host import (
     CHECKOUT,
     FakeHost,
@@ -51,46 +52,6 @@ from launcher.plan.memory import parameter_count
 from launcher.runspec.checking import load_spec
 from launcher.runspec.sections import ModelSpec
 from launcher.upstream.versions import MATRIX, for_cann, for_mindspore, release_key, same_release
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> FakeHost:
-    """An Ascend host with software that fits the installed MindSpore, no cards yet."""
-    fake = FakeHost(root=tmp_path).software()
-    fake.write("proc/sys/net/ipv4/ip_local_port_range", "32768\t60999\n")
-    fake.write("proc/sys/net/ipv4/ip_local_reserved_ports", "60000-60031\n")
-    (tmp_path / "dev" / "shm").mkdir(parents=True)
-    fake.env["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), str(pretend_packages(tmp_path))])
-    return fake
-
-
-def pretend_packages(root: Path, mindspore: str = "2.9.0", mindformers: str = "1.9.0") -> Path:
-    """A folder that makes importlib.metadata see this pair, whatever is installed."""
-    folder = root / "site"
-    for name, version in (("mindspore", mindspore), ("mindformers", mindformers)):
-        info = folder / f"{name}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    return folder
-
-
-def doctor(host: FakeHost, *arguments: str, **env: str) -> dict[str, dict[str, Any]]:
-    """The findings of ``launcher doctor``, by id; of several with one id the worst."""
-    done = host.run("doctor", "--format", "json", *arguments, env=env)
-    assert done.stderr == ""
-    report = json.loads(done.stdout)
-    assert done.returncode == (1 if report["status"] == "fail" else 0)
-    found: dict[str, dict[str, Any]] = {}
-    for finding in report["findings"]:
-        assert (finding["fix"] == "") == (finding["status"] == "pass"), finding
-        if finding["id"] not in found or finding["status"] != "pass":
-            found[finding["id"]] = finding
-    return found
-
-
-def statuses(found: dict[str, dict[str, Any]], *ids: str) -> list[str]:
-    return [found[ident]["status"] for ident in ids]
-
 
 # --------------------------------------------------------------------------------------- on this machine
 
@@ -200,12 +161,37 @@ def test_what_npu_smi_says_instead_of_cards(host: FakeHost, name: str, said: str
     assert fix in found["cards"]["fix"]
 
 
-@pytest.mark.parametrize("mode", ["hang", "garbage", "crash", "endless"])
-def test_npu_smi_that_is_no_use(host: FakeHost, mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "status", "fix"),
+    [
+        ("hang", "fail", "in state D a card hangs"),
+        ("crash", "fail", "dmesg"),
+        ("endless", "fail", "in state D"),
+        ("garbage", "warn", "npu-smi info"),  # perhaps only a table that is newer than this program
+    ],
+)
+def test_npu_smi_that_is_no_use(host: FakeHost, mode: str, status: str, fix: str) -> None:
     host.devices([0, 1])
     found = doctor(host, FAKE_NPU_SMI_MODE=mode, LAUNCHER_PROBE_TIMEOUT_S="1")
-    assert statuses(found, "cards", "health") == ["pass", "warn"]
+    assert statuses(found, "cards", "health") == ["pass", status]
     assert "npu-smi" in found["health"]["what"]
+    assert fix in found["health"]["fix"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("dcmi_init_failed.txt", "-8005"), ("device_used.txt", "-8020"), ("no_card.txt", "no NPU card")]
+)
+def test_an_error_of_dcmi_fails_although_the_devices_are_there(host: FakeHost, name: str, said: str) -> None:
+    host.devices([0, 1]).npu_smi(info=corpus("hosts", "npu-smi", name).read_text())
+    found = doctor(host)
+    assert found["health"]["status"] == "fail"
+    assert said in found["health"]["what"]
+
+
+def test_a_container_without_npu_smi_only_warns(host: FakeHost) -> None:
+    host.devices([0, 1])
+    found = doctor(host, PATH=os.defpath)
+    assert statuses(found, "cards", "health", "device-nodes") == ["pass", "warn", "pass"]
 
 
 def test_too_few_cards_and_variables_that_hide_them(host: FakeHost) -> None:
@@ -484,19 +470,6 @@ def test_files_of_a_spec_are_looked_for(host: FakeHost) -> None:
     host.write("rows.mindrecord", "").write("rows.mindrecord.db", "")
     found = doctor(host, "mine.yaml")
     assert statuses(found, "dataset", "dataset-index") == ["pass", "pass"]
-
-
-def spec_text(**sections: str) -> str:
-    """A small run spec; ``sections`` take the place of those of the same name."""
-    return "\n".join(
-        {
-            "name": "name: mine",
-            "model": "model: {hidden_size: 64, num_layers: 2, num_heads: 4, intermediate_size: 172, vocab_size: 256, "
-            "seq_length: 64}",
-            "data": "data: {sample: {size: 64}}",
-            **sections,
-        }.values()
-    )
 
 
 # ---------------------------------------------------------------------------------------------- preflight
