@@ -14,7 +14,7 @@ from launcher.cluster.discover import local_cluster
 from launcher.cluster.discover.host import host_root, look_around
 from launcher.cluster.discover.software import read_software
 from launcher.cluster.model import Cluster
-from launcher.doctor import cann, cards, holders, hosts, job, software, system
+from launcher.doctor import cann, cards, holders, hosts, job, network, software, system, variables
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, Status, worst
 from launcher.doctor.job import missing_inputs, needs_of, needs_of_spec
 from launcher.errors import HostError
@@ -53,7 +53,7 @@ def all_checks(needs: JobNeeds) -> Iterator[Finding]:
     yield from _software_checks(needs, report.kind, ascend=ascend)
     yield from cards.check_cards(report, needs, root)
     if report.cards:
-        yield from cards.check_network(report, needs)
+        yield from network.check_network(report, needs)
     count = len(report.usable) or _cpu_cards(needs)
     total = needs.hosts.num_devices if needs.hosts else count
     yield from _job_checks(needs, total)
@@ -102,7 +102,11 @@ def _system_checks(needs: JobNeeds, *, cards: int, ascend: bool) -> Iterator[Fin
     yield system.check_shared_memory(host_root())
     yield from system.check_limits(cards)
     yield from system.check_disk(needs, cards)
-    yield from system.check_environment()
+    yield from variables.check_environment()
+    yield from variables.check_switches()
+    if ascend:
+        yield from variables.check_interface(host_root())
+        yield from variables.check_whitelist()
 
 
 def _cpu_cards(needs: JobNeeds) -> int:

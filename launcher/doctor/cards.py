@@ -1,14 +1,12 @@
-"""Checks of the cards: visible, healthy, free, linked, addressed, and able to run the job."""
+"""Checks of the cards: visible, healthy, free, and able to run the job."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.cluster.discover import cpu_device_count
-from launcher.cluster.discover.hccn import HccnConf, Port, read_link
 from launcher.cluster.discover.host import Card, HostReport
 from launcher.cluster.discover.visible import Visible
 from launcher.cluster.model import KINDS
@@ -171,49 +169,3 @@ def check_bfloat16(needs: JobNeeds, kinds: set[str | None]) -> Iterator[Finding]
         yield warned("bfloat16", "the spec asks for bfloat16, and the kind of the cards is not known", _DOCTOR_CARDS)
     else:
         yield passed("bfloat16", "the cards have it")
-
-
-def check_network(report: HostReport, needs: JobNeeds) -> Iterator[Finding]:
-    """Check that hccn.conf is readable, every card has an address, and its link is up."""
-    cards = chosen(report.usable, needs)
-    ids = [card.device_id for card in cards]
-    several = needs.hosts is not None and len(needs.hosts.hosts) > 1
-    kind = KINDS.get(report.kind or "")
-    yield check_addresses(report.hccn, ids, required=several or (kind is not None and kind.ip_needed))
-    if ids:
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            yield links_finding(list(pool.map(read_link, ids)))
-
-
-def check_addresses(hccn: HccnConf, ids: list[int], *, required: bool) -> Finding:
-    """Check that every card has an address. ``required``: several hosts, or cards that want one even on one host."""
-    complain = failed if required else warned
-    if hccn.bad_lines:
-        return failed("hccn", f"{hccn.bad_lines[0]} makes no sense", "correct that line of hccn.conf")
-    missing = [device_id for device_id in ids if device_id not in hccn.addresses]
-    if not missing:
-        return passed("hccn", f"{len(ids)} cards have an address")
-    why = hccn.fault or f"card {spans(missing)} has no address"
-    if "cannot be read" in why:
-        return complain("hccn", why, "sudo chmod 644 /etc/hccn.conf, or run as root")
-    need = "" if required else " (needed with several hosts)"
-    return complain("hccn", why + need, f"sudo hccn_tool -i {missing[0]} -ip -s address A netmask M")
-
-
-def links_finding(ports: Iterable[Port]) -> Finding:
-    """Check that every network port that hccn_tool was asked about is up."""
-    ports = list(ports)
-    down = [port.device_id for port in ports if port.link == "DOWN"]
-    unknown = [port for port in ports if port.fault]
-    if down:
-        return failed(
-            "link",
-            f"the link of card {spans(down)} is down (EJ0002)",
-            f"hccn_tool -i {down[0]} -link -g; check cable and switch",
-        )
-    if unknown:
-        ids = spans([port.device_id for port in unknown])
-        return warned(
-            "link", f"the link of card {ids} is not known: {unknown[0].fault}", "as root: hccn_tool -i N -link -g"
-        )
-    return passed("link", f"{len(ports)} links up")

@@ -1,4 +1,4 @@
-"""Checks of the host itself: name, ports, shared memory, limits, disk, and variables left over from other jobs."""
+"""Checks of the host itself: name, ports, shared memory, limits and disk."""
 
 from __future__ import annotations
 
@@ -23,10 +23,6 @@ _FILES_LEAST = 4096
 _PROCESSES_A_RANK = 128
 # MindDataset's workers pass batches through /dev/shm; Docker's default of 64 MiB is too little.
 _SHM_LEAST = 1 << 30
-_LEFTOVERS = (
-    "MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID",
-    "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "CM_CHIEF_IP",
-)  # fmt: skip
 
 
 def check_host_name(addresses: list[str] | None, name: str, *, several: bool) -> Finding:
@@ -166,40 +162,3 @@ def size(count: int) -> str:
             break
         value, unit = value / 1024, larger
     return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
-
-
-def check_environment(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Check that no variable of another start method is left over, and HCCL's time-outs are plausible."""
-    left = [name for name in _LEFTOVERS if env.get(name)]
-    if left:
-        what = f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} set, and would steer the ranks"
-        yield warned("environment", what, f"unset {' '.join(left)}")
-    else:
-        yield passed("environment", "nothing left over from other start methods")
-    problems = list(_hccl_problems(env))
-    if problems:
-        yield failed("hccl-env", problems[0][0], f"unset {problems[0][1]}")
-
-
-def _hccl_problems(env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    connect = _seconds(env, "HCCL_CONNECT_TIMEOUT")
-    execute = _seconds(env, "HCCL_EXEC_TIMEOUT")
-    if connect == -1 or (connect is not None and not 120 <= connect <= 7200):
-        yield (
-            f"HCCL_CONNECT_TIMEOUT={env['HCCL_CONNECT_TIMEOUT']!r} is not 120 to 7200 (EI0001)",
-            "HCCL_CONNECT_TIMEOUT",
-        )
-    if execute == -1:
-        yield f"HCCL_EXEC_TIMEOUT={env['HCCL_EXEC_TIMEOUT']!r} is not a number of seconds (EI0001)", "HCCL_EXEC_TIMEOUT"
-    if connect and execute and connect >= execute:
-        yield f"HCCL_CONNECT_TIMEOUT {connect} is not below HCCL_EXEC_TIMEOUT {execute}", "HCCL_CONNECT_TIMEOUT"
-    if env.get("HCCL_INTRA_PCIE_ENABLE") == "1" and env.get("HCCL_INTRA_ROCE_ENABLE") == "1":
-        yield "HCCL_INTRA_PCIE_ENABLE and HCCL_INTRA_ROCE_ENABLE are both 1 (EI0001)", "HCCL_INTRA_ROCE_ENABLE"
-
-
-def _seconds(env: Mapping[str, str], name: str) -> int | None:
-    """Return the number in ``name``; None when it is not set, -1 when it is not a number."""
-    text = env.get(name)
-    if text is None:
-        return None
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 12 else -1

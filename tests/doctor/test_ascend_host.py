@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.doctored import doctor, statuses
+from support.doctored import found_on, ready_host, statuses
 from support.fake_host import KERNELS, TOOLKIT, FakeHost, corpus, info_hbm
 
+from launcher.cluster.discover.hccn import parse_hccn_conf, ping
 from launcher.cluster.discover.host import Card, HostReport
 from launcher.cluster.discover.npu_smi import Chip, parse_info
 from launcher.doctor.cann import check_firmware, check_kernels, check_sourced
 from launcher.doctor.cards import check_memory
+from launcher.doctor.network import check_segments
 from launcher.doctor.nodes import check_nodes
+from launcher.doctor.variables import check_interface, check_switches, check_whitelist
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeHost:
+    """An Ascend host with software that fits the installed MindSpore, no cards yet."""
+    return ready_host(tmp_path)
+
 
 # ------------------------------------------------------------------------------------------------- CANN
 
 
 def test_cann_whose_environment_is_not_set(host: FakeHost) -> None:
     host.devices([0, 1]).npu_smi(info=info_hbm(2)).write("usr/local/Ascend/ascend-toolkit/set_env.sh", "")
-    assert statuses(doctor(host), "cann-env", "kernels", "firmware") == ["pass"] * 3
+    assert statuses(found_on(host), "cann-env", "kernels", "firmware") == ["pass"] * 3
     host.env.pop("ASCEND_HOME_PATH")
     host.env.pop("ASCEND_OPP_PATH")
-    found = doctor(host)
+    found = found_on(host)
     assert (found["cann-env"]["status"], found["kernels"]["status"]) == ("fail", "pass")
     assert found["cann-env"]["fix"] == f"source {host.root}/usr/local/Ascend/ascend-toolkit/set_env.sh"
 
@@ -91,9 +102,9 @@ def test_a_driver_whose_interface_is_too_old_for_the_runtime(host: FakeHost) -> 
 
 def test_memory_in_use_without_a_process(host: FakeHost) -> None:
     host.devices([0, 1]).npu_smi(info=info_hbm(2))
-    assert statuses(doctor(host), "hbm", "busy") == ["pass", "pass"]
+    assert statuses(found_on(host), "hbm", "busy") == ["pass", "pass"]
     host.npu_smi(info=info_hbm(2, hbm="58112/ 65536"))
-    found = doctor(host)
+    found = found_on(host)
     assert statuses(found, "hbm", "busy") == ["fail", "pass"]
     assert "card 0-1: 58112 of 65536 MiB" in found["hbm"]["what"]
     assert "fuser -v /dev/davinci0" in found["hbm"]["fix"]
@@ -101,7 +112,7 @@ def test_memory_in_use_without_a_process(host: FakeHost) -> None:
 
 def test_memory_of_a_listed_process_is_the_process_s(host: FakeHost) -> None:
     host.devices([0]).npu_smi(info=info_hbm(1, hbm="58112/ 65536", processes={0: 4711}))
-    found = doctor(host)
+    found = found_on(host)
     assert found["busy"]["status"] == "fail"
     assert "hbm" not in found
 
@@ -118,9 +129,9 @@ def test_no_recorded_idle_card_is_called_full() -> None:
 @pytest.mark.parametrize("name", ["davinci_manager", "devmm_svm", "hisi_hdc"])
 def test_a_device_node_that_the_container_lacks(host: FakeHost, name: str) -> None:
     host.devices([0, 1]).npu_smi(info=info_hbm(2))
-    assert doctor(host)["device-nodes"]["status"] == "pass"
+    assert found_on(host)["device-nodes"]["status"] == "pass"
     (host.root / "dev" / name).unlink()
-    found = doctor(host)["device-nodes"]
+    found = found_on(host)["device-nodes"]
     assert (found["status"], f"--device /dev/{name}" in found["fix"]) == ("fail", True)
 
 
@@ -134,3 +145,114 @@ def test_device_nodes_of_another_group(host: FakeHost) -> None:
         (host.root / "dev" / "devmm_svm").chmod(0)
         assert [finding.status for finding in check_nodes(report, host.root)] == ["fail"]
     assert list(check_nodes(report, host.root / "nowhere")) == []
+
+
+# ------------------------------------------------------------------------------------------ the cards' network
+
+
+def test_tls_switches_that_differ(host: FakeHost) -> None:
+    host.devices(list(range(4))).npu_smi(info=info_hbm(4))
+    found = found_on(host)
+    assert (found["tls"]["status"], found["tls"]["what"]) == ("pass", "off on 4 cards")
+    found = found_on(host, FAKE_HCCN_TLS=" 1 2 ")
+    assert (found["tls"]["status"], found["tls"]["what"]) == (
+        "fail",
+        "the TLS switch is on for card 1-2 and off for card 0, 3 (EI0006)",
+    )
+    assert found["tls"]["fix"] == "for i in 1 2; do sudo hccn_tool -i $i -tls -s enable 0; done"
+    assert found_on(host, FAKE_HCCN_TLS=" 0 1 2 3 ")["tls"]["what"] == "on on 4 cards"
+    denied = found_on(host, FAKE_HCCN_MODE="denied")
+    assert ("tls" in denied, denied["link"]["status"]) == (False, "warn")
+
+
+def test_two_cards_of_one_address(host: FakeHost) -> None:
+    host.devices([0, 1]).npu_smi(info=info_hbm(2))
+    host.write("etc/hccn.conf", "address_0=10.1.0.1\naddress_1=10.1.0.2\n")
+    assert found_on(host)["hccn"]["status"] == "pass"
+    host.write("etc/hccn.conf", "address_0=10.1.0.1\naddress_1=10.1.0.1\n")
+    found = found_on(host)["hccn"]
+    assert (found["status"], found["what"]) == ("fail", "cards 0-1 have one address, 10.1.0.1 (EI0014)")
+
+
+def test_networks_of_a_first_generation_server() -> None:
+    conf = parse_hccn_conf(corpus("hosts", "hccn", "hccn.conf_8x_ipv4").read_text())
+    ids = list(range(8))
+    assert [finding.status for finding in check_segments(conf, ids, "910")] == ["pass"]
+    apart = replace(conf, addresses={**conf.addresses, 5: "192.168.77.1"})
+    (finding,) = check_segments(apart, ids, "910")
+    assert (finding.status, "cards 1 and 5 are not in one network" in finding.what) == ("warn", True)
+    one = replace(conf, addresses={ident: f"10.0.0.{ident + 1}" for ident in ids})
+    assert [finding.status for finding in check_segments(one, ids, "910")] == ["warn"]
+    # A2 routes between its cards' networks, and four cards or unknown netmasks say nothing.
+    assert list(check_segments(one, ids, "A2")) == []
+    assert list(check_segments(one, ids[:4], "910")) == []
+    assert list(check_segments(replace(one, netmasks={}), ids, "910")) == []
+
+
+@pytest.mark.parametrize(
+    ("lost", "outcome", "fault"), [("", False, ""), (" 10.20.0.11 ", True, "0 of 3 packets came back")]
+)
+def test_pings_from_card_to_card(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, lost: str, outcome: bool, fault: str
+) -> None:
+    for name, value in {**host.variables(), "FAKE_HCCN_LOST": lost}.items():
+        monkeypatch.setenv(name, value)
+    answer = ping(0, "10.20.0.11")
+    assert (answer.lost, answer.fault) == (outcome, fault)
+    monkeypatch.setenv("FAKE_HCCN_MODE", "denied")
+    assert ping(0, "10.20.0.11").lost is None
+
+
+# --------------------------------------------------------------------------------------------- variables
+
+
+def test_interfaces_that_the_host_lacks(host: FakeHost) -> None:
+    for name in ("lo", "eth0", "enp189s0f0"):
+        host.write(f"sys/class/net/{name}/address", "")
+    for value, status in (
+        ("eth0", "pass"),
+        ("=eth0", "pass"),
+        ("=eth1,eth0", "pass"),
+        ("enp", "pass"),
+        ("^docker,lo", "pass"),
+        ("^=eth1", "pass"),
+        ("eth1", "fail"),
+        ("=eth", "fail"),
+        ("ib,bond", "fail"),
+        ("^lo,eth,enp", "fail"),
+        ("^=lo,eth0,enp189s0f0", "fail"),
+    ):
+        found = list(check_interface(host.root, {"HCCL_SOCKET_IFNAME": value}))
+        assert [finding.status for finding in found] == [status], value
+    (finding,) = check_interface(host.root, {"HCCL_SOCKET_IFNAME": "ib0"})
+    assert finding.fix.startswith("export HCCL_SOCKET_IFNAME==enp189s0f0")
+    assert list(check_interface(host.root, {})) == []
+    # HCCL_IF_IP wins over the name.
+    assert list(check_interface(host.root, {"HCCL_SOCKET_IFNAME": "ib0", "HCCL_IF_IP": "127.0.0.1"})) == []
+    (finding,) = check_interface(host.root, {"HCCL_IF_IP": "203.0.113.9"})
+    assert (finding.status, "203.0.113.9" in finding.what) == ("fail", True)
+
+
+def test_the_whitelist(host: FakeHost) -> None:
+    good = host.write("white.json", '{"host_ip": ["127.0.0.1"], "device_ip": []}').root / "white.json"
+    bad = host.write("bad.json", "{").root / "bad.json"
+    for env, statuses_ in (
+        ({}, []),
+        ({"HCCL_WHITELIST_DISABLE": "1"}, []),
+        ({"HCCL_WHITELIST_DISABLE": "0"}, ["fail"]),
+        ({"HCCL_WHITELIST_DISABLE": "0", "HCCL_WHITELIST_FILE": "/no/where.json"}, ["fail"]),
+        ({"HCCL_WHITELIST_DISABLE": "0", "HCCL_WHITELIST_FILE": str(bad)}, ["fail"]),
+        ({"HCCL_WHITELIST_DISABLE": "0", "HCCL_WHITELIST_FILE": str(good)}, ["pass"]),
+        ({"HCCL_WHITELIST_DISABLE": "yes"}, ["fail"]),
+    ):
+        assert [finding.status for finding in check_whitelist(env)] == statuses_, env
+
+
+def test_switches_left_on(host: FakeHost) -> None:
+    host.devices([0]).npu_smi(info=info_hbm(1))
+    assert "switches" not in found_on(host)
+    found = found_on(host, MS_SIMULATION_LEVEL="1")
+    assert (found["switches"]["status"], found["switches"]["fix"]) == ("fail", "unset MS_SIMULATION_LEVEL")
+    found = found_on(host, ASCEND_LAUNCH_BLOCKING="1")
+    assert (found["switches"]["status"], found["switches"]["fix"]) == ("warn", "unset ASCEND_LAUNCH_BLOCKING")
+    assert list(check_switches({"ASCEND_LAUNCH_BLOCKING": "0", "MS_SIMULATION_LEVEL": ""})) == []

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.doctored import doctor, spec_text, statuses
+from support.doctored import doctor, ready_host, spec_text, statuses
 from support.fake_host import (
     CHECKOUT,
     FakeHost,
@@ -33,14 +33,14 @@ from launcher.cluster.discover.hccn import HccnConf, Port
 from launcher.cluster.discover.software import Software
 from launcher.cluster.model import Cluster, Device, Host
 from launcher.doctor import Finding, JobNeeds, NeededFile, cheap_checks, needs_of_spec, worst
-from launcher.doctor.cards import check_addresses, check_bfloat16, links_finding
+from launcher.doctor.cards import check_bfloat16
 from launcher.doctor.findings import failed, passed, warned
 from launcher.doctor.hosts import Skew, check_inventory, check_others, clocks_finding, reached_finding, ssh_skew
 from launcher.doctor.job import check_degrees, check_files, check_rank_table, checkpoint_bytes
+from launcher.doctor.network import check_addresses, links_finding
 from launcher.doctor.software import check_packages, check_programs, check_python, check_triple
 from launcher.doctor.system import (
     check_disk,
-    check_environment,
     check_hccl_ports,
     check_host_name,
     check_scheduler_port,
@@ -48,10 +48,18 @@ from launcher.doctor.system import (
     resolve,
     size,
 )
+from launcher.doctor.variables import check_environment
 from launcher.plan.memory import parameter_count
 from launcher.runspec.checking import load_spec
 from launcher.runspec.sections import ModelSpec
 from launcher.upstream.versions import MATRIX, for_cann, for_mindspore, release_key, same_release
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeHost:
+    """An Ascend host with software that fits the installed MindSpore, no cards yet."""
+    return ready_host(tmp_path)
+
 
 # --------------------------------------------------------------------------------------- on this machine
 

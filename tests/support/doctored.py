@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from launcher.doctor import JobNeeds, all_checks
 from support.fake_host import CHECKOUT, FakeHost
 
 
@@ -36,8 +40,25 @@ def doctor(host: FakeHost, *arguments: str, **env: str) -> dict[str, dict[str, A
     assert done.stderr == ""
     report = json.loads(done.stdout)
     assert done.returncode == (1 if report["status"] == "fail" else 0)
+    return by_id(report["findings"])
+
+
+def found_on(host: FakeHost, **env: str) -> dict[str, dict[str, Any]]:
+    """As ``doctor``, without a process of its own: faster, and everything below the command line is the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        variables = {**host.variables(), **env}
+        for name in set(os.environ) - set(variables):
+            patch.delenv(name)
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.chdir(host.root)
+        return by_id([asdict(finding) for finding in all_checks(JobNeeds(folder=host.root / "jobs"))])
+
+
+def by_id(findings: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The findings by id; of several with one id the worst."""
     found: dict[str, dict[str, Any]] = {}
-    for finding in report["findings"]:
+    for finding in findings:
         assert (finding["fix"] == "") == (finding["status"] == "pass"), finding
         if finding["id"] not in found or finding["status"] != "pass":
             found[finding["id"]] = finding
