@@ -11,10 +11,23 @@ import socket
 from collections.abc import Iterator
 
 from launcher.cluster.discover import local_cluster
-from launcher.cluster.discover.host import host_root, look_around
+from launcher.cluster.discover.host import Card, host_root, look_around
 from launcher.cluster.discover.software import read_software
 from launcher.cluster.model import Cluster
-from launcher.doctor import cann, cards, holders, hosts, job, network, software, system, variables
+from launcher.doctor import (
+    cann,
+    cards,
+    holders,
+    hosts,
+    job,
+    network,
+    plan,
+    software,
+    storage,
+    system,
+    tuning,
+    variables,
+)
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, Status, worst
 from launcher.doctor.job import missing_inputs, needs_of, needs_of_spec
 from launcher.errors import HostError
@@ -55,10 +68,10 @@ def all_checks(needs: JobNeeds) -> Iterator[Finding]:
     if report.cards:
         yield from network.check_network(report, needs)
     count = len(report.usable) or _cpu_cards(needs)
-    total = needs.hosts.num_devices if needs.hosts else count
-    yield from _job_checks(needs, total)
-    yield from _rank_table(needs, ascend=ascend)
-    yield from _system_checks(needs, cards=needs.cards or count, ascend=ascend)
+    yield from _job_checks(needs, needs.hosts.num_devices if needs.hosts else count)
+    yield from _plan_checks(needs)
+    yield from _system_checks(needs, cards=needs.cards or count, ascend=ascend, measure=True)
+    yield from _speed_checks(cards.chosen(report.usable, needs), needs.cards or count)
     if needs.hosts is not None:
         yield from hosts.check_others(needs.hosts)
 
@@ -75,14 +88,26 @@ def _software_checks(needs: JobNeeds, kind: str | None, *, ascend: bool) -> Iter
     yield from software.check_programs(needs)
 
 
-def _rank_table(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:
-    """Check the rank table of the inventory's hosts or this host's cards; another check finds a lack of cards."""
+def _plan_checks(needs: JobNeeds) -> Iterator[Finding]:
+    """Check the plan, and the rank table, on the inventory's hosts or this one; another check finds a lack of cards."""
     cluster = needs.hosts
-    if cluster is None and ascend:
+    if cluster is None:
         with contextlib.suppress(HostError):
             cluster = local_cluster(needs.cards)
-    if cluster is not None and cluster.target == "Ascend":
+    if cluster is None:
+        return
+    if needs.spec is not None and worst(job.check_degrees(needs, cluster.num_devices)) == "pass":
+        yield plan.check_plan(needs.spec, cluster)
+    if cluster.target == "Ascend":
         yield job.check_rank_table(cluster)
+
+
+def _speed_checks(chosen: tuple[Card, ...], ranks: int) -> Iterator[Finding]:
+    """Check what makes a healthy host slow; clocks and NUMA nodes matter beside cards alone."""
+    if chosen:
+        yield from tuning.check_governor(host_root())
+        yield from tuning.check_binding(chosen, host_root())
+    yield from tuning.check_host_memory(ranks, host_root())
 
 
 def _job_checks(needs: JobNeeds, available: int) -> Iterator[Finding]:
@@ -92,7 +117,7 @@ def _job_checks(needs: JobNeeds, available: int) -> Iterator[Finding]:
     yield from hosts.check_inventory(needs)
 
 
-def _system_checks(needs: JobNeeds, *, cards: int, ascend: bool) -> Iterator[Finding]:
+def _system_checks(needs: JobNeeds, *, cards: int, ascend: bool, measure: bool = False) -> Iterator[Finding]:
     name = socket.gethostname()
     several = needs.hosts is not None and len(needs.hosts.hosts) > 1
     yield system.check_host_name(system.resolve(name), name, several=several)
@@ -101,7 +126,7 @@ def _system_checks(needs: JobNeeds, *, cards: int, ascend: bool) -> Iterator[Fin
         yield from system.check_hccl_ports(host_root())
     yield system.check_shared_memory(host_root())
     yield from system.check_limits(cards)
-    yield from system.check_disk(needs, cards)
+    yield from storage.check_storage(needs, cards, measure=measure)
     yield from variables.check_environment()
     yield from variables.check_switches()
     if ascend:

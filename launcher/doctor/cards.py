@@ -11,6 +11,7 @@ from launcher.cluster.discover.host import Card, HostReport
 from launcher.cluster.discover.visible import Visible
 from launcher.cluster.model import KINDS
 from launcher.common.ranges import spans
+from launcher.doctor.ecc import check_ecc
 from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
 from launcher.doctor.nodes import check_nodes
 
@@ -33,6 +34,8 @@ def check_cards(report: HostReport, needs: JobNeeds, root: Path) -> Iterator[Fin
     yield check_busy(cards)
     yield from check_memory(cards)
     yield from check_nodes(report, root)
+    if not report.npu_smi_fault:
+        yield from check_ecc(cards)
     yield from check_bfloat16(needs, {card.kind for card in cards})
 
 

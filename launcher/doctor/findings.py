@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.cluster.model import Cluster
-from launcher.runspec.sections import ModelSpec
+from launcher.runspec.sections import ModelSpec, RunSpec
 
 Status = Literal["pass", "warn", "fail"]
 
@@ -52,9 +52,10 @@ class NeededFile:
 
 @dataclass(frozen=True, kw_only=True)
 class JobNeeds:
-    """The needs of a job; those that are None or empty are not checked.
+    """The needs of a job of ``spec``; those that are None or empty are not checked.
 
-    ``checkpoint_bytes``: the most that one data-parallel copy of the model has on disk at one time, in ``folder``.
+    ``checkpoint_bytes``: the most that one data-parallel copy of the model has on disk at one time, in ``folder``:
+    ``keep`` checkpoints and the one being written.
     ``hosts``: an inventory's cluster; ``inventory_fault``: the reason why it could not be read. ``model``: the model
     that its base checkpoint must match.
     """
@@ -71,6 +72,8 @@ class JobNeeds:
     hosts: Cluster | None = None
     inventory_fault: str = ""
     model: ModelSpec | None = None
+    spec: RunSpec | None = None
+    keep: int = 1
     programs: tuple[str, ...] = ("msrun",)
 
     @property

@@ -114,6 +114,8 @@ def needs_of_spec(
         checkpoint_bytes=checkpoint_bytes(spec),
         scheduler_port=port,
         model=spec.model,
+        spec=spec,
+        keep=spec.checkpoint.keep,
     )
 
 

@@ -1,17 +1,17 @@
-"""Checks of the host itself: name, ports, shared memory, limits and disk."""
+"""Checks of the host itself: name, ports, shared memory and limits."""
 
 from __future__ import annotations
 
 import os
 import resource
-import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from launcher.cluster.discover.software import read_text
 from launcher.common.ports import is_free
-from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
+from launcher.doctor.findings import Finding, failed, passed, warned
+from launcher.doctor.storage import size
 
 # HCCL listens on this many ports from HCCL_IF_BASE_PORT (HCCL user guide, hccl_env).
 _HCCL_PORTS = 32
@@ -131,34 +131,3 @@ def _limit(ident: str, kind: int, wanted: int, flag: str) -> Finding:
         else f"raise it in /etc/security/limits.conf, then: ulimit {flag} {wanted}"
     )
     return warned(ident, f"the limit is {soft}; {wanted} is what ranks may need", fix)
-
-
-def check_disk(needs: JobNeeds, cards: int) -> Iterator[Finding]:
-    """Check that the disk of the job's folder has room for the checkpoints of ``cards`` ranks."""
-    if needs.folder is None:
-        return
-    wanted = needs.checkpoint_bytes * needs.copies(cards)
-    folder = needs.folder.absolute()
-    place = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), Path("/"))
-    if not os.access(place, os.W_OK):
-        yield failed("disk", f"{place} cannot be written", "pass --jobs-dir DIR")
-        return
-    free = shutil.disk_usage(place).free
-    what = f"{size(free)} free below {place}"
-    if not wanted:
-        yield passed("disk", what)
-    elif free < wanted:
-        fix = "free some, pass --jobs-dir DIR, or lower checkpoint.keep"
-        yield failed("disk", f"{what}; the checkpoints need {size(wanted)}", fix)
-    else:
-        yield passed("disk", f"{what}; the checkpoints need {size(wanted)}")
-
-
-def size(count: int) -> str:
-    """Return ``count`` bytes for people: "1.5 GiB"."""
-    value, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"

@@ -147,6 +147,38 @@ def test_device_nodes_of_another_group(host: FakeHost) -> None:
     assert list(check_nodes(report, host.root / "nowhere")) == []
 
 
+ECC = """\tNPU ID                                   : {npu}
+\tHBM Single Bit Error Count               : 12
+\tHBM Double Bit Error Count               : {double}
+\tHBM Single Bit Aggregate Total Err Cnt   : 3000
+\tHBM Double Bit Aggregate Total Err Cnt   : {double}
+\tHBM Single Bit Isolated Pages Count      : 0
+\tHBM Double Bit Isolated Pages Count      : {pages}
+\tHBM Single Bit Next-Isolated Pages Count : 0
+\tHBM Double Bit Next-Isolated Pages Count : {waiting}
+\tChip ID                                  : 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("double", "pages", "waiting", "status", "said"),
+    [
+        (0, 2, 0, "pass", "2 cards"),
+        (3, 0, 1, "fail", "card 1: 3 uncorrectable"),
+        (0, 2, 4, "warn", "card 1: 4 bad pages are replaced at the next reset"),
+        (0, 80, 0, "warn", "card 1: 80 bad pages"),
+    ],
+)
+def test_memory_errors(host: FakeHost, double: int, pages: int, waiting: int, status: str, said: str) -> None:
+    host.devices([0, 1]).npu_smi(info=info_hbm(2))
+    assert "ecc" not in found_on(host)  # an npu-smi that does not count them
+    sick = ECC.format(npu=1, double=double, pages=pages, waiting=waiting)
+    host.npu_smi(**{"info_-t_ecc_-i_0_-c_0": ECC.format(npu=0, double=0, pages=0, waiting=0)})
+    host.npu_smi(**{"info_-t_ecc_-i_1_-c_0": sick})
+    found = found_on(host)["ecc"]
+    assert (found["status"], said in found["what"]) == (status, True), found
+
+
 # ------------------------------------------------------------------------------------------ the cards' network
 
 

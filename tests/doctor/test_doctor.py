@@ -39,14 +39,13 @@ from launcher.doctor.hosts import Skew, check_inventory, check_others, clocks_fi
 from launcher.doctor.job import check_degrees, check_files, check_rank_table, checkpoint_bytes
 from launcher.doctor.network import check_addresses, links_finding
 from launcher.doctor.software import check_packages, check_programs, check_python, check_triple
+from launcher.doctor.storage import check_storage, size
 from launcher.doctor.system import (
-    check_disk,
     check_hccl_ports,
     check_host_name,
     check_scheduler_port,
     check_shared_memory,
     resolve,
-    size,
 )
 from launcher.doctor.variables import check_environment
 from launcher.plan.memory import parameter_count
@@ -369,12 +368,12 @@ def test_limits_are_those_of_the_process(tmp_path: Path) -> None:
 
 
 def test_disk(tmp_path: Path) -> None:
-    (finding,) = check_disk(JobNeeds(folder=tmp_path / "not" / "yet", checkpoint_bytes=1 << 20), 2)
-    assert finding.status == "pass"
-    (finding,) = check_disk(JobNeeds(folder=tmp_path, checkpoint_bytes=1 << 57), 8)
+    found = check_storage(JobNeeds(folder=tmp_path / "not" / "yet", checkpoint_bytes=1 << 20), 2)
+    assert {finding.status for finding in found} == {"pass"}
+    finding = next(iter(check_storage(JobNeeds(folder=tmp_path, checkpoint_bytes=1 << 57), 8)))
     assert (finding.status, "1048576 TiB" in finding.what) == ("fail", True)
-    assert list(check_disk(JobNeeds(), 1)) == []
-    (finding,) = check_disk(JobNeeds(folder=Path("/proc/x")), 1)
+    assert list(check_storage(JobNeeds(), 1)) == []
+    finding = next(iter(check_storage(JobNeeds(folder=Path("/proc/x")), 1)))
     assert finding.status == "fail" or os.geteuid() == 0
 
 
