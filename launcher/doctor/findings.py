@@ -15,12 +15,15 @@ Status = Literal["pass", "warn", "fail"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """The outcome of one check: ``what`` was found, and ``fix``, the next thing to type ("" for a pass)."""
+    """The outcome of one check: ``what`` was found, and ``fix``, the next thing to type ("" for a pass).
+
+    ``table``: lines that show more, as of a matrix."""
 
     id: str
     status: Status
     what: str
     fix: str = ""
+    table: tuple[str, ...] = ()
 
 
 def passed(ident: str, what: str) -> Finding:
@@ -31,8 +34,8 @@ def warned(ident: str, what: str, fix: str) -> Finding:
     return Finding(id=ident, status="warn", what=what, fix=fix)
 
 
-def failed(ident: str, what: str, fix: str) -> Finding:
-    return Finding(id=ident, status="fail", what=what, fix=fix)
+def failed(ident: str, what: str, fix: str, table: tuple[str, ...] = ()) -> Finding:
+    return Finding(id=ident, status="fail", what=what, fix=fix, table=table)
 
 
 def worst(findings: Iterable[Finding]) -> Status:
@@ -57,7 +60,7 @@ class JobNeeds:
     ``checkpoint_bytes``: the most that one data-parallel copy of the model has on disk at one time, in ``folder``:
     ``keep`` checkpoints and the one being written.
     ``hosts``: an inventory's cluster; ``inventory_fault``: the reason why it could not be read. ``model``: the model
-    that its base checkpoint must match.
+    that its base checkpoint must match. ``among_others``: this host is one of several, whatever ``hosts`` says.
     """
 
     cards: int | None = None
@@ -74,7 +77,13 @@ class JobNeeds:
     model: ModelSpec | None = None
     spec: RunSpec | None = None
     keep: int = 1
+    among_others: bool = False
     programs: tuple[str, ...] = ("msrun",)
+
+    @property
+    def several(self) -> bool:
+        """Return True if the job runs on several hosts."""
+        return self.among_others or (self.hosts is not None and len(self.hosts.hosts) > 1)
 
     @property
     def split(self) -> int:

@@ -22,9 +22,8 @@ def check_network(report: HostReport, needs: JobNeeds) -> Iterator[Finding]:
     """Check that hccn.conf is readable, every card has an address, and its link is up."""
     cards = chosen(report.usable, needs)
     ids = [card.device_id for card in cards]
-    several = needs.hosts is not None and len(needs.hosts.hosts) > 1
     kind = KINDS.get(report.kind or "")
-    yield check_addresses(report.hccn, ids, required=several or (kind is not None and kind.ip_needed))
+    yield check_addresses(report.hccn, ids, required=needs.several or (kind is not None and kind.ip_needed))
     yield from check_segments(report.hccn, ids, report.kind)
     if ids:
         with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:

@@ -55,15 +55,21 @@ def check_scheduler_port(port: int | None) -> Finding:
     return failed("scheduler-port", f"port {port} is in use", f"ss -ltnp 'sport = :{port}', or pass another --port")
 
 
-def check_hccl_ports(root: Path, env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Check that HCCL's host ports are free and the kernel does not hand them out."""
+def hccl_ports(env: Mapping[str, str]) -> range | None:
+    """Return the host ports that HCCL will listen on; None when HCCL_IF_BASE_PORT is not 1024 to 65520."""
     named = env.get("HCCL_IF_BASE_PORT", str(_HCCL_BASE))
     if not (named.isascii() and named.isdecimal() and int(named) in _HCCL_BASE_RANGE):
-        yield failed(
-            "hccl-ports", f"HCCL_IF_BASE_PORT={named!r} is not 1024 to 65520 (EI0001)", "unset HCCL_IF_BASE_PORT"
-        )
+        return None
+    return range(int(named), int(named) + min(_HCCL_PORTS, 65536 - int(named)))
+
+
+def check_hccl_ports(root: Path, env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Check that HCCL's host ports are free and the kernel does not hand them out."""
+    ports = hccl_ports(env)
+    if ports is None:
+        what = f"HCCL_IF_BASE_PORT={env['HCCL_IF_BASE_PORT']!r} is not 1024 to 65520 (EI0001)"
+        yield failed("hccl-ports", what, "unset HCCL_IF_BASE_PORT")
         return
-    ports = range(int(named), int(named) + _HCCL_PORTS)
     span = f"{ports[0]}-{ports[-1]}"
     taken = [port for port in ports if not is_free(port, "")]
     if taken:

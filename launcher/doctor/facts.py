@@ -1,0 +1,63 @@
+"""The facts of a host in which all hosts of a job must agree, or must differ."""
+
+from __future__ import annotations
+
+import platform
+import socket
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from launcher.cluster.discover.hccn import read_tls
+from launcher.cluster.discover.host import HostReport
+from launcher.doctor.network import network_of
+from launcher.upstream.versions import installed
+
+_AT_A_TIME = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostFacts:
+    """``name``: the host's own; ``tls``, ``addresses``, ``networks`` by physical id of the card, as text (for JSON)."""
+
+    name: str
+    kind: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    tls: Mapping[str, bool] = field(default_factory=dict)
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    networks: Mapping[str, str] = field(default_factory=dict)
+    routed: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> HostFacts:
+        return cls(**raw)
+
+
+def facts_of(report: HostReport) -> HostFacts:
+    """Return the facts of this host."""
+    ids = [card.device_id for card in report.usable]
+    hccn, software = report.hccn, report.software
+    with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
+        switches = list(pool.map(read_tls, ids)) if ids else []
+    versions = {
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "mindspore": installed("mindspore") or "none",
+        "mindformers": installed("mindformers") or "none",
+    }
+    if report.cards:
+        versions |= {name: getattr(software, name) or "none" for name in ("cann", "driver", "firmware")}
+    return HostFacts(
+        name=socket.gethostname(),
+        kind=report.kind,
+        versions=versions,
+        tls={str(switch.device_id): switch.on for switch in switches if switch.on is not None},
+        addresses={str(ident): hccn.addresses[ident] for ident in ids if ident in hccn.addresses},
+        networks={
+            str(ident): network for ident in ids if (network := network_of(hccn.addresses, hccn.netmasks, ident))
+        },
+        routed=bool(hccn.gateways),
+    )
