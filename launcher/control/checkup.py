@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -25,7 +25,7 @@ from launcher.doctor import job_checks
 from launcher.doctor.between import ALL_PINGS_S, CONNECT_S, Reached
 from launcher.doctor.facts import HostFacts
 from launcher.doctor.findings import Finding, JobNeeds, Status, worst
-from launcher.doctor.fleet import Checkup, Probes, compare, pings_finding, planned_pings, tcp_finding
+from launcher.doctor.fleet import Checkup, Probes, compare, completed, pings_finding, planned_pings, tcp_finding
 from launcher.doctor.hosts import clocks_finding, reached_finding
 from launcher.doctor.serving import ANSWER, needs_to
 from launcher.errors import HostError
@@ -81,7 +81,8 @@ def check_fleet(needs: JobNeeds, cluster: Cluster, *, ssh_config: Path | None = 
 
 
 def _together(needs: JobNeeds, cluster: Cluster, checked: Sequence[Checkup], probes: Probes) -> Iterator[Finding]:
-    yield from job_checks(needs, cluster.num_devices)
+    whole = completed(cluster, checked)
+    yield from job_checks(replace(needs, hosts=whole or cluster), cluster.num_devices, with_table=whole is not None)
     yield reached_finding(checked)
     if any(not host.fault for host in checked):
         yield clocks_finding(checked)

@@ -84,12 +84,15 @@ def host_checks(needs: JobNeeds, report: HostReport) -> Iterator[Finding]:
     yield from job.check_files(needs)
 
 
-def job_checks(needs: JobNeeds, available: int) -> Iterator[Finding]:
-    """Yield the findings on the job as a whole, on its inventory's hosts or ``available`` devices of this one."""
+def job_checks(needs: JobNeeds, available: int, *, with_table: bool = True) -> Iterator[Finding]:
+    """Yield the findings on the job as a whole, on its inventory's hosts or ``available`` devices of this one.
+
+    ``with_table``: the rank table too, for which the cards' addresses must be known.
+    """
     yield from hosts.check_inventory(needs)
     yield from job.check_degrees(needs, needs.hosts.num_devices if needs.hosts else available)
     yield from job.check_base(needs)
-    yield from _plan_checks(needs)
+    yield from _plan_checks(needs, with_table=with_table)
 
 
 def _software_checks(needs: JobNeeds, kind: str | None, *, ascend: bool) -> Iterator[Finding]:
@@ -104,7 +107,7 @@ def _software_checks(needs: JobNeeds, kind: str | None, *, ascend: bool) -> Iter
     yield from software.check_programs(needs)
 
 
-def _plan_checks(needs: JobNeeds) -> Iterator[Finding]:
+def _plan_checks(needs: JobNeeds, *, with_table: bool) -> Iterator[Finding]:
     """Check the plan, and the rank table, on the inventory's hosts or this one; another check finds a lack of cards."""
     cluster = needs.hosts
     if cluster is None:
@@ -114,7 +117,7 @@ def _plan_checks(needs: JobNeeds) -> Iterator[Finding]:
         return
     if needs.spec is not None and worst(job.check_degrees(needs, cluster.num_devices)) == "pass":
         yield plan.check_plan(needs.spec, cluster)
-    if cluster.target == "Ascend":
+    if with_table and cluster.target == "Ascend":
         yield job.check_rank_table(cluster)
 
 

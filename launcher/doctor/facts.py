@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launcher.cluster.discover.hccn import read_tls
-from launcher.cluster.discover.host import HostReport
+from launcher.cluster.discover.host import HostReport, host_cluster
 from launcher.doctor.network import network_of
+from launcher.errors import HostError
 from launcher.upstream.versions import installed
 
 _AT_A_TIME = 4
@@ -19,7 +20,10 @@ _AT_A_TIME = 4
 
 @dataclass(frozen=True, kw_only=True)
 class HostFacts:
-    """``name``: the host's own; ``tls``, ``addresses``, ``networks`` by physical id of the card, as text (for JSON)."""
+    """``name``: the host's own; ``tls``, ``addresses``, ``networks`` by physical id of the card, as text (for JSON).
+
+    ``routed``: its cards have a gateway; ``sdids`` and ``super_pod_id``: of A3.
+    """
 
     name: str
     kind: str | None = None
@@ -28,6 +32,8 @@ class HostFacts:
     addresses: Mapping[str, str] = field(default_factory=dict)
     networks: Mapping[str, str] = field(default_factory=dict)
     routed: bool = False
+    sdids: Mapping[str, int] = field(default_factory=dict)
+    super_pod_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,6 +56,7 @@ def facts_of(report: HostReport) -> HostFacts:
     }
     if report.cards:
         versions |= {name: getattr(software, name) or "none" for name in ("cann", "driver", "firmware")}
+    pod, sdids = _super_pod(report)
     return HostFacts(
         name=socket.gethostname(),
         kind=report.kind,
@@ -60,4 +67,17 @@ def facts_of(report: HostReport) -> HostFacts:
             str(ident): network for ident in ids if (network := network_of(hccn.addresses, hccn.netmasks, ident))
         },
         routed=bool(hccn.gateways),
+        sdids=sdids,
+        super_pod_id=pod,
     )
+
+
+def _super_pod(report: HostReport) -> tuple[str | None, dict[str, int]]:
+    if report.kind != "A3":
+        return None, {}
+    try:
+        host = host_cluster(report).hosts[0]
+    except HostError:
+        return None, {}
+    found = {str(device.device_id): device.super_device_id for device in host.devices}
+    return host.super_pod_id, {ident: sdid for ident, sdid in found.items() if sdid is not None}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from launcher.cluster.discover.hccn import Ping
-from launcher.cluster.model import Cluster
+from launcher.cluster.model import Cluster, Host
 from launcher.doctor.between import Reached
 from launcher.doctor.facts import HostFacts
 from launcher.doctor.findings import Finding, Status, failed, passed, warned, worst
+from launcher.upstream.versions import release_key
 
 # Different ones of these work together as a rule; of the others they do not.
 _MAY_DIFFER = ("driver", "firmware")
@@ -50,6 +51,33 @@ class Probes:
     unreached: Mapping[str, Sequence[Reached]] = field(default_factory=dict)
     pings: Mapping[str, Sequence[Ping]] = field(default_factory=dict)
     faults: Mapping[str, str] = field(default_factory=dict)
+
+
+def completed(cluster: Cluster, hosts: Sequence[Checkup]) -> Cluster | None:
+    """Return ``cluster`` with what its hosts know of their cards, as the job's agents would tell it.
+
+    None if a host did not answer that should have told its addresses: the rank table cannot be judged.
+    """
+    known = {host.address: host.facts for host in hosts if host.facts is not None}
+    if any(
+        host.address not in known and not all(device.device_ip for device in host.devices) for host in cluster.hosts
+    ):
+        return None
+    return replace(cluster, hosts=tuple(_completed(host, known.get(host.address)) for host in cluster.hosts))
+
+
+def _completed(host: Host, facts: HostFacts | None) -> Host:
+    if facts is None:
+        return host
+    devices = tuple(
+        replace(
+            device,
+            device_ip=device.device_ip or facts.addresses.get(str(device.device_id)),
+            super_device_id=facts.sdids.get(str(device.device_id), device.super_device_id),
+        )
+        for device in host.devices
+    )
+    return replace(host, devices=devices, super_pod_id=host.super_pod_id or facts.super_pod_id)
 
 
 def compare(cluster: Cluster, hosts: Sequence[Checkup]) -> Iterator[Finding]:
@@ -96,8 +124,8 @@ def _grouped(known: Sequence[tuple[Checkup, HostFacts]], name: str) -> dict[str,
 
 
 def _differing(name: str, groups: Mapping[str, Sequence[str]]) -> Finding:
-    """Return the finding on a value that differs, the rarest first: that is as a rule the wrong one."""
-    ordered = sorted(groups.items(), key=lambda group: len(group[1]))
+    """Return the finding on a value that differs, the rarest and oldest first: that is as a rule the wrong one."""
+    ordered = sorted(groups.items(), key=lambda group: (len(group[1]), release_key(group[0])))
     shown = "; ".join(f"{value} on {few(names)}" for value, names in ordered)
     what = f"{'kind of card' if name == 'kind' else name}: {shown}"
     fix = f"install {name} {ordered[-1][0]} on {few(ordered[0][1])}" if name != "kind" else "name hosts of one kind"
@@ -132,11 +160,11 @@ def addresses_finding(cluster: Cluster, known: Sequence[tuple[Checkup, HostFacts
     wrong = next(_not_as_listed(cluster, known), None)
     if twice:
         what = f"{twice[0]} is the address of {' and of '.join(twice[1][:2])} (EI0014)"
-        yield failed("device-addresses", what, "sudo hccn_tool -i N -ip -s address A netmask M, another on each card")
+        yield failed("card-addresses", what, "sudo hccn_tool -i N -ip -s address A netmask M, another on each card")
     elif wrong:
-        yield failed("device-addresses", wrong, "correct device_ip in the inventory, or leave it out to have it read")
+        yield failed("card-addresses", wrong, "correct device_ip in the inventory, or leave it out to have it read")
     elif owners:
-        yield passed("device-addresses", f"{len(owners)} cards, each with its own")
+        yield passed("card-addresses", f"{len(owners)} cards, each with its own")
 
 
 def _not_as_listed(cluster: Cluster, known: Sequence[tuple[Checkup, HostFacts]]) -> Iterator[str]:
@@ -152,7 +180,7 @@ def _not_as_listed(cluster: Cluster, known: Sequence[tuple[Checkup, HostFacts]])
 
 
 def networks_finding(known: Sequence[tuple[Checkup, HostFacts]]) -> Iterator[Finding]:
-    """Check that cards of the same place are in one network on all hosts, or that there are gateways."""
+    """Check that cards of the same place are in one network on all hosts, or have gateways; the pings try it."""
     if any(facts.routed or not facts.networks for _, facts in known):
         return
     first, reference = known[0]
@@ -162,7 +190,7 @@ def networks_finding(known: Sequence[tuple[Checkup, HostFacts]]) -> Iterator[Fin
             if ours and network != ours:
                 what = f"card {ident} is in {ours} on {first.name} and in {network} on {host.name}, without a gateway"
                 fix = f"sudo hccn_tool -i {ident} -gateway -s gateway G, or addresses of one network"
-                yield failed("networks", what, fix)
+                yield warned("networks", what, fix)
                 return
     yield passed("networks", f"{len(set(reference.networks.values()))} networks, the same on {len(known)} hosts")
 

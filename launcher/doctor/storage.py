@@ -16,9 +16,9 @@ from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
 _INODES_LEAST = 2_000
 _INODES_WANTED = 20_000
 _LIMIT_S = 15.0
-_WRITE_S = 1.0
-_MOST = 32 << 20
-_CHUNK = 4 << 20
+_WRITE_S = 0.5
+_MOST = 16 << 20
+_CHUNK = 2 << 20
 # Slower than any disk, and slower than a share over a network of 1 Gbit/s: something is wrong with it.
 _SLOW = 10 << 20
 _LONG_S = 600

@@ -25,6 +25,7 @@ from launcher.doctor.fleet import (
     Checkup,
     Probes,
     compare,
+    completed,
     networks_finding,
     pings_finding,
     planned_pings,
@@ -67,7 +68,7 @@ def compared(*hosts: Checkup, of: Cluster | None = None) -> dict[str, Any]:
 def test_hosts_that_agree() -> None:
     found = compared(checkup(1), checkup(2), checkup(3))
     assert {finding.status for finding in found.values()} == {"pass"}
-    assert set(found) == {"host-names", "same-versions", "same-tls", "device-addresses", "networks"}
+    assert set(found) == {"host-names", "same-versions", "same-tls", "card-addresses", "networks"}
     assert compared(checkup(1)) == {}
 
 
@@ -80,9 +81,9 @@ def test_hosts_that_agree() -> None:
         ("same-versions", "warn", "driver: 25.5.0 on node3", {"versions": {**VERSIONS, "driver": "25.5.0"}}),
         ("same-versions", "fail", "kind of card: A3 on node3", {"kind": "A3"}),
         ("same-tls", "fail", "on on node3 and off on node1, node2", {"tls": {"0": True, "1": True}}),
-        ("device-addresses", "fail", "10.1.0.1 is the address of card 0 of node1 and of card 1 of node3",
+        ("card-addresses", "fail", "10.1.0.1 is the address of card 0 of node1 and of card 1 of node3",
          {"addresses": {"0": "10.1.0.3", "1": "10.1.0.1"}}),
-        ("networks", "fail", "card 1 is in 10.2.0.0/24 on node1 and in 10.9.0.0/24 on node3",
+        ("networks", "warn", "card 1 is in 10.2.0.0/24 on node1 and in 10.9.0.0/24 on node3",
          {"networks": {"0": "10.1.0.0/24", "1": "10.9.0.0/24"}}),
     ],
 )  # fmt: skip
@@ -104,11 +105,26 @@ def test_an_inventory_with_another_address_than_the_card() -> None:
     devices = (Device(device_id=0, device_ip="10.1.0.9"), Device(device_id=1, device_ip="10.2.0.1"))
     listed = cluster(2)
     listed = replace(listed, hosts=(replace(listed.hosts[0], devices=devices), listed.hosts[1]))
-    found = compared(checkup(1), checkup(2), of=listed)["device-addresses"]
+    found = compared(checkup(1), checkup(2), of=listed)["card-addresses"]
     assert (found.status, "card 0 of node1 has the address 10.1.0.1, in the inventory 10.1.0.9" in found.what) == (
         "fail",
         True,
     )
+
+
+def test_addresses_that_the_inventory_leaves_to_the_hosts() -> None:
+    whole = completed(cluster(2), [checkup(1), checkup(2)])
+    assert whole is not None
+    assert [device.device_ip for host in whole.hosts for device in host.devices] == [
+        "10.1.0.1", "10.2.0.1", "10.1.0.2", "10.2.0.2",
+    ]  # fmt: skip
+    assert completed(cluster(2), [checkup(1), Checkup(name="node2", address="198.51.100.2", fault="down")]) is None
+    pod = completed(cluster(1), [checkup(1, sdids={"0": 7}, super_pod_id="p")])
+    assert pod is not None
+    assert (pod.hosts[0].super_pod_id, [device.super_device_id for device in pod.hosts[0].devices]) == ("p", [7, None])
+    # With two hosts there is no majority: the newer version is the one to install.
+    two = compared(checkup(1), checkup(2, versions={**VERSIONS, "cann": "8.5.0"}))["same-versions"]
+    assert two.fix == "install cann 9.0.0 on node2"
 
 
 def test_pings_are_planned_for_every_port_and_stay_few() -> None:
@@ -275,7 +291,7 @@ def test_three_hosts_of_which_one_is_wrong_and_one_is_down(tmp_path: Path) -> No
     assert (together["same-tls"]["status"], together["card-ping"]["status"]) == ("fail", "fail")
     assert "card 1 of node2 does not reach 10.1.0.1 of node1" in together["card-ping"]["what"]
     assert together["card-ping"]["table"][2].split() == ["node2", "1/2", "-"]
-    for ident in ("device-addresses", "networks", "same-versions"):
+    for ident in ("card-addresses", "networks", "same-versions"):
         assert together[ident]["status"] == "pass", together[ident]
     # Both are this computer, so they have its name.
     assert together["host-names"]["status"] == "fail"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from launcher.cli import main
 from launcher.doctor import JobNeeds, all_checks
 from support.fake_host import CHECKOUT, FakeHost
 
@@ -36,23 +40,32 @@ def pretend_packages(root: Path, mindspore: str = "2.9.0", mindformers: str = "1
 
 def doctor(host: FakeHost, *arguments: str, **env: str) -> dict[str, dict[str, Any]]:
     """The findings of ``launcher doctor``, by id; of several with one id the worst."""
-    done = host.run("doctor", "--format", "json", *arguments, env=env)
+    with on_host(host, **env):
+        done = CliRunner().invoke(main, ["doctor", "--format", "json", *arguments])
     assert done.stderr == ""
     report = json.loads(done.stdout)
-    assert done.returncode == (1 if report["status"] == "fail" else 0)
+    assert done.exit_code == (1 if report["status"] == "fail" else 0)
     return by_id(report["findings"])
 
 
 def found_on(host: FakeHost, **env: str) -> dict[str, dict[str, Any]]:
-    """As ``doctor``, without a process of its own: faster, and everything below the command line is the same."""
+    """As ``doctor``, without the command line."""
+    with on_host(host, **env):
+        return by_id([asdict(finding) for finding in all_checks(JobNeeds(folder=host.root / "jobs"))])
+
+
+@contextmanager
+def on_host(host: FakeHost, **env: str) -> Iterator[None]:
+    """Make this process one on ``host``: its environment, folder and packages; faster than a process of its own."""
     with pytest.MonkeyPatch.context() as patch:
         variables = {**host.variables(), **env}
         for name in set(os.environ) - set(variables):
             patch.delenv(name)
         for name, value in variables.items():
             patch.setenv(name, value)
+        patch.syspath_prepend(host.root / "site")
         patch.chdir(host.root)
-        return by_id([asdict(finding) for finding in all_checks(JobNeeds(folder=host.root / "jobs"))])
+        yield
 
 
 def by_id(findings: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
