@@ -68,9 +68,9 @@ def check_kernels(root: Path, kind: str | None, env: Mapping[str, str] = os.envi
     names = _SOC.get(kind or "", ())
     places = [folder / name for name in names] if names else _folders(folder)
     if any(_has_kernels(place) for place in places):
-        yield passed("kernels", f"those of {kind or 'some card'} are in {folder}")
+        yield passed("kernels", f"those of {kind or 'some card'} are in {opp}")
         return
-    what = f'no operator kernels for {kind or "any card"} in {folder}: operators fail with 561103 or "not supported"'
+    what = f'no operator kernels for {kind or "any card"} in {opp}: operators fail with 561103 or "not supported"'
     package = f"Ascend-cann-kernels-{_PACKAGES.get(kind or '', '910b')}, from 8.5 on Ascend-cann-*-ops"
     fix = f"install the kernels' package of the same CANN ({package})"
     yield (warned if kind in (None, "950") else failed)("kernels", what, fix)

@@ -42,7 +42,7 @@ def check_binding(cards: tuple[Card, ...], root: Path, mine: set[int] | None = N
     if far:
         cpus_here = spans(sorted(mine))
         what = f"card {spans(far)}: this process may use no CPU of the same NUMA node, only CPUs {cpus_here}"
-        yield warned("numa", what, "start the container without --cpuset-cpus, or the job without taskset and numactl")
+        yield warned("numa", what, "start the container without --cpuset-cpus, the job without taskset and numactl")
     elif cards and len(mine) < len(cards):
         yield warned(
             "numa",
