@@ -5,17 +5,13 @@ from __future__ import annotations
 import platform
 import socket
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from launcher.cluster.discover.hccn import read_tls
 from launcher.cluster.discover.host import HostReport, host_cluster
-from launcher.doctor.network import network_of
+from launcher.doctor.network import network_of, read_switches
 from launcher.errors import HostError
 from launcher.upstream.versions import installed
-
-_AT_A_TIME = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +39,11 @@ class HostFacts:
         return cls(**raw)
 
 
-def facts_of(report: HostReport) -> HostFacts:
-    """Return the facts of this host."""
+def facts_of(report: HostReport, *, with_tls: bool = True) -> HostFacts:
+    """Return the facts of this host. ``with_tls``: ask hccn_tool for that switch, as it is known to answer."""
     ids = [card.device_id for card in report.usable]
     hccn, software = report.hccn, report.software
-    with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
-        switches = list(pool.map(read_tls, ids)) if ids else []
+    switches = read_switches(ids) if with_tls else []
     versions = {
         "python": ".".join(platform.python_version_tuple()[:2]),
         "mindspore": installed("mindspore") or "none",

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from launcher.cluster.discover.hccn import HccnConf, Port, Tls, read_link, read_tls
 from launcher.cluster.discover.host import HostReport
+from launcher.cluster.discover.programs import default_timeout_s
 from launcher.cluster.model import KINDS
 from launcher.common.ranges import spans
 from launcher.doctor.cards import chosen
@@ -16,6 +17,7 @@ from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
 
 # More at a time make hccn_tool say that it is busy.
 _AT_A_TIME = 4
+_TIMEOUT_S = 10.0
 
 
 def check_network(report: HostReport, needs: JobNeeds) -> Iterator[Finding]:
@@ -26,10 +28,12 @@ def check_network(report: HostReport, needs: JobNeeds) -> Iterator[Finding]:
     yield check_addresses(report.hccn, ids, required=needs.several or (kind is not None and kind.ip_needed))
     yield from check_segments(report.hccn, ids, report.kind)
     if ids:
+        timeout_s = min(_TIMEOUT_S, default_timeout_s())
         with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
-            links, switches = list(pool.map(read_link, ids)), list(pool.map(read_tls, ids))
+            links = list(pool.map(lambda ident: read_link(ident, timeout_s=timeout_s), ids))
         yield links_finding(links)
-        yield from tls_finding(switches)
+        # A tool that hangs would for this too.
+        yield from tls_finding(read_switches([link.device_id for link in links if not link.fault]))
 
 
 def check_addresses(hccn: HccnConf, ids: list[int], *, required: bool) -> Finding:
@@ -69,6 +73,13 @@ def links_finding(ports: Iterable[Port]) -> Finding:
             "link", f"the link of card {ids} is not known: {unknown[0].fault}", "as root: hccn_tool -i N -link -g"
         )
     return passed("link", f"{len(ports)} links up")
+
+
+def read_switches(ids: list[int]) -> list[Tls]:
+    """Ask hccn_tool for the TLS switches of ``ids``."""
+    timeout_s = min(_TIMEOUT_S, default_timeout_s())
+    with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
+        return list(pool.map(lambda ident: read_tls(ident, timeout_s=timeout_s), ids))
 
 
 def tls_finding(switches: Iterable[Tls]) -> Iterator[Finding]:

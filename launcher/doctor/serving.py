@@ -50,8 +50,9 @@ class _Agent:
 
     def _check(self, needs: Mapping[str, Any]) -> dict[str, Any]:
         report = look_around(host_root())
-        findings = [asdict(finding) for finding in host_checks(needs_from(needs), report)]
-        return {"findings": findings, "facts": facts_of(report).to_dict()}
+        findings = list(host_checks(needs_from(needs), report))
+        facts = facts_of(report, with_tls=any(finding.id == "tls" for finding in findings))
+        return {"findings": [asdict(finding) for finding in findings], "facts": facts.to_dict()}
 
     def _listen(self, port: int | None, *, ascend: bool) -> dict[str, Any]:
         return {"ports": self._stack.enter_context(listening(port, ascend=ascend))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,6 +196,14 @@ def test_tls_switches_that_differ(host: FakeHost) -> None:
     assert found_on(host, FAKE_HCCN_TLS=" 0 1 2 3 ")["tls"]["what"] == "on on 4 cards"
     denied = found_on(host, FAKE_HCCN_MODE="denied")
     assert ("tls" in denied, denied["link"]["status"]) == (False, "warn")
+
+
+def test_an_hccn_tool_that_hangs_ends_the_wait(host: FakeHost) -> None:
+    host.devices([0, 1]).npu_smi(info=info_hbm(2)).write("etc/hccn.conf", "address_0=10.1.0.1\naddress_1=10.1.0.2\n")
+    began = time.monotonic()
+    found = found_on(host, FAKE_HCCN_MODE="hang", LAUNCHER_PROBE_TIMEOUT_S="0.3")
+    assert time.monotonic() - began < 10
+    assert ("tls" in found, found["link"]["status"], found["hccn"]["status"]) == (False, "warn", "pass")
 
 
 def test_two_cards_of_one_address(host: FakeHost) -> None:
