@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,7 @@ from launcher.cli.options.group import declared, option, takes
 from launcher.cli.output.tables import print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from launcher.doctor import Finding, JobNeeds
-
-_COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+    from launcher.doctor import JobNeeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +27,10 @@ class CheckedJob:
         "--cards", type=click.IntRange(min=1), help="Number of cards that the job would use; all if left out."
     )
     inventory: Path | None = option(
-        "-i", "--inventory", type=click.Path(path_type=Path), help="Check the hosts of this inventory too."
+        "-i", "--inventory", type=click.Path(path_type=Path), help="Check all hosts of this inventory, over ssh."
+    )
+    ssh_config: Path | None = option(
+        "--ssh-config", type=click.Path(path_type=Path), help="For ssh -F; ~/.ssh/config if left out."
     )
     port: int | None = option(
         "--port", type=click.IntRange(1024, 65535), help="Port of MindSpore's scheduler, if you set one."
@@ -48,49 +48,53 @@ class CheckedJob:
 @click.argument("spec", required=False, shell_complete=spec_names)
 @takes(CheckedJob, "job")
 @format_option
+@click.option("--serve", is_flag=True, help="Answer another host's doctor on stdin; the launcher starts it itself.")
 @click.pass_context
-def doctor(ctx: click.Context, spec: str | None, job: CheckedJob, form: str) -> None:
+def doctor(ctx: click.Context, spec: str | None, job: CheckedJob, form: str, serve: bool) -> None:
     """Check whether this host can run a job (that of SPEC, if given), and say what to type where it cannot.
 
-    Exit code 1 when a check fails; warnings do not count.
+    With --inventory all its hosts are checked at a time, and what is between them. Exit code 1 when a check fails;
+    warnings do not count.
 
     \b
     launcher doctor
     launcher doctor llama_7b_lora --cards 8
+    launcher doctor llama_7b_lora --inventory hosts.yaml
     """
-    from launcher.doctor import all_checks, worst
+    from launcher.cli.output.checks import print_findings, print_fleet, summary
+    from launcher.doctor import all_checks, job_checks, worst
 
-    found = all_checks(job.needs(spec))
-    findings = list(found) if form == "json" else _printed(found)
+    if serve:
+        _serve()
+        return
+    needs = job.needs(spec)
+    if needs.hosts is not None:
+        from launcher.control.checkup import check_fleet
+
+        report = check_fleet(needs, needs.hosts, ssh_config=job.ssh_config)
+        if form == "json":
+            print_json(report.to_dict())
+        else:
+            print_fleet(report)
+        ctx.exit(1 if report.status == "fail" else 0)
+    found = job_checks(needs, 0) if needs.inventory_fault else all_checks(needs)
+    findings = list(found) if form == "json" else print_findings(found)
     if form == "json":
         print_json({"status": worst(findings), "findings": [asdict(item) for item in findings]})
+    else:
+        click.echo(summary(findings))
     ctx.exit(1 if worst(findings) == "fail" else 0)
 
 
-def _printed(found: Iterable[Finding]) -> list[Finding]:
-    """Print each finding as it comes: some take seconds."""
-    findings = []
-    for finding in found:
-        findings.append(finding)
-        _print(finding)
-    click.echo(_summary(findings))
-    return findings
+def _serve() -> None:
+    """Answer on the stdout that was there at the start; what anything else prints goes to stderr."""
+    from launcher.doctor.serving import serve
 
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
 
-def _print(finding: Finding) -> None:
-    status = click.style(finding.status, fg=_COLOURS[finding.status])
-    click.echo(f"{status}  {finding.id:<15} {finding.what}")
-    if finding.fix:
-        click.echo(f"{'':<22}-> {finding.fix}")
+        def say(line: str) -> None:
+            answers.write(line + "\n")
+            answers.flush()
 
-
-def _summary(findings: list[Finding]) -> str:
-    from launcher.doctor import worst
-
-    counts = Counter(finding.status for finding in findings)
-    end = {
-        "pass": "this host is ready",
-        "warn": "this host can run it; look at the warnings",
-        "fail": "this host cannot run it yet",
-    }[worst(findings)]
-    return f"\n{counts['pass']} pass, {counts['warn']} warn, {counts['fail']} fail: {end}"
+        serve(sys.stdin, say)

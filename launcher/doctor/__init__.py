@@ -1,7 +1,7 @@
 """Checks if this host can run a job: each gives pass, warn or fail, and the command to type for a warn or fail.
 
-``cheap_checks`` is for submit's preflight: it reads files and runs no program. ``all_checks`` also asks npu-smi,
-hccn_tool and the other hosts.
+``cheap_checks`` is for submit's preflight: it reads files and runs no program. ``all_checks`` also asks npu-smi and
+hccn_tool. Over several hosts each runs ``host_checks`` (``serving``), and ``fleet`` compares what they say.
 """
 
 from __future__ import annotations
@@ -11,10 +11,23 @@ import socket
 from collections.abc import Iterator
 
 from launcher.cluster.discover import local_cluster
-from launcher.cluster.discover.host import host_root, look_around
+from launcher.cluster.discover.host import Card, HostReport, host_root, look_around
 from launcher.cluster.discover.software import read_software
 from launcher.cluster.model import Cluster
-from launcher.doctor import cards, holders, hosts, job, software, system
+from launcher.doctor import (
+    cann,
+    cards,
+    holders,
+    hosts,
+    job,
+    network,
+    plan,
+    software,
+    storage,
+    system,
+    tuning,
+    variables,
+)
 from launcher.doctor.findings import Finding, JobNeeds, NeededFile, Status, worst
 from launcher.doctor.job import missing_inputs, needs_of, needs_of_spec
 from launcher.errors import HostError
@@ -27,6 +40,8 @@ __all__ = [
     "Status",
     "all_checks",
     "cheap_checks",
+    "host_checks",
+    "job_checks",
     "missing_inputs",
     "needs_of",
     "needs_of_spec",
@@ -36,70 +51,98 @@ __all__ = [
 
 def cheap_checks(cluster: Cluster, needs: JobNeeds) -> list[Finding]:
     """Return the findings of the checks that take milliseconds, for a job on ``cluster``; they run no program."""
-    findings = list(_software_checks(needs, ascend=cluster.target == "Ascend"))
+    findings = list(_software_checks(needs, cluster.kind, ascend=cluster.target == "Ascend"))
     if cluster.target == "Ascend":
         findings += holders.check_holders([device.device_id for device in cluster.hosts[0].devices], host_root())
         findings += cards.check_bfloat16(needs, {cluster.kind})
-    findings += _job_checks(needs, cluster.num_devices)
+    findings += job.check_degrees(needs, cluster.num_devices)
+    findings += job.check_files(needs)
+    findings += job.check_base(needs)
+    findings += hosts.check_inventory(needs)
     findings += _system_checks(needs, cards=cluster.num_devices, ascend=cluster.target == "Ascend")
     return findings
 
 
 def all_checks(needs: JobNeeds) -> Iterator[Finding]:
-    """Yield the findings of every check, which takes some seconds on a full server."""
+    """Yield the findings of every check of this host and the job on it, which takes some seconds on a full server."""
+    report = look_around(host_root())
+    yield from host_checks(needs, report)
+    yield from job_checks(needs, len(report.usable) or _cpu_cards(needs))
+
+
+def host_checks(needs: JobNeeds, report: HostReport) -> Iterator[Finding]:
+    """Yield the findings of the checks of this host, and of the files that the job reads on it."""
     root = host_root()
-    report = look_around(root)
     ascend = bool(report.cards) or (root / "usr/local/Ascend").exists()
-    yield from _software_checks(needs, ascend=ascend)
+    yield from _software_checks(needs, report.kind, ascend=ascend)
     yield from cards.check_cards(report, needs, root)
     if report.cards:
-        yield from cards.check_network(report, needs)
-    count = len(report.usable) or _cpu_cards(needs)
-    total = needs.hosts.num_devices if needs.hosts else count
-    yield from _job_checks(needs, total)
-    yield from _rank_table(needs, ascend=ascend)
-    yield from _system_checks(needs, cards=needs.cards or count, ascend=ascend)
-    if needs.hosts is not None:
-        yield from hosts.check_others(needs.hosts)
+        yield from network.check_network(report, needs)
+    count = needs.cards or len(report.usable) or _cpu_cards(needs)
+    yield from _system_checks(needs, cards=count, ascend=ascend, measure=True)
+    yield from _speed_checks(cards.chosen(report.usable, needs), count)
+    yield from job.check_files(needs)
 
 
-def _software_checks(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:
+def job_checks(needs: JobNeeds, available: int, *, with_table: bool = True) -> Iterator[Finding]:
+    """Yield the findings on the job as a whole, on its inventory's hosts or ``available`` devices of this one.
+
+    ``with_table``: the rank table too, for which the cards' addresses must be known.
+    """
+    yield from hosts.check_inventory(needs)
+    yield from job.check_degrees(needs, needs.hosts.num_devices if needs.hosts else available)
+    yield from job.check_base(needs)
+    yield from _plan_checks(needs, with_table=with_table)
+
+
+def _software_checks(needs: JobNeeds, kind: str | None, *, ascend: bool) -> Iterator[Finding]:
     mindspore = installed("mindspore")
     yield software.check_python()
     yield software.check_packages(mindspore, installed("mindformers"))
     if ascend:
         yield from software.check_triple(read_software(host_root()), mindspore)
+        yield from cann.check_firmware(host_root())
+        yield from cann.check_sourced(host_root())
+        yield from cann.check_kernels(host_root(), kind)
     yield from software.check_programs(needs)
 
 
-def _rank_table(needs: JobNeeds, *, ascend: bool) -> Iterator[Finding]:
-    """Check the rank table of the inventory's hosts or this host's cards; another check finds a lack of cards."""
+def _plan_checks(needs: JobNeeds, *, with_table: bool) -> Iterator[Finding]:
+    """Check the plan, and the rank table, on the inventory's hosts or this one; another check finds a lack of cards."""
     cluster = needs.hosts
-    if cluster is None and ascend:
+    if cluster is None:
         with contextlib.suppress(HostError):
             cluster = local_cluster(needs.cards)
-    if cluster is not None and cluster.target == "Ascend":
+    if cluster is None:
+        return
+    if needs.spec is not None and worst(job.check_degrees(needs, cluster.num_devices)) == "pass":
+        yield plan.check_plan(needs.spec, cluster)
+    if with_table and cluster.target == "Ascend":
         yield job.check_rank_table(cluster)
 
 
-def _job_checks(needs: JobNeeds, available: int) -> Iterator[Finding]:
-    yield from job.check_degrees(needs, available)
-    yield from job.check_files(needs)
-    yield from job.check_base(needs)
-    yield from hosts.check_inventory(needs)
+def _speed_checks(chosen: tuple[Card, ...], ranks: int) -> Iterator[Finding]:
+    """Check what makes a healthy host slow; clocks and NUMA nodes matter beside cards alone."""
+    if chosen:
+        yield from tuning.check_governor(host_root())
+        yield from tuning.check_binding(chosen, host_root())
+    yield from tuning.check_host_memory(ranks, host_root())
 
 
-def _system_checks(needs: JobNeeds, *, cards: int, ascend: bool) -> Iterator[Finding]:
+def _system_checks(needs: JobNeeds, *, cards: int, ascend: bool, measure: bool = False) -> Iterator[Finding]:
     name = socket.gethostname()
-    several = needs.hosts is not None and len(needs.hosts.hosts) > 1
-    yield system.check_host_name(system.resolve(name), name, several=several)
+    yield system.check_host_name(system.resolve(name), name, several=needs.several)
     yield system.check_scheduler_port(needs.scheduler_port)
     if ascend:
         yield from system.check_hccl_ports(host_root())
     yield system.check_shared_memory(host_root())
     yield from system.check_limits(cards)
-    yield from system.check_disk(needs, cards)
-    yield from system.check_environment()
+    yield from storage.check_storage(needs, cards, measure=measure)
+    yield from variables.check_environment()
+    yield from variables.check_switches()
+    if ascend:
+        yield from variables.check_interface(host_root())
+        yield from variables.check_whitelist()
 
 
 def _cpu_cards(needs: JobNeeds) -> int:

@@ -1,21 +1,26 @@
-"""Checks of the cards: visible, healthy, free, linked, addressed, and able to run the job."""
+"""Checks of the cards: visible, healthy, free, and able to run the job."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.cluster.discover import cpu_device_count
-from launcher.cluster.discover.hccn import HccnConf, Port, read_link
 from launcher.cluster.discover.host import Card, HostReport
 from launcher.cluster.discover.visible import Visible
 from launcher.cluster.model import KINDS
 from launcher.common.ranges import spans
+from launcher.doctor.ecc import check_ecc
 from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
+from launcher.doctor.nodes import check_nodes
 
 _DOCTOR_CARDS = "launcher devices"
+# Containers often have no npu-smi, and a new release may print another table: neither says that a card is broken.
+_NOT_BROKEN = ("is not on PATH", "nothing that can be read")
+# A card that does nothing shows 3 to 4 GiB of its HBM in use (the driver's own), on 950 somewhat more.
+_IDLE_SHARE = 8
+_IDLE_MIB = 4096
 
 
 def check_cards(report: HostReport, needs: JobNeeds, root: Path) -> Iterator[Finding]:
@@ -27,6 +32,10 @@ def check_cards(report: HostReport, needs: JobNeeds, root: Path) -> Iterator[Fin
     cards = chosen(report.usable, needs)
     yield check_health(cards, report.npu_smi_fault, report.npu_smi_warning)
     yield check_busy(cards)
+    yield from check_memory(cards)
+    yield from check_nodes(report, root)
+    if not report.npu_smi_fault:
+        yield from check_ecc(cards)
     yield from check_bfloat16(needs, {card.kind for card in cards})
 
 
@@ -64,6 +73,10 @@ def _visible_fix(fault: str) -> str:
         return (
             "mount /usr/local/bin/npu-smi, /usr/local/dcmi and /dev/davinci* into the container, or install the driver"
         )
+    if "-8005" in fault:
+        return "reboot, if the driver was upgraded; else as root: npu-smi info; lsmod | grep drv_"
+    if "did not" in fault or "without end" in fault:
+        return "dmesg | tail; ps -eo pid,stat,wchan:30,cmd | grep -i npu-smi: in state D a card hangs: reboot the host"
     return "dmesg | grep -i davinci; as root: npu-smi info; after an upgrade: reboot"
 
 
@@ -96,7 +109,10 @@ def _runtime(value: str, visible: Visible, logic: list[int]) -> Finding:
 def check_health(cards: tuple[Card, ...], fault: str = "", warning: str = "") -> Finding:
     """Check that npu-smi shows every card as OK."""
     if fault:
-        return warned("health", f"the cards' health is not known: {fault}", "npu-smi info")
+        what = f"the cards' health is not known: {fault}"
+        if any(words in fault for words in _NOT_BROKEN):
+            return warned("health", what, "npu-smi info")
+        return failed("health", what, _visible_fix(fault))
     bad = [card for card in cards if card.chip is None or card.chip.health not in ("OK", "Warning")]
     if bad:
         states = ", ".join(f"{card.device_id} {card.chip.health if card.chip else 'not shown'}" for card in bad)
@@ -125,6 +141,25 @@ def check_busy(cards: tuple[Card, ...]) -> Finding:
     )
 
 
+def check_memory(cards: tuple[Card, ...]) -> Iterator[Finding]:
+    """Check that no HBM is in use on a card without a listed process: npu-smi hides those of other containers."""
+    chips = [card.chip for card in cards if card.chip is not None and card.chip.hbm_mib and not card.processes]
+    if not chips:
+        return
+    full = [chip for chip in chips if chip.hbm_used_mib > max(_IDLE_MIB, chip.hbm_mib // _IDLE_SHARE)]
+    if not full:
+        yield passed("hbm", f"at most {max(chip.hbm_used_mib for chip in chips)} MiB in use on free cards")
+        return
+    first = full[0]
+    ids = spans([chip.physical_id for chip in full])
+    what = f"card {ids}: {first.hbm_used_mib} of {first.hbm_mib} MiB are in use, and npu-smi lists no process"
+    fix = (
+        f"on the host, outside containers: sudo fuser -v /dev/davinci{first.physical_id}, and end what it shows; "
+        f"if nothing: sudo npu-smi set -t reset -i {first.npu_id} -c {first.chip_id}"
+    )
+    yield failed("hbm", what, fix)
+
+
 def check_bfloat16(needs: JobNeeds, kinds: set[str | None]) -> Iterator[Finding]:
     """Check that the cards have bfloat16 if the job uses it."""
     if not needs.bfloat16 or not kinds:
@@ -137,49 +172,3 @@ def check_bfloat16(needs: JobNeeds, kinds: set[str | None]) -> Iterator[Finding]
         yield warned("bfloat16", "the spec asks for bfloat16, and the kind of the cards is not known", _DOCTOR_CARDS)
     else:
         yield passed("bfloat16", "the cards have it")
-
-
-def check_network(report: HostReport, needs: JobNeeds) -> Iterator[Finding]:
-    """Check that hccn.conf is readable, every card has an address, and its link is up."""
-    cards = chosen(report.usable, needs)
-    ids = [card.device_id for card in cards]
-    several = needs.hosts is not None and len(needs.hosts.hosts) > 1
-    kind = KINDS.get(report.kind or "")
-    yield check_addresses(report.hccn, ids, required=several or (kind is not None and kind.ip_needed))
-    if ids:
-        with ThreadPoolExecutor(max_workers=4) as pool:
-            yield links_finding(list(pool.map(read_link, ids)))
-
-
-def check_addresses(hccn: HccnConf, ids: list[int], *, required: bool) -> Finding:
-    """Check that every card has an address. ``required``: several hosts, or cards that want one even on one host."""
-    complain = failed if required else warned
-    if hccn.bad_lines:
-        return failed("hccn", f"{hccn.bad_lines[0]} makes no sense", "correct that line of hccn.conf")
-    missing = [device_id for device_id in ids if device_id not in hccn.addresses]
-    if not missing:
-        return passed("hccn", f"{len(ids)} cards have an address")
-    why = hccn.fault or f"card {spans(missing)} has no address"
-    if "cannot be read" in why:
-        return complain("hccn", why, "sudo chmod 644 /etc/hccn.conf, or run as root")
-    need = "" if required else " (needed with several hosts)"
-    return complain("hccn", why + need, f"sudo hccn_tool -i {missing[0]} -ip -s address A netmask M")
-
-
-def links_finding(ports: Iterable[Port]) -> Finding:
-    """Check that every network port that hccn_tool was asked about is up."""
-    ports = list(ports)
-    down = [port.device_id for port in ports if port.link == "DOWN"]
-    unknown = [port for port in ports if port.fault]
-    if down:
-        return failed(
-            "link",
-            f"the link of card {spans(down)} is down (EJ0002)",
-            f"hccn_tool -i {down[0]} -link -g; check cable and switch",
-        )
-    if unknown:
-        ids = spans([port.device_id for port in unknown])
-        return warned(
-            "link", f"the link of card {ids} is not known: {unknown[0].fault}", "as root: hccn_tool -i N -link -g"
-        )
-    return passed("link", f"{len(ports)} links up")

@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.cluster.model import Cluster
-from launcher.runspec.sections import ModelSpec
+from launcher.runspec.sections import ModelSpec, RunSpec
 
 Status = Literal["pass", "warn", "fail"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """The outcome of one check: ``what`` was found, and ``fix``, the next thing to type ("" for a pass)."""
+    """The outcome of one check: ``what`` was found, and ``fix``, the next thing to type ("" for a pass).
+
+    ``table``: lines that show more, as of a matrix."""
 
     id: str
     status: Status
     what: str
     fix: str = ""
+    table: tuple[str, ...] = ()
 
 
 def passed(ident: str, what: str) -> Finding:
@@ -31,8 +34,8 @@ def warned(ident: str, what: str, fix: str) -> Finding:
     return Finding(id=ident, status="warn", what=what, fix=fix)
 
 
-def failed(ident: str, what: str, fix: str) -> Finding:
-    return Finding(id=ident, status="fail", what=what, fix=fix)
+def failed(ident: str, what: str, fix: str, table: tuple[str, ...] = ()) -> Finding:
+    return Finding(id=ident, status="fail", what=what, fix=fix, table=table)
 
 
 def worst(findings: Iterable[Finding]) -> Status:
@@ -52,11 +55,12 @@ class NeededFile:
 
 @dataclass(frozen=True, kw_only=True)
 class JobNeeds:
-    """The needs of a job; those that are None or empty are not checked.
+    """The needs of a job of ``spec``; those that are None or empty are not checked.
 
-    ``checkpoint_bytes``: the most that one data-parallel copy of the model has on disk at one time, in ``folder``.
+    ``checkpoint_bytes``: the most that one data-parallel copy of the model has on disk at one time, in ``folder``:
+    ``keep`` checkpoints and the one being written.
     ``hosts``: an inventory's cluster; ``inventory_fault``: the reason why it could not be read. ``model``: the model
-    that its base checkpoint must match.
+    that its base checkpoint must match. ``among_others``: this host is one of several, whatever ``hosts`` says.
     """
 
     cards: int | None = None
@@ -71,7 +75,15 @@ class JobNeeds:
     hosts: Cluster | None = None
     inventory_fault: str = ""
     model: ModelSpec | None = None
+    spec: RunSpec | None = None
+    keep: int = 1
+    among_others: bool = False
     programs: tuple[str, ...] = ("msrun",)
+
+    @property
+    def several(self) -> bool:
+        """Return True if the job runs on several hosts."""
+        return self.among_others or (self.hosts is not None and len(self.hosts.hosts) > 1)
 
     @property
     def split(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from launcher.cluster.imagined import first_cards
 from launcher.cluster.inventory import load_inventory
 from launcher.cluster.model import Cluster
 from launcher.cluster.rank_table.make import checked_text
@@ -94,7 +95,7 @@ def needs_of(
     if inventory is None:
         return needs
     try:
-        return replace(needs, hosts=load_inventory(inventory))
+        return replace(needs, hosts=first_cards(load_inventory(inventory), cards))
     except SpecError as error:
         return replace(needs, inventory_fault=error.message)
 
@@ -114,6 +115,8 @@ def needs_of_spec(
         checkpoint_bytes=checkpoint_bytes(spec),
         scheduler_port=port,
         model=spec.model,
+        spec=spec,
+        keep=spec.checkpoint.keep,
     )
 
 

@@ -1,17 +1,17 @@
-"""Checks of the host itself: name, ports, shared memory, limits, disk, and variables left over from other jobs."""
+"""Checks of the host itself: name, ports, shared memory and limits."""
 
 from __future__ import annotations
 
 import os
 import resource
-import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from launcher.cluster.discover.software import read_text
 from launcher.common.ports import is_free
-from launcher.doctor.findings import Finding, JobNeeds, failed, passed, warned
+from launcher.doctor.findings import Finding, failed, passed, warned
+from launcher.doctor.storage import size
 
 # HCCL listens on this many ports from HCCL_IF_BASE_PORT (HCCL user guide, hccl_env).
 _HCCL_PORTS = 32
@@ -23,10 +23,6 @@ _FILES_LEAST = 4096
 _PROCESSES_A_RANK = 128
 # MindDataset's workers pass batches through /dev/shm; Docker's default of 64 MiB is too little.
 _SHM_LEAST = 1 << 30
-_LEFTOVERS = (
-    "MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID",
-    "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH", "RANK_ID", "RANK_SIZE", "DEVICE_ID", "CM_CHIEF_IP",
-)  # fmt: skip
 
 
 def check_host_name(addresses: list[str] | None, name: str, *, several: bool) -> Finding:
@@ -59,15 +55,21 @@ def check_scheduler_port(port: int | None) -> Finding:
     return failed("scheduler-port", f"port {port} is in use", f"ss -ltnp 'sport = :{port}', or pass another --port")
 
 
-def check_hccl_ports(root: Path, env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Check that HCCL's host ports are free and the kernel does not hand them out."""
+def hccl_ports(env: Mapping[str, str]) -> range | None:
+    """Return the host ports that HCCL will listen on; None when HCCL_IF_BASE_PORT is not 1024 to 65520."""
     named = env.get("HCCL_IF_BASE_PORT", str(_HCCL_BASE))
     if not (named.isascii() and named.isdecimal() and int(named) in _HCCL_BASE_RANGE):
-        yield failed(
-            "hccl-ports", f"HCCL_IF_BASE_PORT={named!r} is not 1024 to 65520 (EI0001)", "unset HCCL_IF_BASE_PORT"
-        )
+        return None
+    return range(int(named), int(named) + min(_HCCL_PORTS, 65536 - int(named)))
+
+
+def check_hccl_ports(root: Path, env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Check that HCCL's host ports are free and the kernel does not hand them out."""
+    ports = hccl_ports(env)
+    if ports is None:
+        what = f"HCCL_IF_BASE_PORT={env['HCCL_IF_BASE_PORT']!r} is not 1024 to 65520 (EI0001)"
+        yield failed("hccl-ports", what, "unset HCCL_IF_BASE_PORT")
         return
-    ports = range(int(named), int(named) + _HCCL_PORTS)
     span = f"{ports[0]}-{ports[-1]}"
     taken = [port for port in ports if not is_free(port, "")]
     if taken:
@@ -135,71 +137,3 @@ def _limit(ident: str, kind: int, wanted: int, flag: str) -> Finding:
         else f"raise it in /etc/security/limits.conf, then: ulimit {flag} {wanted}"
     )
     return warned(ident, f"the limit is {soft}; {wanted} is what ranks may need", fix)
-
-
-def check_disk(needs: JobNeeds, cards: int) -> Iterator[Finding]:
-    """Check that the disk of the job's folder has room for the checkpoints of ``cards`` ranks."""
-    if needs.folder is None:
-        return
-    wanted = needs.checkpoint_bytes * needs.copies(cards)
-    folder = needs.folder.absolute()
-    place = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), Path("/"))
-    if not os.access(place, os.W_OK):
-        yield failed("disk", f"{place} cannot be written", "pass --jobs-dir DIR")
-        return
-    free = shutil.disk_usage(place).free
-    what = f"{size(free)} free below {place}"
-    if not wanted:
-        yield passed("disk", what)
-    elif free < wanted:
-        fix = "free some, pass --jobs-dir DIR, or lower checkpoint.keep"
-        yield failed("disk", f"{what}; the checkpoints need {size(wanted)}", fix)
-    else:
-        yield passed("disk", f"{what}; the checkpoints need {size(wanted)}")
-
-
-def size(count: int) -> str:
-    """Return ``count`` bytes for people: "1.5 GiB"."""
-    value, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
-
-
-def check_environment(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Check that no variable of another start method is left over, and HCCL's time-outs are plausible."""
-    left = [name for name in _LEFTOVERS if env.get(name)]
-    if left:
-        what = f"{', '.join(left)} {'is' if len(left) == 1 else 'are'} set, and would steer the ranks"
-        yield warned("environment", what, f"unset {' '.join(left)}")
-    else:
-        yield passed("environment", "nothing left over from other start methods")
-    problems = list(_hccl_problems(env))
-    if problems:
-        yield failed("hccl-env", problems[0][0], f"unset {problems[0][1]}")
-
-
-def _hccl_problems(env: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    connect = _seconds(env, "HCCL_CONNECT_TIMEOUT")
-    execute = _seconds(env, "HCCL_EXEC_TIMEOUT")
-    if connect == -1 or (connect is not None and not 120 <= connect <= 7200):
-        yield (
-            f"HCCL_CONNECT_TIMEOUT={env['HCCL_CONNECT_TIMEOUT']!r} is not 120 to 7200 (EI0001)",
-            "HCCL_CONNECT_TIMEOUT",
-        )
-    if execute == -1:
-        yield f"HCCL_EXEC_TIMEOUT={env['HCCL_EXEC_TIMEOUT']!r} is not a number of seconds (EI0001)", "HCCL_EXEC_TIMEOUT"
-    if connect and execute and connect >= execute:
-        yield f"HCCL_CONNECT_TIMEOUT {connect} is not below HCCL_EXEC_TIMEOUT {execute}", "HCCL_CONNECT_TIMEOUT"
-    if env.get("HCCL_INTRA_PCIE_ENABLE") == "1" and env.get("HCCL_INTRA_ROCE_ENABLE") == "1":
-        yield "HCCL_INTRA_PCIE_ENABLE and HCCL_INTRA_ROCE_ENABLE are both 1 (EI0001)", "HCCL_INTRA_ROCE_ENABLE"
-
-
-def _seconds(env: Mapping[str, str], name: str) -> int | None:
-    """Return the number in ``name``; None when it is not set, -1 when it is not a number."""
-    text = env.get(name)
-    if text is None:
-        return None
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 12 else -1

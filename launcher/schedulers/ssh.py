@@ -91,8 +91,7 @@ class Ssh(Scheduler):
     def close(self, launch: Launch, paths: JobPaths) -> None:
         """Close all of the job's connections, including idle ones."""
         for node in launch.nodes:
-            argv = (*_ssh(_config(launch.settings), paths.job_id), "-O", "exit", "--", node.address)
-            run_program(*argv, timeout_s=5)
+            close_connection(launch.settings, paths.job_id, node.address)
 
 
 SCHEDULER = Ssh()
@@ -115,6 +114,11 @@ def _config(settings: Mapping[str, Any]) -> tuple[str, ...]:
 def ssh_argv(settings: Mapping[str, Any], job_id: str, address: str, command: Sequence[str]) -> tuple[str, ...]:
     """Return the argv that runs ``command`` on ``address``: one string for the remote shell, every argument quoted."""
     return (*_ssh(_config(settings), job_id), "--", address, shlex.join(command))
+
+
+def close_connection(settings: Mapping[str, Any], job_id: str, address: str) -> None:
+    """Close the connection that commands to ``address`` share, which else stays for PERSIST_S."""
+    run_program(*_ssh(_config(settings), job_id), "-O", "exit", "--", address, timeout_s=5)
 
 
 def _ssh(config: Sequence[str], job_id: str) -> tuple[str, ...]:
@@ -228,7 +232,7 @@ def _check(launch: Launch, job_id: str, address: str, token: Path) -> Checked:
     took_s = time.monotonic() - began
     found = _parse(result)
     if isinstance(found, str):
-        return Checked(address=address, took_s=took_s, fault=found + _what_to_do(result.stderr, address))
+        return Checked(address=address, took_s=took_s, fault=found + what_to_do(result.stderr, address))
     return Checked(address=address, took_s=took_s, ahead_s=found.time - before - took_s / 2, found=found)
 
 
@@ -251,7 +255,8 @@ _SSH_SAYS = (
 )
 
 
-def _what_to_do(said: str, address: str) -> str:
+def what_to_do(said: str, address: str) -> str:
+    """Return what to type about ssh's own message, in brackets; "" for any other."""
     return next((f" ({advice.format(address)})" for words, advice in _SSH_SAYS if words in said), "")
 
 

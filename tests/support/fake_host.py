@@ -19,6 +19,8 @@ import pytest
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
 PROGRAMS = HERE / "programs"
+TOOLKIT = "usr/local/Ascend/ascend-toolkit/latest"
+KERNELS = "opp/built-in/op_impl/ai_core/tbe/kernel"
 
 
 def corpus(*parts: str) -> Path:
@@ -40,7 +42,8 @@ class FakeHost:
         """Make /dev/davinciN."""
         for device_id in ids:
             self.write(f"dev/davinci{device_id}", "")
-        self.write("dev/davinci_manager", "")
+        for name in ("davinci_manager", "devmm_svm", "hisi_hdc"):
+            self.write(f"dev/{name}", "")
         return self
 
     def write(self, path: str, text: str) -> FakeHost:
@@ -50,10 +53,19 @@ class FakeHost:
         target.write_text(text, encoding="utf-8")
         return self
 
-    def software(self, *, driver: str = "26.0.rc1", cann: str = "9.0.0") -> FakeHost:
-        """The version files of driver, firmware and CANN."""
-        self.write("usr/local/Ascend/driver/version.info", f"Version={driver}\npackage_version={driver}\n")
-        self.write("usr/local/Ascend/firmware/version.info", "Version=7.8.0.2.212\n")
+    def software(self, *, driver: str = "26.0.rc1", cann: str = "9.0.0", firmware: str = "7.8.0.2.212") -> FakeHost:
+        """The version files of driver, firmware and CANN, its kernels, and its environment as set_env.sh makes it."""
+        self.write(
+            "usr/local/Ascend/driver/version.info",
+            f"Version={driver}\nascendhal_version=7.35.23\ncompatible_version_fw=[7.0.0,8.9.9]\n"
+            f"package_version={driver}\n",
+        )
+        self.write("usr/local/Ascend/firmware/version.info", f"Version={firmware}\n")
+        home = self.root / TOOLKIT
+        self.write(f"{TOOLKIT}/runtime/version.info", "Version=7.7.0.1.238\nrequired_driver_ascendhal_version=4.0.0\n")
+        for soc in ("ascend910", "ascend910b", "ascend910_93", "ascend310p", "ascend950"):
+            self.write(f"{TOOLKIT}/{KERNELS}/{soc}/ops_nn/relu/Relu_1.o", "")
+        self.env |= {"ASCEND_HOME_PATH": str(home), "ASCEND_OPP_PATH": str(home / "opp")}
         return self.write(
             "usr/local/Ascend/ascend-toolkit/latest/aarch64-linux/ascend_toolkit_install.info",
             f"package_name=Ascend-cann-toolkit\nversion={cann}\n",

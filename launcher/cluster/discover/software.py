@@ -56,12 +56,20 @@ def _package_version(path: Path) -> str | None:
     return fields.get("package_version") or fields.get("Version")
 
 
+def cann_home(root: Path = Path("/")) -> Path | None:
+    """Return the folder of the CANN whose version ``read_software`` reports; None if there is none."""
+    path = next((path for path in _cann_files(root) if _cann_version(path)), None)
+    if path is None:
+        return None
+    return path.parent.parent if path.parent.name.endswith("-linux") else path.parent
+
+
 def _cann(root: Path) -> str | None:
-    for path in _cann_files(root):
-        version = key_values(read_text(path) or "").get("version")
-        if version:
-            return version
-    return None
+    return next((version for path in _cann_files(root) if (version := _cann_version(path))), None)
+
+
+def _cann_version(path: Path) -> str | None:
+    return key_values(read_text(path) or "").get("version")
 
 
 def _cann_files(root: Path) -> list[Path]:
