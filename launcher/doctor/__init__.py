@@ -139,7 +139,7 @@ def _system_checks(needs: JobNeeds, *, cards: int, ascend: bool, measure: bool =
     yield from system.check_limits(cards)
     yield from storage.check_storage(needs, cards, measure=measure)
     yield from variables.check_environment()
-    yield from variables.check_switches()
+    yield from variables.check_switches(ascend=ascend)
     if ascend:
         yield from variables.check_interface(host_root())
         yield from variables.check_whitelist()

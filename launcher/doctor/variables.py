@@ -116,12 +116,12 @@ def _whitelist_file(path: Path, off: str) -> Finding:
     return passed("hccl-whitelist", f"{path} names this host and {len(hosts) - 1} others")
 
 
-def check_switches(env: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Check that no switch for dry runs or debugging is left on."""
+def check_switches(env: Mapping[str, str] = os.environ, *, ascend: bool = True) -> Iterator[Finding]:
+    """Check that no switch for dry runs or debugging is left on; that for dry runs is made for cards alone."""
     level = env.get("MS_SIMULATION_LEVEL")
     if level:
         what = f"MS_SIMULATION_LEVEL={level}: MindSpore only simulates, without cards, and trains nothing"
-        yield failed("switches", what, "unset MS_SIMULATION_LEVEL")
+        yield (failed if ascend else warned)("switches", what, "unset MS_SIMULATION_LEVEL")
     if env.get("ASCEND_LAUNCH_BLOCKING") == "1":
         what = (
             "ASCEND_LAUNCH_BLOCKING=1: every operator waits for the one before, for debugging; steps take much longer"

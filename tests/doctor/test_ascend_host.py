@@ -296,4 +296,6 @@ def test_switches_left_on(host: FakeHost) -> None:
     assert (found["switches"]["status"], found["switches"]["fix"]) == ("fail", "unset MS_SIMULATION_LEVEL")
     found = found_on(host, ASCEND_LAUNCH_BLOCKING="1")
     assert (found["switches"]["status"], found["switches"]["fix"]) == ("warn", "unset ASCEND_LAUNCH_BLOCKING")
+    on_cpu = check_switches({"MS_SIMULATION_LEVEL": "1"}, ascend=False)
+    assert [finding.status for finding in on_cpu] == ["warn"]
     assert list(check_switches({"ASCEND_LAUNCH_BLOCKING": "0", "MS_SIMULATION_LEVEL": ""})) == []
