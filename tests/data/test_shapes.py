@@ -282,7 +282,8 @@ def test_the_command_says_which_fields_it_read(tmp_path: Path) -> None:
     rows = [{"ask": f"q{n}", "reply": "a", "score": n, "by": "Eve"} for n in range(3)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     told = launcher("data", "convert", "a.parquet", cwd=tmp_path, code=3)
-    assert "a.parquet: row 1: neither a question with its answer nor a conversation: keys ask, reply, score, by" in told
+    assert "a.parquet: all 3 records read so far are bad in the same way: neither a question with its answer" in told
+    assert "nor a conversation: keys ask, reply, score, by" in told
     argv = ("data", "convert", "a.parquet", "--columns", "question=ask,answer=reply")
     told = launcher(*argv, cwd=tmp_path, code=3)
     assert "by (in 3 of 3 records, such as 'Eve')" in told
