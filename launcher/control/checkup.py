@@ -30,7 +30,7 @@ from launcher.doctor.hosts import clocks_finding, reached_finding
 from launcher.doctor.serving import ANSWER, needs_to
 from launcher.errors import HostError
 from launcher.schedulers.base import package_env
-from launcher.schedulers.ssh import close_connection, remote, ssh_argv, ssh_settings, what_to_do
+from launcher.schedulers.connection import close_connection, remote, ssh_argv, ssh_settings, what_to_do
 
 # A host that is far away or loaded needs seconds for the import; a full server some 20 s for its checks.
 _START_S = 60.0

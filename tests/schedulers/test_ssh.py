@@ -24,7 +24,7 @@ from support.sshlab import SshLab, ssh_lab, wait_for_ssh
 from support.supervised import long, marked, report, wait_until
 
 from launcher import jobs
-from launcher.schedulers.ssh import forwarded, remote, ssh_argv
+from launcher.schedulers.connection import forwarded, remote, ssh_argv
 
 TRAIN = "ready()\nfor n in range(1, 100000):\n    step(n, seconds=0.05)\n"
 
