@@ -219,8 +219,8 @@ def test_four_hundred_jobs_are_quick(browser: Any, tmp_path: Path) -> None:
     with served_board(tmp_path) as (port, _):
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/", wait_until="domcontentloaded")
-        sync_api.expect(page.locator("#jobs tbody tr")).to_have_count(400, timeout=15_000)
-        sync_api.expect(page.locator("svg.spark path")).to_have_count(400, timeout=30_000)
+        sync_api.expect(page.locator("#jobs tbody tr")).to_have_count(400, timeout=60_000)
+        sync_api.expect(page.locator("svg.spark path")).to_have_count(400, timeout=180_000)
         drawn = page.evaluate(
             """() => { const box = document.getElementById("search"), began = performance.now();
             box.value = "b03"; box.dispatchEvent(new Event("input", { bubbles: true }));

@@ -50,7 +50,7 @@ def _die_or_wait_after_an_event(module: ModuleType) -> None:
     wait_s = float(os.environ.get("LAUNCHER_TEST_SLOW_S", "0"))
     write = module.EventWriter.write
 
-    def written(self: Any, name: str, **fields: Any) -> None:
+    def written(self: Any, name: str, /, **fields: Any) -> None:
         if name == "error":
             _wait_for_strategies(Path(sys.argv[1]) / "strategy", int(os.environ.get("LAUNCHER_TEST_STRATEGIES", "0")))
         write(self, name, **fields)
