@@ -101,10 +101,12 @@ class Supervisor:
         outcome = self._attempt()
         while outcome.verdict is not None and not self._may_not_go_on():
             decision = decide(outcome.verdict, self.record.earlier, self.launch.limits.max_restarts)
-            outcome = self._with(outcome, decision)
-            if not decision.again or not self._pause(decision):
-                break
-            self._next_attempt(outcome)
+            told = self._with(outcome, decision)
+            if not decision.again:
+                return told
+            if not self._pause(decision):
+                return outcome  # the job was stopped meanwhile: there is no restart to tell of
+            self._next_attempt(told)
             outcome = self._attempt()
         return outcome
 
