@@ -123,34 +123,23 @@ def _known(number: int | None) -> str:
 
 
 def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
-    """The end of a good run: loss, place, and what to type next."""
+    """The end of a good run: loss, place, how often to save next time where that matters, and what to type next."""
+    from launcher.observe.goodput import interval_text
+    from launcher.observe.history import read_history
+    from launcher.observe.summary import summarize
+    from launcher.observe.words import words
+
+    summary = summarize(read_history(paths, record))
     first, last = progress.first_loss, progress.last_loss
     if record.attempt > 1:  # this attempt alone was followed
-        first, last = _losses_of_all_attempts(paths, record)
+        first, last = summary.first_loss, summary.last_loss
     loss = "" if first is None or last is None else f" Loss {first:.4f} -> {last:.4f}."
     lines = [f"Job {record.job_id} succeeded in {_seconds_between(record.started, record.ended):.0f} s.{loss}"]
     lines += [f"warning: {warning}" for warning in record.warnings]
-    lines += _save_lines(paths, record)
+    interval = summary.goodput.interval
+    lines += [interval_text(interval, words("en"))] if interval else []
     following = f"Next: launcher merge-ckpt{jobs_dir_words()} {record.job_id}"
     return "\n".join([*lines, f"Checkpoints in {paths.checkpoints}", following])
-
-
-def _save_lines(paths: JobPaths, record: JobRecord) -> list[str]:
-    """How often to save next time, where a run is so long, or failed so often, that it matters."""
-    from launcher.observe.goodput import goodput, interval_text
-    from launcher.observe.history import read_history
-    from launcher.observe.words import words
-
-    interval = goodput(read_history(paths, record)).interval
-    return [interval_text(interval, words("en"))] if interval else []
-
-
-def _losses_of_all_attempts(paths: JobPaths, record: JobRecord) -> tuple[float | None, float | None]:
-    from launcher.observe.history import read_history
-    from launcher.observe.summary import summarize
-
-    summary = summarize(read_history(paths, record))
-    return summary.first_loss, summary.last_loss
 
 
 def stopped(record: JobRecord, *, save: bool) -> str:
