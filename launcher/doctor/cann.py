@@ -41,7 +41,7 @@ def check_sourced(root: Path, env: Mapping[str, str] = os.environ) -> Iterator[F
             "cann-env", f"CANN is in {home}, but its environment is not set: {', '.join((*_HOMES, _OPP))}", fix
         )
     elif absent:
-        yield failed("cann-env", f"{absent[0]}={env[absent[0]]} is no folder", fix)
+        yield failed("cann-env", f"{absent[0]}={env[absent[0]]} is not a folder", fix)
     elif _OPP not in named:
         yield warned("cann-env", f"{_OPP} is not set, so operators may not be found", fix)
     else:
