@@ -181,6 +181,15 @@ def environment_of(pid: int) -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs if name}
 
 
+def program_of(pid: int) -> str:
+    """Return the name of the program that a process runs or, as a zombie, has run; "" for one that is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return text.partition("(")[2].rpartition(")")[0]
+
+
 def reap(note: OnEnd | None = None) -> None:
     """Collect the children that have ended; call ``note`` for each."""
     while True:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from launcher.common.processes import ProcessId, children, environment_of
+from launcher.common.processes import ProcessId, children, environment_of, program_of
 from launcher.engines.base import Told
 from launcher.supervise.rank_states import SCHEDULER
 
@@ -69,10 +69,14 @@ class EarlyRanks:
         return who, process
 
     def _by_elimination(self, unknown: list[ProcessId]) -> Iterator[tuple[Who, ProcessId]]:
-        """Yield dead processes, which have no environment any more, by their order, once all that are missing died."""
+        """Yield dead processes, which have no environment any more, by their order, once all that are missing died.
+
+        A zombie still has the name of its program: msrun also runs lscpu and ip, which are no ranks.
+        """
         missing = self.missing
-        if unknown and len(unknown) == len(missing) and not any(process.is_alive() for process in unknown):
-            yield from map(self._note, missing, unknown)
+        dead = [process for process in unknown if program_of(process.pid).startswith("python")]
+        if dead and len(dead) == len(missing) and not any(process.is_alive() for process in unknown):
+            yield from map(self._note, missing, dead)
 
     def rank_of(self, told: Told) -> int | None:
         """Return the rank that the engine's message names; None when its process was seen and so is watched."""

@@ -22,7 +22,8 @@ import os, subprocess, sys, time
 kept = []
 for role in sys.argv[1:]:
     environment = {**os.environ, "MS_ROLE": "MS_SCHED" if role[0] == "s" else "MS_WORKER", "RANK_ID": role[1:] or "0"}
-    kept += [subprocess.Popen(["sleep", "0" if role[0] == "d" else "600"], env=environment)]
+    rank = [sys.executable, "-Sc", "import time; time.sleep(%d)" % (role[0] != "d" and 600)]
+    kept += [subprocess.Popen(["true"] if role == "helper" else rank, env=environment)]
 print(flush=True)
 time.sleep(600)
 """
@@ -30,13 +31,14 @@ time.sleep(600)
 
 @contextmanager
 def engine(mark: str, *roles: str) -> Iterator[ProcessId]:
-    """A process whose children are "s" (a scheduler), "r1" (rank 1), "d2" (rank 2, which is dead)."""
+    """A process whose children are "s" (a scheduler), "r1" (rank 1), "d2" (rank 2, which is dead), and "helper", a
+    program of its own that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ENGINE + f"# {mark}", *roles], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
     own = ProcessId.of_pid(process.pid)
     try:
-        dead = sum(role[0] == "d" for role in roles)
+        dead = sum(role[0] == "d" or role == "helper" for role in roles)
         wait_until(lambda: sum(not child.is_alive() for child in children(own.pid)) == dead, "children that have ended")
         yield own
     finally:
@@ -73,6 +75,15 @@ def test_a_dead_process_is_the_rank_that_is_missing(
         found = look_for(EarlyRanks("msrun", process, [0, 1], scheduler=True), *expected)
 
         assert {who: found[who].pid for who in expected} == {who: born[at] for who, at in expected.items()}
+
+
+def test_programs_that_an_engine_runs_for_itself_are_not_its_dead_ranks(no_survivors: str) -> None:
+    """As msrun runs lscpu and ip before it starts a job of one rank and its scheduler."""
+    with engine(no_survivors, "helper", "helper") as process:
+        early = EarlyRanks("msrun", process, [0], scheduler=True)
+
+        assert list(early.look()) == []
+        assert early.missing == [SCHEDULER, 0]
 
 
 def test_a_process_that_an_engine_names_and_nobody_saw_is_the_missing_rank(no_survivors: str) -> None:
