@@ -68,20 +68,34 @@ def data() -> None:
 @data.command()
 @click.option("--size", type=click.IntRange(min=1), default=1000, show_default=True, help="How many problems.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
+@click.option(
+    "--kind",
+    type=click.Choice(["school", "base", "problems", "short", "steps"]),
+    default="school",
+    show_default=True,
+    help="school: many kinds of problems. Of the shipped base: what it read, what it can, what LoRA teaches it.",
+)
+@click.option("--held-out", is_flag=True, help="Problems that neither the shipped base nor its LoRA was trained on.")
 @_output("math.jsonl")
 @_force
-def sample(size: int, seed: int, output: Path, force: bool) -> None:
-    """Write school arithmetic problems with worked solutions, in Chinese, in the schema of BELLE School Math.
+def sample(size: int, seed: int, kind: str, held_out: bool, output: Path, force: bool) -> None:
+    """Write arithmetic problems with solutions, in Chinese, in the schema of BELLE School Math.
 
     \b
     launcher data sample --size 5000 --seed 1 --output math.jsonl
+    launcher data sample --kind steps --held-out --size 50 --output held_out.jsonl
     """
+    from launcher.data.arithmetic import arithmetic_lines
     from launcher.data.sample import sample_lines
+
+    if kind == "school" and held_out:
+        raise DataError("--held-out does not go with --kind school", hint="add --kind steps, or leave it out")
+    lines = sample_lines(size, seed) if kind == "school" else arithmetic_lines(kind, size, seed, held_out=held_out)
 
     with interruptible(str(output)), outputs.scratch(output) as folder:
         built = folder / output.name
         with built.open("w", encoding="utf-8") as out:
-            out.writelines(sample_lines(size, seed))
+            out.writelines(lines)
         changed = outputs.put(built, output, force=force)
     _say(output, changed, f"{size:,} problems, seed {seed}")
 

@@ -18,7 +18,7 @@ from launcher.models import registry
 from launcher.models.base import Family
 from launcher.runspec import folders, foreign, layers, presets
 from launcher.runspec.keys import keys_at
-from launcher.runspec.reading import find_spec, read_source
+from launcher.runspec.reading import find_spec, read_source, with_shipped_files
 from launcher.runspec.sections import ModelSpec, RunSpec, UserConfig
 
 
@@ -45,7 +45,7 @@ def load_asked(name: str, overrides: Iterable[layers.Override] = ()) -> YamlDocu
     source = read_source(find_spec(name))
     if foreign.is_foreign(source):
         source = foreign.translate(source)
-    source = layers.apply(source, [*layers.environment_overrides(os.environ), *overrides])
+    source = with_shipped_files(layers.apply(source, [*layers.environment_overrides(os.environ), *overrides]))
     given = {foreign.NO_DATASET: ("data", "train"), foreign.NO_WEIGHTS: ("model", "checkpoint")}
     answered = [text for text, loc in given.items() if source.value(loc) is not None]
     return replace(source, changes=tuple(text for text in source.changes if text not in answered))

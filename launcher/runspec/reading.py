@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from launcher.common import resources
 from launcher.common.yaml_lines import MOST_BYTES, YamlDocument, parse_text
@@ -56,3 +59,24 @@ def read_source(path: Path) -> YamlDocument:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"cannot read the run spec {path}: {error}", hint="give a readable UTF-8 YAML file") from error
     return parse_text(text, name=str(path), what="a run spec")
+
+
+# What a spec names of inputs, section by section.
+_INPUTS = {"model": ("checkpoint", "tokenizer"), "data": ("train",)}
+
+
+def with_shipped_files(source: YamlDocument) -> YamlDocument:
+    """Return ``source`` with the paths of shipped inputs: configs/... where the working folder has no such file."""
+    return replace(source, values={name: _with_shipped(name, section) for name, section in source.values.items()})
+
+
+def _with_shipped(name: str, section: Any) -> Any:
+    if not isinstance(section, Mapping):
+        return section
+    return {key: _shipped(value) if key in _INPUTS.get(name, ()) else value for key, value in section.items()}
+
+
+def _shipped(path: Any) -> Any:
+    if not isinstance(path, str) or not path.startswith("configs/"):
+        return path
+    return str(resources.find("configs", path.removeprefix("configs/")) or path)
