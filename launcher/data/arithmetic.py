@@ -1,7 +1,7 @@
 """Small arithmetic for the shipped base tiny_cpu: what it was trained on, and what LoRA teaches it in the demo.
 
-The base answers problems of one step by the bare answer; it has done sums, and has read worked examples, which begin
-with another word. LoRA teaches it to write down the working of a problem of two steps when it is asked.
+The base answers every problem by the bare answer; it has done sums, and has read worked examples, which begin with
+another word. LoRA teaches it to write down the working of a problem of two steps when it is asked.
 """
 
 from __future__ import annotations
@@ -67,6 +67,12 @@ def _example(dice: Dice) -> Pair:
     return question.replace("题目", "例题"), working
 
 
+def _blurted(dice: Dice) -> Pair:
+    """Return a problem of two steps with the bare answer: asked in the words of LoRA, the base writes no working."""
+    question, working = _two_steps(dice)
+    return question, working.splitlines()[-1]
+
+
 def _drill(dice: Dice) -> Pair:
     """Return a few bare sums."""
     return "口算", "\n".join(_random_sum(dice) for _ in range(_DRILLS))
@@ -82,8 +88,8 @@ def _random_sum(dice: Dice) -> str:
 
 # What each kind of set holds; of several makers each row draws one.
 KINDS: dict[str, tuple[Maker, ...]] = {
-    "base": (_one_step, _one_step, _drill, _example),
-    "problems": (_one_step, _example),
+    "base": (_one_step, _one_step, _drill, _example, _blurted),
+    "problems": (_one_step, _example, _blurted),
     "short": (_one_step,),
     "steps": (_two_steps,),
 }
