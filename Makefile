@@ -1,10 +1,11 @@
-# make demo   the whole product on this machine's CPU (3 to 5 min after the first installation)
+# make demo   the whole product on this machine's CPU
+# make demo-real  the same with a real language model, SmolLM2-135M: examples/smollm2 (about 7 min, 12 GB of memory)
+# make base   train the shipped base configs/bases/tiny_cpu again
 # make test   lint, then all tests (about 20 min)
 # make test-fast  the tests that start no jobs and no MindSpore, while you work
 # make docs-check  every command that README, docs/ and examples/ show, held to what they say it prints (about 8 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)
 # make test-web  the board in a browser (about a minute; needs Debian's package chromium)
-# make examples  a real language model, finetuned and asked: examples/smollm2 (about 7 min, 12 GB of memory)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # make verdict-score  what the verdict makes of the corpus of failures in tests/verdicts (seconds)
@@ -15,10 +16,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast docs-check semi-auto examples faults verdict-score lint clean test-web
+.PHONY: demo demo-real base test test-fast docs-check semi-auto faults verdict-score lint clean test-web
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
+
+# One rank with two threads: the order of every sum is fixed, and so is every bit of the base on one machine.
+BASE := configs/bases/tiny_cpu
+base: $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash $(BASE)/make.sh build/base
 
 # Two workers: many tests wait for processes. Tests of the one trained model share a worker (--dist loadgroup).
 test: lint
@@ -43,7 +49,7 @@ semi-auto: $(VENV)/.installed-test
 docs-check: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/docs
 
-examples: $(VENV)/.installed
+demo-real: $(VENV)/.installed
 	$(PIP) --editable '.[examples]'
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/smollm2/run.sh build/smollm2
 

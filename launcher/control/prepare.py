@@ -28,7 +28,9 @@ from launcher.runspec.reading import find_spec
 from launcher.runspec.sections import RunSpec
 from launcher.schedulers import registry
 
-DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
+DEFAULT_SPEC = {"Ascend": "llama_7b_lora", "CPU": "tiny_math"}
+# Of these a run of a Hugging Face folder takes the settings of training.
+_SPEC_OF_FOLDER = {"Ascend": "llama_7b_lora", "CPU": "tiny_cpu"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +132,9 @@ def chosen(
     """
     if spec_name is not None:
         return spec_name, list(changes)
-    named = [_named_after(model), *_with_data_of_its_own(changes)] if model is not None else changes
-    return DEFAULT_SPEC[cluster.target], list(named)
+    if model is None:
+        return DEFAULT_SPEC[cluster.target], list(changes)
+    return _SPEC_OF_FOLDER[cluster.target], [_named_after(model), *_with_data_of_its_own(changes)]
 
 
 def complete(run: PreparedRun) -> PreparedRun:

@@ -110,12 +110,12 @@ def test_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
 
     assert result.returncode == 0, result.stderr
     for part in (
-        "No Ascend card found: running tiny_cpu",
+        "No Ascend card found: running tiny_math",
         "rank_table.json",
         "ranks/rank_1.yaml",
         "msrun",
         "--join=True",
-        f"data: making 1024 sample rows in {tmp_path / 'c'}",
+        f"train.jsonl to {tmp_path / 'c'}",
         f"folder {tmp_path / 'jobs'}\n",
     ):
         assert part in result.stdout

@@ -60,7 +60,9 @@ def test_the_main_job_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> 
     where = run(python, "-c", "import launcher; print(launcher.__file__)", cwd=work, env=env)
     assert where.startswith(str(environment))
     job_id = run(launcher, "submit", "--cards", "2", cwd=work, env=env).split()[-1]
-    assert job_id.endswith("-tiny_cpu")
-    assert "12 with LoRA" in run(launcher, "merge-ckpt", "last", cwd=work, env=env)
-    assert run(launcher, "infer", "last", "--prompt", "题目：1加1等于几？", "--max-new-tokens", "4", cwd=work, env=env)
+    assert job_id.endswith("-tiny_math")
+    assert "21 with LoRA" in run(launcher, "merge-ckpt", "last", cwd=work, env=env)
+    asked = "题目：小明有4盒铅笔，每盒3个，又买5个，一共几个？"
+    answer = run(launcher, "infer", "last", "--prompt", asked, "--max-new-tokens", "24", cwd=work, env=env)
+    assert answer == "4×3=12\n12+5=17\n答案：17\n"
     assert [path.name for path in work.iterdir()] == ["jobs"]
