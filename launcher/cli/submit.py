@@ -18,7 +18,6 @@ from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
 if TYPE_CHECKING:
     from launcher.control.prepare import PreparedRun
     from launcher.jobs import JobPaths, JobRecord
-    from launcher.plan.launch_plan import LaunchPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,31 +143,28 @@ def _completed(prepared: PreparedRun, *, err: bool) -> PreparedRun:
 
 
 def _begin(prepared: PreparedRun, *, detach: bool) -> None:
-    from launcher.control import start
+    from launcher import api
     from launcher.schedulers import registry
 
-    plan = prepared.plan
-    if registry.get(plan.launch.scheduler).is_followed and not detach:
-        _follow(plan)
+    if registry.get(prepared.plan.launch.scheduler).is_followed and not detach:
+        _follow(prepared)
         return
-    started = start.begin(plan)
-    if started.guard:
-        started.guard.returncode = 0  # nobody waits for it
-    _say(started.lines, err=detach)
+    job = api.begin(prepared, lambda line: click.echo(in_jobs_dir(line), err=detach))
+    job.leave()
     if detach:
-        click.echo(plan.paths.job_id)
+        click.echo(job.id)
 
 
-def _follow(plan: LaunchPlan) -> None:
+def _follow(prepared: PreparedRun) -> None:
+    from launcher import api
     from launcher.cli.output import show
     from launcher.cli.output.following import follow_to_end
-    from launcher.control import start
     from launcher.control.follow import noted_signals
 
+    plan = prepared.plan
     cards = plan.cluster.num_devices
     with noted_signals() as signals, show.Progress(plan.steps, plan.loss_rank, cards) as progress:
         progress.begin(plan.paths.job_id, cards, plan.cluster.target)
-        started = start.begin(plan)
-        _say(started.lines, err=False)
-        record = follow_to_end(plan.paths, progress, signals, started.guard)
+        job = api.begin(prepared, lambda line: click.echo(in_jobs_dir(line)))
+        record = follow_to_end(job, progress, signals)
     click.echo(show.finished(plan.paths, record, progress))

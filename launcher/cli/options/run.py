@@ -13,7 +13,6 @@ from launcher.cli.options.group import declared, option
 
 if TYPE_CHECKING:
     from launcher.jobs import JobPaths
-    from launcher.plan.launch import Launch
     from launcher.plan.placement import RunOptions
     from launcher.runspec.layers import Override
 
@@ -91,12 +90,13 @@ class RunChoice:
 
         What was not given on the command line is that of the job ``earlier``, its engine if ``scheduler`` is its own.
         """
+        from launcher.control.prepare import launch_of
         from launcher.plan.launch import Limits
         from launcher.plan.placement import RunOptions
 
         chosen = {name: getattr(self, name) for name in _LIMITS}
         engine = self.engine
-        launch = _launch_of(earlier) if earlier else None
+        launch = launch_of(earlier) if earlier else None
         if launch:
             chosen |= {name: getattr(launch.limits, name) for name in _LIMITS if not _is_given(name)}
             engine = engine or (launch.engine if launch.scheduler == scheduler else None)
@@ -109,13 +109,3 @@ _LIMITS = ("grace_s", "hang_timeout_s", "start_timeout_s", "max_restarts", "lost
 def _is_given(name: str) -> bool:
     context = click.get_current_context(silent=True)
     return context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def _launch_of(paths: JobPaths) -> Launch | None:
-    """Return the launch document of a job; None where there is none that can be read."""
-    from launcher.plan.launch import read_launch
-
-    try:
-        return read_launch(paths)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
