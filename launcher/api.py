@@ -269,7 +269,8 @@ def submit(
     again: Job | None = None,
     engine: str | None = None,
     limits: Limits | None = None,
-    wait_for_cards: bool = False,
+    queue: bool = False,
+    priority: int = 0,
     port: int | None = None,
     trackers: Sequence[str] = (),
     tags: Sequence[str] = (),
@@ -282,12 +283,15 @@ def submit(
     """Start a job as ``launcher submit`` does and return it as soon as its supervisor, or its scheduler, has it.
 
     ``spec``: a .yaml file, a name in configs/, a RunSpec, or a dict in its form; the default one if None. ``changes``:
-    values by key, {"lora.r": 8}. ``again``: a job whose run this is once more, in place of ``spec``. ``tell``: takes
+    values by key, {"lora.r": 8}. ``again``: a job whose run this is once more, in place of ``spec``. ``queue``: for
+    cards that other jobs have, by ``priority`` and arrival. ``tell``: takes
     notes for the user, which are warnings otherwise. ``scheduler_options``: of the command line, with underscores.
 
     Raises SpecError, DataError, CheckpointError or HostError before anything is started when something does not fit.
     """
-    options = _options(again, engine=engine, limits=limits, wait_for_cards=wait_for_cards, scheduler=scheduler)
+    options = _options(
+        again, engine=engine, limits=limits, wait_for_cards=queue, priority=priority, scheduler=scheduler
+    )
     prepared = prepare.prepare(
         _spec(spec), cards=cards, port=port, jobs_dir=default_jobs_dir() if jobs_dir is None else Path(jobs_dir),
         checkpoint=_text(checkpoint), model=_text(model), data=_text(data), changes=_overrides(changes or {}),

@@ -89,6 +89,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     locks: tuple[str, ...] = ()
     wait_for_locks: bool = False
+    priority: int = 0
     limits: Limits = Limits()
     nodes: tuple[NodePlace, ...] = ()
     scheduler: str = LOCAL

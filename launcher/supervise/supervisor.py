@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from launcher import jobs
-from launcher.cluster.locks import hold, wait_and_hold
+from launcher.cluster.locks import hold
+from launcher.cluster.queue import wait_and_hold
 from launcher.common.processes import ProcessId, adopt_orphans
 from launcher.errors import JobFailed, LauncherError
 from launcher.jobs import REQUEUED, JobPaths, JobRecord
@@ -89,7 +90,8 @@ class Supervisor:
                 yield True
             return
         stopped = lambda: self.signals.stop_level() > 0 or self.paths.is_gone  # noqa: E731
-        with wait_and_hold(names, holder=holder, tell=self._say, give_up=stopped) as held:
+        priority = self.launch.priority
+        with wait_and_hold(names, holder=holder, tell=self._say, give_up=stopped, priority=priority) as held:
             self._say(None)  # it no longer waits for cards
             yield held
 

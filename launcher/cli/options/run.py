@@ -83,7 +83,19 @@ class RunChoice:
         show_default=True,
         help="On several hosts: seconds without a sign of life after which a host is lost.",
     )
-    wait_for_cards: bool = option("--wait", is_flag=True, help="Wait for cards that another job is using.")
+    wait_for_cards: bool = option(
+        "--queue",
+        "--wait",
+        is_flag=True,
+        help="Queue for cards that other jobs have or wait for; on the CPU queued jobs run one by one.",
+    )
+    priority: int = option(
+        "--priority",
+        type=click.IntRange(0, 99),
+        default=0,
+        metavar="N",
+        help="Place in the queue: jobs of higher priority first, then by arrival.",
+    )
 
     def options(self, earlier: JobPaths | None = None, scheduler: str = "") -> RunOptions:
         """Return the same as the rest of the program takes it.
@@ -91,6 +103,7 @@ class RunChoice:
         What was not given on the command line is that of the job ``earlier``, its engine if ``scheduler`` is its own.
         """
         from launcher.control.prepare import launch_of
+        from launcher.errors import SpecError
         from launcher.plan.launch import Limits
         from launcher.plan.placement import RunOptions
 
@@ -100,7 +113,11 @@ class RunChoice:
         if launch:
             chosen |= {name: getattr(launch.limits, name) for name in _LIMITS if not _is_given(name)}
             engine = engine or (launch.engine if launch.scheduler == scheduler else None)
-        return RunOptions(engine=engine, limits=Limits(**chosen), wait_for_cards=self.wait_for_cards)
+        if self.priority and not self.wait_for_cards:
+            raise SpecError("--priority is a place in the queue", hint="add --queue")
+        return RunOptions(
+            engine=engine, limits=Limits(**chosen), wait_for_cards=self.wait_for_cards, priority=self.priority
+        )
 
 
 _LIMITS = ("grace_s", "hang_timeout_s", "start_timeout_s", "max_restarts", "lost_s")
