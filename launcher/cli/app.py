@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "data": ("launcher.cli.data", "data", "Make, convert, tokenize and preprocess datasets."),
     "submit": ("launcher.cli.submit", "submit", "Finetune a model as a run spec describes."),
+    "sweep": ("launcher.cli.sweep", "sweep", "Run a spec with other settings, trial by trial, and compare them."),
     "plan": ("launcher.cli.plan", "plan", "Show all that a run would do, and whether it fits the cards."),
     "config": ("launcher.cli.config", "config", "Make, read and check run specs."),
     "attach": ("launcher.cli.control", "attach", "Follow a job again."),
