@@ -23,10 +23,18 @@ if TYPE_CHECKING:
 class _Sweep(click.Group):
     """``launcher sweep SPEC`` is ``launcher sweep run SPEC``."""
 
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return self.commands.get(cmd_name) or self.commands["run"]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
+        """Leave options before a SPEC, and all that follows, to "run"."""
+        ours = not args or args[0] in (*self.commands, *ctx.help_option_names) or not args[0].startswith("-")
+        return super().parse_args(ctx, args if ours else ["run", *args])
 
 
 @click.group("sweep", cls=_Sweep)
@@ -139,7 +147,8 @@ def status(reference: str, form: str, jobs_dir: Path) -> None:
     if form == "json":
         print_json(asdict(found) | {"best": found.best.number if found.best else None})
         return
-    done = sum(trial.state not in (record.WAITING, "planned", "starting", "running") for trial in found.trials)
+    going = (record.WAITING, record.STOPPED, "planned", "starting", "running", "stopping")
+    done = sum(trial.state not in going for trial in found.trials)
     click.echo(f"Sweep {found.sweep_id}: {found.state}, {done} of {len(found.trials)} trials ended, by {found.metric}")
     click.echo(_table(found))
     click.echo(_next(found))
@@ -203,6 +212,31 @@ def resume(reference: str, detach: bool, jobs_dir: Path) -> None:
         click.echo(found.sweep_id)
     else:
         _follow(paths)
+
+
+@sweep.command()
+@_SWEEP
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write.  [default: SWEEP.report.html]",
+)  # fmt: skip
+@click.option("--lang", type=click.Choice(["en", "zh"]), help="Language; the locale's if left out.")
+@jobs_dir_option
+def report(reference: str, output: Path | None, lang: str | None, jobs_dir: Path) -> None:
+    """Write a report of SWEEP as one HTML file: its table, and a parallel plot of settings and results.
+
+    \b
+    launcher sweep report last
+    """
+    from launcher.common.atomic import write_atomic
+    from launcher.jobs.verdict import user_language
+    from launcher.sweeps import record
+    from launcher.sweeps.page import make_page
+
+    found = record.read(record.find(reference, jobs_dir))
+    target = output or Path(f"{found.sweep_id}.report.html")
+    write_atomic(target, make_page(found, lang or user_language()))
+    click.echo(target)
 
 
 # ------------------------------------------------------------------------------------------------ showing

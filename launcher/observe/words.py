@@ -32,6 +32,18 @@ _ZH = {
     "Gradients overflowed in {count} steps, which were left out.": "有 {count} 步梯度溢出，未参与更新。",
     "{count} lines of events cannot be read.": "有 {count} 行事件无法读取。",
     "Next": "下一步",
+    # sweeps
+    "Sweep": "参数扫描",
+    "done": "已完成",
+    "waiting": "等待中",
+    "pruned": "提前终止",
+    "refused": "被拒绝",
+    "Trial": "试验",
+    "Trials": "试验",
+    "Settings and results": "参数与结果",
+    "The best of {count} trials by {metric}": "按 {metric}，{count} 次试验中最好的",
+    "No trial has ended with a value.": "还没有试验得出结果。",
+    "Parallel plot: a line a trial, the best one thick": "平行坐标图：每条线是一次试验，最好的加粗",
     # the board
     "All jobs": "全部作业",
     "Jobs": "作业",

@@ -11,6 +11,7 @@ from typing import Any
 from launcher import jobs
 from launcher.errors import JobError, SpecError
 from launcher.observe.metrics import metric_of
+from launcher.runspec.reading import find_spec
 from launcher.sweeps.record import LOST, MAX, MIN, RUNNING, Sweep, SweepPaths, Trial, new_paths, read, write
 from launcher.sweeps.runner import JobTrials, Runner, prepare_trial
 from launcher.sweeps.space import all_settings, parse_axes
@@ -40,6 +41,8 @@ def plan_sweep(
 
     Raises SpecError for a grid or a metric that there is not; what a trial's run would raise, of the first that does.
     """
+    if spec is not None:
+        find_spec(spec)  # first: it may be a misspelt command
     settings = all_settings(parse_axes(grid), count=count, seed=seed)
     trials = tuple(Trial(number=number, settings=values) for number, values in enumerate(settings, start=1))
     sweep = Sweep(
