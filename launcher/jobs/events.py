@@ -7,7 +7,7 @@ phase   name                                   a part of the start is over: "imp
                                                each other), "loaded" (network and weights are there; compiling begins)
 ready   mindspore, mindformers, from_step      the context is built, ranks have found each other; ``from_step`` steps
                                                of the run were done by attempts before this one
-step    step, loss, lr, overflow, grad_norm, step_s, memory_mib, loss_scale, input_s, tokens
+step    step, loss, lr, overflow, grad_norm, step_s, memory_mib, loss_scale, input_s, tokens, begun, core_wait_s
                                                after optimizer step number ``step`` (from 1)
 eval    step, loss, seconds                     the held-out loss after that step; without loss: it has begun
 save    step, seconds                           a checkpoint was written; without seconds: it is being written
@@ -99,10 +99,12 @@ class Step(Event):
     ``step_s``: seconds of the step alone, without saving and evaluating. ``input_s``: seconds between the step before
     and this one in which the rank waited for its rows. ``tokens``: tokens in the loss among the rows that this rank
     read; unknown where MindSpore feeds the card itself (runtime.sink_mode). ``memory_mib``: the highest so far.
+    ``begun``: when the rank entered the step, by its host's clock: who comes last, the others wait for.
+    ``core_wait_s``: seconds in which its threads waited for a core, since the last step that tells them.
     """
 
     kind = "step"
-    omitted = frozenset({"loss_scale", "input_s", "tokens"})
+    omitted = frozenset({"loss_scale", "input_s", "tokens", "begun", "core_wait_s"})
 
     step: int
     loss: float | str | None = None
@@ -114,6 +116,8 @@ class Step(Event):
     loss_scale: float | str | None = None
     input_s: float | None = None
     tokens: int | None = None
+    begun: float | None = None
+    core_wait_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
