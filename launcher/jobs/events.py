@@ -15,6 +15,7 @@ error   type, message, traceback               a Python exception ended the rank
 done                                           everything is saved; the process may now end as it likes
 exit    code                                   the process has ended; -N: by signal N. Written by its parent
 
+``events/host_<node_rank>.jsonl`` has "host", a sample of the host now and then (see HostSample), with rank_id null, and
 ``events/scheduler.jsonl`` has begin, error and exit of MindSpore's scheduler, with rank_id null.
 """
 
@@ -173,7 +174,22 @@ class Exit(Event):
     code: int
 
 
-_EVENTS = (Begin, Phase, Ready, Step, Evaluation, Save, Error, Done, Exit)
+@dataclass(frozen=True, kw_only=True)
+class HostSample(Event):
+    """The state of a host while the job ran. ``steal``: the share of its CPU time that went to other virtual machines;
+    ``throttled``: seconds a second for which the CPU limit of our cgroup held threads up, summed over CPUs. ``cards``:
+    those of the job, by device_id, with what npu-smi and hccn_tool tell of each. None: not known.
+    """
+
+    kind = "host"
+
+    host: str = ""
+    steal: float | None = None
+    throttled: float | None = None
+    cards: tuple[dict[str, Any], ...] = ()
+
+
+_EVENTS = (Begin, Phase, Ready, Step, Evaluation, Save, Error, Done, Exit, HostSample)
 _KINDS: dict[str, type[Event]] = {event.kind: event for event in _EVENTS}
 _NAMES = {kind: frozenset(item.name for item in fields(cls)) for kind, cls in _KINDS.items()}
 # Fields that the supervisor calculates with. A bool is an int to Python but not a number here.

@@ -203,7 +203,7 @@ def _remarks(history: History, summary: Summary, say: Say) -> list[str]:
     )
     record = history.record
     remarks = [gone] if record.state == "lost" and not record.verdict else []
-    slow = summary.stragglers.sentences(say) if summary.stragglers.suspects else []
+    slow = summary.stragglers.sentences(say) if summary.stragglers.suspects or summary.stragglers.signs else []
     return [*remarks, *record.warnings, *slow, *(say(text, count=f"{count:,}") for text, count in counted if count)]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from launcher.common.clock import seconds_text
 from launcher.common.ranges import spans
 from launcher.observe.columns import Floats, RankEvents
+from launcher.observe.host_signs import Sign
 from launcher.observe.words import Say, words
 
 
@@ -138,13 +139,14 @@ NOBODY = "No rank stands out in the newest {steps} steps."
 class Stragglers:
     """Those that hold the others up, the worst first. ``none``: why nobody is named, "" when one is.
 
-    ``steps``: how many were judged. ``ranks``: the figures of each.
+    ``steps``: how many were judged. ``ranks``: the figures of each. ``signs``: what stands out on the hosts.
     """
 
     suspects: tuple[Suspect, ...] = ()
     none: str = ""
     steps: int = 0
     ranks: tuple[RankFigures, ...] = ()
+    signs: tuple[Sign, ...] = ()
 
     @property
     def named(self) -> frozenset[int]:
@@ -154,13 +156,13 @@ class Stragglers:
     @property
     def is_judged(self) -> bool:
         """Return True if there was enough to tell."""
-        return bool(self.suspects) or self.none == NOBODY
+        return bool(self.suspects or self.signs) or self.none == NOBODY
 
     def sentences(self, say: Say) -> list[str]:
-        """Return the evidence on each suspect with what to look at, or why there is none."""
-        if not self.suspects:
-            return [say(self.none, steps=self.steps, least=THRESHOLDS.least_steps)]
-        return [f"{evidence(suspect, say)}. {say(ADVICE[suspect.cause])}" for suspect in self.suspects]
+        """Return the evidence on each suspect with what to look at, or why there is none; then signs on hosts."""
+        none = [] if self.suspects else [say(self.none, steps=self.steps, least=THRESHOLDS.least_steps)]
+        named = [f"{evidence(suspect, say)}. {say(ADVICE[suspect.cause])}" for suspect in self.suspects]
+        return [*none, *named, *(sign.said(say) for sign in self.signs)]
 
     def figures_of(self, rank_id: int) -> RankFigures:
         """Return the figures of a rank; unknown ones for a rank that was not judged."""
@@ -172,6 +174,7 @@ class Stragglers:
         return {
             "steps": self.steps,
             "suspects": [suspect.to_dict() for suspect in self.suspects],
+            "signs": [sign.said(say) for sign in self.signs],
             "said": " ".join(self.sentences(say)),
         }
 

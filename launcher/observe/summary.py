@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from launcher.jobs import stage_of
 from launcher.observe import facts
 from launcher.observe.goodput import Goodput, goodput
 from launcher.observe.history import HeldOut, History, value_at
+from launcher.observe.host_signs import Sign, host_signs, read_samples
 from launcher.observe.metrics import METRICS, median, peak_flops, step_flops, tokens_per_step, usual_step_s
 from launcher.observe.stragglers import Place, Stragglers, find_stragglers, timeline
 from launcher.observe.words import Say
@@ -108,7 +109,14 @@ def stragglers(history: History) -> Stragglers:
     """Return who holds the others up in the newest attempt that has steps."""
     trained = [attempt for attempt in history.attempts if any(rank.count for rank in attempt.ranks)]
     newest = (*history.attempts, *trained)[-1:]
-    return find_stragglers(timeline(newest[0].ranks if newest else (), places(history)))
+    found = find_stragglers(timeline(newest[0].ranks if newest else (), places(history)))
+    return replace(found, signs=signs(history, newest[0].number)) if newest else found
+
+
+def signs(history: History, attempt: int) -> tuple[Sign, ...]:
+    """Return what stands out on the hosts of an attempt."""
+    hosts = {host for host, _ in facts.hosts(history).values()}
+    return host_signs(read_samples(history.paths.of_attempt(attempt), len(hosts)))
 
 
 def places(history: History) -> dict[int, Place]:

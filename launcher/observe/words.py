@@ -185,6 +185,19 @@ _ZH = {
         "请检查该主机上还在运行什么：top; ps -eLo psr,pcpu,pid,args --sort=-pcpu | head",
     "Look at the disk or mount to which that host saves: iostat -x 1; df":
         "请检查该主机保存检查点的磁盘或挂载点：iostat -x 1; df",
+    "Host {host}: {share} % of its CPU time goes to other virtual machines (steal).":
+        "主机 {host}：{share} % 的 CPU 时间被其他虚拟机占用（steal）。",
+    "Host {host}: the CPU limit of its container holds threads up for {seconds} s a second (cgroup cpu.stat).":
+        "主机 {host}：容器的 CPU 限额使线程每秒停顿 {seconds} 秒（cgroup cpu.stat）。",
+    "Card {card} of host {host}: npu-smi says {health}.": "主机 {host} 的卡 {card}：npu-smi 显示 {health}。",
+    "Card {card} of host {host}: {own} °C, the median of the cards is {others} °C.":
+        "主机 {host} 的卡 {card}：{own} °C，各卡中位数为 {others} °C。",
+    "Card {card} of host {host}: {own} W, the median of the cards is {others} W: it may hold its clock down.":
+        "主机 {host} 的卡 {card}：{own} W，各卡中位数为 {others} W，可能已降频。",
+    "Card {card} of host {host}: {count} more uncorrectable memory errors since the job began.":
+        "主机 {host} 的卡 {card}：作业开始后新增 {count} 个不可纠正的内存错误。",
+    "Card {card} of host {host}: {count} more damaged packets on its link since the job began.":
+        "主机 {host} 的卡 {card}：作业开始后链路新增 {count} 个损坏的数据包。",
     "Look at that host and card: launcher doctor; clocks, temperature and load.":
         "请检查该主机和卡：launcher doctor；时钟频率、温度和负载。",
     # attempts

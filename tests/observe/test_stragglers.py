@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from launcher.cli.output import live
 from launcher.cli.output.show import status_json
 from launcher.cli.output.status import status
 from launcher.jobs import RUNNING, JobStore
+from launcher.jobs.events import EventWriter, HostSample
 from launcher.observe.history import History
+from launcher.observe.host_signs import host_signs
 from launcher.observe.openmetrics import metrics_text
 from launcher.observe.report import make_report
 from launcher.observe.stragglers import Stragglers
 from launcher.observe.summary import stragglers
+from launcher.observe.words import words
 
 Delay = Callable[[int, int], float]
 # The others differ a little, each in turn.
@@ -75,6 +79,7 @@ def test_who_is_late_for_its_rows_is_named_with_the_evidence(tmp_path: Path) -> 
         "said": "rank 2 (node2) comes last in 97 % of steps, 180 ms after the median; it waits 160 ms a "
                 "step for input, the others 1 ms. Look at what reads its rows: the disk or mount of the data on that "
                 "host, and its data workers.",
+        "signs": [],
     }  # fmt: skip
 
 
@@ -232,3 +237,67 @@ def test_a_slow_rank_is_named_within_20_steps(tmp_path: Path, fault: str) -> Non
 @pytest.mark.slow
 def test_a_healthy_run_has_no_suspect(tmp_path: Path) -> None:
     assert not synced.judged(synced.run(tmp_path / "x", "none")).suspects
+
+
+# ------------------------------------------------------------------------------------------------ signs on hosts
+
+
+def card(device_id: int, **own: Any) -> dict[str, Any]:
+    return {"device_id": device_id, "health": "OK", "temperature_c": 60.0, "power_w": 300.0, **own}
+
+
+def sample(*cards: dict[str, Any], steal: float | None = 0.0, throttled: float | None = None) -> HostSample:
+    return HostSample(host="node0", steal=steal, throttled=throttled, cards=cards)
+
+
+CALM = [card(n, ecc_errors=2, link_errors=5) for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        ([sample(*CALM), sample(*CALM, steal=0.09)], []),
+        ([sample(steal=None), sample(*[{"device_id": 0}], steal=None)], []),
+        (
+            [sample(steal=0.2), sample(steal=0.3, throttled=0.5)],
+            [
+                "Host node0: 25 % of its CPU time goes to other virtual machines (steal).",
+                "Host node0: the CPU limit of its container holds threads up for 0.50 s a second (cgroup cpu.stat).",
+            ],
+        ),
+        ([sample(*CALM[1:], card(0, temperature_c=79.0))], []),
+        (
+            [sample(*CALM[1:], card(0, temperature_c=96.0, health="Alarm"))],
+            [
+                "Card 0 of host node0: npu-smi says Alarm.",
+                "Card 0 of host node0: 96 °C, the median of the cards is 60 °C.",
+            ],
+        ),
+        (
+            [sample(*CALM[1:], card(0, power_w=200.0))],
+            ["Card 0 of host node0: 200 W, the median of the cards is 300 W: it may hold its clock down."],
+        ),
+        (
+            [sample(*CALM), sample(*CALM[1:], card(0, ecc_errors=3, link_errors=9))],
+            [
+                "Card 0 of host node0: 1 more uncorrectable memory errors since the job began.",
+                "Card 0 of host node0: 4 more damaged packets on its link since the job began.",
+            ],
+        ),
+    ],
+)
+def test_what_stands_out_on_a_host_is_said(samples: list[HostSample], said: list[str]) -> None:
+    assert [sign.said(words("en")) for sign in host_signs({0: samples})] == said
+    assert all(re.search("[一-鿿]", sign.said(words("zh"))) for sign in host_signs({0: samples}))
+
+
+def test_signs_are_read_from_the_attempt_and_shown(tmp_path: Path) -> None:
+    job = made()
+    paths, record = job.write(tmp_path), job.make_record()
+    with EventWriter(paths.host_events(0), None) as events:
+        events.report(sample(steal=0.4))
+
+    said = "Host node0: 40 % of its CPU time goes to other virtual machines (steal)."
+    assert f"slow      {said}" in status(paths, record)
+    assert make_report([history_of(tmp_path)], "en").count(said) == 2
+    assert stragglers(history_of(tmp_path)).to_dict()["signs"] == [said]
