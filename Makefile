@@ -8,6 +8,7 @@
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # make verdict-score  what the verdict makes of the corpus of failures in tests/verdicts (seconds)
+# make slow-ranks  how often a slow rank is named, and a healthy one is not (at most 10 min)
 # Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast docs-check semi-auto examples faults verdict-score lint clean test-web
+.PHONY: demo test test-fast docs-check semi-auto examples faults verdict-score slow-ranks lint clean test-web
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -57,6 +58,9 @@ faults: $(VENV)/.installed-test
 
 verdict-score: $(VENV)/.installed-test
 	$(BIN)/python tests/verdicts/score.py
+
+slow-ranks: $(VENV)/.installed-test
+	$(BIN)/python tests/benchmarks/bench_slow_ranks.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -191,6 +191,10 @@ class JobPaths:
     def rank_events(self, rank_id: int) -> Path:
         return self.events / f"rank_{rank_id}.jsonl"
 
+    def host_events(self, node_rank: int) -> Path:
+        """Return the samples of a host's state: see ``launcher.jobs.events.HostSample``."""
+        return self.events / f"host_{node_rank}.jsonl"
+
     @property
     def scheduler_events(self) -> Path:
         return self.events / "scheduler.jsonl"

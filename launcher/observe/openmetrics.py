@@ -17,7 +17,7 @@ from launcher.observe import facts
 from launcher.observe.columns import Floats
 from launcher.observe.history import FOLDER_DAMAGES, History, read_history, seconds_of
 from launcher.observe.metrics import METRICS, tokens_per_step
-from launcher.observe.summary import summarize
+from launcher.observe.summary import stragglers, summarize
 
 CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -88,7 +88,15 @@ _FAMILIES = {
         ("launcher_job_remaining_seconds", "gauge", "Time until the last step, by the newest steps."),
         ("launcher_job_restarts", "counter", "Attempts after the first."),
         ("launcher_rank_step", "gauge", "Last step of the rank."),
-        ("launcher_rank_step_seconds", "gauge", "Time of the rank's last step."),
+        (
+            "launcher_rank_step_seconds",
+            "gauge",
+            "Time of the rank's last step; collectives make it about the same on all ranks.",
+        ),
+        ("launcher_rank_late_seconds", "gauge", "How long after the median of the ranks it enters a step, mean."),
+        ("launcher_rank_core_wait_seconds", "gauge", "How long its threads wait for a core in a step, mean."),
+        ("launcher_rank_save_seconds", "gauge", "How long it takes to save, mean of the newest saves."),
+        ("launcher_rank_slow", "gauge", "Share of the time that the others lose by a rank that is named as slow."),
         ("launcher_rank_input_wait_seconds", "counter", "Time the rank has waited for rows in this attempt."),
         ("launcher_rank_memory_bytes", "gauge", "Highest memory of the rank: of its card on Ascend, resident on CPU."),
     )
@@ -154,6 +162,7 @@ def _read_samples(paths: JobPaths, record: JobRecord, labels: dict[str, str]) ->
         yield name, labels, value
     if not record.is_final:
         yield from _rank_samples(history)
+        yield from _slow_samples(history)
 
 
 def _job_values(history: History) -> dict[str, float | None]:
@@ -188,6 +197,22 @@ def _rank_samples(history: History) -> Iterator[Sample]:
         waited = float(np.nansum(waits)) if not np.isnan(waits).all() else None
         yield "launcher_rank_input_wait_seconds", labels, waited
         yield "launcher_rank_memory_bytes", labels, None if memory is None else memory * (1 << 20)
+
+
+def _slow_samples(history: History) -> Iterator[Sample]:
+    slow, hosts = stragglers(history), facts.hosts(history)
+
+    def labels(rank_id: int) -> dict[str, str]:
+        host, device = hosts.get(rank_id, ("", ""))
+        return {"job": history.record.job_id, "rank": str(rank_id), "host": host, "device": device}
+
+    for rank in slow.ranks:
+        yield "launcher_rank_late_seconds", labels(rank.rank_id), rank.late_s
+        yield "launcher_rank_core_wait_seconds", labels(rank.rank_id), rank.core_wait_s
+        yield "launcher_rank_save_seconds", labels(rank.rank_id), rank.save_s
+    for suspect in slow.suspects:
+        for rank_id in suspect.rank_ids:
+            yield "launcher_rank_slow", labels(rank_id) | {"cause": suspect.cause}, suspect.lost_share
 
 
 def _known(values: Floats) -> float | None:

@@ -31,6 +31,7 @@ from launcher.jobs.verdict import Verdict
 from launcher.plan.launch import Launch
 from launcher.supervise.attempt_control import AttemptControl, OnReadable
 from launcher.supervise.early_ranks import EarlyRanks
+from launcher.supervise.host_sampler import HostSampler
 from launcher.supervise.judge import TICK_S, Action, Judge, Look, Phase, Scope, StopSequence
 from launcher.supervise.oom import OomWatch
 from launcher.supervise.rank_states import SCHEDULER, Failure, RankStates
@@ -105,6 +106,9 @@ class Attempt:
         self._early: EarlyRanks | None = None
         self._state = ""
         self._oom = OomWatch()
+        cards = [rank.device_id for rank in launch.ranks] if launch.target == "Ascend" else []
+        host = launch.ranks[0].host if launch.ranks else ""
+        self._sampler = HostSampler(paths.host_events(launch.node_rank), host, cards, clock=clock)
         self._mode = stat.S_IMODE(paths.root.stat().st_mode)
 
     def run(self) -> Outcome:
@@ -201,6 +205,7 @@ class Attempt:
         reap(self._note_end)
         self._read_events()
         self._look_for_ranks()
+        self._sampler.look()
         self.control.look(self.states)
 
     def _hear(self, handle: int, source: _Watched | OnReadable) -> None:
@@ -394,6 +399,7 @@ class Attempt:
             self._selector.unregister(handle)
             os.close(handle)
         self._selector.close()
+        self._sampler.close()
         for reader in self._readers:
             reader.close()
 

@@ -155,7 +155,7 @@ def test_of_many_ranks_those_that_wait_longest_are_shown(tmp_path: Path) -> None
     attempt = Made(ended=30.0, more=lambda rank_id, step: {"input_s": 1.0 if rank_id == 37 else 0.001})
     text = make_report([MadeJob(cards=40, attempts=(attempt,)).history(tmp_path)], "en")
 
-    assert "The 16 ranks that wait longest for input, of 40." in text
+    assert "The 16 ranks that enter steps last, of 40." in text
     assert "node37" in text
 
 
