@@ -154,6 +154,11 @@ class JobPaths:
         return self.root / "strategy"
 
     @property
+    def compiled(self) -> Path:
+        """The folder of graphs that MindSpore compiled, for later attempts: see ``launcher.worker.compiled``."""
+        return self.root / "compiled"
+
+    @property
     def merged(self) -> Path:
         return self.root / "merged"
 

@@ -27,8 +27,9 @@ class Limits:
     ``grace_s``: from TERM to KILL. ``start_timeout_s``: until all ranks are ready. ``hang_timeout_s``: without a step;
     None means HANG_FACTOR times the step time seen, at least MIN_HANG_TIMEOUT_S. ``leave_s``: until a rank that has
     reported "done" ends. ``stopped_s``: for a rank suspended (SIGSTOP) while another runs. ``max_restarts``: after
-    faults of the machine or of communication. With several hosts, ``lost_s``: a host without a sign of life for this
-    time is lost; ``register_s``: until all hosts have reported.
+    faults of the machine or of communication. ``standby``: processes that have imported MindSpore wait for a restart.
+    With several hosts, ``lost_s``: a host without a sign of life for this time is lost; ``register_s``: until all
+    hosts have reported.
     """
 
     grace_s: float = 30.0
@@ -37,6 +38,7 @@ class Limits:
     leave_s: float = 1.0
     stopped_s: float = 10.0
     max_restarts: int = 0
+    standby: bool = True
     lost_s: float = 8.0
     register_s: float = 120.0
 

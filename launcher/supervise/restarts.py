@@ -25,6 +25,11 @@ class Decision:
     pause_s: float = 0.0
 
 
+def restarts_so_far(earlier: Sequence[Mapping[str, Any]]) -> int:
+    """Return the restarts before the attempts ``earlier``; those that a user resumed by hand do not use them up."""
+    return sum(1 for entry in earlier if entry.get("restarted"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
     verdict: Verdict
@@ -33,8 +38,7 @@ class _Facts:
 
     @property
     def restarts(self) -> int:
-        """Return the restarts so far; attempts that a user resumed by hand do not use them up."""
-        return sum(1 for entry in self.earlier if entry.get("restarted"))
+        return restarts_so_far(self.earlier)
 
     def same_exception(self) -> int | None:
         """Return the attempt that the same Python exception ended."""

@@ -26,7 +26,8 @@ from launcher.supervise.attempt import Attempt, Outcome
 from launcher.supervise.attempt_control import LocalControl
 from launcher.supervise.free_cards import wait_until_free
 from launcher.supervise.rank_states import Failure, RankStates
-from launcher.supervise.restarts import Decision, decide
+from launcher.supervise.restarts import Decision, decide, restarts_so_far
+from launcher.supervise.standby import Standby
 from launcher.supervise.stop_signals import StopSignals, catch_stop_signals
 from launcher.supervise.verdict import Findings, find_verdict, with_restart
 
@@ -52,6 +53,7 @@ class Supervisor:
 
     def __init__(self, paths: JobPaths, launch: Launch, record: JobRecord, signals: StopSignals) -> None:
         self.paths, self.launch, self.record, self.signals = paths, launch, record, signals
+        self.standby = Standby(launch, enabled=launch.limits.max_restarts > 0)
 
     def run(self) -> int:
         self._reserve()  # first of all: the job itself may fill the disk
@@ -64,6 +66,7 @@ class Supervisor:
         except Exception as error:
             traceback.print_exc()
             outcome = Outcome(state=jobs.FAILED, verdict=self._own_failure(f"{type(error).__name__}: {error}"))
+        self.standby.end()
         # Cards and locks are given back by now: the scheduler may start the job anew on this host at once.
         if outcome.later and self._put_off(outcome):
             return REQUEUED
@@ -127,8 +130,12 @@ class Supervisor:
         return not self._may_not_go_on()
 
     def _attempt(self) -> Outcome:
+        self.standby.needed = restarts_so_far(self.record.earlier) < self.launch.limits.max_restarts
+        self.standby.taken = False
         attempt = self._make_attempt()
         outcome = attempt.run()
+        if self.standby.taken and attempt.states.progress_at is None:
+            self.standby.end()  # should it be their fault, the next attempt starts like the first
         self.record = replace(self.record, processes=_processes(attempt.states))
         return outcome
 
@@ -136,7 +143,7 @@ class Supervisor:
         """Return an attempt on this host, or one on several hosts that is led from here."""
         if not self.launch.nodes:
             control = LocalControl(self.paths, self.signals, self.launch.limits.grace_s)
-            return Attempt(self.paths, self.launch, control, self._tell)
+            return Attempt(self.paths, self.launch, control, self._tell, standby=self.standby)
         from launcher.supervise.multinode.leader import Leader
 
         return Leader(self.paths, self.launch, self.signals, self._tell)

@@ -28,7 +28,9 @@ from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
 from launcher.jobs.events import Begin, Done, Error, Evaluation, EventWriter, Exit, Phase, Position, Ready, Save, Step
 from launcher.jobs.log_writing import keep_small, stamp_lines, write_to
 from launcher.upstream import held_out, old_optimizer, packed_rows, shifted_rows
+from launcher.worker.compiled import reuse_graphs
 from launcher.worker.loading import Loads, watch_loads
+from launcher.worker.standby import hand_over, is_taken_over
 from launcher.worker.steps import StepClock, StepWatch
 
 # Sent by the supervisor to a rank that makes no progress: write the stacks of all threads into the log.
@@ -77,6 +79,8 @@ def main(job_folder: str, train: Train | None = None) -> None:
     die_with_parent()
     role, extra = role_of(os.environ)
     os.environ.update(extra)
+    if role.rank_id is not None and role.is_nested:
+        hand_over(role.rank_id, job_folder)
     paths = JobPaths(root=Path(job_folder), attempt=int(os.environ.get("LAUNCHER_ATTEMPT", "1")))
     is_rank = role.rank_id is not None
     log = paths.log("scheduler") if role.rank_id is None else paths.rank_log(role.rank_id)
@@ -85,7 +89,7 @@ def main(job_folder: str, train: Train | None = None) -> None:
     stamp_lines()
     events_file = paths.scheduler_events if role.rank_id is None else paths.rank_events(role.rank_id)
     with EventWriter(events_file, role.rank_id) as events:
-        if role.is_nested:
+        if role.is_nested and not is_taken_over():
             # Before any thread exists: a fork keeps only the thread that calls it.
             report_exit(events)
         faulthandler.enable()
@@ -165,6 +169,7 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
             from launcher.upstream import cpu_mcore
 
             cpu_mcore.prepare_network()
+    ran = reuse_graphs(paths, rank_id)
     # Before the trainer is built: MindFormers looks optimizers up by name then.
     old_optimizer.register()
     check_rows(config)
@@ -177,7 +182,7 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
     last_step = planned_steps(paths) or math.inf
     if done_steps >= last_step:
         return  # the attempt before was ended between its last checkpoint and its own end; MindSpore refuses 0 epochs
-    progress = _progress_callback(events, paths, rank_id, done_steps, last_step, loads)
+    progress = _progress_callback(events, paths, rank_id, done_steps, last_step, loads, ran)
     trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[progress])
     packed_rows.prepare(trainer.trainer, config)
     if not config.use_legacy:
@@ -374,6 +379,7 @@ def _progress_callback(
     done_steps: int,
     last_step: float,
     loads: Loads,
+    ran: Callable[[], None],
 ) -> Any:
     from mindspore.train.callback import Callback
 
@@ -401,6 +407,8 @@ def _progress_callback(
             fields = step_fields(params.cur_step_num, params.net_outputs, waits, parts)
             fields["tokens"] = tokens_in_loss(params.get("train_dataset_element"), spec["model"])
             events.report(Step(**fields))
+            if params.cur_step_num == done_steps + 1:
+                ran()
             # After the event: a run that ends for its loss shows that loss as its last step.
             losses.note(fields["step"], fields["loss"])
             if params.cur_step_num >= min(last_step, asked_to_stop_at(paths)):
