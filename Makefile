@@ -9,6 +9,7 @@
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # make verdict-score  what the verdict makes of the corpus of failures in tests/verdicts (seconds)
 # make slow-ranks  how often a slow rank is named, and a healthy one is not (at most 10 min)
+# make site   the documentation as web pages with search, English and Chinese, in build/site
 # Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast docs-check semi-auto examples faults verdict-score slow-ranks lint clean test-web
+.PHONY: site demo test test-fast docs-check semi-auto examples faults verdict-score slow-ranks lint clean test-web
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -61,6 +62,16 @@ verdict-score: $(VENV)/.installed-test
 
 slow-ranks: $(VENV)/.installed-test
 	$(BIN)/python tests/benchmarks/bench_slow_ranks.py
+
+# The pages keep their places, so that links between them hold.
+SITE := build/site-pages
+site: $(VENV)/.installed
+	$(PIP) --editable '.[site]'
+	@rm -rf $(SITE) && mkdir -p $(SITE)
+	@cp -r README.md README.zh.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md LICENSE docs examples rank_tables $(SITE)
+	@find $(SITE) -name '*.md' -exec sed -i -E 's/^```([a-z]+) .*/```\1/' {} + # words for the tests of pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	@echo "build/site/index.html; to look at it: $(BIN)/mkdocs serve"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

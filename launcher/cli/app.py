@@ -52,6 +52,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("launcher.cli.serve", "serve", "Serve an OpenAI-style chat API, for trials."),
     "rank-table": ("launcher.cli.rank_table", "rank_table", "Make, check, show and merge HCCL rank tables."),
     "devices": ("launcher.cli.devices", "devices", "Show the Ascend cards of this host, or its CPU."),
+    "docs": ("launcher.cli.docs", "docs", "Print a page of the documentation."),
     "completion": ("launcher.cli.completion", "completion", "Print the script for the shell's completion."),
     "node": ("launcher.cli.node", "node", "Run the agent on one host of a multi-host job (started by the launcher)."),
     "doctor": ("launcher.cli.doctor", "doctor", "Check whether this host can run the job, and say what to do."),

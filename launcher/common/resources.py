@@ -24,6 +24,12 @@ def search_path(kind: str) -> list[Path]:
     return list(dict.fromkeys(folder for folder in candidates if folder.is_dir()))
 
 
+def shipped(kind: str) -> Path:
+    """Return the folder ``kind`` that came with this version, whatever the working folder has."""
+    beside = _PACKAGE.parent / kind
+    return beside if (_PACKAGE.parent / "pyproject.toml").is_file() and beside.is_dir() else _PACKAGE / "_data" / kind
+
+
 @cache
 def _of_packages(kind: str) -> tuple[Path, ...]:
     """Return the folders of installed packages that offer files of ``kind``, by the names of their entry points."""
