@@ -85,22 +85,21 @@ def test_the_finding_has_a_table() -> None:
     )
 
 
-# Rank 2 has a core with five other programs on it; the others have the rest.
+# Rank 2 is stopped for two thirds of the time, as a CPU limit does it.
 SLOWED = """
 import os, subprocess, sys
-argv = sys.orig_argv
-if "launcher.worker.probe_rank" in argv:
-    cores = sorted(os.sched_getaffinity(0))
-    rank = argv[argv.index("launcher.worker.probe_rank") + 1]
-    os.sched_setaffinity(0, cores[-1:] if rank == "2" else cores[:-1] or cores)
-    burn = "import ctypes; ctypes.CDLL(None).prctl(1, 9)\\nwhile True: pass"
-    for _ in range(5 if rank == "2" else 0):
-        subprocess.Popen((sys.executable, "-S", "-c", burn), start_new_session=True, stdin=-3, stdout=-3, stderr=-3)
+if sys.orig_argv[2:4] == ["launcher.worker.probe_rank", "2"]:
+    limit = (
+        "import ctypes, os, signal, sys, time; ctypes.CDLL(None).prctl(1, 9)\\nwhile True:\\n"
+        " os.kill(int(sys.argv[1]), signal.SIGSTOP); time.sleep(0.02)\\n"
+        " os.kill(int(sys.argv[1]), signal.SIGCONT); time.sleep(0.01)"
+    )
+    subprocess.Popen((sys.executable, "-S", "-c", limit, str(os.getpid())), stdin=-3, stdout=-3, stderr=-3)
 """
 
 
 @pytest.mark.slow
-def test_a_rank_whose_core_is_busy_is_found_for_real(tmp_path: Path) -> None:
+def test_a_rank_that_is_held_up_is_found_for_real(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SLOWED)
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{CHECKOUT}"}
     done = run_launcher("doctor", "--probe", "--cards", "4", "--format", "json", cwd=tmp_path, env=env)
