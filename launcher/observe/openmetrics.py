@@ -17,7 +17,8 @@ from launcher.observe import facts
 from launcher.observe.columns import Floats
 from launcher.observe.history import FOLDER_DAMAGES, History, read_history, seconds_of
 from launcher.observe.metrics import METRICS, tokens_per_step
-from launcher.observe.summary import stragglers, summarize
+from launcher.observe.stragglers import Stragglers
+from launcher.observe.summary import Summary, summarize
 
 CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -87,6 +88,11 @@ _FAMILIES = {
         ),
         ("launcher_job_remaining_seconds", "gauge", "Time until the last step, by the newest steps."),
         ("launcher_job_restarts", "counter", "Attempts after the first."),
+        (
+            "launcher_job_mean_repair_seconds",
+            "gauge",
+            "Mean time from a failure to the next attempt's first step, by the known error or the reason.",
+        ),
         ("launcher_rank_step", "gauge", "Last step of the rank."),
         (
             "launcher_rank_step_seconds",
@@ -158,16 +164,18 @@ def _job_samples(paths: JobPaths, record: JobRecord) -> Iterator[Sample]:
 
 def _read_samples(paths: JobPaths, record: JobRecord, labels: dict[str, str]) -> Iterator[Sample]:
     history = read_history(paths, record)
-    for name, value in _job_values(history).items():
+    summary = summarize(history)
+    for name, value in _job_values(history, summary).items():
         yield name, labels, value
+    for cause, seconds in summary.goodput.mean_repair_s.items():
+        yield "launcher_job_mean_repair_seconds", labels | {"cause": cause}, seconds
     if not record.is_final:
         yield from _rank_samples(history)
-        yield from _slow_samples(history)
+        yield from _slow_samples(history, summary.stragglers)
 
 
-def _job_values(history: History) -> dict[str, float | None]:
-    found, tokens = summarize(history), tokens_per_step(history)
-    loss = found.last_loss
+def _job_values(history: History, found: Summary) -> dict[str, float | None]:
+    loss, tokens = found.last_loss, tokens_per_step(history)
     return {
         "launcher_job_created_timestamp_seconds": seconds_of(history.record.created),
         "launcher_job_step": found.done_steps,
@@ -199,8 +207,8 @@ def _rank_samples(history: History) -> Iterator[Sample]:
         yield "launcher_rank_memory_bytes", labels, None if memory is None else memory * (1 << 20)
 
 
-def _slow_samples(history: History) -> Iterator[Sample]:
-    slow, hosts = stragglers(history), facts.hosts(history)
+def _slow_samples(history: History, slow: Stragglers) -> Iterator[Sample]:
+    hosts = facts.hosts(history)
 
     def labels(rank_id: int) -> dict[str, str]:
         host, device = hosts.get(rank_id, ("", ""))

@@ -220,8 +220,7 @@ def _figures(summary: Summary, say: Say) -> list[dict[str, str]]:
         ("Throughput", summary.tokens_per_s, _big, say("tokens/s"),
          say("{seconds} a step", seconds=seconds_text(summary.step_s))),
         ("Total time", spent.wall_s or None, seconds_text, "", say("{share} in steps", share=share)),
-        ("Attempts", summary.attempts, str, "", say("no step lost") if not summary.redone_steps else
-         say("{count} steps done again", count=f"{summary.redone_steps:,}")),
+        ("Attempts", summary.attempts, str, "", _redone(summary, say)),
         ("Peak memory", summary.memory_mib, lambda mib: f"{mib / 1024:.1f}", "GiB", say("of the fullest rank")),
         ("Model FLOPs utilization", summary.mfu, lambda share: f"{100 * share:.1f}", "%",
          say("{count} FLOPs a step", count=_big(summary.flops_per_step or 0.0))),
@@ -231,6 +230,14 @@ def _figures(summary: Summary, say: Say) -> list[dict[str, str]]:
         for name, value, form, unit, about in known
         if value is not None
     ]
+
+
+def _redone(summary: Summary, say: Say) -> str:
+    if summary.redone_steps is None:
+        return say("lost steps are not known yet")
+    if not summary.redone_steps:
+        return say("no step lost")
+    return say("{count} steps done again", count=f"{summary.redone_steps:,}")
 
 
 def _loss(value: float) -> str:

@@ -26,7 +26,7 @@ _RECENT = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Figures of a job; None where nothing is known.
+    """Figures of a job; None where nothing is known, as of ``redone_steps`` while an attempt starts.
 
     ``lowest_loss``: of a step. ``step_s``: the usual time of a step, the median. ``goodput``: where the time went.
     ``left_s``: until the last step, by the newest steps. ``tokens``: seen in training, padding included;
@@ -49,7 +49,7 @@ class Summary:
     mfu: float | None
     memory_mib: float | None
     attempts: int
-    redone_steps: int
+    redone_steps: int | None
     goodput: Goodput
     left_s: float | None
     bad_steps: int
@@ -96,7 +96,7 @@ def summarize(history: History, now: Callable[[], float] = time.time) -> Summary
         mfu=flops / usual / peak if flops and peak and usual else None,
         memory_mib=float(np.nanmax(memory)) if len(memory) and not np.isnan(memory).all() else None,
         attempts=len(history.attempts),
-        redone_steps=history.redone_steps,
+        redone_steps=history.redone_steps if history.knows_redone_steps else None,
         goodput=goodput(history, now),
         left_s=None if left is None or recent is None or history.record.is_final else left * recent,
         bad_steps=int(np.isinf(losses.values).sum()),

@@ -97,6 +97,7 @@ _ZH = {
     "Attempts": "运行次数",
     "{count} steps done again": "重做 {count} 步",
     "no step lost": "未丢失任何一步",
+    "lost steps are not known yet": "尚不清楚丢失了多少步",
     "Peak memory": "峰值内存",
     "of the fullest rank": "占用最多的 rank",
     "Model FLOPs utilization": "模型算力利用率",

@@ -17,13 +17,14 @@ from launcher.cli.output.show import status_json
 from launcher.cli.output.status import status
 from launcher.jobs import RUNNING, JobStore
 from launcher.jobs.events import EventWriter, HostSample
+from launcher.observe import stragglers as module
 from launcher.observe.history import History
 from launcher.observe.host_signs import host_signs
 from launcher.observe.openmetrics import metrics_text
 from launcher.observe.report import make_report
 from launcher.observe.stragglers import Stragglers
 from launcher.observe.summary import stragglers
-from launcher.observe.words import words
+from launcher.observe.words import is_translated, words
 
 Delay = Callable[[int, int], float]
 # The others differ a little, each in turn.
@@ -301,3 +302,11 @@ def test_signs_are_read_from_the_attempt_and_shown(tmp_path: Path) -> None:
     assert f"slow      {said}" in status(paths, record)
     assert make_report([history_of(tmp_path)], "en").count(said) == 2
     assert stragglers(history_of(tmp_path)).to_dict()["signs"] == [said]
+
+
+def test_every_sentence_is_translated() -> None:
+    said = [value for name, value in vars(module).items() if name.lstrip("_").isupper() and isinstance(value, str)]
+    tables = [value for name, value in vars(module).items() if name in ("ADVICE", "_WAITS")]
+
+    assert len(said) == 8
+    assert [t for t in [*said, *(t for table in tables for t in table.values())] if not is_translated(t)] == []
