@@ -90,10 +90,11 @@ def resume(job: str, detach: bool, jobs_dir: Path) -> None:
 
 def _resume(paths: JobPaths, record: JobRecord, signals: list[int], *, detach: bool) -> None:
     from launcher.control import start
+    from launcher.plan.resume import beginning
     from launcher.schedulers import registry
 
     started = start.begin_again(paths, record)
-    for line in started.lines or [_beginning(started.paths, record.cards)]:
+    for line in started.lines or [beginning(started.paths, record.cards)]:
         click.echo(in_jobs_dir(line), err=detach)
     if detach:
         if started.guard:
@@ -101,17 +102,3 @@ def _resume(paths: JobPaths, record: JobRecord, signals: list[int], *, detach: b
         click.echo(record.job_id)
     elif registry.get(record.scheduler).is_followed:
         _follow(started.paths, record, signals, started.guard)
-
-
-def _beginning(paths: JobPaths, cards: int) -> str:
-    """Where the attempt begins, and why not at a newer step."""
-    from launcher.checkpoint.shards import ranks_text
-    from launcher.plan.resume import checkpoint_words, left_behind, saved_moments
-
-    place = "from the beginning: no step is complete on all ranks"
-    if paths.resume.is_dir():
-        (moment,) = saved_moments(paths.resume / "rank_0")
-        place = f"from {checkpoint_words(moment)}"
-    newer = left_behind(paths, cards).items()
-    why_not = [f"; {checkpoint_words(moment)}, is not whole on {ranks_text(ranks)}" for moment, ranks in newer]
-    return f"Attempt {paths.attempt}, {place}{''.join(why_not)}."
