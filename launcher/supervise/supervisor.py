@@ -103,7 +103,9 @@ class Supervisor:
     def _attempts(self) -> Outcome:
         outcome = self._attempt()
         while outcome.verdict is not None and not self._may_not_go_on():
-            decision = decide(outcome.verdict, self.record.earlier, self.launch.limits.max_restarts)
+            limits = self.launch.limits
+            budget_s = limits.restart_budget_s
+            decision = decide(outcome.verdict, self.record.earlier, limits.max_restarts, budget_s=budget_s)
             told = self._with(outcome, decision)
             if not decision.again:
                 return told

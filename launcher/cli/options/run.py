@@ -62,6 +62,17 @@ class RunChoice:
         default=0,
         help="Restart at most this often, from the newest checkpoint, after machine or communication faults.",
     )
+    restart_budget_s: float | None = option(
+        "--restart-budget",
+        type=_TIMEOUT,
+        help="Seconds in which restarts must get further than the attempt that failed; no limit if left out.",
+    )
+    standby: bool = option(
+        "--standby/--no-standby",
+        default=True,
+        show_default=True,
+        help="With --max-restarts: keep processes that have imported MindSpore, 500 MiB a rank, for a faster restart.",
+    )
     grace_s: float = option(
         "--grace", type=Seconds(min=0.0), default=30.0, show_default=True, help="Seconds from TERM to KILL."
     )
@@ -103,7 +114,7 @@ class RunChoice:
         return RunOptions(engine=engine, limits=Limits(**chosen), wait_for_cards=self.wait_for_cards)
 
 
-_LIMITS = ("grace_s", "hang_timeout_s", "start_timeout_s", "max_restarts", "lost_s")
+_LIMITS = ("grace_s", "hang_timeout_s", "start_timeout_s", "max_restarts", "restart_budget_s", "standby", "lost_s")
 
 
 def _is_given(name: str) -> bool:
