@@ -4,8 +4,8 @@ usage: bench_restart.py [--pairs 5] [--engines msrun,direct] [--folder DIR] [--a
 
 A pair is one job, so that both halves meet the same load. Fresh: from the start of ``launcher submit`` to the first
 step. Restart: from the death of rank 1 (SIGKILL) to the first step of the next attempt. Rank 1 dies when the processes
-that wait for it have done their imports; ``--at-once``: five steps after the first. Steps while they wait are compared
-with those of the next attempt, in which none waits.
+that wait for it have done their imports; ``--at-once``: five steps after the first. What they cost while they wait is
+given as processor time: times of steps would show the other load of the machine.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPAT
 from support.events import read_events  # noqa: E402
 from support.shop import SEQ_LENGTH, VOCAB, Workshop  # noqa: E402
 
+from launcher.common.processes import ProcessId  # noqa: E402
 from launcher.jobs import JobPaths  # noqa: E402
 
 LIMIT_S = 600.0
@@ -42,13 +43,15 @@ PHASES = ("begin", "imported", "joined", "loaded", "step")
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Seconds from its beginning to each phase, of the fresh start and of the restart; medians of step times."""
+    """Seconds from its beginning to each phase, of the fresh start and of the restart.
+
+    ``standby_mib``: proportional memory of a standby process; ``standby_cores``: what all of them use while they wait.
+    """
 
     fresh: Mapping[str, float]
     restart: Mapping[str, float]
-    step_waiting_s: float
-    step_alone_s: float
     standby_mib: float
+    standby_cores: float
 
     @property
     def ratio(self) -> float:
@@ -88,19 +91,17 @@ def measure(shop: Workshop, engine: str, *, at_once: bool) -> Pair:
         first, second = JobPaths(root=root), JobPaths(root=root, attempt=2)
         wait_until(lambda: len(steps(first)) > 5, "steps")
         waiting = [] if at_once else wait_until(lambda: idle(root), "processes that wait")
-        mib = statistics.fmean(process.memory_info().rss / 2**20 for process in waiting) if waiting else 0.0
-        count = len(steps(first))
+        mib = statistics.fmean(process.memory_full_info().pss / 2**20 for process in waiting) if waiting else 0.0
+        count, since, used = len(steps(first)), time.monotonic(), cpu_s(waiting)
         wait_until(lambda: at_once or len(steps(first)) > count + STEPS, "steps while they wait")
+        busy = (cpu_s(waiting) - used) / (time.monotonic() - since)
         died = time.time()
-        os.kill(read_events(first.rank_events(1))[0]["pid"], signal.SIGKILL)
-        wait_until(lambda: len(steps(second)) > STEPS + 1, "steps of the next attempt")
+        ProcessId.from_dict(read_events(first.rank_events(1))[0]).send(signal.SIGKILL)
+        wait_until(lambda: steps(second), "a step of the next attempt")
         shop.launcher("stop", root.name)
         job.wait(timeout=LIMIT_S)
-    during = [event["step_s"] for event in steps(first)[count:]]
-    after = [event["step_s"] for event in steps(second)[1:]]
     return Pair(
-        fresh=phases(first, submitted), restart=phases(second, died), standby_mib=mib,
-        step_waiting_s=statistics.median(during or [0.0]), step_alone_s=statistics.median(after),
+        fresh=phases(first, submitted), restart=phases(second, died), standby_mib=mib, standby_cores=busy
     )  # fmt: skip
 
 
@@ -117,9 +118,13 @@ def idle(root: Path) -> list[psutil.Process]:
     """The processes that wait, once they have used no time for half a second."""
     found = [p for p in psutil.process_iter(["cmdline"]) if "launcher.worker.standby" in (p.info["cmdline"] or ())]
     ours = [p for p in found if p.environ().get("PYTHONPATH") and str(root) in str(p.cwd())]
-    used = [sum(p.cpu_times()[:2]) for p in ours]
+    used = cpu_s(ours)
     time.sleep(0.5)
-    return ours if len(ours) == 2 and used == [sum(p.cpu_times()[:2]) for p in ours] else []
+    return ours if len(ours) == 2 and used == cpu_s(ours) else []
+
+
+def cpu_s(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def phases(paths: JobPaths, since: float) -> dict[str, float]:
@@ -143,10 +148,10 @@ def report(engine: str, pairs: list[Pair]) -> None:
         print(f"{engine:7} {half:8} {statistics.median(total):6.2f} s [{min(total):.2f}-{max(total):.2f}]  {parts}")
     ratios = [pair.ratio for pair in pairs]
     print(f"{engine:7} ratio    {statistics.median(ratios):6.2f} [{min(ratios):.2f}-{max(ratios):.2f}]", flush=True)
-    slower = [pair.step_waiting_s / pair.step_alone_s for pair in pairs if pair.step_waiting_s]
-    if slower:
+    if pairs[0].standby_mib:
         mib = statistics.median(pair.standby_mib for pair in pairs)
-        print(f"{engine:7} a step while they wait: {statistics.median(slower):.2f} x alone; each has {mib:.0f} MiB")
+        cores = statistics.median(pair.standby_cores for pair in pairs)
+        print(f"{engine:7} each process that waits has {mib:.0f} MiB of its own; all use {cores:.4f} cores", flush=True)
 
 
 def main() -> None:

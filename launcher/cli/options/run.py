@@ -71,7 +71,7 @@ class RunChoice:
         "--standby/--no-standby",
         default=True,
         show_default=True,
-        help="With --max-restarts: keep processes that have imported MindSpore, 500 MiB a rank, for a faster restart.",
+        help="With --max-restarts: keep processes that have imported MindSpore, 750 MiB a rank, for a faster restart.",
     )
     grace_s: float = option(
         "--grace", type=Seconds(min=0.0), default=30.0, show_default=True, help="Seconds from TERM to KILL."
