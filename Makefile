@@ -7,6 +7,8 @@
 # make examples  a real language model, finetuned and asked: examples/smollm2 (about 7 min, 12 GB of memory)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
+# make soak   kills ranks of real trainings at random moments, and compares the weights (COUNT=40 MINUTES=60)
+# make bench-restart  a restart against a fresh start, by phase (about 10 min)
 # make verdict-score  what the verdict makes of the corpus of failures in tests/verdicts (seconds)
 # make slow-ranks  how often a slow rank is named, and a healthy one is not (at most 10 min)
 # make site   the documentation as web pages with search, English and Chinese, in build/site
@@ -17,7 +19,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: site demo test test-fast docs-check semi-auto examples faults verdict-score slow-ranks lint clean test-web
+.PHONY: demo test test-fast test-web docs-check semi-auto examples faults soak bench-restart verdict-score slow-ranks \
+	site lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -56,6 +59,16 @@ faults: $(VENV)/.installed-test
 	$(BIN)/python tests/integration/faults/hosts.py --out build/faults_hosts.md
 	LAUNCHER_FAULTS=all $(BIN)/python -m pytest tests/schedulers/test_slurm.py tests/schedulers/test_ssh.py \
 		tests/integration/test_slurm_training.py tests/integration/test_mpirun_hosts.py
+
+# Goes on where build/soak.jsonl ends.
+COUNT ?= 40
+MINUTES ?= 60
+soak: $(VENV)/.installed-test
+	@mkdir -p build
+	$(BIN)/python tests/integration/soak.py --count $(COUNT) --minutes $(MINUTES) --out build/soak.jsonl
+
+bench-restart: $(VENV)/.installed-test
+	$(BIN)/python tests/benchmarks/bench_restart.py
 
 verdict-score: $(VENV)/.installed-test
 	$(BIN)/python tests/verdicts/score.py

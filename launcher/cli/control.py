@@ -91,28 +91,15 @@ def resume(job: str, detach: bool, jobs_dir: Path) -> None:
 
 def _resume(paths: JobPaths, record: JobRecord, signals: list[int], *, detach: bool) -> None:
     from launcher.api import Job
+    from launcher.plan.resume import beginning
     from launcher.schedulers import registry
 
     told: list[str] = []
     job = Job(paths).resume(told.append)
-    for line in told or [_beginning(job.paths, record.cards)]:
+    for line in told or [beginning(job.paths, record.cards)]:
         click.echo(in_jobs_dir(line), err=detach)
     if detach:
         job.leave()
         click.echo(record.job_id)
     elif registry.get(record.scheduler).is_followed:
         _follow(job, record, signals)
-
-
-def _beginning(paths: JobPaths, cards: int) -> str:
-    """Where the attempt begins, and why not at a newer step."""
-    from launcher.checkpoint.shards import ranks_text
-    from launcher.plan.resume import checkpoint_words, left_behind, saved_moments
-
-    place = "from the beginning: no step is complete on all ranks"
-    if paths.resume.is_dir():
-        (moment,) = saved_moments(paths.resume / "rank_0")
-        place = f"from {checkpoint_words(moment)}"
-    newer = left_behind(paths, cards).items()
-    why_not = [f"; {checkpoint_words(moment)}, is not whole on {ranks_text(ranks)}" for moment, ranks in newer]
-    return f"Attempt {paths.attempt}, {place}{''.join(why_not)}."

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launcher.common.ranges import spans
 from launcher.errors import CheckpointError
 from launcher.jobs import JobPaths
 
@@ -47,6 +48,20 @@ def left_behind(paths: JobPaths, world_size: int) -> Mapping[Moment, list[int]]:
     saved = [saved_moments(paths.attempt_folder / "stale" / f"rank_{rank_id}") for rank_id in range(world_size)]
     moments = sorted(set().union(*saved), reverse=True)
     return {moment: [rank for rank, files in enumerate(saved) if moment not in files] for moment in moments}
+
+
+def beginning(paths: JobPaths, world_size: int) -> str:
+    """Return where the attempt of ``paths``, which is prepared, begins, and why not at a newer step."""
+    place = "from the beginning: no step is complete on all ranks"
+    if paths.resume.is_dir():
+        (moment,) = saved_moments(paths.resume / "rank_0")
+        place = f"from {checkpoint_words(moment)}"
+    newer = left_behind(paths, world_size).items()
+    why_not = (
+        f"; {checkpoint_words(moment)}, is not whole on {'rank' if len(ranks) == 1 else 'ranks'} {spans(ranks)}"
+        for moment, ranks in newer
+    )
+    return f"Attempt {paths.attempt}, {place}{''.join(why_not)}."
 
 
 def _was_begun_only(paths: JobPaths) -> bool:

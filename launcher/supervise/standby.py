@@ -25,8 +25,8 @@ from launcher.jobs import JobPaths
 from launcher.plan.launch import Launch
 from launcher.worker.standby import VARIABLE, Part, address, give_part
 
-# Resident memory of one: 480 MiB with mindspore 2.9.0 and mindformers 1.9.0 on CPU, of which it shares 150 with others.
-STANDBY_MIB = 500
+# Resident memory of one with mindspore 2.9.0 and mindformers 1.9.0 on CPU; some of it is shared with the ranks.
+STANDBY_MIB = 750
 
 # So much of the free memory may be taken.
 _SHARE = 0.25

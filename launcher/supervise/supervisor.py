@@ -20,7 +20,7 @@ from launcher.errors import JobFailed, LauncherError
 from launcher.jobs import REQUEUED, JobPaths, JobRecord
 from launcher.jobs.verdict import EN, Verdict
 from launcher.plan.launch import Launch, read_launch
-from launcher.plan.resume import prepare_attempt
+from launcher.plan.resume import beginning, left_behind, prepare_attempt
 from launcher.schedulers import registry
 from launcher.supervise.attempt import Attempt, Outcome
 from launcher.supervise.attempt_control import LocalControl
@@ -105,7 +105,9 @@ class Supervisor:
     def _attempts(self) -> Outcome:
         outcome = self._attempt()
         while outcome.verdict is not None and not self._may_not_go_on():
-            decision = decide(outcome.verdict, self.record.earlier, self.launch.limits.max_restarts)
+            limits = self.launch.limits
+            budget_s = limits.restart_budget_s
+            decision = decide(outcome.verdict, self.record.earlier, limits.max_restarts, budget_s=budget_s)
             told = self._with(outcome, decision)
             if not decision.again:
                 return told
@@ -162,6 +164,9 @@ class Supervisor:
         self.record = jobs.next_attempt(replace(self.record, verdict=verdict.to_dict() if verdict else None))
         self.paths = self.paths.of_attempt(self.record.attempt)
         prepare_attempt(self.paths, self.record.cards)
+        if left_behind(self.paths, self.record.cards):
+            told_of = (*self.record.warnings, beginning(self.paths, self.record.cards))
+            self.record = replace(self.record, warnings=told_of)
         # The old port may still be held by connections that linger, or by a scheduler that is on its way out.
         self.launch = self.launch.with_free_port()
         self._write(self.record)

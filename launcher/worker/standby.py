@@ -24,7 +24,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.common.processes import die_with_parent
+import psutil
+
+from launcher.common.processes import ProcessId, die_with_parent
 
 # The name under which the standby processes of a job listen, in the environment of an engine; see ``address``.
 VARIABLE = "LAUNCHER_STANDBY"
@@ -56,6 +58,8 @@ def give_part(name: str, rank_id: int, part: Part) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.connect(address(name, rank_id))
+        if not is_from_this_user(connection, os.getuid()):
+            raise OSError("somebody else listens there")
         connection.sendall(json.dumps(asdict(part)).encode() + b"\n")
     except OSError:
         connection.close()
@@ -80,11 +84,11 @@ def hand_over(rank_id: int, root: str) -> None:
     argv = [*_module_or_file(), root]
     part = Part(argv=argv, env={**os.environ}, cwd=str(Path.cwd()), held=True)
     connection = give_part(name, rank_id, part)
-    pid = _answer(connection) if connection else b""
-    if connection is None or not pid:
+    process = _taker(connection) if connection else None
+    if connection is None or process is None:
         return
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda signum, _frame: _pass_on(int(pid), signum))
+        signal.signal(number, lambda signum, _frame: process.send(signum))
     # Without exit handlers: this process has nothing of its own to end.
     if _answer(connection) == _DONE:
         _answer(connection)  # it ends only now
@@ -105,9 +109,13 @@ def _answer(connection: socket.socket) -> bytes:
     return b""
 
 
-def _pass_on(pid: int, signum: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signum)
+def _taker(connection: socket.socket) -> ProcessId | None:
+    """Return the process that has taken its part; None when it ended before."""
+    said = _answer(connection)
+    try:
+        return ProcessId.of_pid(int(said)) if said.isdigit() else None
+    except psutil.NoSuchProcess:
+        return None
 
 
 def main(handle: int, imports: Sequence[str]) -> None:

@@ -61,6 +61,17 @@ class RunChoice:
         default=0,
         help="Restart at most this often, from the newest checkpoint, after machine or communication faults.",
     )
+    restart_budget_s: float | None = option(
+        "--restart-budget",
+        type=_TIMEOUT,
+        help="Seconds in which restarts must get further than the attempt that failed; no limit if left out.",
+    )
+    standby: bool = option(
+        "--standby/--no-standby",
+        default=True,
+        show_default=True,
+        help="With --max-restarts: keep processes that have imported MindSpore, 750 MiB a rank, for a faster restart.",
+    )
     grace_s: float = option(
         "--grace", type=Seconds(min=0.0), default=30.0, show_default=True, help="Seconds from TERM to KILL."
     )
@@ -120,7 +131,7 @@ class RunChoice:
         )
 
 
-_LIMITS = ("grace_s", "hang_timeout_s", "start_timeout_s", "max_restarts", "lost_s")
+_LIMITS = ("grace_s", "hang_timeout_s", "start_timeout_s", "max_restarts", "restart_budget_s", "standby", "lost_s")
 
 
 def _is_given(name: str) -> bool:
