@@ -181,6 +181,13 @@ def environment_of(pid: int) -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs if name}
 
 
+def environment_of_ours() -> dict[str, str]:
+    """Return our environment plus the path to this package, which may have been found through the working folder."""
+    package = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(dict.fromkeys([package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
 def program_of(pid: int) -> str:
     """Return the name of the program that a process runs or, as a zombie, has run; "" for one that is gone."""
     try:

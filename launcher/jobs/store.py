@@ -21,6 +21,14 @@ _ID_ALPHABET = "bcdfghjkmnpqrstvwxz"
 _ID_LENGTH = 5
 
 
+def new_token(folder: Path) -> str:
+    """Return the random part of a new id, with which no name in ``folder`` begins: it is what people type."""
+    while True:
+        token = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+        if not any(folder.glob(f"{token}-*")):
+            return token
+
+
 class JobStore:
     """The folder with one folder per job."""
 
@@ -29,12 +37,7 @@ class JobStore:
 
     def new_paths(self, name: str) -> JobPaths:
         """Return paths for a new job; nothing is made. The random part comes first, so a short prefix names a job."""
-        while True:
-            token = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
-            paths = JobPaths(root=self.root.absolute() / f"{token}-{name}")
-            # The random part alone must be new, whatever the name: it is what people type.
-            if not any(self.root.glob(f"{token}-*")):
-                return paths
+        return JobPaths(root=self.root.absolute() / f"{new_token(self.root)}-{name}")
 
     def all(self) -> list[tuple[JobPaths, JobRecord]]:
         """Return every job, oldest first, its state checked against the process table; damaged ones as UNREADABLE."""

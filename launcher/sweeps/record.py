@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from launcher.common.atomic import write_atomic
 from launcher.common.processes import ProcessId
 from launcher.errors import JobError
+from launcher.jobs.store import new_token
 
 # States of a sweep: a running one whose runner is gone is LOST, and can be resumed.
 RUNNING, DONE, STOPPED, LOST = "running", "done", "stopped", "lost"
@@ -19,8 +19,6 @@ RUNNING, DONE, STOPPED, LOST = "running", "done", "stopped", "lost"
 WAITING, PRUNED, REFUSED = "waiting", "pruned", "refused"
 
 MAX, MIN = "max", "min"
-
-_ALPHABET = "bcdfghjkmnpqrstvwxz"  # as job ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +101,7 @@ class SweepPaths:
 def new_paths(jobs_dir: Path, name: str) -> SweepPaths:
     """Return paths for a new sweep; nothing is made."""
     folder = jobs_dir.absolute() / "sweeps"
-    while True:
-        token = "".join(secrets.choice(_ALPHABET) for _ in range(5))
-        if not any(folder.glob(f"{token}-*")):
-            return SweepPaths(root=folder / f"{token}-{name}")
+    return SweepPaths(root=folder / f"{new_token(folder)}-{name}")
 
 
 def write(paths: SweepPaths, sweep: Sweep) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher import jobs
-from launcher.common.processes import ProcessId
+from launcher.common.processes import ProcessId, environment_of_ours
 from launcher.control import prepare, start, stop
 from launcher.errors import LauncherError
 from launcher.jobs import JobPaths, JobRecord, JobStore, planned_steps, read_record
@@ -206,13 +206,11 @@ def begin(paths: SweepPaths, sweep: Sweep) -> subprocess.Popen[bytes]:
     paths.stop.unlink(missing_ok=True)
     # Until the runner writes itself in: a sweep whose submitter died at this point is lost.
     write(paths, replace(sweep, state=RUNNING, runner=ProcessId.current()))
-    package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(dict.fromkeys([package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
     with paths.log.open("ab") as log:
         return subprocess.Popen(
             (sys.executable, "-m", "launcher.sweeps", str(paths.root)),
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment_of_ours(),
         )  # fmt: skip
 
 
