@@ -86,7 +86,7 @@ def test_it_is_refused_in_little_time_and_memory(tmp_path: Path, case: str) -> N
     make(tmp_path / "run")
     argv = ("-m", "launcher", "merge-ckpt", str(tmp_path / "run"), "-o", str(tmp_path / "merged"))
     # Of processor time, which other work on the machine does not lengthen, and of memory.
-    limited = f"ulimit -t 15 -v {2 << 20}; exec {shlex.join([sys.executable, *argv])}"
+    limited = f"ulimit -t 15; ulimit -v {2 << 20}; exec {shlex.join([sys.executable, *argv])}"
     done = subprocess.run(["/bin/sh", "-c", limited], capture_output=True, text=True, check=False)
 
     assert done.returncode == 4, done.stderr[-2000:]
