@@ -179,6 +179,10 @@ def history_of(root: Path) -> History:
             {"waits": lambda rank, step: {"begun": None}},
             "Its ranks do not tell when they enter a step (an earlier version of launcher).",
         ),
+        (
+            {"waits": lambda rank, step: {"begun": 9.0}},
+            "Its ranks do not tell when they enter a step (an earlier version of launcher).",
+        ),
         ({"steps": 0}, "Too early to tell who is slow: 0 of 10 steps are done."),
     ],
 )
