@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,6 +95,7 @@ def submit(
     launcher submit llama_7b_lora --scheduler kubernetes --nodes 2 --kind A2 --image registry/llm:1 \\
         --volume data:/shared --jobs-dir /shared/jobs
     """
+    _say_planning(quiet=options.dry_run)
     from launcher.cli.output import show
     from launcher.control import prepare
 
@@ -111,6 +113,12 @@ def submit(
     if not options.no_preflight:
         _say(prepare.preflight(prepared.plan, port=options.port), err=True)
     _begin(_completed(prepared, err=options.detach), detach=options.detach)
+
+
+def _say_planning(*, quiet: bool) -> None:
+    """Say something on a terminal before anything is imported or looked at, which takes seconds on a busy host."""
+    if sys.stderr.isatty() and not quiet:
+        click.echo("planning the run ...", err=True)
 
 
 def _earlier(reference: str | None, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:

@@ -20,6 +20,12 @@ def progress(stack: ExitStack, label: str) -> Any:
         if bar is None:
             made: Any = click.progressbar(length=total, label=f"  {label}", file=sys.stderr)
             bar = stack.enter_context(made)
-        bar.update(count)
+        bar.update(count - bar.pos)  # click adds what it is given
 
     return show
+
+
+def say_loading(name: str) -> None:
+    """Say on a terminal that the model ``name`` is being loaded, which takes seconds."""
+    if sys.stderr.isatty():
+        click.echo(f"loading {name} ...", err=True)
