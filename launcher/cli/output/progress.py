@@ -42,9 +42,9 @@ def progress(stack: ExitStack, label: str) -> Any:
 def waiting(first: str = "") -> Iterator[Say]:
     """A line on stderr that says what is being done, and for how many seconds; it goes at the end.
 
-    Yields what changes the line: "" takes it away, before anything else is printed. Nothing is shown when nobody watches,
-    or where a terminal cannot clear a line. MindSpore's output may be redirected meanwhile (``launcher.upstream.quiet``).
-    Leave it before processes are forked: it has a thread.
+    Yields what changes the line: "" takes it away, before anything else is printed. Nothing is shown when nobody
+    watches, or where a terminal cannot clear a line. MindSpore's output may be redirected meanwhile
+    (``launcher.upstream.quiet``). Leave it before processes are forked: it has a thread.
     """
     if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         yield lambda _: None
