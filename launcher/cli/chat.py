@@ -9,6 +9,7 @@ import click
 from launcher.cli.options.common import Text, model_argument
 from launcher.cli.options.group import takes
 from launcher.cli.options.model import ModelOptions, SamplingOptions
+from launcher.cli.output.progress import waiting
 
 
 @click.command()
@@ -31,4 +32,5 @@ def chat(reference: str, choice: ModelOptions, system: str | None, sampling: Sam
 
         session = Session(choice.find(reference), batch_size=1, device_id=choice.device_id)
         session.interrupted = interrupted
-        talk(session, sampling.spec(session.model), system=system, out=sys.stdout)
+        with waiting() as session.on_phase:
+            talk(session, sampling.spec(session.model), system=system, out=sys.stdout)

@@ -10,6 +10,7 @@ from launcher.cli.options.common import Seconds, model_argument
 from launcher.cli.options.group import option, takes
 from launcher.cli.options.listening import ListenOptions, port_option
 from launcher.cli.options.model import ModelOptions, SamplingOptions
+from launcher.cli.output.progress import waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,5 +60,6 @@ def serve(reference: str, choice: ModelOptions, server: ServerOptions, sampling:
         most_waiting=server.max_waiting,
         timeout_s=server.timeout_s,
     )
-    service = opened(session, limits, defaults=sampling.spec(session.model), token=token, asked_as=reference)
+    with waiting() as session.on_phase:
+        service = opened(session, limits, defaults=sampling.spec(session.model), token=token, asked_as=reference)
     run(service, server.host, server.port)
