@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from types import SimpleNamespace
+from typing import TextIO
 
 import pytest
 
@@ -20,9 +21,13 @@ from launcher.cli.output.progress import progress, waiting
 class Screen:
     """The side of a terminal at which a person looks."""
 
-    def __init__(self, master: int) -> None:
+    def __init__(self, master: int, terminal: TextIO, patch: pytest.MonkeyPatch) -> None:
         os.set_blocking(master, False)
-        self._master = master
+        self._master, self._terminal, self._patch = master, terminal, patch
+
+    def turn_on(self) -> None:
+        """Make stderr this terminal. In the test itself: pytest sets stderr anew after fixtures."""
+        self._patch.setattr(sys, "stderr", self._terminal)
 
     def read(self) -> str:
         """Return what is new."""
@@ -45,16 +50,16 @@ class Screen:
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Screen]:
-    """Make stderr a terminal."""
+    """A terminal that can be stderr."""
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("TERM", "vt100")
-        yield Screen(master)
+        yield Screen(master, terminal, monkeypatch)
     os.close(master)
 
 
 def test_a_bar_fed_by_threads_never_goes_back_and_ends_at_100_percent(screen: Screen) -> None:
+    screen.turn_on()
     blocks = [3, 1, 4, 1, 5] * 40
 
     with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
@@ -68,6 +73,7 @@ def test_a_bar_fed_by_threads_never_goes_back_and_ends_at_100_percent(screen: Sc
 
 
 def test_a_line_says_what_is_waited_for_and_goes(screen: Screen) -> None:
+    screen.turn_on()
     with waiting("planning the run") as say:
         say("loading x")
         say("")
@@ -81,6 +87,7 @@ def test_a_line_says_what_is_waited_for_and_goes(screen: Screen) -> None:
 
 
 def test_the_line_counts_the_seconds(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen.turn_on()
     now = [100.0]
     monkeypatch.setattr("launcher.cli.output.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr("launcher.cli.output.progress._TICK_S", 0.01)
@@ -94,6 +101,7 @@ def test_the_line_counts_the_seconds(screen: Screen, monkeypatch: pytest.MonkeyP
 def test_a_pipe_and_a_dumb_terminal_are_told_nothing(
     screen: Screen, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    screen.turn_on()
     monkeypatch.setenv("TERM", "dumb")
     with waiting("loading") as say:
         say("compiling")
