@@ -91,8 +91,8 @@ WAITS = """
 import sys
 from launcher import job
 found = job(sys.argv[1])
-print("waiting", flush=True)
 try:
+    print("waiting", flush=True)
     found.wait()
 except KeyboardInterrupt:
     print("interrupted", found.state, flush=True)
