@@ -3,8 +3,8 @@
 usage: soak.py [--count 40] [--minutes 60] [--seed 1] [--engines msrun,direct,mpirun] [--ranks 2,4] [--out soak.jsonl]
 
 Each kill is a job with restarts on: LoRA without dropout on a small model, a checkpoint every 4 of 12 steps. A kill is
-right when the job succeeds, its final weights are those of a run in one go to 1e-6, the verdict on the attempt names
-the rank and the signal, and no process is left. Kills are numbered, and what a number does follows from the seed: a run
+right when the job succeeds, its final weights are those of a run in one go to 1e-6 and can be merged, the verdict on
+the attempt names the rank and the signal, and no process is left. Kills are numbered, and what a number does follows from the seed: a run
 goes on where the file of another with the same seed ends.
 """
 
@@ -41,6 +41,7 @@ from support.supervised import marked  # noqa: E402
 from launcher.checkpoint.api import read_file  # noqa: E402
 from launcher.common.processes import ProcessId  # noqa: E402
 from launcher.jobs import SUCCEEDED, JobPaths, JobRecord  # noqa: E402
+from launcher.plan.resume import saved_moments  # noqa: E402
 
 STEPS, EVERY, LIMIT_S, TOLERANCE = 12, 4, 600.0, 1e-6
 # The event after which a rank is killed, and the longest wait after it, in s.
@@ -77,6 +78,7 @@ class Result:
     difference: float | None
     left: int
     seconds: float
+    merges: bool = True
 
     @property
     def wrong(self) -> list[str]:
@@ -86,6 +88,7 @@ class Result:
             f"the job {self.state}": self.state != SUCCEEDED,
             f"weights differ by {self.difference}": self.difference is None or self.difference > TOLERANCE,
             f"{self.left} processes left": self.left > 0,
+            "merge-ckpt refuses what is left": not self.merges,
             f"verdict: {self.said}": not done and self.said != f"rank {self.kill.rank_id}: killed by SIGKILL",
         }
         return [text for text, holds in found.items() if holds]
@@ -197,8 +200,14 @@ def carry_out(kill: Kill, shop: Workshop, expected: Path) -> Result:
     return Result(
         kill=kill, state=record.state, attempts=record.attempt, reached=reached, left=len(left),
         said=f"rank {first.get('rank_id')}: {first.get('reason')}",
-        difference=difference(final(root), expected), seconds=round(time.monotonic() - began, 1),
+        difference=difference(final(root), expected), seconds=round(time.monotonic() - began, 1), merges=merges(root),
     )  # fmt: skip
+
+
+def merges(root: Path) -> bool:
+    """Whether merge-ckpt takes what all attempts have left."""
+    argv = (sys.executable, "-m", "launcher", "merge-ckpt", str(root), "--dry-run")
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
 def final(root: Path) -> Path:
@@ -206,17 +215,14 @@ def final(root: Path) -> Path:
 
 
 def difference(folder: Path, expected: Path) -> float | None:
-    """The largest difference of any tensor of the last step; None when a file is not there or has other tensors."""
-    files = [sorted(place.glob(f"*_{STEPS}.safetensors")) or sorted(place.glob("*_4.safetensors"))
-             for place in (folder, expected)]  # fmt: skip
-    if not all(files) or files[0][-1].name != files[1][-1].name:
+    """The largest difference of any tensor of the last step; None when it is another step or has other tensors."""
+    mine, theirs = saved_moments(folder), saved_moments(expected)
+    if not mine or max(mine) != max(theirs):
         return None
-    mine, theirs = (read_file(found[-1]) for found in files)
-    if mine.keys() != theirs.keys():
+    one, other = read_file(mine[max(mine)]), read_file(theirs[max(theirs)])
+    if one.keys() != other.keys():
         return None
-    return max(
-        float(abs(mine[name].astype("float64") - theirs[name].astype("float64")).max(initial=0)) for name in mine
-    )
+    return max(float(abs(one[n].astype("float64") - other[n].astype("float64")).max(initial=0)) for n in one)
 
 
 def uninterrupted(shop: Workshop, ranks: int) -> Path:
