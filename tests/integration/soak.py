@@ -4,8 +4,8 @@ usage: soak.py [--count 40] [--minutes 60] [--seed 1] [--engines msrun,direct,mp
 
 Each kill is a job with restarts on: LoRA without dropout on a small model, a checkpoint every 4 of 12 steps. A kill is
 right when the job succeeds, its final weights are those of a run in one go to 1e-6 and can be merged, the verdict on
-the attempt names the rank and the signal, and no process is left. Kills are numbered, and what a number does follows from the seed: a run
-goes on where the file of another with the same seed ends.
+the attempt names the rank and the signal, and no process is left. Kills are numbered, and what a number does follows
+from the seed: a run goes on where the file of another with the same seed ends.
 """
 
 from __future__ import annotations
