@@ -304,10 +304,15 @@ def submit(
     if preflight:
         for said in prepare.preflight(prepared.plan, port=port):
             tell(said)
-    completed = prepare.complete(prepared)
-    for said in (said for said in completed.notes if said not in prepared.notes):
+    return begin(completed(prepared, tell), tell)
+
+
+def completed(prepared: prepare.PreparedRun, tell: Tell = _warn) -> prepare.PreparedRun:
+    """Make the data that a prepared run lacks, tell what is new then, and return the run with it."""
+    found = prepare.complete(prepared)
+    for said in (said for said in found.notes if said not in prepared.notes):
         tell(said)
-    return begin(completed, tell)
+    return found
 
 
 def begin(prepared: prepare.PreparedRun, tell: Tell = _warn) -> Job:

@@ -134,14 +134,12 @@ def _say(lines: Iterable[str], *, err: bool) -> None:
 
 def _completed(prepared: PreparedRun, *, err: bool) -> PreparedRun:
     """Make the data that is missing, and say what is new then."""
-    from launcher.control import prepare
+    from launcher import api
 
     if prepared.pending is None:
         return prepared
     click.echo(f"Data: {prepared.pending.describe()}", err=err)
-    completed = prepare.complete(prepared)
-    _say((note for note in completed.notes if note not in prepared.notes), err=err)
-    return completed
+    return api.completed(prepared, lambda note: _say([note], err=err))
 
 
 def _begin(prepared: PreparedRun, *, detach: bool) -> None:

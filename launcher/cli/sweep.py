@@ -287,8 +287,8 @@ def _table(found: Sweep) -> str:
     from launcher.cli.output.tables import table
 
     keys = found.keys
-    names = [name if sum(key.endswith(f".{name}") or key == name for key in keys) == 1 else key
-             for key, name in ((key, key.rpartition(".")[2]) for key in keys)]  # fmt: skip
+    short = [key.rpartition(".")[2] for key in keys]
+    names = [name if short.count(name) == 1 else key for key, name in zip(keys, short, strict=True)]
     rows = [
         (
             str(trial.number), *(str(trial.settings[key]) for key in keys), trial.state,

@@ -57,9 +57,8 @@ class JobStore:
         Of jobs of one name the newest is meant, and a Note says which. Raises JobError when there is none, when a
         prefix fits several, or when its job.json cannot be read.
         """
-        folder = Path(os.path.abspath(reference))  # noqa: PTH100 - links keep their names
-        if os.sep in reference and is_job_folder(folder):
-            return JobStore(folder.parent).get(folder.name)
+        if os.sep in reference and is_job_folder(Path(reference)):
+            return _in_folder(reference)
         paths, record = self._find(reference)
         if record.state == UNREADABLE:
             raise JobError(
@@ -149,6 +148,12 @@ def exists(path: Path) -> bool:
         return False
 
 
+def _in_folder(reference: str) -> tuple[JobPaths, JobRecord]:
+    """Return the job whose folder has this path, wherever it is."""
+    folder = Path(os.path.abspath(reference))  # noqa: PTH100 - links keep their names
+    return JobStore(folder.parent).get(folder.name)
+
+
 def find_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
     """Return the job that JOB or MODEL on the command line names; None when it is the path of something else.
 
@@ -157,5 +162,5 @@ def find_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | Non
     """
     path = Path(reference)
     if is_job_folder(path):
-        return JobStore(path.absolute().parent).get(path.absolute().name)
+        return _in_folder(reference)
     return None if os.sep in reference or exists(path) else JobStore(jobs_dir).get(reference)

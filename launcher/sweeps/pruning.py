@@ -6,6 +6,8 @@ is worse than the median of what other trials had at that step.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -36,17 +38,13 @@ class Curve:
 
     def value_at(self, step: int | None = None) -> float | None:
         """Return the trial's value by ``step``, the last one if None; None before the first that is finite."""
-        known = [
-            value
-            for at, value in zip(self.steps, self.values, strict=True)
-            if (step is None or at <= step) and math.isfinite(value)
-        ]
-        if not known:
-            return None
+        end = len(self.steps) if step is None else bisect.bisect_right(self.steps, step)
+        # From the newest on: every running trial asks all others, about once a second.
+        known = (value for value in reversed(self.values[:end]) if math.isfinite(value))
         if self.metric in _OF_HELD_OUT:
-            return max(known) if self.goal == MAX else min(known)
-        last = known[-max(1, math.ceil(LAST_SHARE * self.total)) :]
-        return statistics.fmean(last)
+            return (max if self.goal == MAX else min)(known, default=None)
+        last = list(itertools.islice(known, max(1, math.ceil(LAST_SHARE * self.total))))
+        return statistics.fmean(last) if last else None
 
     @property
     def diverged(self) -> bool:

@@ -68,7 +68,6 @@ class Runner:
     ) -> None:
         self.sweep, self._trials, self._keep, self._stopping = sweep, trials, keep, stopping
         self._curves: dict[int, Curve] = {}
-        self._told: dict[int, str] = {}
 
     def run(self, sleep: Callable[[float], None] = time.sleep) -> Sweep:
         """Run all trials and return the sweep as it ended."""
@@ -88,15 +87,12 @@ class Runner:
         self._keep(self.sweep)
         return self.sweep
 
-    def _in(self, *states: str) -> list[Trial]:
-        return [trial for trial in self.sweep.trials if trial.state in states]
-
     def _running(self) -> list[Trial]:
         ended = (*jobs.FINAL_STATES, WAITING, PRUNED, REFUSED, STOPPED)
         return [trial for trial in self.sweep.trials if trial.state not in ended]
 
     def _waiting(self) -> list[Trial]:
-        return self._in(WAITING, STOPPED)
+        return [trial for trial in self.sweep.trials if trial.state in (WAITING, STOPPED)]
 
     def _note(self, trial: Trial) -> None:
         if trial != self.sweep.trials[trial.number - 1]:
