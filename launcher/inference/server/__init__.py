@@ -4,6 +4,8 @@ protocol     parses requests
 formats      formats answers, whole and in chunks
 served       a model under its name
 queue        requests on their way to the models, several in a batch
+figures      counts for Prometheus
+page         the chat page
 http         size limits, and responses (starlette)
 server       from a socket to answers, until a signal
 

@@ -17,9 +17,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from launcher.common.http.access import CLIENT_LEFT, Gate, RequestError, add_note, json_response, unknown
+from launcher.common.openmetrics import CONTENT_TYPE
 from launcher.inference.decoding import CANCELLED
 from launcher.inference.server import formats, protocol
+from launcher.inference.server.figures import ANSWERED, FAILED, LEFT, TIMED_OUT, Figures
 from launcher.inference.server.formats import Choice, Format, Piece
+from launcher.inference.server.page import chat_page, page_headers
 from launcher.inference.server.queue import Task, TaskQueue
 from launcher.inference.server.served import Served
 
@@ -43,6 +46,7 @@ class Service:
 
     models: Sequence[Served]
     queue: TaskQueue
+    figures: Figures
     limits: Limits
     token: str | None
     created: int
@@ -62,10 +66,14 @@ class Service:
         deadline, values = time.monotonic() + self.limits.timeout_s, protocol.parse_object(raw)
         served = self.find(values["model"]) if isinstance(values.get("model"), str) else self.models[0]
         settings = protocol.Settings(defaults=served.defaults, most_tokens=self.limits.most_tokens)
-        completion = parse(values, settings)
-        prepared = served.prepare(completion)
-        task = Task(served=served, completion=completion, prepared=prepared, deadline=deadline, deliver=deliver)
-        self.queue.put(task)
+        try:
+            completion = parse(values, settings)
+            prepared = served.prepare(completion)
+            task = Task(served=served, completion=completion, prepared=prepared, deadline=deadline, deliver=deliver)
+            self.queue.put(task)
+        except RequestError as error:
+            error.about = served.name
+            raise
         return task
 
 
@@ -74,13 +82,15 @@ def application(service: Service, log: Callable[[str], None]) -> Starlette:
     endpoints = _Endpoints(service)
     app = Starlette(
         routes=[
+            Route("/", endpoints.page),
             Route("/health", endpoints.health),
+            Route("/metrics", endpoints.metrics),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
             Route("/v1/completions", endpoints.text, methods=["POST"]),
         ],
-        middleware=[Middleware(Gate, token=service.token, log=log, public=("/health",))],
+        middleware=[Middleware(Gate, token=service.token, log=log, public=("/health", "/"))],
         exception_handlers={HTTPException: unknown},
     )
     app.router.redirect_slashes = False
@@ -96,6 +106,13 @@ class _Endpoints:
 
     async def health(self, _: Request) -> Response:
         return json_response({"status": "ok"})
+
+    async def page(self, _: Request) -> Response:
+        return Response(chat_page(), headers=page_headers(), media_type="text/html")
+
+    async def metrics(self, _: Request) -> Response:
+        text = self._service.figures.text(waiting=self._service.queue.waiting)
+        return Response(text, media_type=CONTENT_TYPE)
 
     async def models(self, _: Request) -> Response:
         names = [served.name for served in self._service.models]
@@ -152,10 +169,15 @@ class _Answering:
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
         self._complete = False  # or as complete as the model makes it
+        self._began = time.monotonic()
 
     async def begin(self, parse: Parse) -> None:
         """Put the request into the queue; in a thread, because long prompts take a while. Raises RequestError."""
-        self.task = await asyncio.to_thread(self._service.task, self._body, parse, self._deliver)
+        try:
+            self.task = await asyncio.to_thread(self._service.task, self._body, parse, self._deliver)
+        except RequestError as error:
+            self._service.figures.refused(error.about)
+            raise
 
     def format(self) -> Format:
         return self.task.served.format(self.task.completion, list(self.task.prepared))
@@ -166,13 +188,18 @@ class _Answering:
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield the answer piece by piece until the client leaves or time is up; the model then stops too."""
         watcher = asyncio.create_task(self._watch())
+        is_first = True
         try:
             while piece := await self._next():
+                if is_first:
+                    self._service.figures.began(self.task.served.name, time.monotonic() - self._began)
+                    is_first = False
                 yield piece
             self._complete = not self.task.left.is_set()
         finally:
             watcher.cancel()
             self.task.left.set()
+            self._count()
             add_note(self._request, self._tokens() + ("" if self._complete else " (the client left)"))
 
     async def _next(self) -> Piece | None:
@@ -198,6 +225,17 @@ class _Answering:
         if self.task.error is not None or any(row.finish in (None, CANCELLED) for row in self.task.rows):
             return RequestError(503, self.task.error or "the server is shutting down")
         return None
+
+    def _count(self) -> None:
+        failure, usage = self.failure(), self.usage()
+        outcomes = {None: ANSWERED, CLIENT_LEFT: LEFT, 504: TIMED_OUT}
+        self._service.figures.ended(
+            self.task.served.name,
+            outcomes.get(failure.status if failure else None, FAILED),
+            prompt_tokens=usage["prompt_tokens"],
+            new_tokens=usage["completion_tokens"],
+            seconds=time.monotonic() - self._began,
+        )
 
     def raise_failure(self) -> None:
         failure = self.failure()

@@ -12,6 +12,7 @@ from types import FrameType
 from launcher.common.http.connections import Patience
 from launcher.common.http.listening import listen, serving, stderr_log, url_of
 from launcher.common.signals import handled
+from launcher.inference.server.figures import Figures
 from launcher.inference.server.http import Limits, Service, application
 from launcher.inference.server.queue import TaskQueue
 from launcher.inference.server.served import Served, check_names
@@ -30,7 +31,8 @@ def opened(models: Sequence[Served], limits: Limits, *, token: str | None) -> Se
         with quiet():
             served.session.load()
     queue = TaskQueue(most_waiting=limits.most_waiting)
-    return Service(models=models, queue=queue, limits=limits, token=token, created=int(time.time()))
+    figures = Figures(served.name for served in models)
+    return Service(models=models, queue=queue, figures=figures, limits=limits, token=token, created=int(time.time()))
 
 
 def serve(service: Service, host: str, port: int) -> None:
