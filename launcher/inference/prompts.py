@@ -137,16 +137,22 @@ def parse_messages(turns: Any) -> tuple[Message, ...]:
 
     Raises ValueError when there is none, or a turn has another form.
     """
-    if not isinstance(turns, list):
-        raise ValueError("messages must be a list")
-    found = [_message(turn) for turn in turns]
+    found = parse_turns(turns)
     while found and found[-1].role == "assistant":
         found.pop()
     if not found or found[-1].role != "user" or not found[-1].content.strip():
         raise ValueError("the last message must be the user's, and not empty")
+    return tuple(found)
+
+
+def parse_turns(turns: Any) -> list[Message]:
+    """Parse turns of role and content, or of from and value. Raises ValueError when one has another form."""
+    if not isinstance(turns, list):
+        raise ValueError("messages must be a list")
+    found = [_message(turn) for turn in turns]
     if any(message.role == "system" for message in found[1:]):
         raise ValueError("only the first message may be the system's")
-    return tuple(found)
+    return found
 
 
 def _message(turn: Any) -> Message:

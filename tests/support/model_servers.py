@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+from safetensors.numpy import save_file
 
 from launcher.common.http.connections import Patience
 from launcher.common.http.listening import listen, serving, url_of
@@ -19,7 +22,7 @@ from launcher.inference.server.served import Served
 from launcher.inference.server.server import opened
 from launcher.inference.session import Session
 from launcher.inference.sources import find_model
-from support.inference_tools import make_model
+from support.inference_tools import MODEL, make_model
 
 
 @dataclass(kw_only=True)
@@ -46,6 +49,24 @@ class Running:
 def quick_model(folder: Path, **changes: Any) -> Path:
     """A Qwen3 of random weights, which is computed without MindSpore."""
     return make_model(folder, family="qwen3", head_dim=12, **changes)
+
+
+def make_adapter(folder: Path) -> Path:
+    """A LoRA adapter of large random weights for ``quick_model``, as peft writes it."""
+    folder.mkdir()
+    random, hidden, queries = np.random.default_rng(1), MODEL.hidden_size, 12 * MODEL.num_heads
+    shapes = {"lora_A": (4, hidden), "lora_B": (queries, 4)}
+    weights: dict[str, Any] = {
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj.{side}.weight": random.normal(0, 1, shape).astype(
+            np.float32
+        )
+        for layer in range(MODEL.num_layers)
+        for side, shape in shapes.items()
+    }
+    save_file(weights, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
 
 
 def served(name: str, folder: Path, *, batch_size: int = 3, asked_as: str = "") -> Served:
