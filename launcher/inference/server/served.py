@@ -66,7 +66,7 @@ def check_names(models: list[Served]) -> None:
     for model in models:
         for name in {model.name, model.asked_as} - {""}:
             if taken.setdefault(name, model) is not model:
-                raise SpecError(f"two models are called {name}", hint=f"--model NAME={model.asked_as or 'MODEL'}")
+                raise SpecError(f"two models are called {name}", hint="give one another name: --model NAME=MODEL")
 
 
 def split_named(text: str) -> tuple[str, str]:
