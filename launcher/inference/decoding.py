@@ -29,6 +29,7 @@ class Row:
     prompt: token ids. limit: new tokens at most, within the context. ends: ids that end an answer. cancelled: called
     before each token; True ends the row. on_text: called with each piece of text that will not change, and with the
     rest, even if there is none, when the row has ended. top: how many alternatives ``scores`` have; None: no scores.
+    scores: of the new tokens and of the end token.
     """
 
     prompt: Sequence[int]
@@ -53,13 +54,13 @@ class Row:
     def advance(self, logits: Any) -> int:
         """Choose the next token and add it to the answer. ``logits`` (vocab,) float32."""
         token = self.sampler.pick(logits, [*self.prompt, *self.new_tokens])
+        if self.top is not None:
+            self.scores += scores_of(logits[None], [token], self.top)
         # An end token is not part of the text, but ``generate`` expects a token for the row.
         if token in self.ends:
             self.end(STOP)
             return token
         self.transcript.add(token)
-        if self.top is not None:
-            self.scores += scores_of(logits[None], [token], self.top)
         if self.transcript.stopped:
             self.end(STOP)
         elif len(self.new_tokens) >= self.limit:

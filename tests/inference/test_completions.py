@@ -6,6 +6,7 @@ The model is computed in numpy; its logits of whole rows are the oracle.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from support.data_tools import CONTROLS, make_hugging_face
 from support.model_servers import Running, quick_model, running, served
 
 from launcher.data.tokenizer import load_tokenizer
-from launcher.inference.session import Question
+from launcher.inference.sampling import GenerationSpec
+from launcher.inference.server.served import Served
+from launcher.inference.session import Question, Session
 from launcher.inference.transcript import Transcript
 
 TEXT = "I love Beijing, 苹果"
@@ -133,6 +136,21 @@ def test_a_continuation_is_that_of_the_same_tokens_in_one_go(server: Running, cl
     assert scored.logprobs.token_logprobs is not None
     assert len(scored.logprobs.token_logprobs) == len(ids_of(server, TEXT)) + 1
     assert max((scored.logprobs.top_logprobs or [])[-1].values()) == scored.logprobs.token_logprobs[-1]
+
+
+def test_the_token_that_ends_a_completion_has_a_log_probability(server: Running, client: openai.OpenAI) -> None:
+    """lm-eval takes the last one for that of a token after the prompt, whatever it is."""
+    ids = ids_of(server, TEXT)
+    likeliest = int(log_softmax(server, ids)[-1].argmax())
+    ending = Session(replace(server.session.model, ends=(likeliest,)), batch_size=1)
+    with running([Served(name="ending", session=ending, defaults=GenerationSpec())]) as other:
+        ask: dict[str, Any] = {"prompt": TEXT, "max_tokens": 1, "logprobs": 1}
+        (choice,) = other.post("/v1/completions", **ask, echo=True)["choices"]
+        (alone,) = other.post("/v1/completions", **ask)["choices"]
+
+    assert (choice["text"], choice["finish_reason"], alone["text"]) == (TEXT, "stop", "")
+    assert len(choice["logprobs"]["token_logprobs"]) == len(ids) + 1
+    assert choice["logprobs"]["tokens"][-1] == alone["logprobs"]["tokens"][0] == name_of(server, likeliest)
 
 
 @pytest.mark.parametrize("echo", [True, False])

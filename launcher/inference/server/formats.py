@@ -154,6 +154,8 @@ class ChatFormat:
             return None
         texts, found = self._texts[index], []
         for score in scores:
+            if not texts.raw(score.token):
+                continue  # a control token, such as the end, is no part of the content
             top = [_chat_token(texts, token, logprob) for token, logprob in score.top]
             found.append({**_chat_token(texts, score.token, score.logprob), "top_logprobs": top})
             texts.pass_by(score.token)
