@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import settings
 from support.oracles import TORCH, Child, torch_python
-from support.shop import SEQ_LENGTH, VOCAB, Trained, Workshop
+from support.shop import Trained, Workshop
 from support.supervised import marked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,14 +85,7 @@ def torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A folder with data and a tokenizer."""
-    shop = Workshop(folder=tmp_path_factory.mktemp("workshop"))
-    shop.launcher("data", "sample", "--size", "256", "--seed", "3", "-o", "math.jsonl")
-    shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
-    shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
-    for name in ("train", "held_out"):
-        options = ("--tokenizer", "tokenizer.model", "--seq-length", str(SEQ_LENGTH), "--template", "plain")
-        shop.launcher("data", "preprocess", "conversations.json", *options, "-o", f"{name}.mindrecord")
-    return shop
+    return Workshop.made(tmp_path_factory.mktemp("workshop"), "train", "held_out")
 
 
 # The base is trained and merged as a program of a user's would, LoRA by commands.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.checkpoint.entries import DamagedFile
+from launcher.checkpoint.entries import DamagedFile, damaged
 from launcher.checkpoint.shards import TRAINABLE, UNNUMBERED, Moment, Shards, moment_text, ranks_text
 from launcher.checkpoint.tensorfile import TensorFile, is_whole
 from launcher.errors import CheckpointError
@@ -128,7 +129,10 @@ def _step_in(path: Path) -> int | None:
         entry = file.entries.get(GLOBAL_STEP)
         if entry is None or not 0 < entry.nbytes <= 64:
             return None
-        return int(file.array(GLOBAL_STEP).reshape(-1)[0])
+        number = float(file.array(GLOBAL_STEP).reshape(-1)[0])
+        if not math.isfinite(number):
+            raise damaged(path, f"its {GLOBAL_STEP} is {number}")
+        return int(number)
 
 
 def check_steps(step: Step, paths: Sequence[Path], needed: Iterable[int], *, full: bool) -> Step:

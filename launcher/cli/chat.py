@@ -11,6 +11,7 @@ import click
 from launcher.cli.options.common import Text, model_argument
 from launcher.cli.options.group import takes
 from launcher.cli.options.model import ModelOptions, SamplingOptions
+from launcher.cli.output.progress import waiting
 
 
 @click.command()
@@ -48,14 +49,14 @@ def chat(
         conversation = begun(kept, system)
         session = session_with(choice.adapter)
         session.interrupted = interrupted
-        talk(
-            Chat(
-                session=session,
-                spec=sampling.spec(session.model),
-                read=line_reader(),
-                out=sys.stdout,
-                conversation=conversation,
-                kept=kept,
-                switch=session_with,
-            )
+        talker = Chat(
+            session=session,
+            spec=sampling.spec(session.model),
+            read=line_reader(),
+            out=sys.stdout,
+            conversation=conversation,
+            kept=kept,
+            switch=session_with,
         )
+        with waiting() as session.on_phase:
+            talk(talker)

@@ -12,6 +12,7 @@ from launcher.cli.options.common import Seconds, model_argument
 from launcher.cli.options.group import option, takes
 from launcher.cli.options.listening import ListenOptions, port_option
 from launcher.cli.options.model import ModelOptions, SamplingOptions
+from launcher.cli.output.progress import waiting
 
 if TYPE_CHECKING:
     from launcher.inference.server.served import Served
@@ -71,7 +72,9 @@ def serve(reference: str, choice: ModelOptions, server: ServerOptions, sampling:
         most_waiting=server.max_waiting,
         timeout_s=server.timeout_s,
     )
-    run(opened(models, limits, token=token), server.host, server.port)
+    with waiting() as on_phase:
+        service = opened(models, limits, token=token, on_phase=on_phase)
+    run(service, server.host, server.port)
 
 
 def _served(reference: str, choice: ModelOptions, server: ServerOptions, sampling: SamplingOptions) -> Iterator[Served]:

@@ -14,6 +14,7 @@ from launcher.cli.options.completion import job_ids, spec_names, tags
 from launcher.cli.options.group import option, takes
 from launcher.cli.options.run import RunChoice, SpecChanges
 from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
+from launcher.cli.output.progress import waiting
 
 if TYPE_CHECKING:
     from launcher.control.prepare import PreparedRun
@@ -94,16 +95,17 @@ def submit(
     launcher submit llama_7b_lora --scheduler kubernetes --nodes 2 --kind A2 --image registry/llm:1 \\
         --volume data:/shared --jobs-dir /shared/jobs
     """
-    from launcher.cli.output import show
-    from launcher.control import prepare
+    earlier = _earlier(options.earlier, jobs_dir)  # may print a note
+    with waiting("planning the run"):  # imports take a second on a busy host, and so may looking at the cards
+        from launcher.cli.output import show
+        from launcher.control import prepare
 
-    earlier = _earlier(options.earlier, jobs_dir)
-    prepared = prepare.prepare(
-        spec, cards=options.cards, port=options.port, jobs_dir=jobs_dir, earlier=earlier,
-        options=run.options(earlier[0] if earlier else None, scheduler.name),
-        scheduler=scheduler.name, values=scheduler.values, verify_base=options.verify == "full",
-        track=options.track, tags=options.tags, note=options.note, **asdict(changes),
-    )  # fmt: skip
+        prepared = prepare.prepare(
+            spec, cards=options.cards, port=options.port, jobs_dir=jobs_dir, earlier=earlier,
+            options=run.options(earlier[0] if earlier else None, scheduler.name),
+            scheduler=scheduler.name, values=scheduler.values, verify_base=options.verify == "full",
+            track=options.track, tags=options.tags, note=options.note, **asdict(changes),
+        )  # fmt: skip
     if options.dry_run:
         show.dry_run(prepare.estimated(prepared))
         return

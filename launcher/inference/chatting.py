@@ -166,7 +166,8 @@ class Chat:
         if name and self.switch:
             session = self.switch(None if name == "none" else name)
             _ = session.template  # before the model that is loaded is given up
-            session.interrupted, self.session = self.session.interrupted, session
+            session.interrupted, session.on_phase = self.session.interrupted, self.session.on_phase
+            self.session = session
             with quiet():
                 session.load()
         self._say(f"({self.session.model.name})")

@@ -26,7 +26,7 @@ from launcher.inference.judging import final_number
 from launcher.inference.logprobs import Floats, log_sums
 from launcher.inference.model import Model
 from launcher.inference.sampling import GenerationSpec
-from launcher.inference.session import Session
+from launcher.inference.session import OnPhase, Session, unheard
 from launcher.inference.sources import Given, as_job, find_model, job_step
 from launcher.inference.transcript import Transcript
 from launcher.inference.weights import with_folds
@@ -227,13 +227,14 @@ def score(
     max_new_tokens: int,
     device_id: int | None = None,
     interrupted: Callable[[], bool] = bool,
+    on_phase: OnPhase = unheard,
 ) -> Score:
     """Compute losses on all ``rows`` and answers to the first ``questions`` problems for one model.
 
     Raises DataError when rows or tokenizer are another model's, JobCancelled when ``interrupted`` returns True.
     """
     session = Session(candidate.model, batch_size=_ROWS_AT_ONCE, device_id=device_id, incremental=False)
-    session.interrupted = interrupted
+    session.interrupted, session.on_phase = interrupted, phase_of(candidate, on_phase)
     _check_rows(rows, candidate.model)
     losses = np.concatenate([*_losses(session, rows)])
     asked = problems(rows, session.tokenizer, questions)
@@ -245,6 +246,11 @@ def score(
         role=candidate.role, name=candidate.model.name, losses=losses, right=tuple(right), answers=tuple(answers),
         asked=tuple((session.tokenizer.decode(list(problem.prompt)), problem.right) for problem in asked),
     )  # fmt: skip
+
+
+def phase_of(candidate: Candidate, on_phase: OnPhase) -> OnPhase:
+    """Return ``on_phase``, told of which model it is; what that one says is shown once all have been asked."""
+    return lambda what: on_phase(f"{candidate.role}: {what or 'asking ' + candidate.model.name}")
 
 
 def _check_rows(rows: HeldOut, model: Model) -> None:
@@ -394,7 +400,13 @@ class Evaluation:
         return list(dict.fromkeys(note for candidate in self.candidates for note in candidate.model.notes))
 
     def run(
-        self, *, questions: int, max_new_tokens: int, device_id: int | None, interrupted: Callable[[], bool]
+        self,
+        *,
+        questions: int,
+        max_new_tokens: int,
+        device_id: int | None,
+        interrupted: Callable[[], bool],
+        on_phase: OnPhase = unheard,
     ) -> Comparison:
         """Score one model after the other. Raises JobCancelled when interrupted."""
         scores = []
@@ -407,6 +419,7 @@ class Evaluation:
                     max_new_tokens=max_new_tokens,
                     device_id=device_id,
                     interrupted=interrupted,
+                    on_phase=on_phase,
                 )
                 scores.append(scored)
         return Comparison(rows=self.rows, scores=tuple(scores))

@@ -22,6 +22,13 @@ from launcher.inference.transcript import Transcript
 
 DEFAULT_BATCH = 8
 
+# Told what takes seconds before there is an answer, and "" when there is one.
+OnPhase = Callable[[str], None]
+
+
+def unheard(_: str) -> None:
+    """Tell nobody."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
@@ -103,6 +110,7 @@ class Session:
         self._device_id = device_id
         self._incremental = incremental
         self.interrupted: Callable[[], bool] = bool  # bool() is False: nobody interrupts
+        self.on_phase: OnPhase = unheard
         # Loaded first: a wrong tokenizer should fail in milliseconds, not after the weights.
         self.tokenizer = _tokenizer(model)
 
@@ -165,6 +173,12 @@ class Session:
 
     @cached_property
     def _decoder(self) -> Decoder:
+        self.on_phase(f"loading {self.model.name}")
+        loaded = self._loaded()
+        self.on_phase("computing the first token" if is_plain(self.model) else f"compiling {self.model.name}")
+        return loaded
+
+    def _loaded(self) -> Decoder:
         if is_plain(self.model):
             from launcher.inference import plain
             from launcher.inference.cached import Cache
@@ -237,15 +251,11 @@ class Session:
         cancelled: Callable[[], bool] | None = None,
     ) -> list[Answer]:
         """Answer one batch. ``on_text``: called with the text of the first row piece by piece."""
-        from launcher.inference.network import mindspore_errors
-
-        decoder = self._decoder
+        _ = self._decoder  # loaded first: ``seconds`` measures answers only
         rows = [self.row(item, spec, cancelled) for item in prepared]
         rows[0].on_text = on_text
-        # The decoder is loaded by now: ``seconds`` measures answers only.
         began = time.monotonic()
-        with mindspore_errors():
-            decoder.run(rows)
+        self.run(rows)
         seconds = round(time.monotonic() - began, 3)
         return [_answer(item, row, seconds) for item, row in zip(prepared, rows, strict=True)]
 
@@ -273,8 +283,23 @@ class Session:
         """Answer rows with different settings as one batch."""
         from launcher.inference.network import mindspore_errors
 
+        decoder = self._decoder
+        self._await_text(rows[0])
         with mindspore_errors():
-            self._decoder.run(rows)
+            decoder.run(rows)
+        self.on_phase("")
+
+    def _await_text(self, row: Row) -> None:
+        """Have the first text of ``row`` say that the waiting is over, before anybody else is told of it."""
+        on_text = row.on_text
+
+        def first(text: str) -> None:
+            self.on_phase("")
+            row.on_text = on_text
+            if on_text is not None:
+                on_text(text)
+
+        row.on_text = first
 
     def score_prompt(self, row: Row) -> list[TokenScore]:
         """Return the scores of the tokens of the row's prompt; the first has none, as nothing stands before it.
@@ -297,7 +322,9 @@ class Session:
         from launcher.inference.network import mindspore_errors
 
         with mindspore_errors():
-            return self._decoder.all_logits(tokens)
+            logits = self._decoder.all_logits(tokens)
+        self.on_phase("")
+        return logits
 
     def answer(self, prompts: Sequence[str], spec: GenerationSpec, *, raw: bool = False) -> list[Answer]:
         """Return answers to ``prompts``, in their order. ``raw``: without the chat template."""

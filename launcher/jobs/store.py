@@ -52,11 +52,14 @@ class JobStore:
         return sorted(found, key=lambda item: (item[1].created, item[1].job_id))
 
     def get(self, reference: str) -> tuple[JobPaths, JobRecord]:
-        """Return the job that ``reference`` names: an id, a unique prefix of one, "last", or the name of a run.
+        """Return the job that ``reference`` names: an id, a unique prefix of one, "last", the name of a run, a folder.
 
         Of jobs of one name the newest is meant, and a Note says which. Raises JobError when there is none, when a
         prefix fits several, or when its job.json cannot be read.
         """
+        folder = Path(os.path.abspath(reference))  # noqa: PTH100 - links keep their names
+        if os.sep in reference and is_job_folder(folder):
+            return JobStore(folder.parent).get(folder.name)
         paths, record = self._find(reference)
         if record.state == UNREADABLE:
             raise JobError(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.common.clock import duration
 from launcher.jobs import JobPaths
 from launcher.jobs.events import HostSample, read_last_events
 from launcher.observe.words import Say
@@ -53,8 +54,8 @@ THROTTLED = "Host {host}: the CPU limit of its container holds threads up for {s
 HEALTH = "Card {card} of host {host}: npu-smi says {health}."
 HOT = "Card {card} of host {host}: {own} °C, the median of the cards is {others} °C."
 WEAK = "Card {card} of host {host}: {own} W, the median of the cards is {others} W: it may hold its clock down."
-ECC = "Card {card} of host {host}: {count} more uncorrectable memory errors since the job began."
-LINK = "Card {card} of host {host}: {count} more damaged packets on its link since the job began."
+ECC = "Card {card} of host {host}: {count} more uncorrectable memory errors in {time}."
+LINK = "Card {card} of host {host}: {count} more damaged packets on its link in {time}."
 
 
 def read_samples(paths: JobPaths, hosts: int) -> dict[int, list[HostSample]]:
@@ -103,12 +104,13 @@ def _grown(samples: Sequence[HostSample]) -> Iterator[Sign]:
     """Yield counters of cards that are higher in the last sample than in the first that has them."""
     for card in _cards(samples[-1]):
         for name, text in (("ecc_errors", ECC), ("link_errors", LINK)):
-            told = [_number(one, name) for sample in samples for one in _cards(sample)
+            told = [(sample.time, _number(one, name)) for sample in samples for one in _cards(sample)
                     if one.get("device_id") == card.get("device_id")]  # fmt: skip
-            known = [count for count in told if not math.isnan(count)]
-            if known and known[-1] > known[0]:
-                values = {"host": samples[-1].host, "card": str(card.get("device_id"))}
-                yield Sign(text=text, values={**values, "count": f"{known[-1] - known[0]:.0f}"})
+            known = [(time, count) for time, count in told if not math.isnan(count)]
+            if known and known[-1][1] > known[0][1]:
+                (began, first), (ended, last) = known[0], known[-1]
+                place = {"host": samples[-1].host, "card": str(card.get("device_id"))}
+                yield Sign(text=text, values={**place, "count": f"{last - first:.0f}", "time": duration(ended - began)})
 
 
 def _cards(sample: HostSample) -> list[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ set by the ends of steps first, which the last all-reduce of a step makes about 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -261,6 +261,8 @@ def find_stragglers(told: Timeline, wanted: Thresholds = THRESHOLDS) -> Straggle
         return Stragglers(none=UNTOLD, steps=steps)
     if steps < wanted.least_steps:
         return Stragglers(none=EARLY, steps=steps)
+    if told.elapsed_s <= 0:  # a clock was set back meanwhile
+        return Stragglers(none=UNTOLD, steps=steps)
     told = _one_clock(told)
     suspects = sorted(_suspects(told, wanted), key=lambda suspect: -suspect.lost_share)
     none = "" if suspects else NOBODY
@@ -275,12 +277,10 @@ def _one_clock(told: Timeline) -> Timeline:
         return told
     rows = {name: np.array([host == name for host in hosts]) for name in names}
     everywhere = np.median(told.ended, axis=0)
-    begun, ended = told.begun.copy(), told.ended.copy()
+    begun = told.begun.copy()
     for mine in rows.values():
-        ahead = float(np.median(np.median(told.ended[mine], axis=0) - everywhere))
-        begun[mine] -= ahead
-        ended[mine] -= ahead
-    return Timeline(**{**vars(told), "begun": begun, "ended": ended})
+        begun[mine] -= float(np.median(np.median(told.ended[mine], axis=0) - everywhere))
+    return replace(told, begun=begun)
 
 
 def _suspects(told: Timeline, wanted: Thresholds) -> Iterator[Suspect]:

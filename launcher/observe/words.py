@@ -207,10 +207,10 @@ _ZH = {
         "主机 {host} 的卡 {card}：{own} °C，各卡中位数为 {others} °C。",
     "Card {card} of host {host}: {own} W, the median of the cards is {others} W: it may hold its clock down.":
         "主机 {host} 的卡 {card}：{own} W，各卡中位数为 {others} W，可能已降频。",
-    "Card {card} of host {host}: {count} more uncorrectable memory errors since the job began.":
-        "主机 {host} 的卡 {card}：作业开始后新增 {count} 个不可纠正的内存错误。",
-    "Card {card} of host {host}: {count} more damaged packets on its link since the job began.":
-        "主机 {host} 的卡 {card}：作业开始后链路新增 {count} 个损坏的数据包。",
+    "Card {card} of host {host}: {count} more uncorrectable memory errors in {time}.":
+        "主机 {host} 的卡 {card}：{time} 内新增 {count} 个不可纠正的内存错误。",
+    "Card {card} of host {host}: {count} more damaged packets on its link in {time}.":
+        "主机 {host} 的卡 {card}：链路在 {time} 内新增 {count} 个损坏的数据包。",
     "Look at that host and card: launcher doctor; clocks, temperature and load.":
         "请检查该主机和卡：launcher doctor；时钟频率、温度和负载。",
     # attempts

@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 from support.events import read_events  # noqa: E402
-from support.shop import SEQ_LENGTH, VOCAB, Workshop  # noqa: E402
+from support.shop import Workshop  # noqa: E402
 
 from launcher.common.processes import ProcessId  # noqa: E402
 from launcher.jobs import JobPaths  # noqa: E402
@@ -69,12 +69,7 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
 
 def prepare(folder: Path) -> Workshop:
     """A working folder with data and a tokenizer, and the spec of a model of 60,000 parameters."""
-    shop = Workshop(folder=folder)
-    shop.launcher("data", "sample", "--size", "256", "--seed", "3", "-o", "math.jsonl")
-    shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
-    shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
-    options = ("--tokenizer", "tokenizer.model", "--seq-length", str(SEQ_LENGTH), "--template", "plain")
-    shop.launcher("data", "preprocess", "conversations.json", *options, "-o", "train.mindrecord")
+    shop = Workshop.made(folder, "train")
     shop.write_spec("bench", lora=True, epochs=200)
     return shop
 

@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 from support.events import read_events  # noqa: E402
-from support.shop import SEQ_LENGTH, VOCAB, Workshop  # noqa: E402
+from support.shop import Workshop  # noqa: E402
 from support.supervised import marked  # noqa: E402
 
 from launcher.checkpoint.api import read_file  # noqa: E402
@@ -107,12 +107,7 @@ def kills(seed: int, engines: list[str], ranks: list[int]) -> Iterator[Kill]:
 
 
 def prepare(folder: Path) -> Workshop:
-    shop = Workshop(folder=folder)
-    shop.launcher("data", "sample", "--size", "256", "--seed", "3", "-o", "math.jsonl")
-    shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
-    shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
-    options = ("--tokenizer", "tokenizer.model", "--seq-length", str(SEQ_LENGTH), "--template", "plain")
-    shop.launcher("data", "preprocess", "conversations.json", *options, "-o", "train.mindrecord")
+    shop = Workshop.made(folder, "train")
     path = folder / shop.write_spec("soak", lora=True, epochs=2, steps=STEPS)
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     values["lora"]["dropout"] = 0.0

@@ -77,6 +77,14 @@ def test_a_job_is_found_by_id_prefix_or_last(tmp_path: Path, reference: str) -> 
     assert store.get(reference)[1].job_id == "bcdfg-one"
 
 
+def test_a_job_is_found_by_the_path_of_its_folder_wherever_it_is(tmp_path: Path) -> None:
+    folder = store_with(tmp_path / "elsewhere", "bcdfg-x", "bcdfh-y").root / "bcdfg-x"
+    for reference in (str(folder), f"{folder}/", os.path.relpath(folder)):
+        assert JobStore(tmp_path / "jobs").get(reference)[0].root == folder
+    with pytest.raises(JobError, match="no job"):
+        JobStore(tmp_path / "jobs").get(str(folder.parent / "none"))
+
+
 def test_an_id_that_begins_another_id_means_itself(tmp_path: Path) -> None:
     assert store_with(tmp_path, "bcdfg-x", "bcdfg-x2").get("bcdfg-x")[1].job_id == "bcdfg-x"
 

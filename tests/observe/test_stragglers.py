@@ -179,6 +179,10 @@ def history_of(root: Path) -> History:
             {"waits": lambda rank, step: {"begun": None}},
             "Its ranks do not tell when they enter a step (an earlier version of launcher).",
         ),
+        (
+            {"waits": lambda rank, step: {"begun": 9.0}},
+            "Its ranks do not tell when they enter a step (an earlier version of launcher).",
+        ),
         ({"steps": 0}, "Too early to tell who is slow: 0 of 10 steps are done."),
     ],
 )
@@ -247,8 +251,8 @@ def card(device_id: int, **own: Any) -> dict[str, Any]:
     return {"device_id": device_id, "health": "OK", "temperature_c": 60.0, "power_w": 300.0, **own}
 
 
-def sample(*cards: dict[str, Any], steal: float | None = 0.0, throttled: float | None = None) -> HostSample:
-    return HostSample(host="node0", steal=steal, throttled=throttled, cards=cards)
+def sample(*cards: dict[str, Any], steal: float | None = 0.0, **more: Any) -> HostSample:
+    return HostSample(host="node0", steal=steal, cards=cards, **more)
 
 
 CALM = [card(n, ecc_errors=2, link_errors=5) for n in range(4)]
@@ -279,10 +283,10 @@ CALM = [card(n, ecc_errors=2, link_errors=5) for n in range(4)]
             ["Card 0 of host node0: 200 W, the median of the cards is 300 W: it may hold its clock down."],
         ),
         (
-            [sample(*CALM), sample(*CALM[1:], card(0, ecc_errors=3, link_errors=9))],
+            [sample(*CALM), sample(*CALM[1:], card(0, ecc_errors=3, link_errors=9), time=90.0)],
             [
-                "Card 0 of host node0: 1 more uncorrectable memory errors since the job began.",
-                "Card 0 of host node0: 4 more damaged packets on its link since the job began.",
+                "Card 0 of host node0: 1 more uncorrectable memory errors in 1:30.",
+                "Card 0 of host node0: 4 more damaged packets on its link in 1:30.",
             ],
         ),
     ],

@@ -15,7 +15,6 @@ from support.fake_host import PROGRAMS, info_hbm
 from launcher.supervise.host_sampler import HostSampler
 
 ECC = "        NPU ID                         : 1\n        HBM Double Bit Error Count     : {count}\n"
-STAT = "packet statistics:\nmac_tx_total_pkt_num:900\nmac_rx_bad_pkt_num:{count}\nroce_rx_err_pkt_num:2\n"
 
 
 @dataclass(kw_only=True)
@@ -118,7 +117,7 @@ def npu_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{PROGRAMS}:/usr/bin:/bin")
     monkeypatch.setenv("FAKE_NPU_SMI", str(folder))
-    monkeypatch.setenv("FAKE_HCCN_TOOL", str(folder))
+    monkeypatch.setenv("FAKE_HCCN_BAD", "5")
     return folder
 
 
@@ -133,8 +132,9 @@ def test_the_cards_of_the_job_are_asked_one_program_at_a_time(sampled: Callable[
     assert event["cards"] == [{"device_id": 1, **known}, {"device_id": 2, **known}]
 
     host.clock.now += 30.0
-    host.look(until=lambda: "ecc_errors" in host.sampler.cards[0])
-    assert host.sampler.cards[0]["ecc_errors"] == 3
+    host.look(until=lambda: "link_errors" in host.sampler.cards[0])
+    assert host.sampler.cards[0] == {"device_id": 1, **known, "ecc_errors": 3, "link_errors": 7}
+    assert host.sampler.cards[1] == {"device_id": 2, **known}, "its turn comes"
 
 
 def test_a_program_that_hangs_is_ended_and_not_started_again(

@@ -33,6 +33,18 @@ class Workshop:
 
     folder: Path
 
+    @classmethod
+    def made(cls, folder: Path, *datasets: str) -> Workshop:
+        """Return one with math.jsonl, a tokenizer, and ``datasets`` made of both."""
+        shop = cls(folder=folder)
+        shop.launcher("data", "sample", "--size", "256", "--seed", "3", "-o", "math.jsonl")
+        shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
+        shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
+        for name in datasets:
+            options = ("--tokenizer", "tokenizer.model", "--seq-length", str(SEQ_LENGTH), "--template", "plain")
+            shop.launcher("data", "preprocess", "conversations.json", *options, "-o", f"{name}.mindrecord")
+        return shop
+
     def launcher(
         self, *arguments: str, code: int = 0, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:

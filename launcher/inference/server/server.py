@@ -16,18 +16,20 @@ from launcher.inference.server.figures import Figures
 from launcher.inference.server.http import Limits, Service, application
 from launcher.inference.server.queue import TaskQueue
 from launcher.inference.server.served import Served, check_names
+from launcher.inference.session import OnPhase, unheard
 from launcher.upstream.quiet import quiet
 
 # How long a request may take to arrive, and an answer to be taken once it is complete.
 _SLOW_CLIENT_S = 30.0
 
 
-def opened(models: Sequence[Served], limits: Limits, *, token: str | None) -> Service:
+def opened(models: Sequence[Served], limits: Limits, *, token: str | None, on_phase: OnPhase = unheard) -> Service:
     """Load the models and return the service around them. Raises SpecError when two have one name."""
     check_names(list(models))
     for served in models:
         if served.session.model.template is None:
             print(f"note: {served.name} has no chat template: /v1/completions alone", file=sys.stderr, flush=True)
+        served.session.on_phase = on_phase
         with quiet():
             served.session.load()
     queue = TaskQueue(most_waiting=limits.most_waiting)
