@@ -20,10 +20,14 @@ from launcher import jobs
 TRAIN = "ready()\nfor n in range(1, 100000):\n    step(n, seconds=0.05)\n"
 
 SAVES_WHEN_ASKED = """
+from launcher.jobs.events import read_position
 from launcher.worker.main import asked_to_stop_at
 ready()
+everybody = [paths.rank_position(other) for other in range(int(os.environ["RANK_SIZE"]))]
 for n in range(1, 100000):
     step(n, seconds=0.02)
+    while min(map(read_position, everybody)) < n:  # as collectives have them wait
+        time.sleep(0.005)
     if n >= asked_to_stop_at(paths):
         break
 """
