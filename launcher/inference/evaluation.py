@@ -23,6 +23,7 @@ from launcher.data.tokenizer import Tokenizer
 from launcher.errors import DataError, JobCancelled
 from launcher.inference.decoding import Row
 from launcher.inference.judging import final_number
+from launcher.inference.logprobs import Floats, log_sums
 from launcher.inference.model import Model
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import OnPhase, Session, unheard
@@ -34,7 +35,6 @@ from launcher.upstream.quiet import quiet
 
 BASE, ADAPTED, MERGED, OTHER = "base", "base + adapter", "merged", "model"
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
 _ROWS_AT_ONCE = 8
@@ -288,10 +288,7 @@ def _stop_if(interrupted: bool) -> None:
 
 def cross_entropy(logits: Any, labels: Any) -> Floats:
     """Return (N,) float64, in nats, for logits (N, vocab) float32 and labels (N,) int."""
-    logits = logits.astype(np.float64)
-    top = logits.max(axis=-1, keepdims=True)
-    log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[:, 0]
-    found: Floats = log_sum - np.take_along_axis(logits, labels[:, None].astype(np.int64), axis=-1)[:, 0]
+    found: Floats = log_sums(logits) - np.take_along_axis(logits, labels[:, None].astype(np.int64), axis=-1)[:, 0]
     return found
 
 

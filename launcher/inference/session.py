@@ -15,6 +15,7 @@ from launcher.data.templates import Template, template_names
 from launcher.data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from launcher.errors import DataError, HostError, JobCancelled, SpecError
 from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
+from launcher.inference.logprobs import TokenScore, scores_of
 from launcher.inference.model import Model, is_plain
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.transcript import Transcript
@@ -31,15 +32,18 @@ def unheard(_: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question. ``messages`` end with the user's turn; ``text``, if set, goes to the model unchanged."""
+    """A question. ``messages`` end with the user's turn; ``text`` or ``ids``, if set, goes to the model unchanged."""
 
     id: str
     messages: tuple[Message, ...] = ()
     text: str | None = None
+    ids: tuple[int, ...] | None = None
 
     @property
     def shown(self) -> str:
         """Return the question as the user wrote it."""
+        if self.ids is not None:
+            return f"token ids {', '.join(map(str, self.ids[:8]))}"
         return self.text if self.text is not None else self.messages[-1].content
 
 
@@ -120,11 +124,11 @@ class Session:
 
     # ---------------------------------------------------------------------------------------- before it is loaded
 
-    def prepare(self, questions: Iterable[Question]) -> list[Prepared]:
-        """Encode questions. Raises DataError, naming each question that leaves no room for an answer."""
+    def prepare(self, questions: Iterable[Question], *, room: int = 1) -> list[Prepared]:
+        """Encode questions. Raises DataError, naming each question that leaves no ``room`` (tokens) for an answer."""
         prepared = [Prepared(question=question, ids=tuple(self.encode(question))) for question in questions]
         context = self.model.context
-        long = [item for item in prepared if len(item.ids) >= context]
+        long = [item for item in prepared if len(item.ids) + room > context]
         if long:
             shown = "; ".join(f"{_shortened(item.question.shown)} has {len(item.ids)}" for item in long[:3])
             more = f"; and {len(long) - 3} more" if len(long) > 3 else ""
@@ -139,13 +143,21 @@ class Session:
     def encode(self, question: Question) -> list[int]:
         """Return the token ids of a question in the template of training, or of its bare text, a bos token first.
 
-        Raises DataError when there is no template, or a prompt is empty.
+        Raises DataError when there is no template, a prompt is empty, or an id is none of the model's.
         """
+        if question.ids is not None:
+            return self._checked(question.ids)
         if not question.shown.strip():
             raise DataError(f"prompt {question.id} is empty", hint="ask something")
         if question.text is not None:
             return [self.model.spec.bos_token_id, *self.tokenizer.encode(question.text, start=True)]
         return self.template.encode_prompt(self.tokenizer, question.messages)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        vocab_size = self.model.spec.vocab_size
+        if wrong := [token for token in ids if not 0 <= token < vocab_size]:
+            raise DataError(f"{wrong[0]} is no token id of {self.model.name}", hint=f"ids are below {vocab_size}")
+        return list(ids)
 
     @property
     def template(self) -> Template:
@@ -247,14 +259,23 @@ class Session:
         seconds = round(time.monotonic() - began, 3)
         return [_answer(item, row, seconds) for item, row in zip(prepared, rows, strict=True)]
 
-    def row(self, item: Prepared, spec: GenerationSpec, cancelled: Callable[[], bool] | None = None) -> Row:
-        """Return ``item`` as a row for the decoder."""
+    def row(
+        self,
+        item: Prepared,
+        spec: GenerationSpec,
+        cancelled: Callable[[], bool] | None = None,
+        *,
+        continued: bool = False,
+        top: int | None = None,
+    ) -> Row:
+        """Return ``item`` as a row for the decoder. continued: its text goes on from the prompt's, white space kept."""
         return Row(
             prompt=item.ids,
             spec=spec,
             limit=min(spec.max_new_tokens, self.model.context - len(item.ids)),
             ends=self.ends,
-            transcript=Transcript(self.tokenizer, spec.stop),
+            transcript=Transcript(self.tokenizer, spec.stop, after=item.ids if continued else None),
+            top=top,
             cancelled=cancelled,
         )
 
@@ -279,6 +300,22 @@ class Session:
                 on_text(text)
 
         row.on_text = first
+
+    def score_prompt(self, row: Row) -> list[TokenScore]:
+        """Return the scores of the tokens of the row's prompt; the first has none, as nothing stands before it.
+
+        A row that wants one new token is answered on the way. Works on CPU alone.
+        """
+        from launcher.inference.network import mindspore_errors
+
+        scores, rest = [TokenScore(token=row.prompt[0])], list(row.prompt[1:])
+        with mindspore_errors():
+            for logits in self._decoder.prompt_logits(row.prompt):
+                now, rest = rest[: len(logits)], rest[len(logits) :]
+                scores += scores_of(logits[: len(now)], now, row.top or 0)
+        if row.limit == 1:
+            row.advance(logits[-1])
+        return scores
 
     def all_logits(self, tokens: Any) -> Any:
         """Return logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new) int32."""

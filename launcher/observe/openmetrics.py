@@ -7,11 +7,12 @@ and there is no type info. Values are of the moment; base units are in the names
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import numpy as np
 
+from launcher.common import openmetrics
+from launcher.common.openmetrics import Family, Labels
 from launcher.jobs import STATES, UNREADABLE, JobPaths, JobRecord, JobStore
 from launcher.observe import facts
 from launcher.observe.columns import Floats
@@ -19,53 +20,6 @@ from launcher.observe.history import FOLDER_DAMAGES, History, read_history, seco
 from launcher.observe.metrics import METRICS, tokens_per_step
 from launcher.observe.stragglers import Stragglers
 from launcher.observe.summary import Summary, summarize
-
-CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-
-Labels = Mapping[str, str]
-
-
-@dataclass(kw_only=True)
-class Family:
-    """Samples of one name, which is without the suffix that ``kind`` (gauge, counter or info) adds."""
-
-    name: str
-    kind: str
-    about: str
-    samples: list[tuple[Labels, float]] = field(default_factory=list)
-
-    def add(self, labels: Labels, value: float | None) -> None:
-        """Add a sample, unless its value is not known."""
-        if value is not None:
-            self.samples.append((labels, float(value)))
-
-    @property
-    def sample_name(self) -> str:
-        return self.name + {"counter": "_total", "info": "_info"}.get(self.kind, "")
-
-    def lines(self, *, older: bool) -> Iterator[str]:
-        """Yield the family's lines; none without samples. ``older``: in Prometheus' text format 0.0.4."""
-        if not self.samples:
-            return
-        name, kind = (
-            (self.sample_name, "gauge" if self.kind == "info" else self.kind) if older else (self.name, self.kind)
-        )
-        yield f"# HELP {name} {self.about}"
-        yield f"# TYPE {name} {kind}"
-        for labels, value in self.samples:
-            shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-            yield f"{self.sample_name}{{{shown}}} {_number(value)}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-def _number(value: float) -> str:
-    if math.isfinite(value):
-        return repr(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
-    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
-
 
 _FAMILIES = {
     name: (kind, about)
@@ -130,8 +84,7 @@ class Scrapes:
         for paths, record in self._store.all():
             for name, labels, value in self._samples(paths, record):
                 families[name].add(labels, value)
-        lines = [line for family in families.values() for line in family.lines(older=older)]
-        return "\n".join([*lines, *([] if older else ["# EOF"])]) + "\n"
+        return openmetrics.metrics_text(families.values(), older=older)
 
     def _samples(self, paths: JobPaths, record: JobRecord) -> list[Sample]:
         known = self._ended.get(record.job_id)

@@ -466,7 +466,8 @@ _TRIMMING = """
 import io, json, sys
 from pathlib import Path
 from launcher.data.messages import Message
-from launcher.inference.chatting import Chat, Conversation
+from launcher.inference.chatting import Chat
+from launcher.inference.conversation import Conversation
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Session
 from launcher.inference.sources import find_model

@@ -20,8 +20,9 @@ from launcher import jobs
 from launcher.cli.app import main
 from launcher.common.http.connections import Patience
 from launcher.common.http.listening import listen, serving
+from launcher.common.openmetrics import CONTENT_TYPE
 from launcher.jobs import JobPaths, JobStore
-from launcher.observe.openmetrics import CONTENT_TYPE, Scrapes, metrics_text
+from launcher.observe.openmetrics import Scrapes, metrics_text
 from launcher.observe.serving import application
 
 ENDED, RUNS = "bcdfg-ended", "zzzzz-runs"
