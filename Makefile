@@ -8,7 +8,11 @@
 # make test-web  the board in a browser (about a minute; needs Debian's package chromium)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
+# make soak   kills ranks of real trainings at random moments, and compares the weights (COUNT=40 MINUTES=60)
+# make bench-restart  a restart against a fresh start, by phase (about 10 min)
 # make verdict-score  what the verdict makes of the corpus of failures in tests/verdicts (seconds)
+# make slow-ranks  how often a slow rank is named, and a healthy one is not (at most 10 min)
+# make site   the documentation as web pages with search, English and Chinese, in build/site
 # Each makes .venv when there is none. PYTHON names the interpreter to make it with (3.10 or 3.11).
 
 PYTHON ?= python3
@@ -16,7 +20,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-real base test test-fast docs-check semi-auto faults verdict-score lint clean test-web
+.PHONY: demo demo-real base test test-fast test-web docs-check semi-auto faults soak bench-restart verdict-score slow-ranks \
+	site lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -61,8 +66,31 @@ faults: $(VENV)/.installed-test
 	LAUNCHER_FAULTS=all $(BIN)/python -m pytest tests/schedulers/test_slurm.py tests/schedulers/test_ssh.py \
 		tests/integration/test_slurm_training.py tests/integration/test_mpirun_hosts.py
 
+# Goes on where build/soak.jsonl ends.
+COUNT ?= 40
+MINUTES ?= 60
+soak: $(VENV)/.installed-test
+	@mkdir -p build
+	$(BIN)/python tests/integration/soak.py --count $(COUNT) --minutes $(MINUTES) --out build/soak.jsonl
+
+bench-restart: $(VENV)/.installed-test
+	$(BIN)/python tests/benchmarks/bench_restart.py
+
 verdict-score: $(VENV)/.installed-test
 	$(BIN)/python tests/verdicts/score.py
+
+slow-ranks: $(VENV)/.installed-test
+	$(BIN)/python tests/benchmarks/bench_slow_ranks.py
+
+# The pages keep their places, so that links between them hold.
+SITE := build/site-pages
+site: $(VENV)/.installed
+	$(PIP) --editable '.[site]'
+	@rm -rf $(SITE) && mkdir -p $(SITE)
+	@cp -r README.md README.zh.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md LICENSE docs examples rank_tables $(SITE)
+	@find $(SITE) -name '*.md' -exec sed -i -E 's/^```([a-z]+) .*/```\1/' {} + # words for the tests of pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	@echo "build/site/index.html; to look at it: $(BIN)/mkdocs serve"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

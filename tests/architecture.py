@@ -19,6 +19,7 @@ FLOORS = (
     "cli.output",
     "cli.options",
     "api",
+    "sweeps",
     "control",
     "observe",
     "supervise",

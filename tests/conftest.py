@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import settings
 from support.oracles import TORCH, Child, torch_python
-from support.shop import SEQ_LENGTH, VOCAB, Trained, Workshop
+from support.shop import Trained, Workshop
 from support.supervised import marked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,25 +85,37 @@ def torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A folder with data and a tokenizer."""
-    shop = Workshop(folder=tmp_path_factory.mktemp("workshop"))
-    shop.launcher("data", "sample", "--size", "256", "--seed", "3", "-o", "math.jsonl")
-    shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
-    shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
-    for name in ("train", "held_out"):
-        options = ("--tokenizer", "tokenizer.model", "--seq-length", str(SEQ_LENGTH), "--template", "plain")
-        shop.launcher("data", "preprocess", "conversations.json", *options, "-o", f"{name}.mindrecord")
-    return shop
+    return Workshop.made(tmp_path_factory.mktemp("workshop"), "train", "held_out")
+
+
+# The base is trained and merged as a program of a user's would, LoRA by commands.
+FROM_PYTHON = """
+import json, sys
+import launcher
+
+notes = []
+job = launcher.submit(sys.argv[1], cards=2, tags=["base"], changes={"training.seed": 42}, tell=notes.append)
+begun = job.state
+losses = []
+job.wait(on_event=lambda event: losses.append(event.loss) if event.kind == "step" and event.rank_id == 0 else None)
+merged = job.merge()
+metrics = {name: list(column) for name, column in dict(job.metrics("loss", "step-time")).items()}
+print(json.dumps({
+    "id": job.id, "begun": begun, "state": job.state, "notes": notes, "losses": losses, "metrics": metrics,
+    "merged": str(merged.folder), "same": [str(one.folder) for one in launcher.list_jobs(tags=["base"])],
+}))
+"""
 
 
 @pytest.fixture(scope="session")
 def trained(workshop: Workshop) -> Trained:
     """One small model, trained once with real MindSpore on two ranks, for all tests that need one."""
-    base = workshop.submit(workshop.write_spec("base", lora=False, steps=6, epochs=1), "--cards", "2")
-    workshop.launcher("merge-ckpt", base.record.job_id)
+    from_python = workshop.python(FROM_PYTHON, workshop.write_spec("base", lora=False, steps=6, epochs=1))
+    base = workshop.job(from_python["id"])
     spec = workshop.write_spec("lora", lora=True, epochs=1, data="math.jsonl")  # raw: submit tokenizes it itself
     evaluation = ("--set", "evaluation.data=held_out.mindrecord", "--set", "evaluation.every_steps=8")
     lora = workshop.submit(spec, "--cards", "2", "--checkpoint", str(base.paths.merged), *evaluation)
     workshop.launcher("merge-ckpt", lora.record.job_id)
     lines = (workshop.folder / "math.jsonl").read_text(encoding="utf-8").splitlines()
     questions = [yaml.safe_load(line)["instruction"] for line in lines[:3]]
-    return Trained(workshop=workshop, base=base, lora=lora, questions=questions)
+    return Trained(workshop=workshop, base=base, lora=lora, questions=questions, from_python=from_python)

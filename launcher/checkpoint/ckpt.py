@@ -7,11 +7,11 @@ TensorProto{1: dims*, 2: tensor_type, 3: tensor_content}. The generated classes 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from launcher.checkpoint.dtypes import CKPT_NAMES, FROM_CKPT
-from launcher.checkpoint.entries import Entry, Index, Readable, check_entry, check_name, damaged
+from launcher.checkpoint.entries import MAX_PARTS, Entry, Index, Readable, check_count, check_entry, check_name, damaged
 from launcher.checkpoint.wire import BYTES, WireError, field, read_varint, skip, tag, varint
 from launcher.errors import CheckpointError
 
@@ -43,7 +43,7 @@ def read_index(file: Readable) -> Index:
         )
     crc = _stored_crc(file)
     end = file.size - (_CRC_BYTES if crc is not None else 0)
-    found: dict[str, Entry] = {}
+    found: dict[str, list[Entry]] = {}
     last = ""
     try:
         for value in _values(file, end):
@@ -53,13 +53,20 @@ def read_index(file: Readable) -> Index:
                 continue
             if name in found and last != name:
                 raise damaged(file.path, f"{name} stands twice")
-            found[name] = _joined(found.get(name), entry)
+            found.setdefault(name, []).append(entry)
+            _check_counts(file, found, name)
             last = name
     except WireError as error:
         raise damaged(file.path, str(error)) from error
     if not found:
         raise damaged(file.path, "it holds no tensor")
-    return Index(entries={name: check_entry(file.path, entry) for name, entry in found.items()}, crc=crc)
+    return Index(entries={name: check_entry(file.path, _joined(parts)) for name, parts in found.items()}, crc=crc)
+
+
+def _check_counts(file: Readable, found: Mapping[str, Sequence[Entry]], name: str) -> None:
+    check_count(file.path, len(found))
+    if len(found[name]) > MAX_PARTS:
+        raise damaged(file.path, f"{name} is in more than {MAX_PARTS} parts")
 
 
 def _stored_crc(file: Readable) -> int | None:
@@ -76,10 +83,9 @@ def computed_crc(file: Readable) -> int:
     return crc
 
 
-def _joined(head: Entry | None, part: Entry) -> Entry:
-    if head is None:
-        return part
-    return Entry(name=part.name, dtype=part.dtype, shape=part.shape, extents=head.extents + part.extents)
+def _joined(parts: Sequence[Entry]) -> Entry:
+    """Return the parts of a tensor as one; type and shape are those of the last."""
+    return replace(parts[-1], extents=tuple(extent for part in parts for extent in part.extents))
 
 
 def _entry(file: Readable, name: str, value: _Value) -> Entry | None:

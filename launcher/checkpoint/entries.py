@@ -17,6 +17,10 @@ SUFFIXES = {".ckpt": CKPT, ".safetensors": SAFETENSORS}
 
 _MAX_NAME_BYTES = 1024
 _MAX_DIMS = 16
+# The state of a 70B model with its optimizer has some 3,000 tensors; more than this is no model, and costs minutes.
+MAX_TENSORS = 50_000
+# Of one tensor: parts of 512 MiB are 2 TiB then.
+MAX_PARTS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +84,12 @@ def damaged(path: Path, reason: str) -> DamagedFile:
     return DamagedFile(
         f"{path} is damaged: {reason}", hint=other if of_a_rank else "download it, copy it or make it again"
     )
+
+
+def check_count(path: Path, count: int) -> None:
+    """Raise DamagedFile for a file of more tensors than any model has."""
+    if count > MAX_TENSORS:
+        raise damaged(path, f"it has more than {MAX_TENSORS} tensors")
 
 
 def check_name(path: Path, raw: bytes) -> str:

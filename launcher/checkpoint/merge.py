@@ -506,7 +506,8 @@ def merge(
     """Carry out ``plan`` into the folder ``target``, which is whole afterwards or untouched.
 
     A link is followed. on_begin: called when there is something to do. on_wait: called when another process is writing
-    ``target`` and is waited for. on_progress: called with bytes written and bytes in total.
+    ``target`` and is waited for. on_progress: called with bytes written since the last call and bytes in
+    total, from several threads.
     Writes nothing when ``target`` holds the same merge. Raises CheckpointError when copies differ, a file is damaged,
     ``target`` holds another merge and not ``force``, or verification fails; HostError when the disk is full.
     """

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launcher.checkpoint.dtypes import FROM_SAFETENSORS, SAFETENSORS_NAMES
-from launcher.checkpoint.entries import Entry, Index, Readable, check_entry, check_name, damaged
+from launcher.checkpoint.entries import Entry, Index, Readable, check_count, check_entry, check_name, damaged
 
 # The safetensors library takes 100 MB; a LLaMA of 126 layers with optimizer state needs less than one.
 _MAX_HEADER_BYTES = 32 << 20
+_CRC_DIGITS = 10
 # MindSpore holds as many bytes in memory as a counter says, to make a CRC.
 _MAX_COUNT = 1 << 32
 
@@ -25,10 +26,13 @@ def read_index(file: Readable) -> Index:
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise damaged(file.path, "its metadata are not text")
+    check_count(file.path, len(header))
     entries = [_entry(file, name, item, base) for name, item in header.items()]
     entries.sort(key=lambda entry: (entry.extents[0], entry.name))
     _check_packed(file, entries, base)
     crc = metadata.get("crc_num", "")
+    if len(crc) > _CRC_DIGITS:
+        raise damaged(file.path, f"a CRC-32 of {len(crc)} digits")
     return Index(
         entries={entry.name: entry for entry in entries},
         metadata=metadata,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launcher.checkpoint.entries import DamagedFile
+from launcher.checkpoint.entries import DamagedFile, damaged
 from launcher.checkpoint.shards import TRAINABLE, UNNUMBERED, Moment, Shards, moment_text, ranks_text
 from launcher.checkpoint.tensorfile import TensorFile, is_whole
 from launcher.errors import CheckpointError
@@ -128,18 +129,23 @@ def _step_in(path: Path) -> int | None:
         entry = file.entries.get(GLOBAL_STEP)
         if entry is None or not 0 < entry.nbytes <= 64:
             return None
-        return int(file.array(GLOBAL_STEP).reshape(-1)[0])
+        number = float(file.array(GLOBAL_STEP).reshape(-1)[0])
+        if not math.isfinite(number):
+            raise damaged(path, f"its {GLOBAL_STEP} is {number}")
+        return int(number)
 
 
 def check_steps(step: Step, paths: Sequence[Path], needed: Iterable[int], *, full: bool) -> Step:
     """Check that the ranks' files agree on the step; return ``step`` with their number.
 
     paths: one file per rank; a file without the step tensor does not count (redundancy may be removed). needed: ranks
-    whose file is read in any case. Raises CheckpointError when they disagree.
+    whose file is read in any case. Raises CheckpointError when they disagree, DamagedFile when any is not whole.
     """
     count = len(paths)
     spread = range(count) if full or count <= _MAX_ASKED else range(0, count, -(-count // _MAX_ASKED))
     asked = sorted({*spread, *needed})
+    # A resume takes no step of which any rank's file is damaged, so neither does a merge that needs only some of them.
+    _check_whole(paths[rank] for rank in range(count) if rank not in set(asked))
     steps = {rank: number for rank in asked if (number := _step_in(paths[rank])) is not None}
     if len(set(steps.values())) > 1:
         raise CheckpointError(
@@ -147,6 +153,11 @@ def check_steps(step: Step, paths: Sequence[Path], needed: Iterable[int], *, ful
             hint="copy each rank's files again from its host",
         )
     return replace(step, number=next(iter(steps.values())), said_by=BY_TENSOR) if steps else step
+
+
+def _check_whole(paths: Iterable[Path]) -> None:
+    for path in paths:
+        TensorFile(path).close()  # raises for what is_whole calls damaged
 
 
 def _by_step(steps: Mapping[int, int]) -> str:

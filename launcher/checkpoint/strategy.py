@@ -18,7 +18,8 @@ from launcher.checkpoint.wire import BYTES, WireError, fields, read_varint, sign
 from launcher.errors import CheckpointError
 
 # Strategy files end in .ckpt too: weights that were given by mistake are refused before they are read into memory.
-_MAX_FILE_BYTES = 64 << 20
+# A layout takes some 120 bytes: the state of a 70B model with its optimizer half a megabyte.
+_MAX_FILE_BYTES = 4 << 20
 _MAX_DEVICES = 1 << 20
 _STAGED = re.compile(r"(\d+)-(.+)")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import click
 from launcher.cli.options.common import Seconds, in_jobs_dir, job_argument, jobs_dir_option, lang_option
 
 if TYPE_CHECKING:
+    from launcher.api import Job
     from launcher.jobs import JobPaths, JobRecord
 
 
@@ -26,23 +26,24 @@ def attach(job: str, jobs_dir: Path) -> None:
     \b
     launcher attach last
     """
+    from launcher.api import Job
     from launcher.control.follow import noted_signals
     from launcher.jobs import JobStore
 
     with noted_signals() as signals:
-        _follow(*JobStore(jobs_dir).get(job), signals)
+        paths, record = JobStore(jobs_dir).get(job)
+        _follow(Job(paths), record, signals)
 
 
-def _follow(
-    paths: JobPaths, record: JobRecord, signals: list[int], guard: subprocess.Popen[bytes] | None = None
-) -> None:
+def _follow(job: Job, record: JobRecord, signals: list[int]) -> None:
     from launcher.cli.output import show
     from launcher.cli.output.following import follow_to_end
     from launcher.jobs import loss_rank, planned_steps
 
+    paths = job.paths
     with show.Progress(planned_steps(paths), loss_rank(paths, record.cards), record.cards) as progress:
         progress.begin(record.job_id, record.cards, record.target)
-        record = follow_to_end(paths, progress, signals, guard)
+        record = follow_to_end(job, progress, signals)
     click.echo(show.finished(paths, record, progress))
 
 
@@ -89,29 +90,16 @@ def resume(job: str, detach: bool, jobs_dir: Path) -> None:
 
 
 def _resume(paths: JobPaths, record: JobRecord, signals: list[int], *, detach: bool) -> None:
-    from launcher.control import start
+    from launcher.api import Job
+    from launcher.plan.resume import beginning
     from launcher.schedulers import registry
 
-    started = start.begin_again(paths, record)
-    for line in started.lines or [_beginning(started.paths, record.cards)]:
+    told: list[str] = []
+    job = Job(paths).resume(told.append)
+    for line in told or [beginning(job.paths, record.cards)]:
         click.echo(in_jobs_dir(line), err=detach)
     if detach:
-        if started.guard:
-            started.guard.returncode = 0  # nobody waits for it
+        job.leave()
         click.echo(record.job_id)
     elif registry.get(record.scheduler).is_followed:
-        _follow(started.paths, record, signals, started.guard)
-
-
-def _beginning(paths: JobPaths, cards: int) -> str:
-    """Where the attempt begins, and why not at a newer step."""
-    from launcher.checkpoint.shards import ranks_text
-    from launcher.plan.resume import checkpoint_words, left_behind, saved_moments
-
-    place = "from the beginning: no step is complete on all ranks"
-    if paths.resume.is_dir():
-        (moment,) = saved_moments(paths.resume / "rank_0")
-        place = f"from {checkpoint_words(moment)}"
-    newer = left_behind(paths, cards).items()
-    why_not = [f"; {checkpoint_words(moment)}, is not whole on {ranks_text(ranks)}" for moment, ranks in newer]
-    return f"Attempt {paths.attempt}, {place}{''.join(why_not)}."
+        _follow(job, record, signals)

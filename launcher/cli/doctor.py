@@ -44,13 +44,27 @@ class CheckedJob:
         return needs_of(spec, cards=self.cards, folder=self.jobs_dir, port=self.port, inventory=self.inventory)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """The search for slow ranks before a run."""
+
+    probe: bool = option(
+        "--probe", is_flag=True, help="Find slow ranks: two rounds of pairs (matrix product, all-reduce)."
+    )
+    probe_dir: Path = option(
+        "--probe-dir", type=click.Path(path_type=Path), default=Path("probe"), show_default=True,
+        help="Folder to write the probe of Ascend cards to.",
+    )  # fmt: skip
+
+
 @click.command()
 @click.argument("spec", required=False, shell_complete=spec_names)
 @takes(CheckedJob, "job")
+@takes(ProbeOptions, "asked")
 @format_option
 @click.option("--serve", is_flag=True, help="Answer another host's doctor on stdin; the launcher starts it itself.")
 @click.pass_context
-def doctor(ctx: click.Context, spec: str | None, job: CheckedJob, form: str, serve: bool) -> None:
+def doctor(ctx: click.Context, spec: str | None, job: CheckedJob, asked: ProbeOptions, form: str, serve: bool) -> None:
     """Check whether this host can run a job (that of SPEC, if given), and say what to type where it cannot.
 
     With --inventory all its hosts are checked at a time, and what is between them. Exit code 1 when a check fails;
@@ -60,6 +74,7 @@ def doctor(ctx: click.Context, spec: str | None, job: CheckedJob, form: str, ser
     launcher doctor
     launcher doctor llama_7b_lora --cards 8
     launcher doctor llama_7b_lora --inventory hosts.yaml
+    launcher doctor --probe --cards 4
     """
     from launcher.cli.output.checks import print_findings, print_fleet, summary
     from launcher.doctor import all_checks, job_checks, worst
@@ -67,6 +82,8 @@ def doctor(ctx: click.Context, spec: str | None, job: CheckedJob, form: str, ser
     if serve:
         _serve()
         return
+    if asked.probe:
+        ctx.exit(_probe(job, asked, form))
     needs = job.needs(spec)
     if needs.hosts is not None:
         from launcher.control.checkup import check_fleet
@@ -84,6 +101,24 @@ def doctor(ctx: click.Context, spec: str | None, job: CheckedJob, form: str, ser
     else:
         click.echo(summary(findings))
     ctx.exit(1 if worst(findings) == "fail" else 0)
+
+
+def _probe(job: CheckedJob, asked: ProbeOptions, form: str) -> int:
+    """Probe for slow ranks, on CPU ranks of this host; for Ascend cards write what does. Returns the exit code."""
+    from launcher.cli.output.checks import print_finding
+    from launcher.common.ports import free_port
+    from launcher.control.probe import probe_cpu, probed_cluster, write_probe
+
+    cluster = probed_cluster(job.inventory, job.cards)
+    if cluster.target == "Ascend" or len(cluster.hosts) > 1:
+        typed = write_probe(cluster, asked.probe_dir, job.port or free_port())
+        told = "Written, and not yet run on Ascend. Start it on every host; rank 0 says who is slow:"
+        lines = "\n".join([told, *(f"  {line}" for line in typed)])
+        print_json({"type": typed}) if form == "json" else click.echo(lines)
+        return 0
+    finding = probe_cpu(cluster.num_devices)
+    print_json(asdict(finding)) if form == "json" else print_finding(finding)
+    return 1 if finding.status == "fail" else 0
 
 
 def _serve() -> None:

@@ -12,6 +12,7 @@ from launcher.cli.options.common import format_option
 from launcher.cli.options.completion import job_ids
 from launcher.cli.options.group import option, takes
 from launcher.cli.options.model import ModelOptions
+from launcher.cli.output.progress import waiting
 from launcher.errors import SpecError
 
 if TYPE_CHECKING:
@@ -120,9 +121,14 @@ def _graded(references: tuple[str, ...], options: EvalOptions, choice: ModelOpti
         found = tuple(candidates(references, choice.jobs_dir, choice.given()))
         for note in dict.fromkeys(note for one in found for note in one.model.notes):
             click.echo(f"note: {note}", err=True)
-        return quiz.put_to(
-            found, max_new_tokens=options.max_new_tokens, device_id=choice.device_id, interrupted=interrupted
-        )
+        with waiting() as on_phase:
+            return quiz.put_to(
+                found,
+                max_new_tokens=options.max_new_tokens,
+                device_id=choice.device_id,
+                interrupted=interrupted,
+                on_phase=on_phase,
+            )
 
 
 _SHOWN_IDS = 8
@@ -152,12 +158,14 @@ def _compared(references: tuple[str, ...], options: EvalOptions, choice: ModelOp
         evaluation = Evaluation.of(references, choice.jobs_dir, choice.given(), data=options.data, limit=options.limit)
         for note in evaluation.notes:
             click.echo(f"note: {note}", err=True)
-        return evaluation.run(
-            questions=options.questions,
-            max_new_tokens=options.max_new_tokens,
-            device_id=choice.device_id,
-            interrupted=interrupted,
-        )
+        with waiting() as on_phase:
+            return evaluation.run(
+                questions=options.questions,
+                max_new_tokens=options.max_new_tokens,
+                device_id=choice.device_id,
+                interrupted=interrupted,
+                on_phase=on_phase,
+            )
 
 
 def _keep(found: Comparison, references: tuple[str, ...], choice: ModelOptions) -> None:

@@ -13,7 +13,7 @@ import click
 from launcher.cli.options.common import Text, model_argument
 from launcher.cli.options.group import option, takes
 from launcher.cli.options.model import ModelOptions, SamplingOptions
-from launcher.cli.output.progress import say_loading
+from launcher.cli.output.progress import waiting
 
 if TYPE_CHECKING:
     from launcher.inference.session import Question, Session
@@ -73,13 +73,13 @@ def infer(reference: str, choice: ModelOptions, asked: Questions, sampling: Samp
         batch_size = min(asked.batch_size, len(questions))
         session = Session(choice.find(reference), batch_size=batch_size, device_id=choice.device_id)
         session.interrupted = interrupted
-        _answer(session, questions, sampling, answers)
+        with waiting() as session.on_phase:
+            _answer(session, questions, sampling, answers)
 
 
 def _answer(session: Session, questions: Sequence[Question], sampling: SamplingOptions, answers: Answers) -> None:
     from launcher.inference.asking import Asking
 
-    say_loading(session.model.name)
     asking = Asking(session=session, spec=sampling.spec(session.model), as_json=answers.layout == "jsonl")
     if answers.output is None:
         asking.to_stdout(questions, stream=sys.stdout.isatty())

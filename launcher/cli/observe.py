@@ -54,11 +54,10 @@ def report(references: tuple[str, ...], output: Path | None, show: bool, lang: s
     launcher report last --open
     launcher report abcde fghij -o both.html --lang zh
     """
-    histories = _histories(references, jobs_dir)
-    target = output or Path(f"{'_'.join(history.record.job_id.split('-')[0] for history in histories)}.report.html")
-    if len(histories) == 1 and output is None:
-        target = Path(f"{histories[0].record.job_id}.report.html")
-    _write(target, _page(histories, lang))
+    from launcher import api
+
+    jobs = [api.job(reference, jobs_dir=jobs_dir) for reference in references or ("last",)]
+    target = api.report(jobs, output, lang=lang)
     click.echo(target)
     if show:
         _show(target)

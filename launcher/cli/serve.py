@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +12,10 @@ from launcher.cli.options.common import Seconds, model_argument
 from launcher.cli.options.group import option, takes
 from launcher.cli.options.listening import ListenOptions, port_option
 from launcher.cli.options.model import ModelOptions, SamplingOptions
+from launcher.cli.output.progress import waiting
+
+if TYPE_CHECKING:
+    from launcher.inference.server.served import Served
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +23,12 @@ class ServerOptions(ListenOptions):
     """Where the server listens, and how much one client may ask of it."""
 
     port: int = port_option(8000)
+    models: tuple[str, ...] = option(
+        "--model",
+        multiple=True,
+        metavar="NAME=MODEL[+ADAPTER]",
+        help="One more model, by a name: a job, folder or file, and an adapter on top; repeatable.",
+    )
     batch_size: int = option(
         "--batch-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True, metavar="N"
     )
@@ -40,24 +52,42 @@ class ServerOptions(ListenOptions):
 @takes(ServerOptions, "server")
 @takes(SamplingOptions, "sampling")
 def serve(reference: str, choice: ModelOptions, server: ServerOptions, sampling: SamplingOptions) -> None:
-    """Answer over HTTP as OpenAI's chat completions and models do. For trying a model out, not for production.
+    """Answer over HTTP as OpenAI's chat completions, completions and models do. For trying models out, not for
+    production. --model serves more of them beside MODEL; --adapter, --config and --tokenizer are MODEL's alone.
 
     \b
     launcher serve last --port 8000
+    launcher serve last --model base=/models/llama --model apart=/models/llama+last
     LAUNCHER_TOKEN=$(openssl rand -hex 32) launcher serve last --host 0.0.0.0
     """
     from launcher.inference.server.http import Limits
     from launcher.inference.server.server import opened
     from launcher.inference.server.server import serve as run
-    from launcher.inference.session import Session
 
     token = server.token(server.host)
-    session = Session(choice.find(reference), batch_size=server.batch_size, device_id=choice.device_id)
+    models = list(_served(reference, choice, server, sampling))
     limits = Limits(
         body_bytes=server.max_body,
         most_tokens=server.max_tokens,
         most_waiting=server.max_waiting,
         timeout_s=server.timeout_s,
     )
-    service = opened(session, limits, defaults=sampling.spec(session.model), token=token, asked_as=reference)
+    with waiting() as on_phase:
+        service = opened(models, limits, token=token, on_phase=on_phase)
     run(service, server.host, server.port)
+
+
+def _served(reference: str, choice: ModelOptions, server: ServerOptions, sampling: SamplingOptions) -> Iterator[Served]:
+    from launcher.inference.server.served import Served, name_of, split_adapter, split_named
+    from launcher.inference.session import Session
+
+    def session(reference: str, choice: ModelOptions) -> Session:
+        return Session(choice.find(reference), batch_size=server.batch_size, device_id=choice.device_id)
+
+    named = [split_named(text) for text in server.models]
+    first = session(reference, choice)
+    yield Served(name=name_of(first), session=first, defaults=sampling.spec(first.model), asked_as=reference)
+    for name, text in named:
+        other, adapter = split_adapter(text)
+        found = session(other, replace(choice, adapter=adapter, config=None, tokenizer=None))
+        yield Served(name=name, session=found, defaults=sampling.spec(found.model))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +14,11 @@ from launcher.cli.options.completion import job_ids, spec_names, tags
 from launcher.cli.options.group import option, takes
 from launcher.cli.options.run import RunChoice, SpecChanges
 from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
+from launcher.cli.output.progress import waiting
 
 if TYPE_CHECKING:
     from launcher.control.prepare import PreparedRun
     from launcher.jobs import JobPaths, JobRecord
-    from launcher.plan.launch_plan import LaunchPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +95,17 @@ def submit(
     launcher submit llama_7b_lora --scheduler kubernetes --nodes 2 --kind A2 --image registry/llm:1 \\
         --volume data:/shared --jobs-dir /shared/jobs
     """
-    _say_planning(quiet=options.dry_run)
-    from launcher.cli.output import show
-    from launcher.control import prepare
+    earlier = _earlier(options.earlier, jobs_dir)  # may print a note
+    with waiting("planning the run"):  # imports take a second on a busy host, and so may looking at the cards
+        from launcher.cli.output import show
+        from launcher.control import prepare
 
-    earlier = _earlier(options.earlier, jobs_dir)
-    prepared = prepare.prepare(
-        spec, cards=options.cards, port=options.port, jobs_dir=jobs_dir, earlier=earlier,
-        options=run.options(earlier[0] if earlier else None, scheduler.name),
-        scheduler=scheduler.name, values=scheduler.values, verify_base=options.verify == "full",
-        track=options.track, tags=options.tags, note=options.note, **asdict(changes),
-    )  # fmt: skip
+        prepared = prepare.prepare(
+            spec, cards=options.cards, port=options.port, jobs_dir=jobs_dir, earlier=earlier,
+            options=run.options(earlier[0] if earlier else None, scheduler.name),
+            scheduler=scheduler.name, values=scheduler.values, verify_base=options.verify == "full",
+            track=options.track, tags=options.tags, note=options.note, **asdict(changes),
+        )  # fmt: skip
     if options.dry_run:
         show.dry_run(prepare.estimated(prepared))
         return
@@ -114,12 +113,6 @@ def submit(
     if not options.no_preflight:
         _say(prepare.preflight(prepared.plan, port=options.port), err=True)
     _begin(_completed(prepared, err=options.detach), detach=options.detach)
-
-
-def _say_planning(*, quiet: bool) -> None:
-    """Say something on a terminal before anything is imported or looked at, which takes seconds on a busy host."""
-    if sys.stderr.isatty() and not quiet:
-        click.echo("planning the run ...", err=True)
 
 
 def _earlier(reference: str | None, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
@@ -141,42 +134,37 @@ def _say(lines: Iterable[str], *, err: bool) -> None:
 
 def _completed(prepared: PreparedRun, *, err: bool) -> PreparedRun:
     """Make the data that is missing, and say what is new then."""
-    from launcher.control import prepare
+    from launcher import api
 
     if prepared.pending is None:
         return prepared
     click.echo(f"Data: {prepared.pending.describe()}", err=err)
-    completed = prepare.complete(prepared)
-    _say((note for note in completed.notes if note not in prepared.notes), err=err)
-    return completed
+    return api.completed(prepared, lambda note: _say([note], err=err))
 
 
 def _begin(prepared: PreparedRun, *, detach: bool) -> None:
-    from launcher.control import start
+    from launcher import api
     from launcher.schedulers import registry
 
-    plan = prepared.plan
-    if registry.get(plan.launch.scheduler).is_followed and not detach:
-        _follow(plan)
+    if registry.get(prepared.plan.launch.scheduler).is_followed and not detach:
+        _follow(prepared)
         return
-    started = start.begin(plan)
-    if started.guard:
-        started.guard.returncode = 0  # nobody waits for it
-    _say(started.lines, err=detach)
+    job = api.begin(prepared, lambda line: click.echo(in_jobs_dir(line), err=detach))
+    job.leave()
     if detach:
-        click.echo(plan.paths.job_id)
+        click.echo(job.id)
 
 
-def _follow(plan: LaunchPlan) -> None:
+def _follow(prepared: PreparedRun) -> None:
+    from launcher import api
     from launcher.cli.output import show
     from launcher.cli.output.following import follow_to_end
-    from launcher.control import start
     from launcher.control.follow import noted_signals
 
+    plan = prepared.plan
     cards = plan.cluster.num_devices
     with noted_signals() as signals, show.Progress(plan.steps, plan.loss_rank, cards) as progress:
         progress.begin(plan.paths.job_id, cards, plan.cluster.target)
-        started = start.begin(plan)
-        _say(started.lines, err=False)
-        record = follow_to_end(plan.paths, progress, signals, started.guard)
+        job = api.begin(prepared, lambda line: click.echo(in_jobs_dir(line)))
+        record = follow_to_end(job, progress, signals)
     click.echo(show.finished(plan.paths, record, progress))

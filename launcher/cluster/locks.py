@@ -10,19 +10,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from launcher.errors import HostError
 
-WAIT_S = 0.5
-
 
 def lock_folder() -> Path:
     """Return $LAUNCHER_LOCKS, or one folder for the host; never a job's folder, which hosts may share."""
     return Path(os.environ.get("LAUNCHER_LOCKS") or "/tmp/launcher-locks")  # noqa: S108 - sticky, like /tmp itself
+
+
+def card_lock(device_id: int) -> str:
+    """Return the name of a card's lock."""
+    return f"card_{device_id}"
 
 
 def check_free(names: Iterable[str]) -> None:
@@ -45,30 +47,6 @@ def hold(names: Iterable[str], *, holder: str) -> Iterator[None]:
             os.close(handle)
 
 
-@contextmanager
-def wait_and_hold(
-    names: Iterable[str], *, holder: str, tell: Callable[[str], None], give_up: Callable[[], bool]
-) -> Iterator[bool]:
-    """Wait for the locks and hold them inside the block; ``tell`` is called with a note on their holder.
-
-    Yields False after giving up.
-    """
-    names, told = tuple(names), ""
-    while not give_up():
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(hold(names, holder=holder))
-            except HostError as error:
-                if error.message != told:
-                    told = error.message
-                    tell(f"waiting: {told}")
-            else:
-                yield True
-                return
-        time.sleep(WAIT_S)
-    yield False
-
-
 def _lock(name: str, holder: str) -> int:
     handle = _open(lock_folder() / f"{name}.lock")
     try:
@@ -78,7 +56,7 @@ def _lock(name: str, holder: str) -> int:
         os.close(handle)
         raise HostError(
             f"{name.replace('_', ' ')} is taken by {who}",
-            hint="launcher submit --wait waits for it; launcher stop JOB ends that job",
+            hint="launcher submit --queue waits for it; launcher stop JOB ends that job",
         ) from None
     with contextlib.suppress(OSError):
         os.ftruncate(handle, 0)
@@ -86,12 +64,17 @@ def _lock(name: str, holder: str) -> int:
     return handle
 
 
+def shared_folder(folder: Path) -> None:
+    """Make a folder that all users of the host may write to, each their own files."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o1777)
+
+
 def _open(file: Path) -> int:
     """Open a lock file, whichever user made it. Raises HostError when that is not allowed."""
     try:
-        if not file.parent.is_dir():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.parent.chmod(0o1777)
+        shared_folder(file.parent)
         if not file.exists():
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))

@@ -181,6 +181,13 @@ def environment_of(pid: int) -> dict[str, str]:
     return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs if name}
 
 
+def environment_of_ours() -> dict[str, str]:
+    """Return our environment plus the path to this package, which may have been found through the working folder."""
+    package = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(dict.fromkeys([package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
 def program_of(pid: int) -> str:
     """Return the name of the program that a process runs or, as a zombie, has run; "" for one that is gone."""
     try:
@@ -203,11 +210,12 @@ def reap(note: OnEnd | None = None) -> None:
             note(pid, os.waitstatus_to_exitcode(status))
 
 
-def kill_descendants(note: OnEnd | None = None, *, spare: ProcessId | None = None) -> list[ProcessId]:
+def kill_descendants(note: OnEnd | None = None, *, spare: Iterable[ProcessId] = ()) -> list[ProcessId]:
     """Kill all descendants, repeatedly, until there are none. Returns those still alive after KILL_TIMEOUT_S.
 
-    ``spare``: a process that is left alone with all that is below it.
+    ``spare``: processes that are left alone with all that is below them.
     """
+    spare = tuple(spare)
     deadline = time.monotonic() + KILL_TIMEOUT_S
     left = _all_but(spare)
     while left and time.monotonic() < deadline:
@@ -221,8 +229,8 @@ def kill_descendants(note: OnEnd | None = None, *, spare: ProcessId | None = Non
     return left
 
 
-def _all_but(spare: ProcessId | None) -> list[ProcessId]:
-    kept = set(tree(spare)) if spare else set()
+def _all_but(spare: Iterable[ProcessId]) -> list[ProcessId]:
+    kept = {process for root in spare for process in tree(root)}
     return [process for process in descendants() if process not in kept]
 
 

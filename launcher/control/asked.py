@@ -50,6 +50,12 @@ def asked_for(name: str, changes: Sequence[layers.Override]) -> Asked:
     return Asked(spec_name=name, source=load_asked(name, changes))
 
 
+def asked_in(values: Mapping[str, Any], changes: Sequence[layers.Override]) -> Asked:
+    """Return what ``values``, in the form of a spec, ask for, with ``changes``. Raises SpecError."""
+    name = str(values.get("name") or "spec")
+    return Asked(spec_name=name, source=load_asked(YamlDocument(name=name, values=dict(values), lines={}), changes))
+
+
 def asked_again(
     paths: JobPaths, record: JobRecord, cluster: Cluster, changes: Sequence[layers.Override]
 ) -> Asked:  # fmt: skip

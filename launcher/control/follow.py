@@ -6,6 +6,8 @@ ends the following and not the job.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import select
 import signal
@@ -36,19 +38,25 @@ class Detached(Exception):
     """The terminal is gone; the job runs on."""
 
 
-def follow(paths: JobPaths, on_event: OnEvent, on_state: OnState, signals: list[int]) -> JobRecord:
+def follow(
+    paths: JobPaths, on_event: OnEvent, on_state: OnState, signals: list[int], *, timeout_s: float | None = None
+) -> JobRecord:
     """Call ``on_event`` with every event of every rank of the newest attempt and ``on_state`` with each new state.
 
-    ``signals``: from ``noted_signals``. Returns the final record. Raises Detached on SIGHUP, and JobError when the
-    job's record is gone.
+    ``signals``: from ``noted_signals``. Returns the final record. Raises Detached on SIGHUP, TimeoutError after
+    ``timeout_s``, and JobError when the job's record is gone.
     """
     follower = _Follower(paths, on_event, on_state)
-    while True:
-        record = follower.look()
-        follower.pass_on(signals, record)
-        if record.is_final:
-            return record
-        follower.wait(record)
+    until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    with contextlib.closing(follower):
+        while True:
+            record = follower.look()
+            follower.pass_on(signals, record)
+            if record.is_final:
+                return record
+            if time.monotonic() >= until:
+                raise TimeoutError(f"job {record.job_id} is {record.state} after {timeout_s:g} s; it runs on")
+            follower.wait(record)
 
 
 class _Follower:
@@ -72,6 +80,7 @@ class _Follower:
         if record.attempt != self._attempt:
             self._attempt = record.attempt
             paths = self._paths.of_attempt(record.attempt)
+            self.close()
             self._readers = [EventReader(path=paths.rank_events(rank_id)) for rank_id in range(record.cards)]
         for reader in self._readers:
             for event in reader.new():
@@ -80,6 +89,10 @@ class _Follower:
             self._seen = (record.attempt, record.state, record.note)
             self._on_state(record)
         return record
+
+    def close(self) -> None:
+        for reader in self._readers:
+            reader.close()
 
     def _ask_scheduler(self, record: JobRecord) -> JobRecord:
         """Return ``record`` with the queue's reason why the job waits, or its loss; ask every few seconds."""

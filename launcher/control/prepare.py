@@ -1,4 +1,4 @@
-"""Preparation of a run from the command line: spec, hosts, inputs, plan; and the data that must be made first."""
+"""Preparation of a run: spec, hosts, inputs, plan; and the data that must be made first."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from launcher.cluster.model import Cluster
 from launcher.common.ports import scheduler_port
 from launcher.common.rendering import RenderedFile
-from launcher.control.asked import Asked, asked_again, asked_for
+from launcher.control.asked import Asked, asked_again, asked_for, asked_in
 from launcher.errors import SpecError
 from launcher.inference.sources import exported_template_name
 from launcher.jobs import JobPaths, JobRecord, JobStore, Labels
 from launcher.observe import trackers
 from launcher.plan import inputs
-from launcher.plan.launch import LOCAL
+from launcher.plan.launch import LOCAL, Launch, read_launch
 from launcher.plan.launch_plan import LaunchPlan, make_plan, with_inputs
 from launcher.plan.placement import RunOptions
 from launcher.runspec.checking import load_user_config, parse_spec
@@ -52,13 +52,14 @@ class PreparedRun:
 
 
 def prepare(
-    spec_name: str | None,
+    spec: str | Mapping[str, Any] | None,
     *,
     cards: int | None,
     checkpoint: str | None,
     port: int | None,
     jobs_dir: Path,
     sets: Sequence[str] = (),
+    changes: Sequence[Override] = (),
     model: str | None = None,
     data: str | None = None,
     track: Sequence[str] = (),
@@ -70,47 +71,71 @@ def prepare(
     note: str = "",
     earlier: tuple[JobPaths, JobRecord] | None = None,
 ) -> PreparedRun:
-    """Decide everything for a run of ``spec_name`` on ``cards`` devices from ``scheduler``; write nothing.
+    """Decide everything for a run of ``spec`` on ``cards`` devices from ``scheduler``; write nothing.
 
+    ``spec``: a file, a name, or the values themselves. ``sets`` and ``changes`` take the place of its values.
     ``values``: those of the scheduler's own options. ``verify_base``: compare a converted base with its folder.
-    ``earlier``: a job whose run this is again, on as many cards if ``cards`` is None, in place of ``spec_name``.
+    ``earlier``: a job whose run this is again, on as many cards if ``cards`` is None, in place of ``spec``.
     Raises SpecError, DataError, CheckpointError or HostError for anything that does not fit.
     """
     labels = Labels().changed(add=tags, note=note)
-    if spec_name is not None:
-        find_spec(spec_name)  # before the hosts: a misspelt name is not to be blamed on their cards
-    if earlier is not None and spec_name is not None:
-        raise SpecError(f"--from and SPEC {spec_name} both say what is run", hint="leave one out")
+    if isinstance(spec, str):
+        find_spec(spec)  # before the hosts: a misspelt name is not to be blamed on their cards
+    if earlier is not None and spec is not None:
+        raise SpecError(f"--from and SPEC {_name_of(spec)} both say what is run", hint="leave one out")
     if earlier is not None and cards is None:
         cards = earlier[1].cards
     options = options or RunOptions()
     placement = registry.get(scheduler).place(values or {}, cards=cards, grace_s=options.limits.grace_s)
     cluster = placement.cluster
-    changes = overrides(sets, checkpoint, model=model, data=data, track=track)
-    if earlier is not None:
-        asked = asked_again(*earlier, cluster, changes)
-    else:
-        asked = asked_for(*chosen(spec_name, cluster, changes, model))
+    changed = [*overrides(sets, checkpoint, model=model, data=data, track=track), *changes]
+    asked = _asked(spec, earlier, cluster, changed, model)
     source = asked.filled
-    spec = parse_spec(source)
-    found, pending = inputs.resolve(spec)
+    run_spec = parse_spec(source)
+    found, pending = inputs.resolve(run_spec)
     port = (port or 0) if placement.agents else scheduler_port(port, cluster.hosts[0].address)
     plan = make_plan(
-        spec=spec,
+        spec=run_spec,
         spec_name=asked.spec_name,
         placement=placement,
         inputs=found,
-        paths=JobStore(jobs_dir).new_paths(spec.name),
+        paths=JobStore(jobs_dir).new_paths(run_spec.name),
         options=replace(options, port=port),
     )
-    verified = [inputs.verify_base(spec.model)] if verify_base else []
-    for tracker in spec.observe.trackers:
+    verified = [inputs.verify_base(run_spec.model)] if verify_base else []
+    for tracker in run_spec.observe.trackers:
         trackers.check(tracker)
-    untold = _not_told(spec) if registry.get(scheduler).leads_here else []
+    untold = _not_told(run_spec) if registry.get(scheduler).leads_here else []
     said = (*asked.notes, *source.changes, *verified, *untold)
-    remarks = (*_remarks(spec_name, asked, cluster, spec), *map(_sentence, said))
+    remarks = (*_remarks(asked, cluster, run_spec, default=spec is None), *map(_sentence, said))
     own = _own_files(plan.paths, asked, labels)
     return PreparedRun(plan=_with_files(plan, own), pending=pending, remarks=remarks, own=own)
+
+
+def _name_of(spec: str | Mapping[str, Any]) -> str:
+    return spec if isinstance(spec, str) else str(spec.get("name", ""))
+
+
+def _asked(
+    spec: str | Mapping[str, Any] | None,
+    earlier: tuple[JobPaths, JobRecord] | None,
+    cluster: Cluster,
+    changes: Sequence[Override],
+    model: str | None,
+) -> Asked:
+    if earlier is not None:
+        return asked_again(*earlier, cluster, changes)
+    if isinstance(spec, Mapping):
+        return asked_in(spec, changes)
+    return asked_for(*chosen(spec, cluster, changes, model))
+
+
+def launch_of(paths: JobPaths) -> Launch | None:
+    """Return the launch document of a job; None where there is none that can be read."""
+    try:
+        return read_launch(paths)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _not_told(spec: RunSpec) -> list[str]:
@@ -227,15 +252,15 @@ def _sentence(note: str) -> str:
     return f"{note[:1].upper()}{note[1:]}."
 
 
-def _remarks(given: str | None, asked: Asked, cluster: Cluster, spec: RunSpec) -> list[str]:
+def _remarks(asked: Asked, cluster: Cluster, spec: RunSpec, *, default: bool) -> list[str]:
     name, notes = asked.spec_name, []
     if asked.earlier:
         notes.append(f"The run of {asked.earlier} again.")
-    elif given is None and not spec.model.folder and cluster.target == "CPU" and len(cluster.hosts) == 1:
+    elif default and not spec.model.folder and cluster.target == "CPU" and len(cluster.hosts) == 1:
         notes.append(f"No Ascend card found: running {name} on this machine's CPU.")
-    elif given is None and spec.model.folder:
+    elif default and spec.model.folder:
         notes.append(f"No SPEC given: all settings but the model and its data are those of {name}.")
-    elif given is None:
+    elif default:
         notes.append(f"No SPEC given: running {name}.")
     folder = Path(spec.model.folder) if spec.model.folder else None
     own = chat_template_file(folder) if folder else None

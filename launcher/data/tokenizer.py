@@ -103,6 +103,10 @@ class Tokenizer(Protocol):
         """Return the vocabulary's name of ``token_id``."""
         ...
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return what ``token_id`` adds to a text in UTF-8, maybe a part of a character; b"" for a control token."""
+        ...
+
     def is_control(self, token_id: int) -> bool:
         """Return whether ``token_id`` is a control token (including unk) and not text."""
         ...
@@ -283,6 +287,9 @@ class SentencePieceTokenizer:
         name: str = self._processor.id_to_piece(token_id) if self._has(token_id) else _NO_PIECE
         return name
 
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"" if self.is_control(token_id) else _bytes_of_piece(self.piece(token_id))
+
     def is_control(self, token_id: int) -> bool:
         return self._has(token_id) and bool(
             self._processor.is_control(token_id) or self._processor.is_unknown(token_id)
@@ -314,6 +321,7 @@ class HuggingFaceTokenizer:
             vocab_size=self._tokenizer.get_vocab_size(with_added_tokens=True),
             beside=_hash_beside(path),
         )
+        self._bytewise = '"ByteLevel"' in json.dumps(described.get("decoder"))
         self._added = self._tokenizer.get_added_tokens_decoder()
         self._control = frozenset(token_id for token_id, token in self._added.items() if token.special)
         config = {**_beside(path, _MAP), **_beside(path, _CONFIG)}
@@ -369,11 +377,33 @@ class HuggingFaceTokenizer:
     def piece(self, token_id: int) -> str:
         return str(self._tokenizer.id_to_token(token_id))
 
+    def token_bytes(self, token_id: int) -> bytes:
+        if self.is_byte(token_id):
+            return _bytes_of_piece(self.piece(token_id))
+        if token_id in self._added or self._tokenizer.id_to_token(token_id) is None:
+            return b"" if self.is_control(token_id) else self.decode([token_id]).encode()
+        piece = self.piece(token_id)
+        return bytes(map(_byte_of_character().__getitem__, piece)) if self._bytewise else _bytes_of_piece(piece)
+
     def is_control(self, token_id: int) -> bool:
         return token_id in self._control
 
     def is_byte(self, token_id: int) -> bool:
         return re.fullmatch("<0x[0-9A-F]{2}>", self.piece(token_id)) is not None
+
+
+def _bytes_of_piece(piece: str) -> bytes:
+    """Return the bytes of a piece that spells a space "\u2581" and a byte that is no character "<0xE8>"."""
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+    return bytes.fromhex(byte[1]) if byte else piece.replace("\u2581", " ").encode()
+
+
+@lru_cache(maxsize=1)
+def _byte_of_character() -> dict[str, int]:
+    """Return the byte that each character of a byte-level piece stands for: GPT-2's table (gpt-2, encoder.py)."""
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
 
 
 def _from_json(raw: bytes, path: Path) -> Any:

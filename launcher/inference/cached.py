@@ -11,7 +11,7 @@ A mask hides the columns that are padding for a row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from launcher.inference.compiled import graph_cache
 
 # New tokens of all rows that one pass takes: bounds the memory of long prompts.
 _PASS_TOKENS = 2048
+# Logits that one pass returns where those of all tokens are wanted: 32 MiB.
+_PASS_LOGITS = 1 << 23
 _MASKED = np.float32(-1e9)
 
 Ints = npt.NDArray[np.int32]
@@ -86,11 +88,27 @@ class Cache:
 
     def all_logits(self, tokens: Any) -> Any:
         """Return logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new), which begin their rows."""
-        rows, new = tokens.shape
-        self.begin(rows)
-        places = np.tile(np.arange(new), (rows, 1))
-        logits = self._run(tokens, places, np.ones_like(places, dtype=bool), np.arange(rows * new))
+        self.begin(len(tokens))
+        logits = self._whole_pass(tokens, 0)
         self.end()
+        return logits
+
+    def passes(self, tokens: Any) -> Iterator[Any]:
+        """Yield logits (new, vocab) float32 after each of ``tokens`` (1, new), in order, in parts of bounded memory."""
+        self.begin(1)
+        start, width = 0, 1
+        while start < tokens.shape[1]:
+            logits = self._whole_pass(tokens[:, start : start + width], start)[0]
+            yield logits
+            start += width
+            # The size of the vocabulary is known after the first token.
+            width = min(_PASS_TOKENS, max(1, _PASS_LOGITS // logits.shape[-1]))
+        self.end()
+
+    def _whole_pass(self, tokens: Any, start: int) -> Any:
+        rows, new = tokens.shape
+        places = np.tile(np.arange(start, start + new), (rows, 1))
+        logits = self._run(tokens, places, np.ones_like(places, dtype=bool), np.arange(rows * new))
         return logits.reshape(rows, new, -1)
 
     def _prefill(self, tokens: Any, lengths: Ints) -> Any:

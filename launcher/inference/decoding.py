@@ -7,12 +7,13 @@ answered here, row by row, with the rows that have ended. mindformers 1.9.0, gen
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from launcher.inference.logprobs import TokenScore, scores_of
 from launcher.inference.sampling import GenerationSpec, Sampler
 from launcher.inference.transcript import Transcript
 
@@ -26,7 +27,9 @@ class Row:
     """One prompt and its growing answer.
 
     prompt: token ids. limit: new tokens at most, within the context. ends: ids that end an answer. cancelled: called
-    before each token; True ends the row. on_text: called with each piece of text that will not change.
+    before each token; True ends the row. on_text: called with each piece of text that will not change, and with the
+    rest, even if there is none, when the row has ended. top: how many alternatives ``scores`` have; None: no scores.
+    scores: of the new tokens and of the end token.
     """
 
     prompt: Sequence[int]
@@ -37,6 +40,8 @@ class Row:
     on_text: OnText | None = None
     cancelled: Callable[[], bool] | None = None
     finish: str | None = None
+    top: int | None = None
+    scores: list[TokenScore] = field(default_factory=list)
     sampler: Sampler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +54,8 @@ class Row:
     def advance(self, logits: Any) -> int:
         """Choose the next token and add it to the answer. ``logits`` (vocab,) float32."""
         token = self.sampler.pick(logits, [*self.prompt, *self.new_tokens])
+        if self.top is not None:
+            self.scores += scores_of(logits[None], [token], self.top)
         # An end token is not part of the text, but ``generate`` expects a token for the row.
         if token in self.ends:
             self.end(STOP)
@@ -65,8 +72,8 @@ class Row:
     def end(self, reason: str) -> None:
         """End the row with ``reason`` and pass on the rest of its text."""
         self.finish = reason
-        if self.on_text and (news := self.transcript.news(final=True)):
-            self.on_text(news)
+        if self.on_text:
+            self.on_text(self.transcript.news(final=True))
 
 
 class Decoder:
@@ -116,6 +123,10 @@ class Decoder:
         from mindspore import Tensor
 
         return self.network(Tensor(tokens)).asnumpy().reshape(*tokens.shape, -1)
+
+    def prompt_logits(self, ids: Sequence[int]) -> Iterator[Any]:
+        """Yield logits (some, vocab) float32 after the tokens of one row, a few tokens at a time. On CPU only."""
+        yield from self._cache.passes(np.asarray([ids], np.int32))
 
     def _padding(self) -> int:
         """Return a padding id that no prompt ends with: ``generate`` finds the end of a row by it."""

@@ -23,9 +23,10 @@ from launcher.data.tokenizer import Tokenizer
 from launcher.errors import DataError, JobCancelled
 from launcher.inference.decoding import Row
 from launcher.inference.judging import final_number
+from launcher.inference.logprobs import Floats, log_sums
 from launcher.inference.model import Model
 from launcher.inference.sampling import GenerationSpec
-from launcher.inference.session import Session
+from launcher.inference.session import OnPhase, Session, unheard
 from launcher.inference.sources import Given, as_job, find_model, job_step
 from launcher.inference.transcript import Transcript
 from launcher.inference.weights import with_folds
@@ -34,7 +35,6 @@ from launcher.upstream.quiet import quiet
 
 BASE, ADAPTED, MERGED, OTHER = "base", "base + adapter", "merged", "model"
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
 _ROWS_AT_ONCE = 8
@@ -227,13 +227,14 @@ def score(
     max_new_tokens: int,
     device_id: int | None = None,
     interrupted: Callable[[], bool] = bool,
+    on_phase: OnPhase = unheard,
 ) -> Score:
     """Compute losses on all ``rows`` and answers to the first ``questions`` problems for one model.
 
     Raises DataError when rows or tokenizer are another model's, JobCancelled when ``interrupted`` returns True.
     """
     session = Session(candidate.model, batch_size=_ROWS_AT_ONCE, device_id=device_id, incremental=False)
-    session.interrupted = interrupted
+    session.interrupted, session.on_phase = interrupted, phase_of(candidate, on_phase)
     _check_rows(rows, candidate.model)
     losses = np.concatenate([*_losses(session, rows)])
     asked = problems(rows, session.tokenizer, questions)
@@ -245,6 +246,11 @@ def score(
         role=candidate.role, name=candidate.model.name, losses=losses, right=tuple(right), answers=tuple(answers),
         asked=tuple((session.tokenizer.decode(list(problem.prompt)), problem.right) for problem in asked),
     )  # fmt: skip
+
+
+def phase_of(candidate: Candidate, on_phase: OnPhase) -> OnPhase:
+    """Return ``on_phase``, told of which model it is; what that one says is shown once all have been asked."""
+    return lambda what: on_phase(f"{candidate.role}: {what or 'asking ' + candidate.model.name}")
 
 
 def _check_rows(rows: HeldOut, model: Model) -> None:
@@ -282,10 +288,7 @@ def _stop_if(interrupted: bool) -> None:
 
 def cross_entropy(logits: Any, labels: Any) -> Floats:
     """Return (N,) float64, in nats, for logits (N, vocab) float32 and labels (N,) int."""
-    logits = logits.astype(np.float64)
-    top = logits.max(axis=-1, keepdims=True)
-    log_sum = np.log(np.exp(logits - top).sum(axis=-1)) + top[:, 0]
-    found: Floats = log_sum - np.take_along_axis(logits, labels[:, None].astype(np.int64), axis=-1)[:, 0]
+    found: Floats = log_sums(logits) - np.take_along_axis(logits, labels[:, None].astype(np.int64), axis=-1)[:, 0]
     return found
 
 
@@ -397,7 +400,13 @@ class Evaluation:
         return list(dict.fromkeys(note for candidate in self.candidates for note in candidate.model.notes))
 
     def run(
-        self, *, questions: int, max_new_tokens: int, device_id: int | None, interrupted: Callable[[], bool]
+        self,
+        *,
+        questions: int,
+        max_new_tokens: int,
+        device_id: int | None,
+        interrupted: Callable[[], bool],
+        on_phase: OnPhase = unheard,
     ) -> Comparison:
         """Score one model after the other. Raises JobCancelled when interrupted."""
         scores = []
@@ -410,6 +419,7 @@ class Evaluation:
                     max_new_tokens=max_new_tokens,
                     device_id=device_id,
                     interrupted=interrupted,
+                    on_phase=on_phase,
                 )
                 scores.append(scored)
         return Comparison(rows=self.rows, scores=tuple(scores))

@@ -111,14 +111,14 @@ def parse_record(record: Any) -> dict[str, Any]:
         raise ValueError(f"{', '.join(asked_for)}: the same for all questions, by the command's options")
     name = {"id": record["id"]} if isinstance(record.get("id"), (str, int)) else {}
     if isinstance(record.get("prompt"), str):
-        _check_text(record["prompt"], str(record.get("id")))
+        check_text(record["prompt"], str(record.get("id")))
         if not record["prompt"].strip():
             raise ValueError("the prompt is empty")
         return {**name, **_system(record), "prompt": record["prompt"]}
     turns = record.get("messages", record.get("conversations"))
     if turns is None:
         raise ValueError('it has neither "prompt" nor "messages"')
-    _check_text(str(record.get("id")))
+    check_text(str(record.get("id")))
     return {**name, "turns": parse_messages(turns)}
 
 
@@ -128,7 +128,7 @@ def _system(record: dict[str, Any]) -> dict[str, str]:
         return {}
     if not isinstance(system, str):
         raise ValueError("system must be a text")
-    _check_text(system)
+    check_text(system)
     return {"system": system}
 
 
@@ -137,16 +137,22 @@ def parse_messages(turns: Any) -> tuple[Message, ...]:
 
     Raises ValueError when there is none, or a turn has another form.
     """
-    if not isinstance(turns, list):
-        raise ValueError("messages must be a list")
-    found = [_message(turn) for turn in turns]
+    found = parse_turns(turns)
     while found and found[-1].role == "assistant":
         found.pop()
     if not found or found[-1].role != "user" or not found[-1].content.strip():
         raise ValueError("the last message must be the user's, and not empty")
+    return tuple(found)
+
+
+def parse_turns(turns: Any) -> list[Message]:
+    """Parse turns of role and content, or of from and value. Raises ValueError when one has another form."""
+    if not isinstance(turns, list):
+        raise ValueError("messages must be a list")
+    found = [_message(turn) for turn in turns]
     if any(message.role == "system" for message in found[1:]):
         raise ValueError("only the first message may be the system's")
-    return tuple(found)
+    return found
 
 
 def _message(turn: Any) -> Message:
@@ -157,11 +163,11 @@ def _message(turn: Any) -> Message:
         content = "".join(_part(part) for part in content)
     if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
         raise ValueError(f"a message needs a role ({', '.join(sorted(ROLES))}) and a text as content")
-    _check_text(content)
+    check_text(content)
     return Message(ROLES[role], content)
 
 
-def _check_text(*texts: str) -> None:
+def check_text(*texts: str) -> None:
     """Raise ValueError for a lone surrogate, which JSON can express and no tokenizer accepts."""
     for text in texts:
         try:

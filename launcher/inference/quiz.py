@@ -14,9 +14,9 @@ from launcher.data.convert import read_conversations
 from launcher.data.messages import Conversation
 from launcher.data.reading import DataSource
 from launcher.errors import DataError
-from launcher.inference.evaluation import Candidate, answers_to
+from launcher.inference.evaluation import Candidate, answers_to, phase_of
 from launcher.inference.judging import JUDGES, USABLE
-from launcher.inference.session import Question, Session
+from launcher.inference.session import OnPhase, Question, Session, unheard
 from launcher.upstream.quiet import quiet
 
 _ROWS_AT_ONCE = 8
@@ -55,13 +55,14 @@ class Quiz:
         max_new_tokens: int,
         device_id: int | None,
         interrupted: Callable[[], bool],
+        on_phase: OnPhase = unheard,
     ) -> Results:
         """Ask one model after the other. Raises DataError for a question that is too long, JobCancelled."""
         graded = []
         with quiet():
             for candidate in candidates:
                 session = Session(candidate.model, batch_size=_ROWS_AT_ONCE, device_id=device_id)
-                session.interrupted = interrupted
+                session.interrupted, session.on_phase = interrupted, phase_of(candidate, on_phase)
                 prompts = [item.ids for item in session.prepare(item.question for item in self.items)]
                 graded.append(self._graded(candidate, list(answers_to(session, prompts, max_new_tokens))))
         return Results(quiz=self, graded=tuple(graded))

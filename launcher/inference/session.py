@@ -15,24 +15,35 @@ from launcher.data.templates import Template, template_names
 from launcher.data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from launcher.errors import DataError, HostError, JobCancelled, SpecError
 from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
+from launcher.inference.logprobs import TokenScore, scores_of
 from launcher.inference.model import Model, is_plain
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.transcript import Transcript
 
 DEFAULT_BATCH = 8
 
+# Told what takes seconds before there is an answer, and "" when there is one.
+OnPhase = Callable[[str], None]
+
+
+def unheard(_: str) -> None:
+    """Tell nobody."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question. ``messages`` end with the user's turn; ``text``, if set, goes to the model unchanged."""
+    """A question. ``messages`` end with the user's turn; ``text`` or ``ids``, if set, goes to the model unchanged."""
 
     id: str
     messages: tuple[Message, ...] = ()
     text: str | None = None
+    ids: tuple[int, ...] | None = None
 
     @property
     def shown(self) -> str:
         """Return the question as the user wrote it."""
+        if self.ids is not None:
+            return f"token ids {', '.join(map(str, self.ids[:8]))}"
         return self.text if self.text is not None else self.messages[-1].content
 
 
@@ -99,6 +110,7 @@ class Session:
         self._device_id = device_id
         self._incremental = incremental
         self.interrupted: Callable[[], bool] = bool  # bool() is False: nobody interrupts
+        self.on_phase: OnPhase = unheard
         # Loaded first: a wrong tokenizer should fail in milliseconds, not after the weights.
         self.tokenizer = _tokenizer(model)
 
@@ -112,11 +124,11 @@ class Session:
 
     # ---------------------------------------------------------------------------------------- before it is loaded
 
-    def prepare(self, questions: Iterable[Question]) -> list[Prepared]:
-        """Encode questions. Raises DataError, naming each question that leaves no room for an answer."""
+    def prepare(self, questions: Iterable[Question], *, room: int = 1) -> list[Prepared]:
+        """Encode questions. Raises DataError, naming each question that leaves no ``room`` (tokens) for an answer."""
         prepared = [Prepared(question=question, ids=tuple(self.encode(question))) for question in questions]
         context = self.model.context
-        long = [item for item in prepared if len(item.ids) >= context]
+        long = [item for item in prepared if len(item.ids) + room > context]
         if long:
             shown = "; ".join(f"{_shortened(item.question.shown)} has {len(item.ids)}" for item in long[:3])
             more = f"; and {len(long) - 3} more" if len(long) > 3 else ""
@@ -131,13 +143,21 @@ class Session:
     def encode(self, question: Question) -> list[int]:
         """Return the token ids of a question in the template of training, or of its bare text, a bos token first.
 
-        Raises DataError when there is no template, or a prompt is empty.
+        Raises DataError when there is no template, a prompt is empty, or an id is none of the model's.
         """
+        if question.ids is not None:
+            return self._checked(question.ids)
         if not question.shown.strip():
             raise DataError(f"prompt {question.id} is empty", hint="ask something")
         if question.text is not None:
             return [self.model.spec.bos_token_id, *self.tokenizer.encode(question.text, start=True)]
         return self.template.encode_prompt(self.tokenizer, question.messages)
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        vocab_size = self.model.spec.vocab_size
+        if wrong := [token for token in ids if not 0 <= token < vocab_size]:
+            raise DataError(f"{wrong[0]} is no token id of {self.model.name}", hint=f"ids are below {vocab_size}")
+        return list(ids)
 
     @property
     def template(self) -> Template:
@@ -153,6 +173,12 @@ class Session:
 
     @cached_property
     def _decoder(self) -> Decoder:
+        self.on_phase(f"loading {self.model.name}")
+        loaded = self._loaded()
+        self.on_phase("computing the first token" if is_plain(self.model) else f"compiling {self.model.name}")
+        return loaded
+
+    def _loaded(self) -> Decoder:
         if is_plain(self.model):
             from launcher.inference import plain
             from launcher.inference.cached import Cache
@@ -225,26 +251,31 @@ class Session:
         cancelled: Callable[[], bool] | None = None,
     ) -> list[Answer]:
         """Answer one batch. ``on_text``: called with the text of the first row piece by piece."""
-        from launcher.inference.network import mindspore_errors
-
-        decoder = self._decoder
+        _ = self._decoder  # loaded first: ``seconds`` measures answers only
         rows = [self.row(item, spec, cancelled) for item in prepared]
         rows[0].on_text = on_text
-        # The decoder is loaded by now: ``seconds`` measures answers only.
         began = time.monotonic()
-        with mindspore_errors():
-            decoder.run(rows)
+        self.run(rows)
         seconds = round(time.monotonic() - began, 3)
         return [_answer(item, row, seconds) for item, row in zip(prepared, rows, strict=True)]
 
-    def row(self, item: Prepared, spec: GenerationSpec, cancelled: Callable[[], bool] | None = None) -> Row:
-        """Return ``item`` as a row for the decoder."""
+    def row(
+        self,
+        item: Prepared,
+        spec: GenerationSpec,
+        cancelled: Callable[[], bool] | None = None,
+        *,
+        continued: bool = False,
+        top: int | None = None,
+    ) -> Row:
+        """Return ``item`` as a row for the decoder. continued: its text goes on from the prompt's, white space kept."""
         return Row(
             prompt=item.ids,
             spec=spec,
             limit=min(spec.max_new_tokens, self.model.context - len(item.ids)),
             ends=self.ends,
-            transcript=Transcript(self.tokenizer, spec.stop),
+            transcript=Transcript(self.tokenizer, spec.stop, after=item.ids if continued else None),
+            top=top,
             cancelled=cancelled,
         )
 
@@ -252,15 +283,48 @@ class Session:
         """Answer rows with different settings as one batch."""
         from launcher.inference.network import mindspore_errors
 
+        decoder = self._decoder
+        self._await_text(rows[0])
         with mindspore_errors():
-            self._decoder.run(rows)
+            decoder.run(rows)
+        self.on_phase("")
+
+    def _await_text(self, row: Row) -> None:
+        """Have the first text of ``row`` say that the waiting is over, before anybody else is told of it."""
+        on_text = row.on_text
+
+        def first(text: str) -> None:
+            self.on_phase("")
+            row.on_text = on_text
+            if on_text is not None:
+                on_text(text)
+
+        row.on_text = first
+
+    def score_prompt(self, row: Row) -> list[TokenScore]:
+        """Return the scores of the tokens of the row's prompt; the first has none, as nothing stands before it.
+
+        A row that wants one new token is answered on the way. Works on CPU alone.
+        """
+        from launcher.inference.network import mindspore_errors
+
+        scores, rest = [TokenScore(token=row.prompt[0])], list(row.prompt[1:])
+        with mindspore_errors():
+            for logits in self._decoder.prompt_logits(row.prompt):
+                now, rest = rest[: len(logits)], rest[len(logits) :]
+                scores += scores_of(logits[: len(now)], now, row.top or 0)
+        if row.limit == 1:
+            row.advance(logits[-1])
+        return scores
 
     def all_logits(self, tokens: Any) -> Any:
         """Return logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new) int32."""
         from launcher.inference.network import mindspore_errors
 
         with mindspore_errors():
-            return self._decoder.all_logits(tokens)
+            logits = self._decoder.all_logits(tokens)
+        self.on_phase("")
+        return logits
 
     def answer(self, prompts: Sequence[str], spec: GenerationSpec, *, raw: bool = False) -> list[Answer]:
         """Return answers to ``prompts``, in their order. ``raw``: without the chat template."""

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from launcher.data.tokenizer import Tokenizer
 
+# So many tokens of the prompt are decoded with those of a text that continues it: a character has 4 bytes at most.
+_WINDOW = 8
+
 # What decoders put for bytes that are not a whole character yet.
 _HALF = "\ufffd"
 
@@ -13,8 +16,12 @@ _HALF = "\ufffd"
 class Transcript:
     """Tokens of one answer as text, without white space at either end."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, after: Sequence[int] | None = None) -> None:
+        """``after``: the prompt that the text goes on from, with all its white space; None for an answer to it."""
         self._tokenizer = tokenizer
+        self._strips = after is None
+        self._before = list(after or ())[-_WINDOW:]
+        self._begin = len(tokenizer.decode(self._before).rstrip(_HALF))
         self._stop = tuple(filter(None, stop))
         self._shown = 0
         self.tokens: list[int] = []
@@ -30,7 +37,8 @@ class Transcript:
     def text(self) -> str:
         """Return the answer so far, without the stop text that ended it."""
         decoded = self._decoded()
-        return decoded[: self._end(decoded)].strip()
+        text = decoded[: self._end(decoded)]
+        return text.strip() if self._strips else text
 
     def news(self, *, final: bool = False) -> str:
         """Return the text added since the last call that will not change; with ``final``, all the rest.
@@ -42,12 +50,14 @@ class Transcript:
         return news
 
     def _settled(self) -> str:
-        text = self._decoded().lstrip().rstrip(_HALF)
+        text = self._decoded().rstrip(_HALF)
+        text = text.lstrip() if self._strips else text
         held = max((_overlap(text, stop) for stop in self._stop), default=0)
-        return text[: len(text) - held].rstrip()
+        text = text[: len(text) - held]
+        return text.rstrip() if self._strips else text
 
     def _decoded(self) -> str:
-        return self._tokenizer.decode(self.tokens)
+        return self._tokenizer.decode([*self._before, *self.tokens])[self._begin :]
 
     def _end(self, text: str) -> int | None:
         return min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=None)

@@ -7,7 +7,7 @@ phase   name                                   a part of the start is over: "imp
                                                each other), "loaded" (network and weights are there; compiling begins)
 ready   mindspore, mindformers, from_step      the context is built, ranks have found each other; ``from_step`` steps
                                                of the run were done by attempts before this one
-step    step, loss, lr, overflow, grad_norm, step_s, memory_mib, loss_scale, input_s, tokens
+step    step, loss, lr, overflow, grad_norm, step_s, memory_mib, loss_scale, input_s, tokens, begun, core_wait_s
                                                after optimizer step number ``step`` (from 1)
 eval    step, loss, seconds                     the held-out loss after that step; without loss: it has begun
 save    step, seconds                           a checkpoint was written; without seconds: it is being written
@@ -15,6 +15,7 @@ error   type, message, traceback               a Python exception ended the rank
 done                                           everything is saved; the process may now end as it likes
 exit    code                                   the process has ended; -N: by signal N. Written by its parent
 
+``events/host_<node_rank>.jsonl`` has "host", a sample of the host now and then (see HostSample), with rank_id null, and
 ``events/scheduler.jsonl`` has begin, error and exit of MindSpore's scheduler, with rank_id null.
 """
 
@@ -99,10 +100,12 @@ class Step(Event):
     ``step_s``: seconds of the step alone, without saving and evaluating. ``input_s``: seconds between the step before
     and this one in which the rank waited for its rows. ``tokens``: tokens in the loss among the rows that this rank
     read; unknown where MindSpore feeds the card itself (runtime.sink_mode). ``memory_mib``: the highest so far.
+    ``begun``: when the rank entered the step, by its host's clock: who comes last, the others wait for.
+    ``core_wait_s``: seconds in which its threads waited for a core, since the last step that tells them.
     """
 
     kind = "step"
-    omitted = frozenset({"loss_scale", "input_s", "tokens"})
+    omitted = frozenset({"loss_scale", "input_s", "tokens", "begun", "core_wait_s"})
 
     step: int
     loss: float | str | None = None
@@ -114,6 +117,8 @@ class Step(Event):
     loss_scale: float | str | None = None
     input_s: float | None = None
     tokens: int | None = None
+    begun: float | None = None
+    core_wait_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +174,22 @@ class Exit(Event):
     code: int
 
 
-_EVENTS = (Begin, Phase, Ready, Step, Evaluation, Save, Error, Done, Exit)
+@dataclass(frozen=True, kw_only=True)
+class HostSample(Event):
+    """The state of a host while the job ran. ``steal``: the share of its CPU time that went to other virtual machines;
+    ``throttled``: seconds a second for which the CPU limit of our cgroup held threads up, summed over CPUs. ``cards``:
+    those of the job, by device_id, with what npu-smi and hccn_tool tell of each. None: not known.
+    """
+
+    kind = "host"
+
+    host: str = ""
+    steal: float | None = None
+    throttled: float | None = None
+    cards: tuple[dict[str, Any], ...] = ()
+
+
+_EVENTS = (Begin, Phase, Ready, Step, Evaluation, Save, Error, Done, Exit, HostSample)
 _KINDS: dict[str, type[Event]] = {event.kind: event for event in _EVENTS}
 _NAMES = {kind: frozenset(item.name for item in fields(cls)) for kind, cls in _KINDS.items()}
 # Fields that the supervisor calculates with. A bool is an int to Python but not a number here.

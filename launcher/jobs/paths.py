@@ -154,6 +154,11 @@ class JobPaths:
         return self.root / "strategy"
 
     @property
+    def compiled(self) -> Path:
+        """The folder of graphs that MindSpore compiled, for later attempts: see ``launcher.worker.compiled``."""
+        return self.root / "compiled"
+
+    @property
     def merged(self) -> Path:
         return self.root / "merged"
 
@@ -190,6 +195,10 @@ class JobPaths:
 
     def rank_events(self, rank_id: int) -> Path:
         return self.events / f"rank_{rank_id}.jsonl"
+
+    def host_events(self, node_rank: int) -> Path:
+        """Return the samples of a host's state: see ``launcher.jobs.events.HostSample``."""
+        return self.events / f"host_{node_rank}.jsonl"
 
     @property
     def scheduler_events(self) -> Path:

@@ -214,6 +214,12 @@ def first_of_last_stage(cards: int, pipeline_stage: int) -> int:
     return cards // pipeline_stage * (pipeline_stage - 1)
 
 
+def stage_of(rank_id: int, cards: int, pipeline_stage: object) -> int:
+    """Return the pipeline stage of a rank, from 0; of a spec without a number of stages the only one."""
+    stages = pipeline_stage if isinstance(pipeline_stage, int) and pipeline_stage > 0 else 1
+    return rank_id // max(1, cards // stages)
+
+
 def step_to_stop_at(paths: JobPaths, unbegun_step: int) -> int:
     """Return the step after which a job that is asked to stop ends: ``unbegun_step``, or its last if that is sooner."""
     # After its last step a job saves anyway; a later step would never come.

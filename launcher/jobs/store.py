@@ -21,6 +21,14 @@ _ID_ALPHABET = "bcdfghjkmnpqrstvwxz"
 _ID_LENGTH = 5
 
 
+def new_token(folder: Path) -> str:
+    """Return the random part of a new id, with which no name in ``folder`` begins: it is what people type."""
+    while True:
+        token = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+        if not any(folder.glob(f"{token}-*")):
+            return token
+
+
 class JobStore:
     """The folder with one folder per job."""
 
@@ -29,12 +37,7 @@ class JobStore:
 
     def new_paths(self, name: str) -> JobPaths:
         """Return paths for a new job; nothing is made. The random part comes first, so a short prefix names a job."""
-        while True:
-            token = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
-            paths = JobPaths(root=self.root.absolute() / f"{token}-{name}")
-            # The random part alone must be new, whatever the name: it is what people type.
-            if not any(self.root.glob(f"{token}-*")):
-                return paths
+        return JobPaths(root=self.root.absolute() / f"{new_token(self.root)}-{name}")
 
     def all(self) -> list[tuple[JobPaths, JobRecord]]:
         """Return every job, oldest first, its state checked against the process table; damaged ones as UNREADABLE."""
@@ -49,11 +52,13 @@ class JobStore:
         return sorted(found, key=lambda item: (item[1].created, item[1].job_id))
 
     def get(self, reference: str) -> tuple[JobPaths, JobRecord]:
-        """Return the job that ``reference`` names: an id, a unique prefix of one, "last", or the name of a run.
+        """Return the job that ``reference`` names: an id, a unique prefix of one, "last", the name of a run, a folder.
 
         Of jobs of one name the newest is meant, and a Note says which. Raises JobError when there is none, when a
         prefix fits several, or when its job.json cannot be read.
         """
+        if os.sep in reference and is_job_folder(Path(reference)):
+            return _in_folder(reference)
         paths, record = self._find(reference)
         if record.state == UNREADABLE:
             raise JobError(
@@ -143,6 +148,12 @@ def exists(path: Path) -> bool:
         return False
 
 
+def _in_folder(reference: str) -> tuple[JobPaths, JobRecord]:
+    """Return the job whose folder has this path, wherever it is."""
+    folder = Path(os.path.abspath(reference))  # noqa: PTH100 - links keep their names
+    return JobStore(folder.parent).get(folder.name)
+
+
 def find_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
     """Return the job that JOB or MODEL on the command line names; None when it is the path of something else.
 
@@ -151,5 +162,5 @@ def find_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | Non
     """
     path = Path(reference)
     if is_job_folder(path):
-        return JobStore(path.absolute().parent).get(path.absolute().name)
+        return _in_folder(reference)
     return None if os.sep in reference or exists(path) else JobStore(jobs_dir).get(reference)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from launcher.errors import CheckpointError
 from launcher.models import base, names
 from launcher.models.base import Family, Shape, Sizes
 from launcher.models.hf_config import head_size
@@ -229,9 +230,16 @@ def shapes_of(model: Mapping[str, Any]) -> dict[str, Shape]:
 def inferred_shapes(found: Mapping[str, Shape]) -> dict[str, Shape]:
     """Return name and shape of every weight of the model that ``found`` (with the embedding) appears to be.
 
-    Without a head it is taken for a model whose head is tied to the embedding.
+    Without a head it is taken for a model whose head is tied to the embedding. Raises CheckpointError when a layer's
+    number is higher than there are tensors.
     """
-    return base.shapes(family_of_weights(found), inferred_sizes(found))
+    sizes = inferred_sizes(found)
+    if sizes.layers > len(found):
+        raise CheckpointError(
+            f"a tensor of layer {sizes.layers - 1} is there, and {len(found)} weights in all",
+            hint="the shards are not all there, or the model is another one",
+        )
+    return base.shapes(family_of_weights(found), sizes)
 
 
 def inferred_sizes(found: Mapping[str, Shape]) -> Sizes:

@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 
 # Columns of a step. NaN: not reported. Infinite: reported, and no finite number.
 STEP_FIELDS = ("time", "step", "loss", "lr", "grad_norm", "loss_scale", "overflow", "step_s", "input_s", "tokens",
-               "memory_mib")  # fmt: skip
+               "memory_mib", "begun", "core_wait_s")  # fmt: skip
 
 LONG = 1 << 20
 _READERS = 8
@@ -140,9 +140,14 @@ def parse_lines(data: bytes) -> _Parsed:
             steps.append(event)
         else:
             parsed.others.append(event)
-    parsed.steps = {name: np.array([_number(step.get(name)) for step in steps], float) for name in STEP_FIELDS}
+    parsed.steps = step_columns(steps)
     parsed.size = len(data)
     return parsed
+
+
+def step_columns(steps: Sequence[Mapping[str, Any]]) -> dict[str, Floats]:
+    """Return a column per name in STEP_FIELDS of step events as they stand in their file."""
+    return {name: np.array([_number(step.get(name)) for step in steps], float) for name in STEP_FIELDS}
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,20 +24,28 @@ def to_csv(metrics: Sequence[Metric], histories: Sequence[History]) -> str:
     return out.getvalue()
 
 
+def to_columns(metrics: Sequence[Metric], history: History) -> dict[str, list[Any]]:
+    """Return step, time (seconds since the epoch) and a list a metric, nan where it has no value."""
+    steps = [int(step) for step in history.steps.tolist()]
+    return {"step": steps, "time": history.times.tolist(), **{one.key: _column(one, history) for one in metrics}}
+
+
+def _column(metric: Metric, history: History) -> list[float]:
+    series = metric.read(history)
+    column = np.full(len(history.steps), math.nan)
+    if len(column):
+        places = np.minimum(np.searchsorted(history.steps, series.steps), len(column) - 1)
+        known = history.steps[places] == series.steps
+        column[places[known]] = series.values[known]
+    found: list[float] = column.tolist()
+    return found
+
+
 def _rows(metrics: Sequence[Metric], history: History) -> list[list[str]]:
-    columns = []
-    for metric in metrics:
-        series = metric.read(history)
-        column = np.full(len(history.steps), math.nan)
-        if len(column):
-            places = np.minimum(np.searchsorted(history.steps, series.steps), len(column) - 1)
-            known = history.steps[places] == series.steps
-            column[places[known]] = series.values[known]
-        columns.append(column.tolist())
-    steps, times = history.steps.tolist(), history.times.tolist()
+    columns = to_columns(metrics, history)
     return [
-        [history.record.job_id, str(int(step)), f"{time:.3f}", *map(_text, values)]
-        for step, time, *values in zip(steps, times, *columns, strict=True)
+        [history.record.job_id, str(step), f"{time:.3f}", *map(_text, values)]
+        for step, time, *values in zip(*columns.values(), strict=True)
     ]
 
 

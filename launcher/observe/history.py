@@ -136,6 +136,11 @@ class History:
         done = sum(self._of(attempt.ranks).count for attempt in self.attempts)
         return done - len(self.steps)
 
+    @property
+    def knows_redone_steps(self) -> bool:
+        """Return False while the newest attempt has not told from which step it goes on."""
+        return self.record.is_final or len(self.attempts) < 2 or self.attempts[-1].from_step is not None
+
     @cached_property
     def total_steps(self) -> int | None:
         steps = self.plan.get("steps")

@@ -7,64 +7,19 @@ and there is no type info. Values are of the moment; base units are in the names
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 import numpy as np
 
+from launcher.common import openmetrics
+from launcher.common.openmetrics import Family, Labels
 from launcher.jobs import STATES, UNREADABLE, JobPaths, JobRecord, JobStore
 from launcher.observe import facts
 from launcher.observe.columns import Floats
 from launcher.observe.history import FOLDER_DAMAGES, History, read_history, seconds_of
 from launcher.observe.metrics import METRICS, tokens_per_step
-from launcher.observe.summary import summarize
-
-CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-
-Labels = Mapping[str, str]
-
-
-@dataclass(kw_only=True)
-class Family:
-    """Samples of one name, which is without the suffix that ``kind`` (gauge, counter or info) adds."""
-
-    name: str
-    kind: str
-    about: str
-    samples: list[tuple[Labels, float]] = field(default_factory=list)
-
-    def add(self, labels: Labels, value: float | None) -> None:
-        """Add a sample, unless its value is not known."""
-        if value is not None:
-            self.samples.append((labels, float(value)))
-
-    @property
-    def sample_name(self) -> str:
-        return self.name + {"counter": "_total", "info": "_info"}.get(self.kind, "")
-
-    def lines(self, *, older: bool) -> Iterator[str]:
-        """Yield the family's lines; none without samples. ``older``: in Prometheus' text format 0.0.4."""
-        if not self.samples:
-            return
-        name, kind = (
-            (self.sample_name, "gauge" if self.kind == "info" else self.kind) if older else (self.name, self.kind)
-        )
-        yield f"# HELP {name} {self.about}"
-        yield f"# TYPE {name} {kind}"
-        for labels, value in self.samples:
-            shown = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-            yield f"{self.sample_name}{{{shown}}} {_number(value)}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-def _number(value: float) -> str:
-    if math.isfinite(value):
-        return repr(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)
-    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
-
+from launcher.observe.stragglers import Stragglers
+from launcher.observe.summary import Summary, summarize
 
 _FAMILIES = {
     name: (kind, about)
@@ -87,8 +42,21 @@ _FAMILIES = {
         ),
         ("launcher_job_remaining_seconds", "gauge", "Time until the last step, by the newest steps."),
         ("launcher_job_restarts", "counter", "Attempts after the first."),
+        (
+            "launcher_job_mean_repair_seconds",
+            "gauge",
+            "Mean time from a failure to the next attempt's first step, by the known error or the reason.",
+        ),
         ("launcher_rank_step", "gauge", "Last step of the rank."),
-        ("launcher_rank_step_seconds", "gauge", "Time of the rank's last step."),
+        (
+            "launcher_rank_step_seconds",
+            "gauge",
+            "Time of the rank's last step; collectives make it about the same on all ranks.",
+        ),
+        ("launcher_rank_late_seconds", "gauge", "How long after the median of the ranks it enters a step, mean."),
+        ("launcher_rank_core_wait_seconds", "gauge", "How long its threads wait for a core in a step, mean."),
+        ("launcher_rank_save_seconds", "gauge", "How long it takes to save, mean of the newest saves."),
+        ("launcher_rank_slow", "gauge", "Share of the time that the others lose by a rank that is named as slow."),
         ("launcher_rank_input_wait_seconds", "counter", "Time the rank has waited for rows in this attempt."),
         ("launcher_rank_memory_bytes", "gauge", "Highest memory of the rank: of its card on Ascend, resident on CPU."),
     )
@@ -116,8 +84,7 @@ class Scrapes:
         for paths, record in self._store.all():
             for name, labels, value in self._samples(paths, record):
                 families[name].add(labels, value)
-        lines = [line for family in families.values() for line in family.lines(older=older)]
-        return "\n".join([*lines, *([] if older else ["# EOF"])]) + "\n"
+        return openmetrics.metrics_text(families.values(), older=older)
 
     def _samples(self, paths: JobPaths, record: JobRecord) -> list[Sample]:
         known = self._ended.get(record.job_id)
@@ -150,15 +117,18 @@ def _job_samples(paths: JobPaths, record: JobRecord) -> Iterator[Sample]:
 
 def _read_samples(paths: JobPaths, record: JobRecord, labels: dict[str, str]) -> Iterator[Sample]:
     history = read_history(paths, record)
-    for name, value in _job_values(history).items():
+    summary = summarize(history)
+    for name, value in _job_values(history, summary).items():
         yield name, labels, value
+    for cause, seconds in summary.goodput.mean_repair_s.items():
+        yield "launcher_job_mean_repair_seconds", labels | {"cause": cause}, seconds
     if not record.is_final:
         yield from _rank_samples(history)
+        yield from _slow_samples(history, summary.stragglers)
 
 
-def _job_values(history: History) -> dict[str, float | None]:
-    found, tokens = summarize(history), tokens_per_step(history)
-    loss = found.last_loss
+def _job_values(history: History, found: Summary) -> dict[str, float | None]:
+    loss, tokens = found.last_loss, tokens_per_step(history)
     return {
         "launcher_job_created_timestamp_seconds": seconds_of(history.record.created),
         "launcher_job_step": found.done_steps,
@@ -188,6 +158,22 @@ def _rank_samples(history: History) -> Iterator[Sample]:
         waited = float(np.nansum(waits)) if not np.isnan(waits).all() else None
         yield "launcher_rank_input_wait_seconds", labels, waited
         yield "launcher_rank_memory_bytes", labels, None if memory is None else memory * (1 << 20)
+
+
+def _slow_samples(history: History, slow: Stragglers) -> Iterator[Sample]:
+    hosts = facts.hosts(history)
+
+    def labels(rank_id: int) -> dict[str, str]:
+        host, device = hosts.get(rank_id, ("", ""))
+        return {"job": history.record.job_id, "rank": str(rank_id), "host": host, "device": device}
+
+    for rank in slow.ranks:
+        yield "launcher_rank_late_seconds", labels(rank.rank_id), rank.late_s
+        yield "launcher_rank_core_wait_seconds", labels(rank.rank_id), rank.core_wait_s
+        yield "launcher_rank_save_seconds", labels(rank.rank_id), rank.save_s
+    for suspect in slow.suspects:
+        for rank_id in suspect.rank_ids:
+            yield "launcher_rank_slow", labels(rank_id) | {"cause": suspect.cause}, suspect.lost_share
 
 
 def _known(values: Floats) -> float | None:

@@ -28,6 +28,7 @@ from launcher.observe.charts import charts
 from launcher.observe.comparison import Column, Comparison, compare
 from launcher.observe.goodput import Goodput, interval_text
 from launcher.observe.history import Attempt, History, ended_at, gaps, value_at
+from launcher.observe.stragglers import Stragglers
 from launcher.observe.summary import Summary, outcome, summarize
 from launcher.observe.words import Say, words
 
@@ -155,7 +156,7 @@ def _live(history: History, summary: Summary, lang: str, now: Callable[[], float
         "verdict": verdict_text(record.verdict, lang, record.job_id) if record.verdict else "",
         "remarks": _remarks(history, summary, say),
         "figures": _figures(summary, say),
-        "ranks": _ranks(history),
+        "ranks": {**_ranks(history, summary.stragglers), "slow": summary.stragglers.sentences(say)},
         "attempts": _attempts(history, say, now),
         "checkpoints": _checkpoints(history),
         "spent": _spent(summary.goodput, say),
@@ -202,7 +203,8 @@ def _remarks(history: History, summary: Summary, say: Say) -> list[str]:
     )
     record = history.record
     remarks = [gone] if record.state == "lost" and not record.verdict else []
-    return [*remarks, *record.warnings, *(say(text, count=f"{count:,}") for text, count in counted if count)]
+    slow = summary.stragglers.sentences(say) if summary.stragglers.suspects or summary.stragglers.signs else []
+    return [*remarks, *record.warnings, *slow, *(say(text, count=f"{count:,}") for text, count in counted if count)]
 
 
 def _figures(summary: Summary, say: Say) -> list[dict[str, str]]:
@@ -218,8 +220,7 @@ def _figures(summary: Summary, say: Say) -> list[dict[str, str]]:
         ("Throughput", summary.tokens_per_s, _big, say("tokens/s"),
          say("{seconds} a step", seconds=seconds_text(summary.step_s))),
         ("Total time", spent.wall_s or None, seconds_text, "", say("{share} in steps", share=share)),
-        ("Attempts", summary.attempts, str, "", say("no step lost") if not summary.redone_steps else
-         say("{count} steps done again", count=f"{summary.redone_steps:,}")),
+        ("Attempts", summary.attempts, str, "", _redone(summary, say)),
         ("Peak memory", summary.memory_mib, lambda mib: f"{mib / 1024:.1f}", "GiB", say("of the fullest rank")),
         ("Model FLOPs utilization", summary.mfu, lambda share: f"{100 * share:.1f}", "%",
          say("{count} FLOPs a step", count=_big(summary.flops_per_step or 0.0))),
@@ -229,6 +230,14 @@ def _figures(summary: Summary, say: Say) -> list[dict[str, str]]:
         for name, value, form, unit, about in known
         if value is not None
     ]
+
+
+def _redone(summary: Summary, say: Say) -> str:
+    if summary.redone_steps is None:
+        return say("lost steps are not known yet")
+    if not summary.redone_steps:
+        return say("no step lost")
+    return say("{count} steps done again", count=f"{summary.redone_steps:,}")
 
 
 def _loss(value: float) -> str:
@@ -242,8 +251,8 @@ def _big(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _ranks(history: History) -> dict[str, Any]:
-    """Return a row a rank, of the newest attempt that has steps; of many those that wait longest for input."""
+def _ranks(history: History, slow: Stragglers) -> dict[str, Any]:
+    """Return a row a rank, of the newest attempt that has steps; of many those that enter steps last."""
     attempts = [attempt for attempt in history.attempts if any(rank.count for rank in attempt.ranks)]
     places = facts.hosts(history)
     waits = {rank.rank_id: float(np.nansum(rank.steps["input_s"])) for rank in attempts[-1].ranks} if attempts else {}
@@ -253,18 +262,25 @@ def _ranks(history: History) -> dict[str, Any]:
         host, device = places.get(rank.rank_id, ("", ""))
         loss = rank.steps["loss"][-1] if rank.count else np.nan
         memory = rank.steps["memory_mib"][-1] if rank.count else np.nan
-        wait = waits[rank.rank_id]
+        wait, figures = waits[rank.rank_id], slow.figures_of(rank.rank_id)
         rows.append({
             "rank_id": rank.rank_id, "host": host or "–", "device": device or "–",
             "step": f"{int(rank.steps['step'][-1]):,}" if rank.count else "–",
             "loss": "–" if np.isnan(loss) else _loss(float(loss)),
-            "step_s": seconds_text(float(np.median(rank.steps["step_s"][1:]))) if rank.count > 1 else "–",
+            "late": _milliseconds(figures.late_s), "core_wait": _milliseconds(figures.core_wait_s),
+            "save": seconds_text(figures.save_s) or "–", "is_slow": rank.rank_id in slow.named,
+            "late_s": figures.late_s or 0.0,
             "wait": seconds_text(wait) if np.isfinite(rank.steps["input_s"]).any() else "",
             "wait_part": f"{wait / most:.3f}" if most else "0", "waited": wait,
             "memory": "–" if np.isnan(memory) else f"{memory:,.0f} MiB",
         })  # fmt: skip
-    shown = sorted(sorted(rows, key=lambda row: -row["waited"])[:_RANKS], key=lambda row: row["rank_id"])
+    chosen = sorted(rows, key=lambda row: (row["is_slow"], row["late_s"], row["waited"]), reverse=True)[:_RANKS]
+    shown = sorted(chosen, key=lambda row: row["rank_id"])
     return {"rows": shown, "left_out": len(rows) - len(shown)}
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{1000 * seconds:,.0f} ms"
 
 
 def _attempts(history: History, say: Say, now: Callable[[], float]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from launcher.common.http.access import Gate, unknown
-from launcher.observe.openmetrics import CONTENT_TYPE
+from launcher.common.openmetrics import CONTENT_TYPE
 
 
 def application(make: Callable[[], str], token: str | None, log: Callable[[str], None]) -> Starlette:

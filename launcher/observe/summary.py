@@ -6,15 +6,19 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from launcher.common.clock import seconds_text
+from launcher.jobs import stage_of
+from launcher.observe import facts
 from launcher.observe.goodput import Goodput, goodput
-from launcher.observe.history import HeldOut, History
+from launcher.observe.history import HeldOut, History, value_at
+from launcher.observe.host_signs import Sign, host_signs, read_samples
 from launcher.observe.metrics import METRICS, median, peak_flops, step_flops, tokens_per_step, usual_step_s
+from launcher.observe.stragglers import Place, Stragglers, find_stragglers, timeline
 from launcher.observe.words import Say
 
 _RECENT = 20
@@ -22,12 +26,12 @@ _RECENT = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Figures of a job; None where nothing is known.
+    """Figures of a job; None where nothing is known, as of ``redone_steps`` while an attempt starts.
 
     ``lowest_loss``: of a step. ``step_s``: the usual time of a step, the median. ``goodput``: where the time went.
     ``left_s``: until the last step, by the newest steps. ``tokens``: seen in training, padding included;
     ``loss_tokens``: those in the loss. ``bad_steps``: steps with a loss that is no finite number; ``overflows``:
-    steps whose gradients overflowed.
+    steps whose gradients overflowed. ``stragglers``: who holds the others up, of the newest attempt that has steps.
     """
 
     done_steps: int
@@ -45,16 +49,17 @@ class Summary:
     mfu: float | None
     memory_mib: float | None
     attempts: int
-    redone_steps: int
+    redone_steps: int | None
     goodput: Goodput
     left_s: float | None
     bad_steps: int
     overflows: int
+    stragglers: Stragglers
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for JSON, which has no NaN and no infinity."""
         return {
-            key: _plain(self.goodput.to_dict() if key == "goodput" else value)
+            key: _plain(getattr(self, key).to_dict() if key in ("goodput", "stragglers") else value)
             for key, value in dataclasses.asdict(self).items()
         }
 
@@ -91,12 +96,38 @@ def summarize(history: History, now: Callable[[], float] = time.time) -> Summary
         mfu=flops / usual / peak if flops and peak and usual else None,
         memory_mib=float(np.nanmax(memory)) if len(memory) and not np.isnan(memory).all() else None,
         attempts=len(history.attempts),
-        redone_steps=history.redone_steps,
+        redone_steps=history.redone_steps if history.knows_redone_steps else None,
         goodput=goodput(history, now),
         left_s=None if left is None or recent is None or history.record.is_final else left * recent,
         bad_steps=int(np.isinf(losses.values).sum()),
         overflows=int(np.nansum(METRICS["overflow"].read(history).values)),
+        stragglers=stragglers(history),
     )
+
+
+def stragglers(history: History) -> Stragglers:
+    """Return who holds the others up in the newest attempt that has steps."""
+    trained = [attempt for attempt in history.attempts if any(rank.count for rank in attempt.ranks)]
+    newest = (*history.attempts, *trained)[-1:]
+    found = find_stragglers(timeline(newest[0].ranks if newest else (), places(history)))
+    return replace(found, signs=signs(history, newest[0].number)) if newest else found
+
+
+def signs(history: History, attempt: int) -> tuple[Sign, ...]:
+    """Return what stands out on the hosts of an attempt."""
+    hosts = {host for host, _ in facts.hosts(history).values()}
+    return host_signs(read_samples(history.paths.of_attempt(attempt), len(hosts)))
+
+
+def places(history: History) -> dict[int, Place]:
+    """Return host, device and stage of the pipeline of each rank."""
+    stages, cards = value_at(history.spec, "parallel", "pipeline_stage"), history.record.cards
+    hosts = facts.hosts(history)
+    return {
+        rank_id: Place(host=host, device=device, stage=stage_of(rank_id, cards, stages))
+        for rank_id in range(cards)
+        for host, device in [hosts.get(rank_id, ("", ""))]
+    }
 
 
 def outcome(history: History, summary: Summary, say: Say) -> str:

@@ -32,6 +32,18 @@ _ZH = {
     "Gradients overflowed in {count} steps, which were left out.": "有 {count} 步梯度溢出，未参与更新。",
     "{count} lines of events cannot be read.": "有 {count} 行事件无法读取。",
     "Next": "下一步",
+    # sweeps
+    "Sweep": "参数扫描",
+    "done": "已完成",
+    "waiting": "等待中",
+    "pruned": "提前终止",
+    "refused": "被拒绝",
+    "Trial": "试验",
+    "Trials": "试验",
+    "Settings and results": "参数与结果",
+    "The best of {count} trials by {metric}": "按 {metric}，{count} 次试验中最好的",
+    "No trial has ended with a value.": "还没有试验得出结果。",
+    "Parallel plot: a line a trial, the best one thick": "平行坐标图：每条线是一次试验，最好的加粗",
     # the board
     "All jobs": "全部作业",
     "Jobs": "作业",
@@ -85,6 +97,7 @@ _ZH = {
     "Attempts": "运行次数",
     "{count} steps done again": "重做 {count} 步",
     "no step lost": "未丢失任何一步",
+    "lost steps are not known yet": "尚不清楚丢失了多少步",
     "Peak memory": "峰值内存",
     "of the fullest rank": "占用最多的 rank",
     "Model FLOPs utilization": "模型算力利用率",
@@ -152,13 +165,54 @@ _ZH = {
     "Device": "设备",
     "Last step": "最后一步",
     "Last loss": "最后损失",
-    "Median step": "单步中位数",
+    "Enters steps after the median by": "进入每步晚于中位数",
+    "Core wait a step": "每步等待 CPU",
+    "A save": "单次保存",
     "Input wait in all": "等待数据合计",
     "State": "状态",
-    "Collectives make every rank wait for the slowest, so step times do not tell which one it is; "
-    "the wait for input does where input is the cause.":
-        "集合通信使所有 rank 等待最慢者，因此单步耗时无法指出是谁；若原因是数据读取，等待数据的时间可以指出。",
-    "The {shown} ranks that wait longest for input, of {all}.": "等待数据最久的 {shown} 个 rank，共 {all} 个。",
+    "Collectives make every rank wait for the slowest, so step times are the same on all; "
+    "when a rank enters a step, and what it waited for before, tell them apart.":
+        "集合通信使所有 rank 等待最慢者，各 rank 的单步耗时因而相同；能区分它们的是进入每一步的时刻和之前的等待。",
+    "The {shown} ranks that enter steps last, of {all}.": "最晚进入每一步的 {shown} 个 rank，共 {all} 个。",
+    # stragglers
+    "One rank waits for nobody.": "只有一个 rank，无需等待其他 rank。",
+    "Each stage of the pipeline has one rank, so none has an equal to be compared with.":
+        "每个流水线阶段只有一个 rank，没有可比较的对象。",
+    "Its ranks do not tell when they enter a step (an earlier version of launcher).":
+        "rank 未上报进入每一步的时刻（使用旧版 launcher）。",
+    "Too early to tell who is slow: {steps} of {least} steps are done.": "尚无法判断谁慢：已完成 {steps}/{least} 步。",
+    "No rank stands out in the newest {steps} steps.": "最近 {steps} 步中没有明显偏慢的 rank。",
+    "rank {rank}": "rank {rank}",
+    "host {host} (ranks {ranks})": "主机 {host}（rank {ranks}）",
+    "comes last in {share} % of steps, {late} after the median": "在 {share} % 的步中最后到达，比中位数晚 {late}",
+    "is late in {share} % of steps, {late} after the median": "在 {share} % 的步中迟到，比中位数晚 {late}",
+    "comes last in {share} % of steps only, but by {late}, which costs {lost} % of the time":
+        "仅在 {share} % 的步中最后到达，但晚 {late}，耗费 {lost} % 的时间",
+    "it waits {own} a step for input, the others {others}": "每步等待数据 {own}，其余为 {others}",
+    "its threads wait {own} a step for a core, the others' {others}": "其线程每步等待 CPU {own}，其余为 {others}",
+    "it takes {own} to save, the others {others}": "单次保存 {own}，其余为 {others}",
+    "neither input, nor saving, nor the wait for a core explains it": "数据、保存和等待 CPU 都不能解释",
+    "Look at what reads its rows: the disk or mount of the data on that host, and its data workers.":
+        "请检查它的数据读取：该主机上数据所在的磁盘或挂载点，以及数据处理进程。",
+    "Look at what else runs on that host: top; ps -eLo psr,pcpu,pid,args --sort=-pcpu | head":
+        "请检查该主机上还在运行什么：top; ps -eLo psr,pcpu,pid,args --sort=-pcpu | head",
+    "Look at the disk or mount to which that host saves: iostat -x 1; df":
+        "请检查该主机保存检查点的磁盘或挂载点：iostat -x 1; df",
+    "Host {host}: {share} % of its CPU time goes to other virtual machines (steal).":
+        "主机 {host}：{share} % 的 CPU 时间被其他虚拟机占用（steal）。",
+    "Host {host}: the CPU limit of its container holds threads up for {seconds} s a second (cgroup cpu.stat).":
+        "主机 {host}：容器的 CPU 限额使线程每秒停顿 {seconds} 秒（cgroup cpu.stat）。",
+    "Card {card} of host {host}: npu-smi says {health}.": "主机 {host} 的卡 {card}：npu-smi 显示 {health}。",
+    "Card {card} of host {host}: {own} °C, the median of the cards is {others} °C.":
+        "主机 {host} 的卡 {card}：{own} °C，各卡中位数为 {others} °C。",
+    "Card {card} of host {host}: {own} W, the median of the cards is {others} W: it may hold its clock down.":
+        "主机 {host} 的卡 {card}：{own} W，各卡中位数为 {others} W，可能已降频。",
+    "Card {card} of host {host}: {count} more uncorrectable memory errors in {time}.":
+        "主机 {host} 的卡 {card}：{time} 内新增 {count} 个不可纠正的内存错误。",
+    "Card {card} of host {host}: {count} more damaged packets on its link in {time}.":
+        "主机 {host} 的卡 {card}：链路在 {time} 内新增 {count} 个损坏的数据包。",
+    "Look at that host and card: launcher doctor; clocks, temperature and load.":
+        "请检查该主机和卡：launcher doctor；时钟频率、温度和负载。",
     # attempts
     "start": "启动",
     "compile": "编译",

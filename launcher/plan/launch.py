@@ -27,8 +27,10 @@ class Limits:
     ``grace_s``: from TERM to KILL. ``start_timeout_s``: until all ranks are ready. ``hang_timeout_s``: without a step;
     None means HANG_FACTOR times the step time seen, at least MIN_HANG_TIMEOUT_S. ``leave_s``: until a rank that has
     reported "done" ends. ``stopped_s``: for a rank suspended (SIGSTOP) while another runs. ``max_restarts``: after
-    faults of the machine or of communication. With several hosts, ``lost_s``: a host without a sign of life for this
-    time is lost; ``register_s``: until all hosts have reported.
+    faults of the machine or of communication; ``restart_budget_s``: time in which one of them must get further than the
+    attempt that failed, None for no limit. ``standby``: processes that have imported MindSpore wait for a restart.
+    With several hosts, ``lost_s``: a host without a sign of life for this time is lost; ``register_s``: until all
+    hosts have reported.
     """
 
     grace_s: float = 30.0
@@ -37,6 +39,8 @@ class Limits:
     leave_s: float = 1.0
     stopped_s: float = 10.0
     max_restarts: int = 0
+    restart_budget_s: float | None = None
+    standby: bool = True
     lost_s: float = 8.0
     register_s: float = 120.0
 
@@ -89,6 +93,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     locks: tuple[str, ...] = ()
     wait_for_locks: bool = False
+    priority: int = 0
     limits: Limits = Limits()
     nodes: tuple[NodePlace, ...] = ()
     scheduler: str = LOCAL

@@ -27,6 +27,7 @@ from launcher.plan.degrees import resolve_defaults
 from launcher.plan.launch import Launch
 from launcher.plan.memory import Memory, split_plan
 from launcher.plan.placement import Placement, RunOptions, make_launch
+from launcher.plan.resilience import check_resilience, resilience_environment
 from launcher.runspec.passthrough import with_passed_through
 from launcher.runspec.sections import RunSpec
 from launcher.upstream import held_out, packed_rows
@@ -247,6 +248,7 @@ def make_plan(
     Raises SpecError when spec, cluster and inputs do not fit together, HostError when the engine is missing.
     """
     resolved, cluster = resolve_defaults(spec, placement.cluster), placement.cluster
+    check_resilience(resolved.spec, cluster, here=not placement.agents)
     env = run_environment(resolved.spec, cluster, paths)
     # Two steps: once data is made, steps and files are decided anew, but nothing that was shown before.
     undecided = LaunchPlan(
@@ -348,7 +350,7 @@ def run_environment(spec: RunSpec, cluster: Cluster, paths: JobPaths) -> dict[st
     """
     if cluster.target == "CPU":
         return dict(spec.env)
-    return {**_places(cluster, paths), **_hccl(spec), **spec.env}
+    return {**_places(cluster, paths), **_hccl(spec), **resilience_environment(spec.resilience), **spec.env}
 
 
 def _places(cluster: Cluster, paths: JobPaths) -> dict[str, str]:

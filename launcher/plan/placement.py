@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from launcher.cluster.locks import card_lock
 from launcher.cluster.model import Cluster, Host
 from launcher.engines import DEFAULT, ENGINES
 from launcher.errors import SpecError
@@ -38,13 +39,15 @@ class RunOptions:
     """Options for running a job that do not depend on what it trains.
 
     ``engine`` None: msrun, or direct where there are agents. ``program``: path of the engine's program, looked up if
-    None. ``port``: of MindSpore's scheduler; with 0 the first host picks a free one.
+    None. ``port``: of MindSpore's scheduler; with 0 the first host picks a free one. ``priority``: in the queue for
+    cards, if the job waits for them.
     """
 
     engine: str | None = None
     program: str | None = None
     limits: Limits = field(default_factory=Limits)
     wait_for_cards: bool = False
+    priority: int = 0
     port: int = 0
 
 
@@ -66,13 +69,23 @@ def make_launch(placement: Placement, paths: JobPaths, *, env: Mapping[str, str]
         ranks=_rank_places(cluster),
         visible=first.visible if on_cards else (),
         env=env,
-        locks=tuple(f"card_{device.device_id}" for device in first.devices) if on_cards else (),
+        locks=_locks(placement, options),
         wait_for_locks=options.wait_for_cards,
+        priority=options.priority,
         limits=replace(options.limits, leave_s=LEAVE_S[cluster.target]),
         nodes=_node_places(placement) if placement.agents else (),
         scheduler=placement.scheduler,
         settings=placement.settings,
     )
+
+
+def _locks(placement: Placement, options: RunOptions) -> tuple[str, ...]:
+    """Return the locks of a job on this host: its cards; of the jobs on the CPU those in the queue run one by one."""
+    if placement.agents:
+        return ()
+    if placement.cluster.target == "Ascend":
+        return tuple(card_lock(device.device_id) for device in placement.cluster.hosts[0].devices)
+    return ("cpu",) if options.wait_for_cards else ()
 
 
 def _engine(placement: Placement, options: RunOptions) -> str:

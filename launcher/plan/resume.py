@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launcher.common.ranges import spans
 from launcher.errors import CheckpointError
 from launcher.jobs import JobPaths
 
@@ -20,22 +21,23 @@ def prepare_attempt(paths: JobPaths, world_size: int) -> Moment | None:
     """Make the folder of the attempt of ``paths``, with links to the checkpoints that it starts from.
 
     Returns the (epoch, step within the epoch) of the newest checkpoint that is complete on all ranks; None when there
-    is none, and the attempt starts from the beginning. Checkpoints after that moment, which only some ranks have, are
-    moved into the attempt's folder.
+    is none, and the attempt starts from the beginning. Files of later moments, which are whole on some ranks only, are
+    moved into the attempt's folder: it will write them again, and MindSpore gives another name to a second one.
     """
     if _was_begun_only(paths):
         take_back(paths)
     paths.attempt_folder.mkdir(parents=True, exist_ok=False)
     saved = _saved(paths, world_size)
     newest = _newest(saved)
-    if newest is None:
-        return None
-    for rank_id, files in enumerate(saved):
-        for moment, file in files.items():
-            if moment > newest:  # some ranks have it and others not; the new attempt will write it again
+    for rank_id in range(world_size):
+        for moment, file in _files(paths.checkpoints / f"rank_{rank_id}"):
+            if newest is None or moment > newest:
                 stale = paths.attempt_folder / "stale" / f"rank_{rank_id}"
                 stale.mkdir(parents=True, exist_ok=True)
                 file.rename(stale / file.name)
+    if newest is None:
+        return None
+    for rank_id, files in enumerate(saved):
         folder = paths.resume / f"rank_{rank_id}"
         folder.mkdir(parents=True)
         (folder / files[newest].name).symlink_to(files[newest])
@@ -47,6 +49,20 @@ def left_behind(paths: JobPaths, world_size: int) -> Mapping[Moment, list[int]]:
     saved = [saved_moments(paths.attempt_folder / "stale" / f"rank_{rank_id}") for rank_id in range(world_size)]
     moments = sorted(set().union(*saved), reverse=True)
     return {moment: [rank for rank, files in enumerate(saved) if moment not in files] for moment in moments}
+
+
+def beginning(paths: JobPaths, world_size: int) -> str:
+    """Return where the attempt of ``paths``, which is prepared, begins, and why not at a newer step."""
+    place = "from the beginning: no step is complete on all ranks"
+    if paths.resume.is_dir():
+        (moment,) = saved_moments(paths.resume / "rank_0")
+        place = f"from {checkpoint_words(moment)}"
+    newer = left_behind(paths, world_size).items()
+    why_not = (
+        f"; {checkpoint_words(moment)}, is not whole on {'rank' if len(ranks) == 1 else 'ranks'} {spans(ranks)}"
+        for moment, ranks in newer
+    )
+    return f"Attempt {paths.attempt}, {place}{''.join(why_not)}."
 
 
 def _was_begun_only(paths: JobPaths) -> bool:
@@ -104,8 +120,13 @@ def _newest(saved: Sequence[Mapping[Moment, Path]]) -> Moment | None:
 
 def saved_moments(folder: Path) -> Mapping[Moment, Path]:
     """Return the whole checkpoints in a rank's folder; a file still being written has another name or no end."""
-    matches = ((path, _FILE.fullmatch(path.name)) for path in folder.glob("*"))
-    return {(int(m["epoch"]), int(m["step"])): path for path, m in matches if m and _can_be_loaded(path)}
+    return {moment: path for moment, path in _files(folder) if _can_be_loaded(path)}
+
+
+def _files(folder: Path) -> list[tuple[Moment, Path]]:
+    """Return the checkpoints in a rank's folder by name, whole or not."""
+    matches = [(path, _FILE.fullmatch(path.name)) for path in folder.glob("*")]
+    return [((int(m["epoch"]), int(m["step"])), path) for path, m in matches if m]
 
 
 def _can_be_loaded(path: Path) -> bool:

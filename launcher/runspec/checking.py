@@ -40,9 +40,10 @@ def filled(source: YamlDocument) -> YamlDocument:
     return layers.fill_preset(folders.fill_folder(source))
 
 
-def load_asked(name: str, overrides: Iterable[layers.Override] = ()) -> YamlDocument:
-    """Return the values that the file of the spec ``name``, $LAUNCHER_* and ``overrides`` give, and no others."""
-    source = read_source(find_spec(name))
+def load_asked(spec: str | YamlDocument, overrides: Iterable[layers.Override] = ()) -> YamlDocument:
+    """Return the values that ``spec`` (a file, a name or a document), $LAUNCHER_* and ``overrides`` give, and no
+    others."""
+    source = read_source(find_spec(spec)) if isinstance(spec, str) else spec
     if foreign.is_foreign(source):
         source = foreign.translate(source)
     source = with_shipped_files(layers.apply(source, [*layers.environment_overrides(os.environ), *overrides]))

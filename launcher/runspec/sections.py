@@ -613,6 +613,30 @@ class HcclSpec(Section):
         return self
 
 
+class HcclRetrySpec(Section):
+    """HCCL's own repetition of a collective after a link has failed for a moment (A3 only, CANN's
+    HCCL_OP_RETRY_ENABLE)."""
+
+    times: Annotated[int, Field(ge=1, le=10)] = 1
+    """Most repetitions (MaxCnt)."""
+    hold_ms: Annotated[int, Field(ge=0, le=60_000)] = 5000
+    """Milliseconds from the failure to the first (HoldTime)."""
+    interval_ms: Annotated[int, Field(ge=0, le=60_000)] = 1000
+    """Milliseconds between two (IntervalTime)."""
+
+
+class ResilienceSpec(Section):
+    """What MindSpore and HCCL do themselves about faults. Except for compile_cache not yet run on Ascend."""
+
+    compile_cache: bool | None = None
+    """Whether compiled graphs stay in the job's folder for its next attempt; left out, on CPU with --max-restarts."""
+    tft: tuple[Literal["TRE", "UCE", "HCCE", "TSP", "TTP", "ARF"], ...] = ()
+    """Switches of MindSpore's fault tolerance (MS_ENABLE_TFT, Ascend only). TRE: back to the last checkpoint when the
+    gradient norm is wrong. UCE: repair of memory errors, HCCE: collectives anew, TSP: pause of steps; these need
+    MindIO, and UCE and HCCE a copy of every weight on another rank. TTP and ARF are refused."""
+    hccl_retry: HcclRetrySpec | None = None
+
+
 class GenerationSection(Section):
     """How the trained model answers unless `infer`, `chat` or `serve` are told otherwise. It travels with the model."""
 
@@ -808,6 +832,7 @@ class RunSpec(Section):
     runtime: RuntimeSpec = RuntimeSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     hccl: HcclSpec = HcclSpec()
+    resilience: ResilienceSpec = ResilienceSpec()
     generation: GenerationSection = GenerationSection()
     env: dict[Variable, str] = {}
     """Environment variables of every rank."""

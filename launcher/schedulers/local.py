@@ -21,8 +21,10 @@ class Local(Scheduler):
 
     def place(self, values: Mapping[str, Any], *, cards: int | None, grace_s: float) -> Placement:
         from launcher.cluster.discover import local_cluster
+        from launcher.cluster.queue import least_wanted
 
-        return Placement(cluster=local_cluster(cards), scheduler=self.name, named=True)
+        cluster = local_cluster(cards, choose=least_wanted)
+        return Placement(cluster=cluster, scheduler=self.name, named=True)
 
     def preflight(self, plan: LaunchPlan, *, port: int | None) -> Sequence[str]:
         """Run the cheap checks of this host, in milliseconds; ``launcher doctor`` shows warnings too."""

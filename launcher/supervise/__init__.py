@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from launcher.common.processes import environment_of_ours
 from launcher.jobs import JobPaths
 
 
@@ -26,15 +27,6 @@ def start(paths: JobPaths) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             cwd=Path("/"),
-            env=_environment(),
+            env=environment_of_ours(),
             start_new_session=True,
         )
-
-
-def _environment() -> dict[str, str]:
-    """Return our environment plus the path to this package, which may have been found through the working folder."""
-    import os
-
-    package = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(dict.fromkeys([package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
-    return {**os.environ, "PYTHONPATH": path}

@@ -23,7 +23,7 @@ from launcher.common.atomic import write_atomic
 from launcher.common.clock import Clock
 from launcher.common.processes import ProcessId, descendants, die_with_parent, kill_descendants, reap
 from launcher.engines import ENGINES
-from launcher.engines.base import FOREIGN, Program
+from launcher.engines.base import Program
 from launcher.jobs import JobPaths
 from launcher.jobs.events import EventReader, read_position
 from launcher.jobs.logs import tail
@@ -31,10 +31,12 @@ from launcher.jobs.verdict import Verdict
 from launcher.plan.launch import Launch
 from launcher.supervise.attempt_control import AttemptControl, OnReadable
 from launcher.supervise.early_ranks import EarlyRanks
+from launcher.supervise.host_sampler import HostSampler
 from launcher.supervise.judge import TICK_S, Action, Judge, Look, Phase, Scope, StopSequence
 from launcher.supervise.oom import OomWatch
 from launcher.supervise.rank_states import SCHEDULER, Failure, RankStates
 from launcher.supervise.stacks import dump_stacks
+from launcher.supervise.standby import Standby, inherited_environment
 from launcher.supervise.verdict import Findings, find_verdict, signal_name
 
 # While an engine starts its ranks they are looked for this often: one may live for some 20 ms only.
@@ -87,10 +89,12 @@ class Attempt:
         control: AttemptControl,
         tell: Callable[[str, RankStates], None],
         *,
+        standby: Standby | None = None,
         clock: Clock = time,
     ) -> None:
         self.paths, self.launch, self.control, self._tell = paths, launch, control, tell
         self.limits, self._clock = launch.limits, clock
+        self._standby = standby or Standby(launch, enabled=False)
         engine = launch.engine if launch.nests_ranks else None
         self.states = RankStates([rank.rank_id for rank in launch.ranks], engine, clock=clock)
         # On several hosts the leader judges late and hanging ranks: that takes the progress of all of them.
@@ -98,13 +102,19 @@ class Attempt:
         scope = Scope(failure_first=not alone, evidence=self.states, progress=alone)
         self.judge = Judge(launch.limits, scope, clock=clock)
         self._children: dict[int, _Child] = {}
+        # Exit codes by pid: a rank that was a standby may have ended before its first event is read.
+        self._ends: dict[int, int] = {}
         self._selector = selectors.DefaultSelector()
         self._readers = [EventReader(path=paths.scheduler_events)] if launch.node_rank == 0 else []
         self._readers += [EventReader(path=paths.rank_events(rank.rank_id)) for rank in launch.ranks]
         self._watched: dict[int | str, ProcessId] = {}
         self._early: EarlyRanks | None = None
         self._state = ""
+        self._stood_by = False
         self._oom = OomWatch()
+        cards = [rank.device_id for rank in launch.ranks] if launch.target == "Ascend" else []
+        host = launch.ranks[0].host if launch.ranks else ""
+        self._sampler = HostSampler(paths.host_events(launch.node_rank), host, cards, clock=clock)
         self._mode = stat.S_IMODE(paths.root.stat().st_mode)
 
     def run(self) -> Outcome:
@@ -116,7 +126,7 @@ class Attempt:
             self._start()
             return self._follow()
         finally:
-            kill_descendants(self._note_end)
+            self._kill_all()
             self._keep_mode()
             self._close()
 
@@ -136,12 +146,20 @@ class Attempt:
             self._spawn(program)
 
     def _spawn(self, program: Program) -> None:
+        popen = self._standby.take(program, self.paths) or self._popen(program)
+        process = ProcessId.of_pid(popen.pid)
+        self._children[popen.pid] = _Child(program=program, process=process, popen=popen)
+        self._watch_process(program.name if program.rank_id is None else program.rank_id, process)
+        if program.name == self.states.engine:
+            ranks, scheduler = list(self.states.ranks), program.name == "msrun" and self.launch.node_rank == 0
+            self._early = EarlyRanks(program.name, process, ranks, scheduler=scheduler)
+
+    def _popen(self, program: Program) -> subprocess.Popen[bytes]:
         log = self._program_log(program.name) if program.rank_id is None else self.paths.rank_log(program.rank_id)
-        environment = {key: value for key, value in os.environ.items() if key not in FOREIGN}
         with log.open("ab") as output:
-            popen = subprocess.Popen(
+            return subprocess.Popen(
                 program.command.argv,
-                env={**environment, **program.command.env},
+                env={**inherited_environment(program.command), **self._standby.environment(program)},
                 cwd=self.paths.work,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -150,12 +168,6 @@ class Attempt:
                 start_new_session=True,
                 preexec_fn=self._prepare_child,
             )
-        process = ProcessId.of_pid(popen.pid)
-        self._children[popen.pid] = _Child(program=program, process=process, popen=popen)
-        self._watch_process(program.name if program.rank_id is None else program.rank_id, process)
-        if program.name == self.states.engine:
-            ranks, scheduler = list(self.states.ranks), program.name == "msrun" and self.launch.node_rank == 0
-            self._early = EarlyRanks(program.name, process, ranks, scheduler=scheduler)
 
     def _program_log(self, name: str) -> Path:
         """Return the log of an engine. Each host has its own: one file that two hosts append to loses lines on NFS."""
@@ -181,7 +193,8 @@ class Attempt:
         handle = process.open_pidfd()
         # The process ended before it could be watched: no descriptor will ever tell.
         if handle is None:
-            self._gone(who, process.exit_code())
+            code = process.exit_code()
+            self._gone(who, self._ends.get(process.pid) if code is None else code)
         else:
             self._selector.register(handle, selectors.EVENT_READ, _Watched(who=who, process=process))
 
@@ -201,6 +214,7 @@ class Attempt:
         reap(self._note_end)
         self._read_events()
         self._look_for_ranks()
+        self._sampler.look()
         self.control.look(self.states)
 
     def _hear(self, handle: int, source: _Watched | OnReadable) -> None:
@@ -239,6 +253,7 @@ class Attempt:
 
         Its exit status is collected here, so nobody else can read it afterwards.
         """
+        self._ends[pid] = code
         if child := self._children.get(pid):
             child.popen.returncode = code
         for who in [who for who, process in self._watched.items() if process.pid == pid]:
@@ -280,6 +295,9 @@ class Attempt:
                 return self._fail(failure)
             if self.states.all_ready:
                 self._set_state(jobs.RUNNING)
+            if not self._stood_by and self.states.progress_at is not None:
+                self._stood_by = True
+                self._standby.start(self.paths)
 
     def _first_failure(self) -> Failure | None:
         self._hear_engine()
@@ -332,11 +350,15 @@ class Attempt:
         alive = tuple(rank.rank_id for rank in self.states.ranks.values() if rank.gone is None)
         stopped = tuple(rank_id for rank_id in alive if rank_id != failure.rank_id)
         # Before the verdict: logs are complete and exit codes known only when the processes are gone.
-        left = kill_descendants(self._note_end)
+        left = self._kill_all()
         findings = Findings(oom=self._oom.killed, stopped=stopped, disk_full=_disk_full(self.paths.root))
         verdict = find_verdict(self.paths, self.launch.ranks, self.states, failure, findings)
         verdict = replace(verdict, failed_at=failure.time, found_at=found_at)
         return Outcome(state=jobs.FAILED, verdict=verdict, warnings=_survivors(left), failed_at=failure.time)
+
+    def _kill_all(self) -> list[ProcessId]:
+        """Kill every process of the attempt; those that wait for the next one are none."""
+        return kill_descendants(self._note_end, spare=self._standby.processes)
 
     def _leave_together(self) -> None:
         """Wait until all hosts have saved: ranks of others may still need MindSpore's scheduler, which is on one."""
@@ -353,7 +375,7 @@ class Attempt:
         if self._phase(sequence) is Phase.TERMINATE:
             self._terminate_ranks()
             self._tick_while(sequence, Phase.TERMINATE)
-        return Outcome(state=jobs.CANCELLED, warnings=_survivors(kill_descendants(self._note_end)), saved_step=saved)
+        return Outcome(state=jobs.CANCELLED, warnings=_survivors(self._kill_all()), saved_step=saved)
 
     def _phase(self, sequence: StopSequence, *, located: bool = True) -> Phase:
         return sequence.phase(self.states, self.control.stop_level(), located=located)
@@ -394,6 +416,7 @@ class Attempt:
             self._selector.unregister(handle)
             os.close(handle)
         self._selector.close()
+        self._sampler.close()
         for reader in self._readers:
             reader.close()
 

@@ -36,7 +36,7 @@ def guard(paths: JobPaths) -> int:
         return supervise(paths, guard_id)
     code = Forwarding(child, PASSED_ON).wait()
     # After the supervisor's own end this finds nothing; after a SIGKILL of it, the whole job.
-    left = kill_descendants(spare=follower.process)
+    left = kill_descendants(spare=filter(None, [follower.process]))
     record = _read(paths)
     # A job that waits for its scheduler to run it again (PLANNED, no host) has no end to write.
     if record and not record.is_final and not (record.state == jobs.PLANNED and not record.host):

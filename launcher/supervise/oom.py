@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from launcher.common.cgroups import own_cgroups
+
 # linux/mm/oom_kill.c: "Out of memory: Killed process 1234 (python) total-vm:..." and "Memory cgroup out of memory: ..."
 _KILLED = re.compile(r"(?:[Oo]ut of memory|oom-kill).*?(?:Killed process |pid=)(\d+)")
 _MAX_BYTES = 1 << 20
@@ -46,17 +48,7 @@ def _next(handle: int) -> bytes:
 
 def cgroup_kills(root: Path = Path("/")) -> int:
     """Return the number of processes of our memory cgroup that the OOM killer ended; 0 when that is not counted."""
-    try:
-        own = (root / "proc/self/cgroup").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return 0
-    total = 0
-    for line in own.splitlines():
-        _, controllers, path = line.split(":", 2)
-        # cgroup v2 has one line without controllers; v1 has one line per controller.
-        if controllers == "" or "memory" in controllers.split(","):
-            total += _count(root / "sys/fs/cgroup" / ("memory" if controllers else "") / path.lstrip("/"))
-    return total
+    return sum(_count(folder) for folder in own_cgroups("memory", root))
 
 
 def _count(folder: Path) -> int:

@@ -25,16 +25,34 @@ class Decision:
     pause_s: float = 0.0
 
 
+def restarts_so_far(earlier: Sequence[Mapping[str, Any]]) -> int:
+    """Return the restarts before the attempts ``earlier``; those that a user resumed by hand do not use them up."""
+    return sum(1 for entry in earlier if entry.get("restarted"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Facts:
     verdict: Verdict
     earlier: Sequence[Mapping[str, Any]]
     max_restarts: int
+    budget_s: float | None
 
     @property
     def restarts(self) -> int:
-        """Return the restarts so far; attempts that a user resumed by hand do not use them up."""
-        return sum(1 for entry in self.earlier if entry.get("restarted"))
+        return restarts_so_far(self.earlier)
+
+    @property
+    def stuck_s(self) -> float:
+        """Return the seconds from the failure that no later attempt has got beyond until this one."""
+        furthest, since = -1, 0.0
+        for entry in (*self.earlier, {"step": self.verdict.step, "failed_at": self.verdict.failed_at}):
+            if (entry.get("step") or 0) > furthest:
+                furthest, since = entry.get("step") or 0, entry.get("failed_at") or 0.0
+        return (self.verdict.failed_at or since) - since
+
+    def over_budget(self) -> str | None:
+        """Return the seconds of a budget that is used up."""
+        return None if self.budget_s is None or self.stuck_s < self.budget_s else f"{self.budget_s:g}"
 
     def same_exception(self) -> int | None:
         """Return the attempt that the same Python exception ended."""
@@ -84,23 +102,36 @@ RULES = (
         en="not restarted: all {0} of --max-restarts are used up",
         zh="不再重启：--max-restarts 的 {0} 次已用完",
     ),
+    _Rule(
+        holds=_Facts.over_budget,
+        en="not restarted: no attempt has got further within the {0} s of --restart-budget",
+        zh="不再重启：在 --restart-budget 的 {0} 秒内没有任何一次运行取得进展",
+    ),
 )
 
 
-def decide(verdict: Verdict, earlier: Sequence[Mapping[str, Any]], max_restarts: int) -> Decision:
-    """Return whether to go on after ``verdict``; ``earlier``: the attempts before, as in the job's record."""
-    facts = _Facts(verdict=verdict, earlier=earlier, max_restarts=max_restarts)
+def decide(
+    verdict: Verdict, earlier: Sequence[Mapping[str, Any]], max_restarts: int, *, budget_s: float | None = None
+) -> Decision:
+    """Return whether to go on after ``verdict``; ``earlier``: the attempts before, as in the job's record.
+
+    ``budget_s``: time in which an attempt must get further than the one that failed first; None: no limit.
+    """
+    facts = _Facts(verdict=verdict, earlier=earlier, max_restarts=max_restarts, budget_s=budget_s)
     for rule in RULES:
         found = rule.holds(facts)
         if found is not None:
             return Decision(again=False, why={EN: rule.en.format(found), ZH: rule.zh.format(found)})
     pause, number = PAUSES_S[min(facts.restarts, len(PAUSES_S) - 1)], facts.restarts + 1
     wait = ("", "") if not pause else (f" after {pause:g} s", f"，{pause:g} 秒后")
+    left = max(0.0, budget_s - facts.stuck_s) if budget_s else 0.0
+    rest = (f"; {left:.0f} s of --restart-budget are left", f"；--restart-budget 还剩 {left:.0f} 秒")
+    budget = rest if budget_s else ("", "")
     return Decision(
         again=True,
         why={
-            EN: f"restart {number} of {max_restarts}{wait[0]}: a fault of the machine or of communication",
-            ZH: f"第 {number}/{max_restarts} 次重启{wait[1]}：机器或通信故障",
+            EN: f"restart {number} of {max_restarts}{wait[0]}: a fault of the machine or of communication{budget[0]}",
+            ZH: f"第 {number}/{max_restarts} 次重启{wait[1]}：机器或通信故障{budget[1]}",
         },
         pause_s=pause,
     )

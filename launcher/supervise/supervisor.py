@@ -13,19 +13,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from launcher import jobs
-from launcher.cluster.locks import hold, wait_and_hold
+from launcher.cluster.locks import hold
+from launcher.cluster.queue import wait_and_hold
 from launcher.common.processes import ProcessId, adopt_orphans
 from launcher.errors import JobFailed, LauncherError
 from launcher.jobs import REQUEUED, JobPaths, JobRecord
 from launcher.jobs.verdict import EN, Verdict
 from launcher.plan.launch import Launch, read_launch
-from launcher.plan.resume import prepare_attempt
+from launcher.plan.resume import beginning, left_behind, prepare_attempt
 from launcher.schedulers import registry
 from launcher.supervise.attempt import Attempt, Outcome
 from launcher.supervise.attempt_control import LocalControl
 from launcher.supervise.free_cards import wait_until_free
 from launcher.supervise.rank_states import Failure, RankStates
-from launcher.supervise.restarts import Decision, decide
+from launcher.supervise.restarts import Decision, decide, restarts_so_far
+from launcher.supervise.standby import Standby
 from launcher.supervise.stop_signals import StopSignals, catch_stop_signals
 from launcher.supervise.verdict import Findings, find_verdict, with_restart
 
@@ -51,6 +53,7 @@ class Supervisor:
 
     def __init__(self, paths: JobPaths, launch: Launch, record: JobRecord, signals: StopSignals) -> None:
         self.paths, self.launch, self.record, self.signals = paths, launch, record, signals
+        self.standby = Standby(launch, enabled=launch.limits.max_restarts > 0)
 
     def run(self) -> int:
         self._reserve()  # first of all: the job itself may fill the disk
@@ -63,6 +66,7 @@ class Supervisor:
         except Exception as error:
             traceback.print_exc()
             outcome = Outcome(state=jobs.FAILED, verdict=self._own_failure(f"{type(error).__name__}: {error}"))
+        self.standby.end()
         # Cards and locks are given back by now: the scheduler may start the job anew on this host at once.
         if outcome.later and self._put_off(outcome):
             return REQUEUED
@@ -89,7 +93,8 @@ class Supervisor:
                 yield True
             return
         stopped = lambda: self.signals.stop_level() > 0 or self.paths.is_gone  # noqa: E731
-        with wait_and_hold(names, holder=holder, tell=self._say, give_up=stopped) as held:
+        priority = self.launch.priority
+        with wait_and_hold(names, holder=holder, tell=self._say, give_up=stopped, priority=priority) as held:
             self._say(None)  # it no longer waits for cards
             yield held
 
@@ -100,7 +105,9 @@ class Supervisor:
     def _attempts(self) -> Outcome:
         outcome = self._attempt()
         while outcome.verdict is not None and not self._may_not_go_on():
-            decision = decide(outcome.verdict, self.record.earlier, self.launch.limits.max_restarts)
+            limits = self.launch.limits
+            budget_s = limits.restart_budget_s
+            decision = decide(outcome.verdict, self.record.earlier, limits.max_restarts, budget_s=budget_s)
             told = self._with(outcome, decision)
             if not decision.again:
                 return told
@@ -125,8 +132,12 @@ class Supervisor:
         return not self._may_not_go_on()
 
     def _attempt(self) -> Outcome:
+        self.standby.needed = restarts_so_far(self.record.earlier) < self.launch.limits.max_restarts
+        self.standby.taken = False
         attempt = self._make_attempt()
         outcome = attempt.run()
+        if self.standby.taken and attempt.states.progress_at is None:
+            self.standby.end()  # should it be their fault, the next attempt starts like the first
         self.record = replace(self.record, processes=_processes(attempt.states))
         return outcome
 
@@ -134,7 +145,7 @@ class Supervisor:
         """Return an attempt on this host, or one on several hosts that is led from here."""
         if not self.launch.nodes:
             control = LocalControl(self.paths, self.signals, self.launch.limits.grace_s)
-            return Attempt(self.paths, self.launch, control, self._tell)
+            return Attempt(self.paths, self.launch, control, self._tell, standby=self.standby)
         from launcher.supervise.multinode.leader import Leader
 
         return Leader(self.paths, self.launch, self.signals, self._tell)
@@ -153,6 +164,9 @@ class Supervisor:
         self.record = jobs.next_attempt(replace(self.record, verdict=verdict.to_dict() if verdict else None))
         self.paths = self.paths.of_attempt(self.record.attempt)
         prepare_attempt(self.paths, self.record.cards)
+        if left_behind(self.paths, self.record.cards):
+            told_of = (*self.record.warnings, beginning(self.paths, self.record.cards))
+            self.record = replace(self.record, warnings=told_of)
         # The old port may still be held by connections that linger, or by a scheduler that is on its way out.
         self.launch = self.launch.with_free_port()
         self._write(self.record)

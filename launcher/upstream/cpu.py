@@ -6,6 +6,7 @@ Imported only where the device target is CPU: by the worker and by infer. Nothin
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from launcher.upstream import cpu_mcore
@@ -74,7 +75,9 @@ def _register_train_cell() -> None:
     class LauncherCpuTrainOneStepCell(MFTrainOneStepCell):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
-            if not (self.use_legacy or self.use_clip_grad):
+            # Without clipping the norm is None: a graph with a Python value in it cannot be kept ("Cannot export a
+            # PyExecute CNode in MindIR", mindir_exporter.cc).
+            if not self.use_clip_grad and (not self.use_legacy or "MS_COMPILER_CACHE_ENABLE" in os.environ):
                 self.use_clip_grad: bool = True
                 self.clip_grad_norm = cpu_mcore.norm_cell()
 

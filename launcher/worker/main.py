@@ -28,7 +28,10 @@ from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
 from launcher.jobs.events import Begin, Done, Error, Evaluation, EventWriter, Exit, Phase, Position, Ready, Save, Step
 from launcher.jobs.log_writing import keep_small, stamp_lines, write_to
 from launcher.upstream import held_out, old_optimizer, packed_rows, shifted_rows
+from launcher.worker.compiled import reuse_graphs
 from launcher.worker.loading import Loads, watch_loads
+from launcher.worker.standby import hand_over, is_taken_over
+from launcher.worker.steps import StepClock, StepWatch
 
 # Sent by the supervisor to a rank that makes no progress: write the stacks of all threads into the log.
 STACKS_SIGNAL = signal.SIGUSR2
@@ -76,6 +79,8 @@ def main(job_folder: str, train: Train | None = None) -> None:
     die_with_parent()
     role, extra = role_of(os.environ)
     os.environ.update(extra)
+    if role.rank_id is not None and role.is_nested:
+        hand_over(role.rank_id, job_folder)
     paths = JobPaths(root=Path(job_folder), attempt=int(os.environ.get("LAUNCHER_ATTEMPT", "1")))
     is_rank = role.rank_id is not None
     log = paths.log("scheduler") if role.rank_id is None else paths.rank_log(role.rank_id)
@@ -84,7 +89,7 @@ def main(job_folder: str, train: Train | None = None) -> None:
     stamp_lines()
     events_file = paths.scheduler_events if role.rank_id is None else paths.rank_events(role.rank_id)
     with EventWriter(events_file, role.rank_id) as events:
-        if role.is_nested:
+        if role.is_nested and not is_taken_over():
             # Before any thread exists: a fork keeps only the thread that calls it.
             report_exit(events)
         faulthandler.enable()
@@ -164,6 +169,7 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
             from launcher.upstream import cpu_mcore
 
             cpu_mcore.prepare_network()
+    ran = reuse_graphs(paths, rank_id)
     # Before the trainer is built: MindFormers looks optimizers up by name then.
     old_optimizer.register()
     check_rows(config)
@@ -176,7 +182,7 @@ def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
     last_step = planned_steps(paths) or math.inf
     if done_steps >= last_step:
         return  # the attempt before was ended between its last checkpoint and its own end; MindSpore refuses 0 epochs
-    progress = _progress_callback(events, paths, rank_id, done_steps, last_step, loads)
+    progress = _progress_callback(events, paths, rank_id, done_steps, last_step, loads, ran)
     trainer = mindformers.Trainer(args=config, task="text_generation", callbacks=[progress])
     packed_rows.prepare(trainer.trainer, config)
     if not config.use_legacy:
@@ -291,31 +297,6 @@ def go_on_counting(params: Any, step: int) -> None:
             callback._last_triggered_step = step
 
 
-class StepClock:
-    """The time of a rank's steps and of its waits for input, without what it spends on saving and evaluating.
-
-    MindFormers' callbacks save before ours sees a step's end, and evaluate after it.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._began, self._ended, self._aside = clock(), math.nan, 0.0
-
-    def put_aside(self, seconds: float) -> None:
-        """Take ``seconds`` out of the step, or the wait, that is being timed."""
-        self._aside += seconds
-
-    def begin(self) -> float | None:
-        """Return the seconds since the last step's end; None before the first."""
-        self._began, aside, self._aside = self._clock(), self._aside, 0.0
-        return None if math.isnan(self._ended) else max(0.0, self._began - self._ended - aside)
-
-    def end(self) -> float:
-        """Return the seconds since the step began."""
-        self._ended, aside, self._aside = self._clock(), self._aside, 0.0
-        return max(0.0, self._ended - self._began - aside)
-
-
 def report_evaluations(params: Any, events: EventWriter, clock: StepClock, parts: int | None = 1) -> None:
     """Make MindFormers' evaluation, which only logs its result, write an event when it begins and when it ends.
 
@@ -398,13 +379,14 @@ def _progress_callback(
     done_steps: int,
     last_step: float,
     loads: Loads,
+    ran: Callable[[], None],
 ) -> Any:
     from mindspore.train.callback import Callback
 
     spec = json.loads(paths.spec.read_text(encoding="utf-8"))
     losses = LossCheck(spec["training"]["max_nan_steps"])
     parts = loss_parts(spec, rank_id, int(os.environ.get("RANK_SIZE", "1")))
-    position, clock = Position(paths.rank_position(rank_id)), StepClock()
+    watch = StepWatch(Position(paths.rank_position(rank_id)))
 
     class Progress(Callback):  # type: ignore[misc]
         """The callback that writes one "step" event per step and ends the run after the spec's number of steps."""
@@ -414,20 +396,19 @@ def _progress_callback(
             events.report(Phase(name="loaded"))
             if done_steps:
                 go_on_counting(run_context.original_args(), done_steps)
-            report_evaluations(run_context.original_args(), events, clock, parts)
-            report_saves(run_context.original_args(), events, clock)
+            report_evaluations(run_context.original_args(), events, watch.clock, parts)
+            report_saves(run_context.original_args(), events, watch.clock)
 
         def on_train_step_begin(self, run_context: Any) -> None:
-            self._input_s = clock.begin()
-            # In a file of its own, not an event: a rank that hangs in a step must be seen to have entered it.
-            position.enter(run_context.original_args().cur_step_num)
+            watch.enter(run_context.original_args().cur_step_num)
 
         def on_train_step_end(self, run_context: Any) -> None:
-            params = run_context.original_args()
-            fields = step_fields(params.cur_step_num, params.net_outputs, clock.end(), parts)
-            fields["input_s"] = None if self._input_s is None else round(self._input_s, 4)
+            params, waits = run_context.original_args(), watch.leave()
+            fields = step_fields(params.cur_step_num, params.net_outputs, waits, parts)
             fields["tokens"] = tokens_in_loss(params.get("train_dataset_element"), spec["model"])
             events.report(Step(**fields))
+            if params.cur_step_num == done_steps + 1:
+                ran()
             # After the event: a run that ends for its loss shows that loss as its last step.
             losses.note(fields["step"], fields["loss"])
             if params.cur_step_num >= min(last_step, asked_to_stop_at(paths)):
@@ -471,10 +452,11 @@ def loss_parts(spec: Mapping[str, Any], rank_id: int, num_ranks: int) -> int | N
     )
 
 
-def step_fields(step: int, outputs: Any, seconds: float, parts: int | None = 1) -> dict[str, Any]:
+def step_fields(step: int, outputs: Any, waits: Mapping[str, Any], parts: int | None = 1) -> dict[str, Any]:
     """Return the fields of a step event. ``outputs``: the train cell's (loss, overflow, scale, learning rate, norm).
 
-    ``parts``: from ``loss_parts``; the loss of a step is the mean over them, and None if it is None.
+    ``waits``: from ``StepWatch.leave``. ``parts``: from ``loss_parts``; the loss of a step is the mean over them, and
+    None if it is None.
     """
     loss, overflow, scale, learning_rate, norm = outputs[:5]
     total = None if parts is None else _number(loss)
@@ -484,9 +466,9 @@ def step_fields(step: int, outputs: Any, seconds: float, parts: int | None = 1) 
         "lr": _number(learning_rate),
         "overflow": bool(_number(overflow)),
         "grad_norm": _number(norm),
-        "step_s": round(seconds, 4),
         "memory_mib": memory_mib(),
         "loss_scale": _number(scale),
+        **waits,
     }
 
 

@@ -49,7 +49,8 @@ def write_rank(path: Path, rank_id: int, steps: int) -> None:
                 "loss": 1 + 6 / (1 + step / 500) + chance.gauss(0, 0.05), "lr": 1e-4 * (1 - step / steps),
                 "overflow": False, "grad_norm": abs(chance.gauss(1, 0.2)), "step_s": round(chance.gauss(0.4, 0.01), 4),
                 "memory_mib": 40000, "loss_scale": 1.0, "input_s": round(abs(chance.gauss(0, 0.001)), 4),
-                "tokens": 1234,
+                "tokens": 1234, "begun": round(1767225609.6 + step * 0.4 + chance.random() / 100, 4),
+                "core_wait_s": round(chance.random() / 1000, 4),
             }  # fmt: skip
             file.write(json.dumps(event) + "\n")
 

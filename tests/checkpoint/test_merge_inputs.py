@@ -33,10 +33,12 @@ from launcher.checkpoint import list_steps, open_step
 from launcher.checkpoint.compare import check_crc
 from launcher.checkpoint.convert import convert, open_model
 from launcher.checkpoint.dtypes import Array
+from launcher.checkpoint.entries import DamagedFile
 from launcher.checkpoint.lora import read_lora, read_single_scale
 from launcher.checkpoint.merge import PEFT, Merged, Options, Source, merge, plan_merge
 from launcher.checkpoint.safetensors_format import header_bytes
 from launcher.checkpoint.split import SplitPlan, layout_of
+from launcher.checkpoint.steps import BY_NAME, BY_TENSOR, Step, check_steps
 from launcher.checkpoint.strategy import read_strategy
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.common.folders import only_writer, real_path
@@ -368,6 +370,17 @@ def test_a_torn_newest_file_is_skipped_and_said(tmp_path: Path, suffix: str, ran
     asked = launcher("merge-ckpt", "set", "--step", "4", cwd=tmp_path)
     assert asked.returncode == 4
     assert "is damaged" in asked.stderr
+
+
+def test_of_many_ranks_those_that_are_not_needed_must_be_whole_too(tmp_path: Path) -> None:
+    """Of 130 ranks every other one is asked for its step; the damaged one is not, and a resume would not take it."""
+    counter = {GLOBAL_STEP: np.array([4], np.int32)}
+    paths = [write(tmp_path / f"rank_{rank}.safetensors", counter) for rank in range(130)]
+    step = Step(moment=(1, 4), number=4, said_by=BY_NAME)
+    assert check_steps(step, paths, [0], full=False).said_by == BY_TENSOR
+    paths[101].write_bytes(paths[101].read_bytes()[:-1])
+    with pytest.raises(DamagedFile, match=r"rank_101\.safetensors is damaged"):
+        check_steps(step, paths, [0], full=False)
 
 
 def test_when_every_step_is_damaged_the_last_is_named(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from launcher.data.messages import Message
 from launcher.data.tokenizer import load_tokenizer, train_tokenizer
 from launcher.errors import CheckpointError, DataError, HostError, JobCancelled, JobError, LauncherError, SpecError
 from launcher.inference.asking import Asking
-from launcher.inference.chatting import Chat, read_line
+from launcher.inference.chatting import Chat, line_reader
 from launcher.inference.decoding import LENGTH, STOP, Row
 from launcher.inference.evaluation import cross_entropy, folded
 from launcher.inference.interrupts import let_through
@@ -258,7 +258,7 @@ def test_lines_of_a_chat_that_are_no_text_cost_no_others(model_folder: Path) -> 
     session = Session(find_model(str(model_folder), model_folder))
     lines = io.TextIOWrapper(io.BytesIO(b"/system a\n/system b\xff\n/system\n"), encoding="utf-8")
     out = io.StringIO()
-    Chat(session=session, spec=GenerationSpec(), read=lambda: read_line(lines), out=out).run()
+    Chat(session=session, spec=GenerationSpec(), read=line_reader(lines), out=out).run()
 
     said = out.getvalue().splitlines()
     assert said[1].startswith("error: this line is not valid Unicode")

@@ -4,7 +4,6 @@ integration/test_serve.py."""
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import threading
 import time
@@ -20,21 +19,27 @@ from launcher.common.http.access import RequestError, check_address, is_loopback
 from launcher.common.http.connections import Connection, Patience
 from launcher.errors import SpecError
 from launcher.inference.sampling import GenerationSpec
-from launcher.inference.server import protocol
-from launcher.inference.server.protocol import parse_completion
+from launcher.inference.server.protocol import Completion, Settings, parse_chat, parse_object, parse_text
 
 DEFAULTS = GenerationSpec(max_new_tokens=64, temperature=0.3, top_k=5, stop=("##",))
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-def parse(**values: Any) -> protocol.Completion:
-    body = json.dumps({"model": "m", "messages": HELLO, **values}).encode()
-    return parse_completion(body, defaults=DEFAULTS, most_tokens=100)
+SETTINGS = Settings(defaults=DEFAULTS, most_tokens=100)
+
+
+def parse(**values: Any) -> Completion:
+    return parse_chat({"model": "m", "messages": HELLO, **values}, SETTINGS)
+
+
+def parse_plain(**values: Any) -> Completion:
+    return parse_text({"model": "m", "prompt": "hello", **values}, SETTINGS)
 
 
 def test_what_a_request_leaves_out_is_the_servers_default() -> None:
     assert parse().spec == DEFAULTS
     assert parse(n=1, tools=None, logit_bias={}, user="x", unknown=1).spec == DEFAULTS
+    assert parse_plain(best_of=1, suffix=None, user="x").spec == DEFAULTS
 
 
 def test_what_a_request_says_wins() -> None:
@@ -50,7 +55,11 @@ def test_what_a_request_says_wins() -> None:
 @pytest.mark.parametrize(
     ("values", "expected", "param"),
     [
-        ({"n": 2}, "n is not supported", "n"),
+        ({"n": 129}, "n: Input should be less than or equal to 128", "n"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs: Input should be less", "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs needs logprobs", "top_logprobs"),
+        ({"logprobs": 3}, "logprobs: Input should be a valid boolean", "logprobs"),
+        ({"presence_penalty": 1}, "presence_penalty is not supported", "presence_penalty"),
         ({"tools": [{}]}, "tools is not supported", "tools"),
         ({"temperature": 3}, "temperature: Input should be less than", "temperature"),
         ({"temperature": "hot"}, "temperature: Input should be a valid number", "temperature"),
@@ -59,7 +68,7 @@ def test_what_a_request_says_wins() -> None:
         ({"messages": []}, "the last message must be the user's", "messages"),
         ({"messages": "hello"}, "messages: Input should be a valid list", "messages"),
         ({"model": None}, "model: Input should be a valid string", "model"),
-        ({"stop": ["a"] * 5}, "stop may hold 4 texts", "stop"),
+        ({"stop": ["a"] * 17}, "stop may hold 16 texts", "stop"),
         ({"response_format": {"type": "json_object"}}, "response_format", "response_format.type"),
     ],
 )
@@ -72,10 +81,34 @@ def test_a_request_that_cannot_be_answered_names_the_key(values: dict[str, Any],
     assert error["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("values", "expected", "param"),
+    [
+        ({"prompt": None}, "prompt must be a text, token ids, or a list of these", "prompt"),
+        ({"prompt": []}, "and not empty", "prompt"),
+        ({"prompt": ["a", ""]}, "prompt 1: it is no text", "prompt"),
+        ({"prompt": ["a", [1, True]]}, "prompt 1: it is no text", "prompt"),
+        ({"prompt": "a \ud800"}, "not valid Unicode at character 3", "prompt"),
+        ({"prompt": ["a"] * 65, "n": 2}, "gets 128 answers at most, not 65 prompts with 2 answers each", "prompt"),
+        ({"max_tokens": 0}, "max_tokens 0 needs echo", "max_tokens"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens: Input should be greater", "max_tokens"),
+        ({"logprobs": 21}, "logprobs: Input should be less than or equal to 20", "logprobs"),
+        ({"best_of": 3}, "best_of is not supported", "best_of"),
+        ({"suffix": "b"}, "suffix is not supported", "suffix"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty is not supported", "frequency_penalty"),
+    ],
+)
+def test_a_prompt_that_cannot_be_continued_names_the_key(values: dict[str, Any], expected: str, param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_plain(**values)
+    assert (caught.value.status, caught.value.param) == (400, param)
+    assert expected in caught.value.message
+
+
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff", b"[" * 100_000])
 def test_a_body_that_is_no_object_is_refused(raw: bytes) -> None:
     with pytest.raises(RequestError, match="the body is not JSON"):
-        parse_completion(raw, defaults=DEFAULTS, most_tokens=100)
+        parse_object(raw)
 
 
 def test_other_machines_need_a_token() -> None:

@@ -405,15 +405,17 @@ def long(folder: Path) -> Path:
     return made
 
 
-def terminal_of(folder: Path, cache: str, *arguments: str) -> Terminal:
+def terminal_of(folder: Path, cache: str, *arguments: str, kind: str = "dumb") -> Terminal:
     argv = [sys.executable, "-m", "launcher", *arguments, "--max-new-tokens", "3000"]
-    return Terminal(argv, folder, {**os.environ, "LAUNCHER_CACHE": cache, "TERM": "dumb"})
+    return Terminal(argv, folder, {**os.environ, "LAUNCHER_CACHE": cache, "TERM": kind})
 
 
 def test_one_answer_is_streamed_to_a_terminal_and_ctrl_c_ends_it(long: Path, tmp_path: Path, cache: str) -> None:
-    terminal = terminal_of(tmp_path, cache, "infer", str(long), "--prompt", "苹果")
+    terminal = terminal_of(tmp_path, cache, "infer", str(long), "--prompt", "苹果", kind="vt100")
     try:
-        terminal.expect(".{20}")
+        terminal.expect(r"loading \S*long \.\.\. \d+ s\x1b\[K")
+        terminal.expect(r"compiling \S*long \.\.\. \d+ s\x1b\[K")
+        terminal.expect(r"\r\x1b\[K.{20}")  # the line is gone before the answer begins
         terminal.process.send_signal(signal.SIGINT)
         terminal.expect("error: stopped")
         assert terminal.close() == 130
@@ -464,7 +466,8 @@ _TRIMMING = """
 import io, json, sys
 from pathlib import Path
 from launcher.data.messages import Message
-from launcher.inference.chatting import Chat, Conversation
+from launcher.inference.chatting import Chat
+from launcher.inference.conversation import Conversation
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import Session
 from launcher.inference.sources import find_model

@@ -74,6 +74,21 @@ def test_the_evaluation_is_the_cross_entropy_of_all_tokens_in_the_loss(trained: 
     assert found[0][-1] == pytest.approx(scored["models"][0]["loss"], abs=1e-5)
 
 
+def test_a_program_submits_follows_reads_and_merges_a_job(trained: Trained) -> None:
+    found, events = trained.from_python, steps(trained.base, 0)
+
+    assert found["begun"] in ("planned", "starting")
+    assert found["state"] == "succeeded"
+    assert found["losses"] == [event["loss"] for event in events]
+    assert found["metrics"]["step"] == [1, 2, 3, 4, 5, 6]
+    both = zip(events, steps(trained.base, 1), strict=True)
+    assert found["metrics"]["loss"] == pytest.approx([(one["loss"] + other["loss"]) / 2 for one, other in both])
+    assert found["merged"] == str(trained.base.paths.merged)
+    assert found["same"] == [str(trained.base.paths.root)]
+    (note,) = found["notes"]
+    assert "are longer than seq_length 64 and cut" in note
+
+
 def test_weights_are_bit_identical_after_the_last_step(trained: Trained) -> None:
     for job in (trained.base, trained.lora):
         one, other = newest(job, 0), newest(job, 1)

@@ -280,7 +280,7 @@ for chunk in client.chat.completions.create(**ask, max_tokens=8, stream=True, st
         pieces.append(choice.delta.content or "")
         ends.append(choice.finish_reason)
 errors = []
-for change, key in (({"n": 3}, sys.argv[2]), ({"model": "x"}, sys.argv[2]), ({}, "wrong")):
+for change, key in (({"tools": [{}]}, sys.argv[2]), ({"model": "x"}, sys.argv[2]), ({}, "wrong")):
     try:
         OpenAI(base_url=sys.argv[1], api_key=key, max_retries=0).chat.completions.create(**{**ask, **change})
     except (AuthenticationError, BadRequestError, NotFoundError) as error:

@@ -35,7 +35,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_templates_configs_and_sample_inventories(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
 
-    for folder in ("templates", "configs", "rank_tables"):
+    for folder in ("templates", "configs", "rank_tables", "docs"):
         for path in (ROOT / folder).rglob("*.*"):
             assert f"launcher/_data/{folder}/{path.relative_to(ROOT / folder)}" in inside
     assert not [name for name in inside if name.startswith(("tests/", "jobs/"))]

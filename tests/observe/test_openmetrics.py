@@ -20,8 +20,9 @@ from launcher import jobs
 from launcher.cli.app import main
 from launcher.common.http.connections import Patience
 from launcher.common.http.listening import listen, serving
+from launcher.common.openmetrics import CONTENT_TYPE
 from launcher.jobs import JobPaths, JobStore
-from launcher.observe.openmetrics import CONTENT_TYPE, Scrapes, metrics_text
+from launcher.observe.openmetrics import Scrapes, metrics_text
 from launcher.observe.serving import application
 
 ENDED, RUNS = "bcdfg-ended", "zzzzz-runs"
@@ -214,3 +215,13 @@ def test_a_port_that_is_taken_is_named() -> None:
 
     assert f"cannot listen on 127.0.0.1:{port}" in answer.stderr
     assert "give another --serve" in answer.stderr
+
+
+def test_repairs_have_their_cause(tmp_path: Path) -> None:
+    failed = Made(steps=4, ended=28.0, reason="SIGKILL", failed_at=24.0, found_at=24.5)
+    MadeJob(attempts=(failed, Made(began=30.0, from_step=2, steps=4, ended=60.0))).write(tmp_path)
+    told = [
+        line for line in metrics_text(JobStore(tmp_path)).splitlines() if line.startswith("launcher_job_mean_repair")
+    ]
+
+    assert told == ['launcher_job_mean_repair_seconds{job="bcdfg-made",cause="SIGKILL"} 26']

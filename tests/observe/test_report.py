@@ -20,7 +20,7 @@ from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
 from launcher.data.reading import DataSource
 from launcher.data.sample_set import SampleSet
 from launcher.observe import facts
-from launcher.observe.history import History
+from launcher.observe.history import History, read_history
 from launcher.observe.metrics import METRICS
 from launcher.observe.report import make_report, phase_seconds
 from launcher.observe.words import is_translated, words
@@ -151,11 +151,26 @@ def test_a_job_without_steps_has_a_report_too(tmp_path: Path, state: str) -> Non
     assert not page.section("curves")
 
 
+@pytest.mark.parametrize(
+    ("second", "said"), [(Made(began=31.0, steps=0), "lost steps are not known yet"), (None, "no step lost")]
+)
+def test_lost_steps_are_told_when_they_are_known(tmp_path: Path, second: Made | None, said: str) -> None:
+    """An attempt tells from which step it goes on when it is ready."""
+    failed = Made(steps=4, ended=30.0, reason="SIGKILL")
+    job = MadeJob(state=jobs.RUNNING, attempts=(failed, second) if second else (Made(steps=4),))
+    paths = job.write(tmp_path)
+    if second:
+        for rank_id in range(job.cards):
+            paths.rank_events(rank_id).write_text("")
+
+    assert said in make_report([read_history(paths, job.make_record())], "en")
+
+
 def test_of_many_ranks_those_that_wait_longest_are_shown(tmp_path: Path) -> None:
     attempt = Made(ended=30.0, more=lambda rank_id, step: {"input_s": 1.0 if rank_id == 37 else 0.001})
     text = make_report([MadeJob(cards=40, attempts=(attempt,)).history(tmp_path)], "en")
 
-    assert "The 16 ranks that wait longest for input, of 40." in text
+    assert "The 16 ranks that enter steps last, of 40." in text
     assert "node37" in text
 
 

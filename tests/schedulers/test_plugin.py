@@ -1,9 +1,10 @@
-"""A fifth scheduler, which a package adds by an entry point: ``examples/own_scheduler``."""
+"""What a package adds by entry points: the scheduler, the tracker and the template of ``examples/plugin``."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from launcher.errors import HostError, SpecError
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.schedulers import registry
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_scheduler"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "plugin"
 
 # As ``launcher submit`` does it, but for the ranks, which are small programs.
 SUBMIT = """
@@ -26,25 +27,34 @@ from pathlib import Path
 from launcher.control import prepare, start
 run = prepare.complete(prepare.prepare(
     "tiny_cpu", cards=2, checkpoint=None, port=None, jobs_dir=Path("jobs"), scheduler="background",
-    values={"nice": "5"}, sets=["data.sample={size: 64, seed: 1}"],
+    values={"nice": "5"}, sets=["data.sample={size: 64, seed: 1}"], track=["lines"],
 ))
 launch = replace(run.plan.launch, worker=(sys.argv[1],), env={"RANK_PROGRAM": sys.argv[2]})
 print(start.begin(replace(run.plan, launch=launch)).paths.job_id)
 """
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which pip has installed the package, and one that cannot be loaded."""
+    pytest.importorskip("hatchling", reason="hatchling builds the package: pip install '.[test]'")
+    folder = tmp_path_factory.mktemp("plugin")
+    source = shutil.copytree(EXAMPLE, folder / "source")
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
+    subprocess.run([*pip, "--target", folder / "site", source], check=True, capture_output=True)
+    info = folder / "site" / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[launcher.schedulers]\nbroken = no_such_module:SCHEDULER\n")
+    return folder / "site"
+
+
 @pytest.fixture
-def installed(tmp_path: Path) -> Path:
-    """A folder with what pip would install of the package."""
-    site = tmp_path / "site"
-    info = site / "background-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: background\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[launcher.schedulers]\nbackground = background:SCHEDULER\nbroken = no_such_module:SCHEDULER\n"
-    )
-    (site / "background.py").write_text((EXAMPLE / "background.py").read_text())
-    return site
+def installed(site: Path, tmp_path: Path) -> Path:
+    """The package beside a working folder."""
+    folder = tmp_path / "site"
+    folder.symlink_to(site)
+    return folder
 
 
 def run(installed: Path, mark: str, *argv: str, code: int = 0) -> str:
@@ -86,9 +96,19 @@ def test_a_job_runs_through_it(installed: Path, no_survivors: str) -> None:
     assert (record.state, record.scheduler) == (jobs.SUCCEEDED, "background"), paths.supervisor_log.read_text()
     assert [paths.rank_log(rank).read_text().split()[-2:] for rank in (0, 1)] == [["nice", priority]] * 2
     assert f"background job {paths.job_id}" in run(installed, "", "-m", "launcher", "status", "last")
+    (lines,) = [path for path in paths.root.rglob("lines.jsonl")]
+    told = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [line.get("step") for line in told] == [1, None]
+    assert told[-1] == {"state": jobs.SUCCEEDED}
     launch = json.loads(paths.launch.read_text())
     assert (launch["scheduler"], launch["settings"]) == ("background", {"nice": "5"})
     wait_until(lambda: not marked(no_survivors), "the end of everything")
+
+
+def test_its_template_is_found_by_name(installed: Path) -> None:
+    shown = run(installed, "", "-m", "launcher", "data", "templates", "terse")
+    assert shown.splitlines()[1].strip().startswith("<s>Q ")
+    assert "terse" in run(installed, "", "-m", "launcher", "data", "templates")
 
 
 def test_a_job_is_stopped_through_it(installed: Path, no_survivors: str) -> None:

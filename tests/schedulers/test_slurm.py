@@ -24,7 +24,7 @@ from support.netlab import lab
 from support.slurmlab import SlurmLab, slurm_lab
 from support.supervised import long, marked, report, wait_until
 
-from launcher import jobs
+from launcher import api, jobs
 from launcher.cli.output import following, show
 from launcher.cli.output.status import status
 from launcher.cluster.model import Cluster, Device, Host
@@ -444,7 +444,7 @@ def test_a_supervisor_that_hangs_after_the_end_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Agents write the end of a job whose leader is stopped; its guard then waits for ever."""
-    monkeypatch.setattr(following, "_LEAVE_S", 0.1)
+    monkeypatch.setattr(api, "_LEAVE_S", 0.1)
     paths = JobPaths(root=tmp_path / "x")
     paths.root.mkdir()
     guard = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -455,7 +455,7 @@ def test_a_supervisor_that_hangs_after_the_end_is_not_waited_for(
     jobs.write_record(paths, record)
     try:
         with pytest.raises(JobFailed):
-            following.follow_to_end(paths, show.Progress(1), [], guard)
+            following.follow_to_end(api.Job(paths, guard), show.Progress(1), [])
     finally:
         os.kill(guard.pid, signal.SIGKILL)
         os.waitpid(guard.pid, 0)

@@ -58,3 +58,22 @@ def test_what_need_not_come_again_is_restarted(verdict: Verdict, earlier: list[d
 
 def test_without_restarts_none_follows() -> None:
     assert not decide(KILLED, [], 0).again
+
+
+def test_a_budget_ends_restarts_that_get_no_further() -> None:
+    """Attempt 1 failed after step 9 at 100 s; none since then has finished more steps."""
+    earlier = [entry(1, step=9, failed_at=100.0), entry(2, step=8, failed_at=130.0)]
+    verdict = replace(KILLED, step=7, failed_at=160.0)
+    kept = decide(verdict, earlier, 9, budget_s=61.0)
+    assert kept.again
+    assert kept.why["en"].endswith("; 1 s of --restart-budget are left")
+    assert decide(verdict, earlier, 9, budget_s=60.0).why["en"] == (
+        "not restarted: no attempt has got further within the 60 s of --restart-budget"
+    )
+    assert decide(replace(verdict, step=10), earlier, 9, budget_s=60.0).again
+    assert decide(verdict, earlier, 9).again
+
+
+def test_a_budget_counts_attempts_that_never_began_a_step() -> None:
+    earlier = [entry(1, step=None, failed_at=100.0)]
+    assert not decide(replace(KILLED, step=None, failed_at=101.0), earlier, 9, budget_s=1.0).again

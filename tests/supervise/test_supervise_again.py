@@ -26,7 +26,7 @@ from launcher.control import start
 from launcher.control.stop import stop_job
 from launcher.errors import HostError, JobError
 from launcher.jobs import JobPaths, next_attempt
-from launcher.plan.resume import left_behind, prepare_attempt
+from launcher.plan.resume import left_behind, prepare_attempt, take_back
 from launcher.supervise.free_cards import wait_until_free
 
 # Steps until it is told to stop, as the worker's callback does.
@@ -260,7 +260,8 @@ def test_an_attempt_starts_from_the_newest_step_that_all_ranks_have_whole(tmp_pa
         assert is_whole(link)
     assert list(left_behind(paths, 2).items()) == [((2, 1), [1]), ((1, 12), [1])]
     moved = {path.name for path in (paths.attempt_folder / "stale").rglob("*.safetensors")}
-    assert moved == {"launcher_rank_0-1_12.safetensors", "launcher_rank_0-2_1.safetensors"}
+    # The damaged one too: what the attempt saves at that step is then the only file of it.
+    assert moved == {f"launcher_rank_{name}.safetensors" for name in ("0-1_12", "1-1_12", "0-2_1")}
     left = list(paths.checkpoints.rglob("*.safetensors")) + list(
         (paths.attempt_folder / "stale").rglob("*.safetensors")
     )
@@ -273,6 +274,12 @@ def test_without_a_common_step_an_attempt_begins_at_the_beginning(tmp_path: Path
 
     assert prepare_attempt(paths, 2) is None
     assert not paths.resume.exists()
+    # A second file of a step could be taken for the one that the new attempt saves.
+    assert not list(paths.checkpoints.rglob("*.safetensors"))
+    assert (paths.attempt_folder / "stale" / "rank_0" / "launcher_rank_0-1_4.safetensors").is_file()
+    assert left_behind(paths, 2) == {(1, 4): [1]}
+    take_back(paths)
+    assert (paths.checkpoints / "rank_0" / "launcher_rank_0-1_4.safetensors").is_file()
 
 
 @pytest.mark.parametrize("damage", [b"data_offsetx", b"{}{}{}{}{}{}", b"\xff" * 12, b"data_offsets"])

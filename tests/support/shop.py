@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,18 @@ class Workshop:
 
     folder: Path
 
+    @classmethod
+    def made(cls, folder: Path, *datasets: str) -> Workshop:
+        """Return one with math.jsonl, a tokenizer, and ``datasets`` made of both."""
+        shop = cls(folder=folder)
+        shop.launcher("data", "sample", "--size", "256", "--seed", "3", "-o", "math.jsonl")
+        shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
+        shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
+        for name in datasets:
+            options = ("--tokenizer", "tokenizer.model", "--seq-length", str(SEQ_LENGTH), "--template", "plain")
+            shop.launcher("data", "preprocess", "conversations.json", *options, "-o", f"{name}.mindrecord")
+        return shop
+
     def launcher(
         self, *arguments: str, code: int = 0, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
@@ -47,6 +60,15 @@ class Workshop:
         )
         assert result.returncode == code, f"{arguments}: {result.returncode}\n{result.stdout}\n{result.stderr}"
         return result
+
+    def python(self, program: str, *arguments: str) -> Any:
+        """Return the JSON that a program, which must end well, prints last."""
+        result = subprocess.run(
+            [sys.executable, "-c", program, *arguments], cwd=self.folder, capture_output=True, text=True,
+            env={**os.environ, "LAUNCHER_CACHE": str(self.folder / "cache")}, encoding="utf-8", timeout=TIMEOUT_S,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout.splitlines()[-1])
 
     def write_spec(self, name: str, *, lora: bool, data: str = "train.mindrecord", **training: Any) -> str:
         """A spec of a model of 60,000 parameters; without ``lora`` all of them are trained."""
@@ -84,9 +106,13 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A base model of all-weights training, and LoRA on top of it; both merged, both from two ranks."""
+    """A base model of all-weights training, and LoRA on top of it; both merged, both from two ranks.
+
+    ``from_python``: what the program that trained the base found.
+    """
 
     workshop: Workshop
     base: Job
     lora: Job
     questions: Sequence[str]
+    from_python: Mapping[str, Any]

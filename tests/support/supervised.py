@@ -82,6 +82,7 @@ class Supervised:
     program: str
     mark: str
     engine: str = "direct"
+    worker: str = "rank.py"
     ranks: int = 2
     limits: Limits = LIMITS
     env: dict[str, str] = field(default_factory=dict)
@@ -103,7 +104,7 @@ class Supervised:
             program=engine_program(self.engine),
             rank_table="",
             ranks=tuple(RankPlace(rank_id=n, local_rank=n, host=host, device_id=n) for n in range(self.ranks)),
-            worker=(str(PROGRAMS / "rank.py"),),
+            worker=(str(PROGRAMS / self.worker),),
             env={
                 "RANK_PROGRAM": textwrap.dedent(self.program),
                 "LAUNCHER_TEST": self.mark,

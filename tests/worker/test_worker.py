@@ -13,7 +13,8 @@ import pytest
 from launcher.errors import CheckpointError
 from launcher.supervise.known_errors import recognise
 from launcher.worker.loading import Loads
-from launcher.worker.main import LossCheck, StepClock, loss_parts, step_fields, tokens_in_loss
+from launcher.worker.main import LossCheck, loss_parts, step_fields, tokens_in_loss
+from launcher.worker.steps import StepClock
 
 
 def test_a_loss_that_stays_no_number_ends_the_run() -> None:
@@ -58,8 +59,8 @@ def test_only_the_last_stage_s_loss_counts_and_it_is_a_sum(
 
 def test_a_step_reports_the_mean_over_its_batches_or_nothing() -> None:
     outputs = (np.float32(12.0), False, np.float32(1024.0), np.float32(1e-4), np.float32(2.0))
-    assert step_fields(3, outputs, 0.5)["loss_scale"] == 1024.0
-    values = {parts: step_fields(3, outputs, 0.5, parts)["loss"] for parts in (1, 4, None)}
+    assert step_fields(3, outputs, {"step_s": 0.5})["loss_scale"] == 1024.0
+    values = {parts: step_fields(3, outputs, {"step_s": 0.5}, parts)["loss"] for parts in (1, 4, None)}
 
     assert values == {1: 12.0, 4: 3.0, None: None}
 

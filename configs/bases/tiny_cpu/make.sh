@@ -8,15 +8,11 @@ cd "$1"
 rows() { launcher data preprocess "$1.jsonl" --tokenizer tokenizer.model --seq-length 44 --template plain -o "$1.mindrecord" --force; }
 set -x
 launcher data sample --kind base --size 40000 --seed 1 -o base.jsonl --force
-launcher data sample --kind problems --size 24000 --seed 5 -o second.jsonl --force
 launcher data sample --kind steps --size 1600 --seed 4 -o train.jsonl --force
 launcher data sample --kind short --held-out --size 200 --seed 2 -o held_out.jsonl --force
 launcher data tokenizer base.jsonl --vocab-size 400 -o tokenizer.model --force
 rows base
-rows second
 launcher submit "$here/base.yaml" --cards 1
-launcher merge-ckpt last -o first --force
-launcher submit "$here/second.yaml" --cards 1
 launcher merge-ckpt last -o merged --force
 launcher eval merged --ask held_out.jsonl --score exact --max-new-tokens 12
 cp merged/model.safetensors merged/launcher_model.json tokenizer.model train.jsonl "$here"

@@ -30,6 +30,7 @@ from launcher.jobs.events import (
     Exit,
     Phase,
     Ready,
+    Save,
     Step,
     last_held_out,
     last_step,
@@ -389,11 +390,16 @@ def jobs_json(chosen: list[tuple[JobPaths, JobRecord]], sizes: Mapping[Path, int
 
 
 def status_json(paths: JobPaths, record: JobRecord) -> str:
-    """The same of one job, as an array of one, with where its time went."""
+    """The same of one job, as an array of one, with where its time went and who is slow."""
     from launcher.observe.goodput import goodput
     from launcher.observe.history import read_history
+    from launcher.observe.summary import stragglers
 
-    values = {**_job_values(paths, record), "goodput": goodput(read_history(paths, record)).to_dict()}
+    history, values = read_history(paths, record), _job_values(paths, record)
+    slow = stragglers(history)
+    for rank in values["ranks"]:
+        rank |= slow.figures_of(rank["rank_id"]).to_dict()
+    values |= {"goodput": goodput(history).to_dict(), "stragglers": slow.to_dict()}
     return json.dumps([values], ensure_ascii=False, indent=2)
 
 
@@ -406,11 +412,13 @@ def _job_values(paths: JobPaths, record: JobRecord, sizes: Mapping[Path, int] | 
 
 @dataclass(frozen=True, kw_only=True)
 class RankProgress:
-    """What one rank has reported in an attempt. ``steps`` holds its step events, or the last thousand of them."""
+    """What one rank has reported in an attempt. ``steps`` holds its step events, or the last thousand of them;
+    ``saves`` those of checkpoints among them."""
 
     rank_id: int
     state: str
     steps: list[Step]
+    saves: tuple[Save, ...] = ()
     damaged: int = 0  # lines that cannot be read
 
     @property
@@ -428,7 +436,8 @@ def progress_of(paths: JobPaths, rank_id: int) -> RankProgress:
     state = (
         "not started" if last_event is None else last_event.name if isinstance(last_event, Phase) else last_event.kind
     )
-    return RankProgress(rank_id=rank_id, state=state, steps=steps, damaged=last.damaged)
+    saves = tuple(event for event in events if isinstance(event, Save))
+    return RankProgress(rank_id=rank_id, state=state, steps=steps, saves=saves, damaged=last.damaged)
 
 
 def held_out_json(paths: JobPaths, record: JobRecord) -> dict[str, Any] | None:
@@ -445,16 +454,3 @@ def rank_json(progress: RankProgress) -> dict[str, Any]:
     last = progress.steps[-1].to_json() if progress.steps else None
     known = {"rank_id": progress.rank_id, "state": progress.state, "step_s": progress.step_s, "last_step": last}
     return {**known, "unreadable_events": progress.damaged}
-
-
-# A rank whose steps take this many times the median of all is named.
-STRAGGLER_FACTOR = 2.0
-
-
-def stragglers(ranks: Sequence[RankProgress]) -> list[RankProgress]:
-    """Ranks that are slow against the others."""
-    times = [rank.step_s for rank in ranks if rank.step_s]
-    if len(times) < 2:
-        return []
-    usual = statistics.median_low(times)
-    return [rank for rank in ranks if rank.step_s and rank.step_s > STRAGGLER_FACTOR * usual]

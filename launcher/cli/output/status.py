@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher import jobs
 from launcher.cli.options.common import in_jobs_dir, jobs_dir_words
-from launcher.cli.output.show import RankProgress, progress_of, stragglers
+from launcher.cli.output.show import RankProgress, progress_of
 from launcher.common.clock import local_time, seconds_text
 from launcher.common.ranges import spans
 from launcher.jobs import JobPaths, JobRecord, Labels, read_labels
@@ -29,13 +29,13 @@ def status(paths: JobPaths, record: JobRecord) -> str:
     """State, progress, what the job was made of, its ranks, the verdict of a failed job, the next command."""
     history = read_history(paths, record)
     summary = summarize(history)
-    ranks = [progress_of(paths, rank_id) for rank_id in range(record.cards)]
+    ranks, slow = [progress_of(paths, rank_id) for rank_id in range(record.cards)], summary.stragglers
     lines = [
         *_fields(_what(history)),
         *_fields(_progress(history, summary)),
         *_fields(_made_of(history)),
         *_rank_lines(ranks),
-        *(f"slow      rank {rank.rank_id}: {rank.step_s:.2f} s a step" for rank in stragglers(ranks)),
+        *(_fields([("slow", said) for said in slow.sentences(words("en"))]) if slow.is_judged else ()),
         *(f"events    rank {rank.rank_id}: {rank.damaged} line(s) cannot be read" for rank in ranks if rank.damaged),
         *(f"warning   {warning}" for warning in record.warnings),
         *(_earlier_line(entry) for entry in record.earlier),
@@ -190,9 +190,14 @@ def _rank_line(rank: RankProgress) -> str:
     if not rank.steps:
         return f"rank {rank.rank_id:<4} {rank.state}"
     last = rank.steps[-1]
-    loss, memory = _number(last.loss), last.memory_mib
-    speed = f"{rank.step_s or 0:.2f} s a step lately" + (f"  {memory} MiB" if memory else "")
-    return f"rank {rank.rank_id:<4} {rank.state:<6} step {last.step}  loss {loss}  {speed}"
+    wait = f"  input wait {wait:.3f} s" if (wait := _input_wait(rank)) is not None else ""
+    memory = f"  {last.memory_mib} MiB" if last.memory_mib else ""
+    return f"rank {rank.rank_id:<4} {rank.state:<6} step {last.step}  loss {_number(last.loss)}{wait}{memory}"
+
+
+def _input_wait(rank: RankProgress) -> float | None:
+    known = [step.input_s for step in rank.steps if step.input_s is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _group_line(group: Sequence[RankProgress]) -> str:
@@ -202,12 +207,10 @@ def _group_line(group: Sequence[RankProgress]) -> str:
         return f"{name:<9} {group[0].state}"
     last = [rank.steps[-1] for rank in with_steps]
     losses = [step.loss for step in last if isinstance(step.loss, float)]
-    waits = [statistics.fmean(known) for rank in with_steps
-             if (known := [step.input_s for step in rank.steps if step.input_s is not None])]  # fmt: skip
+    waits = [wait for rank in with_steps if (wait := _input_wait(rank)) is not None]
     parts = [
         f"step {_spread([step.step for step in last], '{:.0f}')}",
         f"loss {_spread(losses, '{:.4f}')}" if losses else "",
-        f"{_spread([rank.step_s or 0 for rank in with_steps], '{:.2f}')} s a step lately",
         f"input wait {_spread(waits, '{:.3f}')} s" if waits else "",
         f"{_spread([step.memory_mib or 0 for step in last], '{:.0f}')} MiB",
     ]

@@ -36,4 +36,6 @@ def _line(cells: Sequence[str], widths: Sequence[int], right: Collection[int]) -
 
 def _width(text: str) -> int:
     """Return the columns of a terminal that ``text`` takes: two for a Chinese character."""
+    if text.isascii():
+        return len(text)
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Sequence
 
 from launcher.cluster.discover.hccn import read_hccn_conf
 from launcher.cluster.discover.host import Card, HostReport, ascend_device_ids, host_cluster, host_root, look_around
@@ -58,10 +59,20 @@ def visible_device_ids() -> list[int]:
     return [ids[logic] for logic in visible.ids]
 
 
-def local_cluster(cards: int | None = None) -> Cluster:
+Blocks = Sequence[Sequence[int]]
+
+
+def first(blocks: Blocks) -> Sequence[int]:
+    """Return the first block of cards."""
+    return blocks[0]
+
+
+def local_cluster(cards: int | None = None, *, choose: Callable[[Blocks], Sequence[int]] = first) -> Cluster:
     """Return this host as a cluster of ``cards`` devices (all if None): Ascend cards if there are any, else CPU.
 
-    It only reads files and takes a millisecond. Raises HostError when the host has fewer devices.
+    ``choose``: picks one of the blocks of cards that begin at a multiple of ``cards``; such a block is one ring of the
+    host's cards where there are rings. It only reads files and takes a millisecond. Raises HostError when the host has
+    fewer devices.
     """
     ids = visible_device_ids()
     target = "Ascend" if ids else "CPU"
@@ -73,10 +84,14 @@ def local_cluster(cards: int | None = None) -> Cluster:
     logic = {device_id: index for index, device_id in enumerate(ascend_device_ids())}
     devices = tuple(
         Device(device_id=ident, logic_id=logic.get(ident), device_ip=addresses.get(ident))
-        for ident in available[:wanted]
+        for ident in (choose(_blocks(available, wanted)) if ids else available[:wanted])
     )
     host = Host(name=socket.gethostname(), address="127.0.0.1", devices=devices)
     return Cluster(target=target, kind=pci_kind(host_root()) if ids else None, hosts=(host,))
+
+
+def _blocks(available: Sequence[int], wanted: int) -> Blocks:
+    return [available[start : start + wanted] for start in range(0, len(available) - wanted + 1, wanted)]
 
 
 def _too_many(wanted: int, have: int, target: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 _VERSION = re.compile(r"npu-smi\s+(\S+)\s+Version:\s+(\S+)")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 _USAGE = re.compile(r"(\d+)\s*/\s*(\d+)")
 # Errors that npu-smi prints, some with exit status 0.
 _FAULTS = (
@@ -28,7 +29,8 @@ _PARTIAL_DRIVER = re.compile(r"driver package may not be completely installed")
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip (A3: one die) as npu-smi shows it. Memory is in MiB; A2 and later print 0/0 in ``memory``."""
+    """One chip (A3: one die) as npu-smi shows it. Memory is in MiB; A2 and later print 0/0 in ``memory``. A3 shows the
+    power of both dies with the first."""
 
     npu_id: int
     chip_id: int
@@ -41,6 +43,8 @@ class Chip:
     memory_mib: int = 0
     hbm_used_mib: int = 0
     hbm_mib: int = 0
+    power_w: float | None = None
+    temperature_c: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +137,7 @@ def _pair(layout: str, upper: list[str], lower: list[str]) -> Chip | None:
     npu_id, chip_id = int(head[0]), int(ids[0])
     physical = int(ids[1]) if len(ids) > 1 else npu_id
     chip = Chip(npu_id=npu_id, chip_id=chip_id, physical_id=physical, name=head[1], health=upper[1], bus_id=lower[1])
-    return _with_usage(layout, chip, lower[2])
+    return _with_usage(layout, _with_heat(chip, upper[2]), lower[2])
 
 
 def _pair_950(layout: str, upper: list[str], lower: list[str]) -> Chip | None:
@@ -141,7 +145,13 @@ def _pair_950(layout: str, upper: list[str], lower: list[str]) -> Chip | None:
         return None
     npu_id = int(upper[0])
     chip = Chip(npu_id=npu_id, chip_id=0, physical_id=npu_id, name=upper[1], health=upper[2], bus_id=lower[2])
-    return _with_usage(layout, chip, lower[3])
+    return _with_usage(layout, _with_heat(chip, upper[3]), lower[3])
+
+
+def _with_heat(chip: Chip, cell: str) -> Chip:
+    """Return ``chip`` with power and temperature, the first two words of ``cell``: numbers, or "NA" and "-"."""
+    power, temperature = (float(word) if _NUMBER.fullmatch(word) else None for word in [*cell.split(), "", ""][:2])
+    return replace(chip, power_w=power, temperature_c=temperature)
 
 
 def _all_decimal(words: list[str]) -> bool:

@@ -66,7 +66,7 @@ def is_loopback(host: str) -> bool:
 
 
 class RequestError(Exception):
-    """A refused request: ``status`` is HTTP's, ``param`` the key at fault."""
+    """A refused request: ``status`` is HTTP's, ``param`` the key at fault. about: what it was for, if that is known."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -74,6 +74,7 @@ class RequestError(Exception):
         self.message = message
         self.param = param
         self.code = code
+        self.about = ""
 
     def to_dict(self) -> dict[str, Any]:
         kind = "invalid_request_error" if self.status < 500 else "server_error"

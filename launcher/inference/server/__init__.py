@@ -1,7 +1,11 @@
-"""A small HTTP server that answers as OpenAI's chat completions do, for trying a model out.
+"""A small HTTP server that answers as OpenAI's chat completions and completions do, for trying models out.
 
-protocol     parses requests and formats answers
-queue        requests on their way to the one model, several in a batch
+protocol     parses requests
+formats      formats answers, whole and in chunks
+served       a model under its name
+queue        requests on their way to the models, several in a batch
+figures      counts for Prometheus
+page         the chat page
 http         size limits, and responses (starlette)
 server       from a socket to answers, until a signal
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,12 +17,16 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from launcher.common.http.access import CLIENT_LEFT, Gate, RequestError, add_note, json_response, unknown
-from launcher.errors import LauncherError
+from launcher.common.openmetrics import CONTENT_TYPE
 from launcher.inference.decoding import CANCELLED
-from launcher.inference.sampling import GenerationSpec
-from launcher.inference.server import protocol
+from launcher.inference.server import formats, protocol
+from launcher.inference.server.figures import ANSWERED, FAILED, LEFT, TIMED_OUT, Figures
+from launcher.inference.server.formats import Choice, Format, Piece
+from launcher.inference.server.page import chat_page, page_headers
 from launcher.inference.server.queue import Task, TaskQueue
-from launcher.inference.session import Question, Session
+from launcher.inference.server.served import Served
+
+Parse = Callable[[Mapping[str, Any], protocol.Settings], protocol.Completion]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,42 +42,38 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """The state shared by all connections. ``token``: None only on a loopback address.
+    """The state shared by all connections. ``token``: None only on a loopback address."""
 
-    ``asked_as``: the words by which the user named the model, such as "last"; clients may use them too.
-    """
-
-    session: Session
+    models: Sequence[Served]
     queue: TaskQueue
+    figures: Figures
     limits: Limits
-    defaults: GenerationSpec
     token: str | None
     created: int
-    asked_as: str = ""
 
-    @property
-    def name(self) -> str:
-        """Return the job's id, or the base name of a folder or file: clients put it into a URL."""
-        parts = self.session.model.name.split(" + ")  # a model and its adapter
-        return "+".join(Path(part).resolve().name for part in parts)
+    def find(self, name: Any) -> Served:
+        """Return the model that clients call ``name``. Raises RequestError without one."""
+        for served in self.models:
+            if name in {served.name, served.asked_as} - {""}:
+                return served
+        names = ", ".join(served.name for served in self.models)
+        raise RequestError(
+            404, f"there is no model {str(name)[:200]!r}; there is {names}", param="model", code="model_not_found"
+        )
 
-    @property
-    def names(self) -> set[str]:
-        """Return the names that clients may use."""
-        return {self.name, self.asked_as} - {""}
-
-    def task(self, raw: bytes, deliver: Callable[[str | None], None]) -> Task:
+    def task(self, raw: bytes, parse: Parse, deliver: Callable[[Piece | None], None]) -> Task:
         """Queue the request in ``raw`` and return its task. Raises RequestError."""
-        completion = protocol.parse_completion(raw, defaults=self.defaults, most_tokens=self.limits.most_tokens)
-        if completion.model not in self.names:
-            raise _no_model(completion.model, self.name)
+        deadline, values = time.monotonic() + self.limits.timeout_s, protocol.parse_object(raw)
+        served = self.find(values["model"]) if isinstance(values.get("model"), str) else self.models[0]
+        settings = protocol.Settings(defaults=served.defaults, most_tokens=self.limits.most_tokens)
         try:
-            (prepared,) = self.session.prepare([Question(id=completion.id, messages=completion.messages)])
-        except LauncherError as error:
-            raise RequestError(400, error.message, param="messages", code="context_length_exceeded") from error
-        deadline = time.monotonic() + self.limits.timeout_s
-        task = Task(completion=completion, prepared=prepared, deadline=deadline, deliver=deliver)
-        self.queue.put(task)
+            completion = parse(values, settings)
+            prepared = served.prepare(completion)
+            task = Task(served=served, completion=completion, prepared=prepared, deadline=deadline, deliver=deliver)
+            self.queue.put(task)
+        except RequestError as error:
+            error.about = served.name
+            raise
         return task
 
 
@@ -83,20 +82,19 @@ def application(service: Service, log: Callable[[str], None]) -> Starlette:
     endpoints = _Endpoints(service)
     app = Starlette(
         routes=[
+            Route("/", endpoints.page),
             Route("/health", endpoints.health),
+            Route("/metrics", endpoints.metrics),
             Route("/v1/models", endpoints.models),
             Route("/v1/models/{name:path}", endpoints.model),
-            Route("/v1/chat/completions", endpoints.complete, methods=["POST"]),
+            Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+            Route("/v1/completions", endpoints.text, methods=["POST"]),
         ],
-        middleware=[Middleware(Gate, token=service.token, log=log, public=("/health",))],
+        middleware=[Middleware(Gate, token=service.token, log=log, public=("/health", "/"))],
         exception_handlers={HTTPException: unknown},
     )
     app.router.redirect_slashes = False
     return app
-
-
-def _no_model(asked: str, name: str) -> RequestError:
-    return RequestError(404, f"there is no model {asked[:200]!r}, only {name!r}", param="model", code="model_not_found")
 
 
 # ------------------------------------------------------------------------------------------------ answers
@@ -109,19 +107,31 @@ class _Endpoints:
     async def health(self, _: Request) -> Response:
         return json_response({"status": "ok"})
 
+    async def page(self, _: Request) -> Response:
+        return Response(chat_page(), headers=page_headers(), media_type="text/html")
+
+    async def metrics(self, _: Request) -> Response:
+        text = self._service.figures.text(waiting=self._service.queue.waiting)
+        return Response(text, media_type=CONTENT_TYPE)
+
     async def models(self, _: Request) -> Response:
-        return json_response(protocol.models(self._service.name, self._service.created))
+        names = [served.name for served in self._service.models]
+        return json_response(formats.models(names, self._service.created))
 
     async def model(self, request: Request) -> Response:
-        asked = request.path_params["name"]
-        if asked not in self._service.names:
-            raise _no_model(asked, self._service.name)
-        return json_response(protocol.model(self._service.name, self._service.created))
+        found = self._service.find(request.path_params["name"])
+        return json_response(formats.model(found.name, self._service.created))
 
-    async def complete(self, request: Request) -> Response:
+    async def chat(self, request: Request) -> Response:
+        return await self._complete(request, protocol.parse_chat)
+
+    async def text(self, request: Request) -> Response:
+        return await self._complete(request, protocol.parse_text)
+
+    async def _complete(self, request: Request, parse: Parse) -> Response:
         _check_type(request)
         answer = _Answering(request, self._service, await _body(request, self._service.limits.body_bytes))
-        await answer.begin()
+        await answer.begin(parse)
         return await (_streamed if answer.task.completion.stream else _whole)(answer)
 
 
@@ -150,38 +160,51 @@ async def _body(request: Request, most: int) -> bytes:
 
 
 class _Answering:
-    """An answer in transit from the thread of the model to one client."""
+    """An answer in transit from the thread of the models to one client."""
 
     def __init__(self, request: Request, service: Service, body: bytes) -> None:
         self._request = request
         self._service = service
         self._body = body
         self._loop = asyncio.get_running_loop()
-        self._texts: asyncio.Queue[str | None] = asyncio.Queue()
+        self._pieces: asyncio.Queue[Piece | None] = asyncio.Queue()
         self._complete = False  # or as complete as the model makes it
+        self._began = time.monotonic()
 
-    async def begin(self) -> None:
+    async def begin(self, parse: Parse) -> None:
         """Put the request into the queue; in a thread, because long prompts take a while. Raises RequestError."""
-        self.task = await asyncio.to_thread(self._service.task, self._body, self._deliver)
+        try:
+            self.task = await asyncio.to_thread(self._service.task, self._body, parse, self._deliver)
+        except RequestError as error:
+            self._service.figures.refused(error.about)
+            raise
 
-    def _deliver(self, text: str | None) -> None:
-        self._loop.call_soon_threadsafe(self._texts.put_nowait, text)
+    def format(self) -> Format:
+        return self.task.served.format(self.task.completion, list(self.task.prepared))
 
-    async def texts(self) -> AsyncIterator[str]:
+    def _deliver(self, piece: Piece | None) -> None:
+        self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+
+    async def pieces(self) -> AsyncIterator[Piece]:
         """Yield the answer piece by piece until the client leaves or time is up; the model then stops too."""
         watcher = asyncio.create_task(self._watch())
+        is_first = True
         try:
-            while text := await self._next():
-                yield text
+            while piece := await self._next():
+                if is_first:
+                    self._service.figures.began(self.task.served.name, time.monotonic() - self._began)
+                    is_first = False
+                yield piece
             self._complete = not self.task.left.is_set()
         finally:
             watcher.cancel()
             self.task.left.set()
+            self._count()
             add_note(self._request, self._tokens() + ("" if self._complete else " (the client left)"))
 
-    async def _next(self) -> str | None:
+    async def _next(self) -> Piece | None:
         try:
-            return await asyncio.wait_for(self._texts.get(), max(0.0, self.task.deadline - time.monotonic()))
+            return await asyncio.wait_for(self._pieces.get(), max(0.0, self.task.deadline - time.monotonic()))
         except asyncio.TimeoutError:
             self.task.timed_out = True
             return None
@@ -191,7 +214,7 @@ class _Answering:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
         self.task.left.set()
-        self._texts.put_nowait(None)
+        self._pieces.put_nowait(None)
 
     def failure(self) -> RequestError | None:
         """Return the reason why the answer is incomplete; None when it is complete."""
@@ -199,22 +222,30 @@ class _Answering:
             return RequestError(CLIENT_LEFT, f"{self._tokens()} (the client left)")
         if self.task.timed_out:
             return RequestError(504, f"no answer within {self._service.limits.timeout_s:g} s", code="timeout")
-        if self.task.error is not None or self.task.row is None or self.task.row.finish == CANCELLED:
+        if self.task.error is not None or any(row.finish in (None, CANCELLED) for row in self.task.rows):
             return RequestError(503, self.task.error or "the server is shutting down")
         return None
+
+    def _count(self) -> None:
+        failure, usage = self.failure(), self.usage()
+        outcomes = {None: ANSWERED, CLIENT_LEFT: LEFT, 504: TIMED_OUT}
+        self._service.figures.ended(
+            self.task.served.name,
+            outcomes.get(failure.status if failure else None, FAILED),
+            prompt_tokens=usage["prompt_tokens"],
+            new_tokens=usage["completion_tokens"],
+            seconds=time.monotonic() - self._began,
+        )
 
     def raise_failure(self) -> None:
         failure = self.failure()
         if failure is not None:
             raise failure
 
-    @property
-    def finish(self) -> str:
-        return str(self.task.row.finish if self.task.row else CANCELLED)
-
     def usage(self) -> dict[str, int]:
-        """Return the token counts so far."""
-        return protocol.usage(len(self.task.prepared.ids), len(self.task.row.new_tokens) if self.task.row else 0)
+        """Return the token counts so far; a prompt with several answers counts once."""
+        prompts = sum(len(item.ids) for item in self.task.prepared)
+        return formats.usage(prompts, sum(len(row.new_tokens) for row in self.task.rows))
 
     def _tokens(self) -> str:
         usage = self.usage()
@@ -222,32 +253,37 @@ class _Answering:
 
 
 async def _whole(answer: _Answering) -> Response:
-    text = "".join([piece async for piece in answer.texts()])
+    choices = [Choice() for _ in answer.task.rows]
+    async for piece in answer.pieces():
+        choices[piece.index].add(piece)
     answer.raise_failure()
-    return json_response(protocol.answered(answer.task.completion, text, answer.finish, answer.usage()))
+    return json_response(answer.format().whole(choices, answer.usage()))
 
 
 async def _streamed(answer: _Answering) -> Response:
     """Stream server-sent events. A failure before the first token is an HTTP error; later, an event."""
-    texts = answer.texts()
-    first = await anext(texts, "")
-    if not first:
+    pieces = answer.pieces()
+    first = await anext(pieces, None)
+    if first is None or first.finish == CANCELLED:
+        async for _ in pieces:
+            pass
         answer.raise_failure()
     headers = {"Cache-Control": "no-store"}
-    return StreamingResponse(_events(answer, first, texts), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_events(answer, first, pieces), media_type="text/event-stream", headers=headers)
 
 
-async def _events(answer: _Answering, first: str, texts: AsyncIterator[str]) -> AsyncIterator[bytes]:
-    completion = answer.task.completion
-    yield _event(protocol.chunk(completion, {"role": "assistant", "content": first}))
-    async for text in texts:
-        yield _event(protocol.chunk(completion, {"content": text}))
+async def _events(answer: _Answering, first: Piece | None, pieces: AsyncIterator[Piece]) -> AsyncIterator[bytes]:
+    form = answer.format()
+    for chunk in form.chunks(first) if first else ():
+        yield _event(chunk)
+    async for piece in pieces:
+        for chunk in form.chunks(piece):
+            yield _event(chunk)
     if failure := answer.failure():
         yield _event(failure.to_dict())
         return
-    yield _event(protocol.chunk(completion, {}, answer.finish))
-    if completion.include_usage:
-        yield _event(protocol.usage_chunk(completion, answer.usage()))
+    if answer.task.completion.include_usage:
+        yield _event(form.usage_chunk(answer.usage()))
     yield b"data: [DONE]\n\n"
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import jobs
-from launcher.cluster.locks import wait_and_hold
+from launcher.cluster.queue import wait_and_hold
 from launcher.common.atomic import write_atomic
 from launcher.common.processes import adopt_orphans, die_with_parent, kill_descendants
 from launcher.common.signals import Forwarding
@@ -194,7 +194,7 @@ class Agent:
                 yield True
             return
         names, holder = own.locks, f"job {self.paths.job_id}"
-        with wait_and_hold(names, holder=holder, tell=self._say, give_up=self._stopped) as held:
+        with wait_and_hold(names, holder=holder, tell=self._say, give_up=self._stopped, priority=own.priority) as held:
             self.link.report.note = None
             yield held
 

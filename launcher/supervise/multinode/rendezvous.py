@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import replace
 
+from launcher.cluster.locks import card_lock
 from launcher.cluster.model import Cluster, Device, Host, NetAddress, NetLevel
 from launcher.errors import HostError
 from launcher.plan.launch import Launch, NodePlace, RankPlace, ranks_by_node
@@ -93,7 +94,7 @@ def _node(launch: Launch, node: NodePlace, host: Registration, address: str, dev
         address=address,
         visible=visible,
         env=_own_env(host, address) if launch.target == "Ascend" else {},
-        locks=tuple(f"card_{device.device_id}" for device in devices),
+        locks=tuple(card_lock(device.device_id) for device in devices),
     )
 
 
