@@ -1,10 +1,10 @@
 # make demo   the whole product on this machine's CPU (3 to 5 min after the first installation)
+# make demo-real  the same with a real language model, SmolLM2-135M: examples/smollm2 (about 7 min, 12 GB of memory)
 # make test   lint, then all tests (about 20 min)
 # make test-fast  the tests that start no jobs and no MindSpore, while you work
 # make docs-check  every command that README, docs/ and examples/ show, held to what they say it prints (about 8 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)
 # make test-web  the board in a browser (about a minute; needs Debian's package chromium)
-# make examples  a real language model, finetuned and asked: examples/smollm2 (about 7 min, 12 GB of memory)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # make soak   kills ranks of real trainings at random moments, and compares the weights (COUNT=40 MINUTES=60)
@@ -19,7 +19,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-web docs-check semi-auto examples faults soak bench-restart verdict-score slow-ranks \
+.PHONY: demo demo-real test test-fast test-web docs-check semi-auto faults soak bench-restart verdict-score slow-ranks \
 	site lint clean
 
 demo: $(VENV)/.installed
@@ -48,7 +48,7 @@ semi-auto: $(VENV)/.installed-test
 docs-check: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/docs
 
-examples: $(VENV)/.installed
+demo-real: $(VENV)/.installed
 	$(PIP) --editable '.[examples]'
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/smollm2/run.sh build/smollm2
 
