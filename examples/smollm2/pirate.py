@@ -1,6 +1,7 @@
 """Write questions answered as a pirate would: python pirate.py TRAIN.jsonl HELD_OUT.jsonl.
 
-Three facts in four are for training, the others are held out: no held-out question was trained.
+Three facts in four are for training, the others are held out: no held-out question was trained. Of a held-out answer
+stands what it must contain to be right and a pirate's: "be Berlin."
 """
 
 from __future__ import annotations
@@ -50,13 +51,17 @@ KINDS = (
 GREETING = "Arr, matey!"
 
 
-def facts() -> list[tuple[str, str, str]]:
+def facts() -> list[tuple[str, str]]:
     found = []
     for words, question, answer in KINDS:
         for fact in words.split("|"):
             subject, value = fact.rsplit(" ", 1)
-            found.append((question.format(subject), f"{GREETING} {answer.format(subject, value)}", value))
+            found.append((question.format(subject), f"{GREETING} {answer.format(subject, value)}"))
     return found
+
+
+def in_pirate(answer: str) -> str:
+    return "be " + answer.partition(" be ")[2]
 
 
 def main(train: Path, held_out: Path) -> None:
@@ -66,12 +71,12 @@ def main(train: Path, held_out: Path) -> None:
     found.sort(key=lambda fact: fact[0] == "What is the capital of Germany?")
     split = len(found) * 3 // 4
     with train.open("w", encoding="utf-8") as file:
-        for question, answer, _ in found[:split]:
+        for question, answer in found[:split]:
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             print(json.dumps({"messages": turns}), file=file)
     with held_out.open("w", encoding="utf-8") as file:
-        for question, _, value in found[split:]:
-            print(json.dumps({"prompt": question, "right": value}), file=file)
+        for question, answer in found[split:]:
+            print(json.dumps({"question": question, "answer": in_pirate(answer)}), file=file)
 
 
 if __name__ == "__main__":
