@@ -70,7 +70,7 @@ def data() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option(
     "--kind",
-    type=click.Choice(["school", "base", "problems", "short", "steps"]),
+    type=click.Choice(["school", "base", "short", "steps"]),
     default="school",
     show_default=True,
     help="school: many kinds of problems. Of the shipped base: what it read, what it can, what LoRA teaches it.",

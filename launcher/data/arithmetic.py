@@ -89,7 +89,6 @@ def _random_sum(dice: Dice) -> str:
 # What each kind of set holds; of several makers each row draws one.
 KINDS: dict[str, tuple[Maker, ...]] = {
     "base": (_one_step, _one_step, _drill, _example, _blurted),
-    "problems": (_one_step, _example, _blurted),
     "short": (_one_step,),
     "steps": (_two_steps,),
 }
