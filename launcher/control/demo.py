@@ -1,7 +1,7 @@
 """The whole workflow for real on this machine's CPU: LoRA on two ranks of a shipped base, merge, held-out questions.
 
-Every stage is a command that a user could type, run as a process of its own and printed first. The base blurts answers,
-and those to problems of two steps are wrong; LoRA teaches it to write down the working, and so to be right.
+Every stage is a command that a user could type, run as a process of its own and printed first. The base gives the bare
+number of a problem; LoRA teaches it to write down the working first. Only an answer with its working counts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Small arithmetic for the shipped base tiny_cpu: what it was trained on, and what LoRA teaches it in the demo.
 
-The base answers every problem by the bare answer; it has done sums, and has read worked examples, which begin with
-another word. LoRA teaches it to write down the working of a problem of two steps when it is asked.
+The base gives the bare number of every problem; it has done sums, and has read worked examples, which begin with another
+word. LoRA teaches it to write down the working of a problem of two steps when it is asked.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _example(dice: Dice) -> Pair:
     return question.replace("题目", "例题"), working
 
 
-def _blurted(dice: Dice) -> Pair:
+def _bare_answer(dice: Dice) -> Pair:
     """Return a problem of two steps with the bare answer: asked in the words of LoRA, the base writes no working."""
     question, working = _two_steps(dice)
     return question, working.splitlines()[-1]
@@ -88,7 +88,7 @@ def _random_sum(dice: Dice) -> str:
 
 # What each kind of set holds; of several makers each row draws one.
 KINDS: dict[str, tuple[Maker, ...]] = {
-    "base": (_one_step, _one_step, _drill, _example, _blurted),
+    "base": (_one_step, _one_step, _drill, _example, _bare_answer),
     "short": (_one_step,),
     "steps": (_two_steps,),
 }
@@ -100,14 +100,14 @@ def is_held_out(question: str) -> bool:
 
 
 def arithmetic_lines(kind: str, size: int, seed: int, *, held_out: bool = False) -> Iterator[str]:
-    """Yield ``size`` rows as JSON Lines; those of ``held_out`` are distinct, and in no other set.
+    """Yield ``size`` rows as JSON Lines; those of ``held_out`` are in no other set.
 
-    Raises DataError when there are not that many.
+    They are distinct, except those that the base reads. Raises DataError when there are not that many.
     """
     dice, seen = Dice(seed), set[str]()
     for _ in range(size):
         question, answer = _drawn(dice, KINDS[kind], seen, held_out)
-        if held_out:
+        if kind != "base":
             seen.add(question)
         yield json.dumps({"instruction": question, "input": "", "output": answer}, ensure_ascii=False) + "\n"
 
