@@ -166,6 +166,7 @@ def _examine(references: tuple[str, ...], options: EvalOptions, form: str, choic
     from launcher.cli.output.tables import print_json
 
     results = _graded(references, options, choice)
+    _keep(results, references, choice)
     if options.output:
         results.write(options.output)
     if form == "json":
@@ -320,7 +321,7 @@ def _compared(references: tuple[str, ...], options: EvalOptions, choice: ModelOp
             )
 
 
-def _keep(found: Comparison, references: tuple[str, ...], choice: ModelOptions) -> None:
+def _keep(found: Comparison | Results, references: tuple[str, ...], choice: ModelOptions) -> None:
     """Leave the result in the jobs' folders, for their reports."""
     try:
         found.keep(references, choice.jobs_dir)

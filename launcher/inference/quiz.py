@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,12 @@ from launcher.inference.exams import STYLES, Asked, asked_of
 from launcher.inference.judging import JUDGES, USABLE
 from launcher.inference.letters import letters_of
 from launcher.inference.session import OnPhase, Question, Session, unheard
+from launcher.inference.sources import as_job
 from launcher.upstream.quiet import quiet
 
 _ROWS_AT_ONCE = 8
+# An exam has thousands of questions, a page of them is read.
+_KEPT_QUESTIONS = 100
 # The judge of exams with letters: the one that the model holds most likely as the next token.
 LIKELIHOOD = "likelihood"
 
@@ -187,6 +191,26 @@ class Results:
             for one in self.graded
         ]
         return {"id": item.question.id, "question": item.question.shown, "expected": item.right, "answers": answers}
+
+    def keep(self, references: Sequence[str], jobs_dir: Path) -> None:
+        """Write the results, with some of the questions, into the folder of each job among ``references``.
+
+        Its report shows them; those that some models have right and others wrong come first.
+        """
+        text = json.dumps(self._kept(), ensure_ascii=False, indent=2) + "\n"
+        path = Path(self.quiz.path).absolute()
+        name = f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}.json"
+        for reference in references:
+            job = as_job(reference, jobs_dir)
+            if job is not None:
+                job[0].answers.mkdir(exist_ok=True)
+                write_atomic(job[0].answers / name, text)
+
+    def _kept(self) -> dict[str, Any]:
+        found, differing = self.to_dict(), set(self.differing)
+        ordered = sorted(found["questions"], key=lambda one: one["id"] not in differing)
+        left = {"differing": len(differing), "questions_left_out": max(0, len(ordered) - _KEPT_QUESTIONS)}
+        return {**found, **left, "questions": ordered[:_KEPT_QUESTIONS]}
 
     def write(self, path: Path) -> None:
         """Write every question with every answer to ``path`` as JSON."""
