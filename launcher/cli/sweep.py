@@ -147,9 +147,9 @@ def status(reference: str, form: str, jobs_dir: Path) -> None:
     if form == "json":
         print_json(asdict(found) | {"best": found.best.number if found.best else None})
         return
-    going = (record.WAITING, record.STOPPED, "planned", "starting", "running", "stopping")
-    done = sum(trial.state not in going for trial in found.trials)
-    click.echo(f"Sweep {found.sweep_id}: {found.state}, {done} of {len(found.trials)} trials ended, by {found.metric}")
+    click.echo(
+        f"Sweep {found.sweep_id}: {found.state}, {found.ended} of {len(found.trials)} trials ended, by {found.metric}"
+    )
     click.echo(_table(found))
     click.echo(_next(found))
 

@@ -34,6 +34,8 @@ _ZH = {
     "Next": "下一步",
     # sweeps
     "Sweep": "参数扫描",
+    "Sweeps": "参数扫描列表",
+    "No sweeps yet.": "还没有参数扫描。",
     "done": "已完成",
     "waiting": "等待中",
     "pruned": "提前终止",

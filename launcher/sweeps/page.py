@@ -15,7 +15,7 @@ from launcher.common.clock import local_time
 from launcher.observe.curves import nice_ticks, number_text
 from launcher.observe.report import asset, html_lang, page_environment
 from launcher.observe.words import words
-from launcher.sweeps.record import Sweep, Trial
+from launcher.sweeps.record import RUNNING, Sweep, Trial
 
 WIDTH, HEIGHT = 1080, 360
 _LEFT, _TOP, _BOTTOM, _RIGHT = 60, 34, 16, 90
@@ -37,8 +37,13 @@ class Axis:
         return round(HEIGHT - _BOTTOM - place * (HEIGHT - _TOP - _BOTTOM), 1)
 
 
-def make_page(sweep: Sweep, lang: str, now: Callable[[], float] = time.time) -> str:
-    """Return the page in ``lang``."""
+def head_style() -> Markup:
+    """Return the style of the pages."""
+    return Markup(asset("report.css"))  # noqa: S704 - our own file
+
+
+def make_page(sweep: Sweep, lang: str, now: Callable[[], float] = time.time, *, board: str = "") -> str:
+    """Return the page in ``lang``. ``board``: address of the list of jobs, when it is a page of the board."""
     say = words(lang)
     ranked = sorted(sweep.trials, key=lambda trial: (sweep.rank(trial), trial.number))
     page = page_environment().get_template("sweep.html.j2")
@@ -46,7 +51,7 @@ def make_page(sweep: Sweep, lang: str, now: Callable[[], float] = time.time) -> 
         say=say, lang=html_lang(lang), sweep=sweep, trials=ranked, best=sweep.best, keys=sweep.keys,
         width=WIDTH, height=HEIGHT, axes=(drawn := axes(sweep)), lines=[*lines(sweep, drawn, ranked)],
         number=lambda value: "" if value is None else number_text(value), now=local_time(now()), version=__version__,
-        css=Markup(asset("report.css")),  # noqa: S704 - our own file
+        css=head_style(), board=board, refresh=bool(board) and sweep.state == RUNNING,
     )  # fmt: skip
 
 

@@ -62,6 +62,12 @@ class Sweep:
         return -value if self.goal == MAX and trial.value is not None else value
 
     @property
+    def ended(self) -> int:
+        """Return how many trials have ended, in whatever way."""
+        going = (WAITING, STOPPED, "planned", "starting", "running", "stopping")
+        return sum(trial.state not in going for trial in self.trials)
+
+    @property
     def keys(self) -> list[str]:
         """Return the keys that are varied."""
         return list(self.trials[0].settings) if self.trials else []
