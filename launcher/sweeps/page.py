@@ -57,7 +57,7 @@ def make_page(sweep: Sweep, lang: str, now: Callable[[], float] = time.time, *, 
 
 def axes(sweep: Sweep) -> list[Axis]:
     """Return an axis for each key and, last, one for the metric."""
-    columns = [(key, [trial.settings[key] for trial in sweep.trials]) for key in sweep.keys]
+    columns = [(key, [trial.settings[key] for trial in sweep.trials if trial.settings]) for key in sweep.keys]
     columns.append((sweep.metric, [trial.value for trial in sweep.trials if trial.value is not None]))
     gap = (WIDTH - _LEFT - _RIGHT) / (len(columns) - 1)
     # Each setting is marked, results by round numbers.
@@ -98,7 +98,7 @@ def lines(sweep: Sweep, drawn: Sequence[Axis], ranked: Sequence[Trial]) -> list[
     """Return the trials' lines, the best last so that it lies on top; ``shade``: 0 for the best, 1 for the worst."""
     found = []
     for place, trial in reversed(list(enumerate(ranked))):
-        values = [*(trial.settings[key] for key in sweep.keys), trial.value]
+        values = [*(trial.settings.get(key) for key in sweep.keys), trial.value if trial.settings else None]
         at = [(axis.x, axis.place(value)) for axis, value in zip(drawn, values, strict=True) if value is not None]
         points = " ".join(f"{x:.1f},{Axis.y(y)}" for x, y in at if y is not None)
         shade = place / max(1, len(ranked) - 1)

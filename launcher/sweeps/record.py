@@ -36,7 +36,11 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep. ``asked``: what each trial is submitted with; ``parallel``: how many trials run at a time."""
+    """A sweep. ``asked``: what each trial is submitted with; ``parallel``: how many trials run at a time.
+
+    ``sampler``: what chooses the settings of a trial when it begins, from ``axes`` with ``seed``; "" where all are
+    chosen beforehand.
+    """
 
     sweep_id: str
     created: str
@@ -47,6 +51,9 @@ class Sweep:
     prune: bool
     trials: tuple[Trial, ...]
     asked: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = ""
+    seed: int = 0
+    axes: Mapping[str, Any] = field(default_factory=dict)
     state: str = RUNNING
     runner: ProcessId | None = None
 
@@ -70,7 +77,7 @@ class Sweep:
     @property
     def keys(self) -> list[str]:
         """Return the keys that are varied."""
-        return list(self.trials[0].settings) if self.trials else []
+        return list(self.axes) or (list(self.trials[0].settings) if self.trials else [])
 
     def with_trial(self, trial: Trial) -> Sweep:
         trials = tuple(trial if one.number == trial.number else one for one in self.trials)
