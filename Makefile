@@ -5,7 +5,7 @@
 # make test-fast  the tests that start no jobs and no MindSpore, while you work
 # make docs-check  every command that README, docs/ and examples/ show, held to what they say it prints (about 8 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)
-# make test-web  the board in a browser (about a minute; needs Debian's package chromium)
+# make test-web  the board and the chat page in a browser (about a minute; needs Debian's package chromium)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # make soak   kills ranks of real trainings at random moments, and compares the weights (COUNT=40 MINUTES=60)

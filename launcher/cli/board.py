@@ -38,10 +38,12 @@ def board(options: BoardOptions, jobs_dir: Path) -> None:
     from launcher.common.signals import wait_for_stop
     from launcher.jobs.verdict import user_language
     from launcher.observe.board.web import STREAM_S, Board, application
+    from launcher.sweeps.board import SweepPages
 
     token = options.token(options.host)
     listener = listen(options.host, options.port)
-    shown = Board.over(jobs_dir, options.lang or user_language(), token)
+    lang = options.lang or user_language()
+    shown = Board.over(jobs_dir, lang, token, sweeps=SweepPages(jobs_dir=jobs_dir, lang=lang))
     patience = Patience(most=256, request_s=30.0, answer_s=STREAM_S + 60.0)
     with serving(application(shown, stderr_log()), listener, patience):
         asks = " (it asks for the token)" if token else ""

@@ -61,6 +61,13 @@ class SweepOptions:
     random: int | None = option(
         "--random", type=click.IntRange(min=1), metavar="N", help="Draw N trials; all combinations if left out."
     )
+    sampler: str = option(
+        "--sampler",
+        type=click.Choice(["random", "tpe"]),
+        default="random",
+        show_default=True,
+        help="Of --random: draw all beforehand, or each by what the trials before came to (Optuna's TPE).",
+    )
     seed: int = option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of --random.")
     parallel: int = option(
         "--parallel", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
@@ -114,6 +121,7 @@ def run_sweep(
     paths, found = planning.plan_sweep(
         spec, jobs_dir=jobs_dir, asked=asked, grid=options.grid, count=options.random, seed=options.seed,
         parallel=options.parallel, metric=options.metric, goal=options.goal, prune=not options.no_prune,
+        sampler="" if options.sampler == "random" else options.sampler,
     )  # fmt: skip
     if options.dry_run:
         click.echo(_table(found))
@@ -147,9 +155,9 @@ def status(reference: str, form: str, jobs_dir: Path) -> None:
     if form == "json":
         print_json(asdict(found) | {"best": found.best.number if found.best else None})
         return
-    going = (record.WAITING, record.STOPPED, "planned", "starting", "running", "stopping")
-    done = sum(trial.state not in going for trial in found.trials)
-    click.echo(f"Sweep {found.sweep_id}: {found.state}, {done} of {len(found.trials)} trials ended, by {found.metric}")
+    click.echo(
+        f"Sweep {found.sweep_id}: {found.state}, {found.ended} of {len(found.trials)} trials ended, by {found.metric}"
+    )
     click.echo(_table(found))
     click.echo(_next(found))
 
@@ -291,7 +299,7 @@ def _table(found: Sweep) -> str:
     names = [name if short.count(name) == 1 else key for key, name in zip(keys, short, strict=True)]
     rows = [
         (
-            str(trial.number), *(str(trial.settings[key]) for key in keys), trial.state,
+            str(trial.number), *(str(trial.settings.get(key, "")) for key in keys), trial.state,
             "" if trial.step is None else str(trial.step), "" if trial.value is None else f"{trial.value:.4g}",
             trial.job_id, trial.note.splitlines()[0] if trial.note else "",
         )

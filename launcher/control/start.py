@@ -7,7 +7,7 @@ import shlex
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from launcher.common.processes import ProcessId
 from launcher.control.alone import alone
 from launcher.control.origin import origin
 from launcher.engines import ENGINES
-from launcher.errors import HostError, JobError
+from launcher.errors import HostError, JobError, LauncherError
 from launcher.jobs import JobPaths, JobRecord, is_job_folder
 from launcher.jobs.verdict import EN
 from launcher.plan import inputs
@@ -27,7 +27,7 @@ from launcher.plan.launch import Launch, read_launch, write_launch
 from launcher.plan.launch_plan import LaunchPlan
 from launcher.plan.resume import folder_in_configs, newest_saved, prepare_attempt, take_back
 from launcher.schedulers import registry
-from launcher.schedulers.base import NoAnswer, Scheduler
+from launcher.schedulers.base import NoAnswer, Scheduler, Written
 from launcher.upstream import installed
 
 
@@ -100,7 +100,25 @@ def _give_to(scheduler: Scheduler, plan: LaunchPlan) -> Started:
         raise
 
 
-def _never_begun(paths: JobPaths, record: JobRecord, error: HostError) -> None:
+def begin_together(plans: Sequence[LaunchPlan], folder: Path, *, name: str, most: int) -> None:
+    """Write the folders of jobs, and give them to their scheduler as one array of which ``most`` run at a time.
+
+    ``folder``: where its script goes. Raises as ``begin``; jobs that it refuses have failed.
+    """
+    scheduler = registry.get(plans[0].launch.scheduler)
+    scheduler.ready(plans[0].launch)
+    written = [Written(launch=plan.launch, paths=plan.paths, record=write_job(plan, host="")) for plan in plans]
+    try:
+        scheduler.submit_array(written, folder, name=name, most=most)
+    except NoAnswer:
+        raise  # it may have them all the same, and run them
+    except LauncherError as error:
+        for job in written:
+            _never_begun(job.paths, job.record, error)
+        raise
+
+
+def _never_begun(paths: JobPaths, record: JobRecord, error: LauncherError) -> None:
     """Write the end of a job that its scheduler refused; it would be shown as waiting otherwise."""
     verdict = {"rank_id": None, "reason": error.message, "text": {EN: error.message}}
     ended = replace(record, state=jobs.FAILED, ended=jobs.now(), exit_code=error.exit_code, verdict=verdict)

@@ -270,7 +270,7 @@ def _check_rows(rows: HeldOut, model: Model) -> None:
 def _losses(session: Session, rows: HeldOut) -> Iterator[Floats]:
     """Compute the cross entropy of the tokens in the loss, in row order, a few rows at a time."""
     for start in range(0, len(rows.ids), _ROWS_AT_ONCE):
-        _stop_if(session.interrupted())
+        stop_if(session.interrupted())
         ids = np.stack(rows.ids[start : start + _ROWS_AT_ONCE])
         labels = np.stack(rows.labels[start : start + _ROWS_AT_ONCE])[:, 1:]
         width = ids.shape[1] - 1
@@ -281,7 +281,8 @@ def _losses(session: Session, rows: HeldOut) -> Iterator[Floats]:
         yield cross_entropy(logits[in_loss], labels[:, :width][in_loss])
 
 
-def _stop_if(interrupted: bool) -> None:
+def stop_if(interrupted: bool) -> None:
+    """Raise JobCancelled if ``interrupted``."""
     if interrupted:
         raise JobCancelled("stopped", signum=signal.SIGINT)
 
@@ -292,23 +293,28 @@ def cross_entropy(logits: Any, labels: Any) -> Floats:
     return found
 
 
-def answers_to(session: Session, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[str]:
-    """Yield the greedy answers to ``prompts``, token ids, in their order. Raises JobCancelled when interrupted."""
-    spec = GenerationSpec(max_new_tokens=max_new_tokens)
+def answers_to(
+    session: Session, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, stop: Sequence[str] = ()
+) -> Iterator[str]:
+    """Yield the greedy answers to ``prompts``, token ids, in their order, each up to one of the texts ``stop``.
+
+    Raises JobCancelled when interrupted.
+    """
+    spec = GenerationSpec(max_new_tokens=max_new_tokens, stop=tuple(stop))
     rows = [
         Row(
             prompt=tuple(prompt),
             spec=spec,
             limit=min(max_new_tokens, session.model.context - len(prompt)),
             ends=session.ends,
-            transcript=Transcript(session.tokenizer),
+            transcript=Transcript(session.tokenizer, spec.stop),
         )
         for prompt in prompts
     ]
     order = sorted(rows, key=lambda row: -len(row.prompt))
     for start in range(0, len(order), _ROWS_AT_ONCE):
         session.run(order[start : start + _ROWS_AT_ONCE])
-        _stop_if(session.interrupted())
+        stop_if(session.interrupted())
     yield from (row.transcript.text for row in rows)
 
 

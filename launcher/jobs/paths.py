@@ -173,6 +173,11 @@ class JobPaths:
         return self.root / "evaluation.json"
 
     @property
+    def answers(self) -> Path:
+        """What ``launcher eval --ask`` found: a file for each file of questions."""
+        return self.root / "answers"
+
+    @property
     def supervisor_log(self) -> Path:
         """The supervisor's own output: empty unless something went wrong in it."""
         return self.root / "supervisor.log"

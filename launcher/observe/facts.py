@@ -173,6 +173,29 @@ def evaluation(history: History) -> dict[str, Any]:
     return {"models": models, "answers": answers, "data": found.get("data", ""), "rows": found.get("rows")}
 
 
+def answers(history: History) -> list[dict[str, Any]]:
+    """Return what ``launcher eval --ask`` wrote into the job's folder, by file of questions."""
+    every = (json_or_empty(file) for file in sorted(history.paths.answers.glob("*.json")))
+    return [found for found in every if _is_asked(found)]
+
+
+def _is_asked(found: Mapping[str, Any]) -> bool:
+    models, questions = found.get("models"), found.get("questions")
+    if (
+        not set(_OF_ASKED) <= set(found)
+        or not all(isinstance(found[key], int) for key in _COUNTS)
+        or not found["asked"]
+    ):
+        return False
+    if not _all_have(models, ("role", "model", "right")) or not _all_have(questions, ("id", *_OF_AN_ANSWER)):
+        return False
+    count = len(models) if isinstance(models, list) else 0
+    rows = questions if isinstance(questions, list) else []
+    return all(_all_have(one["answers"], ("text", "right")) and len(one["answers"]) == count for one in rows)
+
+
+_COUNTS = ("asked", "differing", "questions_left_out")
+_OF_ASKED = ("data", "score", "models", "questions", *_COUNTS)
 _OF_A_MODEL = ("role", "model", "loss", "perplexity", "right", "asked")
 _OF_AN_ANSWER = ("question", "expected", "answers")
 

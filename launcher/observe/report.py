@@ -169,6 +169,7 @@ def _setup(history: History, lang: str) -> dict[str, Any]:
     return {
         "datasets": facts.datasets(history),
         "evaluation": facts.evaluation(history),
+        "asked": [_asked(found) for found in facts.answers(history)],
         "merges": [_merge(merge, say) for merge in facts.merges(history)],
         "command": history.record.origin.get("command", ""),
         "engine_command": _engine_command(history),
@@ -176,6 +177,15 @@ def _setup(history: History, lang: str) -> dict[str, Any]:
         "preset": _preset(history),
         "spec": _spec_text(history),
     }
+
+
+def _asked(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the answers to a file of questions, those apart that some models have right and others wrong."""
+    differing = [one for one in found["questions"] if len({answer["right"] for answer in one["answers"]}) > 1]
+    shown = {one["id"] for one in differing}
+    alike = [one for one in found["questions"] if one["id"] not in shown]
+    subjects = any("mean_of_subjects" in model for model in found["models"])
+    return {**found, "exam": found.get("exam", ""), "with_subjects": subjects, "apart": differing, "alike": alike}
 
 
 def _over(history: History, say: Say) -> str:

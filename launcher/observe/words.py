@@ -34,6 +34,8 @@ _ZH = {
     "Next": "下一步",
     # sweeps
     "Sweep": "参数扫描",
+    "Sweeps": "参数扫描列表",
+    "No sweeps yet.": "还没有参数扫描。",
     "done": "已完成",
     "waiting": "等待中",
     "pruned": "提前终止",
@@ -287,6 +289,17 @@ _ZH = {
     "Question": "问题",
     "Expected": "标准答案",
     "Answers to held-out questions": "对验证问题的回答",
+    "Questions with right answers": "有标准答案的题目",
+    "Accuracy": "正确率",
+    "Mean of subjects": "各科平均",
+    "right by {score}": "判对方式：{score}",
+    "right for some models and wrong for others: {count}": "模型之间对错不一的题目：{count}",
+    "Questions that models differ on": "模型之间对错不一的题目",
+    "Questions that all have right, or all wrong": "全部答对或全部答错的题目",
+    "{count} more questions are not shown; launcher eval -o FILE writes all.":
+        "另有 {count} 题未显示；launcher eval -o FILE 写出全部题目。",
+    "right": "对",
+    "wrong": "错",
     "Evaluated at": "评估时间",
     # merge
     "Merged model": "合并后的模型",

@@ -72,12 +72,22 @@ class NoAnswer(HostError):
     """The scheduler did not answer, so it is unknown if it has taken the job."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A job whose folder is written, for its scheduler to take."""
+
+    launch: Launch
+    paths: JobPaths
+    record: JobRecord
+
+
 class Scheduler(Protocol):
     """One way to get hosts. The bodies here are the defaults of methods that a scheduler does not define.
 
     ``leads_here``: the job's leader runs where ``launcher submit`` is typed; else ``submit`` has it started elsewhere.
     ``takes_hosts_away``: a SIGTERM on a host may come from it, so ranks save first. ``restarts_agents``: the leader can
     start agents on the same hosts once more. ``has_queue``: it can be asked about jobs, and told to cancel them.
+    ``has_arrays``: it takes many jobs at once and runs a part of them at a time.
     ``is_followed``: ``submit`` follows the job to its end. ``rank_variables``: environment variables that give an
     agent the number of its host. ``dry_run_file``: the only one of ``files`` that a dry run prints.
     """
@@ -88,6 +98,7 @@ class Scheduler(Protocol):
     takes_hosts_away: bool = False
     restarts_agents: bool = True
     has_queue: bool = False
+    has_arrays: bool = False
     is_followed: bool = True
     rank_variables: Sequence[str] = ("LAUNCHER_NODE_RANK",)
     dry_run_file: str | None = None
@@ -130,6 +141,14 @@ class Scheduler(Protocol):
         refused, and NoAnswer when that is unknown.
         """
         raise HostError(f"scheduler {self.name} starts no leader", hint="--scheduler local")
+
+    def submit_array(self, written: Sequence[Written], folder: Path, *, name: str, most: int) -> None:
+        """Have ``written`` jobs run, at most ``most`` at a time, and write its answer into their records.
+
+        ``folder``: where its own files go; ``name``: what the queue calls them. Only called if it ``has_arrays``.
+        Raises HostError when they are refused, and NoAnswer when that is unknown.
+        """
+        raise HostError(f"scheduler {self.name} takes jobs one by one", hint="--scheduler slurm")
 
     def resubmit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
         """Submit a job again, which goes on from its newest checkpoint; like ``submit`` in all else."""

@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import jobs
@@ -35,6 +36,7 @@ from launcher.schedulers.base import (
     AgentStart,
     Option,
     Scheduler,
+    Written,
     agent_argv,
     asked_to_stop,
     counted_hosts,
@@ -104,6 +106,7 @@ class Slurm(Scheduler):
     name = "slurm"
     takes_hosts_away = True
     has_queue = True
+    has_arrays = True
     rank_variables = ("SLURM_PROCID", "LAUNCHER_NODE_RANK")
     options = (
         NODES,
@@ -133,6 +136,9 @@ class Slurm(Scheduler):
     def submit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
         submit(launch, paths, record)
         return ()
+
+    def submit_array(self, written: Sequence[Written], folder: Path, *, name: str, most: int) -> None:
+        submit_array(written, folder, name=name, most=most)
 
     def resubmit(self, launch: Launch, paths: JobPaths, record: JobRecord) -> Sequence[str]:
         self.ready(launch)
@@ -291,8 +297,42 @@ _UNREACHABLE = re.compile(r"contact slurm controller|Could not establish a confi
 def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
     """Write the script, pass it to sbatch, and note the job's number in job.json. Raises HostError if Slurm refuses."""
     script = render_script(launch, paths, record.name)
-    (paths.root / script.path).write_text(script.text, encoding="utf-8")
-    result = run_program("sbatch", "--parsable", str(paths.root / script.path))
+    return _noted(paths, record, launch, _sbatch(script, paths.root))
+
+
+def submit_array(written: Sequence[Written], folder: Path, *, name: str, most: int) -> None:
+    """Write one script for all jobs, pass it to sbatch as an array, and note each task in its job.json.
+
+    Raises SpecError for jobs that ask Slurm for different things, HostError if Slurm refuses.
+    """
+    number = _sbatch(render_array(written, name=name, most=most), folder)
+    for place, job in enumerate(written, 1):
+        _noted(job.paths, job.record, job.launch, f"{number}_{place}")
+
+
+def render_array(written: Sequence[Written], *, name: str, most: int) -> RenderedFile:
+    """Return the script of an array whose task N, from 1, leads the N-th job. Raises SpecError as ``submit_array``."""
+    asked = [_directives(job.launch, name) for job in written]
+    if different := next((one for one in asked if one != asked[0]), None):
+        raise SpecError(
+            f"trials ask Slurm for different things: {' '.join(sorted(set(asked[0]) ^ set(different)))}",
+            hint="an array asks for the same for each task: vary it in sweeps of their own",
+        )
+    tasks = [
+        {"number": place, "log": str(job.paths.supervisor_log), "command": leader_argv(job.paths)}
+        for place, job in enumerate(written, 1)
+    ]
+    options = [*asked[0], f"--array=1-{len(tasks)}%{most}"]
+    return render(
+        environment(), "slurm_array.sbatch.j2", SCRIPT, sweep=name if name.isprintable() else "?", most=most,
+        options=options, tasks=tasks, package=package_env()["PYTHONPATH"],
+    )  # fmt: skip
+
+
+def _sbatch(script: RenderedFile, folder: Path) -> str:
+    """Write ``script`` into ``folder`` and pass it to sbatch; return the job's number. Raises HostError."""
+    (folder / script.path).write_text(script.text, encoding="utf-8")
+    result = run_program("sbatch", "--parsable", str(folder / script.path))
     # With several clusters --parsable gives "NUMBER;CLUSTER".
     number = result.stdout.strip().split(";")[0]
     if not number.isdecimal():
@@ -301,8 +341,12 @@ def submit(launch: Launch, paths: JobPaths, record: JobRecord) -> JobRecord:
             raise HostError(f"Slurm cannot be reached: {said}", hint="sinfo says when it can; then submit anew")
         raise HostError(
             f"sbatch refused the job: {said}",
-            hint=f"correct the option and submit anew; what sbatch was given is {paths.root / script.path}",
+            hint=f"correct the option and submit anew; what sbatch was given is {folder / script.path}",
         )
+    return number
+
+
+def _noted(paths: JobPaths, record: JobRecord, launch: Launch, number: str) -> JobRecord:
     queued = f"Slurm job {number}: queued"
     record = replace(record, scheduler=launch.scheduler, scheduler_job=number, note=queued)
     jobs.write_record(paths, record)

@@ -15,7 +15,7 @@ from launcher.common.clock import local_time
 from launcher.observe.curves import nice_ticks, number_text
 from launcher.observe.report import asset, html_lang, page_environment
 from launcher.observe.words import words
-from launcher.sweeps.record import Sweep, Trial
+from launcher.sweeps.record import RUNNING, Sweep, Trial
 
 WIDTH, HEIGHT = 1080, 360
 _LEFT, _TOP, _BOTTOM, _RIGHT = 60, 34, 16, 90
@@ -37,8 +37,13 @@ class Axis:
         return round(HEIGHT - _BOTTOM - place * (HEIGHT - _TOP - _BOTTOM), 1)
 
 
-def make_page(sweep: Sweep, lang: str, now: Callable[[], float] = time.time) -> str:
-    """Return the page in ``lang``."""
+def head_style() -> Markup:
+    """Return the style of the pages."""
+    return Markup(asset("report.css"))  # noqa: S704 - our own file
+
+
+def make_page(sweep: Sweep, lang: str, now: Callable[[], float] = time.time, *, board: str = "") -> str:
+    """Return the page in ``lang``. ``board``: address of the list of jobs, when it is a page of the board."""
     say = words(lang)
     ranked = sorted(sweep.trials, key=lambda trial: (sweep.rank(trial), trial.number))
     page = page_environment().get_template("sweep.html.j2")
@@ -46,13 +51,13 @@ def make_page(sweep: Sweep, lang: str, now: Callable[[], float] = time.time) -> 
         say=say, lang=html_lang(lang), sweep=sweep, trials=ranked, best=sweep.best, keys=sweep.keys,
         width=WIDTH, height=HEIGHT, axes=(drawn := axes(sweep)), lines=[*lines(sweep, drawn, ranked)],
         number=lambda value: "" if value is None else number_text(value), now=local_time(now()), version=__version__,
-        css=Markup(asset("report.css")),  # noqa: S704 - our own file
+        css=head_style(), board=board, refresh=bool(board) and sweep.state == RUNNING,
     )  # fmt: skip
 
 
 def axes(sweep: Sweep) -> list[Axis]:
     """Return an axis for each key and, last, one for the metric."""
-    columns = [(key, [trial.settings[key] for trial in sweep.trials]) for key in sweep.keys]
+    columns = [(key, [trial.settings[key] for trial in sweep.trials if trial.settings]) for key in sweep.keys]
     columns.append((sweep.metric, [trial.value for trial in sweep.trials if trial.value is not None]))
     gap = (WIDTH - _LEFT - _RIGHT) / (len(columns) - 1)
     # Each setting is marked, results by round numbers.
@@ -93,7 +98,7 @@ def lines(sweep: Sweep, drawn: Sequence[Axis], ranked: Sequence[Trial]) -> list[
     """Return the trials' lines, the best last so that it lies on top; ``shade``: 0 for the best, 1 for the worst."""
     found = []
     for place, trial in reversed(list(enumerate(ranked))):
-        values = [*(trial.settings[key] for key in sweep.keys), trial.value]
+        values = [*(trial.settings.get(key) for key in sweep.keys), trial.value if trial.settings else None]
         at = [(axis.x, axis.place(value)) for axis, value in zip(drawn, values, strict=True) if value is not None]
         points = " ".join(f"{x:.1f},{Axis.y(y)}" for x, y in at if y is not None)
         shade = place / max(1, len(ranked) - 1)

@@ -14,7 +14,8 @@ from launcher.observe.metrics import metric_of
 from launcher.runspec.reading import find_spec
 from launcher.sweeps.record import LOST, MAX, MIN, RUNNING, Sweep, SweepPaths, Trial, new_paths, read, write
 from launcher.sweeps.runner import JobTrials, Runner, prepare_trial
-from launcher.sweeps.space import all_settings, parse_axes
+from launcher.sweeps.sampling import check_installed
+from launcher.sweeps.space import all_settings, axes_to_json, parse_axes
 
 # Of the metrics that a run reports, those of which more is better.
 _MORE_IS_BETTER = ("tokens-per-second", "samples-per-second", "mfu")
@@ -36,14 +37,21 @@ def plan_sweep(
     metric: str | None = None,
     goal: str | None = None,
     prune: bool = True,
+    sampler: str = "",
 ) -> tuple[SweepPaths, Sweep]:
     """Return the sweep and where it will be; nothing is written. Every trial's settings are checked.
 
-    Raises SpecError for a grid or a metric that there is not; what a trial's run would raise, of the first that does.
+    ``sampler``: what chooses the settings of each of ``count`` trials when it begins; as many are drawn and checked.
+
+    Raises SpecError for a grid, a sampler or a metric that there is not; what a trial's run would raise, of the first
+    that does.
     """
     if spec is not None:
         find_spec(spec)  # first: it may be a misspelt command
-    settings = all_settings(parse_axes(grid), count=count, seed=seed)
+    axes = parse_axes(grid)
+    settings = all_settings(axes, count=count, seed=seed)
+    if sampler:
+        check_sampler(count)
     trials = tuple(Trial(number=number, settings=values) for number, values in enumerate(settings, start=1))
     sweep = Sweep(
         sweep_id="new", created=jobs.now(), spec=spec, metric="loss", goal=MIN, parallel=parallel, prune=prune,
@@ -55,10 +63,20 @@ def plan_sweep(
     if chosen in ("eval-loss", "perplexity") and not evaluates:
         raise SpecError(f"--metric {chosen}: the run evaluates nothing", hint="--set evaluation.fraction=0.1")
     better = goal or (MAX if chosen in _MORE_IS_BETTER else MIN)
+    if sampler:
+        blank = tuple(replace(trial, settings={}) for trial in trials)
+        sweep = replace(sweep, trials=blank, sampler=sampler, seed=seed, axes=axes_to_json(axes))
     paths = new_paths(jobs_dir, runs[0].plan.spec.name)
     # Queued jobs of the CPU run one by one; of cards each takes its own.
     queue = parallel == 1 or runs[0].plan.cluster.target != "CPU"
     return paths, replace(sweep, sweep_id=paths.root.name, metric=chosen, goal=better, asked={**asked, "queue": queue})
+
+
+def check_sampler(count: int | None) -> None:
+    """Raise SpecError when a sampler has no number of trials, or is not installed."""
+    if count is None:
+        raise SpecError("--sampler chooses settings for a number of trials", hint="add --random N")
+    check_installed()
 
 
 def stop_sweep(paths: SweepPaths) -> Sweep:

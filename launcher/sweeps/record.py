@@ -36,7 +36,11 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep. ``asked``: what each trial is submitted with; ``parallel``: how many trials run at a time."""
+    """A sweep. ``asked``: what each trial is submitted with; ``parallel``: how many trials run at a time.
+
+    ``sampler``: what chooses the settings of a trial when it begins, from ``axes`` with ``seed``; "" where all are
+    chosen beforehand.
+    """
 
     sweep_id: str
     created: str
@@ -47,6 +51,9 @@ class Sweep:
     prune: bool
     trials: tuple[Trial, ...]
     asked: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = ""
+    seed: int = 0
+    axes: Mapping[str, Any] = field(default_factory=dict)
     state: str = RUNNING
     runner: ProcessId | None = None
 
@@ -62,9 +69,15 @@ class Sweep:
         return -value if self.goal == MAX and trial.value is not None else value
 
     @property
+    def ended(self) -> int:
+        """Return how many trials have ended, in whatever way."""
+        going = (WAITING, STOPPED, "planned", "starting", "running", "stopping")
+        return sum(trial.state not in going for trial in self.trials)
+
+    @property
     def keys(self) -> list[str]:
         """Return the keys that are varied."""
-        return list(self.trials[0].settings) if self.trials else []
+        return list(self.axes) or (list(self.trials[0].settings) if self.trials else [])
 
     def with_trial(self, trial: Trial) -> Sweep:
         trials = tuple(trial if one.number == trial.number else one for one in self.trials)

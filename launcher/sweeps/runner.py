@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from launcher.observe.metrics import metric_of
 from launcher.plan.launch import Limits
 from launcher.plan.placement import RunOptions
 from launcher.runspec.layers import Override
+from launcher.schedulers import registry
 from launcher.sweeps.pruning import Curve, hopeless
 from launcher.sweeps.record import (
     DONE,
@@ -38,6 +39,7 @@ from launcher.sweeps.record import (
     read,
     write,
 )
+from launcher.sweeps.sampling import suggest
 
 _POLL_S = 1.0
 # What a trial that is hopeless, or whose sweep is stopped, gets to end in order.
@@ -49,6 +51,12 @@ class Trials(Protocol):
 
     def start(self, trial: Trial) -> str:
         """Start it and return its job's id. Raises LauncherError when it is refused."""
+
+    def start_together(self, trials: Sequence[Trial]) -> dict[int, str]:
+        """Start all as one array of their scheduler and return their jobs' ids; {} if it takes them one by one.
+
+        Raises LauncherError when they are refused.
+        """
 
     def resume(self, trial: Trial) -> None:
         """Go on with its job, which was stopped. Raises LauncherError when that cannot be."""
@@ -72,6 +80,7 @@ class Runner:
     def run(self, sleep: Callable[[float], None] = time.sleep) -> Sweep:
         """Run all trials and return the sweep as it ended."""
         self._keep(self.sweep)
+        self._start_together()
         while not self._stopping():
             self._look()
             self._start_some()
@@ -81,6 +90,18 @@ class Runner:
         for trial in self._running():
             self._stop(trial, STOPPED, "")
         return self._end(STOPPED)
+
+    def _start_together(self) -> None:
+        """Start the trials of a new sweep as one array where their scheduler has such."""
+        trials = self.sweep.trials
+        if self.sweep.sampler or any(trial.job_id or trial.state != WAITING for trial in trials):
+            return
+        try:
+            for number, job_id in self._trials.start_together(trials).items():
+                self._note(replace(trials[number - 1], job_id=job_id, state=jobs.PLANNED))
+        except LauncherError as error:
+            for trial in trials:
+                self._note(replace(trial, state=REFUSED, note=error.message))
 
     def _end(self, state: str) -> Sweep:
         self.sweep = replace(self.sweep, state=state, runner=None)
@@ -129,9 +150,16 @@ class Runner:
                     self._trials.resume(trial)
                     self._note(replace(trial, state=jobs.PLANNED, note=""))
                 else:
+                    trial = self._with_settings(trial)
                     self._note(replace(trial, job_id=self._trials.start(trial), state=jobs.PLANNED))
             except LauncherError as error:
                 self._note(replace(trial, state=REFUSED, note=error.message))
+
+    def _with_settings(self, trial: Trial) -> Trial:
+        """Return ``trial`` with settings, which a sampler chooses by what the trials before came to."""
+        return (
+            trial if trial.settings or not self.sweep.sampler else replace(trial, settings=suggest(self.sweep, trial))
+        )
 
 
 # ------------------------------------------------------------------------------------------------ jobs
@@ -150,6 +178,17 @@ class JobTrials:
             prepare.preflight(prepared.plan, port=None)
         started = start.begin(prepare.complete(prepared).plan)
         return started.paths.job_id
+
+    def start_together(self, trials: Sequence[Trial]) -> dict[int, str]:
+        if not registry.get(self.sweep.asked.get("scheduler", "local")).has_arrays:
+            return {}
+        prepared = [prepare_trial(self.sweep, trial, self.jobs_dir) for trial in trials]
+        if not self.sweep.asked.get("no_preflight"):
+            prepare.preflight(prepared[0].plan, port=None)
+        plans = [prepare.complete(one).plan for one in prepared]
+        folder = self.jobs_dir / "sweeps" / self.sweep.sweep_id
+        start.begin_together(plans, folder, name=self.sweep.sweep_id, most=self.sweep.parallel)
+        return {trial.number: plan.paths.job_id for trial, plan in zip(trials, plans, strict=True)}
 
     def resume(self, trial: Trial) -> None:
         start.begin_again(*self._job(trial))

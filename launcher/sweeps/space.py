@@ -7,7 +7,7 @@ import math
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.errors import SpecError
@@ -29,10 +29,19 @@ class Range:
 
     def draw(self, rng: random.Random) -> float | int:
         if self.log:
-            return float(f"{math.exp(rng.uniform(math.log(self.low), math.log(self.high))):.3g}")
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return rng.randint(self.low, self.high)
-        return float(f"{rng.uniform(self.low, self.high):.3g}")
+            return self.rounded(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+        if self.is_whole:
+            return rng.randint(int(self.low), int(self.high))
+        return self.rounded(rng.uniform(self.low, self.high))
+
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def rounded(self, value: float) -> float | int:
+        """Return ``value`` with three digits, or whole, within the range."""
+        short = round(value) if self.is_whole else float(f"{value:.3g}")
+        return min(max(short, self.low), self.high)
 
 
 Axis = Sequence[Any] | Range
@@ -50,6 +59,16 @@ def parse_axes(texts: Sequence[str]) -> dict[str, Axis]:
             raise SpecError(f"--grid names {key} twice", hint="give all its values at once, with commas")
         axes[key] = _range(text, values) or _values(key, values)
     return axes
+
+
+def axes_to_json(axes: Mapping[str, Axis]) -> dict[str, Any]:
+    """Return ``axes`` as JSON has them: a list of values, or an object for a range."""
+    return {key: asdict(axis) if isinstance(axis, Range) else list(axis) for key, axis in axes.items()}
+
+
+def axes_from_json(raw: Mapping[str, Any]) -> dict[str, Axis]:
+    """Return what ``axes_to_json`` wrote."""
+    return {key: Range(**axis) if isinstance(axis, Mapping) else axis for key, axis in raw.items()}
 
 
 def _range(text: str, values: str) -> Range | None:

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from support.inference_tools import make_model
+from support.job_folders import MadeJob
 
 from launcher.cli.app import main
 from launcher.data.reading import DataSource
 from launcher.errors import DataError
 from launcher.inference.judging import JUDGES, USABLE, letter
-from launcher.inference.quiz import read_quiz
+from launcher.inference.quiz import Graded, Item, Quiz, Results, read_quiz
+from launcher.inference.session import Question
+from launcher.observe import facts
 
 
 @pytest.mark.parametrize(
@@ -126,3 +129,20 @@ def test_models_side_by_side(tmp_path: Path) -> None:
     assert shown[0] == f"{file}: 2 questions, right by exact"
     assert [line.split()[-3:] for line in shown[2:4]] == [["2/2", "100.0", "%"], ["0/2", "0.0", "%"]]
     assert shown[4].startswith("right for some models and wrong for others: 2 ")
+
+
+def test_results_are_kept_for_the_reports_of_jobs(tmp_path: Path) -> None:
+    history = MadeJob().history(tmp_path)
+    items = tuple(Item(question=Question(id=str(number), text=f"q{number}"), right="7") for number in range(130))
+    rights = (tuple(number % 10 == 0 for number in range(130)), (False,) * 130)
+    graded = tuple(
+        Graded(role="model", name=f"m{place}", answers=("7",) * 130, right=right) for place, right in enumerate(rights)
+    )
+    results = Results(quiz=Quiz(path=str(tmp_path / "exam.jsonl"), judge="number", items=items), graded=graded)
+    assert facts.answers(history) == []
+    for _ in range(2):  # asked again: the newest stays
+        results.keep([history.record.job_id, str(tmp_path)], history.paths.root.parent)
+
+    (kept,) = facts.answers(history)
+    assert (kept["asked"], kept["differing"], kept["questions_left_out"], len(kept["questions"])) == (130, 13, 30, 100)
+    assert [one["id"] for one in kept["questions"][:14]] == [*map(str, range(0, 130, 10)), "1"]

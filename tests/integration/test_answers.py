@@ -53,8 +53,23 @@ def cache(folder: Path) -> str:
 # ------------------------------------------------------------------------------------------------ the engine
 
 _ENGINE = """
-import json, sys
+import json, os, sys, tempfile
 from pathlib import Path
+import launcher
+
+# First, as the first use of MindSpore is what prints and makes folders.
+os.chdir(tempfile.mkdtemp(dir=sys.argv[4]))
+os.environ.pop("GLOG_v")
+with tempfile.TemporaryFile() as heard:
+    kept = [os.dup(stream) for stream in (1, 2)]
+    for stream in (1, 2):
+        os.dup2(heard.fileno(), stream)
+    (answer,) = launcher.load(sys.argv[1]).generate("I love", raw=True, max_new_tokens=2)
+    sys.stdout.flush(), sys.stderr.flush()
+    for stream, number in zip((1, 2), kept):
+        os.dup2(number, stream)
+    heard.seek(0)
+    quietly = [answer.new_tokens, heard.read().decode(), sorted(map(str, Path.cwd().iterdir()))]
 from launcher.data.messages import Message
 from launcher.inference import cached
 from launcher.inference.sampling import GenerationSpec
@@ -66,7 +81,7 @@ folder, new_tokens, prompts = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv
 session = Session(find_model(folder, Path("jobs")), batch_size=8)
 questions = [Question(id=str(at), text=text) for at, text in enumerate(prompts)]
 prepared = session.prepare(questions)
-found = {"ids": [list(item.ids) for item in prepared]}
+found = {"ids": [list(item.ids) for item in prepared], "quietly": quietly}
 
 def tokens(items, spec, size=8):
     rows = [session.row(item, spec) for item in items]
@@ -108,7 +123,7 @@ def engine(request: pytest.FixtureRequest, folder: Path, cache: str) -> dict[str
     """What came of many questions to MindFormers' network, and to Qwen3's in numpy."""
     model = folder / request.param
     found: dict[str, Any] = child(
-        _ENGINE, model, NEW_TOKENS, json.dumps(prompts(50), ensure_ascii=False), LAUNCHER_CACHE=cache
+        _ENGINE, model, NEW_TOKENS, json.dumps(prompts(50), ensure_ascii=False), folder, LAUNCHER_CACHE=cache
     )
     return {**found, "model": model}
 
@@ -118,6 +133,10 @@ def test_a_batch_answers_as_one_by_one_and_long_prompts_in_passes_as_at_once(eng
     assert len({tuple(tokens) for tokens, _, _ in engine["greedy"]}) > 20  # and of unlike answers
     assert engine["alone"] == engine["greedy"][:12]
     assert engine["passes"] == engine["greedy"]
+
+
+def test_a_model_from_python_prints_nothing_and_leaves_nothing_behind(engine: dict[str, Any]) -> None:
+    assert engine["quietly"] == [2, "", []]
 
 
 def test_a_seed_gives_the_same_text_in_any_batch(engine: dict[str, Any]) -> None:

@@ -83,7 +83,21 @@ def full_job(root: Path, job_id: str = "bcdfg-made") -> History:
         "models": [{"role": "base", "model": "x", "loss": 2.0, "perplexity": 7.389, "right": 1, "asked": 3}],
         "answers": [{"question": "1+1?", "expected": "2", "answers": [{"role": "base", "text": "</script>3"}]}],
     }))  # fmt: skip
+    asked = {
+        "data": "exam.jsonl", "score": "number", "asked": 3, "differing": 1, "questions_left_out": 1,
+        "models": [{"role": "base", "model": "x", "right": 1}, {"role": "merged", "model": "x", "right": 2}],
+        "questions": [question("7", (False, True)), question("8", (True, True))],
+    }  # fmt: skip
+    history.paths.answers.mkdir()
+    (history.paths.answers / "exam-1.json").write_text(json.dumps(asked))
     return history
+
+
+def question(number: str, right: tuple[bool, ...]) -> dict[str, Any]:
+    answers = [
+        {"role": "r", "model": "x", "text": f"a_{number}{place}", "right": one} for place, one in enumerate(right)
+    ]
+    return {"id": number, "question": f"<i>{number}?", "expected": number, "answers": answers}
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
@@ -96,7 +110,7 @@ def test_a_report_is_one_file_that_loads_nothing(tmp_path: Path, lang: str) -> N
     assert set(re.findall(r"https?://[^\"' ]+", text)) == {"http://www.w3.org/2000/svg"}
     assert "url(" not in text.replace("url(#", "")
     assert all(page.section(name) for name in ("curves", "ranks", "attempts", "checkpoints", "data", "evaluation",
-                                               "merge", "setup"))  # fmt: skip
+                                               "asked", "merge", "setup"))  # fmt: skip
 
 
 def test_a_report_says_what_the_job_did(tmp_path: Path) -> None:
@@ -109,6 +123,27 @@ def test_a_report_says_what_the_job_did(tmp_path: Path) -> None:
         "hot", "</script>3", "full-parameter finetuning", "2 ranks on CPU",
     ):  # fmt: skip
         assert said in text, said
+
+
+@pytest.mark.parametrize(
+    ("lang", "apart", "alike", "left"),
+    [
+        (
+            "en",
+            "Questions that models differ on",
+            "Questions that all have right, or all wrong",
+            "1 more questions are not",
+        ),
+        ("zh", "模型之间对错不一的题目", "全部答对或全部答错的题目", "另有 1 题未显示"),
+    ],
+)
+def test_answers_to_questions_stand_side_by_side(tmp_path: Path, lang: str, apart: str, alike: str, left: str) -> None:
+    text = " ".join(" ".join(Page(make_report([full_job(tmp_path)], lang)).text).split())
+    # What the models differ on comes first, each answer under its model with a mark.
+    places = [
+        text.index(said) for said in ("1/3 33.3 %", "2/3 66.7 %", apart, "<i>7?", "✗ a_70 ✓ a_71", alike, "<i>8?", left)
+    ]
+    assert places == sorted(places)
 
 
 def test_what_a_text_contains_cannot_leave_its_place(tmp_path: Path) -> None:
@@ -273,6 +308,23 @@ def test_files_of_another_version_leave_their_section_out(tmp_path: Path, text: 
 
     assert not page.section("evaluation")
     assert page.section("setup")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"models": []},
+        {"asked": 0},
+        {"differing": []},
+        {"questions": [{"id": 1}]},
+        {"questions": [question("1", (True,))]},
+    ],
+)
+def test_answers_of_another_version_are_left_out(tmp_path: Path, change: dict[str, Any]) -> None:
+    history = full_job(tmp_path)
+    (file,) = history.paths.answers.iterdir()
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert not Page(make_report([history], "en")).section("asked")
 
 
 def test_a_dataset_without_statistics_is_told_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

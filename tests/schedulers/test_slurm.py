@@ -34,8 +34,10 @@ from launcher.control.follow import raise_for_end
 from launcher.errors import JobCancelled, JobFailed, SpecError
 from launcher.jobs import JobPaths, JobRecord
 from launcher.plan.launch import Launch, Limits, NodePlace, RankPlace, write_launch
+from launcher.schedulers.base import Written
 from launcher.schedulers.granted import granted, indices_of, node_names
-from launcher.schedulers.slurm import SlurmOptions, limit_s, placement, render_script
+from launcher.schedulers.slurm import SlurmOptions, limit_s, placement, render_array, render_script
+from launcher.sweeps.record import find, read
 
 TRAIN = """
 from launcher.worker.main import asked_to_stop_at
@@ -230,6 +232,66 @@ def test_a_job_that_waits_says_why_and_can_be_stopped(slurm: SlurmLab, tmp_path:
     wait_until(lambda: "pending (BeginTime)" in job.launcher("status", job.root.name), "the reason")
     job.launcher("stop", job.root.name)
     assert job.record().state == jobs.CANCELLED
+
+
+def test_an_array_runs_as_many_as_it_may_at_a_time(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
+    """There is room for two: each asks for one node."""
+    made = [queued(slurm, tmp_path / str(place), no_survivors, env={"STEPS": "3"}) for place in range(3)]
+    for job in made:
+        job.hosts, job.ranks, job.addresses = slurm.lab.hosts[:1], 1, [""]
+        job.root = tmp_path / "jobs" / f"{job.root.parent.name} a'b"
+        job.prepare(host="")
+    made[0].command(
+        "import sys; from pathlib import Path; from launcher import jobs; from launcher.jobs import JobPaths\n"
+        "from launcher.plan.launch import read_launch; from launcher.schedulers.slurm import submit_array\n"
+        "from launcher.schedulers.base import Written\n"
+        "every = [JobPaths(root=root) for root in sorted(Path(sys.argv[1]).parent.iterdir())]\n"
+        "some = [Written(launch=read_launch(p), paths=p, record=jobs.read_record(p)) for p in every]\n"
+        "submit_array(some, Path(sys.argv[1]).parents[1], name='tries', most=1)"
+    )
+    number = made[0].number.partition("_")[0]
+    assert [job.number for job in made] == [f"{number}_{place}" for place in range(1, 4)]
+    wait_until(lambda: "pending (JobArrayTaskLimit)" in made[1].launcher("status", made[1].root.name), "the ceiling")
+    made[2].launcher("stop", made[2].root.name)
+    records = [job.end() for job in made]
+
+    assert [record.state for record in records] == [*[jobs.SUCCEEDED] * 2, jobs.CANCELLED], made[0].supervisor_log()
+    assert str(records[0].ended) <= str(records[1].started)
+
+
+SWEEP = (
+    "sweep", "tiny_cpu", "--cards", "1", "--engine", "direct", "--set", "data.sample.size=64",
+    "--grid", "lora.r=4,8,16", "--scheduler", "slurm", "--kind", "CPU", "--parallel", "2",
+)  # fmt: skip
+
+
+def test_a_sweep_is_one_array_and_stopping_it_empties_the_queue(
+    slurm: SlurmLab, tmp_path: Path, no_survivors: str
+) -> None:
+    job = queued(slurm, tmp_path, no_survivors)
+    sweep_id = job.launcher(*SWEEP, "--sbatch", "begin=now+3600", "--detach").splitlines()[-1]
+    paths = find(sweep_id, job.root.parent)
+    wait_until(lambda: all(trial.job_id for trial in read(paths).trials), "the jobs")
+    records = [jobs.read_record(JobPaths(root=job.root.parent / trial.job_id)) for trial in read(paths).trials]
+    numbers = [record.scheduler_job for record in records if record is not None]
+    array = numbers[0].partition("_")[0]
+
+    assert numbers == [f"{array}_{place}" for place in (1, 2, 3)]
+    assert "--array=1-3%2\n" in (paths.root / "slurm.sbatch").read_text()
+    assert slurm.run("squeue", "-h", "-j", array, "-o", "%K %j") == f"1-3%2 {sweep_id}"
+    job.launcher("sweep", "stop", sweep_id)
+    assert [trial.state for trial in read(paths).trials] == ["stopped"] * 3
+    assert slurm.run("squeue", "-h", "-j", array) == ""
+
+
+def test_an_array_that_sbatch_refuses_leaves_no_job_waiting(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
+    job = queued(slurm, tmp_path, no_survivors)
+    said = job.launcher(*SWEEP, "--partition", "nope", code=7)
+
+    assert said.count(" refused: lora.r=") == 3
+    assert "sbatch refused the job: sbatch: error: invalid partition specified: nope" in said
+    records = [jobs.read_record(JobPaths(root=root)) for root in job.root.parent.iterdir() if root.name != "sweeps"]
+    assert [record.state for record in records if record is not None] == [jobs.FAILED] * 3
 
 
 def test_a_node_that_is_drained_gets_no_job(slurm: SlurmLab, tmp_path: Path, no_survivors: str) -> None:
@@ -499,6 +561,22 @@ def test_the_script_asks_for_what_the_user_asked_for() -> None:
         "--reservation=r",
     ]  # fmt: skip
     assert lines[-1] == f"exec {sys.executable} -m launcher node --lead --job /jobs/x"
+
+
+def test_an_array_asks_for_the_same_for_each_task() -> None:
+    paths = JobPaths(root=Path("/jobs/x y"))
+    record = JobRecord(
+        job_id="x", name="x", state=jobs.PLANNED, created="", host="", cards=2, target="Ascend", versions={}
+    )
+    one = Written(launch=launch_of(SlurmOptions(gres="npu:8")), paths=paths, record=record)
+    lines = render_array([one, one], name="tries", most=3).text.splitlines()
+    assert "#SBATCH --array=1-2%3" in lines
+    assert "#SBATCH --job-name=tries" in lines
+    leads = f"set -- {sys.executable} -m launcher node --lead --job '/jobs/x y' ;;"
+    assert f"2) exec >>'/jobs/x y/supervisor.log' 2>&1; {leads}" in lines
+    other = Written(launch=launch_of(SlurmOptions(gres="npu:8", partition="p")), paths=paths, record=record)
+    with pytest.raises(SpecError, match="different things: --partition=p"):
+        render_array([one, other], name="tries", most=3)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,6 +12,8 @@ from launcher.common.http.connections import Patience
 from launcher.common.http.listening import listen, serving
 from launcher.jobs import JobPaths
 from launcher.observe.board.web import Board, application
+from launcher.sweeps.board import SweepPages
+from launcher.sweeps.record import DONE, PRUNED, WAITING, Sweep, SweepPaths, Trial, write
 from support.job_folders import Made, MadeJob
 
 # A job that runs on another host, and one that has ended.
@@ -30,12 +32,30 @@ def make_jobs(root: Path) -> JobPaths:
     return paths
 
 
+def make_sweep(root: Path, sweep_id: str = "cdfgh-tries", state: str = DONE) -> SweepPaths:
+    """Write a sweep whose best trial is the ended job."""
+    trials = (
+        Trial(number=1, settings={"rate": 1e-4, "r": 8}, state="succeeded", value=1.25, step=4, job_id=ENDED),
+        Trial(number=2, settings={"rate": 3e-4, "r": 8}, state=PRUNED, value=3.5, step=2, note="worse <than> others"),
+        Trial(number=3, settings={"rate": 3e-3, "r": 16}, state=WAITING),
+    )
+    sweep = Sweep(
+        sweep_id=sweep_id, created="2026-01-01", spec="made", metric="loss", goal="min", parallel=1, prune=True,
+        trials=trials, state=state,
+    )  # fmt: skip
+    paths = SweepPaths(root=root / "sweeps" / sweep_id)
+    paths.root.mkdir(parents=True)
+    write(paths, sweep)
+    return paths
+
+
 @contextmanager
 def served_board(
     root: Path, token: str | None = None, lang: str = "en", port: int = 0
 ) -> Iterator[tuple[int, list[str]]]:
     """Serve the board of a folder, which looks often; yield its port and the lines of its log."""
-    board, log = Board.over(root, lang, token, look_s=0.05), list[str]()
+    sweeps = SweepPages(jobs_dir=root, lang=lang)
+    board, log = Board.over(root, lang, token, look_s=0.05, sweeps=sweeps), list[str]()
     listener = listen("127.0.0.1", port)
     with serving(application(board, log.append), listener, Patience(most=64, request_s=20, answer_s=60)):
         yield listener.getsockname()[1], log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,12 +47,18 @@ class FastEngine:
     done: dict[int, int] = field(default_factory=dict)
     stopped: list[int] = field(default_factory=list)
     most_at_once: int = 0
+    array: bool = False
 
     def start(self, trial: Trial) -> str:
         if trial.number in self.refused:
             raise HostError("no room on this host")
         self.done[trial.number] = 0
         return f"job{trial.number}"
+
+    def start_together(self, trials: Sequence[Trial]) -> dict[int, str]:
+        if self.array and self.refused:
+            raise HostError("sbatch refused the job")
+        return {trial.number: self.start(trial) for trial in trials} if self.array else {}
 
     def resume(self, trial: Trial) -> None:
         self.stopped.remove(trial.number)
@@ -100,6 +107,18 @@ def run(sweep: Sweep, engine: FastEngine, *, looks: float = math.inf) -> tuple[S
         return asked > looks
 
     return Runner(sweep, engine, keep=kept.append, stopping=stopping).run(lambda _seconds: None), kept
+
+
+def test_an_array_is_handed_over_whole_and_only_once() -> None:
+    engine = FastEngine(losses=dict.fromkeys(range(1, 7), 1.0), array=True)
+    ended, kept = run(sweep_of(6, parallel=2, prune=False), engine)
+    assert {trial.state for trial in ended.trials} == {jobs.SUCCEEDED}
+    assert engine.most_at_once == 6  # how many run at a time is up to the scheduler
+    assert all(trial.job_id for trial in kept[6].trials)
+    again, _ = run(ended, engine)
+    assert again.trials == ended.trials
+    refused, _ = run(sweep_of(3), FastEngine(losses={}, array=True, refused={2}))
+    assert [(trial.state, trial.note) for trial in refused.trials] == [(REFUSED, "sbatch refused the job")] * 3
 
 
 def test_fifty_trials_find_the_best_and_stop_half_of_the_others() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.boards import ENDED, RUNS, make_jobs, served_board
+from support.boards import ENDED, RUNS, make_jobs, make_sweep, served_board
 from support.job_folders import Made, MadeJob, lines, text
 
 from launcher import jobs
@@ -131,6 +131,19 @@ def test_ticked_jobs_are_compared(viewer: Viewer) -> None:
     sync_api.expect(page.get_by_role("heading", name="2 jobs")).to_be_visible()
     page.get_by_role("link", name="All jobs").click()
     sync_api.expect(page.locator("#jobs tbody tr")).to_have_count(2)
+
+
+def test_sweeps_are_one_click_away(viewer: Viewer) -> None:
+    make_sweep(viewer.root)
+    viewer.open("/")
+    page = viewer.page
+    page.get_by_role("link", name="Sweeps").click()
+    page.get_by_role("link", name="cdfgh-tries").click()
+    sync_api.expect(page.locator("svg.parallel polyline.best")).to_have_count(1)
+    if PICTURES:
+        page.screenshot(path=Path(PICTURES) / "board-sweep.png")
+    page.get_by_role("cell").get_by_role("link", name=ENDED).click()
+    sync_api.expect(page.get_by_role("heading", name=ENDED)).to_be_visible()
 
 
 def curve(page: Any) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from markupsafe import Markup
@@ -37,6 +37,7 @@ from launcher.common.http.access import (
     refusal_headers,
     unknown_path,
 )
+from launcher.errors import JobError
 from launcher.jobs import STATES, UNREADABLE, JobPaths, JobRecord
 from launcher.observe.board.listing import Listing, Row
 from launcher.observe.board.live import PARTS, LiveJob, LivePage, LogView, log_end, log_names, log_stamp
@@ -65,6 +66,19 @@ _POLICY = (
 _OWN_SCRIPTS, _INLINE_SCRIPTS = _POLICY.format(script="'self'"), _POLICY.format(script="'unsafe-inline'")
 
 
+class Sweeps(Protocol):
+    """The pages of sweeps, which are made above this room."""
+
+    def exist(self) -> bool:
+        """Return whether there is a sweep."""
+
+    def listed(self) -> str:
+        """Return the page of all."""
+
+    def one(self, sweep_id: str) -> str | None:
+        """Return the page of one; None without one of that id. Raises JobError when it cannot be read."""
+
+
 @dataclass(kw_only=True)
 class Board:
     """What all viewers share. ``token``: None only on a loopback address. ``look_s``: seconds between two looks."""
@@ -72,15 +86,18 @@ class Board:
     listing: Listing
     lang: str
     token: str | None = None
+    sweeps: Sweeps | None = None
     look_s: float = _LOOK_S
     stopping: threading.Event = field(default_factory=threading.Event)
     _live: dict[str, LiveJob] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def over(cls, root: Path, lang: str, token: str | None = None, look_s: float = _LOOK_S) -> Board:
+    def over(
+        cls, root: Path, lang: str, token: str | None = None, look_s: float = _LOOK_S, sweeps: Sweeps | None = None
+    ) -> Board:
         """Return the board of a jobs folder."""
-        return cls(listing=Listing(root), lang=lang, token=token, look_s=look_s)
+        return cls(listing=Listing(root), lang=lang, token=token, look_s=look_s, sweeps=sweeps)
 
     def job(self, job_id: str) -> tuple[JobPaths, JobRecord]:
         """Return a job. Raises RequestError without one of that id, and for one that cannot be read."""
@@ -110,6 +127,21 @@ class Board:
         with _damage_said(found[0][0]):
             return make_report([read_history(*job) for job in found], self.lang, board="/")
 
+    def has_sweeps(self) -> bool:
+        return self.sweeps is not None and self.sweeps.exist()
+
+    def sweep(self, sweep_id: str | None) -> str:
+        """Return the page of a sweep, or of all. Raises RequestError without one of that id."""
+        if self.sweeps is None:
+            raise RequestError(404, "this board shows no sweeps")
+        try:
+            found = self.sweeps.listed() if sweep_id is None else self.sweeps.one(sweep_id)
+        except JobError as error:
+            raise RequestError(500, error.message) from error
+        if found is None:
+            raise RequestError(404, f"there is no sweep {str(sweep_id)[:100]!r} in {self.listing.root}")
+        return found
+
 
 @contextmanager
 def _damage_said(paths: JobPaths) -> Iterator[None]:
@@ -130,6 +162,8 @@ def application(board: Board, log: Callable[[str], None]) -> Starlette:
             Route("/jobs/{job_id}", pages.job),
             Route("/jobs/{job_id}/events", pages.job_events),
             Route("/report", pages.report),
+            Route("/sweeps", pages.sweep),
+            Route("/sweeps/{sweep_id}", pages.sweep),
             Route("/static/{name}", pages.static),
         ],
         middleware=[
@@ -244,7 +278,8 @@ class _Pages:
         self._say = words(board.lang)
 
     async def jobs(self, _: Request) -> Response:
-        return self._html("jobs", title=self._say("Jobs"), folder=str(self._board.listing.root))
+        has_sweeps = await asyncio.to_thread(self._board.has_sweeps)
+        return self._html("jobs", title=self._say("Jobs"), folder=str(self._board.listing.root), sweeps=has_sweeps)
 
     async def job(self, request: Request) -> Response:
         job_id = request.path_params["job_id"]
@@ -261,6 +296,10 @@ class _Pages:
         text = await asyncio.to_thread(self._board.report, request.query_params.getlist("job"))
         headers = {"Content-Security-Policy": _INLINE_SCRIPTS}
         return Response(text.encode("utf-8", "replace"), headers=headers, media_type="text/html")
+
+    async def sweep(self, request: Request) -> Response:
+        text = await asyncio.to_thread(self._board.sweep, request.path_params.get("sweep_id"))
+        return Response(text.encode("utf-8", "replace"), media_type="text/html")
 
     async def static(self, request: Request) -> Response:
         name = request.path_params["name"]
