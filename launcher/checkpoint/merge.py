@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from launcher.checkpoint.gather import Gathered, OpenShards, gather, single_file
 from launcher.checkpoint.lora import LoraConfig, only_scale, read_lora, recorded_scale, scales_text
 from launcher.checkpoint.model_check import check_adapters, check_floats, check_model, check_moments
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS, tokenizer_files
-from launcher.checkpoint.record import MERGE_RECORD, RECORD_VERSION, differences, read_record
+from launcher.checkpoint.record import MERGE_RECORD, RECORD_VERSION, differences, read_record, record_text
 from launcher.checkpoint.shards import TRAINABLE, Moment, Shards, find_shards, moment_text
 from launcher.checkpoint.steps import Step, check_steps, choose_step, step_before
 from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, planned, write_file
@@ -518,7 +518,7 @@ def merge(
     with only_writer(place, on_wait):
         identities = plan.identities()
         inputs = plan.inputs(identities)
-        found = _already(plan, identities, inputs, place, force=force) if is_taken(place) else None
+        found = already_merged(plan, identities, inputs, place, force=force) if is_taken(place) else None
         if found is None:
             found = _write(plan, place, identities, inputs, force=force, on_begin=on_begin, on_progress=on_progress)
     return replace(found, folder=target)
@@ -538,21 +538,22 @@ def _write(
     if on_begin is not None:
         on_begin()
     # Inputs are compared before the scratch folder is made: refused shards leave nothing behind.
-    clock = _Clock()
-    _compare(plan, identities)
+    clock = Clock()
+    compare_inputs(plan, plan.outputs, identities)
     clock.lap("compare")
     with whole_folder(target, replace=force) as scratch:
         _stream(plan, scratch, on_progress)
         clock.lap("write")
         verified = _verify(plan, scratch)
         clock.lap("verify")
-        _finish(scratch, {**plan.texts, MERGE_RECORD: _record(plan, inputs, verified)})
+        _finish(scratch, {**plan.texts, MERGE_RECORD: record_of(plan, inputs, verified)})
     clock.lap("sync")
-    made = _merged(plan, target, verified)
+    made = merged_by(plan, target, verified)
     return replace(made, fresh=True, size=plan.size, timings_s=clock.laps_s)
 
 
-def _merged(plan: MergePlan, target: Path, verified: Verified | None) -> Merged:
+def merged_by(plan: MergePlan, target: Path, verified: Verified | None) -> Merged:
+    """Return the result of ``plan`` that is in ``target``, as one found already made."""
     return Merged(
         folder=target,
         step=plan.step,
@@ -571,14 +572,22 @@ def _finish(scratch: Path, texts: Mapping[str, bytes]) -> None:
         sync_file(path)
 
 
-def _compare(plan: MergePlan, identities: Mapping[TensorFile, Identity]) -> None:
-    """Compare inputs with their CRC, with each other, and with the strategy."""
-    for file in identities:
+def compare_inputs(
+    plan: MergePlan,
+    outputs: Sequence[Output],
+    identities: Mapping[TensorFile, Identity],
+    files: Sequence[TensorFile] | None = None,
+) -> None:
+    """Compare inputs with their CRC (``files``; None for all), with each other, and with the strategy.
+
+    Only what goes into ``outputs`` is compared: optimizer state that is left out may differ and costs no reading.
+    Raises CheckpointError, naming what differs.
+    """
+    for file in identities if files is None else files:
         check_crc(file)
     check_not_copied(plan.gathered.tensors.values(), identities)
-    # Only what goes into the result is compared: optimizer state that is left out may differ and costs no reading.
-    wanted = {output.whole.name for output in plan.outputs} | {
-        whole.name for output in plan.outputs if output.fold for whole in (output.fold.lora_a, output.fold.lora_b)
+    wanted = {output.whole.name for output in outputs} | {
+        whole.name for output in outputs if output.fold for whole in (output.fold.lora_a, output.fold.lora_b)
     }
     copies = [same for same in plan.gathered.copies if same.name in wanted]
     compare_copies(plan.opened, copies, full=plan.options.verify_full)
@@ -588,12 +597,15 @@ def _verify(plan: MergePlan, folder: Path) -> Verified:
     return verify_files({folder / file.name: file.outputs for file in plan.files}, full=plan.options.verify_full)
 
 
-class _Clock:
+class Clock:
+    """The seconds of each phase of a merge."""
+
     def __init__(self) -> None:
         self._last = time.monotonic()
         self.laps_s: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
+        """End the phase ``name``."""
         now = time.monotonic()
         self.laps_s[name] = now - self._last
         self._last = now
@@ -610,7 +622,7 @@ def _stream(plan: MergePlan, scratch: Path, on_progress: OnProgress | None) -> N
         write_file(scratch / file.name, file.bytes, on_bytes)
 
 
-def _already(
+def already_merged(
     plan: MergePlan,
     identities: Mapping[TensorFile, Identity],
     inputs: list[dict[str, Any]],
@@ -618,17 +630,20 @@ def _already(
     *,
     force: bool,
 ) -> Merged | None:
-    """Return the same merge found in ``target``, fully verified if requested, or None when it is to be replaced."""
+    """Return the same merge found in ``target``, fully verified if requested, or None when it is to be replaced.
+
+    Raises CheckpointError when it holds another merge and not ``force``.
+    """
     record, full = read_record(target), plan.options.verify_full
     found, verified = differences(record, plan.recipe(), inputs, compared=full), None
     if full and not found:
-        _compare(plan, identities)
+        compare_inputs(plan, plan.outputs, identities)
         found, verified = _held_against(plan, target)
     if not found:
         if full:
             # Inputs may be rewritten files with the same bytes: with their new times the next quick check passes.
-            write_atomic(target / MERGE_RECORD, _text({**record, "inputs": inputs}))
-        return _merged(plan, target, verified)
+            write_atomic(target / MERGE_RECORD, record_text({**record, "inputs": inputs}))
+        return merged_by(plan, target, verified)
     if force:
         return None
     raise CheckpointError(
@@ -645,7 +660,8 @@ def _held_against(plan: MergePlan, target: Path) -> tuple[list[str], Verified | 
         return [f"it is not what these shards give: {error.message}"], None
 
 
-def _record(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -> bytes:
+def record_of(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -> bytes:
+    """Return the text of merge.json."""
     record = {
         "source": plan.source.name,
         "step": plan.step,
@@ -657,19 +673,9 @@ def _record(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -
         "lora_scale": recorded_scale(plan.scales),
         "tensors": len(plan.outputs),
         "folded": plan.num_folded,
-        "verified": {
-            "full": verified.full,
-            "tensors": verified.tensors,
-            "values": verified.values,
-            "max_error": verified.max_error,
-            "tolerance": verified.tolerance,
-        },
+        "verified": asdict(verified),
         "recipe": plan.recipe(),
         "inputs": inputs,
         "versions": installed(),
     }
-    return _text(record)
-
-
-def _text(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, indent=2) + "\n").encode()
+    return record_text(record)

@@ -41,13 +41,17 @@ def verifying_bytes(row_items: int, *, full: bool) -> int:
 
 def verify_files(files: Mapping[Path, Sequence[Output]], *, full: bool) -> Verified:
     """Read ``files`` again. Raises CheckpointError when a name, a shape or a value is wrong."""
-    found = [_verify_file(path, outputs, full=full) for path, outputs in files.items()]
+    return joined([_verify_file(path, outputs, full=full) for path, outputs in files.items()])
+
+
+def joined(found: Sequence[Verified]) -> Verified:
+    """Return what several verifications found, as one."""
     return Verified(
         tensors=sum(item.tensors for item in found),
         values=sum(item.values for item in found),
         max_error=max(item.max_error for item in found),
         tolerance=max(item.tolerance for item in found),
-        full=full,
+        full=all(item.full for item in found),
     )
 
 
