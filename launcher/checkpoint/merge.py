@@ -33,7 +33,7 @@ from launcher.checkpoint.steps import Step, check_steps, choose_step, step_befor
 from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Fold, Output, Whole
-from launcher.checkpoint.verify import Verified, verify_files, verifying_bytes
+from launcher.checkpoint.verify import Verified, verify_planned, verifying_bytes
 from launcher.common.atomic import write_atomic
 from launcher.common.folders import check_target, is_taken, only_writer, real_path, sync_file, whole_folder
 from launcher.common.peak_memory import peak_so_far
@@ -42,7 +42,7 @@ from launcher.models import names
 from launcher.models.registry import shapes_of
 from launcher.upstream.installed import installed
 
-MINDSPORE, HF, PEFT = "mindspore", "hf", "peft"
+MINDSPORE, HF, PEFT, GGUF = "mindspore", "hf", "peft", "gguf"
 
 OnProgress = Callable[[int, int], None]
 
@@ -71,8 +71,8 @@ class Source:
 class Options:
     """Options of a merge. ``step``: counted over the whole run, or (epoch, step in it); None: the newest complete one.
 
-    layout: MINDSPORE, HF or PEFT. file_format: SAFETENSORS or CKPT (MINDSPORE only). dtype: None keeps each
-    tensor's own. max_shard_bytes: size of one file (HF only).
+    layout: MINDSPORE, HF, PEFT or GGUF. file_format: SAFETENSORS or CKPT (MINDSPORE only). dtype: None keeps each
+    tensor's own; of GGUF a value of gguf_file.DTYPES. max_shard_bytes: size of one file (HF only).
     """
 
     step: int | Moment | None = None
@@ -89,7 +89,7 @@ class Options:
         if self.layout == MINDSPORE:
             return
         wrong = {
-            "--no-fold": self.layout == HF and not self.fold,
+            "--no-fold": self.layout in (HF, GGUF) and not self.fold,
             "--with-optimizer": self.with_optimizer,
             "--file-format ckpt": self.file_format == CKPT,
         }
@@ -177,6 +177,10 @@ class MergePlan:
         for name, content in sorted(self.texts.items()):
             # With the length no other split into names and contents gives the same bytes.
             digest.update(f"{name} {len(content)}\n".encode() + content)
+        for file in self.files if self.options.layout == GGUF else ():
+            # Configuration and tokenizer are in its head.
+            for _, literal in file.bytes.literals:
+                digest.update(literal)
         return digest.hexdigest()
 
     def identities(self) -> dict[TensorFile, Identity]:
@@ -274,7 +278,7 @@ def _plan_step(
     tensors = {**(_base_tensors(base) if base else {}), **gathered.tensors}
     _check(source, shards, options, tensors)
     scales = _scales(source, shards, options, tensors)
-    outputs = _Outputs(tensors, options, scales, source.model["model"] if source.model else None)
+    outputs = _Outputs(tensors, options, scales, source)
     files = tuple(outputs.files())
     return MergePlan(
         source=source,
@@ -288,7 +292,11 @@ def _plan_step(
         files=files,
         texts=_texts(source, options, scales, files),
         left_out=outputs.left_out(),
-        notes=(*_state_note(source, options, chosen), *_notes(source, shards, options, tensors, scales)),
+        notes=(
+            *_state_note(source, options, chosen),
+            *_notes(source, shards, options, tensors, scales),
+            *_gguf_notes(options, files),
+        ),
     )
 
 
@@ -394,6 +402,16 @@ def _state_note(source: Source, options: Options, chosen: Step) -> Iterator[str]
         yield f"{source.name} is {source.state}: {which}"
 
 
+def _gguf_notes(options: Options, files: Sequence[PlannedFile]) -> Iterator[str]:
+    """Yield which matrices are not quantized as asked."""
+    if options.layout == GGUF and options.dtype:
+        from launcher.checkpoint.gguf_file import halved
+
+        names_ = [name for file in files for name in halved(file.outputs, options.dtype)]
+        if names_:
+            yield f"{len(names_)} matrices are f16: rows of {options.dtype} have a multiple of 32 numbers ({names_[0]})"
+
+
 def _notes(
     source: Source, shards: Shards, options: Options, tensors: Mapping[str, Whole], scales: Mapping[str, float]
 ) -> tuple[str, ...]:
@@ -422,9 +440,10 @@ class _Outputs:
         tensors: Mapping[str, Whole],
         options: Options,
         scales: Mapping[str, float],
-        model: Mapping[str, Any] | None,
+        source: Source,
     ) -> None:
-        self._model = model
+        self._source = source
+        self._model = source.model["model"] if source.model else None
         self._tensors = tensors
         self._options = options
         self._scales = scales
@@ -436,7 +455,18 @@ class _Outputs:
             return huggingface.weight_files(weights, self._options.max_shard_bytes, self._model)
         if self._options.layout == PEFT:
             return [huggingface.adapter_file(adapters, self._model)]
+        if self._options.layout == GGUF:
+            return [self._gguf(weights)]
         return self._mindspore(weights, adapters)
+
+    def _gguf(self, weights: list[Output]) -> PlannedFile:
+        from launcher.checkpoint.gguf_file import check_installed, gguf_file
+
+        check_installed()
+        source = self._source
+        whole = huggingface.weight_files(weights, sum(output.nbytes for output in weights), self._model)
+        texts = huggingface.model_texts(source.model, source.base, source.tokenizer, whole)
+        return gguf_file(whole[0].outputs, texts, self._options.dtype or "float16", Path(source.name).name)
 
     def _mindspore(self, weights: list[Output], adapters: list[Output]) -> list[PlannedFile]:
         suffix = self._options.file_format
@@ -463,7 +493,8 @@ class _Outputs:
     def _output(self, name: str) -> Output:
         whole = self._tensors[name]
         # A requested dtype is for weights: counters stay whole numbers.
-        dtype = self._options.dtype if self._options.dtype and whole.dtype in FLOATS else whole.dtype
+        asked = None if self._options.layout == GGUF else self._options.dtype  # which has several
+        dtype = asked if asked and whole.dtype in FLOATS else whole.dtype
         fold = self._fold(name) if self._options.fold and names.is_weight(name) else None
         return Output(name=name, dtype=dtype, whole=whole, fold=fold)
 
@@ -481,6 +512,8 @@ def _texts(
         return huggingface.model_texts(source.model, source.base, source.tokenizer, files)
     if options.layout == PEFT:
         return huggingface.adapter_texts(scales, files, source.base)
+    if options.layout == GGUF:
+        return {}
     texts = {}
     if source.model is not None:
         texts[MODEL_CONFIG] = (json.dumps(source.model, indent=2) + "\n").encode()
@@ -594,7 +627,7 @@ def compare_inputs(
 
 
 def _verify(plan: MergePlan, folder: Path) -> Verified:
-    return verify_files({folder / file.name: file.outputs for file in plan.files}, full=plan.options.verify_full)
+    return verify_planned({folder / file.name: file for file in plan.files}, full=plan.options.verify_full)
 
 
 class Clock:

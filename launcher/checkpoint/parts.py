@@ -30,7 +30,7 @@ from launcher.checkpoint.merge import (
 from launcher.checkpoint.record import MERGE_RECORD, differences, record_text
 from launcher.checkpoint.stream import PlannedFile, write_file
 from launcher.checkpoint.tensorfile import TensorFile
-from launcher.checkpoint.verify import Verified, joined, verify_files
+from launcher.checkpoint.verify import Verified, joined, verify_planned
 from launcher.common.atomic import write_atomic
 from launcher.common.folders import cannot_write, check_target, is_taken, only_writer, real_path, sync_file
 from launcher.errors import CheckpointError, LauncherError, SpecError
@@ -219,7 +219,7 @@ class _Work:
         return found
 
     def _verified(self, path: Path, file: PlannedFile) -> Verified:
-        return verify_files({path: file.outputs}, full=self._plan.options.verify_full)
+        return verify_planned({path: file}, full=self._plan.options.verify_full)
 
     def _write(self, files: Sequence[PlannedFile], on_progress: OnProgress | None) -> list[Verified]:
         """Write ``files``, each complete before it has its name."""

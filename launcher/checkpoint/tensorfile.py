@@ -23,10 +23,13 @@ from launcher.errors import CheckpointError
 class TensorFile:
     """An open checkpoint file of either format; use it in a ``with`` statement. Reads are safe in several threads."""
 
-    def __init__(self, path: Path) -> None:
-        """Open ``path``. Raises CheckpointError when it is missing, damaged, encrypted or of neither format."""
+    def __init__(self, path: Path, index: Index | None = None) -> None:
+        """Open ``path``. ``index``: what is in a file of another format, which is then not read.
+
+        Raises CheckpointError when it is missing, damaged, encrypted or of neither format.
+        """
         self.path = path
-        self.format = format_of(path)
+        self.format = format_of(path) if index is None else ""
         try:
             # Without waiting: a named pipe is no checkpoint.
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -38,7 +41,7 @@ class TensorFile:
                 raise CheckpointError(f"{path} is no file", hint="give a .ckpt or .safetensors file")
             self.size, self.mtime_ns, self.inode = status.st_size, status.st_mtime_ns, status.st_ino
             read_index = ckpt.read_index if self.format == CKPT else safetensors_format.read_index
-            self.index: Index = read_index(self)
+            self.index: Index = read_index(self) if index is None else index
         except BaseException:
             os.close(self.fd)
             raise

@@ -65,10 +65,11 @@ class MergeOptions:
     dry_run: bool = option("--dry-run", is_flag=True, help="Print what would be merged, read, needed and written.")
     layout: str = option(
         "--format",
-        type=click.Choice(["mindspore", "hf", "peft", "json"]),
+        type=click.Choice(["mindspore", "hf", "peft", "gguf", "json"]),
         default="mindspore",
         show_default=True,
-        help="mindspore: for launcher infer. hf: for transformers. peft: the adapter alone. json: with --list.",
+        help="mindspore: for launcher infer. hf: for transformers. peft: the adapter alone. gguf: for llama.cpp and "
+        "ollama. json: with --list.",
     )
     file_format: str = option(
         "--file-format",
@@ -79,6 +80,11 @@ class MergeOptions:
     )
     dtype: str | None = option(
         "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Cast the weights."
+    )
+    quantize: str | None = option(
+        "--quantize",
+        type=click.Choice(["f32", "f16", "q8_0"]),
+        help="Kind of the numbers of gguf.  [default: f16]",
     )
     no_fold: bool = option(
         "--no-fold", is_flag=True, help="Write base weights and LoRA adapters to two files, unmerged."
@@ -136,11 +142,13 @@ class MergeOptions:
 
     def merging(self) -> Options:
         """Return how to merge. Raises SpecError for options that contradict each other."""
+        from launcher.checkpoint.gguf_file import DTYPES
         from launcher.checkpoint.huggingface import SHARD_BYTES
-        from launcher.checkpoint.merge import HF, Options
+        from launcher.checkpoint.merge import GGUF, HF, Options
 
         if self.layout == "json":
             raise SpecError("--format json goes with --list", hint="leave it out, or add --list")
+        self._check_quantize()
         if self.part and self.force:
             raise SpecError(
                 "--force does not go with --part", hint="remove the old result first, or give another --output"
@@ -153,12 +161,18 @@ class MergeOptions:
             step=self.step,
             layout=self.layout,
             file_format=self.file_format,
-            dtype=self.dtype,
+            dtype=DTYPES[self.quantize or "f16"] if self.layout == GGUF else self.dtype,
             fold=not self.no_fold,
             with_optimizer=self.with_optimizer,
             verify_full=self.verify == "full",
             max_shard_bytes=self.max_shard_bytes or SHARD_BYTES,
         )
+
+    def _check_quantize(self) -> None:
+        if self.quantize and self.layout != "gguf":
+            raise SpecError(f"--quantize does not go with --format {self.layout}", hint="use --dtype, or --format gguf")
+        if self.dtype and self.layout == "gguf":
+            raise SpecError("--dtype does not go with --format gguf", hint="use --quantize f32, f16 or q8_0")
 
 
 @click.command("merge-ckpt")
@@ -350,6 +364,8 @@ def _print_next(merged: Merged, source: Source, job: str) -> None:
         reference = of_job if source.model and merged.folder.name == "merged" else merged.folder
         asked = f"{merged.folder / base} --adapter {merged.folder}" if base else reference
         click.echo(f'Next: launcher infer {asked} --prompt "..."')
+    elif "model.gguf" in files:
+        click.echo(f'Next, with llama.cpp: llama-cli -m {merged.folder / "model.gguf"} -p "..."')
     elif "config.json" in files:
         click.echo(f'Next, in Python: transformers.AutoModelForCausalLM.from_pretrained("{merged.folder}")')
     elif "adapter_config.json" in files:
