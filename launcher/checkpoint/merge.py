@@ -267,9 +267,14 @@ def _plan(source: Source, options: Options, stack: ExitStack) -> MergePlan:
 def _plan_step(
     source: Source, options: Options, shards: Shards, base: TensorFile | None, chosen: Step, stack: ExitStack
 ) -> MergePlan:
+    if shards.listed and options.with_optimizer:
+        raise CheckpointError(
+            f"{shards.folder} keeps the optimizer's state in files of its own, which are not merged",
+            hint="leave out --with-optimizer",
+        )
     paths = shards.at(chosen.moment)
     opened = stack.enter_context(OpenShards(paths))
-    gathered = gather(opened, shards.strategies)
+    gathered = gather(opened, shards.strategies_at(chosen.moment))
     for rank in compared_ranks(gathered.copies, full=options.verify_full):
         # Opened while planning, so that a damaged copy shows before anything is written.
         _ = opened[rank]
@@ -348,7 +353,7 @@ def _check(source: Source, shards: Shards, options: Options, tensors: Mapping[st
 
 
 def _missing_hint(shards: Shards) -> str:
-    if shards.strategies or shards.num_ranks == 1:
+    if shards.strategies or shards.listed or shards.num_ranks == 1:
         return "the shards are not all there, or the model is another one"
     return (
         "without strategy files every rank is taken to hold the whole model, or its share of whole tensors: if the run "

@@ -15,7 +15,7 @@ from launcher.models.names import GLOBAL_STEP
 
 # Up to this many ranks are all asked for their step; of more as many, spread evenly, unless all are to be read.
 _MAX_ASKED = 128
-BY_TENSOR, BY_NAME = GLOBAL_STEP, "file name"
+BY_TENSOR, BY_NAME, BY_FOLDER = GLOBAL_STEP, "file name", "folder name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,9 @@ class Skipped:
 class Step:
     """A moment that all ranks saved.
 
-    number: its step. said_by: BY_TENSOR (counted over the whole run) or BY_NAME (counted within ``epoch``, for files
-    without that tensor); None when neither says. skipped: newer moments that are not complete, newest first.
+    number: its step. said_by: BY_TENSOR or BY_FOLDER (counted over the whole run) or BY_NAME (counted within
+    ``epoch``, for files without that tensor); None when nothing says. skipped: newer moments that are not complete,
+    newest first.
     """
 
     moment: Moment
@@ -49,7 +50,7 @@ class Step:
     def __str__(self) -> str:
         if self.number is None:
             return "an unnumbered step"
-        if self.said_by == BY_TENSOR:
+        if self.said_by in (BY_TENSOR, BY_FOLDER):
             return f"step {self.number}"
         epoch = f" of epoch {self.moment[0]}" if self.moment[0] > 1 else ""
         return f"step {self.number}{epoch} (by the file name: there is no {GLOBAL_STEP} in it)"
@@ -113,7 +114,7 @@ def _described(shards: Shards, moment: Moment, skipped: tuple[Skipped, ...] = ()
         return Step(moment=moment, number=number, said_by=BY_TENSOR, skipped=skipped)
     if moment == UNNUMBERED:
         return Step(moment=moment, number=None, said_by=None, skipped=skipped)
-    return Step(moment=moment, number=moment[1], said_by=BY_NAME, skipped=skipped)
+    return Step(moment=moment, number=moment[1], said_by=BY_FOLDER if shards.listed else BY_NAME, skipped=skipped)
 
 
 def _step_said(path: Path) -> int | None:

@@ -20,6 +20,9 @@ from launcher.errors import CheckpointError
 # Strategy files end in .ckpt too: weights that were given by mistake are refused before they are read into memory.
 # A layout takes some 120 bytes: the state of a 70B model with its optimizer half a megabyte.
 _MAX_FILE_BYTES = 4 << 20
+# A metadata.json says of every slice which ranks have it, each on a line of its own.
+_MAX_METADATA_BYTES = 64 << 20
+METADATA = "metadata.json"
 _MAX_DEVICES = 1 << 20
 _STAGED = re.compile(r"(\d+)-(.+)")
 
@@ -60,7 +63,7 @@ Stages = dict[int, dict[str, Layout]]
 def read_strategy(path: Path) -> Stages:
     """Read layouts by stage and parameter. Raises CheckpointError when ``path`` is not a strategy file."""
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
+        if path.stat().st_size > (_MAX_METADATA_BYTES if path.name == METADATA else _MAX_FILE_BYTES):
             raise ValueError(f"{path.stat().st_size} bytes")
         raw = path.read_bytes()
         stage, named = _read_json(raw) if path.suffix == ".json" else _read_protobuf(raw)
@@ -229,10 +232,31 @@ def _message_field(number: int, content: bytes) -> bytes:
 
 def _read_json(raw: bytes) -> tuple[int, dict[str, Layout]]:
     document = json.loads(raw)
+    if "state_dict_metadata" in document:
+        return 0, dict(_listed(document["state_dict_metadata"]))
     operators = document.get("parallel_strategy_item") or {}
     stage = next((int(item.get("stage", 0)) for item in operators.values()), 0)
     items = document.get("parallel_layout_item") or {}
     return stage, {name: _json_layout(item) for name, item in items.items()}
+
+
+def _listed(parameters: Mapping[str, Any]) -> Iterator[tuple[str, Layout]]:
+    """Yield the layouts in a metadata.json of MindFormers (use_legacy_format: False), names with their stage in front.
+
+    mindformers 1.9.0, checkpoint/metadata.py (save_metadata); a layout's tensor_map counts as that of a strategy file.
+    """
+    for name, item in parameters.items():
+        layout = item["layout"]
+        if layout["interleaved_parallel"]:
+            raise ValueError(f"{name} is cut for interleaved parallel")
+        ranks = _ints(layout["rank_list"])
+        made = Layout(
+            device_matrix=_ints(layout["device_matrix"]),
+            tensor_map=tuple(_ints(axis) for axis in _tensor_map(layout["tensor_map"])),
+        )
+        if not ranks or ranks != tuple(range(ranks[0], ranks[0] + made.num_devices)) or ranks[0] % len(ranks):
+            raise ValueError(f"{name} is on ranks {list(ranks)[:8]}, which are no pipeline stage")
+        yield f"{ranks[0] // len(ranks)}-{name}", made
 
 
 def _json_layout(item: Mapping[str, Any]) -> Layout:
