@@ -152,6 +152,13 @@ def test_steps_are_listed_and_the_newest_whole_one_is_merged(tmp_path: Path) -> 
         run_merge(tmp_path, tmp_path / "none")
 
 
+def test_what_follows_the_layouts_is_not_read(tmp_path: Path) -> None:
+    """It says of every slice which ranks have it: gigabytes at thousands of ranks."""
+    path = write_step(tmp_path, 1) / "iteration_00000001" / "metadata.json"
+    path.write_text(path.read_text().removesuffix("{}}") + '{"a": [' + "1," * (16 << 20))
+    assert run_merge(tmp_path, tmp_path / "out").step == 1
+
+
 def test_a_run_of_one_rank_has_no_list(tmp_path: Path) -> None:
     write(tmp_path / "iteration_00000003" / "model-0000000-0000001.safetensors", weights())
     assert run_merge(tmp_path, tmp_path / "out").step == 3
