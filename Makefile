@@ -10,6 +10,7 @@
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # make soak   kills ranks of real trainings at random moments, and compares the weights (COUNT=40 MINUTES=60)
 # make bench-restart  a restart against a fresh start, by phase (about 10 min)
+# make bench-merge-plan  what planning a merge of 512 ranks costs (about 2 min)
 # make verdict-score  what the verdict makes of the corpus of failures in tests/verdicts (seconds)
 # make slow-ranks  how often a slow rank is named, and a healthy one is not (at most 10 min)
 # make site   the documentation as web pages with search, English and Chinese, in build/site
@@ -20,8 +21,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-real base test test-fast test-web docs-check semi-auto faults soak bench-restart verdict-score slow-ranks \
-	site lint clean
+.PHONY: demo demo-real base test test-fast test-web docs-check semi-auto faults soak bench-restart bench-merge-plan \
+	verdict-score slow-ranks site lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -75,6 +76,9 @@ soak: $(VENV)/.installed-test
 
 bench-restart: $(VENV)/.installed-test
 	$(BIN)/python tests/benchmarks/bench_restart.py
+
+bench-merge-plan: $(VENV)/.installed-test
+	$(BIN)/python -m tests.benchmarks.bench_merge_plan
 
 verdict-score: $(VENV)/.installed-test
 	$(BIN)/python tests/verdicts/score.py

@@ -11,7 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from launcher.checkpoint.dtypes import CKPT_NAMES, FROM_CKPT
-from launcher.checkpoint.entries import MAX_PARTS, Entry, Index, Readable, check_count, check_entry, check_name, damaged
+from launcher.checkpoint.entries import (
+    MAX_PARTS,
+    Entry,
+    FlawError,
+    Index,
+    Readable,
+    check_count,
+    check_entry,
+    check_name,
+    damaged,
+)
 from launcher.checkpoint.wire import BYTES, WireError, field, read_varint, skip, tag, varint
 from launcher.errors import CheckpointError
 
@@ -26,13 +36,33 @@ _HEAD_BYTES = 4096
 SLICE_BYTES = 512 << 20
 
 
+# Files that are remembered, and bytes of each: those of one pipeline stage are equal but for the values' content.
+_KEPT_FILES, _KEPT_BYTES = 16, 2 << 20
+
+
 @dataclass
 class _Value:
+    """A message of the file. ``frame``: its bytes from ``begin`` up to its content."""
+
+    begin: int
+    frame: bytes = b""
     tag: bytes = b""
     dims: tuple[int, ...] = ()
     type: bytes = b""
     content: tuple[int, int] | None = None
     is_map: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """A file that was read before. ``frames``: its bytes between the contents of values, with their offsets."""
+
+    frames: tuple[tuple[int, bytes], ...]
+    entries: Mapping[str, Entry]
+
+
+# By the bytes before the CRC. Of a file with the same frames all follows but the CRC and the values' content.
+_known: dict[int, _Known] = {}
 
 
 def read_index(file: Readable) -> Index:
@@ -43,30 +73,55 @@ def read_index(file: Readable) -> Index:
         )
     crc = _stored_crc(file)
     end = file.size - (_CRC_BYTES if crc is not None else 0)
-    found: dict[str, list[Entry]] = {}
-    last = ""
+    known = _known.get(end)
+    if known is not None and _has_frames(file, known.frames):
+        return Index(entries=known.entries, crc=crc)
     try:
-        for value in _values(file, end):
-            name = check_name(file.path, value.tag)
-            entry = _entry(file, name, value)
-            if entry is None:
-                continue
-            if name in found and last != name:
-                raise damaged(file.path, f"{name} stands twice")
-            found.setdefault(name, []).append(entry)
-            _check_counts(file, found, name)
-            last = name
-    except WireError as error:
+        entries, frames = _read_values(file, end)
+    except (WireError, FlawError) as error:
         raise damaged(file.path, str(error)) from error
+    _remember(end, _Known(frames=frames, entries=entries))
+    return Index(entries=entries, crc=crc)
+
+
+def _has_frames(file: Readable, frames: Sequence[tuple[int, bytes]]) -> bool:
+    """Return whether ``file`` has these bytes at these places."""
+    pread = file.pread
+    return all(pread(offset, len(frame)) == frame for offset, frame in frames)
+
+
+def _remember(end: int, known: _Known) -> None:
+    if sum(len(frame) for _, frame in known.frames) <= _KEPT_BYTES:
+        _known[end] = known
+        if len(_known) > _KEPT_FILES:
+            _known.pop(next(iter(_known)), None)
+
+
+def _read_values(file: Readable, end: int) -> tuple[dict[str, Entry], tuple[tuple[int, bytes], ...]]:
+    """Return the tensors before byte ``end``, and their frames: (offset, bytes), from which all else follows."""
+    found: dict[str, list[Entry]] = {}
+    frames = []
+    last = ""
+    for value in _values(file, end):
+        name = check_name(value.tag)
+        frames.append((value.begin, value.frame))
+        entry = _entry(file, name, value)
+        if entry is None:
+            continue
+        if name in found and last != name:
+            raise FlawError(f"{name} stands twice")
+        found.setdefault(name, []).append(entry)
+        _check_counts(found, name)
+        last = name
     if not found:
-        raise damaged(file.path, "it holds no tensor")
-    return Index(entries={name: check_entry(file.path, _joined(parts)) for name, parts in found.items()}, crc=crc)
+        raise FlawError("it holds no tensor")
+    return {name: check_entry(_joined(parts)) for name, parts in found.items()}, tuple(frames)
 
 
-def _check_counts(file: Readable, found: Mapping[str, Sequence[Entry]], name: str) -> None:
-    check_count(file.path, len(found))
+def _check_counts(found: Mapping[str, Sequence[Entry]], name: str) -> None:
+    check_count(len(found))
     if len(found[name]) > MAX_PARTS:
-        raise damaged(file.path, f"{name} is in more than {MAX_PARTS} parts")
+        raise FlawError(f"{name} is in more than {MAX_PARTS} parts")
 
 
 def _stored_crc(file: Readable) -> int | None:
@@ -95,7 +150,7 @@ def _entry(file: Readable, name: str, value: _Value) -> Entry | None:
     if kind == "str":  # text that save_checkpoint(append_dict=...) adds: no tensor
         return None
     if kind not in FROM_CKPT or value.content is None:
-        raise damaged(file.path, f"{name} has the element type {kind[:40]!r}")
+        raise FlawError(f"{name} has the element type {kind[:40]!r}")
     shape = () if value.dims == (0,) else value.dims  # a scalar is written with the one dimension 0
     return Entry(name=name, dtype=FROM_CKPT[kind], shape=shape, extents=(value.content,))
 
@@ -109,8 +164,9 @@ def _values(file: Readable, end: int) -> Iterator[_Value]:
         stop = position + at + size
         if key != tag(1, BYTES) or stop > end:
             raise WireError(f"no whole value at byte {position}")
-        value = _Value()
+        value = _Value(begin=position)
         _parse_value(value, head[: stop - position], at, position, stop)
+        value.frame = head[: (value.content[0] if value.content else stop) - position]
         yield value
         position = stop
 

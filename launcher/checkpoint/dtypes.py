@@ -43,6 +43,9 @@ SAFETENSORS_NAMES = {
 }
 FROM_CKPT = {theirs: ours for ours, theirs in CKPT_NAMES.items()}
 FROM_SAFETENSORS = {theirs: ours for ours, theirs in SAFETENSORS_NAMES.items()}
+# Of GGUF: blocks of 32 numbers, each of a float16 scale and 32 bytes.
+Q8_0 = "q8_0"
+Q8_0_ITEMS, _Q8_0_BYTES = 32, 34
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -58,3 +61,24 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 def item_size(name: str) -> int:
     """Return the bytes of one element of dtype ``name``."""
     return 2 if name == "bfloat16" else np.dtype(name).itemsize
+
+
+def row_size(name: str, items: int) -> int:
+    """Return the bytes of a row of ``items`` elements of dtype ``name``, or of Q8_0."""
+    return items // Q8_0_ITEMS * _Q8_0_BYTES if name == Q8_0 else items * item_size(name)
+
+
+def quantized(rows: Array) -> npt.NDArray[np.uint8]:
+    """Return float32 ``rows`` (rows, items) as blocks of Q8_0 (rows, bytes), bit for bit as llama.cpp makes them."""
+    import gguf
+
+    found: npt.NDArray[np.uint8] = gguf.quants.quantize(rows, gguf.GGMLQuantizationType.Q8_0)
+    return found
+
+
+def dequantized(rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return ``rows`` of Q8_0 (rows, bytes) as numbers (rows, items)."""
+    import gguf
+
+    found: npt.NDArray[np.float32] = gguf.quants.dequantize(rows, gguf.GGMLQuantizationType.Q8_0)
+    return found

@@ -16,7 +16,7 @@ SAFETENSORS = "safetensors"
 SUFFIXES = {".ckpt": CKPT, ".safetensors": SAFETENSORS}
 
 _MAX_NAME_BYTES = 1024
-_MAX_DIMS = 16
+MAX_DIMS = 16
 # The state of a 70B model with its optimizer has some 3,000 tensors; more than this is no model, and costs minutes.
 MAX_TENSORS = 50_000
 # Of one tensor: parts of 512 MiB are 2 TiB then.
@@ -73,6 +73,10 @@ def format_of(path: Path) -> str:
     return found
 
 
+class FlawError(ValueError):
+    """Bytes that do not match their format: the reason, without the file that they are in."""
+
+
 class DamagedFile(CheckpointError):
     """A file whose bytes do not match its format: half written, truncated, or of another kind."""
 
@@ -86,29 +90,29 @@ def damaged(path: Path, reason: str) -> DamagedFile:
     )
 
 
-def check_count(path: Path, count: int) -> None:
-    """Raise DamagedFile for a file of more tensors than any model has."""
+def check_count(count: int) -> None:
+    """Raise FlawError for more tensors than any model has."""
     if count > MAX_TENSORS:
-        raise damaged(path, f"it has more than {MAX_TENSORS} tensors")
+        raise FlawError(f"it has more than {MAX_TENSORS} tensors")
 
 
-def check_name(path: Path, raw: bytes) -> str:
-    """Decode ``raw`` as a tensor name. Raises CheckpointError for paths, control characters and invalid UTF-8."""
+def check_name(raw: bytes) -> str:
+    """Decode ``raw`` as a tensor name. Raises FlawError for paths, control characters and invalid UTF-8."""
     if len(raw) > _MAX_NAME_BYTES:
-        raise damaged(path, f"a tensor name of {len(raw)} bytes")
+        raise FlawError(f"a tensor name of {len(raw)} bytes")
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise damaged(path, f"a tensor name that is not UTF-8: {raw[:40]!r}") from error
-    if not name.isprintable() or not name or any(part in name for part in ("/", "\\", "..")):
-        raise damaged(path, f"an impossible tensor name: {name[:80]!r}")
+        raise FlawError(f"a tensor name that is not UTF-8: {raw[:40]!r}") from error
+    if not name.isprintable() or not name or "/" in name or "\\" in name or ".." in name:
+        raise FlawError(f"an impossible tensor name: {name[:80]!r}")
     return name
 
 
-def check_entry(path: Path, entry: Entry) -> Entry:
-    """Return ``entry`` when its shape and its bytes agree. Raises CheckpointError otherwise."""
+def check_entry(entry: Entry) -> Entry:
+    """Return ``entry`` when its shape and its bytes agree. Raises FlawError otherwise."""
     stored = sum(nbytes for _, nbytes in entry.extents)
-    if len(entry.shape) > _MAX_DIMS or any(dim < 0 for dim in entry.shape) or entry.nbytes != stored:
-        shape = list(entry.shape[:_MAX_DIMS])
-        raise damaged(path, f"{entry.name} has {stored} bytes, which is not {entry.dtype}{shape}")
+    if len(entry.shape) > MAX_DIMS or min(entry.shape, default=0) < 0 or entry.nbytes != stored:
+        shape = list(entry.shape[:MAX_DIMS])
+        raise FlawError(f"{entry.name} has {stored} bytes, which is not {entry.dtype}{shape}")
     return entry

@@ -5,6 +5,7 @@ Only the ranks that are needed are opened: one of 128 data-parallel copies, and 
 
 from __future__ import annotations
 
+import functools
 import resource
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from launcher.checkpoint.entries import Entry
+from launcher.checkpoint.entries import MAX_DIMS, Entry
 from launcher.checkpoint.layout import Box, LayoutError, Shape, boxes, positions, whole_shape
 from launcher.checkpoint.strategy import Layout, Stages, read_strategy
 from launcher.checkpoint.tensorfile import TensorFile
@@ -157,6 +158,9 @@ class _Stage:
         self._first = first
         self._size = size
         self._layouts = layouts
+        self._everywhere = [
+            Layout(device_matrix=(size,), tensor_map=tuple(() for _ in range(axes))) for axes in range(MAX_DIMS + 1)
+        ]
 
     def gather(self) -> list[tuple[Whole, list[Copies]]]:
         return [self._whole(name, entry) for name, entry in self._entries().items()]
@@ -177,26 +181,24 @@ class _Stage:
 
     def _whole(self, name: str, entry: Entry) -> tuple[Whole, list[Copies]]:
         # No layout (a counter, or no strategy files): every rank of the stage holds the whole tensor.
-        layout = self._layouts.get(name) or Layout(
-            device_matrix=(self._size,), tensor_map=tuple(() for _ in entry.shape)
-        )
+        layout = self._layouts.get(name) or self._everywhere[len(entry.shape)]
         try:
             shape = whole_shape(layout, entry.shape)
-            pieces: list[Piece] = []
-            copies = []
-            for ranks in _same_slice(layout, self._first):
-                chosen = self._holder(name, ranks)
-                pieces += self._pieces(name, layout, chosen, shape, entry)
-                if len(ranks) > 1:
-                    copies.append(Copies(name=name, ranks=(chosen, *(rank for rank in ranks if rank != chosen))))
+            placement = _placement(layout, shape, self._first)
         except LayoutError as error:
             raise CheckpointError(
                 f"the strategy does not fit {self._shards.paths[self._first]}: {name}: {error}",
                 hint="give the strategy files of the run that wrote these checkpoints",
             ) from error
-        # As Whole requires: a block then meets its pieces in the order of the new file.
-        pieces.sort(key=lambda piece: piece.box.start)
-        return Whole(name=name, dtype=entry.dtype, shape=shape, pieces=tuple(pieces)), copies
+        holders = [self._holder(name, part.ranks) for part in placement.parts]
+        found = [self._checked(name, *pair, entry) for pair in zip(holders, placement.parts, strict=True)]
+        pieces = tuple(Piece(file=found[at][0], entry=found[at][1], box=box) for at, box in placement.boxes)
+        copies = [
+            Copies(name=name, ranks=_from(holder, part.ranks))
+            for holder, part in zip(holders, placement.parts, strict=True)
+            if len(part.ranks) > 1
+        ]
+        return Whole(name=name, dtype=entry.dtype, shape=shape, pieces=pieces), copies
 
     def _holder(self, name: str, ranks: Iterable[int]) -> int:
         """Return the first of ``ranks`` that has ``name``: MindSpore may have removed redundant copies."""
@@ -208,18 +210,52 @@ class _Stage:
             hint="copy those ranks' files again from the hosts that wrote them",
         )
 
-    def _pieces(self, name: str, layout: Layout, rank: int, shape: Shape, like: Entry) -> list[Piece]:
+    def _checked(self, name: str, rank: int, part: _Part, like: Entry) -> tuple[TensorFile, Entry]:
+        """Return the file and the entry of the slice of ``name`` that ``rank`` holds."""
         file = self._shards[rank]
         entry = file.entries[name]
-        placed = boxes(layout, rank - self._first, shape)
-        held = _held(placed)
-        if entry.shape != held or entry.dtype != like.dtype:
+        if entry.shape != part.shape or entry.dtype != like.dtype:
             raise CheckpointError(
                 f"{file.path}: {name} is {entry.dtype}{list(entry.shape)}, "
-                f"the other ranks and the strategy say {like.dtype}{list(held)}",
+                f"the other ranks and the strategy say {like.dtype}{list(part.shape)}",
                 hint="give the strategy files of the run that wrote these checkpoints",
             )
-        return [Piece(file=file, entry=entry, box=box) for box in placed]
+        return file, entry
+
+
+def _from(holder: int, ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """Return ``ranks`` with ``holder`` in front."""
+    return ranks if ranks[0] == holder else (holder, *(rank for rank in ranks if rank != holder))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A slice, of ``shape``, and the ranks that hold it."""
+
+    ranks: tuple[int, ...]
+    shape: Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Placement:
+    """The slices of a tensor, and its boxes in order of their first row: (number of the slice, box)."""
+
+    parts: tuple[_Part, ...]
+    boxes: tuple[tuple[int, Box], ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _placement(layout: Layout, shape: Shape, first: int) -> _Placement:
+    """Return where the ranks from ``first`` on have a tensor of ``shape``. Raises LayoutError as ``boxes`` does.
+
+    Cached, because all layers have the same.
+    """
+    groups = _same_slice(layout, first)
+    placed = [boxes(layout, ranks[0] - first, shape) for ranks in groups]
+    parts = (_Part(ranks=ranks, shape=_held(some)) for ranks, some in zip(groups, placed, strict=True))
+    # As Whole requires: a block then meets its pieces in the order of the new file.
+    in_order = sorted(((at, box) for at, some in enumerate(placed) for box in some), key=lambda pair: pair[1].start)
+    return _Placement(parts=tuple(parts), boxes=tuple(in_order))
 
 
 def _held(placed: Sequence[Box]) -> Shape:

@@ -160,14 +160,14 @@ def _beside(base: Path | None, name: str) -> dict[str, Any]:
     return read_json(path) if path and path.is_file() else {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, hint: str = "put it back") -> dict[str, Any]:
     """Read the JSON object in ``path``. Raises CheckpointError when there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it is no mapping")
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}", hint="put it back") from error
+        raise CheckpointError(f"cannot read {path}: {error}", hint=hint) from error
     return found
 
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ from launcher.checkpoint.gather import Gathered, OpenShards, gather, single_file
 from launcher.checkpoint.lora import LoraConfig, only_scale, read_lora, recorded_scale, scales_text
 from launcher.checkpoint.model_check import check_adapters, check_floats, check_model, check_moments
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, MODEL_CONFIG, WEIGHTS, tokenizer_files
-from launcher.checkpoint.record import MERGE_RECORD, RECORD_VERSION, differences, read_record
+from launcher.checkpoint.record import MERGE_RECORD, RECORD_VERSION, differences, read_record, record_text
 from launcher.checkpoint.shards import TRAINABLE, Moment, Shards, find_shards, moment_text
 from launcher.checkpoint.steps import Step, check_steps, choose_step, step_before
 from launcher.checkpoint.stream import BLOCK_BYTES, NUM_THREADS, PlannedFile, planned, write_file
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Fold, Output, Whole
-from launcher.checkpoint.verify import Verified, verify_files, verifying_bytes
+from launcher.checkpoint.verify import Verified, verify_planned, verifying_bytes
 from launcher.common.atomic import write_atomic
 from launcher.common.folders import check_target, is_taken, only_writer, real_path, sync_file, whole_folder
 from launcher.common.peak_memory import peak_so_far
@@ -42,7 +42,7 @@ from launcher.models import names
 from launcher.models.registry import shapes_of
 from launcher.upstream.installed import installed
 
-MINDSPORE, HF, PEFT = "mindspore", "hf", "peft"
+MINDSPORE, HF, PEFT, GGUF = "mindspore", "hf", "peft", "gguf"
 
 OnProgress = Callable[[int, int], None]
 
@@ -71,8 +71,8 @@ class Source:
 class Options:
     """Options of a merge. ``step``: counted over the whole run, or (epoch, step in it); None: the newest complete one.
 
-    layout: MINDSPORE, HF or PEFT. file_format: SAFETENSORS or CKPT (MINDSPORE only). dtype: None keeps each
-    tensor's own. max_shard_bytes: size of one file (HF only).
+    layout: MINDSPORE, HF, PEFT or GGUF. file_format: SAFETENSORS or CKPT (MINDSPORE only). dtype: None keeps each
+    tensor's own; of GGUF a value of gguf_file.DTYPES. max_shard_bytes: size of one file (HF only).
     """
 
     step: int | Moment | None = None
@@ -89,7 +89,7 @@ class Options:
         if self.layout == MINDSPORE:
             return
         wrong = {
-            "--no-fold": self.layout == HF and not self.fold,
+            "--no-fold": self.layout in (HF, GGUF) and not self.fold,
             "--with-optimizer": self.with_optimizer,
             "--file-format ckpt": self.file_format == CKPT,
         }
@@ -177,6 +177,10 @@ class MergePlan:
         for name, content in sorted(self.texts.items()):
             # With the length no other split into names and contents gives the same bytes.
             digest.update(f"{name} {len(content)}\n".encode() + content)
+        for file in self.files if self.options.layout == GGUF else ():
+            # Configuration and tokenizer are in its head.
+            for _, literal in file.bytes.literals:
+                digest.update(literal)
         return digest.hexdigest()
 
     def identities(self) -> dict[TensorFile, Identity]:
@@ -263,9 +267,14 @@ def _plan(source: Source, options: Options, stack: ExitStack) -> MergePlan:
 def _plan_step(
     source: Source, options: Options, shards: Shards, base: TensorFile | None, chosen: Step, stack: ExitStack
 ) -> MergePlan:
+    if shards.listed and options.with_optimizer:
+        raise CheckpointError(
+            f"{shards.folder} keeps the optimizer's state in files of its own, which are not merged",
+            hint="leave out --with-optimizer",
+        )
     paths = shards.at(chosen.moment)
     opened = stack.enter_context(OpenShards(paths))
-    gathered = gather(opened, shards.strategies)
+    gathered = gather(opened, shards.strategies_at(chosen.moment))
     for rank in compared_ranks(gathered.copies, full=options.verify_full):
         # Opened while planning, so that a damaged copy shows before anything is written.
         _ = opened[rank]
@@ -274,7 +283,7 @@ def _plan_step(
     tensors = {**(_base_tensors(base) if base else {}), **gathered.tensors}
     _check(source, shards, options, tensors)
     scales = _scales(source, shards, options, tensors)
-    outputs = _Outputs(tensors, options, scales, source.model["model"] if source.model else None)
+    outputs = _Outputs(tensors, options, scales, source)
     files = tuple(outputs.files())
     return MergePlan(
         source=source,
@@ -288,7 +297,11 @@ def _plan_step(
         files=files,
         texts=_texts(source, options, scales, files),
         left_out=outputs.left_out(),
-        notes=(*_state_note(source, options, chosen), *_notes(source, shards, options, tensors, scales)),
+        notes=(
+            *_state_note(source, options, chosen),
+            *_notes(source, shards, options, tensors, scales),
+            *_gguf_notes(options, files),
+        ),
     )
 
 
@@ -340,7 +353,7 @@ def _check(source: Source, shards: Shards, options: Options, tensors: Mapping[st
 
 
 def _missing_hint(shards: Shards) -> str:
-    if shards.strategies or shards.num_ranks == 1:
+    if shards.strategies or shards.listed or shards.num_ranks == 1:
         return "the shards are not all there, or the model is another one"
     return (
         "without strategy files every rank is taken to hold the whole model, or its share of whole tensors: if the run "
@@ -394,6 +407,16 @@ def _state_note(source: Source, options: Options, chosen: Step) -> Iterator[str]
         yield f"{source.name} is {source.state}: {which}"
 
 
+def _gguf_notes(options: Options, files: Sequence[PlannedFile]) -> Iterator[str]:
+    """Yield which matrices are not quantized as asked."""
+    if options.layout == GGUF and options.dtype:
+        from launcher.checkpoint.gguf_file import halved
+
+        names_ = [name for file in files for name in halved(file.outputs, options.dtype)]
+        if names_:
+            yield f"{len(names_)} matrices are f16: rows of {options.dtype} have a multiple of 32 numbers ({names_[0]})"
+
+
 def _notes(
     source: Source, shards: Shards, options: Options, tensors: Mapping[str, Whole], scales: Mapping[str, float]
 ) -> tuple[str, ...]:
@@ -422,9 +445,10 @@ class _Outputs:
         tensors: Mapping[str, Whole],
         options: Options,
         scales: Mapping[str, float],
-        model: Mapping[str, Any] | None,
+        source: Source,
     ) -> None:
-        self._model = model
+        self._source = source
+        self._model = source.model["model"] if source.model else None
         self._tensors = tensors
         self._options = options
         self._scales = scales
@@ -436,7 +460,18 @@ class _Outputs:
             return huggingface.weight_files(weights, self._options.max_shard_bytes, self._model)
         if self._options.layout == PEFT:
             return [huggingface.adapter_file(adapters, self._model)]
+        if self._options.layout == GGUF:
+            return [self._gguf(weights)]
         return self._mindspore(weights, adapters)
+
+    def _gguf(self, weights: list[Output]) -> PlannedFile:
+        from launcher.checkpoint.gguf_file import check_installed, gguf_file
+
+        check_installed()
+        source = self._source
+        whole = huggingface.weight_files(weights, sum(output.nbytes for output in weights), self._model)
+        texts = huggingface.model_texts(source.model, source.base, source.tokenizer, whole)
+        return gguf_file(whole[0].outputs, texts, self._options.dtype or "float16", Path(source.name).name)
 
     def _mindspore(self, weights: list[Output], adapters: list[Output]) -> list[PlannedFile]:
         suffix = self._options.file_format
@@ -463,7 +498,8 @@ class _Outputs:
     def _output(self, name: str) -> Output:
         whole = self._tensors[name]
         # A requested dtype is for weights: counters stay whole numbers.
-        dtype = self._options.dtype if self._options.dtype and whole.dtype in FLOATS else whole.dtype
+        asked = None if self._options.layout == GGUF else self._options.dtype  # which has several
+        dtype = asked if asked and whole.dtype in FLOATS else whole.dtype
         fold = self._fold(name) if self._options.fold and names.is_weight(name) else None
         return Output(name=name, dtype=dtype, whole=whole, fold=fold)
 
@@ -481,6 +517,8 @@ def _texts(
         return huggingface.model_texts(source.model, source.base, source.tokenizer, files)
     if options.layout == PEFT:
         return huggingface.adapter_texts(scales, files, source.base)
+    if options.layout == GGUF:
+        return {}
     texts = {}
     if source.model is not None:
         texts[MODEL_CONFIG] = (json.dumps(source.model, indent=2) + "\n").encode()
@@ -518,7 +556,7 @@ def merge(
     with only_writer(place, on_wait):
         identities = plan.identities()
         inputs = plan.inputs(identities)
-        found = _already(plan, identities, inputs, place, force=force) if is_taken(place) else None
+        found = already_merged(plan, identities, inputs, place, force=force) if is_taken(place) else None
         if found is None:
             found = _write(plan, place, identities, inputs, force=force, on_begin=on_begin, on_progress=on_progress)
     return replace(found, folder=target)
@@ -538,21 +576,22 @@ def _write(
     if on_begin is not None:
         on_begin()
     # Inputs are compared before the scratch folder is made: refused shards leave nothing behind.
-    clock = _Clock()
-    _compare(plan, identities)
+    clock = Clock()
+    compare_inputs(plan, plan.outputs, identities)
     clock.lap("compare")
     with whole_folder(target, replace=force) as scratch:
         _stream(plan, scratch, on_progress)
         clock.lap("write")
         verified = _verify(plan, scratch)
         clock.lap("verify")
-        _finish(scratch, {**plan.texts, MERGE_RECORD: _record(plan, inputs, verified)})
+        _finish(scratch, {**plan.texts, MERGE_RECORD: record_of(plan, inputs, verified)})
     clock.lap("sync")
-    made = _merged(plan, target, verified)
+    made = merged_by(plan, target, verified)
     return replace(made, fresh=True, size=plan.size, timings_s=clock.laps_s)
 
 
-def _merged(plan: MergePlan, target: Path, verified: Verified | None) -> Merged:
+def merged_by(plan: MergePlan, target: Path, verified: Verified | None) -> Merged:
+    """Return the result of ``plan`` that is in ``target``, as one found already made."""
     return Merged(
         folder=target,
         step=plan.step,
@@ -571,29 +610,40 @@ def _finish(scratch: Path, texts: Mapping[str, bytes]) -> None:
         sync_file(path)
 
 
-def _compare(plan: MergePlan, identities: Mapping[TensorFile, Identity]) -> None:
-    """Compare inputs with their CRC, with each other, and with the strategy."""
-    for file in identities:
+def compare_inputs(
+    plan: MergePlan,
+    outputs: Sequence[Output],
+    identities: Mapping[TensorFile, Identity],
+    files: Sequence[TensorFile] | None = None,
+) -> None:
+    """Compare inputs with their CRC (``files``; None for all), with each other, and with the strategy.
+
+    Only what goes into ``outputs`` is compared: optimizer state that is left out may differ and costs no reading.
+    Raises CheckpointError, naming what differs.
+    """
+    for file in identities if files is None else files:
         check_crc(file)
     check_not_copied(plan.gathered.tensors.values(), identities)
-    # Only what goes into the result is compared: optimizer state that is left out may differ and costs no reading.
-    wanted = {output.whole.name for output in plan.outputs} | {
-        whole.name for output in plan.outputs if output.fold for whole in (output.fold.lora_a, output.fold.lora_b)
+    wanted = {output.whole.name for output in outputs} | {
+        whole.name for output in outputs if output.fold for whole in (output.fold.lora_a, output.fold.lora_b)
     }
     copies = [same for same in plan.gathered.copies if same.name in wanted]
     compare_copies(plan.opened, copies, full=plan.options.verify_full)
 
 
 def _verify(plan: MergePlan, folder: Path) -> Verified:
-    return verify_files({folder / file.name: file.outputs for file in plan.files}, full=plan.options.verify_full)
+    return verify_planned({folder / file.name: file for file in plan.files}, full=plan.options.verify_full)
 
 
-class _Clock:
+class Clock:
+    """The seconds of each phase of a merge."""
+
     def __init__(self) -> None:
         self._last = time.monotonic()
         self.laps_s: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
+        """End the phase ``name``."""
         now = time.monotonic()
         self.laps_s[name] = now - self._last
         self._last = now
@@ -610,7 +660,7 @@ def _stream(plan: MergePlan, scratch: Path, on_progress: OnProgress | None) -> N
         write_file(scratch / file.name, file.bytes, on_bytes)
 
 
-def _already(
+def already_merged(
     plan: MergePlan,
     identities: Mapping[TensorFile, Identity],
     inputs: list[dict[str, Any]],
@@ -618,17 +668,20 @@ def _already(
     *,
     force: bool,
 ) -> Merged | None:
-    """Return the same merge found in ``target``, fully verified if requested, or None when it is to be replaced."""
+    """Return the same merge found in ``target``, fully verified if requested, or None when it is to be replaced.
+
+    Raises CheckpointError when it holds another merge and not ``force``.
+    """
     record, full = read_record(target), plan.options.verify_full
     found, verified = differences(record, plan.recipe(), inputs, compared=full), None
     if full and not found:
-        _compare(plan, identities)
+        compare_inputs(plan, plan.outputs, identities)
         found, verified = _held_against(plan, target)
     if not found:
         if full:
             # Inputs may be rewritten files with the same bytes: with their new times the next quick check passes.
-            write_atomic(target / MERGE_RECORD, _text({**record, "inputs": inputs}))
-        return _merged(plan, target, verified)
+            write_atomic(target / MERGE_RECORD, record_text({**record, "inputs": inputs}))
+        return merged_by(plan, target, verified)
     if force:
         return None
     raise CheckpointError(
@@ -645,7 +698,8 @@ def _held_against(plan: MergePlan, target: Path) -> tuple[list[str], Verified | 
         return [f"it is not what these shards give: {error.message}"], None
 
 
-def _record(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -> bytes:
+def record_of(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -> bytes:
+    """Return the text of merge.json."""
     record = {
         "source": plan.source.name,
         "step": plan.step,
@@ -657,19 +711,9 @@ def _record(plan: MergePlan, inputs: list[dict[str, Any]], verified: Verified) -
         "lora_scale": recorded_scale(plan.scales),
         "tensors": len(plan.outputs),
         "folded": plan.num_folded,
-        "verified": {
-            "full": verified.full,
-            "tensors": verified.tensors,
-            "values": verified.values,
-            "max_error": verified.max_error,
-            "tolerance": verified.tolerance,
-        },
+        "verified": asdict(verified),
         "recipe": plan.recipe(),
         "inputs": inputs,
         "versions": installed(),
     }
-    return _text(record)
-
-
-def _text(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, indent=2) + "\n").encode()
+    return record_text(record)

@@ -14,6 +14,11 @@ MERGE_RECORD = "merge.json"
 RECORD_VERSION = 2
 
 
+def record_text(record: Mapping[str, Any]) -> bytes:
+    """Return ``record`` as the text of its file."""
+    return (json.dumps(record, indent=2) + "\n").encode()
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """Read merge.json of ``folder``. Raises CheckpointError when it is missing or damaged."""
     try:

@@ -5,16 +5,20 @@ The format: github.com/huggingface/safetensors, README, "Format".
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launcher.checkpoint.dtypes import FROM_SAFETENSORS, SAFETENSORS_NAMES
-from launcher.checkpoint.entries import Entry, Index, Readable, check_count, check_entry, check_name, damaged
+from launcher.checkpoint.entries import Entry, FlawError, Index, Readable, check_count, check_entry, check_name, damaged
 
 # The safetensors library takes 100 MB; a LLaMA of 126 layers with optimizer state needs less than one.
 _MAX_HEADER_BYTES = 32 << 20
+# Headers of up to so many bytes are remembered, and metadata of up to so many at its head told apart from it.
+_KEPT_HEADER_BYTES, _MAX_METADATA_BYTES = 2 << 20, 64 << 10
+_METADATA = b'{"__metadata__":'
 _CRC_DIGITS = 10
 # MindSpore holds as many bytes in memory as a counter says, to make a CRC.
 _MAX_COUNT = 1 << 32
@@ -22,51 +26,86 @@ _MAX_COUNT = 1 << 32
 
 def read_index(file: Readable) -> Index:
     """Read the index of a safetensors file. Raises CheckpointError when it is damaged."""
-    header, base = _header(file)
-    metadata = header.pop("__metadata__", None) or {}
+    try:
+        return _read_index(file)
+    except FlawError as flaw:
+        raise damaged(file.path, str(flaw)) from flaw
+
+
+def _read_index(file: Readable) -> Index:
+    text, base = _header(file)
+    metadata, rest = _without_metadata(text)
+    # Hundreds of ranks hold slices of equal shapes at equal offsets, and so have one header but for its metadata.
+    read = _read_tensors if len(rest) <= _KEPT_HEADER_BYTES else _read_tensors.__wrapped__
+    try:
+        entries, inner = read(rest, base, file.size)
+    except FlawError:
+        # Once more as a whole: places in the message are those in the header.
+        entries, inner = _read_tensors.__wrapped__(text, base, file.size)
+    metadata = metadata if inner is None else inner
+    metadata = metadata or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise damaged(file.path, "its metadata are not text")
-    check_count(file.path, len(header))
-    entries = [_entry(file, name, item, base) for name, item in header.items()]
-    entries.sort(key=lambda entry: (entry.extents[0], entry.name))
-    _check_packed(file, entries, base)
+        raise FlawError("its metadata are not text")
     crc = metadata.get("crc_num", "")
     if len(crc) > _CRC_DIGITS:
-        raise damaged(file.path, f"a CRC-32 of {len(crc)} digits")
-    return Index(
-        entries={entry.name: entry for entry in entries},
-        metadata=metadata,
-        crc=int(crc) if crc.isascii() and crc.isdigit() else None,
-    )
+        raise FlawError(f"a CRC-32 of {len(crc)} digits")
+    return Index(entries=entries, metadata=metadata, crc=int(crc) if crc.isascii() and crc.isdigit() else None)
 
 
-def _header(file: Readable) -> tuple[dict[str, Any], int]:
+def _header(file: Readable) -> tuple[bytes, int]:
+    """Return the JSON of a header, and where the tensors begin."""
     if file.size < 8:
-        raise damaged(file.path, f"it has {file.size} bytes")
+        raise FlawError(f"it has {file.size} bytes")
     size = int.from_bytes(file.pread(0, 8), "little")
     if size > min(_MAX_HEADER_BYTES, file.size - 8):
-        raise damaged(file.path, f"a header of {size} bytes in a file of {file.size}")
+        raise FlawError(f"a header of {size} bytes in a file of {file.size}")
+    return file.pread(8, size), 8 + size
+
+
+def _without_metadata(text: bytes) -> tuple[Any, bytes]:
+    """Return the metadata that ``text`` begins with, and the header without them; None and all of it elsewhere."""
+    if text.startswith(_METADATA):
+        try:
+            head = text[len(_METADATA) : len(_METADATA) + _MAX_METADATA_BYTES].decode("ascii")
+            metadata, end = json.JSONDecoder().raw_decode(head)
+        except (ValueError, RecursionError):
+            return None, text
+        if head[end : end + 2] == ',"':
+            return metadata, b"{" + text[len(_METADATA) + end + 1 :]
+    return None, text
+
+
+@functools.lru_cache(maxsize=16)
+def _read_tensors(text: bytes, base: int, file_size: int) -> tuple[Mapping[str, Entry], Any]:
+    """Return the tensors in the header ``text`` of a file of ``file_size`` bytes, in file order, and its metadata.
+
+    Tensors begin at ``base``. Raises FlawError.
+    """
     try:
-        header = json.loads(file.pread(8, size))
+        header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise damaged(file.path, f"its header is not JSON: {error}") from error
+        raise FlawError(f"its header is not JSON: {error}") from error
     if not isinstance(header, dict):
-        raise damaged(file.path, "its header is no mapping")
-    return header, 8 + size
+        raise FlawError("its header is no mapping")
+    metadata = header.pop("__metadata__", None)
+    check_count(len(header))
+    entries = [_entry(name, item, base, file_size) for name, item in header.items()]
+    entries.sort(key=lambda entry: (entry.extents[0], entry.name))
+    _check_packed(entries, base, file_size)
+    return {entry.name: entry for entry in entries}, metadata
 
 
-def _entry(file: Readable, name: str, item: Any, base: int) -> Entry:
-    name = check_name(file.path, name.encode("utf-8", "surrogatepass"))
+def _entry(name: str, item: Any, base: int, file_size: int) -> Entry:
+    name = check_name(name.encode("utf-8", "surrogatepass"))
     try:
-        begin, end = (_whole(number) for number in item["data_offsets"])
-        shape = tuple(_whole(dim) for dim in item["shape"])
+        begin, end = map(_whole, item["data_offsets"])
+        shape = tuple(map(_whole, item["shape"]))
         dtype = FROM_SAFETENSORS[item["dtype"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(file.path, f"{name}: dtype, shape or place is missing or of no known kind") from error
-    if base + end > file.size or begin > end:
-        raise damaged(file.path, f"{name} ends at byte {base + end} of {file.size}")
-    entry = Entry(name=name, dtype=dtype, shape=shape, extents=((base + begin, end - begin),))
-    return check_entry(file.path, entry)
+        raise FlawError(f"{name}: dtype, shape or place is missing or of no known kind") from error
+    if base + end > file_size or begin > end:
+        raise FlawError(f"{name} ends at byte {base + end} of {file_size}")
+    return check_entry(Entry(name=name, dtype=dtype, shape=shape, extents=((base + begin, end - begin),)))
 
 
 def _whole(value: Any) -> int:
@@ -75,15 +114,15 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _check_packed(file: Readable, entries: list[Entry], base: int) -> None:
+def _check_packed(entries: list[Entry], base: int, file_size: int) -> None:
     """Check that tensors lie without gap or overlap up to the end of the file, as the format demands."""
     for entry in entries:
         offset, nbytes = entry.extents[0]
         if offset != base:
-            raise damaged(file.path, f"{entry.name} begins at byte {offset}, the tensor before it ends at {base}")
+            raise FlawError(f"{entry.name} begins at byte {offset}, the tensor before it ends at {base}")
         base += nbytes
-    if base != file.size:
-        raise damaged(file.path, f"its tensors end at byte {base} of {file.size}")
+    if base != file_size:
+        raise FlawError(f"its tensors end at byte {base} of {file_size}")
 
 
 def computed_crc(file: Readable) -> int:

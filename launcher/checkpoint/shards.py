@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.checkpoint.entries import SUFFIXES
+from launcher.checkpoint.strategy import METADATA
 from launcher.common.ranges import spans
 from launcher.errors import CheckpointError
 
@@ -18,6 +19,9 @@ from launcher.errors import CheckpointError
 _FILE = re.compile(r"(?P<prefix>.+?)(?:-(?P<epoch>\d{1,9})_(?P<step>\d{1,9}))?")
 _RANK = re.compile(r"rank_(0|[1-9]\d{0,5})")
 _RANK_IN_NAME = re.compile(r"(?:.*[-_.])?rank_(\d{1,6})(?!\d)")
+# mindformers 1.9.0, checkpoint/utils.py: a folder a step, in it PREFIX-model-RANK-RANKS beside the optimizer's files.
+_ITERATION = re.compile(r"iteration_(\d{8,9})")
+_MODEL_FILE = re.compile(r"(?:.+-)?model-(\d{7})-(\d{7})\.safetensors")
 _STRATEGY = re.compile(r".*rank_(\d{1,6})\.(?:ckpt|json)")
 
 Moment = tuple[int, int]
@@ -34,13 +38,29 @@ def moment_text(moment: Moment) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """The shards of a folder. ``files``: by rank, then by moment. ``kind``: FULL, or TRAINABLE for adapters."""
+    """The shards of a folder. ``files``: by rank, then by moment. ``kind``: FULL, or TRAINABLE for adapters.
+
+    listed: where every step has a folder of its own, and in it a list of slices in place of strategy files.
+    """
 
     folder: Path
     kind: str
     files: tuple[Mapping[Moment, Path], ...]
     strategies: tuple[Path, ...]
     adapter_config: Path | None
+    listed: bool = False
+
+    def strategies_at(self, moment: Moment) -> tuple[Path, ...]:
+        """Return what says how the tensors of ``moment`` are cut. Raises CheckpointError when it was not saved."""
+        if not self.listed or self.num_ranks == 1:
+            return self.strategies
+        path = self.files[0][moment].with_name(METADATA)
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing: nothing says how {self.num_ranks} ranks share the weights",
+                hint="copy it from the host of rank 0, or merge another --step",
+            )
+        return (path,)
 
     @property
     def num_ranks(self) -> int:
@@ -107,6 +127,9 @@ def find_shards(folder: Path, *, strategy: Path | None = None, num_ranks: int | 
 def _find_shards(folder: Path, strategy: Path | None, num_ranks: int | None) -> Shards:
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}", hint="give a job, or a folder that holds rank_<R> folders")
+    iterations = _iterations(folder)
+    if iterations:
+        return _of_iterations(folder, iterations, num_ranks)
     root, kind, found = _rank_folders(folder)
     # Without num_ranks, missing last ranks do not show here; read_stages compares the count with the strategy's.
     count = num_ranks or max(found) + 1
@@ -124,6 +147,41 @@ def _find_shards(folder: Path, strategy: Path | None, num_ranks: int | None) -> 
         files=tuple(_saved(found[rank], rank) for rank in range(count)),
         strategies=_strategies(folder, root, strategy, count),
         adapter_config=_adapter_config(folder, root),
+    )
+
+
+def _iterations(folder: Path) -> dict[int, Path]:
+    """Return the folders of steps as MindFormers leaves them with ``use_legacy_format: False``, by step."""
+    for root in (folder / FULL, folder):
+        found = {int(match[1]): path for path in _folders(root) if (match := _ITERATION.fullmatch(path.name))}
+        if found:
+            return found
+    return {}
+
+
+def _of_iterations(folder: Path, iterations: Mapping[int, Path], num_ranks: int | None) -> Shards:
+    files: dict[int, dict[Moment, Path]] = {}
+    for step, place in sorted(iterations.items()):
+        for path in sorted(place.iterdir()):
+            match = _MODEL_FILE.fullmatch(path.name)
+            if match is None:
+                continue
+            rank, num_ranks = int(match[1]), num_ranks or int(match[2])
+            if int(match[2]) != num_ranks or rank >= num_ranks or (1, step) in files.get(rank, {}):
+                raise CheckpointError(
+                    f"{path} is of {int(match[2])} ranks, or one of two of its rank, among those of {num_ranks}",
+                    hint="move what is of another run away",
+                )
+            files.setdefault(rank, {})[1, step] = path
+    if not files:
+        raise CheckpointError(f"{folder} holds no checkpoint: its steps are empty", hint="give another folder")
+    return Shards(
+        folder=folder,
+        kind=FULL,
+        files=tuple(files.get(rank, {}) for rank in range(num_ranks or 0)),
+        strategies=(),
+        adapter_config=_adapter_config(folder, next(iter(iterations.values())).parent),
+        listed=True,
     )
 
 

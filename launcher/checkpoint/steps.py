@@ -15,7 +15,7 @@ from launcher.models.names import GLOBAL_STEP
 
 # Up to this many ranks are all asked for their step; of more as many, spread evenly, unless all are to be read.
 _MAX_ASKED = 128
-BY_TENSOR, BY_NAME = GLOBAL_STEP, "file name"
+BY_TENSOR, BY_NAME, BY_FOLDER = GLOBAL_STEP, "file name", "folder name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +37,9 @@ class Skipped:
 class Step:
     """A moment that all ranks saved.
 
-    number: its step. said_by: BY_TENSOR (counted over the whole run) or BY_NAME (counted within ``epoch``, for files
-    without that tensor); None when neither says. skipped: newer moments that are not complete, newest first.
+    number: its step. said_by: BY_TENSOR or BY_FOLDER (counted over the whole run) or BY_NAME (counted within
+    ``epoch``, for files without that tensor); None when nothing says. skipped: newer moments that are not complete,
+    newest first.
     """
 
     moment: Moment
@@ -49,7 +50,7 @@ class Step:
     def __str__(self) -> str:
         if self.number is None:
             return "an unnumbered step"
-        if self.said_by == BY_TENSOR:
+        if self.said_by in (BY_TENSOR, BY_FOLDER):
             return f"step {self.number}"
         epoch = f" of epoch {self.moment[0]}" if self.moment[0] > 1 else ""
         return f"step {self.number}{epoch} (by the file name: there is no {GLOBAL_STEP} in it)"
@@ -113,40 +114,46 @@ def _described(shards: Shards, moment: Moment, skipped: tuple[Skipped, ...] = ()
         return Step(moment=moment, number=number, said_by=BY_TENSOR, skipped=skipped)
     if moment == UNNUMBERED:
         return Step(moment=moment, number=None, said_by=None, skipped=skipped)
-    return Step(moment=moment, number=moment[1], said_by=BY_NAME, skipped=skipped)
+    return Step(moment=moment, number=moment[1], said_by=BY_FOLDER if shards.listed else BY_NAME, skipped=skipped)
 
 
 def _step_said(path: Path) -> int | None:
     """Return the step number in ``path``; None for a damaged file."""
     try:
-        return _step_in(path)
+        return _step_at(path)
     except DamagedFile:
         return None
 
 
-def _step_in(path: Path) -> int | None:
+def _step_in(file: TensorFile) -> int | None:
+    entry = file.entries.get(GLOBAL_STEP)
+    if entry is None or not 0 < entry.nbytes <= 64:
+        return None
+    number = float(file.array(GLOBAL_STEP).reshape(-1)[0])
+    if not math.isfinite(number):
+        raise damaged(file.path, f"its {GLOBAL_STEP} is {number}")
+    return int(number)
+
+
+def _step_at(path: Path) -> int | None:
     with TensorFile(path) as file:
-        entry = file.entries.get(GLOBAL_STEP)
-        if entry is None or not 0 < entry.nbytes <= 64:
-            return None
-        number = float(file.array(GLOBAL_STEP).reshape(-1)[0])
-        if not math.isfinite(number):
-            raise damaged(path, f"its {GLOBAL_STEP} is {number}")
-        return int(number)
+        return _step_in(file)
 
 
-def check_steps(step: Step, paths: Sequence[Path], needed: Iterable[int], *, full: bool) -> Step:
+def check_steps(step: Step, paths: Sequence[Path], opened: Mapping[int, TensorFile], *, full: bool) -> Step:
     """Check that the ranks' files agree on the step; return ``step`` with their number.
 
-    paths: one file per rank; a file without the step tensor does not count (redundancy may be removed). needed: ranks
-    whose file is read in any case. Raises CheckpointError when they disagree, DamagedFile when any is not whole.
+    paths: one file per rank; a file without the step tensor does not count (redundancy may be removed). opened: files
+    that are open already, all of which are asked. Raises CheckpointError when they disagree, DamagedFile when any is
+    not whole.
     """
     count = len(paths)
     spread = range(count) if full or count <= _MAX_ASKED else range(0, count, -(-count // _MAX_ASKED))
-    asked = sorted({*spread, *needed})
+    asked = sorted({*spread, *opened})
     # A resume takes no step of which any rank's file is damaged, so neither does a merge that needs only some of them.
-    _check_whole(paths[rank] for rank in range(count) if rank not in set(asked))
-    steps = {rank: number for rank in asked if (number := _step_in(paths[rank])) is not None}
+    _check_whole(paths[rank] for rank in sorted({*range(count)}.difference(asked)))
+    said = {rank: _step_in(opened[rank]) if rank in opened else _step_at(paths[rank]) for rank in asked}
+    steps = {rank: number for rank, number in said.items() if number is not None}
     if len(set(steps.values())) > 1:
         raise CheckpointError(
             f"mixed steps in files of the same name: {_by_step(steps)}",

@@ -20,6 +20,10 @@ from launcher.errors import CheckpointError
 # Strategy files end in .ckpt too: weights that were given by mistake are refused before they are read into memory.
 # A layout takes some 120 bytes: the state of a 70B model with its optimizer half a megabyte.
 _MAX_FILE_BYTES = 4 << 20
+# A metadata.json begins with the layouts; what follows may be long, as it says of every slice which ranks have it.
+METADATA = "metadata.json"
+_METADATA_BYTES = 16 << 20
+_METADATA_HEAD = re.compile(r'\s*\{\s*"state_dict_metadata"\s*:\s*')
 _MAX_DEVICES = 1 << 20
 _STAGED = re.compile(r"(\d+)-(.+)")
 
@@ -60,6 +64,8 @@ Stages = dict[int, dict[str, Layout]]
 def read_strategy(path: Path) -> Stages:
     """Read layouts by stage and parameter. Raises CheckpointError when ``path`` is not a strategy file."""
     try:
+        if path.name == METADATA:
+            return _by_stage(0, dict(_listed(_read_head(path))))
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes")
         raw = path.read_bytes()
@@ -233,6 +239,35 @@ def _read_json(raw: bytes) -> tuple[int, dict[str, Layout]]:
     stage = next((int(item.get("stage", 0)) for item in operators.values()), 0)
     items = document.get("parallel_layout_item") or {}
     return stage, {name: _json_layout(item) for name, item in items.items()}
+
+
+def _read_head(path: Path) -> Any:
+    """Read the first value of a metadata.json, and nothing after it."""
+    with path.open("rb") as file:
+        text = file.read(_METADATA_BYTES).decode("utf-8", "ignore")  # it may end within a character
+    begins = _METADATA_HEAD.match(text)
+    if begins is None:
+        raise ValueError("it does not begin with state_dict_metadata")
+    return json.JSONDecoder().raw_decode(text, begins.end())[0]
+
+
+def _listed(parameters: Mapping[str, Any]) -> Iterator[tuple[str, Layout]]:
+    """Yield the layouts in a metadata.json of MindFormers (use_legacy_format: False), names with their stage in front.
+
+    mindformers 1.9.0, checkpoint/metadata.py (save_metadata); a layout's tensor_map counts as that of a strategy file.
+    """
+    for name, item in parameters.items():
+        layout = item["layout"]
+        if layout["interleaved_parallel"]:
+            raise ValueError(f"{name} is cut for interleaved parallel")
+        ranks = _ints(layout["rank_list"])
+        made = Layout(
+            device_matrix=_ints(layout["device_matrix"]),
+            tensor_map=tuple(_ints(axis) for axis in _tensor_map(layout["tensor_map"])),
+        )
+        if not ranks or ranks != tuple(range(ranks[0], ranks[0] + made.num_devices)) or ranks[0] % len(ranks):
+            raise ValueError(f"{name} is on ranks {list(ranks)[:8]}, which are no pipeline stage")
+        yield f"{ranks[0] // len(ranks)}-{name}", made
 
 
 def _json_layout(item: Mapping[str, Any]) -> Layout:

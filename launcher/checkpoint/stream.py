@@ -11,13 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from launcher.checkpoint import ckpt, safetensors_format
-from launcher.checkpoint.dtypes import Array, item_size, numpy_dtype
+from launcher.checkpoint.dtypes import Array, item_size, numpy_dtype, quantized
 from launcher.checkpoint.entries import CKPT, damaged
 from launcher.checkpoint.halves import HalfCaster, plain_cast
 from launcher.checkpoint.tensorfile import byte_view
@@ -143,7 +143,8 @@ def _blocks(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         output = chunk.output
         limit = _COPY_BYTES if _is_moved(output) else BLOCK_BYTES
         # A row costs the widest of its forms: in the new file, in the source, and in float32 while adapters are added.
-        wide = max(output.row_bytes, output.whole.row_bytes, output.whole.row_items * 4 if output.fold else 1, 1)
+        in_float32 = output.whole.row_items * 4 if output.fold or output.unquantized is not output else 1
+        wide = max(output.row_bytes, output.whole.row_bytes, in_float32, 1)
         rows = max(1, limit // wide)
         for start in range(chunk.start, chunk.stop, rows):
             yield Chunk(
@@ -240,10 +241,13 @@ class _Worker:
         source = self._buffer("source", rows * whole.row_items, whole.dtype)
         scratch = self._buffer("scratch", whole.scratch_bytes(rows), "uint8")
         whole.read_rows(block.start, block.stop, source.reshape(rows, *whole.shape[1:]), scratch)
-        if not output.is_copy:
-            source = self._convert(output, source, block.start, rows)
-        if output.must_be_finite:
-            self._check_finite(block, source)
+        made = output.unquantized
+        if not made.is_copy:
+            source = self._convert(made, source, block.start, rows)
+        if made.must_be_finite:
+            self._check_finite(replace(block, output=made), source)
+        if made is not output:
+            source = quantized(source.reshape(rows, -1))
         _write(self._fd, byte_view(source), block.offset)
 
     def _check_finite(self, block: Chunk, values: Array) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -20,16 +19,17 @@ from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.checkpoint.entries import CKPT, DamagedFile, Entry, Index, damaged, format_of
 from launcher.errors import CheckpointError
 
-_latest_entries: Mapping[str, Entry] = {}
-
 
 class TensorFile:
     """An open checkpoint file of either format; use it in a ``with`` statement. Reads are safe in several threads."""
 
-    def __init__(self, path: Path) -> None:
-        """Open ``path``. Raises CheckpointError when it is missing, damaged, encrypted or of neither format."""
+    def __init__(self, path: Path, index: Index | None = None) -> None:
+        """Open ``path``. ``index``: what is in a file of another format, which is then not read.
+
+        Raises CheckpointError when it is missing, damaged, encrypted or of neither format.
+        """
         self.path = path
-        self.format = format_of(path)
+        self.format = format_of(path) if index is None else ""
         try:
             # Without waiting: a named pipe is no checkpoint.
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -41,7 +41,7 @@ class TensorFile:
                 raise CheckpointError(f"{path} is no file", hint="give a .ckpt or .safetensors file")
             self.size, self.mtime_ns, self.inode = status.st_size, status.st_mtime_ns, status.st_ino
             read_index = ckpt.read_index if self.format == CKPT else safetensors_format.read_index
-            self.index: Index = _shared(read_index(self))
+            self.index: Index = read_index(self) if index is None else index
         except BaseException:
             os.close(self.fd)
             raise
@@ -114,17 +114,6 @@ class TensorFile:
         if out.nbytes:
             self.read_into(entry, 0, byte_view(out))
         return out
-
-
-def _shared(index: Index) -> Index:
-    """Return ``index``, sharing the entries of the file read before when they are equal.
-
-    Hundreds of ranks hold slices of equal shapes at equal offsets: their indexes would be most of a merge's memory.
-    """
-    global _latest_entries
-    if index.entries != _latest_entries:
-        _latest_entries = index.entries
-    return replace(index, entries=_latest_entries)
 
 
 def byte_view(array: Array) -> memoryview:

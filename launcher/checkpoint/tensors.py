@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from launcher.checkpoint.dtypes import FLOATS, Array, item_size, numpy_dtype
+from launcher.checkpoint.dtypes import FLOATS, Q8_0, Array, item_size, numpy_dtype, row_size
 from launcher.checkpoint.entries import Entry
 from launcher.checkpoint.layout import Box
 from launcher.checkpoint.tensorfile import TensorFile, byte_view
@@ -244,7 +244,12 @@ class Output:
 
     @property
     def row_bytes(self) -> int:
-        return self.whole.row_items * item_size(self.dtype)
+        return row_size(self.dtype, self.whole.row_items)
+
+    @property
+    def unquantized(self) -> Output:
+        """Return the tensor whose values are quantized to this one; itself where they are not."""
+        return replace(self, dtype="float32") if self.dtype == Q8_0 else self
 
     @property
     def must_be_finite(self) -> bool:

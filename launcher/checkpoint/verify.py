@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.checkpoint.dtypes import FLOATS, Array, numpy_dtype
-from launcher.checkpoint.entries import damaged
+from launcher.checkpoint.dtypes import FLOATS, Q8_0, Array, dequantized, numpy_dtype
+from launcher.checkpoint.entries import SUFFIXES, Entry, Index, damaged
+from launcher.checkpoint.stream import FilePlan, PlannedFile
 from launcher.checkpoint.tensorfile import TensorFile, byte_view
 from launcher.checkpoint.tensors import Output
 from launcher.errors import CheckpointError
@@ -41,21 +42,33 @@ def verifying_bytes(row_items: int, *, full: bool) -> int:
 
 def verify_files(files: Mapping[Path, Sequence[Output]], *, full: bool) -> Verified:
     """Read ``files`` again. Raises CheckpointError when a name, a shape or a value is wrong."""
-    found = [_verify_file(path, outputs, full=full) for path, outputs in files.items()]
+    return joined([_verify_file(path, outputs, full=full) for path, outputs in files.items()])
+
+
+def verify_planned(files: Mapping[Path, PlannedFile], *, full: bool) -> Verified:
+    """Read ``files`` again, each written as planned. Raises CheckpointError as ``verify_files`` does."""
+    return joined([_verify_file(path, file.outputs, full=full, plan=file.bytes) for path, file in files.items()])
+
+
+def joined(found: Sequence[Verified]) -> Verified:
+    """Return what several verifications found, as one."""
     return Verified(
         tensors=sum(item.tensors for item in found),
         values=sum(item.values for item in found),
         max_error=max(item.max_error for item in found),
         tolerance=max(item.tolerance for item in found),
-        full=full,
+        full=all(item.full for item in found),
     )
 
 
-def _verify_file(path: Path, outputs: Sequence[Output], *, full: bool) -> Verified:
+def _verify_file(path: Path, outputs: Sequence[Output], *, full: bool, plan: FilePlan | None = None) -> Verified:
     checked = list(outputs if full else _sample(outputs))
     values, worst, allowed = 0, 0.0, 0.0
-    with TensorFile(path) as file:
+    # Of a format that is only written, what is where is known by the plan.
+    with TensorFile(path, None if plan is None or path.suffix in SUFFIXES else _index_of(plan)) as file:
         _check_header(file, outputs)
+        if plan is not None:
+            _check_literals(file, plan)
         for output in checked:
             factors = _factors(output)
             for start, stop in _row_blocks(output, full=full):
@@ -70,6 +83,28 @@ def _check_header(file: TensorFile, outputs: Sequence[Output]) -> None:
     if wanted != written:
         odd = next(iter(set(wanted.items()) ^ set(written.items())))
         raise damaged(file.path, f"it does not hold what was written: {odd[0]}")
+
+
+def _index_of(plan: FilePlan) -> Index:
+    entries = (
+        Entry(
+            name=chunk.output.name,
+            dtype=chunk.output.dtype,
+            shape=chunk.output.shape,
+            extents=((chunk.offset, chunk.output.nbytes),),
+        )
+        for chunk in plan.chunks
+    )
+    return Index(entries={entry.name: entry for entry in entries})
+
+
+def _check_literals(file: TensorFile, plan: FilePlan) -> None:
+    """Check the size of the file, and all that is in it beside the tensors."""
+    if file.size != plan.size:
+        raise damaged(file.path, f"it has {file.size} bytes of {plan.size}")
+    for offset, literal in plan.literals:
+        if file.pread(offset, len(literal)) != literal:
+            raise damaged(file.path, f"it does not hold what was written, near byte {offset}")
 
 
 def _sample(outputs: Sequence[Output]) -> Iterator[Output]:
@@ -136,6 +171,8 @@ def _error(
 
 def _half_place(dtype: str, value: float) -> float:
     """Return half the distance between neighbours of ``dtype`` at ``value``."""
+    if dtype == Q8_0:  # half a step of the largest number's block, and the rounding of its scale to float16
+        return value / 127 * (0.5 + 127 * 2.0**-11)
     digits = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
     if dtype not in FLOATS:
         return 0.0
@@ -145,10 +182,12 @@ def _half_place(dtype: str, value: float) -> float:
 
 
 def _written_rows(file: TensorFile, output: Output, start: int, stop: int) -> Array:
-    rows = np.empty((stop - start, *output.shape[1:]), numpy_dtype(output.dtype))
+    is_quantized = output.unquantized is not output
+    width = (output.row_bytes,) if is_quantized else output.shape[1:]
+    rows = np.empty((stop - start, *width), np.uint8 if is_quantized else numpy_dtype(output.dtype))
     if rows.size:
         file.read_into(file.entries[output.name], start * output.row_bytes, byte_view(rows))
-    return rows
+    return dequantized(rows) if is_quantized else rows
 
 
 def _source_rows(output: Output, start: int, stop: int) -> Array:

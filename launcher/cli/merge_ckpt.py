@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,10 @@ from launcher.errors import SpecError
 
 if TYPE_CHECKING:
     from launcher.checkpoint.merge import Merged, MergePlan, Options, Source
+    from launcher.checkpoint.parts import Part, PartMerged
     from launcher.checkpoint.steps import Step
+    from launcher.checkpoint.stream import PlannedFile
+    from launcher.checkpoint.verify import Verified
 
 _PATH = click.Path(path_type=Path)
 
@@ -34,6 +37,17 @@ def _step(_context: click.Context, _parameter: click.Parameter, text: str | None
     if match is None:
         raise click.BadParameter(f"{text!r} is no step; write 1200, or 2_100 for step 100 of epoch 2")
     return (int(match[1]), int(match[2])) if match[1] else int(match[2])
+
+
+def _part(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Part | None:
+    if text is None:
+        return None
+    from launcher.checkpoint.parts import Part
+
+    match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise click.BadParameter(f"{text!r} is no part; write 2/4 for the second of four")
+    return Part(number=int(match[1]), count=int(match[2]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +65,11 @@ class MergeOptions:
     dry_run: bool = option("--dry-run", is_flag=True, help="Print what would be merged, read, needed and written.")
     layout: str = option(
         "--format",
-        type=click.Choice(["mindspore", "hf", "peft", "json"]),
+        type=click.Choice(["mindspore", "hf", "peft", "gguf", "json"]),
         default="mindspore",
         show_default=True,
-        help="mindspore: for launcher infer. hf: for transformers. peft: the adapter alone. json: with --list.",
+        help="mindspore: for launcher infer. hf: for transformers. peft: the adapter alone. gguf: for llama.cpp and "
+        "ollama. json: with --list.",
     )
     file_format: str = option(
         "--file-format",
@@ -65,6 +80,11 @@ class MergeOptions:
     )
     dtype: str | None = option(
         "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Cast the weights."
+    )
+    quantize: str | None = option(
+        "--quantize",
+        type=click.Choice(["f32", "f16", "q8_0"]),
+        help="Kind of the numbers of gguf.  [default: f16]",
     )
     no_fold: bool = option(
         "--no-fold", is_flag=True, help="Write base weights and LoRA adapters to two files, unmerged."
@@ -100,6 +120,12 @@ class MergeOptions:
         "-o", "--output", type=_PATH, help="Folder to write.  [default: merged in the job or folder]"
     )
     force: bool = option("--force", is_flag=True, help="Replace a different merge in the output folder.")
+    part: Part | None = option(
+        "--part",
+        metavar="I/N",
+        callback=_part,
+        help="Write part I of N of the files; run the others on other hosts, or later, with the same options.",
+    )
 
     def source(self, reference: str, jobs_dir: Path) -> Source:
         """Return the job or folder that is meant; what the options say of it comes before what it knows itself."""
@@ -116,11 +142,17 @@ class MergeOptions:
 
     def merging(self) -> Options:
         """Return how to merge. Raises SpecError for options that contradict each other."""
+        from launcher.checkpoint.gguf_file import DTYPES
         from launcher.checkpoint.huggingface import SHARD_BYTES
-        from launcher.checkpoint.merge import HF, Options
+        from launcher.checkpoint.merge import GGUF, HF, Options
 
         if self.layout == "json":
             raise SpecError("--format json goes with --list", hint="leave it out, or add --list")
+        self._check_quantize()
+        if self.part and self.force:
+            raise SpecError(
+                "--force does not go with --part", hint="remove the old result first, or give another --output"
+            )
         if self.max_shard_bytes and self.layout != HF:
             raise SpecError(
                 f"--max-shard-size does not go with --format {self.layout}", hint="leave it out, or use --format hf"
@@ -129,12 +161,18 @@ class MergeOptions:
             step=self.step,
             layout=self.layout,
             file_format=self.file_format,
-            dtype=self.dtype,
+            dtype=DTYPES[self.quantize or "f16"] if self.layout == GGUF else self.dtype,
             fold=not self.no_fold,
             with_optimizer=self.with_optimizer,
             verify_full=self.verify == "full",
             max_shard_bytes=self.max_shard_bytes or SHARD_BYTES,
         )
+
+    def _check_quantize(self) -> None:
+        if self.quantize and self.layout != "gguf":
+            raise SpecError(f"--quantize does not go with --format {self.layout}", hint="use --dtype, or --format gguf")
+        if self.dtype and self.layout == "gguf":
+            raise SpecError("--dtype does not go with --format gguf", hint="use --quantize f32, f16 or q8_0")
 
 
 @click.command("merge-ckpt")
@@ -169,10 +207,17 @@ def _merge(source: Source, job: str, options: MergeOptions) -> None:
     with interruptible(str(target)), ExitStack() as stack:
         plan = plan_merge(source, merging, stack)
         if options.dry_run:
-            _print_plan(plan, target)
+            _print_plan(plan, target, options.part)
             check_target(target, plan.size)
             return
-        merged = _carried_out(plan, target, stack, force=options.force)
+        if options.part is None:
+            merged = _carried_out(plan, target, stack, force=options.force)
+        else:
+            done = _part_carried_out(plan, target, stack, options.part)
+            _print_part(done)
+            if done.merged is None:
+                return
+            merged = done.merged
     if not merged.fresh:
         _print_skipped(plan)
         for note in plan.notes if source.state else ():
@@ -191,6 +236,32 @@ def _carried_out(plan: MergePlan, target: Path, stack: ExitStack, *, force: bool
         on_progress=progress(stack, "merge"),
         on_wait=lambda: click.echo(f"waiting: another process writes {target}", err=True),
     )
+
+
+def _part_carried_out(plan: MergePlan, target: Path, stack: ExitStack, part: Part) -> PartMerged:
+    from launcher.checkpoint.parts import merge_part
+
+    return merge_part(
+        plan,
+        target,
+        part,
+        on_begin=lambda: _print_plan(plan, target, part),
+        on_progress=progress(stack, f"part {part}"),
+        on_wait=lambda: click.echo(f"waiting: another process writes part {part} of {target}", err=True),
+    )
+
+
+def _print_part(done: PartMerged) -> None:
+    _print_verified(done.verified, folded=done.folded)
+    if done.written:
+        click.echo(f"  took   {_spent(done.timings_s)}")
+    files = [f"{len(names)} files {how}" for names, how in ((done.written, "written"), (done.kept, "kept")) if names]
+    if files:
+        click.echo(f"part {done.part} done: {', '.join(files)}")
+    if done.missing:
+        numbers = ", ".join(f"--part {part}" for part in done.missing[:8])
+        more = f" and {len(done.missing) - 8} more" if len(done.missing) > 8 else ""
+        click.echo(f"Next: the same command with {numbers}{more}; the last to end completes {done.target}")
 
 
 def _print_steps(source: Source, form: str) -> None:
@@ -223,21 +294,28 @@ def _step_row(step: Step, missing: Sequence[int], damaged: Sequence[int], num_ra
     return number, moment_text(step.moment), there, f"no: {', '.join(lacks)}" if lacks else "yes"
 
 
-def _print_plan(plan: MergePlan, target: Path) -> None:
+def _print_plan(plan: MergePlan, target: Path, part: Part | None = None) -> None:
     files = plan.opened.opened
-    read = sum(output.whole.nbytes for output in plan.outputs)
+    written = plan.files if part is None else _files_of(plan, part)
+    read = sum(output.whole.nbytes for file in written for output in file.outputs)
     action = f"{plan.num_folded} folded" if plan.options.fold else "adapters kept apart"
     _print_skipped(plan)
     stages = f", {plan.gathered.num_stages} pipeline stages" if plan.gathered.num_stages > 1 else ""
     click.echo(f"{plan.chosen} of {plan.source.name}: {plan.shards.num_ranks} ranks{stages}")
     click.echo(f"  read   {read / 1e6:,.1f} MB from {len(files)} files; {_lora_text(plan)}, {action}")
-    for file in plan.files:
+    for file in written:
         click.echo(f"  write  {target / file.name}  {len(file.outputs)} tensors, {file.bytes.size / 1e6:,.1f} MB")
     for name in plan.left_out[:5]:
         click.echo(f"  leave  {name}: no weight of the model")
     for note in plan.notes:
         click.echo(f"  note   {note}")
     click.echo(f"  needs  {plan.peak_bytes / 1e6:,.0f} MB of memory at most, {plan.size / 1e6:,.1f} MB of disk")
+
+
+def _files_of(plan: MergePlan, part: Part) -> Sequence[PlannedFile]:
+    from launcher.checkpoint.parts import divide
+
+    return divide(plan.files, part.count)[part.number - 1]
 
 
 def _print_skipped(plan: MergePlan) -> None:
@@ -254,22 +332,25 @@ def _lora_text(plan: MergePlan) -> str:
 def _print_merged(merged: Merged, source: Source, job: str) -> None:
     if not merged.fresh:
         click.echo(f"already merged: {merged.folder} (step {'?' if merged.step is None else merged.step})")
-        _print_verified(merged)
+        _print_verified(merged.verified, folded=merged.num_folded)
         return
-    _print_verified(merged)
-    spent = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in merged.timings_s.items())
-    click.echo(f"  took   {spent}")
+    if merged.timings_s:  # of a part they have been shown
+        _print_verified(merged.verified, folded=merged.num_folded)
+        click.echo(f"  took   {_spent(merged.timings_s)}")
     folded = f", {merged.num_folded} with LoRA folded in" if merged.num_folded else ""
     click.echo(f"wrote {merged.folder}: {merged.num_tensors} tensors{folded}")
     _print_next(merged, source, job)
 
 
-def _print_verified(merged: Merged) -> None:
-    checked = merged.verified
+def _spent(timings_s: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in timings_s.items())
+
+
+def _print_verified(checked: Verified | None, *, folded: int) -> None:
     if checked is None:
         return
     kind = "all" if checked.full else "a sample of"
-    meant = "(W + s B A)" if merged.num_folded else "W"
+    meant = "(W + s B A)" if folded else "W"
     error = f"max|merged - {meant}| = {checked.max_error:.2g} (tolerance {checked.tolerance:.2g})"
     found = error if checked.tolerance else "the shards' bytes"
     click.echo(f"  check  {kind} {checked.tensors} tensors: {found}; what several ranks hold is the same")
@@ -283,6 +364,8 @@ def _print_next(merged: Merged, source: Source, job: str) -> None:
         reference = of_job if source.model and merged.folder.name == "merged" else merged.folder
         asked = f"{merged.folder / base} --adapter {merged.folder}" if base else reference
         click.echo(f'Next: launcher infer {asked} --prompt "..."')
+    elif "model.gguf" in files:
+        click.echo(f'Next, with llama.cpp: llama-cli -m {merged.folder / "model.gguf"} -p "..."')
     elif "config.json" in files:
         click.echo(f'Next, in Python: transformers.AutoModelForCausalLM.from_pretrained("{merged.folder}")')
     elif "adapter_config.json" in files:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -197,6 +198,66 @@ def test_a_file_that_shrinks_is_an_error(tmp_path: Path) -> None:
             other.truncate(100)
         with pytest.raises(CheckpointError, match="it ends at byte 100"):
             file.array("w")
+
+
+# ------------------------------------------------------------------------------------------------ many like files
+
+
+def test_ranks_with_equal_headers_share_their_index(tmp_path: Path) -> None:
+    """What is left of a merge's memory at hundreds of ranks, though each header has its own checksum."""
+    for suffix in (".ckpt", ".safetensors"):
+        one, two = (
+            write(tmp_path / f"{rank}{suffix}", llama(seed=rank), {"crc_num": str(4_000_000_000 + rank)})
+            for rank in (0, 1)
+        )
+        with TensorFile(one) as first, TensorFile(two) as second:
+            assert first.entries is second.entries
+            assert second.array("lm_head.weight").tobytes() == llama(seed=1)["lm_head.weight"].tobytes()
+            if suffix == ".safetensors":
+                assert [file.index.crc for file in (first, second)] == [4_000_000_000, 4_000_000_001]
+                assert second.index.metadata == {"crc_num": "4000000001"}
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_every_byte_of_a_header_counts_though_a_like_file_was_read(tmp_path: Path, suffix: str) -> None:
+    good = write(tmp_path / f"good{suffix}", {"a.weight": np.ones((4, 6), np.float32)}, {"format": "ms"})
+    data, said = good.read_bytes(), _said_of(good)
+    for place in range(len(data) - 96):  # all but the values
+        path = tmp_path / f"{place}{suffix}"
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        assert _said_of(good) == said
+        assert _said_of(path) != said
+
+
+def _said_of(path: Path) -> str:
+    try:
+        with TensorFile(path) as file:
+            (entry,) = file.entries.values()
+            return f"{entry.name} {entry.dtype} {entry.shape} {dict(file.index.metadata)}"
+    except CheckpointError as error:
+        return error.message
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"__metadata__":{"a":"b"},"w":}',
+        '{"__metadata__":{"a":"b"},"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"__metadata__":{"c":"d"}}',
+        '{"__metadata__":{"a":"b"},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}',
+        '{"__metadata__":[1],"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        '{"__metadata__":{"a":"b"}}',
+        '{"__metadata__":"' + "x" * 70_000 + '","w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+    ],
+)
+def test_metadata_at_the_head_of_a_header_are_read_as_json_says(tmp_path: Path, header: str) -> None:
+    """With a space before the metadata, they are not told apart from the rest: both ways have to agree."""
+    said = []
+    for text in (header + " ", " " + header):
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + bytes(4))
+        said.append(_said_of(path).replace(f"char {len(header) - 1}", "here").replace(f"char {len(header)}", "here"))
+    one, two = (re.sub(r"column \d+ \(.*", "", text) for text in said)
+    assert one == two
 
 
 # ------------------------------------------------------------------------------------------------ casts
