@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from launcher import jobs
@@ -105,6 +106,10 @@ class Slurm(Scheduler):
     takes_hosts_away = True
     has_queue = True
     rank_variables = ("SLURM_PROCID", "LAUNCHER_NODE_RANK")
+    instead = MappingProxyType({
+        "--spare-hosts": "Slurm has the spare nodes: it queues a job whose node fails again, on others (sbatch "
+        "--requeue, unless --no-requeue); --sbatch exclude=NODE keeps a bad one out",
+    })  # fmt: skip
     options = (
         NODES,
         KIND,

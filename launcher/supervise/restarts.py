@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.jobs.verdict import EN, ZH, Verdict
@@ -18,11 +18,21 @@ _COME_BACK = frozenset({"occupied", "EJ0001", "EJ0002", "EI0006", "EI0009", "lin
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """``again``: another attempt, after ``pause_s``. ``why``: in a sentence, by language."""
+    """``again``: another attempt, after ``pause_s``. ``why``: in a sentence, by language.
+
+    ``leave_out``: a host that is to have no part in it, because it failed in the attempts ``failed_in`` too; None where
+    no host is.
+    """
 
     again: bool
     why: Mapping[str, str]
     pause_s: float = 0.0
+    leave_out: str | None = None
+    failed_in: tuple[int, ...] = ()
+
+    def saying(self, text: Mapping[str, str]) -> Decision:
+        """Return this decision with ``text`` as the end of its sentence."""
+        return replace(self, why={lang: f"{why}{text[lang]}" for lang, why in self.why.items()})
 
 
 def restarts_so_far(earlier: Sequence[Mapping[str, Any]]) -> int:
@@ -36,6 +46,22 @@ class _Facts:
     earlier: Sequence[Mapping[str, Any]]
     max_restarts: int
     budget_s: float | None
+    spares: int = 0
+
+    @property
+    def failed_in(self) -> tuple[int, ...]:
+        """Return the earlier attempts that failed on the same host, which a spare could replace."""
+        suspect = self.verdict.suspect
+        return tuple(e["attempt"] for e in self.earlier if suspect is not None and e.get("suspect") == suspect)
+
+    @property
+    def leaves_out(self) -> bool:
+        return bool(self.spares and self.failed_in)
+
+    def is_programs(self) -> bool | None:
+        """Return True for a fault that another attempt would meet again; of a failing host, it may be the host's."""
+        of_host = self.leaves_out and self.verdict.kind in ("host_lost", "no_start")
+        return None if self.verdict.retry or of_host else True
 
     @property
     def restarts(self) -> int:
@@ -60,15 +86,19 @@ class _Facts:
         return next((e.get("attempt") for e in self.earlier if signature and e.get("signature") == signature), None)
 
     def same_step(self) -> int | None:
-        """Return the attempt that ended for the same cause after the same step; a start may fail twice."""
+        """Return the attempt that ended for the same cause after the same step; a start may fail twice.
+
+        If all of them failed on one host, and a spare can take its place, the host may be the cause and not the step.
+        """
         verdict = self.verdict
         if verdict.step is None or verdict.known in _COME_BACK:
             return None
         cause = verdict.known or verdict.reason
-        return next(
-            (e.get("attempt") for e in self.earlier
-             if e.get("step") == verdict.step and (e.get("known") or e.get("reason")) == cause), None,
-        )  # fmt: skip
+        same = [
+            e.get("attempt") for e in self.earlier
+            if e.get("step") == verdict.step and (e.get("known") or e.get("reason")) == cause
+        ]  # fmt: skip
+        return None if self.leaves_out and set(same) <= set(self.failed_in) else next(iter(same), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +113,7 @@ class _Rule:
 # In order: the first that holds ends the job.
 RULES = (
     _Rule(
-        holds=lambda facts: None if facts.verdict.retry else True,
+        holds=_Facts.is_programs,
         en="not restarted: a fault of the program or its input, which another attempt would meet again",
         zh="不再重启：这是程序或输入本身的问题，重启后仍会出现",
     ),
@@ -111,17 +141,20 @@ RULES = (
 
 
 def decide(
-    verdict: Verdict, earlier: Sequence[Mapping[str, Any]], max_restarts: int, *, budget_s: float | None = None
-) -> Decision:
+    verdict: Verdict, earlier: Sequence[Mapping[str, Any]], max_restarts: int, *, budget_s: float | None = None,
+    spares: int = 0,
+) -> Decision:  # fmt: skip
     """Return whether to go on after ``verdict``; ``earlier``: the attempts before, as in the job's record.
 
-    ``budget_s``: time in which an attempt must get further than the one that failed first; None: no limit.
+    ``budget_s``: time in which an attempt must get further than the one that failed first; None: no limit. ``spares``:
+    number of hosts that can take the place of one that failed twice.
     """
-    facts = _Facts(verdict=verdict, earlier=earlier, max_restarts=max_restarts, budget_s=budget_s)
+    facts = _Facts(verdict=verdict, earlier=earlier, max_restarts=max_restarts, budget_s=budget_s, spares=spares)
     for rule in RULES:
         found = rule.holds(facts)
         if found is not None:
-            return Decision(again=False, why={EN: rule.en.format(found), ZH: rule.zh.format(found)})
+            why = {EN: rule.en.format(found), ZH: rule.zh.format(found)}
+            return Decision(again=False, why=why, failed_in=facts.failed_in)
     pause, number = PAUSES_S[min(facts.restarts, len(PAUSES_S) - 1)], facts.restarts + 1
     wait = ("", "") if not pause else (f" after {pause:g} s", f"，{pause:g} 秒后")
     left = max(0.0, budget_s - facts.stuck_s) if budget_s else 0.0
@@ -134,4 +167,6 @@ def decide(
             ZH: f"第 {number}/{max_restarts} 次重启{wait[1]}：机器或通信故障{budget[1]}",
         },
         pause_s=pause,
+        leave_out=verdict.suspect if facts.leaves_out else None,
+        failed_in=facts.failed_in,
     )
