@@ -9,7 +9,8 @@ from typing import Any
 from launcher.jobs.verdict import EN, ZH, Verdict
 
 # Seconds before the first restart, the second, and so on; the last for all that follow. Most faults of a machine go
-# away with the process; what is still there then takes longer (a driver that resets, a switch that comes back).
+# away with the process; what is still there then takes longer (a driver that resets, a switch that comes back). An
+# attempt that got further begins them anew: what was there is gone.
 PAUSES_S = (0.0, 2.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 # Their cards, ports or links come back by themselves: to meet them again after the same step means nothing.
@@ -75,6 +76,16 @@ class _Facts:
             if (entry.get("step") or 0) > furthest:
                 furthest, since = entry.get("step") or 0, entry.get("failed_at") or 0.0
         return (self.verdict.failed_at or since) - since
+
+    @property
+    def in_vain(self) -> int:
+        """Return the restarts since the failure that no attempt has got beyond; 0 if this attempt got further."""
+        furthest, count = -1, 0
+        for entry in (*self.earlier, {"step": self.verdict.step}):
+            step = entry.get("step") or 0
+            count = 0 if step > furthest else count + bool(entry.get("restarted", True))
+            furthest = max(furthest, step)
+        return count
 
     def over_budget(self) -> str | None:
         """Return the seconds of a budget that is used up."""
@@ -155,7 +166,7 @@ def decide(
         if found is not None:
             why = {EN: rule.en.format(found), ZH: rule.zh.format(found)}
             return Decision(again=False, why=why, failed_in=facts.failed_in)
-    pause, number = PAUSES_S[min(facts.restarts, len(PAUSES_S) - 1)], facts.restarts + 1
+    pause, number = PAUSES_S[min(facts.in_vain, len(PAUSES_S) - 1)], facts.restarts + 1
     wait = ("", "") if not pause else (f" after {pause:g} s", f"，{pause:g} 秒后")
     left = max(0.0, budget_s - facts.stuck_s) if budget_s else 0.0
     rest = (f"; {left:.0f} s of --restart-budget are left", f"；--restart-budget 还剩 {left:.0f} 秒")

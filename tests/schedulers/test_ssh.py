@@ -224,6 +224,16 @@ def test_all_that_is_wrong_with_hosts_is_said_before_a_job_begins(servers: SshLa
     assert not list((tmp_path / "jobs").iterdir())
 
 
+def test_a_spare_host_is_checked_like_the_others_before_a_job_begins(servers: SshLab, tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.yaml"
+    inventory.write_text("kind: CPU\nhosts:\n  - {address: 10.77.0.1}\n  - {address: 10.77.0.99}\n")
+    result = submit(servers, tmp_path, "--inventory", str(inventory), "--spare-hosts", "1", "--max-restarts", "2")
+
+    assert result.returncode == 5
+    assert "10.77.0.99: ssh: connect to host 10.77.0.99 port 22: No route to host" in result.stderr
+    assert not list((tmp_path / "jobs").iterdir())
+
+
 def test_a_host_whose_key_is_not_known_is_refused(servers: SshLab, tmp_path: Path) -> None:
     result = submit(servers, tmp_path, "--inventory", str(servers.inventory(tmp_path)), config=servers.unknown)
 
