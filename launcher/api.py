@@ -367,7 +367,8 @@ def _known_options(scheduler: str, values: Mapping[str, Any]) -> dict[str, Any]:
     known = {option.name for option in registry.get(scheduler).options}
     for name in values:
         if name not in known:
-            hint = f"its options: {', '.join(sorted(known))}" if known else "it has no options"
+            has = f"its options: {', '.join(sorted(known))}" if known else "it has no options"
+            hint = registry.get(scheduler).instead.get(f"--{name.replace('_', '-')}", has)
             raise SpecError(f"submit() has no option {name!r} with scheduler {scheduler!r}", hint=hint)
     return dict(values)
 

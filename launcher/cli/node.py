@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--lead", is_flag=True, help="Lead the job's next attempt, where a scheduler starts the leader.")
 @click.option("--first-leads", is_flag=True, help="Host 0 leads too, as in a pod.")
 @click.option("--report", "target", type=click.Choice(["Ascend", "CPU"]), help="Only report this host, as JSON.")
+@click.option("--reads", multiple=True, metavar="PATH", help="With --report: a file that the job reads; repeatable.")
 @click.option(
     "--watch-stdin",
     is_flag=True,
@@ -36,6 +37,7 @@ def node(
     lead: bool,
     first_leads: bool,
     target: str | None,
+    reads: tuple[str, ...],
     watch_stdin: bool,
 ) -> None:
     """Be the agent of one host of a job that runs on several; the launcher starts it itself.
@@ -60,7 +62,7 @@ def node(
     if target:
         from launcher.schedulers.registration import register
 
-        click.echo(json.dumps(register(target).to_dict()))
+        click.echo(json.dumps(register(target, reads).to_dict()))
         return
     if lead:
         from launcher.supervise.multinode.leader_process import lead as lead_job

@@ -38,6 +38,12 @@ class PlanOptions:
     inventory: Path | None = option(
         "--inventory", type=click.Path(path_type=Path), metavar="FILE", help="Plan for the hosts of an inventory."
     )
+    spare_hosts: int | None = option(
+        "--spare-hosts",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Hold the inventory's last N hosts back, as spares.",
+    )
     jobs_dir: Path = declared(jobs_dir_option)
 
     def preview(self, spec: str | None, changes: SpecChanges) -> PlanPreview:
@@ -47,7 +53,7 @@ class PlanOptions:
 
         if spec is not None:
             find_spec(spec)  # before the hosts: a misspelt name is not to be blamed on their cards
-        cluster = preview.cluster_for(self.cards, self.kind, self.inventory)
+        cluster = preview.cluster_for(self.cards, self.kind, self.inventory, self.spare_hosts)
         made_up = self.kind is not None and self.inventory is None
         name, changed = prepare.chosen(spec, cluster, changes.overrides(), changes.model)
         return preview.preview(name, cluster, changed, self.jobs_dir, made_up=made_up)

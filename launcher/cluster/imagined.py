@@ -22,6 +22,36 @@ def first_cards(cluster: Cluster, cards: int | None) -> Cluster:
     return dataclasses.replace(cluster, hosts=tuple(hosts))
 
 
+def hold_back(cluster: Cluster, count: int, cards: int | None) -> tuple[Cluster, tuple[Host, ...]]:
+    """Return the first ``cards`` devices of ``cluster`` without its last ``count`` hosts, and those, which are spare.
+
+    Raises SpecError when no host is left or a spare has fewer devices than a host that it may replace, HostError when
+    there are not ``cards`` without them.
+    """
+    if count >= len(cluster.hosts):
+        raise SpecError(
+            f"--spare-hosts {count}: the inventory has {len(cluster.hosts)} host(s), and the job needs one at least",
+            hint="add hosts to the inventory, or hold fewer back",
+        )
+    used, spares = cluster.hosts[: len(cluster.hosts) - count], cluster.hosts[len(cluster.hosts) - count :]
+    rest = dataclasses.replace(cluster, hosts=used)
+    if cards is not None and cards > rest.num_devices:
+        raise HostError(
+            f"--cards {cards}: without its {count} spare host(s) the inventory has {rest.num_devices}",
+            hint="leave --cards out, or hold fewer hosts back",
+        )
+    rest = first_cards(rest, cards)
+    most = max(rest.hosts, key=lambda host: len(host.devices))
+    for spare in spares:
+        if len(spare.devices) < len(most.devices):
+            raise SpecError(
+                f"--spare-hosts {count}: {spare.name} has {len(spare.devices)} card(s), and the job has "
+                f"{len(most.devices)} on {most.name}",
+                hint="put the hosts with the most cards last: the last of the inventory are held back",
+            )
+    return rest, spares
+
+
 def imagined_cluster(cards: int, kind: str) -> Cluster:
     """Return ``cards`` cards of ``kind`` on full servers and a last one. Raises SpecError for none at all."""
     if cards < 1:

@@ -87,6 +87,8 @@ def prepare(
         cards = earlier[1].cards
     options = options or RunOptions()
     placement = registry.get(scheduler).place(values or {}, cards=cards, grace_s=options.limits.grace_s)
+    if placement.spares and not options.limits.max_restarts:
+        raise SpecError("--spare-hosts: a spare takes its place at a restart", hint="add --max-restarts 5")
     cluster = placement.cluster
     changed = [*overrides(sets, checkpoint, model=model, data=data, track=track), *changes]
     asked = _asked(spec, earlier, cluster, changed, model)

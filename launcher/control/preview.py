@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cluster.discover import local_cluster
-from launcher.cluster.imagined import first_cards, imagined_cluster
+from launcher.cluster.imagined import first_cards, hold_back, imagined_cluster
 from launcher.cluster.model import KINDS, Cluster
 from launcher.doctor import missing_inputs, needs_of_spec
 from launcher.engines import ENGINES
 from launcher.engines.base import Command
-from launcher.errors import DataError, HostError
+from launcher.errors import DataError, HostError, SpecError
 from launcher.jobs import JobPaths, JobRecord
 from launcher.jobs.record import read_record
 from launcher.plan import inputs as input_files
@@ -206,12 +206,18 @@ def _absolute(path: str | None) -> str | None:
 # --------------------------------------------------------------------------------------------------- cards
 
 
-def cluster_for(cards: int | None, kind: str | None, inventory: Path | None) -> Cluster:
-    """Return the cards to plan for: an inventory's, ``cards`` made-up ones of ``kind``, or this host's."""
+def cluster_for(cards: int | None, kind: str | None, inventory: Path | None, spare_hosts: int | None = None) -> Cluster:
+    """Return the cards to plan for: an inventory's, ``cards`` made-up ones of ``kind``, or this host's.
+
+    ``spare_hosts``: number of the inventory's last hosts that are held back.
+    """
     if inventory:
         from launcher.cluster.inventory import load_inventory
 
-        return first_cards(load_inventory(inventory), cards)
+        cluster = load_inventory(inventory)
+        return hold_back(cluster, spare_hosts, cards)[0] if spare_hosts else first_cards(cluster, cards)
+    if spare_hosts:
+        raise SpecError("--spare-hosts holds back the last hosts of an inventory", hint="add --inventory FILE")
     if kind is None:
         return _local(cards)
     return imagined_cluster(KINDS[kind].per_server if cards is None else cards, kind)

@@ -16,7 +16,8 @@ done                                           everything is saved; the process 
 exit    code                                   the process has ended; -N: by signal N. Written by its parent
 
 ``events/host_<node_rank>.jsonl`` has "host", a sample of the host now and then (see HostSample), with rank_id null, and
-``events/scheduler.jsonl`` has begin, error and exit of MindSpore's scheduler, with rank_id null.
+``events/scheduler.jsonl`` has begin, error and exit of MindSpore's scheduler, with rank_id null. With restarts,
+``events/supervisor.jsonl`` has "restart", the decision on another attempt after this one, with rank_id null.
 """
 
 from __future__ import annotations
@@ -189,7 +190,21 @@ class HostSample(Event):
     cards: tuple[dict[str, Any], ...] = ()
 
 
-_EVENTS = (Begin, Phase, Ready, Step, Evaluation, Save, Error, Done, Exit, HostSample)
+@dataclass(frozen=True, kw_only=True)
+class Restart(Event):
+    """The decision on another attempt. ``again``: one follows; ``left_out``: a host without a part in it, whose place
+    ``spare`` takes.
+    """
+
+    kind = "restart"
+
+    again: bool = False
+    why: str = ""
+    left_out: str | None = None
+    spare: str | None = None
+
+
+_EVENTS = (Begin, Phase, Ready, Step, Evaluation, Save, Error, Done, Exit, HostSample, Restart)
 _KINDS: dict[str, type[Event]] = {event.kind: event for event in _EVENTS}
 _NAMES = {kind: frozenset(item.name for item in fields(cls)) for kind, cls in _KINDS.items()}
 # Fields that the supervisor calculates with. A bool is an int to Python but not a number here.

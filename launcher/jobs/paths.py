@@ -209,6 +209,10 @@ class JobPaths:
     def scheduler_events(self) -> Path:
         return self.events / "scheduler.jsonl"
 
+    @property
+    def supervisor_events(self) -> Path:
+        return self.events / "supervisor.jsonl"
+
     def rank_position(self, rank_id: int) -> Path:
         """Return the file with the step that the rank has entered last, rewritten in place at each step."""
         return self.events / f"rank_{rank_id}.at"

@@ -116,7 +116,7 @@ def next_attempt(record: JobRecord, *, restarted: bool = True) -> JobRecord:
 
 
 # What an entry of ``earlier`` keeps of the verdict on its attempt.
-_OF_A_VERDICT = ("reason", "rank_id", "step", "known", "signature", "failed_at", "found_at", "restart")
+_OF_A_VERDICT = ("reason", "rank_id", "step", "known", "signature", "failed_at", "found_at", "restart", "suspect")
 
 
 def verdict_fields(verdict: Mapping[str, Any]) -> dict[str, Any]:

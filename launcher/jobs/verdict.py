@@ -18,7 +18,8 @@ class Verdict:
     ``stopped``: healthy ranks that the launcher ended. ``retry``: a fault of the machine or of communication, after
     which a restart may succeed. ``signature`` is equal for two equal Python exceptions. ``failed_at``, ``found_at``:
     when the failure happened, and when it was noticed, in seconds since the epoch; None: unknown. ``restart``: by
-    language, whether and why another attempt followed; empty where none was asked for.
+    language, whether and why another attempt followed; empty where none was asked for. ``suspect``: name in the job's
+    plan of the host that it speaks against, on several; ``host`` is the name that the host gives itself.
     """
 
     rank_id: int | None
@@ -37,6 +38,7 @@ class Verdict:
     failed_at: float | None = None
     found_at: float | None = None
     restart: Mapping[str, str] = field(default_factory=dict)
+    suspect: str | None = None
     text: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -43,6 +43,7 @@ class Attempt:
 
     ``from_step``: steps that were done before it. ``reason``: why it ended, "" where nothing failed. ``cause``: the
     known error in it, or "". ``failed_at``, ``found_at``: when it failed, and when that was noticed. None: unknown.
+    ``restart``: by language, whether and why another followed; empty where none was asked for.
     """
 
     number: int
@@ -55,6 +56,7 @@ class Attempt:
     cause: str = ""
     failed_at: float | None = None
     found_at: float | None = None
+    restart: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def last_step(self) -> int | None:
@@ -351,6 +353,7 @@ def _attempt(paths: JobPaths, record: JobRecord, number: int, ranks: Sequence[in
         failed_at=_finite(entry.get("failed_at")) or (_first_failure(read) if reason else None),
         found_at=_finite(entry.get("found_at")),
         from_step=int(_finite(ready[0].get("from_step")) or 0) if ready else None,
+        restart=restart if isinstance(restart := entry.get("restart"), Mapping) else {},
         phases=tuple(_phases(read[min(loss_rank(paths, record.cards), len(read) - 1)], read, began, ended)),
     )  # fmt: skip
 

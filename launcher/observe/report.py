@@ -157,7 +157,7 @@ def _live(history: History, summary: Summary, lang: str, now: Callable[[], float
         "remarks": _remarks(history, summary, say),
         "figures": _figures(summary, say),
         "ranks": {**_ranks(history, summary.stragglers), "slow": summary.stragglers.sentences(say)},
-        "attempts": _attempts(history, say, now),
+        "attempts": _attempts(history, say, now, lang),
         "checkpoints": _checkpoints(history),
         "spent": _spent(summary.goodput, say),
     }
@@ -293,13 +293,15 @@ def _milliseconds(seconds: float | None) -> str:
     return "–" if seconds is None else f"{1000 * seconds:,.0f} ms"
 
 
-def _attempts(history: History, say: Say, now: Callable[[], float]) -> list[dict[str, Any]]:
+def _attempts(history: History, say: Say, now: Callable[[], float], lang: str) -> list[dict[str, Any]]:
     spans = [(attempt, attempt.began, ended_at(attempt, history, now)) for attempt in history.attempts]
     longest = max((end - begin for _, begin, end in spans if begin is not None and end is not None), default=0.0) or 1.0
     between = ["", *(seconds_text(gap) for gap in gaps(history))]
     return [
         {
             "number": attempt.number, "gap": between[number], "began": local_time(begin), "reason": attempt.reason,
+            # Of the last attempt the verdict says it.
+            "restart": attempt.restart.get(lang, "") if number + 1 < len(spans) else "",
             "label": _phase_text(attempt, say), "phases": _bars(attempt, begin, longest, say),
         }
         for number, (attempt, begin, _) in enumerate(spans)

@@ -77,8 +77,9 @@ class Launch:
 
     ``locks``: names of cards that no other job may have meanwhile. ``nodes``: the hosts, if each has an agent; empty
     where the supervisor starts the ranks itself. ``scheduler``: the one that gives the hosts and starts agents on them
-    (``launcher.schedulers``); ``settings`` are its own. The share of one agent has only the ``ranks`` of its host, its
-    ``node_rank``, and the ``world_size`` of the whole job.
+    (``launcher.schedulers``); ``settings`` are its own. ``spares``: hosts that wait for one of ``nodes`` to fail, and
+    are numbered after those; ``left_out``: names of hosts whose places spares have taken. The share of one agent has
+    only the ``ranks`` of its host, its ``node_rank``, and the ``world_size`` of the whole job.
     """
 
     engine: str
@@ -96,6 +97,8 @@ class Launch:
     priority: int = 0
     limits: Limits = Limits()
     nodes: tuple[NodePlace, ...] = ()
+    spares: tuple[NodePlace, ...] = ()
+    left_out: tuple[str, ...] = ()
     scheduler: str = LOCAL
     settings: Mapping[str, Any] = field(default_factory=dict)
     node_rank: int = 0
@@ -112,9 +115,32 @@ class Launch:
 
     def _share(self, node: NodePlace, ranks: Sequence[RankPlace]) -> Launch:
         return replace(
-            self, nodes=(), world_size=len(self.ranks), node_rank=node.node_rank, visible=node.visible,
+            self, nodes=(), spares=(), world_size=len(self.ranks), node_rank=node.node_rank, visible=node.visible,
             locks=node.locks, ranks=tuple(ranks), env={**node.env, **self.env},
         )  # fmt: skip
+
+    def with_spares_in_use(self) -> Launch:
+        """Return this launch with its spares as more hosts, each with as many ranks as any host has, for checks."""
+        most = max(ranks_by_node(self.ranks).values(), key=len)
+        extra = [_moved(rank, spare, node_rank=spare.node_rank) for spare in self.spares for rank in most]
+        return replace(self, nodes=(*self.nodes, *self.spares), ranks=(*self.ranks, *extra), spares=())
+
+    def with_spare(self, spare: NodePlace, left_out: str) -> Launch:
+        """Return this launch with ``spare`` in the place of the host named ``left_out``, which has no part any more."""
+        place = next(node for node in self.nodes if node.name == left_out)
+        node_rank = place.node_rank
+        count = len(ranks_by_node(self.ranks)[node_rank])
+        taken = replace(spare, node_rank=node_rank, visible=spare.visible[:count])
+        return replace(
+            self,
+            nodes=tuple(taken if node == place else node for node in self.nodes),
+            ranks=tuple(
+                _moved(rank, taken, node_rank=node_rank) if rank.node_rank == node_rank else rank for rank in self.ranks
+            ),
+            spares=tuple(other for other in self.spares if other != spare),
+            left_out=(*self.left_out, left_out),
+            address=taken.address if node_rank == 0 else self.address,
+        )
 
     def programs(self, paths: JobPaths) -> tuple[Program, ...]:
         """Return the engine's programs for the attempt of ``paths``."""
@@ -159,9 +185,10 @@ class Launch:
             raise ValueError(f"scheduler {raw.get('scheduler')!r}, settings {raw.get('settings')!r}")
         raw["ranks"] = tuple(RankPlace(**known_keys(RankPlace, rank)) for rank in raw["ranks"])
         raw["limits"] = Limits(**known_keys(Limits, raw["limits"]))
-        raw["nodes"] = tuple(_node_place(node) for node in raw.get("nodes", ()))
-        for key in ("visible", "worker", "locks"):
-            raw[key] = tuple(raw[key])
+        for key in ("nodes", "spares"):
+            raw[key] = tuple(_node_place(node) for node in raw.get(key, ()))
+        for key in ("visible", "worker", "locks", "left_out"):
+            raw[key] = tuple(raw.get(key, ()))
         return cls(**raw)
 
 
@@ -171,6 +198,12 @@ def ranks_by_node(ranks: Iterable[RankPlace]) -> dict[int, list[RankPlace]]:
     for rank in ranks:
         found.setdefault(rank.node_rank, []).append(rank)
     return found
+
+
+def _moved(rank: RankPlace, node: NodePlace, *, node_rank: int) -> RankPlace:
+    """Return ``rank`` on another host, on the card of the same place there; on CPU, where none is named, on none."""
+    device_id = node.visible[rank.local_rank] if node.visible else rank.device_id
+    return replace(rank, host=node.name, node_rank=node_rank, device_id=device_id)
 
 
 def _in_todays_words(raw: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,7 +24,8 @@ class Placement:
 
     ``cluster``: with made-up names where only the scheduler will know the hosts; ``named``: the names are real.
     ``settings`` go into launch.json and are all that leader and agents know about the scheduler. ``agents``: one agent
-    on each host starts the ranks there; without agents the supervisor starts them itself, on one host.
+    on each host starts the ranks there; without agents the supervisor starts them itself, on one host. ``spares``:
+    hosts that take the place of one that fails.
     """
 
     cluster: Cluster
@@ -32,6 +33,7 @@ class Placement:
     settings: Mapping[str, Any] = field(default_factory=dict)
     agents: bool = False
     named: bool = False
+    spares: tuple[Host, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,8 @@ def make_launch(placement: Placement, paths: JobPaths, *, env: Mapping[str, str]
         wait_for_locks=options.wait_for_cards,
         priority=options.priority,
         limits=replace(options.limits, leave_s=LEAVE_S[cluster.target]),
-        nodes=_node_places(placement) if placement.agents else (),
+        nodes=_node_places(placement, placement.cluster.hosts) if placement.agents else (),
+        spares=_node_places(placement, placement.spares, first=len(placement.cluster.hosts)),
         scheduler=placement.scheduler,
         settings=placement.settings,
     )
@@ -113,12 +116,15 @@ def _rank_places(cluster: Cluster) -> tuple[RankPlace, ...]:
     )
 
 
-def _node_places(placement: Placement) -> tuple[NodePlace, ...]:
-    """Return the hosts, without addresses that only a scheduler will know and cards that no inventory names."""
+def _node_places(placement: Placement, hosts: Sequence[Host], *, first: int = 0) -> tuple[NodePlace, ...]:
+    """Return ``hosts`` as places, numbered from ``first``.
+
+    Addresses that only a scheduler will know are left out, and cards that no inventory names.
+    """
     on_cards = placement.named and placement.cluster.target == "Ascend"
 
     def place(node_rank: int, host: Host) -> NodePlace:
         address = host.address if placement.named else ""
         return NodePlace(node_rank=node_rank, name=host.name, address=address, visible=host.visible if on_cards else ())
 
-    return tuple(place(node_rank, host) for node_rank, host in enumerate(placement.cluster.hosts))
+    return tuple(place(node_rank, host) for node_rank, host in enumerate(hosts, first))

@@ -13,13 +13,14 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from launcher.engines.base import Command
 from launcher.errors import HostError, SpecError
 from launcher.jobs import JobPaths, JobRecord
 from launcher.jobs.verdict import Verdict
-from launcher.plan.launch import Launch
+from launcher.plan.launch import Launch, NodePlace
 
 if TYPE_CHECKING:
     from launcher.cluster.model import Cluster
@@ -89,7 +90,8 @@ class Scheduler(Protocol):
     start agents on the same hosts once more. ``has_queue``: it can be asked about jobs, and told to cancel them.
     ``has_arrays``: it takes many jobs at once and runs a part of them at a time.
     ``is_followed``: ``submit`` follows the job to its end. ``rank_variables``: environment variables that give an
-    agent the number of its host. ``dry_run_file``: the only one of ``files`` that a dry run prints.
+    agent the number of its host. ``dry_run_file``: the only one of ``files`` that a dry run prints. ``instead``: what
+    to type in place of another scheduler's option, by its flag.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Scheduler(Protocol):
     is_followed: bool = True
     rank_variables: Sequence[str] = ("LAUNCHER_NODE_RANK",)
     dry_run_file: str | None = None
+    instead: Mapping[str, str] = MappingProxyType({})
 
     # ------------------------------------------------------------------------------------------------ before the job
 
@@ -188,6 +191,10 @@ class Scheduler(Protocol):
     def is_connected(self, launch: Launch, paths: JobPaths, address: str) -> bool:
         """Return False for a host that was lost, True for a reachable one on which only the agent was killed."""
         return False
+
+    def unusable(self, launch: Launch, paths: JobPaths, spare: NodePlace) -> str:
+        """Return why ``spare`` cannot take a host's place now; "" if it can. Only asked where there are spares."""
+        return ""
 
     def close(self, launch: Launch, paths: JobPaths) -> None:
         """Close the connections to the hosts."""

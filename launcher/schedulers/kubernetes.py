@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -106,6 +107,10 @@ class Kubernetes(Scheduler):
     restarts_agents = False  # Volcano starts the pods again
     is_followed = False
     rank_variables = ("LAUNCHER_NODE_RANK", "VC_TASK_INDEX", "JOB_COMPLETION_INDEX")
+    instead = MappingProxyType({
+        "--spare-hosts": "the cluster has the spare nodes: Volcano runs the pods again by its restart policy "
+        "(--max-restarts); kubectl cordon NODE keeps a bad node out",
+    })  # fmt: skip
     dry_run_file = MANIFEST
     options = (
         NODES,

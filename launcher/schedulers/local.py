@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import HostError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 class Local(Scheduler):
     name = LOCAL
     leads_here = True
+    instead = MappingProxyType({"--spare-hosts": "there is this host alone; --scheduler ssh -i FILE takes several"})
 
     def place(self, values: Mapping[str, Any], *, cards: int | None, grace_s: float) -> Placement:
         from launcher.cluster.discover import local_cluster

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,6 +17,7 @@ import psutil
 from launcher.cluster.discover.address import own_address
 from launcher.cluster.model import Host
 from launcher.common.ports import free_port
+from launcher.jobs import JobPaths
 from launcher.plan.launch import NodePlace, RankPlace, ranks_by_node
 from launcher.upstream.installed import installed
 
@@ -58,9 +61,15 @@ class Registration:
         return next((name for name, own in self.addresses.items() if address in own), None)
 
 
-def register(target: str) -> Registration:
-    """Return the report of this host for a job on ``target``. On Ascend this asks npu-smi and takes some seconds."""
+def register(target: str, reads: Sequence[str] = ()) -> Registration:
+    """Return the report of this host for a job on ``target``. On Ascend this asks npu-smi and takes some seconds.
+
+    ``reads``: files that the job reads; one that is missing is a fault.
+    """
     kind, devices, pod, fault = (None, (), None, "") if target == "CPU" else _cards()
+    # A fault of the host itself comes first: a missing file may only be its consequence.
+    fault = fault or next((f"{path} is not there; the job reads it on every host" for path in reads
+                           if not Path(path).exists()), "")  # fmt: skip
     addresses = own_addresses()
     return Registration(
         name=socket.gethostname(),
@@ -76,6 +85,20 @@ def register(target: str) -> Registration:
         address=os.environ.get("LAUNCHER_ADDRESS") or own_address() or "",
         fault=fault,
     )
+
+
+def inputs_of(plan: Mapping[str, Any]) -> list[str]:
+    """Return the files that the job of ``plan``, the contents of plan.json, reads on every host."""
+    named = (plan.get(key) for key in ("dataset", "evaluation", "tokenizer", "checkpoint"))
+    return [str(name) for name in named if name]
+
+
+def read_inputs(paths: JobPaths) -> list[str]:
+    """Return the files that the job reads on every host; none if its plan cannot be read."""
+    try:
+        return inputs_of(json.loads(paths.plan.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError):
+        return []
 
 
 def own_addresses() -> dict[str, tuple[str, ...]]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from launcher import jobs
@@ -108,6 +109,10 @@ class Slurm(Scheduler):
     has_queue = True
     has_arrays = True
     rank_variables = ("SLURM_PROCID", "LAUNCHER_NODE_RANK")
+    instead = MappingProxyType({
+        "--spare-hosts": "Slurm has the spare nodes: it queues a job whose node fails again, on others (sbatch "
+        "--requeue, unless --no-requeue); --sbatch exclude=NODE keeps a bad one out",
+    })  # fmt: skip
     options = (
         NODES,
         KIND,

@@ -21,7 +21,7 @@ from launcher.cluster.discover.programs import ProgramResult, run_program
 from launcher.engines.base import Command
 from launcher.errors import HostError, SpecError
 from launcher.jobs import JobPaths
-from launcher.plan.launch import Launch
+from launcher.plan.launch import Launch, NodePlace
 from launcher.plan.placement import Placement
 from launcher.schedulers.base import AgentStart, Option, Scheduler, agent_argv
 from launcher.schedulers.connection import (
@@ -35,7 +35,7 @@ from launcher.schedulers.connection import (
     ssh_settings,
     what_to_do,
 )
-from launcher.schedulers.registration import CLOCK_S, Registration, problems
+from launcher.schedulers.registration import CLOCK_S, Registration, inputs_of, problems, read_inputs
 
 if TYPE_CHECKING:
     from launcher.plan.launch_plan import LaunchPlan
@@ -50,21 +50,29 @@ class Ssh(Scheduler):
     options = (
         Option(flag="--inventory", short="-i", form=Path, metavar="FILE", help="hosts and cards."),
         Option(flag="--ssh-config", form=Path, metavar="FILE", help="for ssh -F; ~/.ssh/config if left out."),
+        Option(
+            flag="--spare-hosts",
+            form=int,
+            metavar="N",
+            help="the last N hosts of the inventory wait, with --max-restarts, to replace one that fails twice.",
+        ),
     )
 
     def place(self, values: Mapping[str, Any], *, cards: int | None, grace_s: float) -> Placement:
-        from launcher.cluster.imagined import first_cards
+        from launcher.cluster.imagined import first_cards, hold_back
         from launcher.cluster.inventory import load_inventory
 
         if values.get("inventory") is None:
             raise SpecError("--scheduler ssh needs an inventory", hint="--inventory rank_tables/2x8.yaml")
-        cluster = first_cards(load_inventory(values["inventory"]), cards)
+        cluster, count = load_inventory(values["inventory"]), values.get("spare_hosts")
+        used, spares = hold_back(cluster, count, cards) if count else (first_cards(cluster, cards), ())
         settings = ssh_settings(values.get("ssh_config"))
-        return Placement(cluster=cluster, scheduler=self.name, settings=settings, agents=True, named=True)
+        return Placement(cluster=used, scheduler=self.name, settings=settings, agents=True, named=True, spares=spares)
 
     def preflight(self, plan: LaunchPlan, *, port: int | None) -> Sequence[str]:
         """Check all hosts in parallel."""
-        return clock_notes(check_hosts(plan.launch, plan.paths.job_id, plan.paths.root.parent))
+        reads = [path for path in inputs_of(plan.to_dict()) if Path(path).exists()]  # data may still have to be made
+        return clock_notes(check_hosts(plan.launch, plan.paths.job_id, plan.paths.root.parent, reads))
 
     def agents(self, launch: Launch, paths: JobPaths) -> Sequence[AgentStart]:
         return agent_starts(launch, paths)
@@ -77,9 +85,17 @@ class Ssh(Scheduler):
         config = config_options(launch.settings)
         return not run_program(*ssh_options(config, paths.job_id), "-O", "check", "--", address, timeout_s=5).fault
 
+    def unusable(self, launch: Launch, paths: JobPaths, spare: NodePlace) -> str:
+        """Check ``spare`` as before the job: reachable, the job's folder and inputs there, cards free."""
+        checked = _check(launch, paths.job_id, spare.address, paths.launch, read_inputs(paths))
+        if checked.found is None:
+            return f"{spare.address}: {checked.fault}"
+        both = launch.with_spares_in_use()
+        return "; ".join(problems([spare], both.ranks, [checked.found]))
+
     def close(self, launch: Launch, paths: JobPaths) -> None:
         """Close all of the job's connections, including idle ones."""
-        for node in launch.nodes:
+        for node in (*launch.nodes, *launch.spares):
             close_connection(launch.settings, paths.job_id, node.address)
 
 
@@ -123,11 +139,13 @@ class Checked:
     fault: str = ""
 
 
-def check_hosts(launch: Launch, job_id: str, folder: Path) -> list[Checked]:
-    """Check all hosts in parallel: reachable, same versions, same folder seen, cards free, clocks.
+def check_hosts(launch: Launch, job_id: str, folder: Path, reads: Sequence[str]) -> list[Checked]:
+    """Check all hosts, spares too: reachable, same versions, same folder and files seen, cards free, clocks.
 
-    ``folder``: the jobs folder. Raises HostError with all problems, each line with its host.
+    ``folder``: the jobs folder. ``reads``: files that the job reads on every host. Raises HostError with all problems,
+    each line with its host.
     """
+    launch = launch.with_spares_in_use()
     folder.mkdir(parents=True, exist_ok=True)
     # A file of a fresh name: a host that sees it sees the same folder, not one of the same path.
     handle, token = tempfile.mkstemp(prefix=".seen-", dir=folder)
@@ -135,7 +153,9 @@ def check_hosts(launch: Launch, job_id: str, folder: Path) -> list[Checked]:
     try:
         # A login takes a second or more, so hosts are asked in parallel.
         with ThreadPoolExecutor(max_workers=_AT_A_TIME) as pool:
-            checked = list(pool.map(lambda node: _check(launch, job_id, node.address, Path(token)), launch.nodes))
+            checked = list(
+                pool.map(lambda node: _check(launch, job_id, node.address, Path(token), reads), launch.nodes)
+            )
     finally:
         Path(token).unlink(missing_ok=True)
     lines = [f"{item.address}: {item.fault}" for item in checked if item.fault]
@@ -152,8 +172,9 @@ def check_hosts(launch: Launch, job_id: str, folder: Path) -> list[Checked]:
     return checked
 
 
-def _check(launch: Launch, job_id: str, address: str, token: Path) -> Checked:
-    argv = (sys.executable, "-m", "launcher", "node", "--report", launch.target, "--job", str(token))
+def _check(launch: Launch, job_id: str, address: str, token: Path, reads: Sequence[str]) -> Checked:
+    named = (part for path in reads for part in ("--reads", path))
+    argv = (sys.executable, "-m", "launcher", "node", "--report", launch.target, "--job", str(token), *named)
     command = ssh_argv(launch.settings, job_id, address, remote(launch.settings, argv))
     before, began = time.time(), time.monotonic()
     result = run_program(*command, timeout_s=_CHECK_TIMEOUT_S)

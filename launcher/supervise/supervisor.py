@@ -18,15 +18,17 @@ from launcher.cluster.queue import wait_and_hold
 from launcher.common.processes import ProcessId, adopt_orphans
 from launcher.errors import JobFailed, LauncherError
 from launcher.jobs import REQUEUED, JobPaths, JobRecord
+from launcher.jobs.events import EventWriter
 from launcher.jobs.verdict import EN, Verdict
-from launcher.plan.launch import Launch, read_launch
+from launcher.plan.launch import Launch, read_launch, write_launch
 from launcher.plan.resume import beginning, left_behind, prepare_attempt
 from launcher.schedulers import registry
 from launcher.supervise.attempt import Attempt, Outcome
 from launcher.supervise.attempt_control import LocalControl
 from launcher.supervise.free_cards import wait_until_free
 from launcher.supervise.rank_states import Failure, RankStates
-from launcher.supervise.restarts import Decision, decide, restarts_so_far
+from launcher.supervise.restarts import Decision, restarts_so_far
+from launcher.supervise.spare_hosts import Next, decide_next, suspect_of
 from launcher.supervise.standby import Standby
 from launcher.supervise.stop_signals import StopSignals, catch_stop_signals
 from launcher.supervise.verdict import Findings, find_verdict, with_restart
@@ -105,23 +107,31 @@ class Supervisor:
     def _attempts(self) -> Outcome:
         outcome = self._attempt()
         while outcome.verdict is not None and not self._may_not_go_on():
-            limits = self.launch.limits
-            budget_s = limits.restart_budget_s
-            decision = decide(outcome.verdict, self.record.earlier, limits.max_restarts, budget_s=budget_s)
-            told = self._with(outcome, decision)
-            if not decision.again:
+            following = decide_next(self.paths, self.launch, self.record, outcome.verdict)
+            told = self._with(outcome, following)
+            if not following.decision.again:
                 return told
-            if not self._pause(decision):
+            if not self._pause(following.decision):
                 return outcome  # the job was stopped meanwhile: there is no restart to tell of
+            self._replace_host(following)
             self._next_attempt(told)
             outcome = self._attempt()
         return outcome
 
-    def _with(self, outcome: Outcome, decision: Decision) -> Outcome:
+    def _with(self, outcome: Outcome, following: Next) -> Outcome:
         """Return ``outcome`` with the decision on a restart in its verdict, where restarts were asked for."""
         if outcome.verdict is None or not self.launch.limits.max_restarts:
             return outcome
-        return replace(outcome, verdict=replace(outcome.verdict, restart=decision.why))
+        with EventWriter(self.paths.supervisor_events, None) as events:
+            events.report(following.event)
+        return replace(outcome, verdict=replace(outcome.verdict, restart=following.decision.why))
+
+    def _replace_host(self, following: Next) -> None:
+        """Write the hosts of the next attempt where a resume reads them too."""
+        launch = following.of(self.launch)
+        if launch != self.launch:
+            write_launch(self.paths, launch)
+            self.launch = launch
 
     def _pause(self, decision: Decision) -> bool:
         """Wait before a restart. Returns False when the job was stopped meanwhile."""
@@ -139,7 +149,10 @@ class Supervisor:
         if self.standby.taken and attempt.states.progress_at is None:
             self.standby.end()  # should it be their fault, the next attempt starts like the first
         self.record = replace(self.record, processes=_processes(attempt.states))
-        return outcome
+        if outcome.verdict is None:
+            return outcome
+        suspect = suspect_of(outcome.verdict, self.launch, attempt.launch)
+        return replace(outcome, verdict=replace(outcome.verdict, suspect=suspect))
 
     def _make_attempt(self) -> Attempt | Leader:
         """Return an attempt on this host, or one on several hosts that is led from here."""

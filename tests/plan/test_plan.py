@@ -22,19 +22,28 @@ from launcher.plan.degrees import Degrees, check_target, resolve_defaults, with_
 from launcher.plan.launch_plan import Inputs, LaunchPlan, count_steps, make_plan, run_environment
 from launcher.plan.placement import Placement, RunOptions
 from launcher.runspec.checking import load_spec, parse_spec
-from launcher.runspec.sections import ModelSpec, ParallelSpec, PrecisionSpec, RunSpec
+from launcher.runspec.sections import HcclRetrySpec, ModelSpec, ParallelSpec, PrecisionSpec, ResilienceSpec, RunSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def cluster(target: str, cards: int, hosts: int = 1, kind: str | None = None) -> Cluster:
     """``hosts`` hosts with ``cards`` devices each."""
-    return Cluster(target=target, kind=kind, hosts=tuple(_host(number, cards) for number in range(hosts)))
+    return Cluster(target=target, kind=kind, hosts=tuple(_host(number, cards, kind) for number in range(hosts)))
 
 
-def _host(number: int, cards: int) -> Host:
-    devices = tuple(Device(device_id=index, device_ip=f"10.1.{number}.{index + 1}") for index in range(cards))
-    return Host(name=f"node{number}", address=f"10.0.0.{number + 1}", devices=devices)
+def _host(number: int, cards: int, kind: str | None) -> Host:
+    in_pod = kind == "A3"
+    devices = tuple(
+        Device(
+            device_id=index,
+            device_ip=f"10.1.{number}.{index + 1}",
+            super_device_id=16 * number + index if in_pod else None,
+        )
+        for index in range(cards)
+    )
+    pod = "pod0" if in_pod else None
+    return Host(name=f"node{number}", address=f"10.0.0.{number + 1}", devices=devices, super_pod_id=pod)
 
 
 def plan(
@@ -98,6 +107,14 @@ def qwen3_spec(**model: Any) -> RunSpec:
     return spec.model_copy(update={"name": "qwen3_lora", "model": ModelSpec(**{**QWEN3, **model})})
 
 
+def resilient_spec() -> RunSpec:
+    """A spec with every switch of ``resilience:`` that needs no MindIO, and the norm that TRE watches."""
+    spec = changed(load_spec("llama_7b_lora"), "training", max_grad_norm=1.0)
+    switches = ResilienceSpec(tft=("TRE",), hccl_retry=HcclRetrySpec(times=3), compile_cache=True)
+    watched = {"monitor_config": {"monitor_on": True, "global_norm_spike_threshold": 3.0}}
+    return spec.model_copy(update={"name": "resilient", "resilience": switches, "mindformers": watched})
+
+
 QWEN3_SMALL = {"hidden_size": 1024, "num_layers": 28, "num_heads": 16, "intermediate_size": 3072}
 
 GOLDEN_PLANS: dict[str, tuple[str | RunSpec, dict[str, Any], dict[str, Any]]] = {
@@ -109,6 +126,7 @@ GOLDEN_PLANS: dict[str, tuple[str | RunSpec, dict[str, Any], dict[str, Any]]] = 
     "hosts_2x8": (
         "llama_7b_lora", {"mode": "data"}, {"target": "Ascend", "cards": 8, "hosts": 2, "checkpoint": WHOLE}
     ),
+    "resilience_a3_x2": (resilient_spec(), {"mode": "data"}, {"target": "Ascend", "cards": 2, "kind": "A3"}),
     "qwen3_cpu_x2": (qwen3_spec(**QWEN3_SMALL), {}, {"checkpoint": WHOLE}),
     "qwen3_dp8": (qwen3_spec(**QWEN3_SMALL), {}, {"target": "Ascend", "cards": 8, "kind": "A2", "checkpoint": WHOLE}),
     "qwen3_dp1_mp4_pp4": (
@@ -132,6 +150,16 @@ def golden_plan(name: str, **more: Any) -> LaunchPlan:
 @pytest.mark.parametrize("name", GOLDEN_PLANS)
 def test_files_are_as_in_the_golden_folder(name: str) -> None:
     assert_golden(GOLDEN / name, golden_plan(name))
+
+
+def test_switches_of_resilience_are_in_the_environment_of_every_rank() -> None:
+    made = golden_plan("resilience_a3_x2")
+    assert {name: value for name, value in made.launch.env.items() if "TFT" in name or "RETRY" in name} == {
+        "MS_ENABLE_TFT": "{TRE:1}",
+        "HCCL_OP_RETRY_ENABLE": "L1:1,L2:1",
+        "HCCL_OP_RETRY_PARAMS": "MaxCnt:3,HoldTime:5000,IntervalTime:1000",
+    }
+    assert rank_yaml(made)["monitor_config"]["global_norm_spike_threshold"] == 3.0
 
 
 # Run in a child process: importing mindformers takes 10 s, and its warnings are not ours.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -18,12 +19,17 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.events import read_events
 from support.hosted import HOST_LIMITS, Hosted
 from support.netlab import lab
 from support.sshlab import SshLab, ssh_lab, wait_for_ssh
 from support.supervised import long, marked, report, wait_until
 
 from launcher import jobs
+from launcher.cli.output.status import status
+from launcher.observe.history import read_history
+from launcher.observe.report import make_report
+from launcher.plan.launch import read_launch
 from launcher.schedulers.connection import forwarded, remote, ssh_argv
 
 TRAIN = "ready()\nfor n in range(1, 100000):\n    step(n, seconds=0.05)\n"
@@ -67,6 +73,93 @@ def test_a_rank_that_was_killed_is_started_again_on_the_same_hosts(
 
     assert (record.state, record.attempt) == (jobs.SUCCEEDED, 2)
     assert record.earlier[0]["reason"] == "killed by SIGKILL"
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshLab]:
+    with lab(4) as made, ssh_lab(made, tmp_path_factory.mktemp("ssh4")) as found:
+        wait_for_ssh(found)
+        yield found
+
+
+def with_spares(servers: SshLab, tmp_path: Path, mark: str, program: str, restarts: int) -> Hosted:
+    """A job on node1 and node2, with the others as spares."""
+    job = hosted(servers, tmp_path, mark, program)
+    job.hosts, job.spares = servers.lab.hosts[:2], servers.lab.hosts[2:]
+    job.__post_init__()  # its ranks follow from its hosts
+    job.limits = replace(HOST_LIMITS, max_restarts=restarts)
+    return job
+
+
+# As checkpoints do, the file says how far all attempts have got.
+DIES_ON_NODE2 = """
+import pathlib
+ready()
+print('on', os.uname().nodename, flush=True)
+step(1)
+if os.uname().nodename == "node2":
+    os.kill(os.getpid(), 9)
+time.sleep(1)
+step(2)
+"""
+
+
+def test_a_spare_host_takes_the_place_of_one_that_failed_twice(four: SshLab, tmp_path: Path, no_survivors: str) -> None:
+    """The first spare cannot be reached, so the second is taken. It failed after the same step: without a spare it
+    would end."""
+    job = with_spares(four, tmp_path, no_survivors, DIES_ON_NODE2, restarts=4)
+    four.lab.cut(four.lab.hosts[2])
+    try:
+        record = job.start().end()
+    finally:
+        four.lab.mend()
+
+    assert (record.state, record.attempt) == (jobs.SUCCEEDED, 3)
+    assert [entry["suspect"] for entry in record.earlier] == ["node2", "node2"]
+    said = (
+        "restart 2 of 4 after 2 s: a fault of the machine or of communication; "
+        "node2 failed in attempt 1 too and is left out, node4 takes its place"
+    )
+    assert record.earlier[1]["restart"]["en"] == said
+    events = read_events(job.paths.of_attempt(2).supervisor_events)
+    assert [(e["event"], e["why"], e["left_out"], e["spare"]) for e in events] == [("restart", said, "node2", "node4")]
+    paths = job.paths.of_attempt(3)
+    assert [paths.rank_log(rank).read_text().split()[-1] for rank in (0, 1)] == ["node1", "node4"]
+    bound = json.loads(paths.start.read_text())
+    assert [(node["name"], node["address"]) for node in bound["nodes"]] == [
+        ("node1", "10.77.0.1"), ("node4", "10.77.0.4"),
+    ]  # fmt: skip
+    # What a resume reads, and status shows.
+    launch = read_launch(job.paths)
+    assert ([n.name for n in launch.spares], launch.left_out) == (["node3"], ("node2",))
+    text = status(paths, record)
+    assert "2 hosts (node1, node4), spare: node3, left out: node2, engine" in text
+    assert f"attempt 2 ended: killed by SIGKILL; {said}" in text
+    assert said in make_report([read_history(paths, record)], "en")
+
+
+def test_a_host_that_is_off_is_replaced_and_without_a_spare_the_job_says_so(
+    four: SshLab, tmp_path: Path, no_survivors: str
+) -> None:
+    """node2 goes off while it trains, and is still off when the job is started again; then so do the others."""
+    job = with_spares(four, tmp_path, no_survivors, TRAIN, restarts=9)
+    job.spares = job.spares[:1]
+    job.start()
+    try:
+        for attempt, host in ((1, 1), (3, 2)):
+            wait_until(lambda n=attempt: job.record().attempt == n, f"attempt {attempt}")
+            job.wait_for_pids()
+            four.lab.cut(four.lab.hosts[host])
+        record = job.end()
+    finally:
+        four.lab.mend()
+
+    why = [entry["restart"]["en"] for entry in record.earlier]
+    assert [entry["suspect"] for entry in record.earlier] == ["node2", "node2", "node3"]
+    assert record.earlier[1]["reason"].startswith("host node2: no agent could be started there (exit code 255)")
+    assert why[1].endswith("; node2 failed in attempt 1 too and is left out, node3 takes its place")
+    assert (record.state, record.attempt) == (jobs.FAILED, 4)
+    assert report(record).splitlines()[-1].endswith("; node3 failed in attempt 3 too, and no spare host is left")
 
 
 def test_a_cut_link_is_named_and_both_sides_are_cleared(servers: SshLab, tmp_path: Path, no_survivors: str) -> None:
@@ -125,6 +218,16 @@ def test_all_that_is_wrong_with_hosts_is_said_before_a_job_begins(servers: SshLa
     inventory = tmp_path / "hosts.yaml"
     inventory.write_text("kind: CPU\nhosts:\n  - {address: 10.77.0.1}\n  - {address: 10.77.0.99}\n")
     result = submit(servers, tmp_path, "--inventory", str(inventory))
+
+    assert result.returncode == 5
+    assert "10.77.0.99: ssh: connect to host 10.77.0.99 port 22: No route to host" in result.stderr
+    assert not list((tmp_path / "jobs").iterdir())
+
+
+def test_a_spare_host_is_checked_like_the_others_before_a_job_begins(servers: SshLab, tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.yaml"
+    inventory.write_text("kind: CPU\nhosts:\n  - {address: 10.77.0.1}\n  - {address: 10.77.0.99}\n")
+    result = submit(servers, tmp_path, "--inventory", str(inventory), "--spare-hosts", "1", "--max-restarts", "2")
 
     assert result.returncode == 5
     assert "10.77.0.99: ssh: connect to host 10.77.0.99 port 22: No route to host" in result.stderr

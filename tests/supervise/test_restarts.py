@@ -23,7 +23,9 @@ def test_a_fault_of_the_machine_is_restarted_with_growing_pauses() -> None:
         found = decide(KILLED, earlier, 20)
         assert (found.again, found.pause_s) == (True, pause)
         assert found.why["en"].startswith(f"restart {number} of 20")
-        earlier.append(entry(number, step=number + 10))
+        earlier.append(entry(number, step=100 - number))
+    # What got further begins them anew.
+    assert decide(replace(KILLED, step=101), earlier, 20).pause_s == 0
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ class Hosted(Supervised):
     agent_env: dict[int, dict[str, str]] = field(default_factory=dict)
     agents: list[subprocess.Popen[bytes]] = field(default_factory=list)
     entered: NetHost | None = None
+    spares: Sequence[NetHost] = ()
     target: str = "CPU"
 
     def __post_init__(self) -> None:
@@ -53,6 +54,10 @@ class Hosted(Supervised):
             super().launch(),
             ranks=ranks,
             nodes=nodes,
+            spares=tuple(
+                NodePlace(node_rank=n, name=host.name, address=host.address)
+                for n, host in enumerate(self.spares, len(nodes))
+            ),
             scheduler=self.scheduler,
             settings=self.settings,
             port=0,

@@ -77,4 +77,5 @@ def _refuse_strangers(scheduler: str, given: Mapping[Option, Any], owners: Mappi
     for option in given:
         if scheduler not in owners[option]:
             fits = " or ".join(f"--scheduler {name}" for name in owners[option])
-            raise SpecError(f"{option.flag} has no effect with --scheduler {scheduler}", hint=f"did you mean {fits}?")
+            hint = registry.get(scheduler).instead.get(option.flag, f"did you mean {fits}?")
+            raise SpecError(f"{option.flag} has no effect with --scheduler {scheduler}", hint=hint)

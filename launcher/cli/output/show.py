@@ -55,6 +55,11 @@ def plan(plan: LaunchPlan, pending: Pending | None = None) -> str:
         f"model    {plan.spec.name}: {'LoRA' if plan.spec.lora else 'all weights'}, base {base}",
         f"data     {plan.inputs.dataset} ({about_rows(plan.inputs)})",
         f"ranks    {plan.cluster.num_devices} on {plan.cluster.target}: {split}",
+        *(
+            [f"spare    {', '.join(f'{n.name} ({n.address})' for n in plan.launch.spares)}"]
+            if plan.launch.spares
+            else []
+        ),
         f"steps    {about_steps(plan)}, {plan.global_batch} rows each",
         "would make",
         *([f"  data: {pending.describe()}"] if pending else []),

@@ -159,19 +159,31 @@ def next_command(history: History) -> str:
 
 def _on_hosts(paths: JobPaths, record: JobRecord) -> str:
     """Its host, or its hosts as this attempt found them."""
-    nodes = _nodes_in(paths.start)
+    nodes, aside = _nodes_in(paths.start), _aside(paths)
     if not nodes and (planned := len(_nodes_in(paths.launch))):  # record.host is only where they are led from
-        return f", {planned} host{'s' * (planned > 1)}"
+        return f", {planned} host{'s' * (planned > 1)}{aside}"
     if len(nodes) < 2:
         host = nodes[0] if nodes else record.host
-        return f", host {host}" if host else ""
-    shown = ", ".join(nodes[:_SHOWN_NODES]) + (f" and {len(nodes) - _SHOWN_NODES} more" * (len(nodes) > _SHOWN_NODES))
-    return f", {len(nodes)} hosts ({shown})"
+        return f", host {host}{aside}" if host else ""
+    return f", {len(nodes)} hosts ({_some(nodes)}){aside}"
 
 
-def _nodes_in(file: Path) -> list[str]:
+def _aside(paths: JobPaths) -> str:
+    """Hosts of the job without a part in it: spare ones, and those whose places spares have taken."""
+    spares, left_out = _nodes_in(paths.launch, "spares"), _nodes_in(paths.launch, "left_out")
+    told = [f"spare: {_some(spares)}"] if spares else []
+    told += [f"left out: {_some(left_out)}"] if left_out else []
+    return "".join(f", {text}" for text in told)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN_NODES]) + (f" and {len(names) - _SHOWN_NODES} more" * (len(names) > _SHOWN_NODES))
+
+
+def _nodes_in(file: Path, key: str = "nodes") -> list[str]:
     try:
-        return [node["name"] for node in json.loads(file.read_text(encoding="utf-8"))["nodes"]]
+        found = json.loads(file.read_text(encoding="utf-8"))[key]
+        return [node if isinstance(node, str) else node["name"] for node in found]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 

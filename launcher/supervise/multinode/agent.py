@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from launcher import jobs
@@ -28,7 +27,7 @@ from launcher.errors import LauncherError
 from launcher.jobs import JobPaths, JobRecord
 from launcher.jobs.verdict import EN, ZH
 from launcher.plan.launch import Launch, read_launch
-from launcher.schedulers.registration import register
+from launcher.schedulers.registration import read_inputs, register
 from launcher.supervise.attempt import Attempt, Outcome
 from launcher.supervise.multinode.agent_control import AgentControl
 from launcher.supervise.multinode.host_verdicts import host_verdict, leader_verdict, own_failure
@@ -127,11 +126,7 @@ class Agent:
         return 0
 
     def _register(self) -> None:
-        found = register(self.launch.target)
-        missing = missing_inputs(self.paths)
-        # A fault of the host itself comes first: a missing file may only be its consequence.
-        if missing and not found.fault:
-            found = replace(found, fault=f"{missing[0]} is not there; the job reads it on every host")
+        found = register(self.launch.target, read_inputs(self.paths))
         here = self.paths.node_here(self.options.node_rank)
         write_atomic(here, json.dumps(found.to_dict()) + "\n", parents=False)
 
@@ -248,16 +243,6 @@ class Agent:
 
 def _tell_nobody(_state: str, _states: object) -> None:
     """Do nothing: the leader reports the job's states."""
-
-
-def missing_inputs(paths: JobPaths) -> list[str]:
-    """Return the files that the job reads and this host does not have."""
-    try:
-        plan = json.loads(paths.plan.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    named = [plan.get(key) for key in ("dataset", "tokenizer", "checkpoint")]
-    return [name for name in named if name and not Path(name).exists()]
 
 
 def read_raw_record(paths: JobPaths) -> JobRecord | None:
