@@ -6,6 +6,7 @@
 # make docs-check  every command that README, docs/ and examples/ show, held to what they say it prints (about 8 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)
 # make test-web  the board and the chat page in a browser (about a minute; needs Debian's package chromium)
+# make test-lm-eval  EleutherAI's lm-eval against `launcher serve`, in an environment of its own (0.9 GB)
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # make soak   kills ranks of real trainings at random moments, and compares the weights (COUNT=40 MINUTES=60)
@@ -21,8 +22,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-real base test test-fast test-web docs-check semi-auto faults soak bench-restart bench-merge-plan \
-	verdict-score slow-ranks site lint clean
+.PHONY: demo demo-real base test test-fast test-web test-lm-eval docs-check semi-auto faults soak bench-restart \
+	bench-merge-plan verdict-score slow-ranks site lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -46,6 +47,12 @@ test-web: $(VENV)/.installed-test
 	@command -v chromium > /dev/null || { echo "There is no chromium here: apt-get install chromium" >&2; exit 1; }
 	$(PIP) --editable '.[web]'
 	$(BIN)/python -m pytest -m web tests/web
+
+test-lm-eval: $(VENV)/.installed-test
+	@mkdir -p build
+	@[ -d build/lm-eval ] || $(PYTHON) -m venv build/lm-eval
+	build/lm-eval/bin/python -m pip install --quiet --disable-pip-version-check 'lm-eval[api]' transformers
+	LAUNCHER_LM_EVAL=$(CURDIR)/build/lm-eval/bin/python $(BIN)/python -m pytest tests/inference/test_lm_eval.py
 
 # MindSpore's CPU build does not split models; a patched copy of it, which lies beside the project, does.
 semi-auto: $(VENV)/.installed-test

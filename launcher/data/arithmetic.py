@@ -1,7 +1,7 @@
 """Small arithmetic for the shipped base tiny_cpu: what it was trained on, and what LoRA teaches it in the demo.
 
-The base gives the bare number of every problem; it has done sums, and has read worked examples, which begin with another
-word. LoRA teaches it to write down the working of a problem of two steps when it is asked.
+The base gives the bare number of every problem; it has done sums, and has read worked examples, which begin with
+another word. LoRA teaches it to write down the working of a problem of two steps when it is asked.
 """
 
 from __future__ import annotations

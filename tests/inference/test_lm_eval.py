@@ -1,7 +1,8 @@
 """EleutherAI's lm-eval against a server in this process, on a task made here.
 
-lm-eval brings a hundred packages, so it is in no extra: where LAUNCHER_LM_EVAL names a Python that has lm_eval[api],
-or this one has it, its ``local-completions`` asks; what it finds is computed here from the logits of whole rows.
+lm-eval brings a hundred packages, so it is in no extra: where LAUNCHER_LM_EVAL names a Python that has it and
+transformers (`make test-lm-eval`), or this one has it, its ``local-completions`` asks; what it finds is computed here
+from the logits of whole rows.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from launcher.inference.exams import Asked, asked_of
 PYTHON = os.environ.get("LAUNCHER_LM_EVAL") or (sys.executable if importlib.util.find_spec("lm_eval") else None)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(PYTHON is None, reason="no lm-eval: LAUNCHER_LM_EVAL=PYTHON, with lm_eval[api]"),
+    pytest.mark.skipif(PYTHON is None, reason="no lm-eval: make test-lm-eval, or LAUNCHER_LM_EVAL=PYTHON"),
 ]
 CONTEXT = 640
 TASKS = ("local_choice", "local_generate", "local_mmlu", "local_gsm8k")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,10 @@ def with_spares(servers: SshLab, tmp_path: Path, mark: str, program: str, restar
     return job
 
 
+def _is_in_attempt(job: Hosted, number: int) -> bool:
+    return job.record().attempt == number
+
+
 # As checkpoints do, the file says how far all attempts have got.
 DIES_ON_NODE2 = """
 import pathlib
@@ -147,7 +152,7 @@ def test_a_host_that_is_off_is_replaced_and_without_a_spare_the_job_says_so(
     job.start()
     try:
         for attempt, host in ((1, 1), (3, 2)):
-            wait_until(lambda n=attempt: job.record().attempt == n, f"attempt {attempt}")
+            wait_until(partial(_is_in_attempt, job, attempt), f"attempt {attempt}")
             job.wait_for_pids()
             four.lab.cut(four.lab.hosts[host])
         record = job.end()
