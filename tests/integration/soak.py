@@ -253,7 +253,7 @@ def strike(kill: Kill, paths: JobPaths, mark: str) -> tuple[str, int | None] | N
     process.send(signal.SIGKILL)
     seen = events(paths, kill.rank_id)
     steps = [e["step"] for e in seen if e["event"] == "step"]
-    last = next((e for e in reversed(seen) if e["event"] != "exit"), {})
+    last: dict[str, Any] = next((e for e in reversed(seen) if e["event"] != "exit"), {})
     name = str(last.get("name", last.get("event", "")))
     saved = name == "save" and last.get("seconds") is not None
     part = "step" if saved else PARTS.get(name, name)
@@ -273,7 +273,7 @@ def resumed(paths: JobPaths, command: subprocess.Popen[bytes]) -> None:
 def carry_out(plan: Round, shop: Workshop, expected: Path) -> Result:
     mark, began = f"launcher-soak-{os.urandom(4).hex()}", time.monotonic()
     command, root = submit(shop, plan.engine, plan.ranks, mark)
-    paths, killed = JobPaths(root=root), []
+    paths, killed = JobPaths(root=root), list[Killed]()
     for kill in plan.kills:
         found = strike(kill, paths, mark)
         if found is None:
