@@ -273,8 +273,7 @@ def resumed(paths: JobPaths, command: subprocess.Popen[bytes]) -> None:
 def carry_out(plan: Round, shop: Workshop, expected: Path) -> Result:
     mark, began = f"launcher-soak-{os.urandom(4).hex()}", time.monotonic()
     command, root = submit(shop, plan.engine, plan.ranks, mark)
-    paths = JobPaths(root=root)
-    killed: list[Killed] = []
+    paths, killed = JobPaths(root=root), list[Killed]()
     for kill in plan.kills:
         found = strike(kill, paths, mark)
         if found is None:

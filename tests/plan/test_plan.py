@@ -247,19 +247,21 @@ def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) ->
         "pipeline_dp1_mp4_pp2": [1, 4, 2],
         "optimizer_shard_dp4_mp2": [4, 2, 1],
         "hosts_2x8": [16, 1, 1],
+        "resilience_a3_x2": [2, 1, 1],
     }
     split, copied = "semi_auto_parallel", "data_parallel"
-    assert [values["mode"] for values in found.values()] == [copied, copied, split, split, split, copied]
-    assert [values["full_batch"] for values in found.values()] == [False, False, True, True, True, False]
-    assert [values["transform"] for values in found.values()] == [False, False, False, True, False, False]
+    assert [values["mode"] for values in found.values()] == [copied, copied, split, split, split, copied, copied]
+    assert [values["full_batch"] for values in found.values()] == [False, False, True, True, True, False, False]
+    assert [values["transform"] for values in found.values()] == [False, False, False, True, False, False, False]
     assert shared == [False, True, True]  # two hosts, two hosts that say so, one host of 16 cards
-    assert [values["shard"] for values in found.values()] == [False, False, False, False, True, False]
-    assert [values["recompute"] for values in found.values()] == [False, True, True, True, True, True]
+    assert [values["shard"] for values in found.values()] == [False, False, False, False, True, False, False]
+    assert [values["recompute"] for values in found.values()] == [False, True, True, True, True, True, True]
     assert found["pipeline_dp1_mp4_pp2"]["micro"] == 4
     for name, values in found.items():
         on_cpu = name == "cpu_x2"
         assert values["hidden_size"] == (96 if on_cpu else 4096)
-        assert values["compute"] == ("Float32" if on_cpu else "Float16")
+        on_a3 = name == "resilience_a3_x2"  # a kind that is known to have bfloat16
+        assert values["compute"] == ("Float32" if on_cpu else "BFloat16" if on_a3 else "Float16")
         assert (values["eps"], values["learning_rate"]) == ((1e-5, 5e-3) if on_cpu else (1e-6, 1e-5))
         assert values["flash"] is not on_cpu
         assert values["lora"] == 16

@@ -92,10 +92,6 @@ def with_spares(servers: SshLab, tmp_path: Path, mark: str, program: str, restar
     return job
 
 
-def _is_in_attempt(job: Hosted, number: int) -> bool:
-    return job.record().attempt == number
-
-
 # As checkpoints do, the file says how far all attempts have got.
 DIES_ON_NODE2 = """
 import pathlib
@@ -143,6 +139,10 @@ def test_a_spare_host_takes_the_place_of_one_that_failed_twice(four: SshLab, tmp
     assert said in make_report([read_history(paths, record)], "en")
 
 
+def reached(job: Hosted, attempt: int) -> bool:
+    return bool(job.record().attempt == attempt)
+
+
 def test_a_host_that_is_off_is_replaced_and_without_a_spare_the_job_says_so(
     four: SshLab, tmp_path: Path, no_survivors: str
 ) -> None:
@@ -152,7 +152,7 @@ def test_a_host_that_is_off_is_replaced_and_without_a_spare_the_job_says_so(
     job.start()
     try:
         for attempt, host in ((1, 1), (3, 2)):
-            wait_until(partial(_is_in_attempt, job, attempt), f"attempt {attempt}")
+            wait_until(partial(reached, job, attempt), f"attempt {attempt}")
             job.wait_for_pids()
             four.lab.cut(four.lab.hosts[host])
         record = job.end()
