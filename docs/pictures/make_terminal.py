@@ -1,4 +1,4 @@
-"""Draw terminal.svg from a real run: train tiny_cpu on two CPU ranks in a terminal, and show what commands print.
+"""Draw terminal.svg from a real run: adapt the shipped base on two CPU ranks in a terminal, and show what commands print.
 
 `python docs/pictures/make_terminal.py`, about a minute.
 """
@@ -18,8 +18,14 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = 104
-COMMANDS = ("launcher submit --cards 2", "launcher status last", "launcher merge-ckpt last")
+COMMANDS = (
+    "launcher submit --cards 2",
+    "launcher status last",
+    "launcher merge-ckpt last",
+    "launcher infer last --prompt 题目：小红有4盒铅笔，每盒3个，又买5个，一共几个？ --max-new-tokens 24",
+)
 
 
 def terminal_output(command: str, folder: Path) -> str:
@@ -64,8 +70,8 @@ def main() -> None:
         folder.mkdir()
         for command in COMMANDS:
             console.print(Text(f"$ {command}", style="bold"))
-            shown = terminal_output(command, folder).replace(made, "/home/me").rstrip()
-            console.print(Text.from_ansi(shown))
+            shown = terminal_output(command, folder).replace(made, "/home/me").replace(str(ROOT), "/home/me/launcher")
+            console.print(Text.from_ansi(shown.rstrip()))
     svg = console.export_svg(title="launcher", theme=MONOKAI, unique_id="launcher")
     svg = re.sub(r"\s*@font-face \{.*?\n    \}", "", svg, flags=re.DOTALL)  # a picture loads nothing from elsewhere
     Path(__file__).with_name("terminal.svg").write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n")

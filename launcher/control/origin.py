@@ -37,7 +37,8 @@ def origin(base: str | None = None) -> Origin:
     The values are user, host, command, folder, packages, and where they apply base, commit ("+changes" when files
     differ from it) and changes, a hash of how they differ.
     """
-    argv = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    program = Path(sys.argv[0]).name
+    argv = [*(("python", "-m", "launcher") if program == "__main__.py" else (program,)), *sys.argv[1:]]
     packages = installed_packages()
     found = {
         "user": _user(),

@@ -81,7 +81,7 @@ def test_specs_and_presets(here: Path) -> None:
     (here / "configs" / "own.yaml").write_text("name: own\n")
 
     assert completed(here, "plan", "o") == ["own"]
-    assert completed(here, "submit", "tiny") == ["tiny_cpu"]
+    assert completed(here, "submit", "tiny") == ["tiny_cpu", "tiny_math"]
     assert completed(here, "config", "new", "x", "--preset", "llama2_1") == ["llama2_13b"]
 
 
