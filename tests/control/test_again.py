@@ -263,3 +263,12 @@ def test_compare_says_which_packages_and_origins_differ(tmp_path: Path) -> None:
     assert jobs.read_record(one) is not None
     page = CliRunner().invoke(main, [*words, "--format", "html", "--lang", "zh"]).stdout
     assert "软件包" in page
+
+
+@pytest.mark.parametrize(
+    ("program", "shown"), [("/usr/bin/launcher", "launcher"), ("/site/launcher/__main__.py", "python -m launcher")]
+)
+def test_the_command_is_told_as_it_can_be_typed(program: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [program, "submit", "--note", "two words"])
+
+    assert origin().values["command"] == f"{shown} submit --note 'two words'"
