@@ -1,4 +1,4 @@
-"""Draw terminal.svg from a real run: adapt the shipped base on two CPU ranks in a terminal, and show what commands print.
+"""Draw terminal.svg from a real run: adapt the shipped base on two CPU ranks, and show what commands print.
 
 `python docs/pictures/make_terminal.py`, about a minute.
 """
