@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,21 +18,9 @@ from launcher import jobs
 from launcher.jobs import JobPaths
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="make test-web installs playwright")
-CHROMIUM = shutil.which("chromium")
-pytestmark = [pytest.mark.web, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")]
+pytestmark = pytest.mark.web
 # Where the pictures of the documentation go, if they are to be made.
 PICTURES = os.environ.get("LAUNCHER_PICTURES")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    # What was costly to read, as the first of all is, rests for twenty times as long.
-    sync_api.expect.set_options(timeout=30_000)
-    with sync_api.sync_playwright() as playwright:
-        # Root, as CI is, may not use the sandbox.
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @dataclass(kw_only=True)

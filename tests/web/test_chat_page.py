@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,7 @@ import pytest
 from support.model_servers import Running, quick_model, running, served
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="make test-web installs playwright")
-CHROMIUM = shutil.which("chromium")
-pytestmark = [pytest.mark.web, pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")]
+pytestmark = pytest.mark.web
 PICTURES = os.environ.get("LAUNCHER_PICTURES")
 TOKEN = "0123456789abcdef-token"
 
@@ -31,16 +29,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def server(folders: tuple[Path, Path]) -> Iterator[Running]:
     with running([served("base", folders[0]), served("tuned", folders[1])]) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api.expect.set_options(timeout=30_000)
-    with sync_api.sync_playwright() as playwright:
-        # Root, as CI is, may not use the sandbox.
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @contextmanager
