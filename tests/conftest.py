@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -119,3 +121,19 @@ def trained(workshop: Workshop) -> Trained:
     lines = (workshop.folder / "math.jsonl").read_text(encoding="utf-8").splitlines()
     questions = [yaml.safe_load(line)["instruction"] for line in lines[:3]]
     return Trained(workshop=workshop, base=base, lora=lora, questions=questions, from_python=from_python)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Debian's chromium, without a window."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="make test-web installs playwright")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no chromium here")
+    # What was costly to read, as the first of all is, rests for twenty times as long.
+    sync_api.expect.set_options(timeout=30_000)
+    with sync_api.sync_playwright() as playwright:
+        # Root, as CI is, may not use the sandbox.
+        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
