@@ -1,5 +1,5 @@
 # make demo   the whole product on this machine's CPU
-# make demo-real  the same with a real language model, SmolLM2-135M: examples/smollm2 (about 7 min, 12 GB of memory)
+# make demo-real  the same with a real language model, SmolLM2-135M: examples/smollm2 (about 5 min, 12 GB of memory)
 # make base   train the shipped base configs/bases/tiny_cpu again
 # make test   lint, then all tests (about 35 min)
 # make test-fast  the tests that start no jobs and no MindSpore, while you work
