@@ -53,7 +53,8 @@ def gguf_file(outputs: Sequence[Output], texts: Mapping[str, bytes], dtype: str,
     Raises CheckpointError when there is no tokenizer, or none that llama.cpp knows.
     """
     config = json.loads(texts[CONFIG])
-    made = [_named(output, config, dtype) for output in outputs]
+    names = _names_of(config)
+    made = [_named(output, names, config, dtype) for output in outputs]
     freqs = _rope_freqs(config)
     header = _header(made, config, texts, dtype, name, freqs)
     literals, chunks, offset = [(0, header)], [], len(header)
@@ -81,9 +82,8 @@ def _padded(nbytes: int) -> int:
 # ------------------------------------------------------------------------------------------------ tensors
 
 
-def _named(output: Output, config: Mapping[str, Any], dtype: str) -> Output:
+def _named(output: Output, names: gguf.TensorNameMap, config: Mapping[str, Any], dtype: str) -> Output:
     """Return ``output`` by llama.cpp's name, with its element type and its order of rows."""
-    names = _names_of(config)
     found = names.get_name(output.name, try_suffixes=(".weight", ".bias"))
     if found is None:
         raise CheckpointError(f"{output.name} has no name in GGUF", hint="use --format hf")
