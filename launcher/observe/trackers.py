@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import fcntl
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from launcher.observe.columns import Floats
 from launcher.observe.facts import flat
 from launcher.observe.history import History, read_history
 from launcher.observe.metrics import METRICS, rows_per_step, step_flops
+from launcher.upstream.light_imports import without
 
 # The group of entry points in which packages offer trackers: name = module:class, called without arguments.
 GROUP = "launcher.trackers"
@@ -92,15 +92,8 @@ class TensorBoard:
 
 def _summary_writer() -> Any:
     """Return tensorboardX's SummaryWriter, imported without torch, which is not used and costs 180 MiB."""
-    if "torch" in sys.modules:
+    with without("torch"):
         from tensorboardX import SummaryWriter
-
-        return SummaryWriter
-    sys.modules["torch"] = None  # type: ignore[assignment]  # so that importing it fails, as where there is none
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        del sys.modules["torch"]
     return SummaryWriter
 
 

@@ -28,6 +28,7 @@ from launcher.jobs import JobPaths, first_of_last_stage, planned_steps
 from launcher.jobs.events import Begin, Done, Error, Evaluation, EventWriter, Exit, Phase, Position, Ready, Save, Step
 from launcher.jobs.log_writing import keep_small, stamp_lines, write_to
 from launcher.upstream import held_out, old_optimizer, packed_rows, shifted_rows
+from launcher.upstream.light_imports import light_imports
 from launcher.worker.compiled import reuse_graphs
 from launcher.worker.loading import Loads, watch_loads
 from launcher.worker.standby import hand_over, is_taken_over
@@ -151,7 +152,8 @@ def _is_on_cpu(paths: JobPaths) -> bool:
 
 def train_rank(paths: JobPaths, rank_id: int, events: EventWriter) -> None:
     """Build the context, then finetune with the settings of the rank's YAML."""
-    import mindformers
+    with light_imports():
+        import mindformers
     import mindspore
 
     events.report(Phase(name="imported"))

@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 from launcher.common.processes import ProcessId, die_with_parent
+from launcher.upstream.light_imports import light_imports
 
 # The name under which the standby processes of a job listen, in the environment of an engine; see ``address``.
 VARIABLE = "LAUNCHER_STANDBY"
@@ -127,7 +128,7 @@ def main(handle: int, imports: Sequence[str]) -> None:
     with socket.socket(fileno=handle) as listening:
         for name in imports:
             # What cannot be imported is the rank's to report, in its own log.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), light_imports():
                 __import__(name)
         part, holder = _part(listening)
     _become(part, holder)
