@@ -155,7 +155,7 @@ class JobPaths:
 
     @property
     def compiled(self) -> Path:
-        """The folder of graphs that MindSpore compiled, for later attempts: see ``launcher.worker.compiled``."""
+        """The folder of graphs of a split model, for later attempts: see ``launcher.worker.compiled``."""
         return self.root / "compiled"
 
     @property

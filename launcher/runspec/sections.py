@@ -626,10 +626,10 @@ class HcclRetrySpec(Section):
 
 
 class ResilienceSpec(Section):
-    """What MindSpore and HCCL do themselves about faults. Except for compile_cache not yet run on Ascend."""
+    """What MindSpore and HCCL do themselves about faults. Not yet run on Ascend."""
 
     compile_cache: bool | None = None
-    """Whether compiled graphs stay in the job's folder for its next attempt; left out, on CPU with --max-restarts."""
+    """Whether compiled graphs stay for the next run of the same kind; left out, on CPU. Not yet run on Ascend."""
     tft: tuple[Literal["TRE", "UCE", "HCCE", "TSP", "TTP", "ARF"], ...] = ()
     """Switches of MindSpore's fault tolerance (MS_ENABLE_TFT, Ascend only). TRE: back to the last checkpoint when the
     gradient norm is wrong. UCE: repair of memory errors, HCCE: collectives anew, TSP: pause of steps; these need
