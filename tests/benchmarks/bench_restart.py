@@ -78,9 +78,11 @@ def measure(shop: Workshop, engine: str, *, at_once: bool) -> Pair:
     argv = (sys.executable, "-m", "launcher", "submit", "bench.yaml", "--cards", "2", "--engine", engine)
     options = ("--max-restarts", "1", "--set", "checkpoint.every_steps=4")
     before = set(folders(shop))
+    # A cache of its own: no graph is there from the job before.
+    env = {**os.environ, "LAUNCHER_CACHE": tempfile.mkdtemp(dir=shop.folder)}
     submitted = time.time()
     with subprocess.Popen(
-        [*argv, *options], cwd=shop.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*argv, *options], cwd=shop.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env
     ) as job:
         root = wait_until(lambda: next(iter(set(folders(shop)) - before), None), "a job")
         first, second = JobPaths(root=root), JobPaths(root=root, attempt=2)
