@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -40,17 +41,20 @@ def run(*argv: str, check: bool = True) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class NetHost:
-    """``name`` is the host name, ``space`` the namespace."""
+    """``name`` is the host name, ``space`` the namespace. ``mounted``: a folder, and where else this host has it."""
 
     name: str
     space: str
     address: str
     v6: str
+    mounted: tuple[str, str] | None = None
 
     def inside(self, *argv: str) -> tuple[str, ...]:
         """``argv`` as it runs on this host. /sys stays: slurmd wants its cgroups."""
-        script = 'hostname "$0" && exec "$@"'
-        enter = ("nsenter", f"--net=/run/netns/{self.space}", "unshare", "--uts", "sh", "-c", script, self.name)
+        own, script = ["--uts"], 'hostname "$0" && exec "$@"'
+        if self.mounted:
+            own, script = [*own, "--mount"], f"mount --bind {shlex.join(self.mounted)} && {script}"
+        enter = ("nsenter", f"--net=/run/netns/{self.space}", "unshare", *own, "sh", "-c", script, self.name)
         return (*enter, *argv)
 
 
