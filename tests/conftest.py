@@ -76,7 +76,7 @@ def no_survivors() -> Iterator[str]:
     assert not left
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
     """torch, transformers and peft in a process of their own, or a skip."""
     child = Child(torch_python(), TORCH, tmp_path_factory.mktemp("torch"))

@@ -252,7 +252,9 @@ _MCORE = """
 os.environ["RUN_MODE"] = "train"
 import numpy as np, mindspore as ms
 ms.set_context(mode=0, device_target="CPU")
-import mindformers
+from launcher.upstream.light_imports import light_imports
+with light_imports():
+    import mindformers
 context = sys.modules["mindformers.core.context.build_context"].MFContextOperator
 asked = type("Asked", (), {"get_context": lambda self, key: {"use_legacy": False, "mode": 0}.get(key)})
 context.get_mf_ctx_instance = staticmethod(asked)

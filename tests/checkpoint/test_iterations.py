@@ -31,7 +31,9 @@ import os, sys
 import numpy as np
 import mindspore as ms
 from mindspore.parallel import Layout
-from mindformers.checkpoint import metadata
+from launcher.upstream.light_imports import light_imports
+with light_imports():
+    from mindformers.checkpoint import metadata
 from mindformers.checkpoint.checkpoint import CommonInfo
 from mindformers.checkpoint.sharded_tensor import get_sharded_tensor_from_strategy_metadata
 from mindformers.checkpoint.utils import FileType, get_checkpoint_iter_dir, get_checkpoint_name

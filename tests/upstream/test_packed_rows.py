@@ -57,10 +57,12 @@ def gradients(route, data, target):
     value, found = ms.value_and_grad(whole, None, weights, has_aux=route == "mcore")(*batch)
     np.savez(target, **{one.name: grad.asnumpy() for one, grad in zip(weights, found)})
     return float((value[0] if isinstance(value, tuple) else value).asnumpy())
+from launcher.upstream.light_imports import light_imports
 
 def legacy(seq_length):
     import mindspore as ms
-    import mindformers
+    with light_imports():
+        import mindformers
     ms.set_context(mode=0, device_target="CPU")
     from mindformers import LlamaConfig, LlamaForCausalLM
     config = LlamaConfig(
@@ -72,7 +74,8 @@ def legacy(seq_length):
     return lambda: LlamaForCausalLM(config)
 
 def mcore(seq_length):
-    import mindformers
+    with light_imports():
+        import mindformers
     mindformers.build_context(mindformers.MindFormerConfig(
         use_legacy=False, use_parallel=False, run_mode="finetune", context={"mode": 0, "device_target": "CPU"},
         parallel={"parallel_mode": 0}, parallel_config={},
