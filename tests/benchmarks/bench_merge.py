@@ -1,10 +1,14 @@
 """How long merging takes, and how much memory, against ``cp`` and MindSpore's own tools in the same run.
 
 python -m tests.benchmarks.bench_merge [--work FOLDER] [--official] [--layers 4 8] [--ways 8 64]
+python -m tests.benchmarks.bench_merge --cold [--work FOLDER] [--rounds 2]      (root; about 25 min, 54 GB of disk)
 
 Shards of a LLaMA with hidden 4096, vocabulary 32000, float16, LoRA r 16 on q, k, v, o. All figures are of whole
 processes, files in the page cache; the time to sync to disk is shown apart and is in neither side's time. About 12 GB
 are needed under --work (a folder in memory, /dev/shm, keeps a busy disk out of the figures; then there is no sync).
+
+--cold: 13B-shaped, 26 GB, on disk. Before each command nothing of it is in memory (drop_caches), and each side's time
+has its sync. ``cp`` copies the shards, which are as many bytes as the result, so that no third copy needs room.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from launcher.models.names import GLOBAL_STEP, adapters_of
 
 _RANK, _ALPHA = 16, 32
 _HIDDEN, _INTERMEDIATE, _VOCAB = 4096, 11008, 32000
+_13B = Sizes(hidden=5120, layers=40, kv_size=5120, intermediate=13824, vocab=32000, head=128)
 PEAK = "anonymous_peak_mb"
 
 # Runs a command as a child and prints its time, its processor time, and the peak of anonymous memory in /proc.
@@ -61,11 +66,14 @@ def shapes_of(family: Family, layers: int) -> dict[str, tuple[int, ...]]:
     return base.shapes(family, sizes)
 
 
-def make_whole(path: Path, layers: int, family: Family = LLAMA, *, lora: bool = True) -> None:
+def make_whole(
+    path: Path, layers: int, family: Family = LLAMA, *, lora: bool = True, sizes: Sizes | None = None
+) -> None:
     """A whole checkpoint in safetensors: random float16 weights, and adapters on attention with small values."""
     adapted = {f"{family.path_of(name)}.weight" for name in family.lora_default.split("|")} if lora else set()
     tensors: list[tuple[str, tuple[int, ...]]] = []
-    for name, shape in shapes_of(family, layers).items():
+    shapes = base.shapes(family, sizes) if sizes else shapes_of(family, layers)
+    for name, shape in shapes.items():
         tensors.append((name, shape))
         if name.split(".", 3)[-1] in adapted:
             lora_a, lora_b = adapters_of(name)
@@ -83,9 +91,16 @@ def make_whole(path: Path, layers: int, family: Family = LLAMA, *, lora: bool = 
         out.write(np.int32(100).tobytes())
 
 
-def make_shards(whole: Path, folder: Path, ways: int, file_format: str = "safetensors", family: Family = LLAMA) -> None:
+def make_shards(
+    whole: Path,
+    folder: Path,
+    ways: int,
+    file_format: str = "safetensors",
+    family: Family = LLAMA,
+    plan: SplitPlan | None = None,
+) -> None:
     with TensorFile(whole) as source:
-        split(source, folder, SplitPlan(model_parallel=ways, cut_vocabulary=True), file_format=file_format)
+        split(source, folder, plan or SplitPlan(model_parallel=ways, cut_vocabulary=True), file_format=file_format)
     layers = [f".*{name}" for name in family.lora_default.split("|")]
     config = {"r": _RANK, "lora_alpha": _ALPHA, "peft_type": "LORA", "target_modules": layers}
     (folder / "adapter_config.json").write_text(json.dumps(config))
@@ -215,6 +230,46 @@ def bench(work: Path, layers: int, ways: int, rounds: int, *, one_core: bool, pa
     return best
 
 
+def cold(work: Path, rounds: int) -> None:
+    """Tensor parallel, and tensor x pipeline parallel; prints a line a round and a row of a table a case."""
+    plans = {"8 tensor": SplitPlan(model_parallel=8, cut_vocabulary=True),
+             "8 tensor x 8 stages": SplitPlan(model_parallel=8, pipeline_stage=8, cut_vocabulary=True)}  # fmt: skip
+    rows = []
+    for name, plan in plans.items():
+        whole, shards = work / "whole.safetensors", work / "shards"
+        make_whole(whole, _13B.layers, sizes=_13B)
+        size = whole.stat().st_size / 1e9
+        make_shards(whole, shards, 8, plan=plan)
+        whole.unlink()
+        found = [_cold_round(work, shards) for _ in range(rounds)]
+        shutil.rmtree(shards)
+        best = {key: min(one[key] for one in found) for key in found[0]}
+        ratios = " | ".join(f"{best[key]:.0f} | {best[key] / best['cp']:.2f}" for key in ("merge", "fold + verify"))
+        peak = max(one["peak_mb"] for one in found)
+        rows.append(f"| {name} | {size:.1f} | {best['cp']:.0f} | {ratios} | {peak:.0f} |")
+    print("| shards | GB | cp, s | merge, s | x cp | fold + verify, s | x cp | peak MB |")
+    print("\n".join(["|---" * 8 + "|", *rows]), flush=True)
+
+
+def _cold_round(work: Path, shards: Path) -> dict[str, float]:
+    copy, merged = work / "copy", work / "merged"
+    found: dict[str, float] = {}
+    merge = (sys.executable, "-m", "launcher", "merge-ckpt", str(shards), "-o", str(merged))
+    commands = {"cp": ("/bin/cp", "-r", str(shards), str(copy)), "merge": (*merge, "--no-fold"), "fold + verify": merge}
+    for name, command in commands.items():
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        began = time.perf_counter()
+        result = measure(*command)
+        os.sync()
+        found[name] = time.perf_counter() - began
+        found["peak_mb"] = max(found.get("peak_mb", 0.0), float(str(result[PEAK])) if name != "cp" else 0.0)
+        for folder in (copy, merged):
+            shutil.rmtree(folder, ignore_errors=True)
+    print("  " + ", ".join(f"{name} {value:.1f}" for name, value in found.items()), flush=True)
+    return found
+
+
 def report(layers: int, ways: int, best: dict[str, float]) -> None:
     cp, folded = best["cp_s"], best["fold_verify_s"]
     one_core = f"; on one core {best['one_core_s']:.2f} s" if "one_core_s" in best else ""
@@ -257,11 +312,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--patience", type=float, default=0, help="seconds to wait for a quiet moment before a round")
     parser.add_argument("--official", action="store_true", help="run MindSpore's and MindFormers' own merge too")
+    parser.add_argument("--cold", action="store_true", help="13B-shaped, on disk, with a cold cache")
     given = parser.parse_args()
     work = given.work or Path(tempfile.mkdtemp(prefix="bench-merge-"))
     work.mkdir(parents=True, exist_ok=True)
     cases = [(given.layers[0], ways) for ways in given.ways] + [(layers, given.ways[0]) for layers in given.layers[1:]]
     try:
+        if given.cold:
+            cold(work, given.rounds)
+            return
         start_up(work)
         for layers, ways in cases:
             best = bench(
