@@ -6,6 +6,7 @@ network       MindFormers' network on this host, weights loaded
 decoding      a prompt and its growing answer: sampling, stops, streams
 batching      many of them at once; each joins and leaves between two tokens
 cached        their keys and values on CPU, through MindFormers' own layers
+slots         how many at once
 paged         the same on Ascend, in MindFormers' paged attention
 session       questions in, answers out
 provenance    inputs and settings of an answer, so that a file is only continued with the same ones

@@ -84,6 +84,13 @@ def _check_device(device_id: int | None) -> None:
     )
 
 
+def computed_on_cpu(model: Model) -> bool:
+    """Return whether this host's CPU computes ``model``."""
+    from launcher.inference import network
+
+    return is_plain(model) or network.target() == "CPU"
+
+
 class Session:
     """A model on one device. It is loaded on first use, which takes seconds: create one session and reuse it."""
 
@@ -201,9 +208,7 @@ class Session:
     @cached_property
     def on_cpu(self) -> bool:
         """Return whether the model runs on this host's CPU."""
-        from launcher.inference import network
-
-        return is_plain(self.model) or network.target() == "CPU"
+        return computed_on_cpu(self.model)
 
     def load(self) -> None:
         """Load the model now and run it once, because the first run compiles it.
