@@ -5,7 +5,6 @@ Alone, a row is answered by ``Session.run`` as by ``launcher infer``; that is th
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.inference_tools import CONTEXT, prompts
+from support.inference_tools import CONTEXT, alike, prompts
 from support.model_servers import quick_model, running, served
 
 from launcher.common.host_memory import available_memory
@@ -417,14 +416,9 @@ def test_clients_at_once_get_what_each_gets_alone(folder: Path, tmp_path: Path) 
         now = server.get("/metrics").text
 
     for answer, expected in zip(together, alone, strict=True):
-        assert rounded(answer["choices"]) == rounded(expected)
+        assert alike(answer["choices"], expected)
     assert "launcher_serve_running_requests 0" in now
     assert "launcher_serve_waiting_requests 0" in now
-
-
-def rounded(choices: Any) -> Any:
-    """What float32 sums in another order do not change."""
-    return json.loads(json.dumps(choices), parse_float=lambda text: round(float(text), 3))
 
 
 # ------------------------------------------------------------------------------------------------ how many
