@@ -13,6 +13,9 @@ from typing import Any, Protocol
 
 from launcher.inference.decoding import Row
 
+# Prompts up to so many tokens are read together, whatever their lengths: a pass has costs of its own.
+_SHORT = 64
+
 
 class Memory(Protocol):
     """Keys and values of the rows of a batch, and the network that computes them."""
@@ -48,6 +51,10 @@ class Batch:
 
     def join(self, rows: Sequence[Row]) -> None:
         """Read the prompts of ``rows`` and choose their first tokens. What goes wrong ends those that it belongs to."""
+        for alike in _alike(rows):
+            self._join(alike)
+
+    def _join(self, rows: Sequence[Row]) -> None:
         try:
             logits = self._memory.join([row.prompt for row in rows])
         except Exception as error:
@@ -55,7 +62,7 @@ class Batch:
                 rows[0].fail(error)
                 return
             for row in rows:  # one of them may be to blame
-                self.join([row])
+                self._join([row])
             return
         self.rows += rows
         for row in rows:
@@ -99,6 +106,18 @@ class Batch:
             self.rows = [self.rows[number] for number in kept]
 
 
+def _alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return groups of rows whose prompts are read together, shortest first: all are padded to the longest of a group,
+    and short ones are not to wait for it."""
+    found: list[list[Row]] = []
+    for row in sorted(rows, key=lambda row: len(row.prompt)):
+        if found and len(row.prompt) <= max(_SHORT, 2 * len(found[-1][0].prompt)):
+            found[-1].append(row)
+        else:
+            found.append([row])
+    return found
+
+
 @contextmanager
 def _ends(row: Row) -> Iterator[None]:
     """Have what goes wrong with ``row`` alone, such as its sampler or its reader, end it and no other."""
@@ -112,7 +131,7 @@ def run(memory: Memory, rows: Sequence[Row]) -> None:
     """Answer ``rows`` as one batch that nobody else joins. Raises what one of them failed by."""
     batch = Batch(memory, len(rows))
     batch.join(rows)
-    while batch.rows:
+    while batch.rows and not any(row.error for row in rows):
         batch.step()
     for row in rows:
         if row.error is not None:

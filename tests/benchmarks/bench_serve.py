@@ -72,7 +72,7 @@ def late_comer(clients: Clients) -> None:
 
 
 def hang_up(clients: Clients) -> None:
-    """With every slot taken, from the end of one connection to the first token of a request that has waited."""
+    """The first token of a request that comes while all slots are taken; one of their clients hangs up 2 ms later."""
     found = []
     with clients.busy(SLOTS - 1):
         gap = statistics.median(clients.stream(number)[1] for number in range(TRIES))

@@ -181,9 +181,11 @@ class Faulty:
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
         self.broken = False
+        self.lengths: list[list[int]] = []
         self.keep, self.clear = memory.keep, memory.clear
 
     def join(self, prompts: Sequence[Sequence[int]]) -> Any:
+        self.lengths.append([len(prompt) for prompt in prompts])
         if any(7 in prompt for prompt in prompts):
             raise MemoryError("a prompt with a 7")
         return self.memory.join(prompts)
@@ -235,6 +237,15 @@ def test_a_step_that_fails_ends_its_rows_and_the_next_ones_are_answered(session:
     faulty.broken = False
     drive(batch, later, 1)
     assert_same(later, alone)
+
+
+def test_short_prompts_are_read_together_and_do_not_wait_for_long_ones(session: Session, faulty: Faulty) -> None:
+    rows = rows_of(session, 5)
+    for row, length in zip(rows, (90, 5, 60, 70, 20), strict=True):
+        row.prompt, row.limit = [5] * length, 2
+    Batch(faulty, 5).join(rows)
+
+    assert faulty.lengths == [[5, 20, 60], [70, 90]]
 
 
 def test_what_goes_wrong_alone_is_raised(session: Session) -> None:
