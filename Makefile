@@ -13,6 +13,7 @@
 # make bench-restart  a restart against a fresh start, by phase (about 10 min)
 # make bench-merge-plan  what planning a merge of 512 ranks costs (about 2 min)
 # make bench-slow-share  two hosts that see each other's files late, as by NFS (about 5 min; root and Debian's bindfs)
+# make bench-serve  many clients of `launcher serve` beside one, a late comer, one that hangs up (about a minute; MODEL=FOLDER)
 # make verdict-score  what the verdict makes of the corpus of failures in tests/verdicts (seconds)
 # make slow-ranks  how often a slow rank is named, and a healthy one is not (at most 10 min)
 # make site   the documentation as web pages with search, English and Chinese, in build/site
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo demo-real base test test-fast test-web test-lm-eval docs-check semi-auto faults soak bench-restart \
-	bench-merge-plan bench-slow-share verdict-score slow-ranks site lint clean
+	bench-merge-plan bench-serve bench-slow-share verdict-score slow-ranks site lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -90,6 +91,9 @@ bench-merge-plan: $(VENV)/.installed-test
 
 bench-slow-share: $(VENV)/.installed-test
 	$(BIN)/python tests/benchmarks/bench_slow_share.py
+
+bench-serve: $(VENV)/.installed-test
+	$(BIN)/python tests/benchmarks/bench_serve.py $(MODEL)
 
 verdict-score: $(VENV)/.installed-test
 	$(BIN)/python tests/verdicts/score.py

@@ -13,6 +13,7 @@ from launcher.cli.options.group import option, takes
 from launcher.cli.options.listening import ListenOptions, port_option
 from launcher.cli.options.model import ModelOptions, SamplingOptions
 from launcher.cli.output.progress import waiting
+from launcher.common.host_memory import available_memory
 
 if TYPE_CHECKING:
     from launcher.inference.server.served import Served
@@ -29,8 +30,12 @@ class ServerOptions(ListenOptions):
         metavar="NAME=MODEL[+ADAPTER]",
         help="One more model, by a name: a job, folder or file, and an adapter on top; repeatable.",
     )
-    batch_size: int = option(
-        "--batch-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True, metavar="N"
+    batch_size: int | None = option(
+        "--batch-size",
+        type=click.IntRange(min=1, max=1024),
+        metavar="N",
+        help="Answers of a model that are computed together; default: what fits into a quarter of the memory, 32 at "
+        "most (8 on Ascend).",
     )
     max_tokens: int = option(
         "--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True, help="Longest answer."
@@ -79,10 +84,17 @@ def serve(reference: str, choice: ModelOptions, server: ServerOptions, sampling:
 
 def _served(reference: str, choice: ModelOptions, server: ServerOptions, sampling: SamplingOptions) -> Iterator[Served]:
     from launcher.inference.server.served import Served, name_of, split_adapter, split_named
-    from launcher.inference.session import Session
+    from launcher.inference.session import Session, computed_on_cpu
+    from launcher.inference.slots import default_slots
+
+    available = available_memory()
 
     def session(reference: str, choice: ModelOptions) -> Session:
-        return Session(choice.find(reference), batch_size=server.batch_size, device_id=choice.device_id)
+        model = choice.find(reference)
+        slots = server.batch_size or default_slots(
+            model, on_cpu=computed_on_cpu(model), available=available, models=1 + len(server.models)
+        )
+        return Session(model, batch_size=slots, device_id=choice.device_id)
 
     named = [split_named(text) for text in server.models]
     first = session(reference, choice)

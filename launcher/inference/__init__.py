@@ -3,8 +3,11 @@
 sources       resolves a reference (a job, a folder, a file) to its model, tokenizer and template
 weights       its tensors, memory-mapped where possible, LoRA folded or kept apart
 network       MindFormers' network on this host, weights loaded
-cached        a key-value cache on CPU, through MindFormers' own layers
-decoding      many rows at once through MindFormers' ``generate``: sampling, stops, streams
+decoding      a prompt and its growing answer: sampling, stops, streams
+batching      many of them at once; each joins and leaves between two tokens
+cached        their keys and values on CPU, through MindFormers' own layers
+slots         how many at once
+paged         the same on Ascend, in MindFormers' paged attention
 session       questions in, answers out
 provenance    inputs and settings of an answer, so that a file is only continued with the same ones
 prompts       questions from options, text files and JSON lines

@@ -5,20 +5,23 @@ pads every row to seq_length and recomputes all of it for each token: its graph 
 one graph with dynamic shapes runs the same cells (embedding, norms, projections, rotary positions, feed-forward, head)
 on the new tokens alone; it takes the keys and values of earlier tokens and returns them with the new ones.
 
-All rows of a batch share the columns of the cache: first the prompts, shorter ones padded, then one column per step.
-A mask hides the columns that are padding for a row.
+The rows of a batch share the columns of the cache, and each ends in the last one: every token of a step is put behind
+them, whatever was before it. So a row may join, with a prompt of any length, and leave between two steps. A mask hides
+what stands before the beginning of a row. There are as many columns as the longest row has tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from launcher.inference.batching import Batch, run
 from launcher.inference.compiled import graph_cache
+from launcher.inference.decoding import Row
 
 # New tokens of all rows that one pass takes: bounds the memory of long prompts.
 _PASS_TOKENS = 2048
@@ -51,121 +54,152 @@ class Steps(Protocol):
     def tensor(self, array: Any) -> Any:
         """Return ``array`` in the form of keys and values."""
 
-    def rows(self, tensors: tuple[Any, ...], index: Any) -> tuple[Any, ...]:
-        """Return the rows ``index`` of each of ``tensors``."""
+    def array(self, tensor: Any) -> Any:
+        """Return one of the keys or values in numpy."""
+
+
+class _Part:
+    """Keys and values of some rows. lengths (rows,): how many of the last columns are a row's own."""
+
+    def __init__(self, steps: Steps, keys: tuple[Any, ...], values: tuple[Any, ...], lengths: Ints) -> None:
+        self._steps, self.keys, self.values, self.lengths = steps, keys, values, lengths
+
+    @classmethod
+    def empty(cls, steps: Steps, num_rows: int) -> _Part:
+        """Return ``num_rows`` rows without tokens."""
+        # A column that nobody looks at: MindSpore has no tensor without elements.
+        column = np.zeros((num_rows, steps.heads, 1, steps.head_size), np.float32)
+        tensors = tuple(steps.tensor(column) for _ in range(steps.layers))
+        return cls(steps, tensors, tensors, np.zeros(num_rows, np.int32))
+
+    @property
+    def columns(self) -> int:
+        return int(self.keys[0].shape[2])
+
+    def run(self, tokens: Ints, lengths: Ints, wanted: Any) -> Any:
+        """Run one pass and return its logits. tokens (rows, new): the next columns; lengths: those after the pass;
+        wanted: flat indexes of the rows * new tokens to return logits for."""
+        new = tokens.shape[1]
+        # By position, not by column: rows began in different columns. In those before its beginning a row has none.
+        places = np.maximum(lengths[:, None] - new + np.arange(new), 0)
+        order, before = np.arange(self.columns + new), self.columns
+        own = order >= before + new - lengths[:, None]
+        causal = order <= before + np.arange(new)[:, None]
+        logits, self.keys, self.values = self._steps.run(
+            np.ascontiguousarray(tokens, np.int32),
+            self._steps.cos[places][:, None],
+            self._steps.sin[places][:, None],
+            np.where(own[:, None] & causal[None], np.float32(0), _MASKED)[:, None],
+            np.asarray(wanted, np.int32),
+            self.keys,
+            self.values,
+        )
+        self.lengths = lengths
+        return logits
+
+
+def _joined(steps: Steps, parts: Sequence[tuple[_Part, Ints]]) -> _Part:
+    """Return the chosen rows of all ``parts`` as one, in their order, with no more columns than the longest needs."""
+    lengths = np.concatenate([part.lengths[index] for part, index in parts])
+    columns = int(lengths.max())
+
+    def layer(tensors: Sequence[Any]) -> Any:
+        found = np.zeros((len(lengths), steps.heads, columns, steps.head_size), np.float32)
+        first = 0
+        for tensor, (_, index) in zip(tensors, parts, strict=True):
+            array = steps.array(tensor)
+            width = min(columns, array.shape[2])
+            found[first : first + len(index), :, columns - width :] = array[index, :, array.shape[2] - width :]
+            first += len(index)
+        return steps.tensor(found)
+
+    keys = tuple(layer(tensors) for tensors in zip(*(part.keys for part, _ in parts), strict=True))
+    values = tuple(layer(tensors) for tensors in zip(*(part.values for part, _ in parts), strict=True))
+    return _Part(steps, keys, values, lengths)
 
 
 class Cache:
-    """Keys and values of one batch at a time. ``forward`` replaces the network's."""
+    """Keys and values of the rows that are answered now; ``batching.Memory`` documents its parts."""
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
-        self.end()
+        self.clear()
 
-    def begin(self, num_rows: int) -> None:
-        """Clear the cache for a new batch of ``num_rows`` rows."""
-        self._keep = np.arange(num_rows)
-        self._prompt: Ints | None = None
-        # A column that nobody looks at: MindSpore has no tensor without elements.
-        empty = np.zeros((num_rows, self._steps.heads, 1, self._steps.head_size), np.float32)
-        self._keys = self._values = tuple(self._steps.tensor(empty) for _ in range(self._steps.layers))
-        self._columns = np.zeros((num_rows, 1), bool)
+    def clear(self) -> None:
+        self._part = _Part.empty(self._steps, 1)
+        # Which rows of the part are still wanted.
+        self._kept = np.arange(0)
 
-    def end(self) -> None:
-        """Free the memory."""
-        self._keys = self._values = ()
-        self._columns = np.zeros((0, 0), bool)
-        self._prompt = None
-        self._keep = np.arange(0)
-
-    def forward(self, *, input_ids: Any, valid_length_each_example: Any, **_: Any) -> tuple[Any, None]:
-        """Return logits (rows, vocab) float32 after each row of ``input_ids``; those of ended rows are meaningless."""
-        lengths = np.asarray(valid_length_each_example, dtype=np.int32)
-        if self._prompt is None:
-            self._prompt = lengths
-            return self._prefill(np.asarray(input_ids)[:, : lengths.max()], lengths), None
-        return self._next(np.asarray(input_ids), lengths), None
-
-    def all_logits(self, tokens: Any) -> Any:
-        """Return logits (rows, new, vocab) float32 after each of ``tokens`` (rows, new), which begin their rows."""
-        self.begin(len(tokens))
-        logits = self._whole_pass(tokens, 0)
-        self.end()
+    def join(self, prompts: Sequence[Sequence[int]]) -> Any:
+        part = _Part.empty(self._steps, len(prompts))
+        logits = self._read(part, prompts)
+        # What was there stays as it is until nothing can fail any more.
+        held = [(self._part, self._kept)] if self._kept.size else []
+        self._part = _joined(self._steps, [*held, (part, np.arange(len(prompts)))]) if held else part
+        self._kept = np.arange(len(self._part.lengths))
         return logits
 
-    def passes(self, tokens: Any) -> Iterator[Any]:
-        """Yield logits (new, vocab) float32 after each of ``tokens`` (1, new), in order, in parts of bounded memory."""
-        self.begin(1)
+    def _read(self, part: _Part, prompts: Sequence[Sequence[int]]) -> Any:
+        """Run the prompts in groups of columns, which bounds the memory; return the logits after each prompt."""
+        lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+        width = int(lengths.max())
+        tokens = np.zeros((len(prompts), width), np.int32)
+        for row, prompt in zip(tokens, prompts, strict=True):
+            row[width - len(prompt) :] = prompt
+        logits, group = None, max(1, _PASS_TOKENS // len(prompts))
+        for start in range(0, width, group):
+            now = tokens[:, start : start + group]
+            # All prompts end in the last column, so that the logits of the last group are those of all.
+            last = np.arange(1, len(prompts) + 1) * now.shape[1] - 1
+            logits = part.run(now, np.maximum(lengths - (width - start - now.shape[1]), 0), last)
+        return logits
+
+    def step(self, tokens: Sequence[int]) -> Any:
+        lengths = self._part.lengths.copy()
+        given = np.zeros((len(lengths), 1), np.int32)
+        given[self._kept, 0] = tokens
+        lengths[self._kept] += 1
+        return self._part.run(given, lengths, self._kept)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        self._kept = self._kept[list(rows)]
+        if not self._kept.size:
+            self.clear()
+            return
+        needed = self._kept.size * int(self._part.lengths[self._kept].max())
+        # Not for each row that leaves: copying the cache costs more than computing a few idle rows.
+        if 2 * needed <= len(self._part.lengths) * self._part.columns:
+            self._part = _joined(self._steps, [(self._part, self._kept)])
+            self._kept = np.arange(self._kept.size)
+
+
+class CachedDecoder:
+    """A model on CPU; ``decoding.Decoder`` documents its parts."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def run(self, rows: Sequence[Row]) -> None:
+        run(Cache(self._steps), rows)
+
+    def batch(self, slots: int) -> Batch:
+        return Batch(Cache(self._steps), slots)
+
+    def all_logits(self, tokens: Any) -> Any:
+        rows, new = tokens.shape
+        logits = _Part.empty(self._steps, rows).run(tokens, np.full(rows, new, np.int32), np.arange(rows * new))
+        return logits.reshape(rows, new, -1)
+
+    def prompt_logits(self, ids: Sequence[int]) -> Iterator[Any]:
+        part, tokens = _Part.empty(self._steps, 1), np.asarray([ids], np.int32)
         start, width = 0, 1
-        while start < tokens.shape[1]:
-            logits = self._whole_pass(tokens[:, start : start + width], start)[0]
+        while start < len(ids):
+            now = tokens[:, start : start + width]
+            logits = part.run(now, np.array([start + now.shape[1]], np.int32), np.arange(now.shape[1]))
             yield logits
             start += width
             # The size of the vocabulary is known after the first token.
             width = min(_PASS_TOKENS, max(1, _PASS_LOGITS // logits.shape[-1]))
-        self.end()
-
-    def _whole_pass(self, tokens: Any, start: int) -> Any:
-        rows, new = tokens.shape
-        places = np.tile(np.arange(start, start + new), (rows, 1))
-        logits = self._run(tokens, places, np.ones_like(places, dtype=bool), np.arange(rows * new))
-        return logits.reshape(rows, new, -1)
-
-    def _prefill(self, tokens: Any, lengths: Ints) -> Any:
-        """Run the prompts in groups of columns, which bounds the memory; return the logits after each prompt."""
-        width = max(1, _PASS_TOKENS // len(tokens))
-        found = None
-        for start in range(0, tokens.shape[1], width):
-            part = tokens[:, start : start + width]
-            places = np.tile(np.arange(start, start + part.shape[1]), (len(part), 1))
-            # A prompt's last token lies in one group of columns; the logits of other groups are discarded.
-            here = (lengths - 1 >= start) & (lengths - 1 < start + part.shape[1])
-            last = np.arange(len(part)) * part.shape[1] + np.where(here, lengths - 1 - start, 0)
-            logits = self._run(part, places, places < lengths[:, None], last)
-            found = logits if found is None else np.where(here[:, None], logits, found)
-        return found
-
-    def _next(self, input_ids: Any, lengths: Ints) -> Any:
-        rows = self._keep
-        # ``generate`` passes whole rows; only the newest token of each is not in the cache yet.
-        place = lengths[rows, None] - 1
-        tokens = input_ids[rows[:, None], place]
-        logits = self._run(tokens, place, np.ones_like(place, dtype=bool), np.arange(len(rows)))
-        # ``generate`` expects logits for every row, dropped ones included.
-        found = np.zeros((len(input_ids), logits.shape[-1]), np.float32)
-        found[rows] = logits
-        return found
-
-    def shrink(self, active: Any) -> None:
-        """Drop ended rows when they are at least half of those left. ``active``: whether each row goes on."""
-        kept = np.asarray(active, dtype=bool)[self._keep]
-        # Not for each ended row: copying the cache costs more than computing a few idle rows.
-        if not kept.any() or 2 * kept.sum() > len(kept):
-            return
-        index = np.flatnonzero(kept).astype(np.int32)
-        self._keys, self._values = (self._steps.rows(tensors, index) for tensors in (self._keys, self._values))
-        self._columns, self._keep = self._columns[kept], self._keep[kept]
-
-    def _run(self, tokens: Any, places: Any, real: Any, wanted: Any) -> Any:
-        """Run one pass and return its logits. tokens, places, real (rows, new): ids, positions, False for padding;
-        wanted: flat indexes of the rows * new tokens to return logits for."""
-        new = tokens.shape[1]
-        before = self._columns.shape[1]
-        self._columns = np.concatenate([self._columns, real], axis=1)
-        # Causal among the new columns; columns that are padding for a row stay hidden from it.
-        earlier = np.arange(before + new)[None, :] <= before + np.arange(new)[:, None]
-        seen = self._columns[:, None, :] & earlier[None]
-        logits, self._keys, self._values = self._steps.run(
-            np.ascontiguousarray(tokens, np.int32),
-            # By position, not by column: shorter prompts are padded, so the two differ from row to row.
-            self._steps.cos[places][:, None],
-            self._steps.sin[places][:, None],
-            np.where(seen, np.float32(0), _MASKED)[:, None],
-            wanted.astype(np.int32),
-            self._keys,
-            self._values,
-        )
-        return logits
 
 
 class CompiledSteps:
@@ -195,8 +229,8 @@ class CompiledSteps:
     def tensor(self, array: Any) -> Any:
         return _tensor(array)
 
-    def rows(self, tensors: tuple[Any, ...], index: Any) -> tuple[Any, ...]:
-        return tuple(self._step.gather(tensor, _tensor(index), 0) for tensor in tensors)
+    def array(self, tensor: Any) -> Any:
+        return tensor.asnumpy()
 
 
 def _tensor(array: Any) -> Any:

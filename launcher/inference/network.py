@@ -46,8 +46,15 @@ def mindspore_errors() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, ValueError, MemoryError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise LauncherError(f"the model could not be run: {first}", hint="launcher doctor") from error
+        raise could_not_run(error) from error
+
+
+def could_not_run(error: Exception) -> LauncherError:
+    """Return an error with the first line of another one; our own as they are."""
+    if isinstance(error, LauncherError):
+        return error
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return LauncherError(f"the model could not be run: {first}", hint="launcher doctor")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ its weights have. Verified by equal logits. Everything is computed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,29 +16,6 @@ from launcher.checkpoint.dtypes import Array
 from launcher.inference.model import Model
 from launcher.inference.weights import read, with_folds
 from launcher.runspec.sections import ModelSpec
-
-
-class PlainNetwork:
-    """The part of MindFormers' network that decoding needs. ``forward`` and ``postprocess``: set by the decoder."""
-
-    block_mgr = None
-    forward: Any
-    postprocess: Any
-
-    def generate(self, batch: Sequence[Sequence[int]], *, max_new_tokens: int, pad_token_id: int, **_: Any) -> None:
-        """Generate from rows of token ids, padded at their end with an id that no row ends with."""
-        given = np.asarray(batch, np.int32)
-        tokens = np.pad(given, ((0, 0), (0, max_new_tokens)), constant_values=pad_token_id)
-        lengths = given.shape[1] - np.argmax(given[:, ::-1] != pad_token_id, axis=1)
-        finished = [False] * len(given)
-        for _step in range(max_new_tokens):
-            logits, _none = self.forward(input_ids=tokens, valid_length_each_example=lengths)
-            chosen, _, _, finished = self.postprocess(tokens, finished, logits)
-            going = np.flatnonzero(~np.asarray(finished))
-            if not going.size:
-                return
-            tokens[going, lengths[going]] = np.asarray(chosen)[going]
-            lengths[going] += 1
 
 
 class PlainSteps:
@@ -56,8 +33,8 @@ class PlainSteps:
     def tensor(self, array: Any) -> Any:
         return array
 
-    def rows(self, tensors: tuple[Any, ...], index: Any) -> tuple[Any, ...]:
-        return tuple(tensor[index] for tensor in tensors)
+    def array(self, tensor: Any) -> Any:
+        return tensor
 
     def run(self, tokens: Any, cos: Any, sin: Any, mask: Any, wanted: Any, keys: Any, values: Any) -> Any:
         hidden, all_keys, all_values = self._weights["model.embed_tokens.weight"][tokens], [], []

@@ -14,6 +14,7 @@ from launcher.data.messages import Message
 from launcher.data.templates import Template, template_names
 from launcher.data.tokenizer import Tokenizer, check_special_ids, load_tokenizer
 from launcher.errors import DataError, HostError, JobCancelled, SpecError
+from launcher.inference.batching import Batch
 from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
 from launcher.inference.logprobs import TokenScore, scores_of
 from launcher.inference.model import Model, is_plain
@@ -81,6 +82,13 @@ def _check_device(device_id: int | None) -> None:
     raise HostError(
         f"--device {device_id}: this host has {cards} Ascend card{'s' * (cards > 1)}", hint=f"--device {cards - 1}"
     )
+
+
+def computed_on_cpu(model: Model) -> bool:
+    """Return whether this host's CPU computes ``model``."""
+    from launcher.inference import network
+
+    return is_plain(model) or network.target() == "CPU"
 
 
 class Session:
@@ -179,32 +187,28 @@ class Session:
         return loaded
 
     def _loaded(self) -> Decoder:
+        from launcher.inference.cached import CachedDecoder, CompiledSteps
+
         if is_plain(self.model):
             from launcher.inference import plain
-            from launcher.inference.cached import Cache
 
-            return Decoder(
-                plain.PlainNetwork(), pad_id=self.model.spec.pad_token_id, cache=Cache(plain.load(self.model))
-            )
+            return CachedDecoder(plain.load(self.model))
         from launcher.inference import network
 
         built = network.build(
             self.model, batch_size=self.batch_size, device_id=self._device_id, incremental=self._incremental
         )
         # Only Ascend has the kernels of MindFormers' own cache.
-        cache = None
         if built.device == "CPU":
-            from launcher.inference.cached import Cache, CompiledSteps
+            return CachedDecoder(CompiledSteps(built.network, built.described))
+        from launcher.inference.paged import PagedDecoder
 
-            cache = Cache(CompiledSteps(built.network, built.described))
-        return Decoder(built.network, pad_id=self.model.spec.pad_token_id, cache=cache)
+        return PagedDecoder(built.network, pad_id=self.model.spec.pad_token_id)
 
     @cached_property
     def on_cpu(self) -> bool:
         """Return whether the model runs on this host's CPU."""
-        from launcher.inference import network
-
-        return is_plain(self.model) or network.target() == "CPU"
+        return computed_on_cpu(self.model)
 
     def load(self) -> None:
         """Load the model now and run it once, because the first run compiles it.
@@ -288,6 +292,10 @@ class Session:
         with mindspore_errors():
             decoder.run(rows)
         self.on_phase("")
+
+    def batching(self) -> Batch:
+        """Return a batch that rows join and leave between two tokens; there is one at a time."""
+        return self._decoder.batch(self.batch_size)
 
     def _await_text(self, row: Row) -> None:
         """Have the first text of ``row`` say that the waiting is over, before anybody else is told of it."""

@@ -60,19 +60,19 @@ _OURS = """
 os.environ["LAUNCHER_CACHE"] = os.getcwd()  # a graph of the same shape is compiled once
 import numpy as np
 from pathlib import Path
-from launcher.inference.cached import Cache, CompiledSteps
+from launcher.inference.cached import Cache, CachedDecoder, CompiledSteps
 from launcher.inference.network import build
 from launcher.inference.model import is_plain
 from launcher.inference.plain import load
 from launcher.inference.sources import Given, find_model
 
 def plain(model, ids):
-    cache = Cache(load(model))
-    cached = cache.all_logits(np.array([ids]))[0]
-    rows = np.array([ids, ids[1:] + ids[:1]], np.int32)  # a second row of another prompt, longer by one token
-    cache.begin(2)
-    steps = [cache.forward(input_ids=rows, valid_length_each_example=[n, n + 1])[0][0] for n in range(1, len(ids))]
-    return cached, np.array([*steps, cached[-1]])
+    steps = load(model)
+    cached = CachedDecoder(steps).all_logits(np.array([ids]))[0]
+    cache = Cache(steps)
+    first = cache.join([ids[:1], ids[1:3]])  # a second row of another prompt, which is longer
+    rest = [cache.step([token, 5])[0] for token in ids[1:]]
+    return cached, np.array([first[0], *rest])
 
 def logits(folder, adapter, ids, target):
     model = find_model(folder, Path("."), Given(adapter=adapter))
@@ -81,7 +81,7 @@ def logits(folder, adapter, ids, target):
         np.savez(target, cached=cached, whole=whole)
         return
     built = build(model, batch_size=1)
-    cached = Cache(CompiledSteps(built.network, built.described)).all_logits(np.array([ids]))[0]
+    cached = CachedDecoder(CompiledSteps(built.network, built.described)).all_logits(np.array([ids]))[0]
     from mindspore import Tensor
     row = np.pad(np.array([ids], np.int32), ((0, 0), (0, model.context - len(ids))))
     whole = built.network(Tensor(row)).asnumpy().reshape(-1, cached.shape[-1])[: len(ids)]

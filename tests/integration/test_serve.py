@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from support.inference_tools import MODEL, child, make_model
+from support.inference_tools import MODEL, alike, child, make_model
 
 pytestmark = pytest.mark.mindspore
 
@@ -226,9 +226,9 @@ def test_slow_connections_lock_nobody_out(server: Server) -> None:
 
 
 def test_the_answer_of_a_client_that_left_is_not_computed_and_its_place_is_free(server: Server) -> None:
-    """One runs, two wait, one is too many; then all leave."""
-    running = server.post(max_tokens=1500, stream=True)
-    assert b"200 OK" in running.recv(1000)
+    """Two run, two wait, one is too many; then all leave."""
+    running = [server.post(max_tokens=1500, stream=True) for _ in range(2)]
+    assert all(b"200 OK" in connection.recv(1000) for connection in running)
     waiting = [server.post(max_tokens=1500) for _ in range(2)]
     time.sleep(0.5)
     assert server.complete(max_tokens=1)[0] == 429
@@ -236,15 +236,38 @@ def test_the_answer_of_a_client_that_left_is_not_computed_and_its_place_is_free(
         connection.close()
     server.logs(r"499 .* 5\+0 tokens \(the client left\)", times=2)
     late = server.post(max_tokens=1)
-    running.close()
+    running[0].close()
     assert "HTTP/1.1 200 OK" in everything(late)
-    (streamed,) = server.logs(r" 200 .* 5\+(\d+) tokens \(the client left\)")
+    running[1].close()
+    streamed = server.logs(r" 200 .* 5\+(\d+) tokens \(the client left\)", times=2)
     whole = server.post(max_tokens=1500)
     time.sleep(0.5)
     whole.close()
     count = server.logs(r"499 .* 5\+(\d+) tokens \(the client left\)", times=3)[-1]
     assert server.complete(max_tokens=1)[0] == 200
-    assert max(int(streamed), int(count)) < 1400
+    assert max(int(streamed[0]), int(count)) < 1400
+
+
+def test_an_answer_in_company_that_comes_and_goes_is_the_one_alone(server: Server) -> None:
+    """Real MindSpore: while one is answered, two others join and leave in turn."""
+    asks: list[dict[str, Any]] = [
+        {"max_tokens": 40, "temperature": temperature, "seed": 3, "logprobs": True, "top_logprobs": 2,
+         "messages": [{"role": "user", "content": text}]}
+        for text, temperature in (("苹果" * 9, 0), ("梨", 1.0), ("3", 0), ("共有多少元", 1.3))
+    ]  # fmt: skip
+    alone = [server.complete(**asked)[1]["choices"] for asked in asks]
+    found: list[Any] = [None] * len(asks)
+
+    def ask(place: int) -> None:
+        found[place] = server.complete(**asks[place])[1]["choices"]
+
+    threads = [threading.Thread(target=ask, args=(place,)) for place in range(len(asks))]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert alike(found, alone)
 
 
 def test_one_request_too_many_is_told_to_come_again(server: Server) -> None:

@@ -3,7 +3,7 @@
 protocol     parses requests
 formats      formats answers, whole and in chunks
 served       a model under its name
-queue        requests on their way to the models, several in a batch
+queue        requests on their way to the models, and the batches that they join
 figures      counts for Prometheus
 page         the chat page
 http         size limits, and responses (starlette)

@@ -39,8 +39,8 @@ class Figures:
         if outcome == ANSWERED:
             self._whole_s[model].add(seconds)
 
-    def text(self, *, waiting: int) -> str:
-        """Return all of it in OpenMetrics. ``waiting``: requests in the queue now."""
+    def text(self, *, running: int, waiting: int) -> str:
+        """Return all of it in OpenMetrics. Requests now: ``running`` in the batches, ``waiting`` for a free slot."""
         outcomes = (ANSWERED, REFUSED, LEFT, TIMED_OUT, FAILED)
         requests = _counter("launcher_serve_requests", "Requests by their outcome.")
         for key in sorted({(model, outcome) for model in self._models for outcome in outcomes} | {*self._requests}):
@@ -55,9 +55,13 @@ class Figures:
             answers.add(labels, self._new_tokens[model])
             first.add_histogram(labels, self._first_s[model])
             whole.add_histogram(labels, self._whole_s[model])
-        queue = Family(name="launcher_serve_waiting_requests", kind="gauge", about="Requests that wait for their turn.")
+        now = Family(name="launcher_serve_running_requests", kind="gauge", about="Requests that are answered now.")
+        now.add({}, running)
+        queue = Family(
+            name="launcher_serve_waiting_requests", kind="gauge", about="Requests that wait for a free slot."
+        )
         queue.add({}, waiting)
-        return metrics_text([requests, prompts, answers, first, whole, queue])
+        return metrics_text([requests, prompts, answers, first, whole, now, queue])
 
 
 def _counter(name: str, about: str) -> Family:

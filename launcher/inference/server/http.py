@@ -111,7 +111,8 @@ class _Endpoints:
         return Response(chat_page(), headers=page_headers(), media_type="text/html")
 
     async def metrics(self, _: Request) -> Response:
-        text = self._service.figures.text(waiting=self._service.queue.waiting)
+        queue = self._service.queue
+        text = self._service.figures.text(running=queue.running, waiting=queue.waiting)
         return Response(text, media_type=CONTENT_TYPE)
 
     async def models(self, _: Request) -> Response:

@@ -1,4 +1,8 @@
-"""Requests on their way to the models: a queue of bounded length, answered in batches of rows of one model."""
+"""Requests on their way to the models: a queue of bounded length, and the batch of each model, which they join.
+
+Between two tokens the rows of waiting requests take the free slots of their model, in the order in which they came, and
+rows that have ended or that nobody waits for any more leave theirs. Models take turns, a token each.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from launcher.common.http.access import RequestError
-from launcher.errors import LauncherError
+from launcher.inference.batching import Batch
 from launcher.inference.decoding import CANCELLED, LENGTH, Row
+from launcher.inference.network import could_not_run
 from launcher.inference.server.formats import Piece
 from launcher.inference.server.protocol import Completion
 from launcher.inference.server.served import Served
-from launcher.inference.session import Prepared
+from launcher.inference.session import Prepared, Session
 from launcher.upstream.quiet import quiet
 
 _POLL_S = 0.2
@@ -57,8 +62,14 @@ class Task:
         return len(self.rows) - self.taken
 
     @property
-    def is_answered(self) -> bool:
-        return all(row.finish is not None for row in self.rows)
+    def is_over(self) -> bool:
+        return self.error is not None or all(row.finish is not None for row in self.rows)
+
+    def take(self, most: int) -> list[tuple[Task, int]]:
+        """Return the places of the next rows, at most so many, which are no longer untaken."""
+        first = self.taken
+        self.taken += min(most, self.untaken)
+        return [(self, place) for place in range(first, self.taken)]
 
     def cancelled(self) -> bool:
         """Return whether the client has left or the deadline has passed."""
@@ -67,9 +78,10 @@ class Task:
         return self.timed_out or self.left.is_set()
 
     def fail(self, message: str) -> None:
-        """End the task without an answer."""
-        self.error = message
-        self.deliver(None)
+        """End the task without an answer, unless it failed before."""
+        if self.error is None:
+            self.error = message
+            self.deliver(None)
 
     def begin(self, place: int) -> None:
         """Deliver the echo of row ``place``, if asked for; the row may have ended by that."""
@@ -99,22 +111,26 @@ class Task:
             on_text(news)
 
 
-Batch = list[tuple[Task, int]]
-
-
 class TaskQueue:
     """Waiting tasks. ``run`` answers them in the thread that calls it, because MindSpore should stay in one thread."""
 
     def __init__(self, *, most_waiting: int) -> None:
         self._most_waiting = most_waiting
-        self._waiting: list[Task] = []
+        self._waiting: list[Task] = []  # with rows that have not been in a batch
+        self._running: list[Task] = []  # with rows that have
+        self._batches: dict[Session, Batch] = {}
         self._changed = threading.Condition()
         self.stopping = threading.Event()
 
     @property
     def waiting(self) -> int:
-        """Return how many tasks wait."""
-        return len(self._waiting)
+        """Return how many tasks wait for their first slot."""
+        return sum(not task.taken for task in list(self._waiting))
+
+    @property
+    def running(self) -> int:
+        """Return how many tasks are answered now."""
+        return len(self._running)
 
     def put(self, task: Task) -> None:
         """Add a task. Raises RequestError when too many wait already, or the server is about to end."""
@@ -122,7 +138,7 @@ class TaskQueue:
             if self.stopping.is_set():
                 raise RequestError(503, "the server is shutting down")
             self._drop_cancelled()
-            if len(self._waiting) >= self._most_waiting:
+            if self.waiting >= self._most_waiting:
                 raise RequestError(429, "too many requests are waiting; try again later", code="queue_full")
             self._waiting.append(task)
             self._changed.notify()
@@ -130,66 +146,88 @@ class TaskQueue:
     def run(self) -> None:
         """Answer tasks until ``stopping`` is set; running and waiting tasks then end as they are."""
         while not self.stopping.is_set():
-            if batch := self._next():
-                self._answer(batch)
-        with self._changed:
-            for task in self._waiting:
-                task.fail("the server is shutting down")
+            with self._changed:
+                is_asked = self._changed.wait_for(lambda: bool(self._waiting), timeout=_POLL_S)
+            if is_asked:
+                with quiet():
+                    while not self.stopping.is_set() and (self._waiting or self._running):
+                        self.turn()
+        self._end()
 
-    def _next(self) -> Batch:
-        """Return the next batch, after waiting a moment for it: rows of the first task and of others of its model."""
+    def turn(self) -> None:
+        """Let waiting rows join where slots are free, and compute one token of every row."""
+        for batch in self._batches.values():
+            batch.drop_cancelled()
+        for batch, rows in self._begun(self._taken()).items():
+            batch.join(rows)
+        self._deliver_ends()
+        for batch in self._batches.values():
+            batch.step()
+        self._deliver_ends()
+
+    def _taken(self) -> list[tuple[Task, int]]:
+        """Take rows of waiting tasks for the free slots of their models, in their order."""
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._waiting), timeout=_POLL_S)
             self._drop_cancelled()
-            batch: Batch = []
-            if self._waiting:
-                session = self._waiting[0].served.session
-                for task in self._waiting:
-                    if task.served.session is session:
-                        batch += _take(task, session.batch_size - len(batch))
+            free: dict[Batch, int] = {}
+            found = []
+            for task in self._waiting:
+                batch = self._batch_of(task)
+                taken = task.take(free.get(batch, batch.free))
+                free[batch] = free.get(batch, batch.free) - len(taken)
+                found += taken
+            self._running += [task for task in self._waiting if task.taken and task not in self._running]
             self._waiting = [task for task in self._waiting if task.untaken]
-        return batch
+        return found
+
+    def _begun(self, taken: Sequence[tuple[Task, int]]) -> dict[Batch, list[Row]]:
+        """Begin rows, and return those that need tokens by the batches that they join."""
+        found: dict[Batch, list[Row]] = {}
+        for task, place in taken:
+            row = task.rows[place]
+            row.cancelled = partial(self._is_unwanted, task)
+            if row.stop_if_cancelled():
+                continue
+            try:
+                task.begin(place)
+            except Exception as error:
+                task.fail(could_not_run(error).message)
+            else:
+                if row.finish is None:
+                    found.setdefault(self._batch_of(task), []).append(row)
+        return found
+
+    def _batch_of(self, task: Task) -> Batch:
+        session = task.served.session
+        if session not in self._batches:
+            self._batches[session] = session.batching()
+        return self._batches[session]
 
     def _drop_cancelled(self) -> None:
         """Free the places of clients that left."""
-        gone = [task for task in self._waiting if task.cancelled()]
+        gone = [task for task in self._waiting if task.is_over or task.cancelled()]
         self._waiting = [task for task in self._waiting if task not in gone]
         for task in gone:
             task.fail("it waited too long")
 
-    def _answer(self, batch: Batch) -> None:
-        tasks = list(dict.fromkeys(task for task, _ in batch))
-        try:
-            with quiet():
-                self._run(batch)
-        except LauncherError as error:
-            with self._changed:
-                self._waiting = [task for task in self._waiting if task not in tasks]
-            for task in tasks:
-                task.fail(error.message)
-        else:
-            for task in tasks:
-                if task.is_answered:
-                    task.deliver(None)
+    def _deliver_ends(self) -> None:
+        """Tell tasks that they are over; the rows that a failed one still has leave before the next token."""
+        for task in self._running:
+            for row in task.rows:
+                if row.error is not None:
+                    task.fail(could_not_run(row.error).message)
+            if task.is_over and task.error is None:
+                task.deliver(None)
+        self._running = [task for task in self._running if not task.is_over]
 
-    def _run(self, batch: Batch) -> None:
-        for task, place in batch:
-            row = task.rows[place]
-            row.cancelled = partial(self._cancelled, task)
-            if row.cancelled():
-                row.end(CANCELLED)
-            else:
-                task.begin(place)
-        if rows := [task.rows[place] for task, place in batch if task.rows[place].finish is None]:
-            batch[0][0].served.session.run(rows)
+    def _is_unwanted(self, task: Task) -> bool:
+        return self.stopping.is_set() or task.error is not None or task.cancelled()
 
-    def _cancelled(self, task: Task) -> bool:
-        return self.stopping.is_set() or task.cancelled()
-
-
-def _take(task: Task, most: int) -> Batch:
-    """Return at most so many of the task's rows that were in no batch."""
-    count = min(most, task.untaken)
-    places = range(task.taken, task.taken + count)
-    task.taken += count
-    return [(task, place) for place in places]
+    def _end(self) -> None:
+        with self._changed:
+            for task in dict.fromkeys([*self._running, *self._waiting]):
+                for row in task.rows:
+                    if row.finish is None:
+                        row.end(CANCELLED)
+                task.fail("the server is shutting down")
+            self._running, self._waiting, self._batches = [], [], {}

@@ -17,6 +17,7 @@ from launcher.inference.server.http import Limits, Service, application
 from launcher.inference.server.queue import TaskQueue
 from launcher.inference.server.served import Served, check_names
 from launcher.inference.session import OnPhase, unheard
+from launcher.inference.slots import cache_bytes
 from launcher.upstream.quiet import quiet
 
 # How long a request may take to arrive, and an answer to be taken once it is complete.
@@ -44,11 +45,22 @@ def serve(service: Service, host: str, port: int) -> None:
     # MindFormers' stderr is redirected while the model answers (``launcher.upstream.quiet``); the log's is not.
     app = application(service, stderr_log())
     with _stopped_by_signals(service.queue), serving(app, listener, patience):
+        for served in service.models:
+            print(_slots(served), file=sys.stderr)
         answers = "answers" if len(service.models) == 1 else "answer"
         names = ", ".join(served.name for served in service.models)
         print(f"{names} {answers} on {url_of(listener)}/v1, until Ctrl-C", file=sys.stderr, flush=True)
         service.queue.run()
     print("stopped", file=sys.stderr, flush=True)
+
+
+def _slots(served: Served) -> str:
+    session = served.session
+    rows, context = session.batch_size, session.model.context
+    mib = rows * cache_bytes(session.model, on_cpu=session.on_cpu) / (1 << 20)
+    return (
+        f"{served.name}: {rows} answers at a time, up to {context} tokens and {mib:.3g} MiB of keys and values in all"
+    )
 
 
 @contextmanager
