@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from launcher.errors import JobError
@@ -24,7 +25,7 @@ class JobPaths:
     attempt: int = 1
 
     def of_attempt(self, attempt: int) -> JobPaths:
-        return replace(self, attempt=attempt)
+        return JobPaths(root=self.root, attempt=attempt)
 
     @property
     def job_id(self) -> str:
@@ -81,16 +82,16 @@ class JobPaths:
         """The packages that were installed when the job was submitted, as ``pip freeze`` lists them."""
         return self.root / "packages.txt"
 
-    @property
+    @cached_property
     def attempt_folder(self) -> Path:
         """The folder for everything that one start of the job's processes leaves, except checkpoints."""
-        return self.root / "attempts" / str(self.attempt)
+        return self.root / f"attempts/{self.attempt}"
 
     @property
     def logs(self) -> Path:
         return self.attempt_folder / "logs"
 
-    @property
+    @cached_property
     def events(self) -> Path:
         """The folder of ``rank_<rank_id>.jsonl``, the events of each rank."""
         return self.attempt_folder / "events"

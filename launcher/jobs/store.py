@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.common.nearest import nearest
 from launcher.errors import JobError, Note, SpecError
 from launcher.jobs.labels import read_labels
 from launcher.jobs.paths import JobPaths, is_job_folder
@@ -23,6 +22,8 @@ _ID_LENGTH = 5
 
 def new_token(folder: Path) -> str:
     """Return the random part of a new id, with which no name in ``folder`` begins: it is what people type."""
+    import secrets  # most commands make no job
+
     while True:
         token = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
         if not any(folder.glob(f"{token}-*")):
@@ -42,14 +43,21 @@ class JobStore:
     def all(self) -> list[tuple[JobPaths, JobRecord]]:
         """Return every job, oldest first, its state checked against the process table; damaged ones as UNREADABLE."""
         found = []
-        for record_file in self.root.glob("*/job.json"):
-            if record_file.parent.name.startswith("."):  # on its way out: see control.remove
-                continue
-            paths = JobPaths(root=record_file.parent.absolute())
+        for folder in self._folders():
+            paths = JobPaths(root=folder)
             record = read_record(paths) or unreadable_record(paths)
             if record:
                 found.append((paths.of_attempt(record.attempt), record))
         return sorted(found, key=lambda item: (item[1].created, item[1].job_id))
+
+    def _folders(self) -> list[Path]:
+        """Return the folders that may be of jobs. Names with a dot are on their way out: see control.removal."""
+        root = self.root.absolute()
+        try:
+            with os.scandir(root) as entries:
+                return [root / entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return []
 
     def get(self, reference: str) -> tuple[JobPaths, JobRecord]:
         """Return the job that ``reference`` names: an id, a unique prefix of one, "last", the name of a run, a folder.
@@ -136,8 +144,8 @@ def _newest(name: str, named: list[tuple[JobPaths, JobRecord]]) -> tuple[JobPath
 def _near(reference: str, job_ids: list[str]) -> str | None:
     """Return the job whose id, or the random part or the name in it, is nearest to ``reference``."""
     parts = {part: job_id for job_id in job_ids for part in (job_id, *job_id.split("-", 1))}
-    close = difflib.get_close_matches(reference, parts, n=1)
-    return parts[close[0]] if close else None
+    close = nearest(reference, parts)
+    return parts[close] if close else None
 
 
 def exists(path: Path) -> bool:

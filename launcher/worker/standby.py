@@ -24,8 +24,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from launcher.common.processes import ProcessId, die_with_parent
 
 # The name under which the standby processes of a job listen, in the environment of an engine; see ``address``.
@@ -114,7 +112,7 @@ def _taker(connection: socket.socket) -> ProcessId | None:
     said = _answer(connection)
     try:
         return ProcessId.of_pid(int(said)) if said.isdigit() else None
-    except psutil.NoSuchProcess:
+    except ProcessLookupError:
         return None
 
 

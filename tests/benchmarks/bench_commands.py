@@ -1,4 +1,4 @@
-"""Processor time of the commands that people type all day, in a folder with 1,000 jobs, and what each spends on imports.
+"""Processor time of the commands that people type all day, in a folder with 1,000 jobs, and the imports of each.
 
     python tests/benchmarks/bench_commands.py [--jobs 1000] [--rounds 7] [--against CHECKOUT] [--imports 8]
 
@@ -114,8 +114,11 @@ def costly_imports(words: str, folder: Path, most: int) -> list[str]:
     told = subprocess.run(command(words, "-X", "importtime"), cwd=folder, env=env, capture_output=True, text=True)
     found = [(int(m[2]), int(m[1]), m[4]) for line in told.stderr.splitlines() if (m := _IMPORT.match(line))]
     alone = sum(own for _, own, _ in found) / 1000
-    lines = [f"  {len(found)} imports, {alone:.0f} ms; with all that each brings, and alone:"]
-    return lines + [f"  {total / 1000:7.1f} {own / 1000:6.1f} ms  {name}" for total, own, name in sorted(found)[: -most - 1 : -1]]
+    costly = sorted(found, reverse=True)[:most]
+    return [
+        f"  {len(found)} imports, {alone:.0f} ms; with all that each brings, and alone:",
+        *(f"  {total / 1000:7.1f} {own / 1000:6.1f} ms  {name}" for total, own, name in costly),
+    ]
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
+import math
 import sys
 import time
 from collections import deque
@@ -21,7 +21,7 @@ from launcher import jobs
 from launcher.cli.options.common import jobs_dir_words
 from launcher.cli.output.tables import table
 from launcher.common.clock import duration, local_time
-from launcher.common.folders import size_text
+from launcher.common.sizes import size_text
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.jobs.events import (
     Done,
@@ -262,6 +262,8 @@ class Progress:
         """Time left by the median step; the first step compiles and says nothing about the others."""
         if self._steps is None or not self._times:
             return ""
+        import statistics
+
         seconds = statistics.median(self._times) * (self._steps - step)
         return f"{duration(seconds)} left"
 
@@ -307,7 +309,9 @@ def with_mean_loss(step: Step, ranks: Iterable[Step]) -> Step:
     word = next((loss for loss in losses if isinstance(loss, str)), None)
     if not losses or word is not None:
         return dataclasses.replace(step, loss=word)
-    return dataclasses.replace(step, loss=statistics.fmean(loss for loss in losses if isinstance(loss, float)))
+    numbers = [loss for loss in losses if isinstance(loss, float)]
+    mean = math.fsum(numbers) / len(numbers)
+    return step if mean == step.loss else dataclasses.replace(step, loss=mean)
 
 
 def _make_bar() -> Any:
@@ -429,6 +433,8 @@ class RankProgress:
     @property
     def step_s(self) -> float | None:
         """Median step time of the last steps; the first one compiles."""
+        import statistics
+
         times = [step.step_s for step in self.steps[1:][-20:]] or [step.step_s for step in self.steps]
         return statistics.median(times) if times else None
 
