@@ -135,7 +135,7 @@ def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
     from launcher.observe.summary import summarize
     from launcher.observe.words import words
 
-    summary = summarize(read_history(paths, record))
+    summary = summarize(read_history(paths, record), flops=False)
     first, last = progress.first_loss, progress.last_loss
     if record.attempt > 1:  # this attempt alone was followed
         first, last = summary.first_loss, summary.last_loss

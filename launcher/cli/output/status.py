@@ -28,7 +28,7 @@ _RANK_LINES = 4
 def status(paths: JobPaths, record: JobRecord) -> str:
     """State, progress, what the job was made of, its ranks, the verdict of a failed job, the next command."""
     history = read_history(paths, record)
-    summary = summarize(history)
+    summary = summarize(history, flops=False)
     ranks, slow = [progress_of(paths, rank_id) for rank_id in range(record.cards)], summary.stragglers
     lines = [
         *_fields(_what(history)),
