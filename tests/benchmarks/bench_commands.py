@@ -90,15 +90,26 @@ class Measured:
         return statistics.median(self.seconds)
 
 
+def environment(checkout: Path, folder: Path) -> dict[str, str]:
+    """Return the environment of a command of ``checkout``. Modules are compiled once, as where a user installed them."""
+    own = {
+        "PYTHONPATH": str(checkout),
+        "LAUNCHER_CACHE": f"{folder}/cache",
+        "PYTHONPYCACHEPREFIX": f"{folder}/compiled",
+    }
+    return {**{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}, **own}
+
+
 def command(words: str, *options: str) -> list[str]:
     return [sys.executable, *options, "-m", "launcher", *words.split()]
 
 
 def run(words: str, checkout: Path, folder: Path, measured: Measured) -> None:
     """Run a command once, from ``checkout``, and note what it took and printed."""
-    env = {**os.environ, "PYTHONPATH": str(checkout), "LAUNCHER_CACHE": str(folder / "cache")}
     with (folder / "output").open("w+b") as output:
-        process = subprocess.Popen(command(words), cwd=folder, env=env, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command(words), cwd=folder, env=environment(checkout, folder), stdout=output, stderr=subprocess.STDOUT
+        )
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
@@ -110,8 +121,8 @@ def run(words: str, checkout: Path, folder: Path, measured: Measured) -> None:
 
 def costly_imports(words: str, folder: Path, most: int) -> list[str]:
     """Return the imports that cost most, each with all that it brings and without."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "LAUNCHER_CACHE": str(folder / "cache")}
-    told = subprocess.run(command(words, "-X", "importtime"), cwd=folder, env=env, capture_output=True, text=True)
+    typed = command(words, "-X", "importtime")
+    told = subprocess.run(typed, cwd=folder, env=environment(ROOT, folder), capture_output=True, text=True)
     found = [(int(m[2]), int(m[1]), m[4]) for line in told.stderr.splitlines() if (m := _IMPORT.match(line))]
     alone = sum(own for _, own, _ in found) / 1000
     costly = sorted(found, reverse=True)[:most]
@@ -139,7 +150,7 @@ def main() -> None:
             for (words, checkout), measured in found.items():
                 run(typed[words], checkout, folder, measured)
         for measured in found.values():
-            del measured.seconds[0]  # it compiled modules, and read files into the page cache
+            del measured.seconds[0]  # the first compiled modules, and read files into the page cache
         over = [words for words in typed if not show(words, [found[words, checkout] for checkout in checkouts])]
         for words, full in typed.items():
             print("\n".join([f"\nlauncher {words}", *costly_imports(full, folder, asked.imports)]))
