@@ -91,7 +91,7 @@ class Measured:
 
 
 def environment(checkout: Path, folder: Path) -> dict[str, str]:
-    """Return the environment of a command of ``checkout``. Modules are compiled once, as where a user installed them."""
+    """Return the environment of a command of ``checkout``. Modules are compiled once, as in an installation."""
     own = {
         "PYTHONPATH": str(checkout),
         "LAUNCHER_CACHE": f"{folder}/cache",
