@@ -42,13 +42,14 @@ class JobStore:
 
     def all(self) -> list[tuple[JobPaths, JobRecord]]:
         """Return every job, oldest first, its state checked against the process table; damaged ones as UNREADABLE."""
-        found = []
-        for folder in self._folders():
-            paths = JobPaths(root=folder)
-            record = read_record(paths) or unreadable_record(paths)
-            if record:
-                found.append((paths.of_attempt(record.attempt), record))
+        found = [job for folder in self._folders() if (job := self._of_folder(folder))]
         return sorted(found, key=lambda item: (item[1].created, item[1].job_id))
+
+    @staticmethod
+    def _of_folder(folder: Path) -> tuple[JobPaths, JobRecord] | None:
+        paths = JobPaths(root=folder)
+        record = read_record(paths) or unreadable_record(paths)
+        return (paths.of_attempt(record.attempt), record) if record else None
 
     def _folders(self) -> list[Path]:
         """Return the folders that may be of jobs. Names with a dot are on their way out: see control.removal."""
@@ -76,6 +77,8 @@ class JobStore:
         return paths, record
 
     def _find(self, reference: str) -> tuple[JobPaths, JobRecord]:
+        if job := self._by_folder(reference):
+            return job
         jobs = self.all()
         # No job is called that: an id is five letters, a hyphen and a name.
         if reference == "last" and jobs:
@@ -90,6 +93,19 @@ class JobStore:
             return fits[0]
         every = [record.job_id for _, record in jobs]
         raise self._not_one(reference, [record.job_id for _, record in fits], every)
+
+    def _by_folder(self, reference: str) -> tuple[JobPaths, JobRecord] | None:
+        """Return the one job whose folder has the name ``reference``, or alone begins with it, as folders have ids for
+        names: no other record needs to be read. None where names of folders do not tell, and for "last".
+        """
+        folders = {folder.name: folder for folder in self._folders()}
+        begun = [name for name in folders if name.startswith(reference)]
+        named = [name for name in folders if name.partition("-")[2] == reference]
+        fits = [reference] if reference in folders else begun
+        if reference in ("", "last") or named or len(fits) != 1:
+            return None
+        job = self._of_folder(folders[fits[0]])
+        return job if job and job[1].job_id == fits[0] and job[1].name != reference else None
 
     def _not_one(self, reference: str, fits: list[str], every: list[str]) -> JobError:
         if fits:
