@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from launcher.common.nearest import nearest
@@ -55,6 +56,14 @@ class DataSource:
     weight: float | None = None
     reading: Reading = field(default_factory=Reading)
     shown: str = ""
+
+
+Given = Path | Sequence[DataSource]
+
+
+def sources_of(given: Given) -> Sequence[DataSource]:
+    """Return a path as the only source, or sources as they are."""
+    return (DataSource(path=str(given)),) if isinstance(given, Path) else given
 
 
 def checked_columns(pairs: Mapping[str, str]) -> dict[str, str]:
