@@ -28,6 +28,9 @@ def read_bytes(path: Path) -> bytes:
         while block := os.read(handle, _BLOCK):
             found += block
         return found
+    except OSError as error:
+        error.filename = str(path)  # only opening tells it
+        raise
     finally:
         os.close(handle)
 

@@ -40,21 +40,31 @@ def make_jobs(root: Path, count: int) -> str:
     """Make the folders of ``count`` jobs that have ended; return a prefix that names one of them."""
     from support.job_folders import Made, MadeJob, iso
 
+    from launcher.runspec.checking import load_spec
+
+    spec = load_spec("tiny_cpu").model_dump(mode="json")
     chance = random.Random(1)
     tokens: dict[str, None] = {}
     while len(tokens) < count:
         tokens["".join(chance.choice(_LETTERS) for _ in range(5))] = None
     for number, token in enumerate(tokens):
-        cards, steps, state = chance.choice((1, 2, 2, 2, 4, 8)), chance.randint(20, 100), chance.choice(_ENDS)
+        cards, steps, state = chance.choice((1, 2, 2, 2, 4, 8)), chance.randint(50, 300), chance.choice(_ENDS)
         MadeJob(
             job_id=f"{token}-tiny_math",
             state=state,
             cards=cards,
             steps=steps,
-            attempts=(Made(ended=30.0 + steps, steps=steps),),
+            attempts=(Made(ended=30.0 + steps, steps=steps, saves=(steps,), phases=True, more=_more_of_a_step),),
+            spec=spec,
             record=_record(cards, state, created=iso(900.0 * number)),
         ).write(root)
     return list(tokens)[count // 2]
+
+
+def _more_of_a_step(rank_id: int, step: int) -> dict[str, Any]:
+    """What a step says beside what Made makes up."""
+    begun = 1767225629.25 + step + rank_id / 1000
+    return {"loss_scale": 1.0, "input_s": 0.0012, "tokens": 2911, "begun": begun, "core_wait_s": 0.0003}
 
 
 def _record(cards: int, state: str, created: str) -> dict[str, Any]:
