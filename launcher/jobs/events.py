@@ -381,7 +381,7 @@ def last_held_out(path: Path) -> Evaluation | None:
 
 
 # As a rule the event that is wanted is in the last lines of a file, and a list reads those of thousands of files.
-_TAIL_BYTES = 4 << 10
+_TAIL_BYTES = 2 << 10
 
 
 def _backwards(path: Path, kind: str) -> Iterator[Event]:
