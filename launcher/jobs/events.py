@@ -369,7 +369,7 @@ def read_last_events(path: Path) -> LastEvents:
     return LastEvents(events=tuple(events), damaged=damaged)
 
 
-def last_step(path: Path) -> Step | None:
+def last_step(path: Path | str) -> Step | None:
     """Return the last step in ``path``, however long the file is; None without one."""
     return next((event for event in _backwards(path, Step.kind) if isinstance(event, Step)), None)
 
@@ -384,7 +384,7 @@ def last_held_out(path: Path) -> Evaluation | None:
 _TAIL_BYTES = 2 << 10
 
 
-def _backwards(path: Path, kind: str) -> Iterator[Event]:
+def _backwards(path: Path | str, kind: str) -> Iterator[Event]:
     """Yield the events of ``kind`` in ``path``, last first. Only their own lines are parsed."""
     mark = b'"event": "%s"' % kind.encode()
     try:
@@ -410,10 +410,12 @@ def _marked(data: bytes | mmap.mmap, mark: bytes) -> Iterator[Event]:
     end = data.rfind(b"\n")
     while (at := data.rfind(mark, 0, max(0, end))) >= 0:
         end, last = data.rfind(b"\n", 0, at), data.find(b"\n", at)
-        with contextlib.suppress(ValueError):
+        try:
             event = from_json(_parse(data[end + 1 : last]))
-            if event is not None:
-                yield event
+        except ValueError:
+            continue
+        if event is not None:
+            yield event
 
 
 class Position:

@@ -82,7 +82,7 @@ class JobPaths:
         """The packages that were installed when the job was submitted, as ``pip freeze`` lists them."""
         return self.root / "packages.txt"
 
-    @cached_property
+    @property
     def attempt_folder(self) -> Path:
         """The folder for everything that one start of the job's processes leaves, except checkpoints."""
         return self.root / f"attempts/{self.attempt}"
@@ -94,7 +94,7 @@ class JobPaths:
     @cached_property
     def events(self) -> Path:
         """The folder of ``rank_<rank_id>.jsonl``, the events of each rank."""
-        return self.attempt_folder / "events"
+        return self.root / f"attempts/{self.attempt}/events"
 
     @property
     def work(self) -> Path:
@@ -201,6 +201,11 @@ class JobPaths:
 
     def rank_events(self, rank_id: int) -> Path:
         return self.events / f"rank_{rank_id}.jsonl"
+
+    def events_of_ranks(self, count: int) -> list[str]:
+        """Return the same of ranks 0, 1, ... as text: a list of jobs names thousands, and each Path costs."""
+        folder = str(self.events)
+        return [f"{folder}/rank_{rank_id}.jsonl" for rank_id in range(count)]
 
     def host_events(self, node_rank: int) -> Path:
         """Return the samples of a host's state: see ``launcher.jobs.events.HostSample``."""

@@ -101,6 +101,13 @@ def test_a_folder_that_was_renamed_is_found_by_its_job_s_id(tmp_path: Path) -> N
     assert found == ["kept", "kept", "zzzzz-two"]
 
 
+def test_events_have_one_name_each(tmp_path: Path) -> None:
+    paths = JobPaths(root=tmp_path / "bcdfg-x", attempt=2)
+
+    assert paths.events_of_ranks(3) == [str(paths.rank_events(rank_id)) for rank_id in range(3)]
+    assert paths.of_attempt(1).events != paths.events
+
+
 def test_what_is_no_folder_of_a_job_is_none_of_the_jobs(tmp_path: Path) -> None:
     store = store_with(tmp_path, "bcdfg-x", ".removed-bcdfh-y")
     (tmp_path / "README.md").write_text("jobs\n")

@@ -378,9 +378,9 @@ def last_step_of(paths: JobPaths, record: JobRecord) -> Step | None:
     """The last step of the newest attempt that finished one, with the mean loss of the ranks that are as far."""
     rank_id = jobs.loss_rank(paths, record.cards)
     for number in range(record.attempt, 0, -1):
-        attempt = paths.of_attempt(number)
-        if (last := last_step(attempt.rank_events(rank_id))) is not None:
-            others = (last_step(attempt.rank_events(other)) for other in range(record.cards) if other != rank_id)
+        files = paths.of_attempt(number).events_of_ranks(max(1, record.cards))
+        if (last := last_step(files[rank_id])) is not None:
+            others = (last_step(file) for file in files if file != files[rank_id])
             return with_mean_loss(last, [last, *(step for step in others if step and step.step == last.step)])
     return None
 
