@@ -11,6 +11,7 @@
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # make soak   kills ranks of real trainings at random moments, and compares the weights (COUNT=40 MINUTES=60)
 # make bench-restart  a restart against a fresh start, by phase (about 10 min)
+# make bench-commands  processor time and imports of the commands that people type all day (about a minute)
 # make bench-merge-plan  what planning a merge of 512 ranks costs (about 2 min)
 # make bench-slow-share  two hosts that see each other's files late, as by NFS (about 5 min; root and Debian's bindfs)
 # make bench-serve  many clients of `launcher serve` beside one, a late comer, one that hangs up (about a minute; MODEL=FOLDER)
@@ -25,7 +26,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo demo-real base test test-fast test-web test-lm-eval docs-check semi-auto faults soak bench-restart \
-	bench-merge-plan bench-serve bench-slow-share verdict-score slow-ranks site lint clean
+	bench-commands bench-merge-plan bench-serve bench-slow-share verdict-score slow-ranks site lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -85,6 +86,9 @@ soak: $(VENV)/.installed-test
 
 bench-restart: $(VENV)/.installed-test
 	$(BIN)/python tests/benchmarks/bench_restart.py
+
+bench-commands: $(VENV)/.installed-test
+	$(BIN)/python tests/benchmarks/bench_commands.py
 
 bench-merge-plan: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks.bench_merge_plan

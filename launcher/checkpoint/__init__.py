@@ -12,17 +12,24 @@ requested tensors are held in memory. All weights are (out, in); bfloat16 arrays
 (200, 291, (4096, 4096))
 >>> merge_shards("run7", "my-model", layout="hf", model="Llama-2-7b-hf/config.json").num_folded
 128
+
+They are those of ``launcher.checkpoint.api``, which is imported when one of them is asked for.
 """
 
-from launcher.checkpoint.api import (
-    OpenStep,
-    convert_model,
-    list_steps,
-    merge_shards,
-    open_step,
-    read_file,
-    split_checkpoint,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from launcher.checkpoint.api import (
+        OpenStep,
+        convert_model,
+        list_steps,
+        merge_shards,
+        open_step,
+        read_file,
+        split_checkpoint,
+    )
 
 __all__ = [
     "OpenStep",
@@ -33,3 +40,15 @@ __all__ = [
     "read_file",
     "split_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from launcher.checkpoint import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

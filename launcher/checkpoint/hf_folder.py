@@ -8,17 +8,19 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.checkpoint.base import Base, check_folder
 from launcher.checkpoint.compare import fingerprint
-from launcher.checkpoint.convert import Model, convert_once, open_model, verify_converted
 from launcher.checkpoint.huggingface import CONFIG, INDEX
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
 from launcher.checkpoint.sharded import holds_shards
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.errors import CheckpointError, HostError
 from launcher.models.names import embedding_in
+
+if TYPE_CHECKING:
+    from launcher.checkpoint.convert import Model
 
 # Another number when what is made of a folder changes.
 _VERSION = 1
@@ -57,6 +59,8 @@ class FolderBase:
 
         Raises HostError when the disk is full or the cache cannot be written.
         """
+        from launcher.checkpoint.convert import convert_once, open_model
+
         with ExitStack() as stack:
             try:
                 convert_once(open_model(self.folder, None, stack), self.target)
@@ -65,6 +69,8 @@ class FolderBase:
 
     def verify(self) -> None:
         """Compare every value of the converted model with the folder. Raises CheckpointError where one differs."""
+        from launcher.checkpoint.convert import open_model, verify_converted
+
         try:
             with ExitStack() as stack:
                 verify_converted(open_model(self.folder, None, stack), self.target)
@@ -80,6 +86,8 @@ def folder_base(folder: Path, model: Mapping[str, Any], cache: Path) -> FolderBa
 
     Only headers and samples of the weights are read. Raises CheckpointError with everything that differs.
     """
+    from launcher.checkpoint.convert import open_model
+
     with ExitStack() as stack:
         opened = open_model(folder, None, stack)
         found = {name: (whole.shape, whole.dtype) for name, whole in opened.tensors.items()}

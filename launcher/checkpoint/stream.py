@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -162,6 +161,8 @@ def _is_moved(output: Output) -> bool:
 
 
 def _run(fd: int, blocks: list[Chunk], on_bytes: OnBytes) -> None:
+    from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
     stop, lock, adapters = threading.Event(), threading.Lock(), _Adapters()
     pending = iter(blocks)
 

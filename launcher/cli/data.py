@@ -25,7 +25,7 @@ from launcher.errors import DataError
 if TYPE_CHECKING:
     from launcher.data.convert import Progress
     from launcher.data.encode import TrainOn
-    from launcher.data.preprocess import PreprocessOptions
+    from launcher.data.options import PreprocessOptions
     from launcher.data.reading import DataSource
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -301,7 +301,7 @@ class RowOptions:
     def wanted(self, sources: tuple[DataSource, ...]) -> PreprocessOptions:
         """Return what to make of ``sources``. Raises DataError."""
         from launcher.data.mixture import Mix
-        from launcher.data.preprocess import PreprocessOptions, overflow_of
+        from launcher.data.options import PreprocessOptions, overflow_of
 
         return PreprocessOptions(
             source=sources,

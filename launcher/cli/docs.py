@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from pathlib import Path
 
 import click
+
+from launcher.common.nearest import nearest
 
 
 @click.command()
@@ -51,10 +52,8 @@ def _found(pages: dict[str, Path], topic: str, lang: str) -> Path:
         if lang == "zh":
             click.echo(f"note: there is no Chinese page on {name}", err=True)
         return pages[name]
-    near = difflib.get_close_matches(name, pages, n=1)
-    raise SpecError(
-        f"no page on {topic}", hint=f"launcher docs {near[0]}" if near else "launcher docs lists the topics"
-    )
+    near = nearest(name, pages)
+    raise SpecError(f"no page on {topic}", hint=f"launcher docs {near}" if near else "launcher docs lists the topics")
 
 
 def _title(page: Path) -> str:

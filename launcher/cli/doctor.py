@@ -16,7 +16,7 @@ from launcher.cli.options.group import declared, option, takes
 from launcher.cli.output.tables import print_json
 
 if TYPE_CHECKING:
-    from launcher.doctor import JobNeeds
+    from launcher.doctor.findings import JobNeeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class CheckedJob:
 
     def needs(self, spec: str | None) -> JobNeeds:
         """Return the needs of a job of ``spec``."""
-        from launcher.doctor import needs_of
+        from launcher.doctor.job import needs_of
 
         return needs_of(spec, cards=self.cards, folder=self.jobs_dir, port=self.port, inventory=self.inventory)
 
@@ -77,7 +77,8 @@ def doctor(ctx: click.Context, spec: str | None, job: CheckedJob, asked: ProbeOp
     launcher doctor --probe --cards 4
     """
     from launcher.cli.output.checks import print_findings, print_fleet, summary
-    from launcher.doctor import all_checks, job_checks, worst
+    from launcher.doctor.checks import all_checks, job_checks
+    from launcher.doctor.findings import worst
 
     if serve:
         _serve()

@@ -128,7 +128,7 @@ def prune(older_than: str, keep_merged: bool, force: bool, dry_run: bool, jobs_d
 
 
 def _remove(chosen: Sequence[Candidate], jobs_dir: Path, *, dry_run: bool) -> None:
-    from launcher.common.folders import size_text
+    from launcher.common.sizes import size_text
     from launcher.control import removal
 
     earlier = 0 if dry_run else removal.finish_earlier(jobs_dir)

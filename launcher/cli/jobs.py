@@ -44,9 +44,10 @@ def status(job: str, watch: bool, form: str, jobs_dir: Path) -> None:
         with suppress(KeyboardInterrupt):
             watch_job(store, record.job_id)
         return
-    from launcher.control.follow import ask_scheduler
+    if not record.is_final:  # of a job that has ended its folder knows all
+        from launcher.control.follow import ask_scheduler
 
-    record = ask_scheduler(record)
+        record = ask_scheduler(record)
     click.echo(show.status_json(paths, record) if form == "json" else status_text(paths, record))
 
 

@@ -74,14 +74,14 @@ def plan(spec: str | None, options: PlanOptions, changes: SpecChanges, form: str
     launcher plan llama_7b_lora --cards 8 --kind A2
     launcher plan llama_7b_lora --model ./Qwen2.5-7B-Instruct --cards 8 --kind A2
     """
-    from launcher.control import simulation
-
     shown = options.preview(spec, changes)
     if form == "json":
         print_json(shown.to_dict())
     else:
         click.echo(text(shown))
     if sim:
+        from launcher.control import simulation
+
         click.echo(simulation.run(shown.plan).describe(), err=form == "json")
 
 

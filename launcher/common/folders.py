@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from launcher.common.sizes import size_text
 from launcher.errors import CheckpointError, HostError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
@@ -238,11 +239,6 @@ def check_target(target: Path, needed: int) -> None:
             f"{parent} has {size_text(usage.free)} free, the result needs {size_text(needed)}",
             hint="make room, or give an --output on another disk",
         )
-
-
-def size_text(size: int) -> str:
-    """Return ``size`` bytes in MB or GB."""
-    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"
 
 
 def is_taken(target: Path) -> bool:

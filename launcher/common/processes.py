@@ -20,8 +20,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 # For records of versions that wrote no ticks: two readings of one process agree to a tick (100 a second).
 _START_TOLERANCE_S = 0.02
 
@@ -40,11 +38,11 @@ OnEnd = Callable[[int, int], None]
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the state on. Raises psutil.NoSuchProcess when there is no process."""
+    """Return the fields of /proc/PID/stat from the state on. Raises ProcessLookupError when there is no process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise psutil.NoSuchProcess(pid) from error
+    except FileNotFoundError as error:
+        raise ProcessLookupError(f"no process {pid}") from error
     return text.rpartition(")")[2].split()
 
 
@@ -54,6 +52,13 @@ def _boot() -> str:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return ""
+
+
+def _since_epoch(ticks: int) -> float:
+    """Return the time that is ``ticks`` after the boot, in seconds since the epoch by the clock as it is now."""
+    stat = Path("/proc/stat").read_text(encoding="ascii")
+    booted = next(line.split()[1] for line in stat.splitlines() if line.startswith("btime"))
+    return ticks / os.sysconf("SC_CLK_TCK") + float(booted)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +76,9 @@ class ProcessId:
 
     @classmethod
     def of_pid(cls, pid: int) -> ProcessId:
-        """Return the process with this pid. Raises psutil.NoSuchProcess when it is gone."""
-        started = psutil.Process(pid).create_time()
-        return cls(pid=pid, started=started, ticks=int(_stat(pid)[_START_TICKS]), boot=_boot())
+        """Return the process with this pid. Raises ProcessLookupError when it is gone."""
+        ticks = int(_stat(pid)[_START_TICKS])
+        return cls(pid=pid, started=_since_epoch(ticks), ticks=ticks, boot=_boot())
 
     @classmethod
     def current(cls) -> ProcessId:
@@ -85,32 +90,30 @@ class ProcessId:
         ticks, boot = int(raw.get("ticks", 0)), str(raw.get("boot", ""))
         return cls(pid=raw["pid"], started=raw["started"], ticks=ticks, boot=boot)
 
-    def find(self) -> psutil.Process | None:
-        """Return the process; None when it has ended (a zombie has ended) or its pid now belongs to another."""
-        try:
+    def _state(self) -> str:
+        """Return the letter of the process's state (proc(5)); "" when it is gone or its pid now belongs to another."""
+        with contextlib.suppress(ProcessLookupError):
             stat = _stat(self.pid)
-            return psutil.Process(self.pid) if stat[_STATE] not in "ZX" and self._began(stat) else None
-        except psutil.NoSuchProcess:
-            return None
+            return stat[_STATE] if self._began(stat) else ""
+        return ""
 
     def _began(self, stat: list[str]) -> bool:
+        ticks = int(stat[_START_TICKS])
         if self.boot:
-            return int(stat[_START_TICKS]) == self.ticks and self.boot == _boot()
-        return abs(psutil.Process(self.pid).create_time() - self.started) < _START_TOLERANCE_S
+            return ticks == self.ticks and self.boot == _boot()
+        return abs(_since_epoch(ticks) - self.started) < _START_TOLERANCE_S
 
     def is_alive(self) -> bool:
-        return self.find() is not None
+        """Return False when the process has ended (a zombie has ended) or its pid now belongs to another."""
+        return self._state() not in ("", "Z", "X")
 
     def is_stopped(self) -> bool:
         """Return True if the process is suspended by SIGSTOP or the like; False under a debugger."""
-        process = self.find()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return bool(process and process.status() == psutil.STATUS_STOPPED)
-        return False
+        return self._state() == "T"
 
     def send(self, signum: int) -> None:
         """Send ``signum`` if the process is still the recorded one."""
-        if self.find():
+        if self.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signum)
 
@@ -127,7 +130,7 @@ class ProcessId:
 
     def exit_code(self) -> int | None:
         """Return the exit code as Popen has it, while the process is a zombie; None if it is not, or it is unknown."""
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(ProcessLookupError):
             stat = _stat(self.pid)
             if stat[_STATE] == "Z" and self._began(stat):
                 # The kernel shows 0 to processes without the right to look, so 0 says nothing here.
@@ -147,12 +150,19 @@ def adopt_orphans() -> None:
 
 def descendants() -> list[ProcessId]:
     """Return every living process below this one."""
-    found = [_of(child.pid) for child in psutil.Process().children(recursive=True)]
-    return [process for process in found if process and process.is_alive()]
+    return [process for process in _below(os.getpid()) if process.is_alive()]
+
+
+def _below(pid: int) -> list[ProcessId]:
+    """Return every process below a living one, including zombies. Raises psutil.NoSuchProcess when it is gone."""
+    import psutil  # most commands only look whether a recorded process lives
+
+    found = (_of(child.pid) for child in psutil.Process(pid).children(recursive=True))
+    return [process for process in found if process]
 
 
 def _of(pid: int) -> ProcessId | None:
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(ProcessLookupError):
         return ProcessId.of_pid(pid)
     return None
 
@@ -236,11 +246,7 @@ def _all_but(spare: Iterable[ProcessId]) -> list[ProcessId]:
 
 def tree(root: ProcessId) -> list[ProcessId]:
     """Return ``root`` and all its descendants. Call it while their parents live: orphans cannot be found afterwards."""
-    leader = root.find()
-    if leader is None:
-        return []
-    found = (_of(child.pid) for child in leader.children(recursive=True))
-    return [root, *(process for process in found if process)]
+    return [root, *_below(root.pid)] if root.is_alive() else []
 
 
 def stop(processes: Iterable[ProcessId], *, grace_s: float) -> list[ProcessId]:

@@ -7,14 +7,14 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import jinja2
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from launcher.common import resources
 from launcher.common.atomic import write_atomic as write_atomic
 from launcher.errors import LauncherError
+
+if TYPE_CHECKING:
+    import jinja2
 
 # Control characters, line separators, the byte order mark, and two that are no characters.
 _NOT_YAML = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
@@ -45,6 +45,8 @@ def to_number(value: float) -> str:
 
 def environment() -> jinja2.Environment:
     """Return the Jinja2 environment of all templates: a missing name is an error, never an empty string."""
+    import jinja2  # what only writes files needs none
+
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader([str(folder) for folder in resources.search_path("templates")]),
         undefined=jinja2.StrictUndefined,
@@ -65,6 +67,9 @@ def render(env: jinja2.Environment, template: str, path: str, **context: Any) ->
     Raises LauncherError when the template is missing or wrong, or gives text that is not the YAML or JSON of its name:
     a template in the user's working folder may hold anything.
     """
+    import jinja2
+    import yaml
+
     try:
         text = env.get_template(template).render(**context)
         _read_back(path, text)
@@ -82,4 +87,6 @@ def _read_back(path: str, text: str) -> None:
     if path.endswith(".json"):
         json.loads(text)
     elif path.endswith((".yaml", ".yml")):
+        import yaml
+
         yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe loaders

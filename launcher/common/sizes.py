@@ -15,3 +15,8 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise ValueError(f"{text!r} is no size; write 5GB or 500MB")
     return size
+
+
+def size_text(size: int) -> str:
+    """Return ``size`` bytes in MB or GB."""
+    return f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"

@@ -21,8 +21,8 @@ from typing import IO, Any, cast
 from launcher.cluster.discover.hccn import Ping
 from launcher.cluster.model import Cluster, Host
 from launcher.cluster.rank_table.against_host import own_names
-from launcher.doctor import job_checks
 from launcher.doctor.between import ALL_PINGS_S, CONNECT_S, Reached
+from launcher.doctor.checks import job_checks
 from launcher.doctor.facts import HostFacts
 from launcher.doctor.findings import Finding, JobNeeds, Status, worst
 from launcher.doctor.fleet import Checkup, Probes, compare, completed, pings_finding, planned_pings, tcp_finding

@@ -14,9 +14,7 @@ from launcher.common.ports import scheduler_port
 from launcher.common.rendering import RenderedFile
 from launcher.control.asked import Asked, asked_again, asked_for, asked_in
 from launcher.errors import SpecError
-from launcher.inference.sources import exported_template_name
 from launcher.jobs import JobPaths, JobRecord, JobStore, Labels
-from launcher.observe import trackers
 from launcher.plan import inputs
 from launcher.plan.launch import LOCAL, Launch, read_launch
 from launcher.plan.launch_plan import LaunchPlan, make_plan, with_inputs
@@ -105,13 +103,21 @@ def prepare(
         options=replace(options, port=port),
     )
     verified = [inputs.verify_base(run_spec.model)] if verify_base else []
-    for tracker in run_spec.observe.trackers:
-        trackers.check(tracker)
+    _check_trackers(run_spec.observe.trackers)
     untold = _not_told(run_spec) if registry.get(scheduler).leads_here else []
     said = (*asked.notes, *source.changes, *verified, *untold)
     remarks = (*_remarks(asked, cluster, run_spec, default=spec is None), *map(_sentence, said))
     own = _own_files(plan.paths, asked, labels)
     return PreparedRun(plan=_with_files(plan, own), pending=pending, remarks=remarks, own=own)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Raise SpecError for a tracker that is not there."""
+    if names:
+        from launcher.observe import trackers
+
+        for name in names:
+            trackers.check(name)
 
 
 def _name_of(spec: str | Mapping[str, Any]) -> str:
@@ -266,11 +272,18 @@ def _remarks(asked: Asked, cluster: Cluster, spec: RunSpec, *, default: bool) ->
         notes.append(f"No SPEC given: running {name}.")
     folder = Path(spec.model.folder) if spec.model.folder else None
     own = chat_template_file(folder) if folder else None
-    if folder and own and spec.data.template not in (*OWN_TEMPLATES, exported_template_name(folder)):
+    if folder and own and spec.data.template not in OWN_TEMPLATES and not _is_exported(spec.data.template, folder):
         notes.append(f"Prompts are in template {spec.data.template}, not in the chat template of {own}.")
     if spec.lora and spec.model.checkpoint is None:
         notes.append("No base checkpoint: LoRA adapts random weights. It shows the path; answers will make no sense.")
     return notes
+
+
+def _is_exported(template: str, folder: Path) -> bool:
+    """Return whether merge-ckpt wrote the chat template of ``folder`` from the launcher's ``template``."""
+    from launcher.inference.sources import exported_template_name
+
+    return exported_template_name(folder) == template
 
 
 def preflight(plan: LaunchPlan, *, port: int | None) -> Sequence[str]:

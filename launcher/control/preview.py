@@ -14,7 +14,7 @@ from typing import Any
 from launcher.cluster.discover import local_cluster
 from launcher.cluster.imagined import first_cards, hold_back, imagined_cluster
 from launcher.cluster.model import KINDS, Cluster
-from launcher.doctor import missing_inputs, needs_of_spec
+from launcher.doctor.job import missing_inputs, needs_of_spec
 from launcher.engines import ENGINES
 from launcher.engines.base import Command
 from launcher.errors import DataError, HostError, SpecError

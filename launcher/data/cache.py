@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from launcher.data.preprocess import PreprocessOptions, fingerprint
+from launcher.data.options import PreprocessOptions
+from launcher.data.preprocess import fingerprint
 
 
 def in_cache(options: PreprocessOptions, folder: Path) -> PreprocessOptions:

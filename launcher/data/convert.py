@@ -17,7 +17,7 @@ from launcher.data.formats import PLAIN, to_conversation
 from launcher.data.messages import Conversation
 from launcher.data.parsing import lines_of, parse, parse_fast
 from launcher.data.pool import ordered_map
-from launcher.data.reading import DataSource, Reading
+from launcher.data.reading import Given, Reading, sources_of
 from launcher.data.records import Chunk, Record, Reject
 from launcher.data.rejects import Rejects, rejects_path
 from launcher.data.seen import Seen, seen_in
@@ -26,7 +26,6 @@ from launcher.data.turns import RecordError
 from launcher.errors import DataError
 
 Progress = Callable[[int, int, int], None]
-Given = Path | Sequence[DataSource]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +59,6 @@ class _Batch:
 def files_of(given: Given) -> tuple[InputFile, ...]:
     """Return the files of a path, or of sources. Raises DataError."""
     return find_files(sources_of(given)).files
-
-
-def sources_of(given: Given) -> Sequence[DataSource]:
-    """Return a path as the only source, or sources as they are."""
-    return (DataSource(path=str(given)),) if isinstance(given, Path) else given
 
 
 def read_conversations(given: Given) -> Iterator[Conversation]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from launcher.data.encode import Encoder, ReadChunk
 from launcher.data.files import InputFile
 from launcher.data.mixture import passes
-from launcher.data.preprocess import PreprocessOptions, make_encoder
+from launcher.data.options import PreprocessOptions
+from launcher.data.preprocess import make_encoder
 from launcher.data.records import Chunk, Record
 from launcher.data.sources import open_file
 from launcher.data.tables import TableSource

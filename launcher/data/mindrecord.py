@@ -18,7 +18,6 @@ of MindSpore 2.9, and files that its FileWriter wrote.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -267,6 +266,8 @@ class ShardWriter:
         }
 
     def _write_index(self, raw: list[dict[int, Page]]) -> None:
+        import sqlite3
+
         index = self._path.with_name(f"{self._path.name}.db")
         with closing(sqlite3.connect(index, isolation_level=None)) as db:
             # No journal and no syncs: the index is synced and moved into place only when it is complete.
@@ -421,6 +422,8 @@ def read_row(path: Path, row: int) -> dict[str, Ints]:
 
 
 def _locate(path: Path, row: int, rows: int) -> tuple[int, int, int]:
+    import sqlite3
+
     index = path.with_name(f"{path.name}.db")
     if not index.is_file():
         raise DataError(f"{index} is missing: a MindRecord and its .db belong together")

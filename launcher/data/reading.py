@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from launcher.common.nearest import nearest
 from launcher.errors import DataError
 
 FileFormat = Literal["json", "csv", "tsv", "parquet", "arrow", "text"]
@@ -57,12 +58,20 @@ class DataSource:
     shown: str = ""
 
 
+Given = Path | Sequence[DataSource]
+
+
+def sources_of(given: Given) -> Sequence[DataSource]:
+    """Return a path as the only source, or sources as they are."""
+    return (DataSource(path=str(given)),) if isinstance(given, Path) else given
+
+
 def checked_columns(pairs: Mapping[str, str]) -> dict[str, str]:
     """Return ``pairs`` of part and column. Raises DataError for an unknown part, and for parts that make nothing."""
     for part in pairs:
         if part not in PARTS:
-            close = difflib.get_close_matches(part, PARTS, n=1)
-            meant = f"did you mean {close[0]}? " if close else ""
+            close = nearest(part, PARTS)
+            meant = f"did you mean {close}? " if close else ""
             raise DataError(f"--columns: there is no part {part!r}", hint=f"{meant}parts are {', '.join(PARTS)}")
     if pairs and not ("text" in pairs or "messages" in pairs or {"question", "answer"} <= pairs.keys()):
         raise DataError(

@@ -73,7 +73,8 @@ class SampleSet:
 
     def _fill(self, folder: Path) -> None:
         from launcher.data.convert import convert
-        from launcher.data.preprocess import PreprocessOptions, preprocess
+        from launcher.data.options import PreprocessOptions
+        from launcher.data.preprocess import preprocess
         from launcher.data.sample import sample_lines
         from launcher.data.tokenizer import train_tokenizer
 

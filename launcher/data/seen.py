@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from launcher.common.nearest import nearest
 from launcher.data.formats import holds_text, read_keys, unread
 from launcher.data.reading import EVERYTHING, Reading
 from launcher.data.turns import is_number
@@ -90,8 +90,8 @@ class Seen:
         known = {*self.read, *self.unread, *self.ignored, *left_out}
         for name in dict.fromkeys(name for reading in readings for name in reading.ignore):
             if name not in known and name != EVERYTHING:
-                close = difflib.get_close_matches(name, known, n=1)
-                yield f"ignore: no record has a field {name!r}{f'; did you mean {close[0]}?' if close else ''}"
+                close = nearest(name, known)
+                yield f"ignore: no record has a field {name!r}{f'; did you mean {close}?' if close else ''}"
 
 
 def seen_in(kinds: Iterable[str], values: Sequence[Any], reading: Reading) -> Seen:

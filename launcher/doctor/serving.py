@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cluster.discover.host import host_root, look_around
-from launcher.doctor import host_checks
 from launcher.doctor.between import listening, ping_all, reach
+from launcher.doctor.checks import host_checks
 from launcher.doctor.facts import facts_of
 from launcher.doctor.findings import JobNeeds, NeededFile
 from launcher.errors import LauncherError

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from launcher.common.rendering import write_atomic
 from launcher.data.info import read_info
 from launcher.data.mindrecord import read_row
-from launcher.data.preprocess import eval_path
+from launcher.data.options import eval_path
 from launcher.data.rows import IGNORED_LABEL, unpacked
 from launcher.data.tokenizer import Tokenizer
 from launcher.errors import DataError, JobCancelled

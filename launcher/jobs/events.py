@@ -34,6 +34,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
+from launcher.common.json_files import parse_json
+
 _BLOCK = 1 << 20
 
 
@@ -208,7 +210,7 @@ _EVENTS = (Begin, Phase, Ready, Step, Evaluation, Save, Error, Done, Exit, HostS
 _KINDS: dict[str, type[Event]] = {event.kind: event for event in _EVENTS}
 _NAMES = {kind: frozenset(item.name for item in fields(cls)) for kind, cls in _KINDS.items()}
 # Fields that the supervisor calculates with. A bool is an int to Python but not a number here.
-_NUMBERS = ("time", "pid", "started", "step", "step_s", "code")
+_NUMBERS = {kind: names & {"time", "pid", "started", "step", "step_s", "code"} for kind, names in _NAMES.items()}
 
 
 def from_json(record: dict[str, Any]) -> Event | None:
@@ -221,8 +223,9 @@ def from_json(record: dict[str, Any]) -> Event | None:
     if names is None:
         return None
     known = {name: value for name, value in record.items() if name in names}
-    if any(name in known and type(known[name]) not in (int, float) for name in _NUMBERS):
-        raise ValueError(f"event {kind}: a number is none")
+    for name in _NUMBERS[kind]:
+        if name in known and type(known[name]) not in (int, float):
+            raise ValueError(f"event {kind}: a number is none")
     try:
         return _KINDS[kind](**known)
     except TypeError as error:
@@ -324,7 +327,7 @@ class EventReader:
 def _parse(line: bytes) -> dict[str, Any]:
     """Return the object in ``line``. Raises ValueError for one that is not an event of any version."""
     try:
-        event = json.loads(line)
+        event = parse_json(line)
     except RecursionError as error:
         raise ValueError("nested without end") from error
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
@@ -366,7 +369,7 @@ def read_last_events(path: Path) -> LastEvents:
     return LastEvents(events=tuple(events), damaged=damaged)
 
 
-def last_step(path: Path) -> Step | None:
+def last_step(path: Path | str) -> Step | None:
     """Return the last step in ``path``, however long the file is; None without one."""
     return next((event for event in _backwards(path, Step.kind) if isinstance(event, Step)), None)
 
@@ -377,19 +380,42 @@ def last_held_out(path: Path) -> Evaluation | None:
     return next((event for event in found if isinstance(event.loss, float)), None)
 
 
-def _backwards(path: Path, kind: str) -> Iterator[Event]:
+# As a rule the event that is wanted is in the last lines of a file, and a list reads those of thousands of files.
+_TAIL_BYTES = 2 << 10
+
+
+def _backwards(path: Path | str, kind: str) -> Iterator[Event]:
     """Yield the events of ``kind`` in ``path``, last first. Only their own lines are parsed."""
+    mark = b'"event": "%s"' % kind.encode()
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            end = data.rfind(b"\n")
-            while (at := data.rfind(b'"event": "%s"' % kind.encode(), 0, max(0, end))) >= 0:
-                end, last = data.rfind(b"\n", 0, at), data.find(b"\n", at)
-                with contextlib.suppress(ValueError):
-                    event = from_json(_parse(data[end + 1 : last]))
-                    if event is not None:
-                        yield event
-    except (OSError, ValueError):  # missing, or empty
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
         return
+    try:
+        start = max(0, os.fstat(handle).st_size - _TAIL_BYTES)
+        tail = os.pread(handle, _TAIL_BYTES, start)
+        begin = tail.find(b"\n") + 1 if start else 0  # a read from the middle of the file begins inside a line
+        yield from _marked(tail[begin:], mark)
+        if start:
+            with mmap.mmap(handle, start + begin, access=mmap.ACCESS_READ) as data:
+                yield from _marked(data, mark)
+    except (OSError, ValueError):  # it was cut short meanwhile
+        return
+    finally:
+        os.close(handle)
+
+
+def _marked(data: bytes | mmap.mmap, mark: bytes) -> Iterator[Event]:
+    """Yield the events in the whole lines of ``data`` that have ``mark``, last first."""
+    end = data.rfind(b"\n")
+    while (at := data.rfind(mark, 0, max(0, end))) >= 0:
+        end, last = data.rfind(b"\n", 0, at), data.find(b"\n", at)
+        try:
+            event = from_json(_parse(data[end + 1 : last]))
+        except ValueError:
+            continue
+        if event is not None:
+            yield event
 
 
 class Position:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from launcher.errors import JobError
@@ -24,7 +25,7 @@ class JobPaths:
     attempt: int = 1
 
     def of_attempt(self, attempt: int) -> JobPaths:
-        return replace(self, attempt=attempt)
+        return JobPaths(root=self.root, attempt=attempt)
 
     @property
     def job_id(self) -> str:
@@ -84,16 +85,16 @@ class JobPaths:
     @property
     def attempt_folder(self) -> Path:
         """The folder for everything that one start of the job's processes leaves, except checkpoints."""
-        return self.root / "attempts" / str(self.attempt)
+        return self.root / f"attempts/{self.attempt}"
 
     @property
     def logs(self) -> Path:
         return self.attempt_folder / "logs"
 
-    @property
+    @cached_property
     def events(self) -> Path:
         """The folder of ``rank_<rank_id>.jsonl``, the events of each rank."""
-        return self.attempt_folder / "events"
+        return self.root / f"attempts/{self.attempt}/events"
 
     @property
     def work(self) -> Path:
@@ -200,6 +201,11 @@ class JobPaths:
 
     def rank_events(self, rank_id: int) -> Path:
         return self.events / f"rank_{rank_id}.jsonl"
+
+    def events_of_ranks(self, count: int) -> list[str]:
+        """Return the same of ranks 0, 1, ... as text: a list of jobs names thousands, and each Path costs."""
+        folder = str(self.events)
+        return [f"{folder}/rank_{rank_id}.jsonl" for rank_id in range(count)]
 
     def host_events(self, node_rank: int) -> Path:
         """Return the samples of a host's state: see ``launcher.jobs.events.HostSample``."""

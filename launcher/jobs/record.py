@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import socket
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
+from functools import cache
 from typing import Any
 
 from launcher.common.atomic import write_atomic
+from launcher.common.json_files import parse_json, read_bytes, read_json
 from launcher.common.processes import ProcessId
 from launcher.jobs.paths import JobPaths
 
@@ -67,9 +69,9 @@ class JobRecord:
         return json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> JobRecord:
+    def from_json(cls, text: str | bytes) -> JobRecord:
         """Read a record, ignoring keys of other versions. Raises ValueError, TypeError or KeyError for other text."""
-        raw = json.loads(text)
+        raw = parse_json(text)
         if not isinstance(raw, dict):
             raise ValueError("it holds no JSON object")
         raw = known_keys(cls, _in_todays_words(raw))
@@ -96,8 +98,13 @@ def _in_todays_words(raw: dict[str, Any]) -> dict[str, Any]:
 
 def known_keys(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the items of ``raw`` that the dataclass ``kind`` has fields for: versions may share a jobs folder."""
-    names = {item.name for item in fields(kind)}
+    names = _field_names(kind)
     return {key: value for key, value in raw.items() if key in names}
+
+
+@cache
+def _field_names(kind: Any) -> frozenset[str]:
+    return frozenset(item.name for item in fields(kind))
 
 
 def next_attempt(record: JobRecord, *, restarted: bool = True) -> JobRecord:
@@ -137,7 +144,7 @@ def write_record(paths: JobPaths, record: JobRecord) -> None:
 def read_record(paths: JobPaths) -> JobRecord | None:
     """Return the job's record, its state checked against the process table; None when it cannot be read."""
     try:
-        record = JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
+        record = JobRecord.from_json(read_bytes(paths.record))
     # A damaged record may be any JSON: a list where an object belongs, a thousand brackets, half a file.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -145,11 +152,15 @@ def read_record(paths: JobPaths) -> JobRecord | None:
 
 
 def unreadable_record(paths: JobPaths) -> JobRecord | None:
-    """Return a record of state UNREADABLE for a job.json that cannot be read; None when the file is gone."""
+    """Return a record of state UNREADABLE for a job.json that cannot be read; None when there is none to be seen."""
     try:
-        # The file's time stands for the job's, so that a damaged job keeps its place in lists, and may be "last".
-        created = datetime.fromtimestamp(paths.record.stat().st_mtime, timezone.utc).isoformat(timespec="milliseconds")
-        JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
+        changed = datetime.fromtimestamp(paths.record.stat().st_mtime, timezone.utc)
+    except OSError:
+        return None
+    # The file's time stands for the job's, so that a damaged job keeps its place in lists, and may be "last".
+    created = changed.isoformat(timespec="milliseconds")
+    try:
+        JobRecord.from_json(read_bytes(paths.record))
         return read_record(paths)  # it was rewritten meanwhile
     except FileNotFoundError:
         return None
@@ -173,7 +184,7 @@ def mark_lost_if_dead(record: JobRecord) -> JobRecord:
     While the supervisor's guard lives the record is kept: the guard is clearing up and writes the end.
     """
     # The process table of another host cannot be seen from here: its record is believed.
-    if record.is_final or record.host != socket.gethostname():
+    if record.is_final or record.host != os.uname().nodename:
         return record
     if any(process and process.is_alive() for process in (record.supervisor, record.guard)):
         return record
@@ -194,7 +205,7 @@ def ended_at(record: JobRecord) -> float:
 def planned_steps(paths: JobPaths) -> int | None:
     """Return the number of steps in the job's plan; None when it is unknown."""
     try:
-        steps = json.loads(paths.plan.read_text(encoding="utf-8"))["steps"]
+        steps = read_json(paths.plan)["steps"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return steps if isinstance(steps, int) else None
@@ -202,8 +213,10 @@ def planned_steps(paths: JobPaths) -> int | None:
 
 def loss_rank(paths: JobPaths, cards: int) -> int:
     """Return the rank whose loss is the run's: rank 0, or in a pipeline the first of the last stage."""
+    if cards <= 1:
+        return 0
     try:
-        stages = json.loads(paths.spec.read_text(encoding="utf-8"))["parallel"]["pipeline_stage"]
+        stages = read_json(paths.spec)["parallel"]["pipeline_stage"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
     return first_of_last_stage(cards, stages) if isinstance(stages, int) and stages > 0 else 0

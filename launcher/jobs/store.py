@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.common.nearest import nearest
 from launcher.errors import JobError, Note, SpecError
 from launcher.jobs.labels import read_labels
 from launcher.jobs.paths import JobPaths, is_job_folder
@@ -23,6 +22,8 @@ _ID_LENGTH = 5
 
 def new_token(folder: Path) -> str:
     """Return the random part of a new id, with which no name in ``folder`` begins: it is what people type."""
+    import secrets  # most commands make no job
+
     while True:
         token = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
         if not any(folder.glob(f"{token}-*")):
@@ -41,15 +42,23 @@ class JobStore:
 
     def all(self) -> list[tuple[JobPaths, JobRecord]]:
         """Return every job, oldest first, its state checked against the process table; damaged ones as UNREADABLE."""
-        found = []
-        for record_file in self.root.glob("*/job.json"):
-            if record_file.parent.name.startswith("."):  # on its way out: see control.remove
-                continue
-            paths = JobPaths(root=record_file.parent.absolute())
-            record = read_record(paths) or unreadable_record(paths)
-            if record:
-                found.append((paths.of_attempt(record.attempt), record))
+        found = [job for folder in self._folders() if (job := self._of_folder(folder))]
         return sorted(found, key=lambda item: (item[1].created, item[1].job_id))
+
+    @staticmethod
+    def _of_folder(folder: Path) -> tuple[JobPaths, JobRecord] | None:
+        paths = JobPaths(root=folder)
+        record = read_record(paths) or unreadable_record(paths)
+        return (paths.of_attempt(record.attempt), record) if record else None
+
+    def _folders(self) -> list[Path]:
+        """Return the folders that may be of jobs. Names with a dot are on their way out: see control.removal."""
+        root = self.root.absolute()
+        try:
+            with os.scandir(root) as entries:
+                return [root / entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return []
 
     def get(self, reference: str) -> tuple[JobPaths, JobRecord]:
         """Return the job that ``reference`` names: an id, a unique prefix of one, "last", the name of a run, a folder.
@@ -68,6 +77,8 @@ class JobStore:
         return paths, record
 
     def _find(self, reference: str) -> tuple[JobPaths, JobRecord]:
+        if job := self._by_folder(reference):
+            return job
         jobs = self.all()
         # No job is called that: an id is five letters, a hyphen and a name.
         if reference == "last" and jobs:
@@ -82,6 +93,19 @@ class JobStore:
             return fits[0]
         every = [record.job_id for _, record in jobs]
         raise self._not_one(reference, [record.job_id for _, record in fits], every)
+
+    def _by_folder(self, reference: str) -> tuple[JobPaths, JobRecord] | None:
+        """Return the one job whose folder has the name ``reference``, or alone begins with it, as folders have ids for
+        names: no other record needs to be read. None where names of folders do not tell, and for "last".
+        """
+        folders = {folder.name: folder for folder in self._folders()}
+        begun = [name for name in folders if name.startswith(reference)]
+        named = [name for name in folders if name.partition("-")[2] == reference]
+        fits = [reference] if reference in folders else begun
+        if reference in ("", "last") or named or len(fits) != 1:
+            return None
+        job = self._of_folder(folders[fits[0]])
+        return job if job and job[1].job_id == fits[0] and job[1].name != reference else None
 
     def _not_one(self, reference: str, fits: list[str], every: list[str]) -> JobError:
         if fits:
@@ -136,8 +160,8 @@ def _newest(name: str, named: list[tuple[JobPaths, JobRecord]]) -> tuple[JobPath
 def _near(reference: str, job_ids: list[str]) -> str | None:
     """Return the job whose id, or the random part or the name in it, is nearest to ``reference``."""
     parts = {part: job_id for job_id in job_ids for part in (job_id, *job_id.split("-", 1))}
-    close = difflib.get_close_matches(reference, parts, n=1)
-    return parts[close[0]] if close else None
+    close = nearest(reference, parts)
+    return parts[close] if close else None
 
 
 def exists(path: Path) -> bool:

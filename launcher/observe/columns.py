@@ -13,11 +13,9 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +31,7 @@ STEP_FIELDS = ("time", "step", "loss", "lr", "grad_norm", "loss_scale", "overflo
 
 LONG = 1 << 20
 _READERS = 8
+_FEW = 16
 _KEPT_FOR_S = 30 * 86400.0
 # Words for numbers that JSON has not, as EventWriter writes them. An infinity stands for "not a number" too.
 _WORDS = ((b'"nan"', b"Infinity"), (b'"inf"', b"Infinity"), (b'"-inf"', b"-Infinity"))
@@ -86,12 +85,21 @@ def read_rank(path: Path, rank_id: int) -> RankEvents:
 
 
 def read_ranks(files: Sequence[Path]) -> tuple[RankEvents, ...]:
-    """Return the events of each rank, by the places of ``files``. Ranks are read at the same time: pyarrow lets go of
-    the interpreter while it parses."""
-    if len(files) == 1:
-        return (read_rank(files[0], 0),)
+    """Return the events of each rank, by the places of ``files``. Many ranks are read at the same time, or long files:
+    a file server answers many at once, and pyarrow lets go of the interpreter while it parses."""
+    if len(files) < _FEW and not any(_is_long(file) for file in files):
+        return tuple(map(read_rank, files, range(len(files))))
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
         return tuple(pool.map(read_rank, files, range(len(files))))
+
+
+def _is_long(path: Path) -> bool:
+    try:
+        return path.stat().st_size >= LONG
+    except OSError:
+        return False
 
 
 def _nothing() -> _Parsed:
@@ -226,6 +234,8 @@ def _mark(file: Any, size: int) -> str:
 
 
 def _cached(path: Path, file: Any) -> _Parsed:
+    from zipfile import BadZipFile
+
     try:
         with _place(path).open("rb") as stored, np.load(stored, allow_pickle=False) as kept:
             about = orjson.loads(kept["about"].tobytes())

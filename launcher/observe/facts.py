@@ -100,7 +100,7 @@ def datasets(history: History) -> dict[str, Dataset]:
 
 
 def _is_split(found: Mapping[str, Dataset]) -> bool:
-    from launcher.data.preprocess import eval_path
+    from launcher.data.options import eval_path
 
     training, held_out = found.get("Training rows"), found.get("Held-out rows")
     return bool(training and held_out and Path(held_out.path) == eval_path(Path(training.path)))

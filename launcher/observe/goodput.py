@@ -7,7 +7,6 @@ time ratio (ETTR, as in ByteRobust, arXiv 2509.16293). The wait for a scheduler 
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -90,7 +89,7 @@ class Goodput:
         for repair in self.repairs:
             if repair.seconds is not None:
                 causes.setdefault(repair.cause, []).append(repair.seconds)
-        return {cause: statistics.fmean(seconds) for cause, seconds in causes.items()}
+        return {cause: math.fsum(seconds) / len(seconds) for cause, seconds in causes.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for JSON."""
@@ -281,7 +280,7 @@ def _interval(history: History, running_s: float, failures: int, usual: float | 
     saves = [one.seconds for one in history.checkpoints if one.seconds > 0]
     if not saves or not usual or running_s <= 0:
         return None
-    save, between = statistics.median(saves), USUAL_CARD_HOURS * 3600 / max(1, history.record.cards)
+    save, between = float(np.median(saves)), USUAL_CARD_HOURS * 3600 / max(1, history.record.cards)
     if failures:
         between = running_s / failures
     seconds = math.sqrt(2 * save * between)

@@ -6,7 +6,6 @@ On Ascend a card that computes slowly makes all ranks wait inside the step, wher
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,9 +123,11 @@ def _number(card: Mapping[str, Any], name: str) -> float:
 
 def _median(cards: Sequence[Mapping[str, Any]], name: str) -> float:
     known = [value for card in cards if not math.isnan(value := _number(card, name))]
+    import statistics
+
     return statistics.median(known) if known else math.nan
 
 
 def _mean(values: Sequence[object]) -> float:
     known = [float(value) for value in values if isinstance(value, int | float)]
-    return statistics.fmean(known) if known else 0.0
+    return math.fsum(known) / len(known) if known else 0.0

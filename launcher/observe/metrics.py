@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from launcher.common.nearest import nearest
 from launcher.errors import SpecError
 from launcher.observe.columns import Floats
 from launcher.observe.flops import PEAKS, flops_per_step
@@ -131,8 +131,8 @@ def metric_of(key: str) -> Metric:
     """Return the metric ``key``. Raises SpecError, with the nearest name, for another."""
     if key in METRICS:
         return METRICS[key]
-    near = difflib.get_close_matches(key, METRICS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
+    near = nearest(key, METRICS)
+    hint = f"did you mean {near}? " if near else ""
     raise SpecError(f"there is no metric {key!r}", hint=f"{hint}metrics: {', '.join(METRICS)}")
 
 

@@ -70,12 +70,16 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def summarize(history: History, now: Callable[[], float] = time.time) -> Summary:
-    """Return the figures of ``history``; a job that runs is taken as it is ``now``."""
+def summarize(history: History, now: Callable[[], float] = time.time, *, flops: bool = True) -> Summary:
+    """Return the figures of ``history``; a job that runs is taken as it is ``now``.
+
+    Without ``flops`` those that need the sizes of the model stay None: reading them costs more than all others.
+    """
     losses, seconds = METRICS["loss"].read(history), METRICS["step-time"].read(history)
     finite = losses.values[np.isfinite(losses.values)]
     held_out, usual = history.held_out, usual_step_s(history)
-    tokens, flops, peak = tokens_per_step(history), step_flops(history), peak_flops(history)
+    tokens, peak = tokens_per_step(history), peak_flops(history)
+    per_step = step_flops(history) if flops else None
     counted = METRICS["loss-tokens"].read(history).values
     memory = METRICS["memory"].read(history).values
     left = None if history.total_steps is None else max(0, history.total_steps - history.done_steps)
@@ -92,8 +96,8 @@ def summarize(history: History, now: Callable[[], float] = time.time) -> Summary
         loss_tokens=int(np.nansum(counted)) if len(counted) and not np.isnan(counted).any() else None,
         step_s=usual,
         tokens_per_s=tokens / usual if tokens and usual else None,
-        flops_per_step=flops,
-        mfu=flops / usual / peak if flops and peak and usual else None,
+        flops_per_step=per_step,
+        mfu=per_step / usual / peak if per_step and peak and usual else None,
         memory_mib=float(np.nanmax(memory)) if len(memory) and not np.isnan(memory).all() else None,
         attempts=len(history.attempts),
         redone_steps=history.redone_steps if history.knows_redone_steps else None,

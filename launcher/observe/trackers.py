@@ -7,7 +7,6 @@ nothing that goes wrong in it touches the job.
 
 from __future__ import annotations
 
-import difflib
 import fcntl
 import json
 import time
@@ -22,6 +21,7 @@ import numpy as np
 
 from launcher.common.atomic import write_atomic
 from launcher.common.json_files import json_or_empty
+from launcher.common.nearest import nearest
 from launcher.errors import JobError, SpecError
 from launcher.jobs import JobPaths, JobRecord, read_record
 from launcher.observe.columns import Floats
@@ -136,10 +136,10 @@ def check(name: str) -> None:
 
 
 def _no_tracker(name: str) -> SpecError:
-    near = difflib.get_close_matches(name, names(), n=1)
+    near = nearest(name, names())
     return SpecError(
         f"there is no tracker {name!r}",
-        hint=f"did you mean {near[0]}?" if near else f"trackers: {', '.join(names())}",
+        hint=f"did you mean {near}?" if near else f"trackers: {', '.join(names())}",
     )
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from launcher.cluster.model import KINDS, Cluster
 from launcher.data.packing import seams_of
 from launcher.errors import SpecError
@@ -131,6 +129,8 @@ def _default_pool(spec: RunSpec, cluster: Cluster) -> float:
 def pool_gib(spec: RunSpec, cluster: Cluster) -> float | None:
     """Return the GiB that a rank may use: the card's pool, or on CPU the host's memory divided by its ranks."""
     if cluster.target == "CPU":
+        import psutil
+
         return psutil.virtual_memory().total / GIB / max(len(host.devices) for host in cluster.hosts)
     return spec.runtime.max_device_memory_gib
 

@@ -17,12 +17,11 @@ from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
 from launcher.checkpoint.sharded import ShardedBase, holds_shards, read_sharded
 from launcher.common import resources
 from launcher.data import sample_set
-from launcher.data.cache import in_cache
 from launcher.data.encodings import checked_encoding
 from launcher.data.info import DatasetInfo, read_info, shared_warning, whole_info
 from launcher.data.mixture import Mix
+from launcher.data.options import PreprocessOptions, eval_path, overflow_of
 from launcher.data.outputs import file_sha256
-from launcher.data.preprocess import PreprocessOptions, eval_path, overflow_of, preprocess
 from launcher.data.reading import DataSource, Reading, checked_columns
 from launcher.data.seen import LostTextError
 from launcher.data.tokenizer import TokenizerInfo, check_special_ids, find_tokenizer
@@ -57,6 +56,8 @@ class PendingRows:
         return f"tokenizing {self.options.found.shown} to {self.options.target}"
 
     def make(self) -> None:
+        from launcher.data.preprocess import preprocess
+
         try:
             preprocess(self.options, force=True)
         except LostTextError as error:
@@ -347,6 +348,8 @@ def _raw(spec: RunSpec, key: str, sources: Sequence[SourceSpec]) -> tuple[Inputs
             hint=f"set model.tokenizer: {spec.model.architecture.tokenizer_file}; {for_missing_tokenizer(spec.model)}",
         )
     made_with = _checked_tokenizer(spec.model, tokenizer)
+    from launcher.data.cache import in_cache  # with it comes all that makes rows
+
     options = in_cache(raw_options(spec, key, sources, tokenizer), resources.cache_root() / "datasets")
     info = whole_info(options.target)  # in the cache: what breaks off is made again
     notes = (*_choice_of_tokenizer(spec, tokenizer), *_other_tokenizers(spec, key, made_with), *options.found.notes)

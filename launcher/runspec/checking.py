@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from launcher.common.nearest import nearest
 from launcher.common.resources import user_config_file
 from launcher.common.yaml_lines import Loc, YamlDocument
 from launcher.errors import SpecError
@@ -175,8 +175,8 @@ def _problem(source: YamlDocument, kind: str, loc: Loc, message: str) -> str:
     if kind == "missing":
         return f"{source.place(loc)}: missing key {key}"
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(loc[-1]), keys_at(loc[:-1]), n=1)
-        return f"{source.place(loc)}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+        near = nearest(str(loc[-1]), keys_at(loc[:-1]))
+        return f"{source.place(loc)}: unknown key {key}" + (f"; did you mean {near}?" if near else "")
     reason = (
         message.removeprefix("Value error, ")
         .replace("a valid dictionary", "a section")

@@ -5,7 +5,6 @@ A file in ``configs/presets/`` of the working folder is a preset too, and wins o
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.common import resources
+from launcher.common.nearest import nearest
 from launcher.common.ranges import natural
 from launcher.common.yaml_lines import YamlDocument, parse_text
 from launcher.errors import SpecError
@@ -51,8 +51,8 @@ def all_presets() -> list[Preset]:
 
 def hint_for(name: str) -> str:
     """Return the hint for ``name``, which is not a preset."""
-    near = difflib.get_close_matches(name, names(), n=1)
-    return f"did you mean {near[0]}?" if near else f"presets are {', '.join(names())}"
+    near = nearest(name, names())
+    return f"did you mean {near}?" if near else f"presets are {', '.join(names())}"
 
 
 @cache

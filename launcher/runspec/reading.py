@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from launcher.common import resources
+from launcher.common.nearest import nearest
 from launcher.common.yaml_lines import MOST_BYTES, YamlDocument, parse_text
 from launcher.errors import SpecError
 from launcher.runspec import presets
@@ -44,8 +44,8 @@ def _no_spec(name: str, stem: str) -> SpecError:
     if Path(name).is_file():
         return SpecError(f"{name} is no .yaml file", hint="give a run spec; data is named in one: data.train")
     known = resources.names("configs", ".yaml")
-    near = difflib.get_close_matches(stem, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"give a .yaml file, or one of: {', '.join(known)}"
+    near = nearest(stem, known)
+    hint = f"did you mean {near}?" if near else f"give a .yaml file, or one of: {', '.join(known)}"
     return SpecError(f"no run spec {name!r}: no such file, and no such name in configs/", hint=hint)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from launcher.runspec import presets
+from launcher.runspec import presets, sections
 from launcher.runspec.keys import element_section_of, section_of
 from launcher.runspec.sections import RunSpec, Section
 
@@ -21,6 +24,10 @@ END = "<!-- end of config reference -->"
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of run specs. The architecture is required only without a preset, which supplies it."""
     schema = RunSpec.model_json_schema()
+    for name, section in {**schema["$defs"], RunSpec.__name__: schema}.items():
+        for key, meaning in _meanings().get(name, {}).items():
+            described = {**section["properties"][key], "description": meaning}
+            section["properties"][key] = dict(sorted(described.items()))  # as pydantic sorts them
     model = schema["$defs"]["ModelSpec"]
     model["anyOf"] = [{"required": ["preset"]}, {"required": model.pop("required")}]
     model["properties"]["preset"] |= {"enum": [*presets.names(), None]}
@@ -37,7 +44,8 @@ def reference() -> str:
     parts = []
     for title, section, text in _sections((), RunSpec):
         rows = [
-            f"| `{name}` | {_kind(field)} | {_default(field)} | {_meaning(field)} |" for name, field in _keys(section)
+            f"| `{name}` | {_kind(field)} | {_default(field)} | {_meaning(section, name)} |"
+            for name, field in _keys(section)
         ]
         parts += [f"**{title}** {text}", "", "| key | takes | default | |", "|---|---|---|---|", *rows, ""]
     return "\n".join([BEGIN, "", *parts, END])
@@ -69,8 +77,30 @@ def _one_line(text: str) -> str:
     return " ".join(text.replace("``", "`").split())
 
 
-def _meaning(field: FieldInfo) -> str:
-    return _one_line(field.description or "").replace("|", "\\|")
+def _meaning(section: type[Section], key: str) -> str:
+    return _one_line(_meanings()[section.__name__].get(key, "")).replace("|", "\\|")
+
+
+@cache
+def _meanings() -> dict[str, dict[str, str]]:
+    """Return the docstrings under the keys of each section.
+
+    pydantic's use_attribute_docstrings would read them whenever a section is defined, and so in every command.
+    """
+    tree = ast.parse(inspect.getsource(sections))
+    return {node.name: dict(_docstrings(node)) for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _docstrings(section: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for key, below in zip(section.body, section.body[1:], strict=False):
+        if (
+            isinstance(key, ast.AnnAssign)
+            and isinstance(key.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+            and isinstance(below.value.value, str)
+        ):
+            yield key.target.id, inspect.cleandoc(below.value.value)
 
 
 def _default(field: FieldInfo) -> str:

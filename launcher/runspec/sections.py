@@ -58,7 +58,7 @@ OWNED_VARIABLES = ("RANK_ID", "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE", "MS_R
 class Section(BaseModel):
     """Unknown keys are errors, nothing changes after it is read, and infinity is no number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RopeScalingSpec(Section):

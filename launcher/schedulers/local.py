@@ -30,7 +30,8 @@ class Local(Scheduler):
 
     def preflight(self, plan: LaunchPlan, *, port: int | None) -> Sequence[str]:
         """Run the cheap checks of this host, in milliseconds; ``launcher doctor`` shows warnings too."""
-        from launcher.doctor import cheap_checks, needs_of_spec
+        from launcher.doctor.checks import cheap_checks
+        from launcher.doctor.job import needs_of_spec
 
         needs = needs_of_spec(plan.spec, cards=plan.cluster.num_devices, folder=plan.paths.root.parent, port=port)
         findings = cheap_checks(plan.cluster, needs)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator
 from importlib import metadata
 
+from launcher.common.nearest import nearest
 from launcher.errors import HostError, SpecError
 from launcher.schedulers.base import Scheduler
 
@@ -44,8 +44,8 @@ def get(name: str) -> Scheduler:
     # Ours come first: a package cannot replace a scheduler that jobs rely on.
     for entry in metadata.entry_points(group=GROUP, name=name):
         return _load(entry)
-    near = difflib.get_close_matches(name, names(), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
+    near = nearest(name, names())
+    hint = f"did you mean {near}?" if near else f"there are {', '.join(names())}"
     raise SpecError(f"no scheduler {name!r} is installed on this host", hint=hint)
 
 

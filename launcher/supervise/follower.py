@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from launcher.common.json_files import json_or_empty
 from launcher.common.processes import ProcessId, kill_descendants
 from launcher.common.resources import user_config_file
@@ -49,7 +47,7 @@ class Follower:
             child.returncode = 0  # collected with all other children
             os.setpriority(os.PRIO_PROCESS, child.pid, 19)
             return cls(process=ProcessId.of_pid(child.pid), job=child.stdin)
-        except (OSError, psutil.NoSuchProcess) as error:
+        except OSError as error:
             print(f"follower: not started, so nobody is told of this job: {error}", flush=True)
             return cls()
 

@@ -24,8 +24,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from launcher.common.processes import ProcessId, die_with_parent
 from launcher.upstream.light_imports import light_imports
 
@@ -115,7 +113,7 @@ def _taker(connection: socket.socket) -> ProcessId | None:
     said = _answer(connection)
     try:
         return ProcessId.of_pid(int(said)) if said.isdigit() else None
-    except psutil.NoSuchProcess:
+    except ProcessLookupError:
         return None
 
 

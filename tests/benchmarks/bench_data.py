@@ -28,7 +28,8 @@ from typing import Any
 
 from launcher.data.convert import convert, read_conversations
 from launcher.data.info import read_info
-from launcher.data.preprocess import PreprocessOptions, preprocess, remove_dataset
+from launcher.data.options import PreprocessOptions
+from launcher.data.preprocess import preprocess, remove_dataset
 from launcher.data.sample import Dice, sample_lines
 from launcher.data.tokenizer import train_tokenizer
 

@@ -20,8 +20,7 @@ from launcher.checkpoint.tensorfile import TensorFile
 from launcher.cluster.imagined import imagined_cluster
 from launcher.control import prepare, start
 from launcher.control.preview import preview
-from launcher.doctor import needs_of_spec
-from launcher.doctor.job import check_base
+from launcher.doctor.job import check_base, needs_of_spec
 from launcher.errors import CheckpointError, HostError
 from launcher.jobs import FAILED, write_record
 from launcher.models.names import LEGACY, SCHEMES, adapters_of

@@ -19,7 +19,8 @@ from support.checkpoint_sets import MODEL, folded, launcher, llama, read, write,
 
 from launcher.checkpoint.split import SplitPlan
 from launcher.checkpoint.stream import load_adapters
-from launcher.common.folders import check_target, size_text
+from launcher.common.folders import check_target
+from launcher.common.sizes import size_text
 from launcher.data.templates import get_template
 from launcher.errors import CheckpointError, HostError
 from launcher.inference.evaluation import candidates

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.fake_host import CHECKOUT
+from support.job_folders import MadeJob
 
 from launcher.cli.app import COMMANDS, main
 
@@ -39,6 +41,34 @@ finally:
 
     assert result.returncode == 0, result.stderr
     assert "launcher" in result.stdout
+
+
+# What a command that people type all day must not import, as each costs more than all else that it does.
+_NEVER = {
+    "jobs": {"numpy", "pydantic", "jinja2", "yaml", "psutil", "launcher.schedulers", "launcher.observe"},
+    "status": {"pydantic", "jinja2", "yaml", "psutil", "pyarrow", "launcher.schedulers", "launcher.checkpoint.api"},
+    "rank-table check rank_table.json": {"numpy", "pydantic", "jinja2", "yaml", "psutil", "launcher.cluster.discover"},
+    "plan tiny_cpu --cards 2": {"pyarrow", "rich", "multiprocessing", "launcher.doctor.checks", "launcher.inference",
+                                "launcher.observe", "launcher.data.preprocess"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", _NEVER)
+def test_commands_typed_all_day_import_little(tmp_path: Path, command: str) -> None:
+    MadeJob().write(tmp_path / "jobs")
+    (tmp_path / "rank_table.json").write_bytes((CHECKOUT / "rank_tables/1x8.json").read_bytes())
+    script = f"""
+import sys
+from launcher.cli import main
+try:
+    main({command.split()!r})
+finally:
+    imported = {_NEVER[command]!r} & set(sys.modules)
+    assert not imported, imported
+"""
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    assert result.returncode == 0, result.stderr
 
 
 def test_every_command_says_what_it_does_and_shows_an_example() -> None:

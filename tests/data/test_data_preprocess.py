@@ -23,7 +23,8 @@ from support.data_tools import ROOT, launcher
 from launcher.data.cache import in_cache
 from launcher.data.info import read_info
 from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
-from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
+from launcher.data.options import PreprocessOptions, eval_path
+from launcher.data.preprocess import preprocess
 from launcher.data.reading import DataSource, Reading
 from launcher.data.rows import IGNORED_LABEL, Samples, fit
 from launcher.data.sample import problems

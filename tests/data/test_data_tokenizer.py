@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from support.data_tools import make_hugging_face, make_sentencepiece
 
-from launcher.data.preprocess import PreprocessOptions, fingerprint
+from launcher.data.options import PreprocessOptions
+from launcher.data.preprocess import fingerprint
 from launcher.data.templates import get_template
 from launcher.data.tokenizer import check_special_ids, find_tokenizer, load_tokenizer, special_conflicts, stand_in_pad
 from launcher.errors import DataError, SpecError

@@ -20,7 +20,8 @@ from launcher.data.estimate import estimate
 from launcher.data.info import read_info
 from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
 from launcher.data.mixture import Mix, Sizes, interleaved, parsed_weights, passes, times
-from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
+from launcher.data.options import PreprocessOptions, eval_path
+from launcher.data.preprocess import preprocess
 from launcher.data.reading import DataSource
 from launcher.data.rows import IGNORED_LABEL
 from launcher.data.tokenizer import load_tokenizer

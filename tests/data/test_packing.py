@@ -17,8 +17,9 @@ from launcher.data import samples
 from launcher.data.convert import read_conversations
 from launcher.data.info import DatasetInfo, read_info
 from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
+from launcher.data.options import PreprocessOptions, eval_path
 from launcher.data.packing import fill, part, seams_of
-from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
+from launcher.data.preprocess import preprocess
 from launcher.data.rows import IGNORED_LABEL, Laid, OpenRows, Samples, fit, unpacked
 from launcher.data.sample import sample_lines
 from launcher.data.segments import Encoded

@@ -18,7 +18,8 @@ from support.data_tools import launcher, make_sentencepiece
 from launcher.cli.app import main
 from launcher.data.convert import convert, read_conversations
 from launcher.data.formats import to_conversation, to_text, unread
-from launcher.data.preprocess import PreprocessOptions, preprocess
+from launcher.data.options import PreprocessOptions
+from launcher.data.preprocess import preprocess
 from launcher.data.reading import PARTS, DataSource, Reading, checked_columns, parsed_columns
 from launcher.data.show import show_row
 from launcher.data.stats import stats_of

@@ -32,12 +32,12 @@ from support.fake_host import (
 from launcher.cluster.discover.hccn import HccnConf, Port
 from launcher.cluster.discover.software import Software
 from launcher.cluster.model import Cluster, Device, Host
-from launcher.doctor import Finding, JobNeeds, NeededFile, cheap_checks, needs_of_spec, worst
 from launcher.doctor.cards import check_bfloat16
-from launcher.doctor.findings import failed, passed, warned
+from launcher.doctor.checks import cheap_checks
+from launcher.doctor.findings import Finding, JobNeeds, NeededFile, failed, passed, warned, worst
 from launcher.doctor.fleet import Checkup
 from launcher.doctor.hosts import check_inventory, clocks_finding, reached_finding
-from launcher.doctor.job import check_degrees, check_files, check_rank_table, checkpoint_bytes
+from launcher.doctor.job import check_degrees, check_files, check_rank_table, checkpoint_bytes, needs_of_spec
 from launcher.doctor.network import check_addresses, links_finding
 from launcher.doctor.software import check_packages, check_programs, check_python, check_triple
 from launcher.doctor.storage import check_storage, size

@@ -217,7 +217,7 @@ def process_of(kill: Kill, paths: JobPaths, mark: str) -> ProcessId | None:
 
 def unbegun(kill: Kill, mark: str) -> ProcessId | None:
     for process in marked(mark):
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
             environment, argv = process.environ(), process.cmdline()
             is_worker = "launcher.worker" in argv and environment.get("MS_ROLE") != "MS_SCHED"
             if is_worker and environment.get("OMPI_COMM_WORLD_RANK", environment.get("RANK_ID")) == str(kill.rank_id):

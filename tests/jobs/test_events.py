@@ -111,6 +111,20 @@ def test_the_last_of_a_kind_is_found_from_the_end(tmp_path: Path) -> None:
     assert last_held_out(path) == Evaluation(time=1.5, rank_id=3, step=1, loss=0.5, seconds=2.0)
 
 
+@pytest.mark.parametrize("others", [0, 30, 300])
+def test_the_last_step_is_found_however_much_follows_it(tmp_path: Path, others: int) -> None:
+    path = tmp_path / "rank_0.jsonl"
+    steps = [Step(time=1.0, rank_id=0, step=step, step_s=0.5, loss=1.0 / step) for step in range(1, 200)]
+    saves = [Save(time=2.0, rank_id=0, step=199, seconds=0.5) for _ in range(others)]
+    path.write_text("".join(json.dumps(event.to_json()) + "\n" for event in (*steps, *saves)))
+
+    assert last_step(path) == steps[-1]
+    # A line alone may be longer than what is read first.
+    error = json.dumps({"time": 3.0, "rank_id": 0, "event": "error", "type": "E", "message": "x" * 9000})
+    path.write_text(f"{path.read_text()}{error}\n")
+    assert last_step(path) == steps[-1]
+
+
 @pytest.mark.parametrize("text", ["", "\n", "no json\n", '{"event": "done"}\n', '{"event": "step"'])
 def test_a_file_without_a_step_has_no_last_one(tmp_path: Path, text: str) -> None:
     (tmp_path / "a").write_text(text)

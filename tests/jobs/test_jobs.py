@@ -77,6 +77,46 @@ def test_a_job_is_found_by_id_prefix_or_last(tmp_path: Path, reference: str) -> 
     assert store.get(reference)[1].job_id == "bcdfg-one"
 
 
+@pytest.mark.parametrize("reference", ["bcdfg-one", "b"])
+def test_a_job_named_by_its_folder_is_found_without_reading_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    store, read = store_with(tmp_path, "zzzzz-two", "bcdfg-one"), []
+
+    def read_noted(paths: JobPaths) -> JobRecord | None:
+        read.append(paths.job_id)
+        return jobs.read_record(paths)
+
+    monkeypatch.setattr("launcher.jobs.store.read_record", read_noted)
+
+    assert store.get(reference)[1].job_id == "bcdfg-one"
+    assert read == ["bcdfg-one"]
+
+
+def test_a_folder_that_was_renamed_is_found_by_its_job_s_id(tmp_path: Path) -> None:
+    store = store_with(tmp_path, "bcdfg-one", "zzzzz-two")
+    (tmp_path / "bcdfg-one").rename(tmp_path / "kept")
+
+    found = [store.get(reference)[0].root.name for reference in ("bcdfg-one", "bcd", "zzzzz")]
+    assert found == ["kept", "kept", "zzzzz-two"]
+
+
+def test_events_have_one_name_each(tmp_path: Path) -> None:
+    paths = JobPaths(root=tmp_path / "bcdfg-x", attempt=2)
+
+    assert paths.events_of_ranks(3) == [str(paths.rank_events(rank_id)) for rank_id in range(3)]
+    assert paths.of_attempt(1).events != paths.events
+
+
+def test_what_is_no_folder_of_a_job_is_none_of_the_jobs(tmp_path: Path) -> None:
+    store = store_with(tmp_path, "bcdfg-x", ".removed-bcdfh-y")
+    (tmp_path / "README.md").write_text("jobs\n")
+    (tmp_path / "empty").mkdir()
+
+    assert [job.job_id for _, job in store.all()] == ["bcdfg-x"]
+    assert JobStore(tmp_path / "README.md").all() == JobStore(tmp_path / "none").all() == []
+
+
 def test_a_job_is_found_by_the_path_of_its_folder_wherever_it_is(tmp_path: Path) -> None:
     folder = store_with(tmp_path / "elsewhere", "bcdfg-x", "bcdfh-y").root / "bcdfg-x"
     for reference in (str(folder), f"{folder}/", os.path.relpath(folder)):

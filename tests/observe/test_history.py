@@ -185,6 +185,12 @@ def test_utilization_is_of_the_cards_peak_and_unknown_on_cpu(tmp_path: Path) -> 
         assert summarize(MadeJob(target=target, kind=kind).history(tmp_path / name)).mfu is None
 
 
+def test_only_what_needs_the_model_s_sizes_is_left_out_without_flops(tmp_path: Path) -> None:
+    history = MadeJob(target="Ascend", kind="A2").history(tmp_path)
+
+    assert replace(summarize(history), flops_per_step=None, mfu=None) == summarize(history, flops=False)
+
+
 def test_a_metric_that_is_none_is_answered_with_the_nearest() -> None:
     with pytest.raises(SpecError, match="no metric 'los'") as caught:
         metric_of("los")

@@ -16,7 +16,8 @@ from support.job_folders import SPEC, Made, MadeJob
 
 from launcher import jobs
 from launcher.data.info import stats_path
-from launcher.data.preprocess import PreprocessOptions, eval_path, preprocess
+from launcher.data.options import PreprocessOptions, eval_path
+from launcher.data.preprocess import preprocess
 from launcher.data.reading import DataSource
 from launcher.data.sample_set import SampleSet
 from launcher.observe import facts

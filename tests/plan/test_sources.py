@@ -16,7 +16,7 @@ from support.data_tools import make_sentencepiece
 from launcher.cli.app import main
 from launcher.control.preview import find_inputs
 from launcher.data.info import read_info
-from launcher.doctor import missing_inputs
+from launcher.doctor.job import missing_inputs
 from launcher.errors import DataError, SpecError
 from launcher.plan import inputs
 from launcher.runspec.checking import load_spec

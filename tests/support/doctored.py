@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from launcher.cli import main
-from launcher.doctor import JobNeeds, all_checks
+from launcher.doctor.checks import all_checks
+from launcher.doctor.findings import JobNeeds
 from support.fake_host import CHECKOUT, FakeHost
 
 

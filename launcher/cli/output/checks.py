@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from launcher.control.checkup import FleetReport
-    from launcher.doctor import Finding
+    from launcher.doctor.findings import Finding
     from launcher.doctor.fleet import Checkup
 
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
@@ -40,7 +40,7 @@ def print_finding(finding: Finding, where: str = "") -> None:
 
 def summary(findings: Sequence[Finding], who: str = "this host", be: str = "is") -> str:
     """Return the last line: how many findings of each status, and what that means for ``who``."""
-    from launcher.doctor import worst
+    from launcher.doctor.findings import worst
 
     counts = Counter(finding.status for finding in findings)
     end = {

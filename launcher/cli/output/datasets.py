@@ -89,7 +89,7 @@ def _left_out(info: DatasetInfo) -> Iterator[str]:
 
 def _held_out(info: DatasetInfo) -> Iterator[str]:
     from launcher.data.info import read_info
-    from launcher.data.preprocess import eval_path
+    from launcher.data.options import eval_path
 
     held_out = read_info(eval_path(info.path)) if info.stats["options"]["eval_fraction"] else None
     if held_out:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
+import math
 import sys
 import time
 from collections import deque
@@ -21,7 +21,7 @@ from launcher import jobs
 from launcher.cli.options.common import jobs_dir_words
 from launcher.cli.output.tables import table
 from launcher.common.clock import duration, local_time
-from launcher.common.folders import size_text
+from launcher.common.sizes import size_text
 from launcher.jobs import JobPaths, JobRecord, JobStore
 from launcher.jobs.events import (
     Done,
@@ -135,7 +135,7 @@ def finished(paths: JobPaths, record: JobRecord, progress: Progress) -> str:
     from launcher.observe.summary import summarize
     from launcher.observe.words import words
 
-    summary = summarize(read_history(paths, record))
+    summary = summarize(read_history(paths, record), flops=False)
     first, last = progress.first_loss, progress.last_loss
     if record.attempt > 1:  # this attempt alone was followed
         first, last = summary.first_loss, summary.last_loss
@@ -262,6 +262,8 @@ class Progress:
         """Time left by the median step; the first step compiles and says nothing about the others."""
         if self._steps is None or not self._times:
             return ""
+        import statistics
+
         seconds = statistics.median(self._times) * (self._steps - step)
         return f"{duration(seconds)} left"
 
@@ -307,7 +309,9 @@ def with_mean_loss(step: Step, ranks: Iterable[Step]) -> Step:
     word = next((loss for loss in losses if isinstance(loss, str)), None)
     if not losses or word is not None:
         return dataclasses.replace(step, loss=word)
-    return dataclasses.replace(step, loss=statistics.fmean(loss for loss in losses if isinstance(loss, float)))
+    numbers = [loss for loss in losses if isinstance(loss, float)]
+    mean = math.fsum(numbers) / len(numbers)
+    return step if mean == step.loss else dataclasses.replace(step, loss=mean)
 
 
 def _make_bar() -> Any:
@@ -374,9 +378,9 @@ def last_step_of(paths: JobPaths, record: JobRecord) -> Step | None:
     """The last step of the newest attempt that finished one, with the mean loss of the ranks that are as far."""
     rank_id = jobs.loss_rank(paths, record.cards)
     for number in range(record.attempt, 0, -1):
-        attempt = paths.of_attempt(number)
-        if (last := last_step(attempt.rank_events(rank_id))) is not None:
-            others = (last_step(attempt.rank_events(other)) for other in range(record.cards) if other != rank_id)
+        files = paths.of_attempt(number).events_of_ranks(max(1, record.cards))
+        if (last := last_step(files[rank_id])) is not None:
+            others = (last_step(file) for file in files if file != files[rank_id])
             return with_mean_loss(last, [last, *(step for step in others if step and step.step == last.step)])
     return None
 
@@ -429,6 +433,8 @@ class RankProgress:
     @property
     def step_s(self) -> float | None:
         """Median step time of the last steps; the first one compiles."""
+        import statistics
+
         times = [step.step_s for step in self.steps[1:][-20:]] or [step.step_s for step in self.steps]
         return statistics.median(times) if times else None
 

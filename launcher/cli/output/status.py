@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import statistics
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ _RANK_LINES = 4
 def status(paths: JobPaths, record: JobRecord) -> str:
     """State, progress, what the job was made of, its ranks, the verdict of a failed job, the next command."""
     history = read_history(paths, record)
-    summary = summarize(history)
+    summary = summarize(history, flops=False)
     ranks, slow = [progress_of(paths, rank_id) for rank_id in range(record.cards)], summary.stragglers
     lines = [
         *_fields(_what(history)),
@@ -209,7 +209,7 @@ def _rank_line(rank: RankProgress) -> str:
 
 def _input_wait(rank: RankProgress) -> float | None:
     known = [step.input_s for step in rank.steps if step.input_s is not None]
-    return statistics.fmean(known) if known else None
+    return math.fsum(known) / len(known) if known else None
 
 
 def _group_line(group: Sequence[RankProgress]) -> str:

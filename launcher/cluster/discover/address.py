@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 
-import psutil
-
 # TEST-NET-1 (RFC 5737): routed like any far address; connecting a datagram socket sends nothing.
 _FAR_AWAY = ("192.0.2.1", 9)
 
@@ -24,6 +22,8 @@ def own_address() -> str | None:
 
 
 def _interface_addresses() -> list[str]:
+    import psutil
+
     return [
         address.address
         for addresses in psutil.net_if_addrs().values()

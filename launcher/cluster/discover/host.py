@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -171,6 +170,8 @@ def _completed(hccn: HccnConf, ids: list[int]) -> HccnConf:
     missing = [device_id for device_id in ids if device_id not in hccn.addresses]
     if not missing:
         return hccn
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(max_workers=4) as pool:
         ports: list[Port] = list(pool.map(read_address, missing))
     asked = {port.device_id: port.address for port in ports if port.address}

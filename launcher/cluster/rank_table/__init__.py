@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import jinja2
+from typing import TYPE_CHECKING
 
 from launcher.cluster.model import Cluster
 from launcher.cluster.rank_table.lint import check_file, check_text, load_table
 from launcher.cluster.rank_table.problems import RULES, Problem, Report
 from launcher.cluster.rank_table.table import Table, render_table, table_of, version_for
 from launcher.common.rendering import RenderedFile
+
+if TYPE_CHECKING:
+    import jinja2
 
 __all__ = [
     "RULES",

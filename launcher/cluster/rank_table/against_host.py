@@ -5,22 +5,22 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from launcher.cluster.addresses import packed_ip
-from launcher.cluster.discover.host import HostReport, look_around
 from launcher.cluster.rank_table.lint import is_legacy, load_table
 from launcher.cluster.rank_table.problems import Report
 from launcher.cluster.rank_table.values import decimal
+
+if TYPE_CHECKING:
+    from launcher.cluster.discover.host import HostReport
 
 _NAMES = ("server_id", "pod_ip", "host_ip", "container_ip")
 
 
 def reports_of(files: Sequence[Path], *, against_host: bool = False) -> list[Report]:
     """Return the linter's report on each file, with what does not fit this host if ``against_host``."""
-    host = look_around() if against_host else None
+    host = _this_host() if against_host else None
     reports = []
     for path in files:
         document, report = load_table(path)
@@ -28,6 +28,12 @@ def reports_of(files: Sequence[Path], *, against_host: bool = False) -> list[Rep
             compare_with_host(document, report, host)
         reports.append(report)
     return reports
+
+
+def _this_host() -> HostReport:
+    from launcher.cluster.discover.host import look_around
+
+    return look_around()
 
 
 def compare_with_host(document: Any, report: Report, host: HostReport, *, own: set[str] | None = None) -> None:
@@ -56,6 +62,8 @@ def compare_with_host(document: Any, report: Report, host: HostReport, *, own: s
 
 def own_names() -> set[str]:
     """Return the host name and addresses of this host, without loopback."""
+    import psutil
+
     found = {socket.gethostname()}
     for addresses in psutil.net_if_addrs().values():
         found.update(address.address.split("%")[0] for address in addresses)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from launcher.cluster.addresses import packed_ip
 from launcher.cluster.model import KINDS, Cluster, Device, Host, NetAddress, NetLevel, Rank
 from launcher.common.rendering import RenderedFile, render
 from launcher.errors import SpecError
+
+if TYPE_CHECKING:
+    import jinja2
 
 _TEMPLATES = {
     "1.0": "rank_table.json.j2",
