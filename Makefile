@@ -36,10 +36,11 @@ BASE := configs/bases/tiny_cpu
 base: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash $(BASE)/make.sh build/base
 
-# Two workers: many tests wait for processes. Tests of the one trained model share a worker (--dist loadgroup).
+# More workers than cores, as many tests wait for processes. Tests of the one trained model share one (--dist loadgroup).
+WORKERS ?= 3
 test: lint
 	@mkdir -p build
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not semi_auto and not docs and not web" \
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup -m "not semi_auto and not docs and not web" \
 		--cov --cov-report= --cov-report=json:build/coverage.json
 	$(BIN)/python tests/coverage_floors.py build/coverage.json
 

@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All tests of the one trained model go to one worker of pytest-xdist: it is trained once."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        if "workshop" in fixtures:
+        if "trained" in fixtures:
             item.add_marker(pytest.mark.xdist_group("trained"))
         if fixtures & STARTS_JOBS or SLOW_PLACES & set(item.path.parts) or item.get_closest_marker("mindspore"):
             item.add_marker(pytest.mark.slow)
@@ -86,8 +86,10 @@ def torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """A folder with data and a tokenizer."""
-    return Workshop.made(tmp_path_factory.mktemp("workshop"), "train", "held_out")
+    """A folder with data and a tokenizer. Workers of one run of pytest-xdist find each other's compiled graphs."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "launcher-cache"
+    return Workshop.made(tmp_path_factory.mktemp("workshop"), "train", "held_out", cache=cache)
 
 
 # The base is trained and merged as a program of a user's would, LoRA by commands.

@@ -294,7 +294,7 @@ def test_every_source_of_one_model_gives_the_same_answers(
 def test_infer_prints_in_order_continues_a_file_and_leaves_nothing_behind(
     folder: Path, tmp_path: Path, cache: str
 ) -> None:
-    shop = Workshop(folder=tmp_path)
+    shop = Workshop(folder=tmp_path, cache=tmp_path / "cache")
     asked = [{"id": f"q{at}", "prompt": text} for at, text in enumerate(prompts(5))]
     (tmp_path / "q.jsonl").write_text(
         "\n".join(json.dumps(line, ensure_ascii=False) for line in asked), encoding="utf-8"

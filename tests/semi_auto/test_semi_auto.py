@@ -43,7 +43,7 @@ CUT = {"wq": 0, "wk": 0, "wv": 0, "w1": 0, "w3": 0, "wo": 1, "w2": 1}
 def semi_auto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SemiAuto]:
     """The folder, with a base that one rank trained: one file in both formats, and in shards of two and four ranks."""
     folder = tmp_path_factory.mktemp("semi_auto")
-    shop = Workshop(folder=folder)
+    shop = Workshop(folder=folder, cache=folder / "cache")
     with emulator_in(tmp_path_factory.mktemp("emulator")) as emulator:
         made = SemiAuto(shop=shop, emulator=emulator)
         first = shop.submit(made.write_spec("first", {"mode": "data"}), "--cards", "1", "--engine", "direct")

@@ -29,14 +29,15 @@ def _extended(env: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Workshop:
-    """A working folder in which launcher commands run as a user would run them."""
+    """A working folder in which launcher commands run as a user would run them. ``cache``: their LAUNCHER_CACHE."""
 
     folder: Path
+    cache: Path
 
     @classmethod
-    def made(cls, folder: Path, *datasets: str) -> Workshop:
+    def made(cls, folder: Path, *datasets: str, cache: Path | None = None) -> Workshop:
         """Return one with math.jsonl, a tokenizer, and ``datasets`` made of both."""
-        shop = cls(folder=folder)
+        shop = cls(folder=folder, cache=cache or folder / "cache")
         shop.launcher("data", "sample", "--size", "256", "--seed", "3", "-o", "math.jsonl")
         shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
         shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
@@ -52,7 +53,7 @@ class Workshop:
         result = subprocess.run(
             [sys.executable, "-m", "launcher", *arguments],
             cwd=self.folder,
-            env={**os.environ, "LAUNCHER_CACHE": str(self.folder / "cache"), **_extended(env or {})},
+            env={**os.environ, "LAUNCHER_CACHE": str(self.cache), **_extended(env or {})},
             capture_output=True,
             text=True,
             encoding="utf-8",
@@ -65,7 +66,7 @@ class Workshop:
         """Return the JSON that a program, which must end well, prints last."""
         result = subprocess.run(
             [sys.executable, "-c", program, *arguments], cwd=self.folder, capture_output=True, text=True,
-            env={**os.environ, "LAUNCHER_CACHE": str(self.folder / "cache")}, encoding="utf-8", timeout=TIMEOUT_S,
+            env={**os.environ, "LAUNCHER_CACHE": str(self.cache)}, encoding="utf-8", timeout=TIMEOUT_S,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout.splitlines()[-1])
