@@ -32,6 +32,10 @@ def light_imports() -> Iterator[None]:
         return
     modules = {name: _Later(name) for name in _LATER if name.partition(".")[0] not in sys.modules}
     sys.modules.update(modules)
+    # Those of an earlier block too.
+    modules |= {name: module for name, module in sys.modules.items() if isinstance(module, _Later)}
+    for module in modules.values():
+        module.is_importing = True
     try:
         with without("torch"):
             yield

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,10 +125,14 @@ def main(handle: int, imports: Sequence[str]) -> None:
     # (mindspore 2.9.0, graph/api.py, entry_script_path).
     sys.argv[0] = str(Path(__file__).with_name("__main__.py"))
     with socket.socket(fileno=handle) as listening:
-        for name in imports:
-            # What cannot be imported is the rank's to report, in its own log.
-            with contextlib.suppress(Exception), light_imports():
-                __import__(name)
+        try:
+            with light_imports():
+                for name in imports:
+                    __import__(name)
+        except Exception:
+            # It is the rank's to report, in its own log, from an interpreter that has nothing half imported.
+            traceback.print_exc()
+            os.execv(sys.executable, (sys.executable, "-m", "launcher.worker.standby", str(handle)))  # noqa: S606
         part, holder = _part(listening)
     _become(part, holder)
 

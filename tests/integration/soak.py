@@ -398,7 +398,8 @@ def main() -> int:
                 flush=True,
             )
             if result.wrong:
-                shutil.copytree(shop.folder / "jobs", options.out.with_suffix("") / str(plan.number), symlinks=True)
+                kept = options.out.with_suffix("") / str(plan.number)
+                shutil.copytree(shop.folder / "jobs", kept, symlinks=True, ignore=shutil.ignore_patterns("ompi.*"))
             shutil.rmtree(shop.folder / "jobs", ignore_errors=True)
     print(table(results))
     return 1 if any(result.wrong for result in results) else 0

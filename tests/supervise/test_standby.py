@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +92,29 @@ def test_what_waits_ends_with_the_job(tmp_path: Path, no_survivors: str, how: st
     assert supervisor is not None
     supervisor.send(signal.SIGKILL)
     assert supervised.end().state == jobs.LOST
+
+
+def test_one_that_could_not_import_begins_as_if_it_had_not_tried(tmp_path: Path) -> None:
+    """Half of a package that is imported twice fails in ways that say nothing: here by a name of the first try."""
+    (tmp_path / "broken.py").write_text("import sys\nsys.modules['half'] = None\nraise OSError('no memory')\n")
+    (tmp_path / "rank.py").write_text("import sys\nprint('half' in sys.modules, sys.argv[1:], flush=True)\n")
+    name, env = f"launcher-test-{os.urandom(6).hex()}", {**os.environ}
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env["PYTHONPATH"]])
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(standby.address(name, 0))
+        listening.listen()
+        argv = (sys.executable, "-m", "launcher.worker.standby", str(listening.fileno()), "broken")
+        waiting = subprocess.Popen(
+            argv, pass_fds=(listening.fileno(),), env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        part = Part(argv=(str(tmp_path / "rank.py"), "job"), env=env, cwd=str(tmp_path))
+        connection = give_part(name, 0, part)
+    assert connection is not None
+    said, errors = waiting.communicate(timeout=60)
+    connection.close()
+
+    assert (said, waiting.returncode) == ("False ['job']\n", 0)
+    assert "OSError: no memory" in errors
 
 
 def test_where_nobody_waits_a_program_is_started(tmp_path: Path) -> None:

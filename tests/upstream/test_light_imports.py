@@ -14,6 +14,8 @@ PROGRAM = """
 import json, sys
 from launcher.upstream.light_imports import light_imports
 with light_imports():
+    import mindspore
+with light_imports():  # those of an earlier block are put off still
     import mindformers
 absent = [name for name in ("torch", "scipy.stats", "pandas", "aiohttp") if name not in sys.modules]
 from mindformers.core.metric import metric
