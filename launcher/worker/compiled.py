@@ -40,10 +40,12 @@ def reuse_graphs(
 
     Call it before a graph is compiled. Returns the function to call when the graph of a step has run.
     """
-    if not is_wanted(paths):
-        return lambda: None
     config = yaml.safe_load(paths.rank_config(rank_id).read_text(encoding="utf-8"))
-    kept = _folder(paths, config) / _key(config, environment)
+    # Parallel modes: 0 is data parallel, 1 semi-auto.
+    is_split = bool(config.get("use_parallel")) and config["parallel"]["parallel_mode"] != 0
+    if not is_wanted(paths, is_split=is_split):
+        return lambda: None
+    kept = (paths.compiled if is_split else cache_root() / "graphs" / "training") / _key(config, environment)
     # In a copy: MindSpore writes graphs that it compiles later, as one of evaluation, beside those that it read.
     folder = paths.attempt_folder / "compiled"
     own = folder / f"rank_{rank_id}"  # mindspore 2.9.0 adds it to MS_COMPILER_CACHE_PATH
@@ -58,18 +60,14 @@ def reuse_graphs(
     return lambda: None
 
 
-def is_wanted(paths: JobPaths) -> bool:
-    """Return the spec's ``resilience.compile_cache``; left out, whether the job runs on CPU."""
+def is_wanted(paths: JobPaths, *, is_split: bool) -> bool:
+    """Return the spec's ``resilience.compile_cache``; left out, whether the job runs on CPU and a graph may be found."""
     wanted = json.loads(paths.spec.read_text(encoding="utf-8")).get("resilience", {}).get("compile_cache")
     if wanted is not None:
         return bool(wanted)
-    return read_launch(paths).target == "CPU" and not os.environ.get("LAUNCHER_NO_GRAPH_CACHE")
-
-
-def _folder(paths: JobPaths, config: Mapping[str, Any]) -> Path:
-    """Return the folder of graphs. Parallel modes: 0 is data parallel, 1 semi-auto."""
-    is_split = config.get("use_parallel") and config["parallel"]["parallel_mode"] != 0
-    return paths.compiled if is_split else cache_root() / "graphs" / "training"
+    launch = read_launch(paths)
+    is_of_use = launch.limits.max_restarts > 0 or not is_split
+    return launch.target == "CPU" and is_of_use and not os.environ.get("LAUNCHER_NO_GRAPH_CACHE")
 
 
 def _key(config: Mapping[str, Any], environment: Mapping[str, str]) -> str:
