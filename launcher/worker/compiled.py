@@ -61,7 +61,7 @@ def reuse_graphs(
 
 
 def is_wanted(paths: JobPaths, *, is_split: bool) -> bool:
-    """Return the spec's ``resilience.compile_cache``; left out, whether the job runs on CPU and a graph may be found."""
+    """Return the spec's ``resilience.compile_cache``; left out, yes on CPU where a graph can be found again."""
     wanted = json.loads(paths.spec.read_text(encoding="utf-8")).get("resilience", {}).get("compile_cache")
     if wanted is not None:
         return bool(wanted)
