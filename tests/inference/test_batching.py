@@ -265,9 +265,9 @@ def test_what_goes_wrong_alone_is_raised(session: Session) -> None:
 class Asked:
     """Tasks of a queue that is driven by hand. ``order``: the names of tasks as pieces of them come."""
 
-    def __init__(self, folder: Path, batch_size: int) -> None:
+    def __init__(self, folder: Path, batch_size: int, *, most_waiting: int = 100) -> None:
         self.served = served("model", folder, batch_size=batch_size)
-        self.queue = TaskQueue(most_waiting=100)
+        self.queue = TaskQueue(most_waiting=most_waiting)
         self.order: list[str] = []
         self.pieces: dict[str, list[Piece | None]] = {}
 
@@ -310,6 +310,21 @@ def test_requests_wait_in_order_and_join_as_soon_as_a_slot_is_free(folder: Path)
     assert all(task.rows[0].finish == LENGTH and task.error is None for task in tasks)
     assert all(pieces[-1] is None for pieces in asked.pieces.values())
     assert (asked.queue.running, asked.queue.waiting) == (0, 0)
+
+
+def test_requests_that_come_at_once_wait_only_where_no_slot_is_free(folder: Path) -> None:
+    """Before the model has had a turn too, when none of them has its slot yet."""
+    asked = Asked(folder, 2, most_waiting=1)
+    for name in ("a", "b", "c"):
+        asked.ask(name, max_tokens=9)
+    assert asked.queue.waiting == 1
+    for _ in range(2):
+        with pytest.raises(RequestError, match="too many requests are waiting"):
+            asked.ask("d")
+        asked.queue.turn()
+        assert (asked.queue.running, asked.queue.waiting) == (2, 1)
+    asked.turns()
+    assert [pieces[-1:] for pieces in asked.pieces.values()] == [[None], [None], [None], []]
 
 
 def test_a_client_that_leaves_frees_its_slots_for_the_next_token(folder: Path) -> None:

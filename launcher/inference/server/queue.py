@@ -124,8 +124,19 @@ class TaskQueue:
 
     @property
     def waiting(self) -> int:
-        """Return how many tasks wait for their first slot."""
-        return sum(not task.taken for task in list(self._waiting))
+        """Return how many tasks wait because no slot is free; those that the next turn takes do not."""
+        free: dict[Session, int] = {}
+        for task in self._running:
+            session = task.served.session
+            taken = sum(row.finish is None for row in task.rows[: task.taken])
+            free[session] = free.get(session, session.batch_size) - taken
+        count = 0
+        for task in self._waiting:
+            session = task.served.session
+            left = free.get(session, session.batch_size)
+            count += not task.taken and left <= 0
+            free[session] = left - task.untaken
+        return count
 
     @property
     def running(self) -> int:
