@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from peers import LLAMA_FACTORY, TORCH, PeerError
 
@@ -129,7 +130,8 @@ def write_model(folder: Path, tokenizer: Path) -> None:
         f"{name}.weight": numbers.normal(1.0 if len(shape) == 1 else 0.0, 0.05, shape).astype(np.float32)
         for name, shape in shapes.items()
     }
-    LlamaTokenizerFast(vocab_file=str(tokenizer), pad_token="<unk>").save_pretrained(folder)  # type: ignore[no-untyped-call]
+    fast: Any = LlamaTokenizerFast
+    fast(vocab_file=str(tokenizer), pad_token="<unk>", legacy=True).save_pretrained(folder)
     shutil.copy(tokenizer, folder / "tokenizer.model")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(MODEL), encoding="utf-8")
@@ -170,24 +172,30 @@ def run(
 ) -> dict[str, float]:
     """Run a command in ``folder``. Returns when it ``began``, when ``watch`` was first true (``seen``), ``whole_s``
     and ``cpu_s``. Raises RunFailed."""
-    said, used, seen = folder / "said.log", children_cpu_s(), 0.0
-    with said.open("wb") as out:
-        began = time.time()
-        process = subprocess.Popen(
-            argv, cwd=folder, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=out,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        while process.poll() is None:
-            if not seen and watch():
-                seen = time.time()
-            if time.time() - began > LIMIT_S:
-                os.killpg(process.pid, signal.SIGKILL)
-            time.sleep(0.02)
-        whole = time.time() - began
-    reap_orphans(folder)
-    if process.returncode:
+    said, used, seen, ended = folder / "said.log", children_cpu_s(), 0.0, False
+    try:
+        with said.open("wb") as out:
+            began = time.time()
+            process = subprocess.Popen(
+                argv, cwd=folder, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL, stdout=out,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            while process.poll() is None and time.time() - began < LIMIT_S:
+                seen = seen or (time.time() if watch() else 0.0)
+                time.sleep(0.02)
+        whole, ended = time.time() - began, process.returncode is not None
+    finally:
+        if not ended:
+            kill_all()
+        reap_orphans()
+    if process.returncode or not ended:
         raise RunFailed(f"{' '.join(argv)} returned {process.returncode}:\n{tail(said)}")
     return {"began": began, "seen": seen, "whole_s": whole, "cpu_s": children_cpu_s() - used}
+
+
+def kill_all() -> None:
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
 
 
 def tail(file: Path) -> str:
@@ -199,7 +207,7 @@ def children_cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def reap_orphans(folder: Path) -> None:
+def reap_orphans() -> None:
     """Wait for what a command left running. As their subreaper we inherit them, and their processor time."""
     deadline = time.monotonic() + LEFT_S
     while time.monotonic() < deadline:
@@ -209,7 +217,8 @@ def reap_orphans(folder: Path) -> None:
             return
         if not pid:
             time.sleep(0.05)
-    raise RunFailed(f"processes are left {LEFT_S:.0f} s after the end of the command in {folder}")
+    kill_all()
+    raise RunFailed(f"processes were left {LEFT_S:.0f} s after the end of the command")
 
 
 def launched(work: Path, engine: str, *, fresh: bool) -> Result:
@@ -232,16 +241,21 @@ def job_folders(work: Path) -> list[Path]:
 
 def plain_msrun(work: Path, own: Path) -> Result:
     """msrun with MindSpore's defaults; each rank reads the YAML of an earlier job of ours."""
+    if not job_folders(work):
+        launched(work, "direct", fresh=False)
     job = job_folders(work)[0]
     for rank in range(RANKS):
         text = JobPaths(root=job).rank_config(rank).read_text(encoding="utf-8")
         (own / f"rank_{rank}.yaml").write_text(text.replace(str(job), str(own)), encoding="utf-8")
+    (own / "base").symlink_to(job / "base")
     argv = (
         str(Path(sys.executable).with_name("msrun")), f"--worker_num={RANKS}", f"--local_worker_num={RANKS}",
-        f"--master_port={free_port()}", f"--log_dir={own / 'logs'}", "--join=True", sys.executable,
+        f"--master_port={free_port()}", f"--log_dir={own / 'logs'}", "--join=True",
         str(HERE / "reference_train.py"), str(own),
     )  # fmt: skip
-    return result(run(argv, own, env={"GLOG_v": "3"}), notes(own))
+    # msrun runs the "python" of PATH.
+    env = {"GLOG_v": "3", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return result(run(argv, own, env=env), notes(own))
 
 
 def free_port() -> int:
@@ -293,6 +307,7 @@ def llamafactory(work: Path, own: Path) -> Result:
     }  # fmt: skip
     if not (work / "tokenized").exists():
         run(argv, own, env=env)  # writes the tokenized rows, and ends
+        shutil.rmtree(own / "output", ignore_errors=True)
     said = own / "said.log"
     done = run(argv, own, env=env, watch=lambda: bool(re.search(rb"'loss'", said.read_bytes())))
     if not done["seen"]:
@@ -306,7 +321,7 @@ def llamafactory(work: Path, own: Path) -> Result:
 def in_rounds(contestants: dict[str, Callable[[], Result]], rounds: int) -> dict[str, list[Result]]:
     """Run each once a round. A peer that fails is named and runs no more; our own failure is raised."""
     found: dict[str, list[Result]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
+    for number in range(max(rounds, 1) + 1):
         for name in [name for name in contestants if name in found]:
             try:
                 done = contestants[name]()
@@ -329,7 +344,7 @@ def print_tables(found: Mapping[str, list[Result]]) -> None:
     heads = [head for what in columns for head in (f"{what}, s", *(f"x {name}" for name in against))]
     print(f"\n| | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
     for name, results in found.items():
-        cells = []
+        cells: list[str] = []
         for field in columns.values():
             values = [getattr(each, field) for each in results]
             cells.append(f"{statistics.median(values):.1f} [{min(values):.1f}-{max(values):.1f}]")
@@ -357,6 +372,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep the working folder with all logs")
     options = parser.parse_args()
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     work = Path(tempfile.mkdtemp(prefix="bench-start-", dir=options.folder))
     try:
         prepare(work)

@@ -26,12 +26,14 @@ class PeerError(Exception):
 class Peer:
     """Pinned ``packages``; of the first one's own requirements those in ``without`` are left out.
 
+    ``empty``: modules that it imports and does not use for what we ask; they are there, with nothing in them.
     ``check``: an import that has to work in the environment.
     """
 
     name: str
     packages: tuple[str, ...]
     without: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
     check: str
 
     @property
@@ -42,7 +44,7 @@ class Peer:
     def python(self) -> Path:
         """Return the interpreter of the environment, which is made if it is not there. Raises PeerError."""
         python, mark = self.folder / "bin" / "python", self.folder / "installed"
-        wanted = "\n".join((*self.packages, *self.without))
+        wanted = "\n".join((*self.packages, *self.without, *self.empty))
         if mark.exists() and mark.read_text(encoding="utf-8") == wanted:
             return python
         print(f"making {self.folder}: {', '.join(self.packages)}", flush=True)
@@ -54,6 +56,9 @@ class Peer:
             self._run(*pip, *self.packages[1:], *self._requirements(python))
         else:
             self._run(*pip, *self.packages)
+        for name in self.empty:
+            place = self._run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+            Path(place, f"{name}.py").touch()
         self._run(python, "-c", self.check)
         mark.write_text(wanted, encoding="utf-8")
         return python
@@ -81,12 +86,14 @@ TORCH = Peer(
     packages=("torch==2.13.0", "transformers==5.24.0", "peft==0.21.2", "accelerate==1.15.0", "sentencepiece==0.2.1"),
     check="import torch, transformers, peft, accelerate",
 )
-# torchvision and torchaudio, which finetuning on text does not import, exist for torch's CUDA builds: 5 GB.
+# torchvision and torchaudio load beside torch's CUDA builds only (5 GB). Finetuning on text does not need them; it
+# imports torchaudio for its clips of sound.
 LLAMA_FACTORY = Peer(
     name="llamafactory",
     packages=("llamafactory==0.9.5", "torch==2.13.0", "transformers==5.6.0", "peft==0.18.1", "datasets==4.0.0"),
     without=("torchvision", "torchaudio"),
-    check="import llamafactory.launcher",
+    empty=("torchaudio",),
+    check="import llamafactory.train.tuner",
 )
 DATASETS = Peer(
     name="datasets",
