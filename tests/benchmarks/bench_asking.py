@@ -2,16 +2,17 @@
 
 usage: bench_asking.py [--shapes smollm2-135m,qwen2-0.5b] [--rounds 5] [--new-tokens 64] [--threads N] [--profile]
 
-A model of each shape gets random weights in float32, as a Hugging Face folder that both read. Greedy, the same cores and
-as many threads as cores for both. "First token" is a process from its start to its end, one prompt, one token:
-``launcher infer`` with and without a graph kept from an earlier run, and a script of transformers (torch_infer.py). "Decode"
-is in processes that have loaded the model, ours and theirs in turns: the seconds of N tokens less those of one, for one
-prompt and for a batch of eight. Both have to choose the same tokens; where they do not, the table says so.
+A model of each shape gets random weights in float32, as a Hugging Face folder that both read. Greedy, the same cores
+and as many threads as cores for both. "First token" is a process from its start to its end, one prompt, one token:
+``launcher infer`` with and without a graph kept from an earlier run, and a script of transformers (torch_infer.py).
+Tokens a second are those of processes that have loaded the model, ours and theirs in turns: the seconds of N tokens
+less those of one, for one prompt and for a batch of eight. Both have to choose the same tokens; the report says so if
+they do not.
 
-Seconds are medians over the rounds; a ratio is the median of the rounds' own ratios, of seconds: below 1 we are faster.
+Seconds are medians over the rounds; a ratio is the median of the rounds' own ratios of seconds: below 1 we are faster.
 --profile prints where our time goes, by function. Shape "tiny" is for trying the script. About 5 minutes for each of
-the two shapes on two idle cores, 8 GB of memory and 3 GB of disk; transformers' environment (build/peers) takes a minute
-or two when it is made. MindFormers' own pipeline is held against us in bench_infer.
+the two shapes on two idle cores, 8 GB of memory and 3 GB of disk; transformers' environment (build/peers) takes a
+minute or two when it is made. MindFormers' own pipeline is held against us in bench_infer.
 """
 
 from __future__ import annotations
@@ -221,9 +222,9 @@ OURS_NEW, OURS, THEIRS = "launcher infer, no graph kept", "launcher infer", "tra
 
 def first_tokens(folder: Path, options: argparse.Namespace, env: Mapping[str, str]) -> dict[str, Figures]:
     launcher = (sys.executable, "-m", "launcher", "infer", str(folder), "--raw", "--max-new-tokens", "1", "--prompt")
-    commands = {OURS_NEW: launcher, OURS: launcher}
+    commands: dict[str, tuple[str, ...]] = {OURS_NEW: launcher, OURS: launcher}
     with contextlib.suppress(PeerError):
-        commands[THEIRS] = (*theirs(folder, options.threads),)
+        commands[THEIRS] = theirs(folder, options.threads)
     found = {name: Figures() for name in commands}
     for number in range(options.rounds + 1):
         for name, argv in commands.items():

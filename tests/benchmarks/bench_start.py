@@ -2,20 +2,20 @@
 
 usage: bench_start.py [--rounds 5] [--only NAME,...] [--folder DIR] [--keep]
 
-The same job for all: two CPU ranks, LoRA of rank 8 on q, k, v and o, 20 steps of 2 x 4 rows of 64 tokens, a LLaMA with
-two layers of 64 whose weights are a Hugging Face folder. Everyone begins with ready rows: MindRecord, token ids in JSON,
-LLaMA-Factory's own tokenized folder. Contestants:
+The same job for all: two CPU ranks, LoRA of rank 8 on q, k, v and o, 20 steps of 2 x 4 rows of 64 tokens, a LLaMA
+with two layers of 64 whose weights are a Hugging Face folder. Everyone begins with ready rows: MindRecord, token ids in
+JSON, LLaMA-Factory's own tokenized folder. Contestants:
 
 direct, msrun   ``launcher submit``; "fresh" with no graphs kept from an earlier job, "kept" right after it
 plain msrun     msrun and MindFormers with the YAML that the launcher rendered (reference_train.py)
 torchrun        transformers' Trainer with peft, in a script of our own (torch_train.py)
 llamafactory    ``llamafactory-cli train`` under torchrun
 
-One round runs each of them once, one after the other; a round before them, whose figures are thrown away, fills the page
-cache. Seconds are medians over the rounds; a ratio is the median of the rounds' own ratios. Processor time is that of all
-processes of a run. A round takes 2 to 3 minutes on two idle cores, so that 5 take about 16, and the peers' environments
-(build/peers, 3 GB) some 5 minutes when they are made. A contestant that cannot be installed or run is named and left out;
-only an error of ours ends with a code other than 0.
+One round runs each of them once, one after the other; a round before them, whose figures are thrown away, fills the
+page cache. Seconds are medians over the rounds; a ratio is the median of the rounds' own ratios. Processor time is that
+of all processes of a run. A round takes 2 to 3 minutes on two idle cores, so that 5 take about 16, and the peers'
+environments (build/peers, 3 GB) some 5 minutes when they are made. A peer that cannot be installed or run is named and
+left out; only an error of ours ends with a code other than 0.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from support.shop import Workshop  # noqa: E402
 from launcher.jobs import JobPaths  # noqa: E402
 
 RANKS, STEPS, BATCH, LENGTH, VOCAB = 2, 20, 4, 64, 640
-LORA = {"r": 8, "alpha": 16, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+LORA: dict[str, Any] = {"r": 8, "alpha": 16, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 RATE = 1e-3
 LIMIT_S = 900.0
 LEFT_S = 60.0

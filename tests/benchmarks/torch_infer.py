@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def main(folder: str, threads: int, prompt: str | None) -> None:
     torch.set_num_threads(threads)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    read: Any = AutoTokenizer  # without types
+    tokenizer = read.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if prompt is not None:
         print(ask(model, tokenizer, [prompt], 1)["texts"][0])

@@ -42,7 +42,7 @@ def main(folder: Path, output: Path) -> None:
     rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     data = [{name: torch.tensor(value) for name, value in row.items()} for row in rows]
 
-    class Notes(TrainerCallback):  # type: ignore[misc]
+    class Notes(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             note("loaded")
 
