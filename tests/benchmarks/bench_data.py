@@ -5,32 +5,41 @@
 TOKENIZERS_PARALLELISM is set by preprocess in its processes, false: each has a core of its own, and a tokenizer with a
 thread per core in each would have them fight. Ratios are of the best of two runs each, taken in turns.
 
-Peers: two processes that only hand the same ready rows to MindSpore's FileWriter, one file each; and a script
-after the reference recipe (LlamaTokenizer of MindFormers, one conversation at a time), over the first rows.
+Peers: two processes that only hand the same ready rows to MindSpore's FileWriter, one file each; a script
+after the reference recipe (LlamaTokenizer of MindFormers, one conversation at a time), over the first rows; and
+``datasets.map`` with the same SentencePiece model in two processes (datasets_map.py, in build/peers), to Arrow files.
+The last table has rows a second and bytes on disk. About 3 minutes for 100,000 rows on two idle cores; ``--rows
+1000000`` takes some 20 minutes and 5 GB under TMPDIR.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from peers import DATASETS, PeerError
+
 from launcher.data.convert import convert, read_conversations
 from launcher.data.info import read_info
+from launcher.data.messages import Message
 from launcher.data.options import PreprocessOptions
 from launcher.data.preprocess import preprocess, remove_dataset
 from launcher.data.sample import Dice, sample_lines
+from launcher.data.templates import get_template
 from launcher.data.tokenizer import train_tokenizer
 
 REFERENCE_ROWS = 2000
@@ -53,6 +62,7 @@ def main() -> None:
 
 
 def run(folder: Path, arguments: argparse.Namespace) -> None:
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     source, model = folder / "math.jsonl", folder / "tokenizer.model"
     source.write_text("".join(sample_lines(arguments.rows, 1)), "utf-8")
     array = folder / "math.json"
@@ -79,10 +89,19 @@ def run(folder: Path, arguments: argparse.Namespace) -> None:
     print(f"FileWriter alone, 2 processes: {writers:,.0f} rows/s; ours is {ours.rows_s / writers:.2f} x")
     reference = reference_rate(folder, source, model, arguments.seq_length)
     print(f"reference script: {reference:,.0f} rows/s; ours is {ours.rows_s / reference:.1f} x")
+    table = [("launcher data preprocess", ours), ("the same with --packing", packed)]
+    table.append(("FileWriter alone", Rate(rows_s=writers, disk_bytes=on_disk(folder, "peer[01].mindrecord*"))))
+    table.append(("reference script", Rate(rows_s=reference)))
     for rows in (10_000, 1_000_000) if arguments.million else (10_000, arguments.rows):
         for packing in (False, True):
             peak = peak_memory_mb(folder, source, model, arguments.seq_length, rows, packing=packing)
             print(f"memory with {rows:,} {'samples, packed' if packing else 'rows'}: {peak:.0f} MB")
+    try:
+        table += beside_datasets(folder, model, source, made, arguments.seq_length)
+    except PeerError as error:
+        print(f"datasets.map is left out: {error}")
+    print_table(table, arguments.rows)
+    print(f"load at the end {os.getloadavg()[0]:.1f}")
 
 
 def texts(source: Path) -> Iterator[str]:
@@ -103,11 +122,16 @@ def timed(function: Callable[[], Any]) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """How fast one run made rows: samples and tokens in rows a second, and how full the rows are."""
+    """How fast one run made rows: samples and tokens in rows a second, how full the rows are, and their size.
+
+    ``beside``: the rate of our own run in the same turns, where there is one.
+    """
 
     rows_s: float
-    tokens_s: float
-    fill: float
+    tokens_s: float = 0.0
+    fill: float = 1.0
+    disk_bytes: int = 0
+    beside: float = 0.0
 
 
 def made_rows(folder: Path, model: Path, seq_length: int, source: Path, *, packing: bool = False) -> Rate:
@@ -128,6 +152,7 @@ def made_rows(folder: Path, model: Path, seq_length: int, source: Path, *, packi
         rows_s=counts["conversations"] / seconds,
         tokens_s=counts["tokens"] / seconds,
         fill=counts["tokens"] / (counts["tokens"] + counts["padding"]),
+        disk_bytes=on_disk(options.target.parent, "a.mindrecord*"),
     )
 
 
@@ -135,6 +160,57 @@ def in_turns(*runs: Callable[[], Rate]) -> list[Rate]:
     """The best of two runs of each, one after the other, so that what else the machine does hits all alike."""
     rounds = [[run() for run in runs] for _ in range(2)]
     return [max(rates, key=lambda rate: rate.rows_s) for rates in zip(*rounds, strict=True)]
+
+
+def on_disk(folder: Path, names: str) -> int:
+    return sum(path.stat().st_size for path in folder.glob(names))
+
+
+def beside_datasets(
+    folder: Path, model: Path, source: Path, made: Callable[[Path], Rate], seq_length: int
+) -> list[tuple[str, Rate]]:
+    """``datasets.map`` in turns with our own run. Raises PeerError."""
+    before, after = get_template("vicuna").prompt([Message("user", "\0")]).split("\0")
+    python, saved = DATASETS.python, []
+
+    def mapped() -> Rate:
+        target = folder / "arrow"
+        shutil.rmtree(target, ignore_errors=True)
+        program = Path(__file__).with_name("datasets_map.py")
+        argv = (python, program, source, model, target, seq_length + 1, 2, json.dumps([before, after]))
+        offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(target / "cache")}
+        done = subprocess.run([str(part) for part in argv], capture_output=True, text=True, env=offline, timeout=3600)
+        if done.returncode:
+            raise PeerError(f"it returned {done.returncode}: {done.stderr.strip()[-500:]}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        saved.append(Rate(rows_s=found["rows"] / found["saved_s"], disk_bytes=found["saved_bytes"]))
+        return Rate(
+            rows_s=found["rows"] / found["mapped_s"],
+            tokens_s=found["tokens"] / found["mapped_s"],
+            disk_bytes=found["mapped_bytes"],
+        )
+
+    ours, peer = in_turns(partial(made, source), mapped)
+    best = max(saved, key=lambda rate: rate.rows_s)
+    print(f"tokens a row: ours {ours.tokens_s / ours.rows_s:.1f}, datasets.map {peer.tokens_s / peer.rows_s:.1f}")
+    print(f"datasets.map, 2 processes: {peer.rows_s:,.0f} rows/s; ours is {ours.rows_s / peer.rows_s:.2f} x")
+    return [
+        (name, replace(rate, beside=ours.rows_s))
+        for name, rate in (("datasets.map, Arrow in its cache", peer), ("datasets.map, save_to_disk", best))
+    ]
+
+
+def print_table(table: Sequence[tuple[str, Rate]], rows: int) -> None:
+    """Rows a second, ours divided by theirs, and bytes on disk a row.
+
+    Not those of the reference script: of its few rows most is the page that FileWriter begins with.
+    """
+    print("\n| | rows/s | ours is | bytes a row |\n|---|---|---|---|")
+    ours = table[0][1].rows_s
+    for name, rate in table:
+        times = (rate.beside or ours) / rate.rows_s
+        size = f"{rate.disk_bytes / rows:,.0f}" if rate.disk_bytes else "-"
+        print(f"| {name} | {rate.rows_s:,.0f} | {times:.2f} x | {size} |")
 
 
 def as_parquet(source: Path) -> Path:
