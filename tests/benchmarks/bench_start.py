@@ -91,7 +91,7 @@ class Result:
 
 def prepare(folder: Path) -> None:
     """Make the model, the tokenizer and the rows, in the forms that the contestants read."""
-    shop = Workshop(folder=folder)
+    shop = Workshop(folder=folder, cache=folder / "cache")
     shop.launcher("data", "sample", "--size", str(RANKS * STEPS * BATCH), "--seed", "3", "-o", "math.jsonl")
     shop.launcher("data", "convert", "math.jsonl", "-o", "conversations.json")
     shop.launcher("data", "tokenizer", "conversations.json", "--vocab-size", str(VOCAB), "-o", "tokenizer.model")
@@ -140,7 +140,8 @@ def write_model(folder: Path, tokenizer: Path) -> None:
 def write_rows(folder: Path) -> None:
     """The rows of the MindRecord as token ids in JSON, and the raw ones as LLaMA-Factory knows them."""
     from launcher.data.convert import read_conversations
-    from launcher.data.preprocess import PreprocessOptions, make_encoder
+    from launcher.data.options import PreprocessOptions
+    from launcher.data.preprocess import make_encoder
     from launcher.data.rows import Samples, fit
 
     source = folder / "conversations.json"
