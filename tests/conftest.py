@@ -52,7 +52,8 @@ def _supervising_processes_are_measured(pytestconfig: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _child_processes_find_the_package() -> None:
-    """Programs that tests start may run anywhere: they find this checkout's package all the same."""
+    """Programs that tests start may run anywhere: they find this checkout's package all the same, compiled once."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     parts = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(parts))
 

@@ -28,6 +28,7 @@ from support.supervised import long, marked, report, wait_until
 
 from launcher import jobs
 from launcher.cli.output.status import status
+from launcher.control import start
 from launcher.observe.history import read_history
 from launcher.observe.report import make_report
 from launcher.plan.launch import read_launch
@@ -165,6 +166,16 @@ def test_a_host_that_is_off_is_replaced_and_without_a_spare_the_job_says_so(
     assert why[1].endswith("; node2 failed in attempt 1 too and is left out, node3 takes its place")
     assert (record.state, record.attempt) == (jobs.FAILED, 4)
     assert report(record).splitlines()[-1].endswith("; node3 failed in attempt 3 too, and no spare host is left")
+
+    # What resume does once node3 is on again: the job goes on where it was, on the host that had taken node2's place.
+    with job._inside():
+        job.guard = start._begin_again_here(job.paths, record, read_launch(job.paths)).guard
+    wait_until(partial(reached, job, 5), "attempt 5")
+    going = job.wait_for_pids()
+    assert not going.is_final, going.verdict
+    bound = json.loads(job.paths.of_attempt(5).start.read_text())
+    assert [node["name"] for node in bound["nodes"]] == ["node1", "node3"]
+    assert job.stop().state == jobs.CANCELLED
 
 
 def test_a_cut_link_is_named_and_both_sides_are_cleared(servers: SshLab, tmp_path: Path, no_survivors: str) -> None:
