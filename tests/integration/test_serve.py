@@ -68,6 +68,14 @@ class Server:
         body = json.dumps(asked)
         return self.send(f"{POST}\r\n{JSON}\r\nContent-Length: {len(body)}", body)
 
+    def has_waiting(self, count: int) -> None:
+        """Wait until so many requests wait for a slot."""
+        until = time.monotonic() + 60
+        head = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close"
+        while f"launcher_serve_waiting_requests {count}\n" not in everything(self.send(head)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
     def logs(self, pattern: str, times: int = 1) -> list[str]:
         """Wait until ``pattern`` stands so often in the log."""
         until = time.monotonic() + 60
@@ -230,7 +238,7 @@ def test_the_answer_of_a_client_that_left_is_not_computed_and_its_place_is_free(
     running = [server.post(max_tokens=1500, stream=True) for _ in range(2)]
     assert all(b"200 OK" in connection.recv(1000) for connection in running)
     waiting = [server.post(max_tokens=1500) for _ in range(2)]
-    time.sleep(0.5)
+    server.has_waiting(2)
     assert server.complete(max_tokens=1)[0] == 429
     for connection in waiting:
         connection.close()
