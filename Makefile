@@ -11,6 +11,9 @@
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # make soak   kills ranks of real trainings at random moments, and compares the weights (COUNT=40 MINUTES=60)
 # make bench-restart  a restart against a fresh start, by phase (about 10 min)
+# make bench-start  to the first step and to the end of a short job, beside msrun, torchrun and LLaMA-Factory (about 20 min)
+# make bench-asking  first token and tokens a second beside transformers and MindFormers (about 25 min)
+# make bench-data  rows a second and bytes on disk beside FileWriter and datasets.map (about 5 min)
 # make bench-merge-plan  what planning a merge of 512 ranks costs (about 2 min)
 # make verdict-score  what the verdict makes of the corpus of failures in tests/verdicts (seconds)
 # make slow-ranks  how often a slow rank is named, and a healthy one is not (at most 10 min)
@@ -23,7 +26,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo demo-real base test test-fast test-web test-lm-eval docs-check semi-auto faults soak bench-restart \
-	bench-merge-plan verdict-score slow-ranks site lint clean
+	bench-start bench-asking bench-data bench-merge-plan verdict-score slow-ranks site lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -83,6 +86,19 @@ soak: $(VENV)/.installed-test
 
 bench-restart: $(VENV)/.installed-test
 	$(BIN)/python tests/benchmarks/bench_restart.py
+
+# Their peers are installed into build/peers on first use: torch with transformers and peft, LLaMA-Factory, datasets.
+ROUNDS ?= 5
+bench-start: $(VENV)/.installed-test
+	$(BIN)/python tests/benchmarks/bench_start.py --rounds $(ROUNDS)
+
+bench-asking: $(VENV)/.installed-test
+	$(BIN)/python tests/benchmarks/bench_asking.py --rounds $(ROUNDS) --profile
+	$(BIN)/python tests/benchmarks/bench_infer.py
+
+ROWS ?= 100000
+bench-data: $(VENV)/.installed-test
+	$(BIN)/python tests/benchmarks/bench_data.py --rows $(ROWS)
 
 bench-merge-plan: $(VENV)/.installed-test
 	$(BIN)/python -m tests.benchmarks.bench_merge_plan
