@@ -10,11 +10,8 @@
 # make lint   ruff, mypy, and that the shipped schema and docs/configuration.md say what the code does
 # make faults the table of faults: what breaks, what is said, what is left (about an hour)
 # make soak   kills ranks of real trainings at random moments, and compares the weights (COUNT=40 MINUTES=60)
-# make bench-restart  a restart against a fresh start, by phase (about 10 min)
-# make bench-commands  processor time and imports of the commands that people type all day (about a minute)
-# make bench-merge-plan  what planning a merge of 512 ranks costs (about 2 min)
-# make bench-slow-share  two hosts that see each other's files late, as by NFS (about 5 min; root and Debian's bindfs)
-# make bench-serve  many clients of `launcher serve` beside one, a late comer, one that hangs up (about a minute; MODEL=FOLDER)
+# make bench-NAME  one of the benchmarks in tests/benchmarks, with ARGS='--option value' (docs/benchmarks.md); the peers of
+#   bench-start, bench-asking and bench-data are installed into build/peers on first use
 # make verdict-score  what the verdict makes of the corpus of failures in tests/verdicts (seconds)
 # make slow-ranks  how often a slow rank is named, and a healthy one is not (at most 10 min)
 # make site   the documentation as web pages with search, English and Chinese, in build/site
@@ -25,8 +22,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-real base test test-fast test-web test-lm-eval docs-check semi-auto faults soak bench-restart \
-	bench-commands bench-merge-plan bench-serve bench-slow-share verdict-score slow-ranks site lint clean
+.PHONY: demo demo-real base test test-fast test-web test-lm-eval docs-check semi-auto faults soak verdict-score \
+	slow-ranks site lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/launcher demo
@@ -85,20 +82,8 @@ soak: $(VENV)/.installed-test
 	@mkdir -p build
 	$(BIN)/python tests/integration/soak.py --count $(COUNT) --minutes $(MINUTES) --out build/soak.jsonl
 
-bench-restart: $(VENV)/.installed-test
-	$(BIN)/python tests/benchmarks/bench_restart.py
-
-bench-commands: $(VENV)/.installed-test
-	$(BIN)/python tests/benchmarks/bench_commands.py
-
-bench-merge-plan: $(VENV)/.installed-test
-	$(BIN)/python -m tests.benchmarks.bench_merge_plan
-
-bench-slow-share: $(VENV)/.installed-test
-	$(BIN)/python tests/benchmarks/bench_slow_share.py
-
-bench-serve: $(VENV)/.installed-test
-	$(BIN)/python tests/benchmarks/bench_serve.py $(MODEL)
+bench-%: $(VENV)/.installed-test
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_$(subst -,_,$*).py $(ARGS)
 
 verdict-score: $(VENV)/.installed-test
 	$(BIN)/python tests/verdicts/score.py

@@ -10,7 +10,7 @@ less those of one, for one prompt and for a batch of eight. Both have to choose 
 they do not.
 
 Seconds are medians over the rounds; a ratio is the median of the rounds' own ratios of seconds: below 1 we are faster.
---profile prints where our time goes, by function. Shape "tiny" is for trying the script. About 5 minutes for each of
+--profile prints where our time goes, by function. Shape "tiny" is for trying the script. Some 10 minutes for each of
 the two shapes on two idle cores, 8 GB of memory and 3 GB of disk; transformers' environment (build/peers) takes a
 minute or two when it is made. MindFormers' own pipeline is held against us in bench_infer.
 """
@@ -26,6 +26,7 @@ import os
 import pstats
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -321,6 +322,7 @@ def main() -> None:
     if options.ours:
         ours(options.ours)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # As many cores as threads, for both: MindSpore takes a thread for each core that it may use.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     table, same = measured(options)
