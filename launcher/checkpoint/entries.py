@@ -66,6 +66,8 @@ class Readable(Protocol):
 def format_of(path: Path) -> str:
     """Return CKPT or SAFETENSORS, by the file name. Raises CheckpointError when it is neither."""
     found = SUFFIXES.get(path.suffix)
+    if found is None and not path.exists():
+        raise CheckpointError(f"there is no {path}", hint="give a .ckpt or .safetensors file, or a folder of them")
     if found is None:
         raise CheckpointError(
             f"{path} does not have the name of a checkpoint", hint="give a .ckpt or .safetensors file"

@@ -112,7 +112,12 @@ def merge_part(
     fewer files than parts.
     """
     place = real_path(target)
-    mine = divide(plan.files, part.count)[part.number - 1]
+    try:
+        mine = divide(plan.files, part.count)[part.number - 1]
+    except SpecError:
+        if parts_folder(place).exists():
+            _Work(plan, place, part, ()).agree()  # parts of another merge are why the files are not enough
+        raise
     check_target(place, 0)
     with only_writer(place.with_name(f"{place.name}.part-{part.number}-of-{part.count}"), on_wait):
         work = _Work(plan, place, part, mine)
@@ -145,7 +150,7 @@ class _Work:
         return PartMerged(part=self._part, target=self._target, merged=merged, timings_s={})
 
     def carry_out(self, on_begin: Callable[[], None] | None, on_progress: OnProgress | None) -> PartMerged:
-        self._agree()
+        self.agree()
         kept = self._kept()
         left = [file for file in self._mine if file.name not in kept]
         check_target(self._target, sum(file.bytes.size for file in left))
@@ -176,7 +181,7 @@ class _Work:
 
     # -------------------------------------------------------------------------------------------- one plan for all
 
-    def _agree(self) -> None:
+    def agree(self) -> None:
         """Begin the folder of all parts, or check that it is of this merge. Raises CheckpointError when it is not."""
         if not self._folder.exists():
             self._begin()

@@ -55,7 +55,8 @@ def differences(
 def _difference(key: str, there: Any, here: Any) -> str:
     if key == "small_files":
         return "another configuration or tokenizer"
-    return f"{key} {there!r} there, {here!r} here"
+    then, now = ("not given" if value is None else repr(value) for value in (there, here))
+    return f"{key} {then} there, {now} here"
 
 
 def _key(item: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -62,7 +62,8 @@ def layout_of(name: str, shape: Shape, plan: SplitPlan, *, nbytes: int) -> Layou
         rows = slice_shape(layout, shape, 0)
     except LayoutError as error:
         raise CheckpointError(
-            f"{name}: {error} (model_parallel {plan.model_parallel})", hint="choose a model_parallel that divides it"
+            f"{name}: {error} (model_parallel {plan.model_parallel})",
+            hint="choose a model_parallel (--mp) that divides it",
         ) from error
     if not _optimizer_cuts_it(name, rows, axis, plan, nbytes):
         return layout

@@ -76,7 +76,8 @@ def choose_step(shards: Shards, wanted: int | Moment | None) -> Step:
         )
     known = ", ".join(f"{'?' if step.number is None else step.number}" for step in steps)
     raise CheckpointError(
-        f"step {text} is not complete in {shards.folder}; complete are {known}", hint="launcher merge-ckpt --list ..."
+        f"step {text} is not complete in {shards.folder}; complete are {known}",
+        hint="--list in place of --step shows them",
     )
 
 

@@ -85,7 +85,10 @@ class EvalOptions:
         help="Also ask the first N rows whose answer contains a number, and count right answers.",
     )
     max_new_tokens: int | None = option(
-        "--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="[default: 128; 256 for GSM8K]"
+        "--max-new-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Most tokens per answer.  [default: 128; 256 for GSM8K]",
     )
     output: Path | None = option(
         "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the result as JSON too."

@@ -32,7 +32,12 @@ class Questions:
     raw: bool = option("--raw", is_flag=True, help="Pass the prompt to the model as is, without the prompt template.")
     system: str | None = option("--system", type=Text(), help="System prompt.")
     batch_size: int = option(
-        "--batch-size", type=click.IntRange(min=1, max=1024), default=8, show_default=True, metavar="N"
+        "--batch-size",
+        type=click.IntRange(min=1, max=1024),
+        default=8,
+        show_default=True,
+        metavar="N",
+        help="Prompts of --file that are answered at a time.",
     )
 
 
@@ -40,7 +45,10 @@ class Questions:
 class Answers:
     """The form of the answers and where they go."""
 
-    layout: str = option("--format", type=click.Choice(["text", "jsonl"]), default="text", show_default=True)
+    layout: str = option(
+        "--format", type=click.Choice(["text", "jsonl"]), default="text", show_default=True,
+        help="jsonl: an object an answer, with its prompt, tokens and reason of the end.",
+    )  # fmt: skip
     output: Path | None = option(
         "-o",
         "--output",

@@ -255,7 +255,11 @@ def _print_part(done: PartMerged) -> None:
     _print_verified(done.verified, folded=done.folded)
     if done.written:
         click.echo(f"  took   {_spent(done.timings_s)}")
-    files = [f"{len(names)} files {how}" for names, how in ((done.written, "written"), (done.kept, "kept")) if names]
+    files = [
+        f"{len(names)} file{'' if len(names) == 1 else 's'} {how}"
+        for names, how in ((done.written, "written"), (done.kept, "kept"))
+        if names
+    ]
     if files:
         click.echo(f"part {done.part} done: {', '.join(files)}")
     if done.missing:

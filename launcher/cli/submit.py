@@ -82,7 +82,8 @@ def submit(
 ) -> None:
     """Finetune as SPEC says (a .yaml file, or a name in configs/) and follow the run to its end.
 
-    Ctrl-C stops the job, twice at once. Closing the terminal does not: launcher attach follows it again.
+    Ctrl-C stops the job, a second one without waiting for it to end by itself. Closing the terminal does not stop it:
+    launcher attach follows it again.
 
     \b
     launcher submit --cards 2

@@ -15,6 +15,8 @@ from launcher.cli.options.completion import spec_names
 from launcher.cli.options.group import option, takes
 from launcher.cli.options.run import RunChoice, SpecChanges
 from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
+from launcher.common.nearest import nearest
+from launcher.common.resources import names
 
 if TYPE_CHECKING:
     from launcher.sweeps.record import Sweep, SweepPaths, Trial
@@ -29,7 +31,12 @@ class _Sweep(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        near = nearest(args[0], self.commands)
+        if near and args[0] not in names("configs", ".yaml") and not Path(args[0]).exists():
+            ctx.fail(f"No such command or run spec {args[0]!r}. Did you mean {near!r}?")
+        return super().resolve_command(ctx, ["run", *args])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Leave options before a SPEC, and all that follows, to "run"."""
@@ -66,9 +73,15 @@ class SweepOptions:
         type=click.Choice(["random", "tpe"]),
         default="random",
         show_default=True,
-        help="Of --random: draw all beforehand, or each by what the trials before came to (Optuna's TPE).",
+        help="How --random draws: all beforehand, or each by what earlier trials came to (Optuna's TPE).",
     )
-    seed: int = option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of --random.")
+    seed: int = option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Another draws other --random trials.",
+    )
     parallel: int = option(
         "--parallel", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
         help="Trials at a time; on cards each takes those that fewest jobs want, and queues for them.",

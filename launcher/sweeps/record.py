@@ -158,4 +158,5 @@ def find(reference: str, jobs_dir: Path) -> SweepPaths:
     if fits:
         raise JobError(f"{reference!r} fits {len(fits)} sweeps", hint="type a letter more")
     known = ", ".join(paths.root.name for paths in every[-5:])
-    raise JobError(f"no sweep {reference!r} in {jobs_dir}", hint=f"sweeps: {known}" if known else "launcher sweep SPEC")
+    begin = "launcher sweep SPEC --grid KEY=VALUE,VALUE begins one"
+    raise JobError(f"no sweep {reference!r} in {jobs_dir}", hint=f"sweeps: {known}" if known else begin)

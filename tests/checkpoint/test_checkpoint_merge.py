@@ -533,7 +533,7 @@ def test_the_same_merge_writes_nothing_and_another_needs_force(tmp_path: Path) -
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert not run_merge(folder, out).fresh
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    with pytest.raises(CheckpointError, match="another merge: dtype None there, 'float16' here"):
+    with pytest.raises(CheckpointError, match="another merge: dtype not given there, 'float16' here"):
         run_merge(folder, out, Options(dtype="float16"))
     assert run_merge(folder, out, Options(dtype="float16"), force=True).fresh
     assert read(out / "model.safetensors")[WQ].dtype == np.float16

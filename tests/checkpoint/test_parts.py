@@ -81,7 +81,7 @@ def test_four_processes_write_one_result_though_one_is_killed_and_repeated(tmp_p
 
     again = launcher(*command(shards, target, "--part", "2/4"))
     assert again.returncode == 0, again.stderr
-    assert "1 files kept" in again.stdout
+    assert "1 file kept" in again.stdout
     assert f"wrote {target}: " in again.stdout
     assert contents(target) == contents(tmp_path / "alone")
     assert {name: (target / name).stat().st_mtime_ns for name in done} == done
@@ -136,8 +136,9 @@ def test_a_part_whose_files_are_gone_is_not_done(tmp_path: Path, shards: Path) -
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"dtype": "float16"}, "dtype None there, 'float16' here"),
+        ({"dtype": "float16"}, "dtype not given there, 'float16' here"),
         ({"count": 3}, "4 parts there, 3 here"),
+        ({"count": 100}, "4 parts there, 100 here"),
         ({"step": 8}, "step 7 there, 8 here"),
         ({"saved again": True}, "is another file than then, or has changed"),
     ],
@@ -160,7 +161,7 @@ def test_parts_of_another_merge_are_refused(tmp_path: Path, change: dict[str, An
 def test_a_result_of_another_merge_is_refused_and_left(tmp_path: Path, shards: Path) -> None:
     run_part(shards, tmp_path / "out", 1, 1)
     before = contents(tmp_path / "out")
-    with pytest.raises(CheckpointError, match="holds another merge: dtype None there, 'float16' here"):
+    with pytest.raises(CheckpointError, match="holds another merge: dtype not given there, 'float16' here"):
         run_part(shards, tmp_path / "out", 1, dtype="float16")
     assert contents(tmp_path / "out") == before
 

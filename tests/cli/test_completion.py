@@ -116,6 +116,7 @@ def test_every_shell_gets_a_script(tmp_path: Path, shell: str) -> None:
     [
         (("submt",), "Did you mean 'submit'?"),
         (("config", "lst"), "Did you mean 'list'?"),
+        (("sweep", "stauts"), "Did you mean 'status'?"),
         (("status", "tghj-mine"), "did you mean tghjk-mine?"),
         (("status", "mime"), "did you mean tghjk-mine?"),
         (("plan", "tiny_cpuu"), "did you mean tiny_cpu?"),

@@ -58,9 +58,7 @@ def _slots(served: Served) -> str:
     session = served.session
     rows, context = session.batch_size, session.model.context
     mib = rows * cache_bytes(session.model, on_cpu=session.on_cpu) / (1 << 20)
-    return (
-        f"{served.name}: {rows} answers at a time, up to {context} tokens and {mib:.3g} MiB of keys and values in all"
-    )
+    return f"{served.name}: {rows} slots of {context} tokens each; {mib:.3g} MiB of keys and values when all are full"
 
 
 @contextmanager
