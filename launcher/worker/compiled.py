@@ -19,8 +19,6 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from launcher import upstream
 from launcher.common.folders import made_once
 from launcher.common.resources import cache_root
@@ -40,6 +38,8 @@ def reuse_graphs(
 
     Call it before a graph is compiled. Returns the function to call when the graph of a step has run.
     """
+    import yaml  # with the frameworks: a scheduler does without
+
     config = yaml.safe_load(paths.rank_config(rank_id).read_text(encoding="utf-8"))
     # Parallel modes: 0 is data parallel, 1 semi-auto.
     is_split = bool(config.get("use_parallel")) and config["parallel"]["parallel_mode"] != 0

@@ -654,7 +654,8 @@ def test_a_full_disk(tmp_path: Path, command: str, limit: int) -> None:
         "from launcher.cli.app import main\n"
         "main()"
     )
-    argv = [sys.executable, "-c", code, f"{command}-ckpt", str(source), "-o", str(tmp_path / "out")]
+    # -B: Python 3.11 would leave compiled modules behind that are cut off at the limit.
+    argv = [sys.executable, "-B", "-c", code, f"{command}-ckpt", str(source), "-o", str(tmp_path / "out")]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == HostError.exit_code, done.stderr
     assert done.stderr.startswith("error: cannot write")

@@ -96,13 +96,13 @@ def test_a_job_runs_through_it(installed: Path, no_survivors: str) -> None:
     assert (record.state, record.scheduler) == (jobs.SUCCEEDED, "background"), paths.supervisor_log.read_text()
     assert [paths.rank_log(rank).read_text().split()[-2:] for rank in (0, 1)] == [["nice", priority]] * 2
     assert f"background job {paths.job_id}" in run(installed, "", "-m", "launcher", "status", "last")
+    wait_until(lambda: not marked(no_survivors), "the end of everything: the tracker is told last")
     (lines,) = [path for path in paths.root.rglob("lines.jsonl")]
     told = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [line.get("step") for line in told] == [1, None]
     assert told[-1] == {"state": jobs.SUCCEEDED}
     launch = json.loads(paths.launch.read_text())
     assert (launch["scheduler"], launch["settings"]) == ("background", {"nice": "5"})
-    wait_until(lambda: not marked(no_survivors), "the end of everything")
 
 
 def test_its_template_is_found_by_name(installed: Path) -> None:
