@@ -59,7 +59,8 @@ def test_the_main_job_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> 
 
     where = run(python, "-c", "import launcher; print(launcher.__file__)", cwd=work, env=env)
     assert where.startswith(str(environment))
-    job_id = run(launcher, "submit", "--cards", "2", cwd=work, env=env).split()[-1]
+    few = ("--set", "training.steps=40")  # of 100: enough for the answer
+    job_id = run(launcher, "submit", "--cards", "2", *few, cwd=work, env=env).split()[-1]
     assert job_id.endswith("-tiny_math")
     assert "21 with LoRA" in run(launcher, "merge-ckpt", "last", cwd=work, env=env)
     asked = "题目：小明有4盒铅笔，每盒3个，又买5个，一共几个？"
