@@ -179,7 +179,7 @@ def test_random_damage_gives_an_error_or_the_same_index(tmp_path: Path, suffix: 
 def test_a_missing_file_and_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="No such file"):
         TensorFile(tmp_path / "none.ckpt")
-    with pytest.raises(CheckpointError, match="there is no .*/a.bin"):
+    with pytest.raises(CheckpointError, match=r"there is no .*/a\.bin"):
         TensorFile(tmp_path / "a.bin")
     (tmp_path / "a.bin").touch()
     with pytest.raises(CheckpointError, match="does not have the name of a checkpoint"):
