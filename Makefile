@@ -83,7 +83,7 @@ soak: $(VENV)/.installed-test
 	$(BIN)/python tests/integration/soak.py --count $(COUNT) --minutes $(MINUTES) --out build/soak.jsonl
 
 bench-%: $(VENV)/.installed-test
-	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_$(subst -,_,$*).py $(ARGS)
+	$(BIN)/python tests/benchmarks/bench_$(subst -,_,$*).py $(ARGS)
 
 verdict-score: $(VENV)/.installed-test
 	$(BIN)/python tests/verdicts/score.py
