@@ -30,17 +30,16 @@ def light_imports() -> Iterator[None]:
     if package_folder("mindformers", _TRIED_VERSION) is None:
         yield
         return
-    modules = {name: _Later(name) for name in _LATER if name.partition(".")[0] not in sys.modules}
-    sys.modules.update(modules)
+    sys.modules.update({name: _Later(name) for name in _LATER if name.partition(".")[0] not in sys.modules})
     # Those of an earlier block too.
-    modules |= {name: module for name, module in sys.modules.items() if isinstance(module, _Later)}
-    for module in modules.values():
+    put_off = [module for module in sys.modules.values() if isinstance(module, _Later)]
+    for module in put_off:
         module.is_importing = True
     try:
         with without("torch"):
             yield
     finally:
-        for module in modules.values():
+        for module in put_off:
             module.is_importing = False
 
 
@@ -64,7 +63,7 @@ class _Later(types.ModuleType):
         super().__init__(name)
         self.__path__: list[str] = []
         self.__spec__ = ModuleSpec(name, None, is_package=True)
-        self.is_importing = True
+        self.is_importing = False  # set by light_imports
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
