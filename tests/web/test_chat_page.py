@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -119,7 +120,17 @@ def test_a_page_asks_for_the_token_of_its_server(browser: Any, folders: tuple[Pa
         page.keyboard.press("Enter")
         sync_api.expect(page.get_by_role("alert")).to_have_text("the token is missing or wrong")
         page.get_by_label("Token of this server").fill(TOKEN)
-        page.get_by_role("button", name="Enter").click()
+        # The answer to the right token comes late, and somebody clicks twice: no question is lost, no model doubled.
+        page.route("**/v1/models", lambda route: (sleep(0.5), route.continue_()))
+        page.get_by_role("button", name="Enter").dblclick()
         page.get_by_role("textbox").last.fill("苹果")
         page.keyboard.press("Enter")
         sync_api.expect(column(page, "base").locator(".note")).to_contain_text("tokens")
+
+
+def test_a_page_says_that_its_server_does_not_answer(browser: Any, server: Running) -> None:
+    with page_of(browser, server, expected=1) as page:
+        page.route("**/v1/models", lambda route: route.abort())
+        page.reload()
+        sync_api.expect(page.get_by_role("main")).to_contain_text("The server does not answer")
+        sync_api.expect(page.get_by_role("button", name="Send")).to_be_disabled()
