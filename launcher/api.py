@@ -399,13 +399,13 @@ class LoadedModel:
         A prompt is a text or a conversation, [{"role": "user", "content": "..."}, ...]. ``raw``: without the chat
         template. ``sampling``: max_new_tokens, temperature, top_k, top_p, repetition_penalty, seed, stop; what is left
         out is as the model's run said. Raises DataError for a prompt that is empty or too long, SpecError for settings
-        that there are not. What other threads print meanwhile is lost: MindSpore's own output is held back.
+        that there are not. On Ascend what other threads print meanwhile is lost: MindSpore's own output is held back.
         """
         asked = [prompts] if isinstance(prompts, str) else list(prompts)
         spec = self._sampling(sampling)
         questions = [self._question(number, prompt, raw, system) for number, prompt in enumerate(asked)]
         # MindFormers logs to stdout, and makes a folder where the user is.
-        with self._lock, quiet():
+        with self._lock, contextlib.nullcontext() if self._session.on_cpu else quiet():
             found = dict(self._session.answers(self._session.prepare(questions), spec))
         return [found[place] for place in range(len(questions))]
 

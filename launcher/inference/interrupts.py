@@ -1,4 +1,4 @@
-"""Ctrl-C while MindSpore runs.
+"""Ctrl-C while MindSpore runs, which answers on Ascend.
 
 MindSpore installs its own SIGINT handler whenever it compiles or runs a graph; the handler sends SIGTERM to the
 process, so no Python code would see Ctrl-C. Therefore SIGINT is blocked in every thread and polled between two tokens.

@@ -54,6 +54,6 @@ class Model:
             check(self.open(stack), self.spec, str(self.where))
 
 
-def is_plain(model: Model) -> bool:
+def is_for_cpu(model: Model) -> bool:
     """Return whether the host's processor computes ``model``, on Ascend hosts too."""
     return model.spec.architecture.route == MCORE

@@ -1,4 +1,8 @@
-"""MindFormers' network on this host: imported, built and loaded. The only part of inference that sets MindSpore up."""
+"""MindFormers' network on Ascend: imported, built and loaded. The only part of inference that sets MindSpore up.
+
+Without cards it can be built too, without its cache, whose kernels Ascend alone has. Nobody is answered by it there
+(``numpy_network``); tests compare it with what answers.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,14 @@ import importlib
 import os
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.errors import HostError, LauncherError
-from launcher.inference.compiled import graph_program
 from launcher.inference.model import Model
 from launcher.inference.weights import Tensors, read, whole_array
 from launcher.models import names
@@ -41,7 +43,7 @@ def target() -> str:
 def mindspore_errors() -> Iterator[None]:
     """Turn MindSpore's exceptions into one error with the first line; their stacks are thousands of lines of C++.
 
-    Those of numpy, which computes some models, go the same way.
+    Those of numpy, which computes on CPU, go the same way.
     """
     try:
         yield
@@ -57,16 +59,7 @@ def could_not_run(error: Exception) -> LauncherError:
     return LauncherError(f"the model could not be run: {first}", hint="launcher doctor")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Built:
-    """A network ready for inference. ``described``: everything that decides its graph except the weights."""
-
-    network: Any
-    device: str
-    described: Mapping[str, Any]
-
-
-def build(model: Model, *, batch_size: int, device_id: int | None = None, incremental: bool = True) -> Built:
+def build(model: Model, *, batch_size: int, device_id: int | None = None, incremental: bool = True) -> Any:
     """Build LlamaForCausalLM with the weights of ``model``.
 
     incremental: with MindFormers' own cache, where the device has it (Ascend). Raises CheckpointError when the weights
@@ -83,12 +76,7 @@ def build(model: Model, *, batch_size: int, device_id: int | None = None, increm
         if tensors.adapters:
             _add_lora(network, tensors)
         _fill(network, tensors, config["param_init_type"])
-    if device == "CPU":
-        from launcher.upstream.cpu import prepare_generation
-
-        prepare_generation(network)
-    lora = {"layers": sorted(tensors.adapters), "scale": tensors.scale, "r": tensors.rank} if tensors.adapters else None
-    return Built(network=network, device=device, described={"network": config, "lora": lora})
+    return network
 
 
 # ------------------------------------------------------------------------------------------------ set up
@@ -100,8 +88,7 @@ def _import_mindformers() -> types.SimpleNamespace:
     _skip_packages()
     try:
         # In this order: core.context alone goes in a circle.
-        with graph_program():
-            llama = importlib.import_module("mindformers.models.llama.llama")
+        llama = importlib.import_module("mindformers.models.llama.llama")
         config = importlib.import_module("mindformers.models.llama.llama_config")
         context = importlib.import_module("mindformers.core.context.build_context")
     except ImportError as error:

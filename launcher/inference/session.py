@@ -17,7 +17,7 @@ from launcher.errors import DataError, HostError, JobCancelled, SpecError
 from launcher.inference.batching import Batch
 from launcher.inference.decoding import CANCELLED, Decoder, OnText, Row
 from launcher.inference.logprobs import TokenScore, scores_of
-from launcher.inference.model import Model, is_plain
+from launcher.inference.model import Model, is_for_cpu
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.transcript import Transcript
 
@@ -88,7 +88,7 @@ def computed_on_cpu(model: Model) -> bool:
     """Return whether this host's CPU computes ``model``."""
     from launcher.inference import network
 
-    return is_plain(model) or network.target() == "CPU"
+    return is_for_cpu(model) or network.target() == "CPU"
 
 
 class Session:
@@ -108,7 +108,7 @@ class Session:
         Loads nothing else.
         """
         _check_device(device_id)
-        if device_id is not None and is_plain(model):
+        if device_id is not None and is_for_cpu(model):
             raise HostError(
                 f"--device {device_id}: a {model.spec.architecture.title} is asked on the host's processor",
                 hint="leave --device out, or merge-ckpt --format hf and ask it with another program",
@@ -183,27 +183,22 @@ class Session:
     def _decoder(self) -> Decoder:
         self.on_phase(f"loading {self.model.name}")
         loaded = self._loaded()
-        self.on_phase("computing the first token" if is_plain(self.model) else f"compiling {self.model.name}")
+        self.on_phase("computing the first token" if self.on_cpu else f"compiling {self.model.name}")
         return loaded
 
     def _loaded(self) -> Decoder:
-        from launcher.inference.cached import CachedDecoder, CompiledSteps
+        if self.on_cpu:
+            from launcher.inference import numpy_network
+            from launcher.inference.cached import CachedDecoder
 
-        if is_plain(self.model):
-            from launcher.inference import plain
-
-            return CachedDecoder(plain.load(self.model))
+            return CachedDecoder(numpy_network.load(self.model))
         from launcher.inference import network
+        from launcher.inference.paged import PagedDecoder
 
         built = network.build(
             self.model, batch_size=self.batch_size, device_id=self._device_id, incremental=self._incremental
         )
-        # Only Ascend has the kernels of MindFormers' own cache.
-        if built.device == "CPU":
-            return CachedDecoder(CompiledSteps(built.network, built.described))
-        from launcher.inference.paged import PagedDecoder
-
-        return PagedDecoder(built.network, pad_id=self.model.spec.pad_token_id)
+        return PagedDecoder(built, pad_id=self.model.spec.pad_token_id)
 
     @cached_property
     def on_cpu(self) -> bool:
@@ -211,7 +206,7 @@ class Session:
         return computed_on_cpu(self.model)
 
     def load(self) -> None:
-        """Load the model now and run it once, because the first run compiles it.
+        """Load the model now and run it once, because on Ascend the first run compiles it.
 
         Raises CheckpointError when it does not fit, HostError when MindSpore is missing.
         """

@@ -8,8 +8,8 @@ from launcher.inference.model import Model
 MOST_SLOTS = 32
 # On Ascend, whose memory is not known before MindSpore has it.
 ASCEND_SLOTS = 8
-# The part of the host's memory that keys and values may fill: a step writes them anew beside the old ones, and weights
-# and the first passes want theirs.
+# The part of the host's memory that keys and values may fill: they are copied to grow, and weights and the first passes
+# want theirs.
 _SHARE = 4
 
 

@@ -28,7 +28,7 @@ from launcher.cluster.discover import ascend_device_ids
 from launcher.data.tokenizer import find_tokenizer, load_tokenizer, stand_in_pad
 from launcher.errors import CheckpointError, DataError, JobError
 from launcher.inference import adapters
-from launcher.inference.model import Model, is_plain
+from launcher.inference.model import Model, is_for_cpu
 from launcher.inference.weights import OpenTensors, Tensors, in_parts
 from launcher.jobs import JobPaths, JobRecord, exists, find_job
 from launcher.models import names
@@ -88,7 +88,7 @@ def _with_given(model: Model, given: Given) -> Model:
         passed_over = model.template_name in OWN_TEMPLATES and given.template not in OWN_TEMPLATES
         said = f"prompts are in template {given.template}, not in the chat template of {own}"
         model = replace(model, template_name=given.template, notes=(*model.notes, *([said] if passed_over else [])))
-    if is_plain(model) and ascend_device_ids():
+    if is_for_cpu(model) and ascend_device_ids():
         said = f"a {model.spec.architecture.title} is computed by this host's processor, not by its cards"
         model = replace(model, notes=(*model.notes, said))
     longest = model.spec.max_position_embedding or model.spec.seq_length

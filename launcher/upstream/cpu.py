@@ -1,6 +1,6 @@
 """The workarounds that MindFormers 1.6-1.9 needs on MindSpore's CPU backend, each with its upstream reason.
 
-Imported only where the device target is CPU: by the worker and by infer. Nothing here touches an Ascend run.
+Imported by the worker, only where the device target is CPU. Nothing here touches an Ascend run.
 """
 
 from __future__ import annotations
@@ -39,16 +39,6 @@ def be_scheduler() -> bool:
     put_bare("mindspore", folder)
     importlib.import_module("mindspore._c_expression").init_cluster()
     return True
-
-
-def prepare_generation(model: Any) -> None:
-    """Make greedy ``generate`` work on CPU: its argmax is ops.ArgMaxExt, for which CPU has no kernel.
-
-    ``ops.argmax`` gives the same. mindformers 1.9.0, generation/text_generator.py.
-    """
-    from mindspore import ops
-
-    model.argmax = lambda logits, axis=-1: ops.argmax(logits, axis)
 
 
 def _register_train_cell() -> None:

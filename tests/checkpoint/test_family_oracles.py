@@ -57,35 +57,29 @@ QWEN3_INFO = {**INFO, "model": QWEN3_MODEL}
 MODELS = (QWEN2_MODEL, QWEN3_MODEL)
 
 _OURS = """
-os.environ["LAUNCHER_CACHE"] = os.getcwd()  # a graph of the same shape is compiled once
 import numpy as np
 from pathlib import Path
-from launcher.inference.cached import Cache, CachedDecoder, CompiledSteps
+from launcher.inference.cached import Cache, CachedDecoder
 from launcher.inference.network import build
-from launcher.inference.model import is_plain
-from launcher.inference.plain import load
+from launcher.inference.model import is_for_cpu
+from launcher.inference.numpy_network import load
 from launcher.inference.sources import Given, find_model
 
-def plain(model, ids):
-    steps = load(model)
-    cached = CachedDecoder(steps).all_logits(np.array([ids]))[0]
-    cache = Cache(steps)
-    first = cache.join([ids[:1], ids[1:3]])  # a second row of another prompt, which is longer
-    rest = [cache.step([token, 5])[0] for token in ids[1:]]
-    return cached, np.array([first[0], *rest])
+def mindformers(model, ids):
+    from mindspore import Tensor
+    row = np.pad(np.array([ids], np.int32), ((0, 0), (0, model.context - len(ids))))
+    return build(model, batch_size=1)(Tensor(row)).asnumpy().reshape(model.context, -1)[: len(ids)]
 
 def logits(folder, adapter, ids, target):
     model = find_model(folder, Path("."), Given(adapter=adapter))
-    if is_plain(model):
-        cached, whole = plain(model, ids)
-        np.savez(target, cached=cached, whole=whole)
-        return
-    built = build(model, batch_size=1)
-    cached = CachedDecoder(CompiledSteps(built.network, built.described)).all_logits(np.array([ids]))[0]
-    from mindspore import Tensor
-    row = np.pad(np.array([ids], np.int32), ((0, 0), (0, model.context - len(ids))))
-    whole = built.network(Tensor(row)).asnumpy().reshape(-1, cached.shape[-1])[: len(ids)]
-    np.savez(target, cached=cached, whole=whole)
+    network = load(model)
+    found = {"whole": CachedDecoder(network).all_logits(np.array([ids]))[0]}
+    cache = Cache(network)
+    first = cache.join([ids[:1], ids[1:3]])  # a second row of another prompt, which is longer
+    found["cached"] = np.array([first[0], *(cache.step([token, 5])[0] for token in ids[1:])])
+    if not is_for_cpu(model):
+        found["mindformers"] = mindformers(model, ids)
+    np.savez(target, **found)
 """
 
 
@@ -96,12 +90,12 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
     child.close()
 
 
-def our_logits(child: Child, model: Path, adapter: Path | None = None) -> tuple[Array, Array]:
-    """Logits (tokens, vocabulary) of the cached decoder, and of MindFormers' network on whole rows."""
+def our_logits(child: Child, model: Path, adapter: Path | None = None) -> list[Array]:
+    """Logits (tokens, vocabulary) of whole rows, token by token, and of MindFormers' network where it has kernels."""
     target = model.with_name(f"{model.name}-ours.npz")
     child("logits", folder=model, adapter=adapter and str(adapter), ids=IDS, target=target)
     with np.load(target) as found:
-        return found["cached"], found["whole"]
+        return list(found.values())
 
 
 def converted(source: Path, target: Path, **options: Any) -> Path:

@@ -24,8 +24,8 @@ from launcher.errors import LauncherError
 from launcher.inference.batching import Batch, Memory
 from launcher.inference.cached import Cache, CachedDecoder
 from launcher.inference.decoding import CANCELLED, FAILED, LENGTH, Row
+from launcher.inference.numpy_network import NumpyNetwork, load
 from launcher.inference.paged import PagedDecoder, PagedMemory
-from launcher.inference.plain import PlainSteps, load
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.server.formats import Piece
 from launcher.inference.server.protocol import Settings, parse_text
@@ -47,17 +47,17 @@ def session(folder: Path) -> Session:
 
 
 @pytest.fixture(scope="module")
-def steps(session: Session) -> PlainSteps:
+def network(session: Session) -> NumpyNetwork:
     return load(session.model)
 
 
 class Network:
     """The part of MindFormers' network that ``PagedMemory`` needs. Blocks hold tokens, in place of keys and values."""
 
-    def __init__(self, steps: PlainSteps, slots: int) -> None:
+    def __init__(self, network: NumpyNetwork, slots: int) -> None:
         blocks = -(-CONTEXT // 16)
         self.config = SimpleNamespace(block_size=16, num_blocks=blocks * slots)
-        self.steps = CachedDecoder(steps)
+        self.decoder = CachedDecoder(network)
         self.memory = np.full(blocks * slots * 16, -1)
         self.shapes: set[tuple[int, ...]] = set()
         self.is_dynamic = False
@@ -76,7 +76,7 @@ class Network:
         found = []
         for table, length in zip(block_tables, valid_length_each_example, strict=True):
             row = self.memory.reshape(-1, 16)[table].reshape(-1)[:length]
-            found.append(self.steps.all_logits(row[None].astype(np.int32))[0, -1])
+            found.append(self.decoder.all_logits(row[None].astype(np.int32))[0, -1])
         return np.array(found), None
 
 
@@ -124,24 +124,24 @@ def assert_same(found: Sequence[Row], expected: Sequence[Row]) -> None:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["cached", "paged"])
 def test_an_answer_in_changing_company_is_the_one_alone(
-    session: Session, steps: PlainSteps, kind: str, seed: int
+    session: Session, network: NumpyNetwork, kind: str, seed: int
 ) -> None:
     alone, together = (rows_of(session, 25, seed) for _ in range(2))
     for row in alone:
         session.run([row])
-    network = Network(steps, 5)
-    batch = PagedDecoder(network, pad_id=0).batch(5) if kind == "paged" else CachedDecoder(steps).batch(5)
+    paged = Network(network, 5)
+    batch = PagedDecoder(paged, pad_id=0).batch(5) if kind == "paged" else CachedDecoder(network).batch(5)
     drive(batch, together, seed)
 
     assert_same(together, alone)
     assert len({row.finish for row in together}) > 1
     # One shape whoever has joined: a graph with fixed shapes is compiled once.
-    assert network.shapes == ({(5, 1, 5, 6, 5)} if kind == "paged" else set())
+    assert paged.shapes == ({(5, 1, 5, 6, 5)} if kind == "paged" else set())
 
 
-def test_the_cache_holds_no_more_columns_than_the_longest_row_needs(session: Session, steps: PlainSteps) -> None:
+def test_the_cache_holds_no_more_columns_than_the_longest_row_needs(session: Session, network: NumpyNetwork) -> None:
     """A row that stays while hundreds come and go."""
-    cache = Cache(steps)
+    cache = Cache(network)
     batch = Batch(cache, 3)
     for start in range(0, 60, 4):
         rows = rows_of(session, 4, start)
@@ -156,14 +156,14 @@ def test_the_cache_holds_no_more_columns_than_the_longest_row_needs(session: Ses
         batch.step()
         assert cache._part.columns <= 2 * CONTEXT
     assert len(row.prompt) + len(row.new_tokens) == CONTEXT
-    assert cache._part.columns == 1
+    assert cache._part.columns == 0
 
 
-def test_a_cancelled_row_leaves_before_the_next_token(session: Session, steps: PlainSteps) -> None:
+def test_a_cancelled_row_leaves_before_the_next_token(session: Session, network: NumpyNetwork) -> None:
     gone = threading.Event()
     first, second = rows_of(session, 2)
     first.cancelled, first.limit, first.ends, first.transcript._stop = gone.is_set, 50, frozenset(), ()
-    batch = CachedDecoder(steps).batch(1)
+    batch = CachedDecoder(network).batch(1)
     batch.join([first])
     batch.step()
     count = len(first.new_tokens)
@@ -197,9 +197,9 @@ class Faulty:
 
 
 @pytest.fixture(params=["cached", "paged"])
-def faulty(request: pytest.FixtureRequest, steps: PlainSteps) -> Faulty:
-    network = Network(steps, 5)
-    return Faulty(PagedMemory(network, slots=5, pad_id=0) if request.param == "paged" else Cache(steps))
+def faulty(request: pytest.FixtureRequest, network: NumpyNetwork) -> Faulty:
+    paged = Network(network, 5)
+    return Faulty(PagedMemory(paged, slots=5, pad_id=0) if request.param == "paged" else Cache(network))
 
 
 def test_what_goes_wrong_with_one_row_ends_no_other(session: Session, faulty: Faulty) -> None:

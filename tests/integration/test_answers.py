@@ -1,7 +1,4 @@
-"""Answers of real MindSpore: a small LLaMA of random weights, and what the shared training left behind.
-
-MindSpore takes seconds to start, so each child asks many things and prints what came of them as JSON.
-"""
+"""Answers of whole processes: of a small LLaMA and a Qwen3 of random weights, and of what the shared training left behind."""
 
 from __future__ import annotations
 
@@ -44,11 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(root / "model")
     make_model(root / "qwen3", family="qwen3", head_dim=12)
     return root
-
-
-@pytest.fixture(scope="module")
-def cache(folder: Path) -> str:
-    return str(folder / "cache")
 
 
 # ------------------------------------------------------------------------------------------------ the engine
@@ -120,12 +112,10 @@ with quiet() as stdout:
 
 
 @pytest.fixture(scope="module", params=["model", "qwen3"])
-def engine(request: pytest.FixtureRequest, folder: Path, cache: str) -> dict[str, Any]:
-    """What came of many questions to MindFormers' network, and to Qwen3's in numpy."""
+def engine(request: pytest.FixtureRequest, folder: Path) -> dict[str, Any]:
+    """What came of many questions."""
     model = folder / request.param
-    found: dict[str, Any] = child(
-        _ENGINE, model, NEW_TOKENS, json.dumps(prompts(50), ensure_ascii=False), folder, LAUNCHER_CACHE=cache
-    )
+    found: dict[str, Any] = child(_ENGINE, model, NEW_TOKENS, json.dumps(prompts(50), ensure_ascii=False), folder)
     return {**found, "model": model}
 
 
@@ -247,9 +237,7 @@ with quiet() as stdout:
 """
 
 
-def test_every_source_of_one_model_gives_the_same_answers(
-    trained: Trained, folder: Path, tmp_path: Path, cache: str
-) -> None:
+def test_every_source_of_one_model_gives_the_same_answers(trained: Trained, folder: Path, tmp_path: Path) -> None:
     shop, lora, base = trained.workshop, trained.lora, trained.base
     unmerged = tmp_path / "jobs" / "zzzzz-unmerged"
     shutil.copytree(lora.paths.root, unmerged, ignore=shutil.ignore_patterns("merged", "work"))
@@ -274,9 +262,7 @@ def test_every_source_of_one_model_gives_the_same_answers(
         "base and file": (str(base.paths.merged), {"adapter": str(tmp_path / "apart" / "adapter.safetensors")}),
         "base alone": (str(base.paths.merged), {}),
     }
-    found = child(
-        _SOURCES, shop.folder / "jobs", json.dumps(trained.questions), json.dumps(sources), LAUNCHER_CACHE=cache
-    )
+    found = child(_SOURCES, shop.folder / "jobs", json.dumps(trained.questions), json.dumps(sources))
 
     # Of a model that has hardly learnt anything, the base may give the same words: its logits tell it apart.
     _, _, alone = found.pop("base alone")
@@ -291,36 +277,33 @@ def test_every_source_of_one_model_gives_the_same_answers(
 # ------------------------------------------------------------------------------------------------ commands
 
 
-def test_infer_prints_in_order_continues_a_file_and_leaves_nothing_behind(
-    folder: Path, tmp_path: Path, cache: str
-) -> None:
+def test_infer_prints_in_order_continues_a_file_and_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
     shop = Workshop(folder=tmp_path, cache=tmp_path / "cache")
     asked = [{"id": f"q{at}", "prompt": text} for at, text in enumerate(prompts(5))]
     (tmp_path / "q.jsonl").write_text(
         "\n".join(json.dumps(line, ensure_ascii=False) for line in asked), encoding="utf-8"
     )
     common = ("infer", str(folder / "model"), "--file", "q.jsonl", "--max-new-tokens", "6", "--batch-size", "2")
-    env = {"LAUNCHER_CACHE": cache}
-    lines = shop.launcher(*common, "--format", "jsonl", env=env).stdout.splitlines()
+    lines = shop.launcher(*common, "--format", "jsonl").stdout.splitlines()
     answers = [json.loads(line) for line in lines]
 
     assert [answer["id"] for answer in answers] == ["q0", "q1", "q2", "q3", "q4"]
     assert answers[0].keys() == {"id", "prompt", "text", "prompt_tokens", "new_tokens", "finish", "seconds"}
-    text = shop.launcher(*common, env=env)
+    text = shop.launcher(*common)
     assert text.stdout == "".join(f"> {answer['prompt']}\n{answer['text']}\n" for answer in answers)
     assert "mindformers" not in text.stdout + text.stderr
-    shop.launcher(*common, "--output", "out.jsonl", env=env)
+    shop.launcher(*common, "--output", "out.jsonl")
     output = tmp_path / "out.jsonl"
     kept = output.read_text(encoding="utf-8").splitlines()
     output.write_text(f"{kept[3]}\n{kept[1]}\n{kept[0][:20]}", encoding="utf-8")
-    resumed = shop.launcher(*common, "--output", "out.jsonl", env=env)
+    resumed = shop.launcher(*common, "--output", "out.jsonl")
     assert "out.jsonl: 5 answers, 3 of them new" in resumed.stderr
     written = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     same = {"seconds": 0, "made_with": 0}
     assert [answer | same for answer in written] == [answer | same for answer in answers]
-    refused = shop.launcher(*common, "--output", "out.jsonl", "--temperature", "0.5", env=env, code=3)
+    refused = shop.launcher(*common, "--output", "out.jsonl", "--temperature", "0.5", code=3)
     assert "was made in another way: temperature 0.0, now 0.5" in refused.stderr
-    again = shop.launcher(*common, "--output", "out.jsonl", env=env)
+    again = shop.launcher(*common, "--output", "out.jsonl")
     assert "5 answers, 0 of them new" in again.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"q.jsonl", "out.jsonl"}
 
@@ -333,13 +316,12 @@ def test_a_job_is_no_adapter_of_what_was_merged_from_it(trained: Trained) -> Non
     assert find_model(str(trained.base.paths.merged), jobs_dir, Given(adapter=job)).name.endswith(job)
 
 
-def test_eval_compares_base_adapter_and_merged(trained: Trained, cache: str) -> None:
+def test_eval_compares_base_adapter_and_merged(trained: Trained) -> None:
     shop = trained.workshop
     options = ("--tokenizer", "tokenizer.model", "--seq-length", "64", "--template", "plain", "--eval-fraction", "0.2")
     shop.launcher("data", "preprocess", "conversations.json", *options, "-o", "split.mindrecord")
     held_out = ("--data", "split.eval.mindrecord", "--limit", "24", "--questions", "4", "--max-new-tokens", "8")
-    env = {"LAUNCHER_CACHE": cache}
-    found = json.loads(shop.launcher("eval", trained.lora.record.job_id, *held_out, "--format", "json", env=env).stdout)
+    found = json.loads(shop.launcher("eval", trained.lora.record.job_id, *held_out, "--format", "json").stdout)
     base, adapted, merged = found["models"]
 
     assert [base["role"], adapted["role"], merged["role"]] == ["base", "base + adapter", "merged"]
@@ -347,7 +329,7 @@ def test_eval_compares_base_adapter_and_merged(trained: Trained, cache: str) -> 
     assert abs(adapted["loss"] - merged["loss"]) == pytest.approx(found["difference"]["loss"])
     assert found["difference"]["largest_of_a_token"] < 1e-4
     assert found["difference"]["same_answers"] == found["difference"]["answers"] == 4
-    table = shop.launcher("eval", str(trained.base.paths.merged), *held_out, env=env).stdout
+    table = shop.launcher("eval", str(trained.base.paths.merged), *held_out).stdout
     assert re.search(rf"model +\S+merged +{base['loss']:.4f} ", table)
     refused = shop.launcher("eval", trained.base.record.job_id, code=3)
     assert "no validation split goes with these models" in refused.stderr
@@ -368,7 +350,7 @@ class Terminal:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in pieces
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            argv, cwd=folder, env=env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+            argv, cwd=folder, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
         )
         os.close(slave)
 
@@ -433,16 +415,16 @@ def long(folder: Path) -> Path:
     return made
 
 
-def terminal_of(folder: Path, cache: str, *arguments: str, kind: str = "dumb") -> Terminal:
+def terminal_of(folder: Path, *arguments: str, kind: str = "dumb") -> Terminal:
     argv = [sys.executable, "-m", "launcher", *arguments, "--max-new-tokens", "3000"]
-    return Terminal(argv, folder, {**os.environ, "LAUNCHER_CACHE": cache, "TERM": kind})
+    return Terminal(argv, folder, {**os.environ, "TERM": kind})
 
 
-def test_one_answer_is_streamed_to_a_terminal_and_ctrl_c_ends_it(long: Path, tmp_path: Path, cache: str) -> None:
-    terminal = terminal_of(tmp_path, cache, "infer", str(long), "--prompt", "苹果", kind="vt100")
+def test_one_answer_is_streamed_to_a_terminal_and_ctrl_c_ends_it(long: Path, tmp_path: Path) -> None:
+    terminal = terminal_of(tmp_path, "infer", str(long), "--prompt", "苹果", kind="vt100")
     try:
         terminal.expect(r"loading \S*long \.\.\. \d+ s\x1b\[K")
-        terminal.expect(r"compiling \S*long \.\.\. \d+ s\x1b\[K")
+        terminal.expect(r"computing the first token \.\.\. \d+ s\x1b\[K")
         terminal.expect(r"\r\x1b\[K.{20}")  # the line is gone before the answer begins
         terminal.process.send_signal(signal.SIGINT)
         terminal.expect("error: stopped")
@@ -453,8 +435,8 @@ def test_one_answer_is_streamed_to_a_terminal_and_ctrl_c_ends_it(long: Path, tmp
             terminal.process.wait()
 
 
-def test_chat_in_a_terminal(long: Path, tmp_path: Path, cache: str) -> None:
-    terminal = terminal_of(tmp_path, cache, "chat", str(long))
+def test_chat_in_a_terminal(long: Path, tmp_path: Path) -> None:
+    terminal = terminal_of(tmp_path, "chat", str(long))
     try:
         terminal.expect(r"4000 tokens of context, template \w+. /help lists commands.")
         terminal.enter("/help")

@@ -49,6 +49,11 @@ def page_of(browser: Any, server: Running, *, expected: int = 0, **context: Any)
     assert [url for url in asked if not url.startswith((server.url, "data:"))] == []
 
 
+def late(route: Any) -> None:
+    sleep(0.5)
+    route.continue_()
+
+
 def column(page: Any, name: str) -> Any:
     return page.locator(f"section[data-model={name}]")
 
@@ -121,7 +126,7 @@ def test_a_page_asks_for_the_token_of_its_server(browser: Any, folders: tuple[Pa
         sync_api.expect(page.get_by_role("alert")).to_have_text("the token is missing or wrong")
         page.get_by_label("Token of this server").fill(TOKEN)
         # The answer to the right token comes late, and somebody clicks twice: no question is lost, no model doubled.
-        page.route("**/v1/models", lambda route: (sleep(0.5), route.continue_()))
+        page.route("**/v1/models", late)
         page.get_by_role("button", name="Enter").dblclick()
         page.get_by_role("textbox").last.fill("苹果")
         page.keyboard.press("Enter")
