@@ -4,13 +4,13 @@ usage: bench_asking.py [--shapes smollm2-135m,qwen2-0.5b] [--rounds 5] [--new-to
 
 A model of each shape gets random weights in float32, as a Hugging Face folder that both read. Greedy, the same cores
 and as many threads as cores for both. "First token" is a process from its start to its end, one prompt, one token:
-``launcher infer`` with and without a graph kept from an earlier run, and a script of transformers (torch_infer.py).
+``launcher infer``, and a script of transformers (torch_infer.py).
 Tokens a second are those of processes that have loaded the model, ours and theirs in turns: the seconds of N tokens
 less those of one, for one prompt and for a batch of eight. Both have to choose the same tokens; the report says so if
 they do not.
 
 Seconds are medians over the rounds; a ratio is the median of the rounds' own ratios of seconds: below 1 we are faster.
---profile prints where our time goes, by function. Shape "tiny" is for trying the script. Some 10 minutes for each of
+--profile prints where our time goes, by function. Shape "tiny" is for trying the script. Some minutes for each of
 the two shapes on two idle cores, 8 GB of memory and 3 GB of disk; transformers' environment (build/peers) takes a
 minute or two when it is made. MindFormers' own pipeline is held against us in bench_infer.
 """
@@ -218,20 +218,19 @@ class Figures:
     eight: list[float] = field(default_factory=list)
 
 
-OURS_NEW, OURS, THEIRS = "launcher infer, no graph kept", "launcher infer", "transformers"
+OURS, THEIRS = "launcher infer", "transformers"
 
 
 def first_tokens(folder: Path, options: argparse.Namespace, env: Mapping[str, str]) -> dict[str, Figures]:
     launcher = (sys.executable, "-m", "launcher", "infer", str(folder), "--raw", "--max-new-tokens", "1", "--prompt")
-    commands: dict[str, tuple[str, ...]] = {OURS_NEW: launcher, OURS: launcher}
+    commands: dict[str, tuple[str, ...]] = {OURS: launcher}
     with contextlib.suppress(PeerError):
         commands[THEIRS] = theirs(folder, options.threads)
     found = {name: Figures() for name in commands}
     for number in range(options.rounds + 1):
         for name, argv in commands.items():
-            changed = {"LAUNCHER_NO_GRAPH_CACHE": "1"} if name == OURS_NEW else {}
-            seconds, cpu_s = whole_process((*argv, PROMPTS[0]), {**env, **changed}, folder.parent)
-            if number:  # the first round fills the page cache, and keeps our graph
+            seconds, cpu_s = whole_process((*argv, PROMPTS[0]), env, folder.parent)
+            if number:  # the first round fills the page cache
                 found[name].first.append(seconds)
                 found[name].cpu.append(cpu_s)
     return found
@@ -264,7 +263,7 @@ def decoding(folder: Path, options: argparse.Namespace, env: Mapping[str, str], 
                     short, long = (one.ask(PROMPTS[:count], length) for length in (1, options.new_tokens))
                     step_s = (long["seconds"] - short["seconds"]) / (options.new_tokens - 1)
                     tokens.setdefault(name, []).extend(long["tokens"])
-                    if number:  # the first round compiles and allocates
+                    if number:  # the first round allocates
                         (found[name].one if count == 1 else found[name].eight).append(step_s)
         if options.profile:
             for count in (1, len(PROMPTS)):
@@ -323,7 +322,7 @@ def main() -> None:
         ours(options.ours)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    # As many cores as threads, for both: MindSpore takes a thread for each core that it may use.
+    # As many cores as threads, for both: numpy takes a thread for each core that it may use.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     table, same = measured(options)
     print("\n| | first token, s | x transformers | processor time, s | one prompt, tokens/s | seconds x transformers "

@@ -1,4 +1,4 @@
-"""Answers of whole processes: of a small LLaMA and a Qwen3 of random weights, and of what the shared training left behind."""
+"""Answers of whole processes: of a LLaMA and a Qwen3 of random weights, and of what the shared training left behind."""
 
 from __future__ import annotations
 
