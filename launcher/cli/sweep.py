@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.options.common import Decorator, format_option, jobs_dir_option, jobs_dir_words
+from launcher.cli.options.common import Decorator, format_option, jobs_dir_option, jobs_dir_words, lang_option
 from launcher.cli.options.completion import spec_names
 from launcher.cli.options.group import option, takes
-from launcher.cli.options.run import RunChoice, SpecChanges
+from launcher.cli.options.run import JobLabels, RunChoice, SpecChanges
 from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
 from launcher.common.nearest import nearest
 from launcher.common.resources import names
@@ -105,13 +105,16 @@ class SweepOptions:
 @click.argument("spec", required=False, shell_complete=spec_names)
 @takes(SweepOptions, "options")
 @takes(SpecChanges, "changes")
+@takes(JobLabels, "labels")
 @takes(RunChoice, "run")
 @scheduler_options
+@lang_option
 @jobs_dir_option
 def run_sweep(
     spec: str | None,
     options: SweepOptions,
     changes: SpecChanges,
+    labels: JobLabels,
     run: RunChoice,
     scheduler: SchedulerChoice,
     jobs_dir: Path,
@@ -129,7 +132,7 @@ def run_sweep(
     asked: dict[str, Any] = {
         "cards": options.cards, "no_preflight": options.no_preflight, "scheduler": scheduler.name,
         "values": dict(scheduler.values), "engine": run.engine,
-        "limits": asdict(run.options().limits), **asdict(changes),
+        "limits": asdict(run.options().limits), **asdict(labels), **asdict(changes),
     }  # fmt: skip
     paths, found = planning.plan_sweep(
         spec, jobs_dir=jobs_dir, asked=asked, grid=options.grid, count=options.random, seed=options.seed,

@@ -18,7 +18,7 @@ from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
 from launcher.inference.model import Model
 from launcher.inference.weights import Tensors, in_parts
-from launcher.jobs import JobPaths, JobRecord, JobStore, find_job, is_job_folder
+from launcher.jobs import JobPaths, JobRecord, JobStore, find_job_or_path, is_job_folder
 from launcher.models import names
 
 _FILES = ("adapter_model.safetensors", "adapter.safetensors", "adapter.ckpt")
@@ -66,7 +66,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _of_job(model: Model, reference: str, jobs_dir: Path, of_job: OfJob) -> Model:
-    paths, record = find_job(reference, jobs_dir) or JobStore(jobs_dir).get(reference)
+    paths, record = find_job_or_path(reference, jobs_dir) or JobStore(jobs_dir).get(reference)
     _check_not_folded(model, record.job_id)
     adapted = of_job(paths, record, folded=False, adapters=True)
 

@@ -7,7 +7,6 @@ an adapter on top of any of them.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,17 +25,16 @@ from launcher.checkpoint.steps import choose_step
 from launcher.checkpoint.tensors import Output
 from launcher.cluster.discover import ascend_device_ids
 from launcher.data.tokenizer import find_tokenizer, load_tokenizer, stand_in_pad
-from launcher.errors import CheckpointError, DataError, JobError
+from launcher.errors import CheckpointError, DataError
 from launcher.inference import adapters
 from launcher.inference.model import Model, is_for_cpu
 from launcher.inference.weights import OpenTensors, Tensors, in_parts
-from launcher.jobs import JobPaths, JobRecord, exists, find_job
+from launcher.jobs import JobPaths, JobRecord, find_job_or_path
 from launcher.models import names
 from launcher.models.generation import generation_section
 from launcher.runspec.folders import OWN_TEMPLATE, OWN_TEMPLATES, chat_template_file, chat_template_of
 from launcher.runspec.sections import GenerationSection, ModelSpec
 
-_WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -68,10 +66,7 @@ def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Mo
 
 def as_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
     """Return the job that ``reference`` names, or None for a folder or file. Raises JobError when it is neither."""
-    path = Path(reference)
-    if not exists(path) and (os.sep in reference or path.suffix in _WEIGHT_SUFFIXES):
-        raise JobError(f"no file or folder {reference}", hint="give a job, a folder or a .safetensors or .ckpt file")
-    return find_job(reference, jobs_dir)
+    return find_job_or_path(reference, jobs_dir)
 
 
 def _found(reference: str, jobs_dir: Path, given: Given) -> Model:
