@@ -188,11 +188,17 @@ def best(reference: str, jobs_dir: Path) -> None:
     launcher merge-ckpt $(launcher sweep best last)
     """
     from launcher.errors import JobError
+    from launcher.jobs import is_job_folder
     from launcher.sweeps import record
 
     found = record.read(record.find(reference, jobs_dir))
     if found.best is None:
         raise JobError(f"no trial of {found.sweep_id} has ended with a value", hint="launcher sweep status")
+    if not is_job_folder(jobs_dir / found.best.job_id):
+        raise JobError(
+            f"trial {found.best.number} of {found.sweep_id} is the best, and its job {found.best.job_id} was removed",
+            hint=f"launcher submit{_spec_words(found)} {_set_words(found.best)} trains it again",
+        )
     click.echo(f"{_settings(found.best)}: {found.metric} {found.best.value:.4g}", err=True)
     click.echo(found.best.job_id)
 
@@ -301,6 +307,16 @@ def _tell(found: Sweep, trial: Trial, shown: dict[int, str]) -> None:
     value = f"  {found.metric} {trial.value:.4g}" if trial.value is not None and state != "begins" else ""
     why = f"  {trial.note.splitlines()[0]}" if trial.note else ""
     click.echo(f"trial {trial.number} {state}: {_settings(trial)}  {trial.job_id}{value}{why}".rstrip())
+
+
+def _spec_words(found: Sweep) -> str:
+    return f" {found.spec}" if found.spec else ""
+
+
+def _set_words(trial: Trial) -> str:
+    import shlex
+
+    return " ".join(shlex.join(("--set", f"{key}={value}")) for key, value in trial.settings.items())
 
 
 def _settings(trial: Trial) -> str:

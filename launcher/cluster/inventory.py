@@ -58,10 +58,15 @@ class HostGroup(_Section):
     levels: tuple[LevelSpec, ...] = ()
 
 
+def _kind(value: object) -> str:
+    """Return the name of a kind: YAML makes 910 a number, and people write a2."""
+    return str(value).upper()
+
+
 class Inventory(_Section):
     """The inventory of a cluster: its hosts, of one ``kind`` of chip; with "CPU" the ``devices`` are ranks."""
 
-    kind: Annotated[Literal["910", "A2", "A3", "950", "310P", "CPU"], BeforeValidator(str)]  # YAML makes 910 a number
+    kind: Annotated[Literal["910", "A2", "A3", "950", "310P", "CPU"], BeforeValidator(_kind)]
     hosts: Annotated[tuple[HostGroup, ...], Field(min_length=1)]
 
 

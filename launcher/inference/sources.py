@@ -86,14 +86,14 @@ def _with_given(model: Model, given: Given) -> Model:
     if is_for_cpu(model) and ascend_device_ids():
         said = f"a {model.spec.architecture.title} is computed by this host's processor, not by its cards"
         model = replace(model, notes=(*model.notes, said))
-    longest = model.spec.max_position_embedding or model.spec.seq_length
+    longest = model.longest
     if not given.context and longest > model.spec.seq_length:
         said = f"prompt and answer have {model.spec.seq_length} tokens together; --context gives up to {longest}"
         model = replace(model, notes=(*model.notes, said))
     if given.context:
         if given.context > longest:
             raise DataError(f"--context {given.context}: {model.name} is made for {longest} tokens", hint="give less")
-        model = replace(model, spec=_changed(model.spec, seq_length=given.context, max_position_embedding=longest))
+        model = model.with_context(given.context, longest)
     return model
 
 
@@ -180,10 +180,7 @@ def _path(path: Path, given: Given) -> Model:
     folder = path if path.is_dir() else path.parent
     config = given.config or next((file for name in (MODEL_CONFIG, CONFIG) if (file := folder / name).is_file()), None)
     if config is None:
-        raise CheckpointError(
-            f"{folder} has no {MODEL_CONFIG} nor {CONFIG}: how the model is built is not known",
-            hint="give one that describes it: --config FILE",
-        )
+        raise _no_model(path, folder)
     read = _read_json(config)
     found = find_tokenizer(given.tokenizer or folder)
     described = _description(read, config, found.path)
@@ -193,6 +190,20 @@ def _path(path: Path, given: Given) -> Model:
     sharded = path.is_dir() and any(path.glob("rank_*"))
     tensors = _shards(path, described["spec"]) if sharded else _whole(path, config)
     return Model(name=str(path), where=path, open=tensors, tokenizer=found.path, notes=notes, **described)
+
+
+def _no_model(path: Path, folder: Path) -> CheckpointError:
+    """Return the error for a ``path`` of which nothing says how the model is built, with what to do with it instead."""
+    names_here = {path.name} if path.is_file() else {entry.name for entry in folder.iterdir()}
+    if any(name.endswith(".gguf") for name in names_here):
+        hint = "a .gguf file is for llama.cpp and ollama: give the job or folder that it was made of"
+    elif names_here.intersection(adapters.FILES):
+        hint = f"it holds an adapter: launcher infer BASE --adapter {path}"
+    else:
+        hint = "give one that describes it: --config FILE"
+    return CheckpointError(
+        f"{folder} has no {MODEL_CONFIG} nor {CONFIG}: how the model is built is not known", hint=hint
+    )
 
 
 def _with_ids_of(tokenizer: Path, spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:

@@ -133,7 +133,10 @@ def select_jobs(
     wanted = [state.strip() for state in (states or "").split(",") if state.strip()]
     unknown = [state for state in wanted if state not in STATES]
     if unknown:
-        raise SpecError(f"--state {states}: there is no state {unknown[0]!r}", hint=f"states: {', '.join(STATES)}")
+        near = nearest(unknown[0], STATES)
+        meant = f"did you mean {near}? " if near else ""
+        hint = f"{meant}states: {', '.join(STATES)}"
+        raise SpecError(f"--state {states}: there is no state {unknown[0]!r}", hint=hint)
     fits = [job for job in jobs if (not wanted or job[1].state in wanted) and (name or "") in job[1].job_id]
     return [job for job in fits if set(tags) <= set(read_labels(job[0]).tags)] if tags else fits
 
