@@ -30,15 +30,17 @@ QWEN3 = {"family": "qwen3", "n_kv_heads": 1, "head_dim": 24, "seq_length": 191}
 PACKED = {"train": "math.jsonl", "packing": True, "batch_size": 5}
 
 
-def spec(workshop: Workshop, name: str, model: Mapping[str, Any] | None = None, **training: Any) -> str:
-    """Two epochs of 8 steps on two ranks, saved every 4 steps; a Qwen3's rows are packed, from raw records."""
+def spec(
+    workshop: Workshop, name: str, model: Mapping[str, Any] | None = None, *, cards: int = 2, **training: Any
+) -> str:
+    """Two epochs of 8 steps on ``cards`` ranks, saved every 4 steps; a Qwen3's rows are packed, from raw records."""
     import yaml
 
     file = workshop.write_spec(name, lora=True, epochs=2, **training)
     path = workshop.folder / file
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     values["lora"]["dropout"] = 0.0
-    values["data"]["batch_size"] = 16
+    values["data"]["batch_size"] = 32 // cards
     if model:
         values["model"] |= model
         values["data"] |= PACKED
@@ -48,21 +50,25 @@ def spec(workshop: Workshop, name: str, model: Mapping[str, Any] | None = None, 
     return file
 
 
-@pytest.mark.parametrize("model", [{}, QWEN3], ids=["llama", "qwen3"])
-def test_eight_steps_and_eight_resumed_are_sixteen_in_one_go(workshop: Workshop, model: dict[str, Any]) -> None:
-    """The first run is ended right after step 10; both ranks have saved step 8."""
-    whole = workshop.submit(spec(workshop, "whole", model), "--cards", "2", "--engine", "direct")
+@pytest.mark.parametrize(("model", "cards"), [({}, 2), (QWEN3, 2), ({}, 1)], ids=["llama", "qwen3", "llama-alone"])
+def test_eight_steps_and_eight_resumed_are_sixteen_in_one_go(
+    workshop: Workshop, model: dict[str, Any], cards: int
+) -> None:
+    """The first run is ended right after step 10; all ranks have saved step 8."""
+    how = ("--cards", str(cards), "--engine", "direct")
+    whole = workshop.submit(spec(workshop, "whole", model, cards=cards), *how)
     (workshop.folder / "hook").mkdir(exist_ok=True)
     (workshop.folder / "hook" / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
     env = {"LAUNCHER_TEST_DIE_AFTER": "10", "PYTHONPATH": str(workshop.folder / "hook")}
-    workshop.launcher("submit", spec(workshop, "halved", model), "--cards", "2", "--engine", "direct", code=7, env=env)
+    env["LAUNCHER_TEST_DIE_RANK"] = str(cards - 1)
+    workshop.launcher("submit", spec(workshop, "halved", model, cards=cards), *how, code=7, env=env)
     failed = workshop.job("last")
     workshop.launcher("resume", "last")
     resumed = workshop.job("last")
 
     assert (failed.record.state, resumed.record.state) == (jobs.FAILED, jobs.SUCCEEDED)
     assert failed.record.verdict is not None
-    assert failed.record.verdict["rank_id"] == 1
+    assert failed.record.verdict["rank_id"] == cards - 1
     expected, second = losses(whole, 1), losses(resumed, 2)
     assert list(expected) == list(range(1, 17))
     assert list(second) == list(range(9, 17))
@@ -129,7 +135,8 @@ if os.environ.get("LAUNCHER_TEST_DIE_AFTER") and os.environ.get("LAUNCHER_ATTEMP
     original = EventWriter.write
     def write(self, event, **fields):
         original(self, event, **fields)
-        if event == "step" and self._rank_id == 1 and fields["step"] == int(os.environ["LAUNCHER_TEST_DIE_AFTER"]):
+        dies = self._rank_id == int(os.environ["LAUNCHER_TEST_DIE_RANK"])
+        if dies and event == "step" and fields["step"] == int(os.environ["LAUNCHER_TEST_DIE_AFTER"]):
             os.kill(os.getpid(), 9)
     EventWriter.write = write
 """
