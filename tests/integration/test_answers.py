@@ -62,7 +62,8 @@ with tempfile.TemporaryFile() as heard:
     for stream, number in zip((1, 2), kept):
         os.dup2(number, stream)
     heard.seek(0)
-    quietly = [answer.new_tokens, heard.read().decode(), sorted(map(str, Path.cwd().iterdir())), "mindspore" in sys.modules]
+    left = sorted(map(str, Path.cwd().iterdir()))
+    quietly = [answer.new_tokens, heard.read().decode(), left, "mindspore" in sys.modules]
 from launcher.data.messages import Message
 from launcher.inference import cached
 from launcher.inference.sampling import GenerationSpec
@@ -126,7 +127,9 @@ def test_a_batch_answers_as_one_by_one_and_long_prompts_in_passes_as_at_once(eng
     assert engine["passes"] == engine["greedy"]
 
 
-def test_a_model_from_python_prints_nothing_leaves_nothing_behind_and_needs_no_mindspore(engine: dict[str, Any]) -> None:
+def test_a_model_from_python_prints_and_leaves_nothing_and_needs_no_mindspore(
+    engine: dict[str, Any],
+) -> None:
     assert engine["quietly"] == [2, "", [], False]
 
 
