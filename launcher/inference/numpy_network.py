@@ -79,9 +79,7 @@ class NumpyNetwork:
         self.layers, self.heads, self.head_size = spec.num_layers, spec.kv_heads, spec.head_size
         self._repeats = spec.num_heads // spec.kv_heads
         self._threads = Threads(spec.hidden_size)
-        places = np.arange(spec.max_position_embedding or spec.seq_length, dtype=np.float32)
-        angles = places[:, None] * frequencies(spec)
-        self._cos, self._sin = (np.tile(turned(angles), 2) for turned in (np.cos, np.sin))
+        self._frequencies = frequencies(spec)
 
     def run(self, tokens: Ints, positions: Ints, mask: Floats | None, wanted: Any, cache: Floats) -> Floats:
         """Run new tokens and return the logits of the wanted ones.
@@ -94,7 +92,8 @@ class NumpyNetwork:
             return self._run(tokens, positions, mask, wanted, cache)
 
     def _run(self, tokens: Ints, positions: Ints, mask: Floats | None, wanted: Any, cache: Floats) -> Floats:
-        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+        angles = positions[:, None, :, None].astype(np.float32) * self._frequencies
+        cos, sin = np.cos(angles), np.sin(angles)
         hidden: Floats = self._embedding[tokens]
         for layer, (keys, values) in zip(self._layers, cache, strict=True):
             hidden = hidden + self._attention(
@@ -145,10 +144,8 @@ def _feed_forward(layer: Layer, x: Floats) -> Floats:
 
 def _rotated(x: Floats, cos: Floats, sin: Floats) -> Floats:
     half = x.shape[-1] // 2
-    turned: Floats = x * cos
-    turned[..., :half] -= x[..., half:] * sin[..., :half]
-    turned[..., half:] += x[..., :half] * sin[..., half:]
-    return turned
+    first, second = x[..., :half], x[..., half:]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def frequencies(spec: ModelSpec) -> Floats:
