@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from launcher.data.mindrecord import header_columns, header_rows, least_size, read_header
+from launcher.data.mindrecord_header import header_columns, header_rows, least_size, read_header
 from launcher.data.tokenizer import TokenizerInfo
 from launcher.errors import DataError
 

@@ -22,7 +22,8 @@ from support.data_tools import ROOT, launcher
 
 from launcher.data.cache import in_cache
 from launcher.data.info import read_info
-from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
+from launcher.data.mindrecord import Ints, read_row
+from launcher.data.mindrecord_header import header_rows, read_header
 from launcher.data.options import PreprocessOptions, eval_path
 from launcher.data.preprocess import preprocess
 from launcher.data.reading import DataSource, Reading
