@@ -40,6 +40,7 @@ TRAINED = (
     "tests/integration/test_answers.py::test_eval_compares_base_adapter_and_merged",
     "tests/integration/test_resume.py::test_a_graph_compiled_with_one_base_is_right_for_another",
 )
+INTEGRATION = "tests/integration/"
 APART = (
     "tests/integration/faults/", "tests/integration/test_qwen.py", "tests/integration/test_resume.py",
     "tests/integration/test_training_oracles.py",
@@ -59,6 +60,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
                 return "trained"
             return nodeid if nodeid.startswith(APART) else nodeid.partition("::")[0]
 
+        def _assign_work_unit(self, node: Any) -> None:
+            """The second worker begins at the end, where tests wait (schedulers, supervise): others compute meanwhile."""
+            if node.gateway.id == "gw1":
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
+
     config.option.loadscopereorder = False  # by the number of tests, which would leave the longest for the end
     return ByWhatIsShared(config, log)
 
@@ -70,7 +77,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if fixtures & STARTS_JOBS or SLOW_PLACES & set(item.path.parts) or item.get_closest_marker("mindspore"):
             item.add_marker(pytest.mark.slow)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: not item.nodeid.startswith(TRAINED))
+        items.sort(key=lambda item: (not item.nodeid.startswith(TRAINED), not item.nodeid.startswith(INTEGRATION)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -67,6 +67,9 @@ def in_loss(row: dict[str, Ints]) -> list[int]:
 
 READ = """
 import json, sys
+from launcher.upstream.light_imports import light_imports
+with light_imports():
+    import mindformers
 from mindformers.dataset.causal_language_model_dataset import CausalLanguageModelDataset
 from mindspore.dataset import MindDataset
 def listed(dataset):

@@ -77,6 +77,9 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
 
 COUNT = """
 import json, sys
+from launcher.upstream.light_imports import light_imports
+with light_imports():
+    import mindformers
 from mindspore.nn.utils import no_init_parameters
 from mindformers import AdamW, LlamaConfig, LlamaForCausalLM
 from mindformers.pet import get_pet_model
