@@ -282,7 +282,7 @@ def _between_controls(tokens: list[int], tokenizer: Tokenizer) -> list[str]:
 
 def _big(folder: Path, tmp_path: Path) -> Path:
     source = tmp_path / "big.jsonl"
-    source.write_text((folder / "math.jsonl").read_text("utf-8") * 120, "utf-8")
+    source.write_text((folder / "math.jsonl").read_text("utf-8") * 60, "utf-8")
     return source
 
 
