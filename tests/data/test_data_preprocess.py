@@ -68,6 +68,9 @@ def in_loss(row: dict[str, Ints]) -> list[int]:
 
 READ = """
 import json, sys
+from launcher.upstream.light_imports import light_imports
+with light_imports():
+    import mindformers
 from mindformers.dataset.causal_language_model_dataset import CausalLanguageModelDataset
 from mindspore.dataset import MindDataset
 def listed(dataset):
@@ -280,7 +283,7 @@ def _between_controls(tokens: list[int], tokenizer: Tokenizer) -> list[str]:
 
 def _big(folder: Path, tmp_path: Path) -> Path:
     source = tmp_path / "big.jsonl"
-    source.write_text((folder / "math.jsonl").read_text("utf-8") * 120, "utf-8")
+    source.write_text((folder / "math.jsonl").read_text("utf-8") * 60, "utf-8")
     return source
 
 
