@@ -19,9 +19,9 @@ _BY_FOLDER = "merge its checkpoints alone: launcher merge-ckpt JOB_FOLDER/checkp
 
 def find_source(reference: str, jobs_dir: Path) -> Source:
     """Return the shards of the job or folder that ``reference`` means. Raises JobError when no job fits."""
-    from launcher.jobs import find_job
+    from launcher.jobs import find_job_or_path
 
-    found = find_job(reference, jobs_dir)
+    found = find_job_or_path(reference, jobs_dir)
     return job_source(*found) if found else Source(name=str(Path(reference).absolute()), folder=Path(reference))
 
 

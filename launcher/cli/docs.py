@@ -14,7 +14,8 @@ from launcher.common.nearest import nearest
 @click.argument("topic", required=False)
 @click.option("--lang", type=click.Choice(["en", "zh"]), default="en", help="zh where there is a Chinese page.")
 def docs(topic: str | None, lang: str) -> None:
-    """Print the documentation on TOPIC, as the installed version has it; without one, list the topics.
+    """Print the documentation on TOPIC, a page or a command, as the installed version has it; without one, list the
+    topics.
 
     \b
     launcher docs
@@ -52,8 +53,33 @@ def _found(pages: dict[str, Path], topic: str, lang: str) -> Path:
         if lang == "zh":
             click.echo(f"note: there is no Chinese page on {name}", err=True)
         return pages[name]
-    near = nearest(name, pages)
+    if page := _page_of_command(name):
+        return pages[page]
+    near = nearest(name, [*pages, *_commands()])
     raise SpecError(f"no page on {topic}", hint=f"launcher docs {near}" if near else "launcher docs lists the topics")
+
+
+# Commands whose page is not of their name.
+_PAGES = {
+    "quickstart": ("demo",),
+    "configuration": ("config",),
+    "jobs": ("submit", "resume", "stop", "attach", "status", "logs", "completion"),
+    "models": ("plan",),
+    "sweeps": ("sweep",),
+    "checkpoints": ("merge-ckpt", "convert-ckpt", "split-ckpt"),
+    "inference": ("infer", "chat", "eval", "serve"),
+    "rank-tables": ("rank-table", "devices"),
+    "observability": ("top", "board", "report", "compare", "plot", "track", "metrics"),
+    "faq": ("docs",),
+}
+
+
+def _commands() -> list[str]:
+    return [command for commands in _PAGES.values() for command in commands]
+
+
+def _page_of_command(name: str) -> str | None:
+    return next((page for page, commands in _PAGES.items() if name in commands), None)
 
 
 def _title(page: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from launcher.cli.options.common import format_option, jobs_dir_option
+from launcher.cli.options.common import AnyCase, format_option, jobs_dir_option
 from launcher.cli.options.completion import spec_names
 from launcher.cli.options.group import declared, option, takes
 from launcher.cli.options.run import SpecChanges
@@ -32,11 +32,11 @@ class PlanOptions:
     )
     kind: str | None = option(
         "--kind",
-        type=click.Choice(["910", "A2", "A3", "950", "310P"]),
+        type=AnyCase(["910", "A2", "A3", "950", "310P"]),
         help="Plan for N cards of this kind, whether this host has them or not.",
     )
     inventory: Path | None = option(
-        "--inventory", type=click.Path(path_type=Path), metavar="FILE", help="Plan for the hosts of an inventory."
+        "-i", "--inventory", type=click.Path(path_type=Path), metavar="FILE", help="Plan for the hosts of an inventory."
     )
     spare_hosts: int | None = option(
         "--spare-hosts",

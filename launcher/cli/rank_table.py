@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from launcher.cli.options.common import format_option
+from launcher.cli.options.common import AnyCase, format_option
 from launcher.cli.options.group import option, takes
 from launcher.cli.output import rank_tables as lines
 from launcher.cli.output.tables import print_json
@@ -135,7 +135,7 @@ _ORDER_TEXT = {
 @format_option
 @click.option(
     "--kind",
-    type=click.Choice(list(KINDS)),
+    type=AnyCase(list(KINDS)),
     help="Check for this kind of chip; some rules hold for 910 only.",
 )
 @click.option("--against-host", is_flag=True, help="Compare with the cards and hccn.conf of this host too.")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from launcher.cli.options.common import in_jobs_dir, jobs_dir_option, lang_option
-from launcher.cli.options.completion import job_ids, spec_names, tags
+from launcher.cli.options.completion import job_ids, spec_names
 from launcher.cli.options.group import option, takes
-from launcher.cli.options.run import RunChoice, SpecChanges
+from launcher.cli.options.run import JobLabels, RunChoice, SpecChanges
 from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
 from launcher.cli.output.progress import waiting
 
@@ -51,14 +51,6 @@ class SubmitOptions:
         metavar="NAME",
         help="Tracker instead of the spec's, repeatable: tensorboard, swanlab, mlflow, wandb.",
     )
-    tags: tuple[str, ...] = option(
-        "--tag",
-        multiple=True,
-        metavar="TAG",
-        shell_complete=tags,
-        help="Tag of the job, repeatable; launcher jobs has it.",
-    )
-    note: str = option("--note", metavar="TEXT", default="", help="What to remember of the job.")
     detach: bool = option(
         "--detach", is_flag=True, help="Print the job's id and return at once; launcher attach follows it."
     )
@@ -68,6 +60,7 @@ class SubmitOptions:
 @click.argument("spec", required=False, shell_complete=spec_names)
 @takes(SubmitOptions, "options")
 @takes(SpecChanges, "changes")
+@takes(JobLabels, "labels")
 @takes(RunChoice, "run")
 @scheduler_options
 @lang_option
@@ -76,6 +69,7 @@ def submit(
     spec: str | None,
     options: SubmitOptions,
     changes: SpecChanges,
+    labels: JobLabels,
     run: RunChoice,
     scheduler: SchedulerChoice,
     jobs_dir: Path,
@@ -105,7 +99,7 @@ def submit(
             spec, cards=options.cards, port=options.port, jobs_dir=jobs_dir, earlier=earlier,
             options=run.options(earlier[0] if earlier else None, scheduler.name),
             scheduler=scheduler.name, values=scheduler.values, verify_base=options.verify == "full",
-            track=options.track, tags=options.tags, note=options.note, **asdict(changes),
+            track=options.track, **asdict(labels), **asdict(changes),
         )  # fmt: skip
     if options.dry_run:
         show.dry_run(prepare.estimated(prepared))

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.cli.options.common import Decorator, format_option, jobs_dir_option, jobs_dir_words
+from launcher.cli.options.common import Decorator, format_option, jobs_dir_option, jobs_dir_words, lang_option
 from launcher.cli.options.completion import spec_names
 from launcher.cli.options.group import option, takes
-from launcher.cli.options.run import RunChoice, SpecChanges
+from launcher.cli.options.run import JobLabels, RunChoice, SpecChanges
 from launcher.cli.options.scheduler import SchedulerChoice, scheduler_options
 from launcher.common.nearest import nearest
 from launcher.common.resources import names
@@ -105,13 +105,16 @@ class SweepOptions:
 @click.argument("spec", required=False, shell_complete=spec_names)
 @takes(SweepOptions, "options")
 @takes(SpecChanges, "changes")
+@takes(JobLabels, "labels")
 @takes(RunChoice, "run")
 @scheduler_options
+@lang_option
 @jobs_dir_option
 def run_sweep(
     spec: str | None,
     options: SweepOptions,
     changes: SpecChanges,
+    labels: JobLabels,
     run: RunChoice,
     scheduler: SchedulerChoice,
     jobs_dir: Path,
@@ -129,7 +132,7 @@ def run_sweep(
     asked: dict[str, Any] = {
         "cards": options.cards, "no_preflight": options.no_preflight, "scheduler": scheduler.name,
         "values": dict(scheduler.values), "engine": run.engine,
-        "limits": asdict(run.options().limits), **asdict(changes),
+        "limits": asdict(run.options().limits), **asdict(labels), **asdict(changes),
     }  # fmt: skip
     paths, found = planning.plan_sweep(
         spec, jobs_dir=jobs_dir, asked=asked, grid=options.grid, count=options.random, seed=options.seed,
@@ -185,11 +188,17 @@ def best(reference: str, jobs_dir: Path) -> None:
     launcher merge-ckpt $(launcher sweep best last)
     """
     from launcher.errors import JobError
+    from launcher.jobs import is_job_folder
     from launcher.sweeps import record
 
     found = record.read(record.find(reference, jobs_dir))
     if found.best is None:
         raise JobError(f"no trial of {found.sweep_id} has ended with a value", hint="launcher sweep status")
+    if not is_job_folder(jobs_dir / found.best.job_id):
+        raise JobError(
+            f"trial {found.best.number} of {found.sweep_id} is the best, and its job {found.best.job_id} was removed",
+            hint=f"launcher submit{_spec_words(found)} {_set_words(found.best)} trains it again",
+        )
     click.echo(f"{_settings(found.best)}: {found.metric} {found.best.value:.4g}", err=True)
     click.echo(found.best.job_id)
 
@@ -298,6 +307,16 @@ def _tell(found: Sweep, trial: Trial, shown: dict[int, str]) -> None:
     value = f"  {found.metric} {trial.value:.4g}" if trial.value is not None and state != "begins" else ""
     why = f"  {trial.note.splitlines()[0]}" if trial.note else ""
     click.echo(f"trial {trial.number} {state}: {_settings(trial)}  {trial.job_id}{value}{why}".rstrip())
+
+
+def _spec_words(found: Sweep) -> str:
+    return f" {found.spec}" if found.spec else ""
+
+
+def _set_words(trial: Trial) -> str:
+    import shlex
+
+    return " ".join(shlex.join(("--set", f"{key}={value}")) for key, value in trial.settings.items())
 
 
 def _settings(trial: Trial) -> str:

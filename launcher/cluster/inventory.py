@@ -19,6 +19,7 @@ from launcher.cluster.addresses import packed_ip
 from launcher.cluster.model import KINDS, Cluster, Device, Host, NetAddress, NetLevel
 from launcher.cluster.sdid import SERVER_INDEX_MAX, sdid
 from launcher.common import resources
+from launcher.common.nearest import path_hint
 from launcher.common.ranges import MOST_RANKS, expand, numbers
 from launcher.common.yaml_lines import YamlDocument, parse_text
 from launcher.errors import SpecError
@@ -57,10 +58,15 @@ class HostGroup(_Section):
     levels: tuple[LevelSpec, ...] = ()
 
 
+def _kind(value: object) -> str:
+    """Return the name of a kind: YAML makes 910 a number, and people write a2."""
+    return str(value).upper()
+
+
 class Inventory(_Section):
     """The inventory of a cluster: its hosts, of one ``kind`` of chip; with "CPU" the ``devices`` are ranks."""
 
-    kind: Annotated[Literal["910", "A2", "A3", "950", "310P", "CPU"], BeforeValidator(str)]  # YAML makes 910 a number
+    kind: Annotated[Literal["910", "A2", "A3", "950", "310P", "CPU"], BeforeValidator(_kind)]
     hosts: Annotated[tuple[HostGroup, ...], Field(min_length=1)]
 
 
@@ -72,8 +78,9 @@ def load_inventory(path: Path) -> Cluster:
     try:
         text = _file(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        hint = "give the path of an inventory, such as rank_tables/2x8.yaml"
-        raise SpecError(f"cannot read the inventory {path}: {error}", hint=hint) from error
+        hint = path_hint(path, "give the path of an inventory, such as rank_tables/2x8.yaml")
+        why = getattr(error, "strerror", None) or error
+        raise SpecError(f"cannot read the inventory {path}: {why}", hint=hint) from error
     return parse_inventory(text, name=str(path))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def nearest(text: str, names: Iterable[str]) -> str | None:
@@ -10,3 +12,19 @@ def nearest(text: str, names: Iterable[str]) -> str | None:
     import difflib  # only mistakes need it
 
     return next(iter(difflib.get_close_matches(text, list(names), n=1)), None)
+
+
+def nearest_path(path: Path) -> Path | None:
+    """Return the file or folder beside ``path``, which is not there, whose name is nearest; None when none is near."""
+    try:
+        beside = [entry.name for entry in os.scandir(path.parent)]
+    except (OSError, ValueError):
+        return None
+    close = nearest(path.name, beside)
+    return path.with_name(close) if close else None
+
+
+def path_hint(path: Path, hint: str = "") -> str:
+    """Return ``hint``, after the question for what may have been meant where ``path`` is not there."""
+    near = None if os.path.lexists(path) else nearest_path(path)
+    return f"did you mean {near}? {hint}".rstrip() if near else hint

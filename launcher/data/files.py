@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.common.nearest import path_hint
 from launcher.data.compression import uncompressed_name
 from launcher.data.reading import DataSource, FileFormat, Reading
 from launcher.errors import DataError
@@ -249,4 +250,4 @@ def _beginning(path: Path, shown: str) -> bytes:
         with path.open("rb") as file:
             return file.read(64)
     except OSError as error:
-        raise DataError(f"cannot read {shown}: {error.strerror}") from error
+        raise DataError(f"cannot read {shown}: {error.strerror}", hint=path_hint(path)) from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from launcher.common.nearest import path_hint
 from launcher.data.mindrecord_header import header_columns, header_rows, least_size, read_header
 from launcher.data.tokenizer import TokenizerInfo
 from launcher.errors import DataError
@@ -65,6 +66,14 @@ def shared_warning(counts: Mapping[str, int]) -> str:
 def stats_path(dataset: Path) -> Path:
     """Return the path of the statistics that ``launcher data preprocess`` writes for ``dataset``."""
     return dataset.with_name(f"{dataset.name}.stats.json")
+
+
+def no_dataset(path: Path) -> DataError:
+    """Return the error for a ``path`` of which ``read_info`` knows nothing."""
+    makes = "launcher data preprocess makes one"
+    if path.exists():
+        return DataError(f"{path} is not a MindRecord file", hint=f"{makes} of raw records")
+    return DataError(f"no dataset {path}", hint=path_hint(path, makes))
 
 
 def read_info(path: Path) -> DatasetInfo | None:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from launcher.data.info import DatasetInfo, read_info
+from launcher.data.info import DatasetInfo, no_dataset, read_info
 from launcher.data.messages import Message
 from launcher.data.mindrecord import Ints, read_row
 from launcher.data.mindrecord_header import header_rows, read_header
@@ -68,7 +68,7 @@ class _Row:
 def _read(path: Path, row: int, tokenizer: Path | None) -> _Row:
     info = read_info(path)
     if info is None:
-        raise DataError(f"{path} is not a MindRecord file" if path.exists() else f"no dataset {path}")
+        raise no_dataset(path)
     columns = _row(info, row)
     ids = columns["input_ids"]
     labels = columns.get("labels", ids)

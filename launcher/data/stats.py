@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.data import samples
-from launcher.data.info import DatasetInfo, read_info, stats_path
+from launcher.data.info import DatasetInfo, no_dataset, read_info, stats_path
 from launcher.data.rows import Places
 from launcher.data.samples import Records
 from launcher.data.tally import Tally
@@ -34,7 +34,7 @@ class SampleTable:
         """Read the table of the dataset ``path``. Raises DataError when there is no such dataset, or no table of it."""
         info = read_info(path)
         if info is None:
-            raise DataError(f"{path} is not a MindRecord file" if path.exists() else f"no dataset {path}")
+            raise no_dataset(path)
         records = samples.read_samples(path)
         table, told = samples.samples_path(path), stats_path(path)
         damaged = table if records is None and table.exists() else told if not info.stats and told.exists() else None

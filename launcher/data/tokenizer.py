@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from launcher.common.nearest import path_hint
 from launcher.data.two_files import MERGES, VOCAB, joined
 from launcher.errors import DataError, SpecError
 from launcher.runspec.folders import chat_template_file
@@ -163,7 +164,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if file is None or not file.is_file():
         raise DataError(
             f"no tokenizer at {file or path / 'tokenizer.model'}",
-            hint="train one: launcher data tokenizer FILE --output tokenizer.model",
+            hint=path_hint(path, "train one: launcher data tokenizer FILE --output tokenizer.model"),
         )
     beside = (file.with_name(name) for name in (_CONFIG, _MAP, _GENERATION, MERGES))
     found = [path.stat() for path in (file, *beside) if path.is_file()]

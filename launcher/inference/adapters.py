@@ -18,10 +18,10 @@ from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError
 from launcher.inference.model import Model
 from launcher.inference.weights import Tensors, in_parts
-from launcher.jobs import JobPaths, JobRecord, JobStore, find_job, is_job_folder
+from launcher.jobs import JobPaths, JobRecord, JobStore, find_job_or_path, is_job_folder
 from launcher.models import names
 
-_FILES = ("adapter_model.safetensors", "adapter.safetensors", "adapter.ckpt")
+FILES = ("adapter_model.safetensors", "adapter.safetensors", "adapter.ckpt")
 _SUFFIXES = (".safetensors", ".ckpt")
 
 
@@ -66,7 +66,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _of_job(model: Model, reference: str, jobs_dir: Path, of_job: OfJob) -> Model:
-    paths, record = find_job(reference, jobs_dir) or JobStore(jobs_dir).get(reference)
+    paths, record = find_job_or_path(reference, jobs_dir) or JobStore(jobs_dir).get(reference)
     _check_not_folded(model, record.job_id)
     adapted = of_job(paths, record, folded=False, adapters=True)
 
@@ -76,6 +76,8 @@ def _of_job(model: Model, reference: str, jobs_dir: Path, of_job: OfJob) -> Mode
             raise CheckpointError(f"job {record.job_id} trained no LoRA", hint="ask it without --adapter")
         return replace(model.open(stack), adapters=found.adapters, scale=found.scale)
 
+    # Prompt and answer are as long as the adapter has seen them, whatever its base was made with.
+    model = model.with_context(adapted.context, max(model.longest, adapted.longest))
     return replace(
         model,
         name=f"{model.name} + {record.job_id}",
@@ -87,9 +89,9 @@ def _of_job(model: Model, reference: str, jobs_dir: Path, of_job: OfJob) -> Mode
 
 
 def _of_file(model: Model, path: Path) -> Model:
-    file = path if path.is_file() else next((path / name for name in _FILES if (path / name).is_file()), None)
+    file = path if path.is_file() else next((path / name for name in FILES if (path / name).is_file()), None)
     if file is None or file.suffix not in _SUFFIXES:
-        raise CheckpointError(f"{path} holds no adapter", hint=f"give a job, or a folder with {_FILES[0]}")
+        raise CheckpointError(f"{path} holds no adapter", hint=f"give a job, or a folder with {FILES[0]}")
     scale = _scale(file.parent)
 
     def tensors(stack: ExitStack) -> Tensors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -47,6 +47,16 @@ class Model:
     def context(self) -> int:
         """Return the maximum number of tokens of prompt and answer together."""
         return self.spec.seq_length
+
+    @property
+    def longest(self) -> int:
+        """Return the longest context that the model is made for."""
+        return self.spec.max_position_embedding or self.spec.seq_length
+
+    def with_context(self, context: int, longest: int) -> Model:
+        """Return the model with another context, and another longest one."""
+        values = {**self.spec.model_dump(), "seq_length": context, "max_position_embedding": longest}
+        return replace(self, spec=ModelSpec.model_validate(values))
 
     def check(self) -> None:
         """Raise CheckpointError when files are damaged, or names or shapes do not fit. Reads headers only."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.common.nearest import path_hint
 from launcher.data.messages import ROLES, Message, as_messages
 from launcher.errors import DataError, SpecError
 from launcher.inference.session import Question
@@ -69,7 +70,8 @@ def _read(file: str) -> list[dict[str, Any]]:
         raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         text = raw.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {name}: {error}", hint="give a UTF-8 text file, one question a line") from error
+        hint = path_hint(Path(file), "give a UTF-8 text file, one question a line")
+        raise DataError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}", hint=hint) from error
     whole = _whole(text) if file.endswith(".json") else None
     if whole is not None:
         return list(_parse(name, [(f"record {number}", json.dumps(one)) for number, one in enumerate(whole, 1)]))

@@ -7,7 +7,6 @@ an adapter on top of any of them.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,17 +25,16 @@ from launcher.checkpoint.steps import choose_step
 from launcher.checkpoint.tensors import Output
 from launcher.cluster.discover import ascend_device_ids
 from launcher.data.tokenizer import find_tokenizer, load_tokenizer, stand_in_pad
-from launcher.errors import CheckpointError, DataError, JobError
+from launcher.errors import CheckpointError, DataError
 from launcher.inference import adapters
 from launcher.inference.model import Model, is_for_cpu
 from launcher.inference.weights import OpenTensors, Tensors, in_parts
-from launcher.jobs import JobPaths, JobRecord, exists, find_job
+from launcher.jobs import JobPaths, JobRecord, find_job_or_path
 from launcher.models import names
 from launcher.models.generation import generation_section
 from launcher.runspec.folders import OWN_TEMPLATE, OWN_TEMPLATES, chat_template_file, chat_template_of
 from launcher.runspec.sections import GenerationSection, ModelSpec
 
-_WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -68,10 +66,7 @@ def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Mo
 
 def as_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
     """Return the job that ``reference`` names, or None for a folder or file. Raises JobError when it is neither."""
-    path = Path(reference)
-    if not exists(path) and (os.sep in reference or path.suffix in _WEIGHT_SUFFIXES):
-        raise JobError(f"no file or folder {reference}", hint="give a job, a folder or a .safetensors or .ckpt file")
-    return find_job(reference, jobs_dir)
+    return find_job_or_path(reference, jobs_dir)
 
 
 def _found(reference: str, jobs_dir: Path, given: Given) -> Model:
@@ -91,14 +86,14 @@ def _with_given(model: Model, given: Given) -> Model:
     if is_for_cpu(model) and ascend_device_ids():
         said = f"a {model.spec.architecture.title} is computed by this host's processor, not by its cards"
         model = replace(model, notes=(*model.notes, said))
-    longest = model.spec.max_position_embedding or model.spec.seq_length
+    longest = model.longest
     if not given.context and longest > model.spec.seq_length:
         said = f"prompt and answer have {model.spec.seq_length} tokens together; --context gives up to {longest}"
         model = replace(model, notes=(*model.notes, said))
     if given.context:
         if given.context > longest:
             raise DataError(f"--context {given.context}: {model.name} is made for {longest} tokens", hint="give less")
-        model = replace(model, spec=_changed(model.spec, seq_length=given.context, max_position_embedding=longest))
+        model = model.with_context(given.context, longest)
     return model
 
 
@@ -185,10 +180,7 @@ def _path(path: Path, given: Given) -> Model:
     folder = path if path.is_dir() else path.parent
     config = given.config or next((file for name in (MODEL_CONFIG, CONFIG) if (file := folder / name).is_file()), None)
     if config is None:
-        raise CheckpointError(
-            f"{folder} has no {MODEL_CONFIG} nor {CONFIG}: how the model is built is not known",
-            hint="give one that describes it: --config FILE",
-        )
+        raise _no_model(path, folder)
     read = _read_json(config)
     found = find_tokenizer(given.tokenizer or folder)
     described = _description(read, config, found.path)
@@ -198,6 +190,20 @@ def _path(path: Path, given: Given) -> Model:
     sharded = path.is_dir() and any(path.glob("rank_*"))
     tensors = _shards(path, described["spec"]) if sharded else _whole(path, config)
     return Model(name=str(path), where=path, open=tensors, tokenizer=found.path, notes=notes, **described)
+
+
+def _no_model(path: Path, folder: Path) -> CheckpointError:
+    """Return the error for a ``path`` of which nothing says how the model is built, with what to do with it instead."""
+    names_here = {path.name} if path.is_file() else {entry.name for entry in folder.iterdir()}
+    if any(name.endswith(".gguf") for name in names_here):
+        hint = "a .gguf file is for llama.cpp and ollama: give the job or folder that it was made of"
+    elif names_here.intersection(adapters.FILES):
+        hint = f"it holds an adapter: launcher infer BASE --adapter {path}"
+    else:
+        hint = "give one that describes it: --config FILE"
+    return CheckpointError(
+        f"{folder} has no {MODEL_CONFIG} nor {CONFIG}: how the model is built is not known", hint=hint
+    )
 
 
 def _with_ids_of(tokenizer: Path, spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:

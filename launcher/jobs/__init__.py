@@ -32,5 +32,6 @@ from launcher.jobs.record import write_record as write_record
 from launcher.jobs.store import JobStore as JobStore
 from launcher.jobs.store import exists as exists
 from launcher.jobs.store import find_job as find_job
+from launcher.jobs.store import find_job_or_path as find_job_or_path
 from launcher.jobs.store import select_jobs as select_jobs
 from launcher.jobs.store import sort_jobs as sort_jobs

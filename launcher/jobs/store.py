@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.common.nearest import nearest
+from launcher.common.nearest import nearest, nearest_path, path_hint
 from launcher.errors import JobError, Note, SpecError
 from launcher.jobs.labels import read_labels
 from launcher.jobs.paths import JobPaths, is_job_folder
@@ -28,6 +28,10 @@ def new_token(folder: Path) -> str:
         token = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
         if not any(folder.glob(f"{token}-*")):
             return token
+
+
+class NoJobError(JobError):
+    """No job has this id, prefix or name."""
 
 
 class JobStore:
@@ -111,10 +115,12 @@ class JobStore:
         if fits:
             return JobError(f"{reference!r} fits {len(fits)} jobs: {', '.join(fits)}", hint="type a letter more")
         if not every:
-            return JobError(f"no job {reference!r}: there are no jobs in {self.root}", hint="launcher submit --cards 2")
+            return NoJobError(
+                f"no job {reference!r}: there are no jobs in {self.root}", hint="launcher submit --cards 2"
+            )
         near = _near(reference, every)
         hint = f"did you mean {near}? launcher jobs lists them" if near else "launcher jobs lists them"
-        return JobError(f"no job {reference!r} in {self.root}", hint=hint)
+        return NoJobError(f"no job {reference!r} in {self.root}", hint=hint)
 
 
 def select_jobs(
@@ -127,7 +133,10 @@ def select_jobs(
     wanted = [state.strip() for state in (states or "").split(",") if state.strip()]
     unknown = [state for state in wanted if state not in STATES]
     if unknown:
-        raise SpecError(f"--state {states}: there is no state {unknown[0]!r}", hint=f"states: {', '.join(STATES)}")
+        near = nearest(unknown[0], STATES)
+        meant = f"did you mean {near}? " if near else ""
+        hint = f"{meant}states: {', '.join(STATES)}"
+        raise SpecError(f"--state {states}: there is no state {unknown[0]!r}", hint=hint)
     fits = [job for job in jobs if (not wanted or job[1].state in wanted) and (name or "") in job[1].job_id]
     return [job for job in fits if set(tags) <= set(read_labels(job[0]).tags)] if tags else fits
 
@@ -158,8 +167,8 @@ def _newest(name: str, named: list[tuple[JobPaths, JobRecord]]) -> tuple[JobPath
 
 
 def _near(reference: str, job_ids: list[str]) -> str | None:
-    """Return the job whose id, or the random part or the name in it, is nearest to ``reference``."""
-    parts = {part: job_id for job_id in job_ids for part in (job_id, *job_id.split("-", 1))}
+    """Return the job whose id, or the random part or the name in it, is nearest to ``reference``; or "last"."""
+    parts = {part: job_id for job_id in job_ids for part in (job_id, *job_id.split("-", 1))} | {"last": "last"}
     close = nearest(reference, parts)
     return parts[close] if close else None
 
@@ -188,3 +197,25 @@ def find_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | Non
     if is_job_folder(path):
         return _in_folder(reference)
     return None if os.sep in reference or exists(path) else JobStore(jobs_dir).get(reference)
+
+
+_WEIGHT_SUFFIXES = (".safetensors", ".ckpt")
+
+
+def find_job_or_path(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
+    """Return what ``find_job`` does, for a command that takes any folder or file of weights in place of a job.
+
+    Raises JobError when ``reference`` is none of them, with the nearest name of a folder or file.
+    """
+    path = Path(reference)
+    if not exists(path) and (os.sep in reference or path.suffix in _WEIGHT_SUFFIXES):
+        hint = path_hint(path, "give a job, a folder or a .safetensors or .ckpt file")
+        raise JobError(f"no file or folder {reference}", hint=hint)
+    try:
+        return find_job(reference, jobs_dir)
+    except NoJobError as error:
+        near = nearest_path(path) if reference else None
+        if near is None:
+            raise
+        hint = f"did you mean {near}? or a job: {error.hint}"
+        raise JobError(f"{error.message}, and no file or folder {reference}", hint=hint) from error

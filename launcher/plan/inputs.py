@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
 from launcher.common import resources
+from launcher.common.nearest import path_hint
 from launcher.data import sample_set
 from launcher.data.encodings import checked_encoding
 from launcher.data.info import DatasetInfo, read_info, shared_warning, whole_info
@@ -461,7 +462,7 @@ def _check_packing(spec: RunSpec, key: str, info: DatasetInfo) -> None:
 def _existing(path: str, what: str, hint: str, error: type[LauncherError]) -> str:
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links and lose the user's name
     if not absolute.exists():
-        raise error(f"{what} {path} does not exist (looked for {absolute})", hint=hint)
+        raise error(f"{what} {path} does not exist (looked for {absolute})", hint=path_hint(Path(path), hint))
     if not os.access(absolute, os.R_OK):
         raise error(f"{what} {absolute} is not readable", hint=f"chmod u+r {absolute}")
     return str(absolute)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.common.json_files import fault_of, json_or_empty
+from launcher.common.nearest import path_hint
 from launcher.common.yaml_lines import YamlDocument
 from launcher.errors import SpecError
 from launcher.models.generation import generation_section
@@ -30,10 +31,9 @@ def model_of_folder(folder: str) -> dict[str, Any]:
     place = Path(folder)
     config = json_or_empty(place / "config.json")
     if not config:
-        raise SpecError(
-            f"model folder {folder}: {fault_of(place / 'config.json')}",
-            hint="give a folder as transformers' save_pretrained writes it; --checkpoint takes weights alone",
-        )
+        fault = fault_of(place / "config.json") if place.exists() else "there is none"
+        hint = "give a folder as transformers' save_pretrained writes it; --checkpoint takes weights alone"
+        raise SpecError(f"model folder {folder}: {fault}", hint=path_hint(place, hint))
     try:
         found = model_of_config(config)
     except (KeyError, ValueError, TypeError, ArithmeticError, AttributeError) as error:

@@ -157,6 +157,8 @@ def find(reference: str, jobs_dir: Path) -> SweepPaths:
         return fits[0]
     if fits:
         raise JobError(f"{reference!r} fits {len(fits)} sweeps", hint="type a letter more")
+    if not every:
+        begin = "launcher sweep SPEC --grid KEY=VALUE,VALUE begins one"
+        raise JobError(f"no sweep {reference!r}: there are no sweeps in {jobs_dir}", hint=begin)
     known = ", ".join(paths.root.name for paths in every[-5:])
-    begin = "launcher sweep SPEC --grid KEY=VALUE,VALUE begins one"
-    raise JobError(f"no sweep {reference!r} in {jobs_dir}", hint=f"sweeps: {known}" if known else begin)
+    raise JobError(f"no sweep {reference!r} in {jobs_dir}", hint=f"sweeps: {known}")

@@ -224,11 +224,14 @@ def prepare_trial(sweep: Sweep, trial: Trial, jobs_dir: Path) -> prepare.Prepare
     options = RunOptions(
         engine=asked.get("engine"), limits=Limits(**asked.get("limits", {})), wait_for_cards=asked.get("queue", False)
     )
+    trial_note = f"trial {trial.number} of {sweep.sweep_id}"
+    note = asked.get("note")
     return prepare.prepare(
         sweep.spec, cards=asked.get("cards"), checkpoint=asked.get("checkpoint"), port=None, jobs_dir=jobs_dir,
         sets=asked.get("sets", ()), changes=changes, model=asked.get("model"), data=asked.get("data"),
         options=options, scheduler=asked.get("scheduler", "local"), values=asked.get("values", {}),
-        tags=[f"sweep-{sweep.sweep_id.split('-')[0]}"], note=f"trial {trial.number} of {sweep.sweep_id}",
+        tags=[f"sweep-{sweep.sweep_id.split('-')[0]}", *asked.get("tags", ())],
+        note=f"{trial_note}; {note}" if note else trial_note,
     )  # fmt: skip
 
 

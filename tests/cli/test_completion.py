@@ -121,9 +121,29 @@ def test_every_shell_gets_a_script(tmp_path: Path, shell: str) -> None:
         (("status", "mime"), "did you mean tghjk-mine?"),
         (("plan", "tiny_cpuu"), "did you mean tiny_cpu?"),
         (("config", "new", "x", "--preset", "lama2_7b"), "did you mean llama2_7b?"),
+        (("status", "lats"), "did you mean last?"),
+        (("jobs", "--state", "runing"), "did you mean running?"),
+        (("data", "templates", "plian"), "did you mean plain?"),
+        (("infer", "my-modl", "--prompt", "x"), "did you mean my-model? or a job: launcher jobs lists them"),
+        (("infer", "./my-modl", "--prompt", "x"), "did you mean my-model? give a job"),
+        (("merge-ckpt", "my-modl"), "did you mean my-model?"),
+        (("chat", "my-model/rows.safetensor"), "did you mean my-model/rows.safetensors?"),
+        (("submit", "--model", "my-modl"), "did you mean my-model?"),
+        (("submit", "--data", "row.jsonl"), "did you mean rows.jsonl?"),
+        (("data", "convert", "row.jsonl"), "did you mean rows.jsonl?"),
+        (("data", "show", "row.jsonl"), "did you mean rows.jsonl?"),
+        (("data", "show", "rows.jsonl"), "launcher data preprocess makes one of raw records"),
+        (("infer", "last", "--file", "row.jsonl"), "did you mean rows.jsonl?"),
+        (("data", "preprocess", "rows.jsonl", "--seq-length", "8", "--tokenizer", "row.jsonl"), "did you mean rows"),
+        (("rank-table", "make", "-i", "host.yaml"), "did you mean hosts.yaml?"),
+        (("rank-table", "show", "host.yaml"), "cannot read host.yaml: No such file or directory"),
+        (("rank-table", "convert", "host.yaml"), "did you mean hosts.yaml?"),
     ],
 )
 def test_what_was_meant_is_named(here: Path, argv: tuple[str, ...], said: str) -> None:
+    (here / "my-model").mkdir()
+    for name in ("my-model/rows.safetensors", "rows.jsonl", "hosts.yaml"):
+        (here / name).write_text("{}")
     done = run_launcher(*argv, cwd=here)
 
     assert done.returncode != 0

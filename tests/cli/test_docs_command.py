@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from launcher.cli import main
+from launcher.cli.app import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +31,19 @@ def test_a_chinese_page_is_printed_where_there_is_one() -> None:
     other = CliRunner().invoke(main, ["docs", "jobs", "--lang", "zh"])
     assert "there is no Chinese page on jobs" in other.output
     assert "# Jobs" in other.output
+
+
+def test_the_page_of_a_command_is_the_one_that_the_readme_names() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
+    pages = {
+        word: found[1]
+        for row in rows
+        if (found := re.search(r"\(docs/([\w-]+)\.md[^)]*\) \|$", row))
+        for word in re.findall(r"`(?:launcher )?([\w-]+)`", row.split("|")[1])
+    }
+    assert set(pages) == set(COMMANDS) - {"node"}
+    for command, page in pages.items():
+        assert CliRunner().invoke(main, ["docs", command]).output == (ROOT / "docs" / f"{page}.md").read_text(), command
 
 
 def test_a_page_that_there_is_not_is_an_error_with_the_nearest() -> None:

@@ -39,7 +39,7 @@ def test_tags_and_a_note_are_given_shown_listed_and_taken_off(tmp_path: Path) ->
     assert first.endswith("best,third  for the paper")
     assert second.endswith("-           -")
     assert run(tmp_path, "jobs", "--tag", "third", "--tag", "best").stdout.splitlines()[1:] == [first]
-    assert "No such jobs" in run(tmp_path, "jobs", "--tag", "other").stdout
+    assert f"launcher jobs --jobs-dir {tmp_path} lists all 2." in run(tmp_path, "jobs", "--tag", "other").stdout
     assert "tags      best, third\nnote      for the paper" in run(tmp_path, "status", "bcdfg-x").stdout
     values = json.loads(run(tmp_path, "jobs", "--format", "json").stdout)
     assert values[0]["labels"] == {"tags": ["best", "third"], "note": "for the paper"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import statistics
@@ -10,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from launcher import jobs
+from launcher.cli import main
 from launcher.common.processes import ProcessId
 from launcher.errors import HostError, JobError, SpecError
 from launcher.sweeps.pruning import Curve, hopeless
@@ -32,7 +35,7 @@ from launcher.sweeps.record import (
     read,
     write,
 )
-from launcher.sweeps.runner import Runner
+from launcher.sweeps.runner import Runner, prepare_trial
 
 STEPS = 20
 
@@ -209,7 +212,34 @@ def test_of_held_out_losses_the_best_counts() -> None:
 # ------------------------------------------------------------------------------------------------ the record
 
 
+def test_trials_have_the_tags_and_the_note_that_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = {"cards": 1, "sets": ["data.sample={size: 64, seed: 1}"]}
+    sweep = replace(sweep_of(1), sweep_id="bcdfg-x", spec="tiny_cpu", asked=asked)
+    labelled = replace(sweep, asked={**asked, "tags": ["rank"], "note": "before the talk"})
+
+    runs = [prepare_trial(one, one.trials[0], tmp_path) for one in (sweep, labelled)]
+    found = [json.loads(file.text) for run in runs for file in run.own if file.path == "labels.json"]
+
+    assert [labels["tags"] for labels in found] == [["sweep-bcdfg"], ["sweep-bcdfg", "rank"]]
+    assert [labels["note"] for labels in found] == ["trial 1 of bcdfg-x", "trial 1 of bcdfg-x; before the talk"]
+
+
+def test_the_best_trial_whose_job_was_removed_is_said_with_its_settings(tmp_path: Path) -> None:
+    paths = new_paths(tmp_path, "x")
+    done = Trial(number=1, settings={"lora.r": 4}, job_id="bcdfg-x", state="succeeded", value=1.0)
+    write(paths, replace(sweep_of(1), sweep_id=paths.root.name, spec="tiny_cpu", state=DONE, trials=(done,)))
+
+    result = CliRunner().invoke(main, ["sweep", "best", "--jobs-dir", str(tmp_path)])
+
+    assert result.exit_code == 6
+    assert "its job bcdfg-x was removed" in result.output
+    assert "launcher submit tiny_cpu --set lora.r=4 trains it again" in result.output
+
+
 def test_a_sweep_is_written_found_and_lost(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="there are no sweeps in"):
+        find("last", tmp_path)
     paths = new_paths(tmp_path, "x")
     sweep = replace(sweep_of(2), sweep_id=paths.root.name, runner=ProcessId.current())
     write(paths, sweep)

@@ -33,6 +33,14 @@ class NumberRange(click.FloatRange):
         return number
 
 
+class AnyCase(click.Choice[str]):
+    """A choice of names that people also write in small letters; help shows them as they are."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        known = {name.lower(): name for name in self.choices}
+        return super().convert(known.get(str(value).lower(), value), param, ctx)
+
+
 class Text(click.types.StringParamType):
     """Text that a tokenizer takes: the shell also passes on bytes that are no UTF-8."""
 

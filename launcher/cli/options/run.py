@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from launcher.cli.options.common import Seconds, set_option
+from launcher.cli.options.completion import tags
 from launcher.cli.options.group import declared, option
 
 if TYPE_CHECKING:
@@ -39,6 +40,20 @@ class SpecChanges:
         from launcher.control.prepare import overrides
 
         return overrides(self.sets, self.checkpoint, model=self.model, data=self.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobLabels:
+    """What jobs are found by later."""
+
+    tags: tuple[str, ...] = option(
+        "--tag",
+        multiple=True,
+        metavar="TAG",
+        shell_complete=tags,
+        help="Tag of the job, repeatable; launcher jobs has it.",
+    )
+    note: str = option("--note", metavar="TEXT", default="", help="What to remember of the job.")
 
 
 # Of time-outs: with none at all every job would fail.

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from launcher.cli.options.common import AnyCase
 from launcher.errors import SpecError
 from launcher.plan.launch import LOCAL
 from launcher.schedulers import registry
@@ -60,7 +61,7 @@ def _owners() -> dict[Option, list[str]]:
 
 def _declared(option: Option, names: list[str]) -> Callable[..., Any]:
     kinds: dict[type, Any] = {int: click.IntRange(min=1), Path: click.Path(path_type=Path)}
-    kind = click.Choice(option.choices) if option.choices else kinds.get(option.form, click.STRING)
+    kind = AnyCase(option.choices) if option.choices else kinds.get(option.form, click.STRING)
     return click.option(
         *filter(None, (option.short, option.flag)),
         f"_{option.name}",  # no parameter of a command begins like this

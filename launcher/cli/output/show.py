@@ -341,8 +341,10 @@ def job_table(
     """One line a job; size, tags and notes where there are some. ``sizes``: bytes by the job's folder."""
     found = store.all() if chosen is None else chosen
     if not found:
-        none = "No jobs in" if chosen is None or not store.all() else "No such jobs in"
-        return f"{none} {store.root}. launcher submit{jobs_dir_words()} --cards 2 starts one."
+        every = len(store.all()) if chosen is not None else 0
+        if every:
+            return f"No such jobs in {store.root}. launcher jobs{jobs_dir_words()} lists all {every}."
+        return f"No jobs in {store.root}. launcher submit{jobs_dir_words()} --cards 2 starts one."
     columns = {"JOB": [], "STATE": [], "CARDS": [], "CREATED": [], "STEP": [], "LOSS": []}  # type: dict[str, list[str]]
     for paths, record in found:
         last = last_step_of(paths, record)

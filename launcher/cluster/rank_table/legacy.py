@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cluster.rank_table.lint import is_legacy, load_table
-from launcher.cluster.rank_table.problems import show_value
+from launcher.cluster.rank_table.problems import check_read, show_value
 from launcher.cluster.rank_table.table import Table, TableServer
 from launcher.cluster.rank_table.values import decimal
 from launcher.errors import SpecError
@@ -23,6 +23,7 @@ _Device = tuple[int | None, int, dict[str, str]]
 def legacy_table(file: Path) -> Table:
     """Return the version 1.0 table of a file of the old form. Raises SpecError for any other file."""
     document, report = load_table(file)
+    check_read(file, report)
     if not isinstance(document, dict) or not is_legacy(document):
         raise SpecError(f"{file} is not of the old form: no group_list", hint=f"launcher rank-table check {file}")
     return convert_legacy(document, report.name)

@@ -8,7 +8,7 @@ from typing import Any
 from launcher.cluster.addresses import packed_ip
 from launcher.cluster.rank_table.legacy import convert_legacy
 from launcher.cluster.rank_table.lint import is_legacy, load_table
-from launcher.cluster.rank_table.problems import show_value
+from launcher.cluster.rank_table.problems import check_read, show_value
 from launcher.cluster.rank_table.table import Table, TablePod, TableServer
 from launcher.cluster.rank_table.view import pods_by_server
 from launcher.common.ranges import natural
@@ -43,6 +43,7 @@ def merge_files(paths: list[Path], *, order: str = "server") -> Table:
 
 def _load(path: Path) -> tuple[str, dict[str, Any]]:
     document, report = load_table(path)
+    check_read(path, report)
     errors = [problem for problem in report.of_level("E") if problem.code not in _REPAIRED]
     if document is None or errors:
         problems = [

@@ -10,7 +10,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+from launcher.common.nearest import path_hint
+from launcher.errors import SpecError
 
 # What is an error or not according to the kind of chip (a key of cluster.KINDS), once that is known.
 _PROMOTED = {
@@ -367,3 +371,10 @@ class Report:
     def verdict(self) -> list[str]:
         """Return the codes of errors and warnings, sorted."""
         return sorted(code for code in self.counts if not code.startswith("N"))
+
+
+def check_read(file: Path, report: Report) -> None:
+    """Raise SpecError with the reason when the file of ``report`` could not be read."""
+    if "E_READ" in report.counts:
+        why = next(problem.detail for problem in report.problems if problem.code == "E_READ")
+        raise SpecError(f"cannot read {file}: {why}", hint=path_hint(file))

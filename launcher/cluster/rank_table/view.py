@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cluster.rank_table.lint import is_legacy, load_table
-from launcher.cluster.rank_table.problems import Report
+from launcher.cluster.rank_table.problems import Report, check_read
 from launcher.cluster.rank_table.values import decimal
 from launcher.errors import SpecError
 
@@ -32,6 +32,7 @@ class Entry:
 def entries_of(file: Path) -> tuple[list[Entry], Report]:
     """Return the ranks of ``file`` and the linter's report on it. Raises SpecError when they cannot be listed."""
     document, report = load_table(file)
+    check_read(file, report)
     if document is None or BREAKING & set(report.counts):
         raise SpecError(
             f"{file} cannot be shown: {', '.join(report.verdict)}", hint=f"launcher rank-table check {file}"
