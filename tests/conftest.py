@@ -31,8 +31,8 @@ SLOW_PLACES = {
 STARTS_JOBS = {"no_survivors", "workshop", "trained"}
 
 
-# What tests share is made once in each worker of pytest-xdist that has one of them: files go whole to one. Tests that use
-# ``trained`` do too, and begin first, as they take longest; these of integration share little and take long.
+# What tests share is made once in each worker of pytest-xdist that has one of them: files go whole to one. Tests that
+# use ``trained`` do too, and begin first, as they take longest; these of integration share little and take long.
 TRAINED = (
     "tests/integration/test_main_path.py",
     "tests/integration/test_answers.py::test_every_source_of_one_model_gives_the_same_answers",
@@ -61,7 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return nodeid if nodeid.startswith(APART) else nodeid.partition("::")[0]
 
         def _assign_work_unit(self, node: Any) -> None:
-            """The second worker begins at the end, where tests wait (schedulers, supervise): others compute meanwhile."""
+            """The second worker begins at the end, where tests wait (schedulers, supervise) while others compute."""
             if node.gateway.id == "gw1":
                 self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
             super()._assign_work_unit(node)
