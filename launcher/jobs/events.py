@@ -385,7 +385,7 @@ def last_held_out(path: Path) -> Evaluation | None:
 
 # As a rule the event that is wanted is in the last lines of a file, and a list reads those of thousands of files.
 _TAIL_BYTES = 2 << 10
-_MARKS = {cls: b'"event": "%s"' % cls.kind.encode() for cls in _EVENTS}
+_MARKS: dict[type[Event], bytes] = {cls: b'"event": "%s"' % cls.kind.encode() for cls in _EVENTS}
 _Kind = TypeVar("_Kind", bound=Event)
 
 
