@@ -28,7 +28,7 @@ import math
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -385,7 +385,7 @@ def last_held_out(path: Path) -> Evaluation | None:
 
 # As a rule the event that is wanted is in the last lines of a file, and a list reads those of thousands of files.
 _TAIL_BYTES = 2 << 10
-_MARKS: Mapping[type[Any], bytes] = {cls: b'"event": "%s"' % cls.kind.encode() for cls in _EVENTS}
+_MARKS: dict[type[Event], bytes] = {cls: b'"event": "%s"' % cls.kind.encode() for cls in _EVENTS}
 _Kind = TypeVar("_Kind", bound=Event)
 
 
