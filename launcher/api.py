@@ -21,10 +21,11 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.common.nearest import nearest
 from launcher.control import follow, prepare, start, stop
 from launcher.errors import JobError, LauncherError, Note, SpecError
 from launcher.jobs import JobPaths, JobRecord, JobStore, find_job, read_record, select_jobs
@@ -245,14 +246,23 @@ def job(reference: AnyPath = "last", *, jobs_dir: AnyPath | None = None) -> Job:
 
 
 def list_jobs(
-    *, state: str | None = None, name: str | None = None, tags: Sequence[str] = (), jobs_dir: AnyPath | None = None
+    *,
+    state: str | None = None,
+    name: str | None = None,
+    tags: str | Sequence[str] = (),
+    jobs_dir: AnyPath | None = None,
 ) -> list[Job]:
     """Return all jobs, oldest first: those in ``state`` ("running,failed"), with ``name`` in their id, with ``tags``.
 
     Raises SpecError for an unknown state.
     """
     store = JobStore(default_jobs_dir() if jobs_dir is None else Path(jobs_dir))
-    return [Job(paths) for paths, _ in select_jobs(store.all(), states=state, name=name, tags=tags)]
+    return [Job(paths) for paths, _ in select_jobs(store.all(), states=state, name=name, tags=_listed(tags))]
+
+
+def _listed(given: str | Sequence[str]) -> Sequence[str]:
+    """Return one text as the only one of a list: a text is a sequence of letters, too."""
+    return (given,) if isinstance(given, str) else given
 
 
 # ------------------------------------------------------------------------------------------------ submitting
@@ -273,8 +283,8 @@ def submit(
     queue: bool = False,
     priority: int = 0,
     port: int | None = None,
-    trackers: Sequence[str] = (),
-    tags: Sequence[str] = (),
+    trackers: str | Sequence[str] = (),
+    tags: str | Sequence[str] = (),
     note: str = "",
     preflight: bool = True,
     jobs_dir: AnyPath | None = None,
@@ -298,7 +308,7 @@ def submit(
         checkpoint=_text(checkpoint), model=_text(model), data=_text(data), changes=_overrides(changes or {}),
         earlier=(again.paths, again.record) if again else None,
         options=options, scheduler=scheduler, values=_known_options(scheduler, scheduler_options),
-        track=trackers, tags=tags, note=note,
+        track=_listed(trackers), tags=_listed(tags), note=note,
     )  # fmt: skip
     for said in prepared.notes:
         tell(said)
@@ -410,13 +420,26 @@ class LoadedModel:
         return [found[place] for place in range(len(questions))]
 
     def _sampling(self, values: Mapping[str, Any]) -> Any:
-        from launcher.inference.sampling import GenerationSpec
+        from pydantic import ValidationError
 
+        from launcher.inference.sampling import GenerationSpec
+        from launcher.runspec.sections import GenerationSection
+
+        asked = {**self._session.model.generation.model_dump(), **values}
+        seed = asked.pop("seed", 0)
+        if isinstance(asked["stop"], str):
+            asked["stop"] = (asked["stop"],)
+        if not isinstance(seed, int) or seed < 0:
+            raise SpecError(f"generate(): seed is a whole number from 0, got {seed!r}")
         try:
-            spec = GenerationSpec(**{**self._session.model.generation.model_dump(), **values})
-        except TypeError as error:
-            raise SpecError(f"generate(): {error}", hint="help(launcher.api.LoadedModel.generate)") from error
-        return replace(spec, stop=(spec.stop,) if isinstance(spec.stop, str) else tuple(spec.stop))
+            found = GenerationSection.model_validate(asked)
+        except ValidationError as error:
+            names = ("seed", *GenerationSection.model_fields)
+            problems = [_sampling_problem(item, names) for item in error.errors()]
+            raise SpecError(
+                "generate() cannot do this", problems=problems, hint=f"settings: {', '.join(names)}"
+            ) from error
+        return GenerationSpec(seed=seed, **found.model_dump())
 
     def _question(self, number: int, prompt: str | Sequence[Mapping[str, str]], raw: bool, system: str | None) -> Any:
         from launcher.data.messages import Message
@@ -473,3 +496,11 @@ def _reference(named: Job | AnyPath | None) -> str | None:
 
 
 __all__ = ["Job", "LauncherError", "LoadedModel", "Note", "job", "list_jobs", "load", "report", "submit"]
+
+
+def _sampling_problem(item: Any, names: Sequence[str]) -> str:
+    name = ".".join(map(str, item["loc"]))
+    if item["type"] != "extra_forbidden":
+        return f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}, got {item['input']!r}"
+    near = nearest(name, names)
+    return f"there is no setting {name}" + (f"; did you mean {near}?" if near else "")

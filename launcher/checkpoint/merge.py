@@ -21,7 +21,7 @@ from launcher.checkpoint.compare import (
     identify,
     small_record,
 )
-from launcher.checkpoint.dtypes import FLOATS
+from launcher.checkpoint.dtypes import FLOATS, Q8_0
 from launcher.checkpoint.entries import CKPT, SAFETENSORS, DamagedFile
 from launcher.checkpoint.gather import Gathered, OpenShards, gather, single_file
 from launcher.checkpoint.lora import LoraConfig, only_scale, read_lora, recorded_scale, scales_text
@@ -36,6 +36,7 @@ from launcher.checkpoint.tensors import Fold, Output, Whole
 from launcher.checkpoint.verify import Verified, verify_planned, verifying_bytes
 from launcher.common.atomic import write_atomic
 from launcher.common.folders import check_target, is_taken, only_writer, real_path, sync_file, whole_folder
+from launcher.common.nearest import nearest
 from launcher.common.peak_memory import peak_so_far
 from launcher.errors import CheckpointError, SpecError
 from launcher.models import names
@@ -43,6 +44,8 @@ from launcher.models.registry import shapes_of
 from launcher.upstream.installed import installed
 
 MINDSPORE, HF, PEFT, GGUF = "mindspore", "hf", "peft", "gguf"
+# What weights may be cast to, and what matrices of GGUF may be.
+CASTS, QUANTIZED = ("float32", "float16", "bfloat16"), ("float32", "float16", Q8_0)
 
 OnProgress = Callable[[int, int], None]
 
@@ -85,7 +88,11 @@ class Options:
     max_shard_bytes: int = huggingface.SHARD_BYTES
 
     def check(self) -> None:
-        """Raise SpecError for options that exclude each other: none is ignored silently."""
+        """Raise SpecError for layouts and types that there are not, and for options that exclude each other: none is
+        ignored silently."""
+        _check_choice("layout", self.layout, (MINDSPORE, HF, PEFT, GGUF))
+        if self.dtype is not None:
+            _check_choice("dtype", self.dtype, QUANTIZED if self.layout == GGUF else CASTS)
         if self.layout == MINDSPORE:
             return
         wrong = {
@@ -98,6 +105,13 @@ class Options:
                 raise SpecError(
                     f"{option} does not go with --format {self.layout}", hint="leave one out, or use --format mindspore"
                 )
+
+
+def _check_choice(what: str, given: str, choices: Sequence[str]) -> None:
+    if given not in choices:
+        near = nearest(given, choices)
+        meant = f"did you mean {near}? " if near else ""
+        raise SpecError(f"there is no {what} {given!r}", hint=f"{meant}there are {', '.join(choices)}")
 
 
 @dataclass(frozen=True, kw_only=True)

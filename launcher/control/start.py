@@ -162,7 +162,8 @@ def begin_again(paths: JobPaths, record: JobRecord) -> Started:
     """Start another attempt at a job that has ended without success, from its newest complete checkpoint.
 
     Raises JobError when the job runs, has succeeded, or cannot be read, or another process is about to do the same;
-    CheckpointError when it starts anew from a base that does not match its model; HostError when the engine is missing
+    CheckpointError when it starts anew from a base that does not match its model; DataError when its rows are gone and
+    cannot be made again; HostError when the engine is missing
     or the disk is full.
     """
     with alone(paths):
@@ -182,6 +183,7 @@ def _begin_again(paths: JobPaths, record: JobRecord) -> Started:
     ENGINES[launch.engine].find_program()
     if newest_saved(paths, record.cards) is None:
         inputs.check_base_again(paths)
+    inputs.make_rows_again(paths)
     scheduler = registry.get(launch.scheduler)
     if scheduler.leads_here:
         return _begin_again_here(paths, record, launch)

@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import shlex
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from launcher.data.outputs import file_sha256
 from launcher.data.reading import DataSource, Reading, checked_columns
 from launcher.data.seen import LostTextError
 from launcher.data.tokenizer import TokenizerInfo, check_special_ids, find_tokenizer
-from launcher.errors import CheckpointError, DataError, JobError, LauncherError, SpecError
+from launcher.errors import CheckpointError, DataError, JobError, LauncherError, Note, SpecError
 from launcher.jobs import JobPaths, is_job_folder
 from launcher.plan.hints import for_large_tokenizer, for_missing_base, for_missing_tokenizer
 from launcher.plan.launch_plan import Inputs
@@ -273,6 +274,35 @@ def check_base_again(paths: JobPaths) -> None:
         raise JobError(f"cannot read what {paths.job_id} trains: {error}", hint="launcher submit it anew") from error
     if base is not None:
         find_base(model, base)
+
+
+def make_rows_again(paths: JobPaths) -> None:
+    """Make the rows of a job that was planned before if they are gone: the cache may be emptied at any time.
+
+    Raises DataError when what they were made of is gone, or has changed, and JobError when the job's own files cannot
+    be read.
+    """
+    if not paths.plan.is_file():
+        return
+    try:
+        plan = json.loads(paths.plan.read_text(encoding="utf-8"))
+        planned = {plan[key] for key in ("dataset", "evaluation") if plan.get(key)}
+        gone = sorted(rows for rows in planned if read_info(Path(rows)) is None)
+        if not gone:
+            return
+        spec = RunSpec.model_validate_json(paths.spec.read_text(encoding="utf-8"), strict=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise JobError(f"cannot read what {paths.job_id} trains: {error}", hint="launcher submit it anew") from error
+    lost = f"{paths.job_id} trains on {gone[0]}, which is gone"
+    hint = f"launcher submit --from {paths.job_id} begins anew with what is there"
+    try:
+        found, pending = rows_of(spec)
+    except LauncherError as error:
+        raise DataError(f"{lost} and cannot be made again: {error.message}", hint=hint) from error
+    if pending is None or not {found.dataset, found.evaluation}.issuperset(gone):
+        raise DataError(f"{lost}; what it was made of has changed", hint=hint)
+    warnings.warn(f"the rows of {paths.job_id} are gone: {pending.describe()}", Note, stacklevel=2)
+    pending.make()
 
 
 def rows_of_training(spec: RunSpec) -> tuple[Inputs, Pending | None]:

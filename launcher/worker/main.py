@@ -200,8 +200,14 @@ def go_on_from(config: Any, folder: Path, name: str) -> None:
     """Make MindFormers load this rank's own file in ``folder`` instead of the base in the rank's YAML.
 
     The file is this rank's part already. With auto_trans_ckpt on, mindformers 1.9.0 would need the strategy by which it
-    was cut, after removing the job's strategy folder (utils/file_utils.py, clear_auto_trans_output).
+    was cut, after removing the job's strategy folder (utils/file_utils.py, clear_auto_trans_output). A rank that is
+    alone would be refused a folder of rank folders (utils/load_checkpoint_utils.py, validate_config_with_file_mode),
+    although all that follows takes it, and only from such a folder the step and the loss scale are read by a file's name.
     """
+    from mindformers.utils import load_checkpoint_utils
+
+    if not config.use_parallel and hasattr(load_checkpoint_utils, "validate_config_with_file_mode"):
+        load_checkpoint_utils.validate_config_with_file_mode = lambda *_arguments, **_options: None
     config.load_checkpoint, config.resume_training = str(folder), name
     config.load_ckpt_format = name.rpartition(".")[2]
     config.auto_trans_ckpt = False

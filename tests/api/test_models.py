@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.inference_tools import CONTEXT, make_model
@@ -46,8 +48,20 @@ def test_settings_are_those_of_infer(folder: Path) -> None:
     whole = model.generate(ASKED[0], max_new_tokens=8)[0].text
     (stopped,) = model.generate(ASKED[0], max_new_tokens=8, stop=whole[2])
     assert (stopped.text, stopped.finish) == (whole[: whole.index(whole[2])], "stop")
-    with pytest.raises(SpecError, match="unexpected keyword argument 'temprature'"):
-        model.generate(ASKED, temprature=1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"temprature": 1}, "there is no setting temprature; did you mean temperature?"),
+        ({"temperature": -1}, "temperature: input should be greater than or equal to 0, got -1"),
+        ({"top_p": 0, "max_new_tokens": 0}, "max_new_tokens: input should be greater than or equal to 1, got 0"),
+        ({"seed": -1}, "seed is a whole number from 0, got -1"),
+    ],
+)
+def test_settings_that_infer_refuses_are_refused(folder: Path, setting: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(said)):
+        launcher.load(folder).generate(ASKED, **setting)
 
 
 def test_what_cannot_be_answered_is_raised(folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import click
 from click.testing import CliRunner
 
 import launcher.cli
+from launcher.cli.options.common import AnyCase
 from launcher.cli.options.group import declared, option, takes
 
 
@@ -30,6 +31,22 @@ def paint(colours: Colours, last: str | None) -> None:
 def test_a_group_reaches_the_command_as_one_argument() -> None:
     result = CliRunner().invoke(paint, ["--strong", "--many", "a", "--many", "b", "--last", "x"])
     assert result.output.strip() == repr((Colours(front="red", strong=True, many=("a", "b")), "x"))
+
+
+def test_names_of_kinds_are_taken_in_small_letters_and_shown_as_they_are() -> None:
+    @click.command()
+    @click.option("--kind", type=AnyCase(["A2", "310P"]))
+    def planned(kind: str) -> None:
+        click.echo(kind)
+
+    runner = CliRunner()
+    assert [runner.invoke(planned, ["--kind", kind]).output for kind in ("a2", "310p", "A2")] == [
+        "A2\n",
+        "310P\n",
+        "A2\n",
+    ]
+    assert "[A2|310P]" in runner.invoke(planned, ["--help"]).output
+    assert "'a4' is not one of 'A2', '310P'" in runner.invoke(planned, ["--kind", "a4"]).output
 
 
 def test_help_lists_the_options_in_the_order_of_the_fields() -> None:

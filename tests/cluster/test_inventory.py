@@ -75,6 +75,7 @@ def test_two_hosts() -> None:
 def test_defaults_follow_from_the_kind() -> None:
     cluster = parse_inventory("kind: A3\nhosts: [{address: 10.0.0.1}]", name="i")
     assert [device.device_id for device in cluster.hosts[0].devices] == list(range(16))
+    assert parse_inventory("kind: a3\nhosts: [{address: 10.0.0.1}]", name="i") == cluster
     assert parse_inventory("kind: 910\nhosts: [{address: n1, devices: 3}]", name="i").num_devices == 1
 
 

@@ -13,6 +13,8 @@ import pytest
 from docs import pages
 from docs.pages import PAGES, ROOT
 from launcher.cli.app import COMMANDS, main
+from launcher.cli.submit import submit
+from launcher.schedulers import registry
 
 # Options of other programs that pages name.
 FOREIGN = {"--join", "--nice", "--official", "--signal"}
@@ -127,6 +129,16 @@ def test_every_command_and_option_is_in_a_page() -> None:
                 missing.append(f"{' '.join(words)}: {option.opts[-1]}")
 
     assert missing == []
+
+
+def test_the_table_of_submit_has_all_its_options_but_those_of_schedulers() -> None:
+    """A scheduler's own begin their help with its name, and are on its page."""
+    text = (ROOT / "docs" / "jobs.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `--")]
+    own = re.compile(rf"(?:{'|'.join(registry.names())})\b.*: ")
+    options = [option for option in submit.params if isinstance(option, click.Option)]
+
+    assert [o.opts[-1] for o in options if not own.match(o.help or "") and not _is_named(o, rows)] == []
 
 
 def _is_named(option: click.Option, texts: list[str]) -> bool:

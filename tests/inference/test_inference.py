@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
-from support.checkpoint_sets import launcher
+from support.checkpoint_sets import launcher, write_job
 from support.data_tools import make_hugging_face
 from support.inference_tools import CONTEXT, MODEL, VOCAB, make_model
 from tokenizers import Tokenizer
@@ -33,6 +33,7 @@ from launcher.cli.options.model import SamplingOptions
 from launcher.data.messages import Message
 from launcher.data.tokenizer import load_tokenizer, train_tokenizer
 from launcher.errors import CheckpointError, DataError, HostError, JobCancelled, JobError, LauncherError, SpecError
+from launcher.inference.adapters import with_adapter
 from launcher.inference.asking import Asking
 from launcher.inference.chatting import Chat, line_reader
 from launcher.inference.decoding import LENGTH, STOP, Row
@@ -49,6 +50,7 @@ from launcher.inference.sources import Given, find_model
 from launcher.inference.transcript import Transcript
 from launcher.inference.weights import read, with_folds
 from launcher.inference.writing import InOrder, OutputFile, locked, to_json
+from launcher.jobs import JobPaths, JobRecord
 from launcher.models.generation import generation_config, generation_section
 
 
@@ -676,6 +678,37 @@ def test_an_adapter_of_another_model_or_without_its_scale_is_refused(model_folde
         find_model(str(model_folder), tmp_path, Given(adapter=str(tmp_path)))
     with pytest.raises(LauncherError):
         find_model(str(model_folder), tmp_path, Given(adapter="nojob"))
+
+
+@pytest.mark.parametrize("trained", [CONTEXT // 2, CONTEXT * 2])
+def test_with_the_adapter_of_a_job_the_context_is_that_of_its_training(
+    model_folder: Path, tmp_path: Path, trained: int
+) -> None:
+    base = find_model(str(model_folder), tmp_path)
+    write_job(tmp_path / "jobs" / "bcdfg-x")
+
+    def of_job(paths: JobPaths, record: JobRecord, *, folded: bool, adapters: bool) -> Model:
+        return base.with_context(trained, trained)
+
+    model = with_adapter(base, "bcdfg-x", tmp_path / "jobs", of_job)
+
+    assert (model.context, model.longest) == (trained, max(trained, base.longest))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("model.gguf", "give the job or folder that it was made of"),
+        ("adapter_model.safetensors", "it holds an adapter: launcher infer BASE --adapter"),
+        ("other.bin", "--config FILE"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_said_with_what_to_do_with_it(tmp_path: Path, name: str, hint: str) -> None:
+    (tmp_path / name).touch()
+    for reference in (tmp_path, tmp_path / name):
+        with pytest.raises(CheckpointError, match=r"has no launcher_model\.json nor config\.json") as raised:
+            find_model(str(reference), tmp_path)
+        assert hint in raised.value.hint
 
 
 def test_an_adapter_that_is_in_the_weights_already_is_refused(model_folder: Path, tmp_path: Path) -> None:
