@@ -31,17 +31,25 @@ SLOW_PLACES = {
 STARTS_JOBS = {"no_survivors", "workshop", "trained"}
 
 
-# What tests share is made once in each worker of pytest-xdist that has one of them: they go to the same one.
+# What tests share is made once in each worker of pytest-xdist that has one of them: files go whole to one. Tests that
+# use ``trained`` do too, and begin first, as they take longest; these of integration share little and take long.
 TRAINED = (
-    "tests/integration/test_main_path.py", "tests/integration/test_answers.py",
+    "tests/integration/test_main_path.py",
+    "tests/integration/test_answers.py::test_every_source_of_one_model_gives_the_same_answers",
+    "tests/integration/test_answers.py::test_a_job_is_no_adapter_of_what_was_merged_from_it",
+    "tests/integration/test_answers.py::test_eval_compares_base_adapter_and_merged",
     "tests/integration/test_resume.py::test_a_graph_compiled_with_one_base_is_right_for_another",
+)
+INTEGRATION = "tests/integration/"
+APART = (
+    "tests/integration/faults/", "tests/integration/test_qwen.py", "tests/integration/test_resume.py",
+    "tests/integration/test_training_oracles.py",
 )  # fmt: skip
-TOGETHER = ("tests/integration/test_serve.py", "tests/checkpoint/test_family_oracles.py")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With --dist loadgroup, by this list: marks of the group do nothing with pytest 9.2 (pytest-xdist 3.8.0)."""
+    """With --dist loadgroup, by these lists: marks of the group do nothing with pytest 9.2 (pytest-xdist 3.8.0)."""
     if config.getvalue("dist") != "loadgroup":
         return None
     from xdist.scheduler import LoadScopeScheduling
@@ -50,8 +58,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             if nodeid.startswith(TRAINED):
                 return "trained"
-            return next((file for file in TOGETHER if nodeid.startswith(file)), nodeid)
+            return nodeid if nodeid.startswith(APART) else nodeid.partition("::")[0]
 
+        def _assign_work_unit(self, node: Any) -> None:
+            """The second worker begins at the end, where tests wait (schedulers, supervise) while others compute."""
+            if node.gateway.id == "gw1":
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
+
+    config.option.loadscopereorder = False  # by the number of tests, which would leave the longest for the end
     return ByWhatIsShared(config, log)
 
 
@@ -61,6 +76,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if fixtures & STARTS_JOBS or SLOW_PLACES & set(item.path.parts) or item.get_closest_marker("mindspore"):
             item.add_marker(pytest.mark.slow)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: (not item.nodeid.startswith(TRAINED), not item.nodeid.startswith(INTEGRATION)))
 
 
 @pytest.fixture(scope="session", autouse=True)

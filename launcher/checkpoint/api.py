@@ -14,6 +14,7 @@ from launcher.checkpoint import convert, merge, split, steps
 from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.checkpoint.entries import SAFETENSORS
 from launcher.checkpoint.shards import Moment, find_shards
+from launcher.checkpoint.split_layout import THRESHOLD_KIB
 from launcher.checkpoint.stream import load_adapters
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Output
@@ -134,7 +135,7 @@ def split_checkpoint(
     model_parallel: int = 1,
     pipeline_stage: int = 1,
     optimizer_shards: int = 1,
-    optimizer_threshold_kib: int = split.THRESHOLD_KIB,
+    optimizer_threshold_kib: int = THRESHOLD_KIB,
     cut_vocabulary: bool = False,
     file_format: str = SAFETENSORS,
 ) -> int:

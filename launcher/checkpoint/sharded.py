@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.checkpoint.gather import OpenShards, gather, read_stages
 from launcher.checkpoint.layout import LayoutError, Shape, boxes
 from launcher.checkpoint.shards import FULL, find_shards
-from launcher.checkpoint.split import SplitPlan, layout_of, stage_of
+from launcher.checkpoint.split_layout import SplitPlan, layout_of, stage_of
 from launcher.checkpoint.strategy import Layout, Stages
 from launcher.checkpoint.tensors import Whole
 from launcher.errors import CheckpointError

@@ -300,8 +300,7 @@ class RowOptions:
 
     def wanted(self, sources: tuple[DataSource, ...]) -> PreprocessOptions:
         """Return what to make of ``sources``. Raises DataError."""
-        from launcher.data.mixture import Mix
-        from launcher.data.options import PreprocessOptions, overflow_of
+        from launcher.data.options import Mix, PreprocessOptions, overflow_of
 
         return PreprocessOptions(
             source=sources,

@@ -13,7 +13,7 @@ from launcher.cli.output.interruption import interruptible
 from launcher.errors import SpecError
 
 if TYPE_CHECKING:
-    from launcher.checkpoint.split import SplitPlan
+    from launcher.checkpoint.split_layout import SplitPlan
 
 _PATH = click.Path(path_type=Path)
 _DEGREE = click.IntRange(min=1)
@@ -49,7 +49,7 @@ class SplitOptions:
 
     def plan(self) -> SplitPlan:
         """Return the split. Raises SpecError for a threshold that nothing is held to."""
-        from launcher.checkpoint.split import THRESHOLD_KIB, SplitPlan
+        from launcher.checkpoint.split_layout import THRESHOLD_KIB, SplitPlan
 
         if self.optimizer_threshold is not None and not self.optimizer_parallel:
             raise SpecError("--optimizer-threshold means nothing without --optimizer-parallel", hint="leave it out")

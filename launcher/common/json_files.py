@@ -20,12 +20,13 @@ def parse_json(data: bytes | str) -> Any:
         return json.loads(data)  # it takes NaN and lone surrogates, and says best what is wrong
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path | str) -> bytes:
     """Return what is in ``path``, by half of the system calls of ``Path.read_bytes``. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        found = os.read(handle, _BLOCK)
-        while block := os.read(handle, _BLOCK):
+        found = block = os.read(handle, _BLOCK)
+        while len(block) == _BLOCK:  # a short read came to the end
+            block = os.read(handle, _BLOCK)
             found += block
         return found
     except OSError as error:
@@ -35,12 +36,12 @@ def read_bytes(path: Path) -> bytes:
         os.close(handle)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path | str) -> Any:
     """Return the value in ``path``. Raises OSError, ValueError or RecursionError."""
     return parse_json(read_bytes(path))
 
 
-def json_or_empty(path: Path) -> dict[str, Any]:
+def json_or_empty(path: Path | str) -> dict[str, Any]:
     """Return the JSON object in ``path``, or an empty one where there is none that can be read."""
     try:
         found = read_json(path)

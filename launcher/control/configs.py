@@ -149,7 +149,7 @@ def checked(name: str, overrides: Sequence[Override] = ()) -> tuple[RunSpec, tup
     Raises SpecError or DataError for a spec that is wrong.
     """
     from launcher.doctor.job import missing_inputs
-    from launcher.plan.inputs import check_tokenizer  # numpy comes with it, and lists of specs need none
+    from launcher.plan.inputs import check_tokenizer  # jinja2 comes with it, and lists of specs need none
 
     spec = load_spec(name, overrides)
     check_tokenizer(spec)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.common.nearest import path_hint
-from launcher.data.mindrecord import header_columns, header_rows, least_size, read_header
+from launcher.data.mindrecord_header import header_columns, header_rows, least_size, read_header
 from launcher.data.tokenizer import TokenizerInfo
 from launcher.errors import DataError
 

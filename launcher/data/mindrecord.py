@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from launcher.data.mindrecord_header import header_rows, read_header
 from launcher.errors import DataError
 from launcher.upstream.packed_rows import SEAMS
 
@@ -39,7 +40,6 @@ _SCHEMA = {"shape": [-1], "type": "int32"}
 HEADER_BYTES = 2 << 20
 PAGE_BYTES = 4 << 20
 _LARGEST_PAGE_BYTES = 256 << 20
-_LARGEST_HEADER_BYTES = 128 << 20
 _RAW_ROW = b"\x05\x00\x00\x00\x00\x00\x00\x00\x81\xa2id\x00"
 
 Ints = npt.NDArray[np.int32]
@@ -374,36 +374,6 @@ def write_mindrecord(path: Path, values: Iterable[Ints], *, row_length: int, sea
 
 
 # --- reading
-
-
-def read_header(path: Path) -> dict[str, Any] | None:
-    """Read the header of the MindRecord file ``path``; None when it is missing or not a MindRecord."""
-    try:
-        with path.open("rb") as source:
-            length = int.from_bytes(source.read(8), "little")
-            if not 0 < length <= _LARGEST_HEADER_BYTES:
-                return None
-            header = json.loads(source.read(length))
-    except (OSError, ValueError):
-        return None
-    return header if isinstance(header, dict) and isinstance(header.get("page"), list) else None
-
-
-def least_size(header: dict[str, Any]) -> int:
-    """Return how long the file must be at least, in bytes: up to what its last page holds."""
-    begin, size = int(header.get("header_size", 0)), int(header.get("page_size", 0))
-    ends = (begin + page.get("page_id", 0) * size + page.get("page_size", 0) for page in header["page"])
-    return max(ends, default=0)
-
-
-def header_columns(header: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of the columns, sorted."""
-    return tuple(sorted(name for schema in header.get("schema") or [] for name in schema.get("schema", {})))
-
-
-def header_rows(header: dict[str, Any]) -> int:
-    """Return how many rows the file holds."""
-    return max((page.get("end_row_id", 0) for page in header["page"]), default=0)
 
 
 def read_row(path: Path, row: int) -> dict[str, Ints]:

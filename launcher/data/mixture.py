@@ -12,27 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from launcher.data.mindrecord import Ints
+from launcher.data.options import Mix
 from launcher.errors import DataError
 
 Sizes = npt.NDArray[np.int64]
 _U64 = np.uint64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mix:
-    """What weights are ratios of, when an epoch ends, and the seed of the draw."""
-
-    by: Literal["samples", "tokens"] = "samples"
-    until: Literal["all", "first"] = "all"
-    seed: int = 0
 
 
 def parsed_weights(text: str) -> list[float]:

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launcher.data.files import Found, InputFile, find_files
-from launcher.data.mixture import Mix
 from launcher.data.reading import DataSource, Given, sources_of
 
 if TYPE_CHECKING:
     from launcher.data.encode import TooLong, TrainOn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """What weights are ratios of, when an epoch ends, and the seed of the draw."""
+
+    by: Literal["samples", "tokens"] = "samples"
+    until: Literal["all", "first"] = "all"
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,16 +23,6 @@ _CHOSEN = 4
 # Rows' worth of samples that the parent gathers before it packs them.
 GATHERED_ROWS = 4 * _MOST_OPEN
 
-# MindFormers' default for the number of samples of a row (dataset/dataloader/hf_dataloader.py of 1.9.0,
-# compressed_eod_mask_length).
-_LEAST_SEAMS = 128
-_TOKENS_A_SAMPLE = 32
-
-
-def seams_of(seq_length: int) -> int:
-    """Return the length of the column ``actual_seq_len``: one more than the most samples that share a row."""
-    return min(max(_LEAST_SEAMS, seq_length // _TOKENS_A_SAMPLE), seq_length)
-
 
 def fill(lengths: Sequence[int], capacity: int, most: int) -> Bins:
     """Return rows as lists of indices into ``lengths``, each at most ``capacity`` tokens and ``most`` pieces.

@@ -11,7 +11,8 @@ import numpy as np
 from launcher.data.encode import Choice, Encoder, Kept, Survey, first_occurrences, survey
 from launcher.data.files import InputFile
 from launcher.data.mindrecord import Ints
-from launcher.data.mixture import Mix, Sizes, interleaved, times
+from launcher.data.mixture import Sizes, interleaved, times
+from launcher.data.options import Mix
 from launcher.data.records import Chunk
 from launcher.data.sources import Sources
 from launcher.errors import DataError

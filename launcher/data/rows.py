@@ -26,7 +26,7 @@ from launcher.data.mindrecord import Ints
 from launcher.data.packing import Bins
 from launcher.data.samples import Records
 from launcher.data.segments import Encoded
-from launcher.upstream.packed_rows import SEAMS
+from launcher.upstream.packed_rows import SEAMS, seams_of
 
 IGNORED_LABEL = -100
 PAD_ID = 0
@@ -217,7 +217,7 @@ def alone(pieces: Pieces, seq_length: int) -> Laid:
 def pack(pieces: Pieces, seq_length: int, *, last: bool = False) -> tuple[Laid, Pieces]:
     """Return rows that pieces share, and the pieces of the emptiest rows, which stay open unless these are the last."""
     lengths = pieces.lengths.tolist()
-    bins = packing.fill(lengths, seq_length + 1, packing.seams_of(seq_length) - 1)
+    bins = packing.fill(lengths, seq_length + 1, seams_of(seq_length) - 1)
     closed, still_open = (packing.in_order(bins), []) if last else packing.part(bins, lengths, seq_length + 1)
     waiting = np.array(sorted(chain.from_iterable(still_open)), dtype=np.int64)
     return _lay_out(pieces, closed, seq_length), pieces.chosen(waiting)
@@ -231,7 +231,7 @@ def _lay_out(pieces: Pieces, bins: Bins, seq_length: int) -> Laid:
     values = np.empty((len(bins), 2, width), dtype=np.int32)
     values[:, 0] = PAD_ID
     values[:, 1] = IGNORED_LABEL
-    ends = np.full((len(bins), packing.seams_of(seq_length)), seq_length, dtype=np.int32)
+    ends = np.full((len(bins), seams_of(seq_length)), seq_length, dtype=np.int32)
     for row, row_ends, members in zip(values, ends, bins, strict=True):
         place = 0
         for number, piece in enumerate(members):

@@ -13,7 +13,8 @@ import numpy as np
 
 from launcher.data.info import DatasetInfo, no_dataset, read_info
 from launcher.data.messages import Message
-from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
+from launcher.data.mindrecord import Ints, read_row
+from launcher.data.mindrecord_header import header_rows, read_header
 from launcher.data.rows import IGNORED_LABEL, stretches
 from launcher.data.samples import CONTINUED, CUT, none, of_row, read_samples
 from launcher.data.segments import Segment

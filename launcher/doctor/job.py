@@ -35,7 +35,7 @@ def check_files(needs: JobNeeds) -> Iterator[Finding]:
 
 def check_base(needs: JobNeeds) -> Iterator[Finding]:
     """Check that the base checkpoint, if it exists, has the model's names, shapes and dtypes; reads only headers."""
-    from launcher.plan.inputs import find_base  # numpy comes with it, and help needs none
+    from launcher.plan.inputs import find_base  # jinja2 comes with it, and help needs none
 
     model = needs.model
     if model is None or model.checkpoint is None or not Path(model.checkpoint).exists():

@@ -159,7 +159,7 @@ def read_rows(path: Path, limit: int | None = None) -> HeldOut:
 
 
 def _rows(file: Path, limit: int | None) -> Iterator[dict[str, Ints]]:
-    from launcher.data.mindrecord import header_rows, read_header
+    from launcher.data.mindrecord_header import header_rows, read_header
 
     count = header_rows(read_header(file) or {"page": []})
     for number in range(min(count, limit or count)):

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from launcher.checkpoint.huggingface import PEFT_PREFIX
 from launcher.inference.model import Model
+from launcher.inference.threads import Threads
 from launcher.inference.weights import Tensors, read, whole_array
 from launcher.models import names
 from launcher.models.registry import hf_modules, hf_name, is_hf_name
@@ -77,10 +78,8 @@ class NumpyNetwork:
         self._eps = np.float32(spec.rms_norm_eps)
         self.layers, self.heads, self.head_size = spec.num_layers, spec.kv_heads, spec.head_size
         self._repeats = spec.num_heads // spec.kv_heads
-        angles = np.arange(spec.max_position_embedding or spec.seq_length, dtype=np.float32)[:, None] * frequencies(
-            spec
-        )
-        self._cos, self._sin = (np.tile(turned(angles), 2) for turned in (np.cos, np.sin))
+        self._threads = Threads(spec.hidden_size)
+        self._frequencies = frequencies(spec)
 
     def run(self, tokens: Ints, positions: Ints, mask: Floats | None, wanted: Any, cache: Floats) -> Floats:
         """Run new tokens and return the logits of the wanted ones.
@@ -89,7 +88,12 @@ class NumpyNetwork:
         wanted: flat indexes of tokens. cache (layers, 2, rows, heads, columns, head_size): keys and values; those of
         the new tokens are written to its last columns.
         """
-        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+        with self._threads.chosen(tokens.size):
+            return self._run(tokens, positions, mask, wanted, cache)
+
+    def _run(self, tokens: Ints, positions: Ints, mask: Floats | None, wanted: Any, cache: Floats) -> Floats:
+        angles = positions[:, None, :, None].astype(np.float32) * self._frequencies
+        cos, sin = np.cos(angles), np.sin(angles)
         hidden: Floats = self._embedding[tokens]
         for layer, (keys, values) in zip(self._layers, cache, strict=True):
             hidden = hidden + self._attention(
@@ -140,10 +144,8 @@ def _feed_forward(layer: Layer, x: Floats) -> Floats:
 
 def _rotated(x: Floats, cos: Floats, sin: Floats) -> Floats:
     half = x.shape[-1] // 2
-    turned: Floats = x * cos
-    turned[..., :half] -= x[..., half:] * sin[..., :half]
-    turned[..., half:] += x[..., :half] * sin[..., half:]
-    return turned
+    first, second = x[..., :half], x[..., half:]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def frequencies(spec: ModelSpec) -> Floats:
@@ -195,7 +197,7 @@ def load(model: Model) -> NumpyNetwork:
     with ExitStack() as stack:
         tensors = model.open(stack)
         weights = {
-            name if is_hf_name(name) else hf_name(name): read(output).astype(np.float32, copy=False)
+            name if is_hf_name(name) else hf_name(name): np.asarray(read(output), np.float32)
             for name, output in tensors.weights.items()
         }
         return NumpyNetwork(model.spec, weights, dict(_adapters(tensors)))

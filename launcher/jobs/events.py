@@ -28,15 +28,16 @@ import math
 import mmap
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from launcher.common.json_files import parse_json
 
-_BLOCK = 1 << 20
+# Room for more would be mapped and given back at every read (malloc: from 128 KiB on), which costs ten times the read.
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +304,8 @@ class EventReader:
         """Yield the objects of new lines, including unknown kinds."""
         if self._file is None and not self._open():
             return
-        while block := self._file.read(_BLOCK):
+        block = self._file.read(_BLOCK)
+        while block:
             *lines, self._rest = (self._rest + block).split(b"\n")
             for line in lines:
                 try:
@@ -312,6 +314,8 @@ class EventReader:
                     self.damaged += 1
                     continue
                 yield record
+            # A short read came to the end: a supervisor asks hundreds of files ten times a second.
+            block = self._file.read(_BLOCK) if len(block) == _BLOCK else b""
 
     def _open(self) -> bool:
         with contextlib.suppress(OSError):
@@ -371,51 +375,53 @@ def read_last_events(path: Path) -> LastEvents:
 
 def last_step(path: Path | str) -> Step | None:
     """Return the last step in ``path``, however long the file is; None without one."""
-    return next((event for event in _backwards(path, Step.kind) if isinstance(event, Step)), None)
+    return _last(path, Step, lambda _: True)
 
 
 def last_held_out(path: Path) -> Evaluation | None:
     """Return the last evaluation in ``path`` that has a loss; None without one."""
-    found = (event for event in _backwards(path, Evaluation.kind) if isinstance(event, Evaluation))
-    return next((event for event in found if isinstance(event.loss, float)), None)
+    return _last(path, Evaluation, lambda event: isinstance(event.loss, float))
 
 
 # As a rule the event that is wanted is in the last lines of a file, and a list reads those of thousands of files.
 _TAIL_BYTES = 2 << 10
+_MARKS: dict[type[Event], bytes] = {cls: b'"event": "%s"' % cls.kind.encode() for cls in _EVENTS}
+_Kind = TypeVar("_Kind", bound=Event)
 
 
-def _backwards(path: Path | str, kind: str) -> Iterator[Event]:
-    """Yield the events of ``kind`` in ``path``, last first. Only their own lines are parsed."""
-    mark = b'"event": "%s"' % kind.encode()
+def _last(path: Path | str, kind: type[_Kind], wanted: Callable[[_Kind], bool]) -> _Kind | None:
+    """Return the last event of ``kind`` in ``path`` that is ``wanted``. Only lines of its kind are parsed."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return
+        return None
     try:
         start = max(0, os.fstat(handle).st_size - _TAIL_BYTES)
         tail = os.pread(handle, _TAIL_BYTES, start)
         begin = tail.find(b"\n") + 1 if start else 0  # a read from the middle of the file begins inside a line
-        yield from _marked(tail[begin:], mark)
-        if start:
+        found = _last_in(tail[begin:], kind, wanted)
+        if found is None and start:
             with mmap.mmap(handle, start + begin, access=mmap.ACCESS_READ) as data:
-                yield from _marked(data, mark)
+                found = _last_in(data, kind, wanted)
     except (OSError, ValueError):  # it was cut short meanwhile
-        return
+        return None
     finally:
         os.close(handle)
+    return found
 
 
-def _marked(data: bytes | mmap.mmap, mark: bytes) -> Iterator[Event]:
-    """Yield the events in the whole lines of ``data`` that have ``mark``, last first."""
-    end = data.rfind(b"\n")
+def _last_in(data: bytes | mmap.mmap, kind: type[_Kind], wanted: Callable[[_Kind], bool]) -> _Kind | None:
+    """Return the same of the whole lines of ``data``."""
+    mark, end = _MARKS[kind], data.rfind(b"\n")
     while (at := data.rfind(mark, 0, max(0, end))) >= 0:
         end, last = data.rfind(b"\n", 0, at), data.find(b"\n", at)
         try:
             event = from_json(_parse(data[end + 1 : last]))
         except ValueError:
             continue
-        if event is not None:
-            yield event
+        if isinstance(event, kind) and wanted(event):
+            return event
+    return None
 
 
 class Position:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from launcher.common.atomic import write_atomic
 from launcher.common.json_files import json_or_empty
 from launcher.errors import SpecError
-from launcher.jobs.paths import JobPaths
+from launcher.jobs.paths import LABELS, JobPaths
 
 # Tags are listed with commas between them, and an option begins with "-".
 _TAG = re.compile(r"[^\W_][^\s,]{0,63}")
@@ -62,7 +62,7 @@ def checked_note(text: str) -> str:
 
 def read_labels(paths: JobPaths) -> Labels:
     """Return the labels of the job; none where there is no file, and without what is no tag and no note in it."""
-    found = json_or_empty(paths.labels)
+    found = json_or_empty(paths.text_of(LABELS))
     tags, note = found.get("tags"), found.get("note")
     known = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
     return Labels(tags=tuple(known), note=note if isinstance(note, str) else "")

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from launcher.errors import JobError
 
+# Of these a list of jobs reads thousands: see ``JobPaths.text_of``.
+RECORD, SPEC, LABELS = "job.json", "spec.json", "labels.json"
+
 
 def is_job_folder(path: Path) -> bool:
     """Return True if ``path`` is the folder of a job. Raises JobError when it cannot be looked into."""
     try:
-        return (path / "job.json").is_file()
+        return (path / RECORD).is_file()
     except OSError as error:
         raise JobError(f"cannot read {path}: {error.strerror}", hint="check its permissions") from error
 
@@ -41,7 +44,7 @@ class JobPaths:
 
     @property
     def record(self) -> Path:
-        return self.root / "job.json"
+        return self.root / RECORD
 
     @property
     def resume_lock(self) -> Path:
@@ -70,7 +73,7 @@ class JobPaths:
     @property
     def spec(self) -> Path:
         """The run spec as used, after every default and override."""
-        return self.root / "spec.json"
+        return self.root / SPEC
 
     @property
     def asked(self) -> Path:
@@ -166,7 +169,7 @@ class JobPaths:
     @property
     def labels(self) -> Path:
         """Tags and a note: see ``launcher.jobs.labels``."""
-        return self.root / "labels.json"
+        return self.root / LABELS
 
     @property
     def evaluation(self) -> Path:
@@ -202,9 +205,13 @@ class JobPaths:
     def rank_events(self, rank_id: int) -> Path:
         return self.events / f"rank_{rank_id}.jsonl"
 
+    def text_of(self, name: str) -> str:
+        """Return the path of a file in the job's folder as text: a list of jobs names thousands, each Path costs."""
+        return f"{self.root}/{name}"
+
     def events_of_ranks(self, count: int) -> list[str]:
-        """Return the same of ranks 0, 1, ... as text: a list of jobs names thousands, and each Path costs."""
-        folder = str(self.events)
+        """Return the files of events of ranks 0, 1, ... as text, for the same reason."""
+        folder = self.text_of(f"attempts/{self.attempt}/events")
         return [f"{folder}/rank_{rank_id}.jsonl" for rank_id in range(count)]
 
     def host_events(self, node_rank: int) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 from launcher.common.atomic import write_atomic
 from launcher.common.json_files import parse_json, read_bytes, read_json
 from launcher.common.processes import ProcessId
-from launcher.jobs.paths import JobPaths
+from launcher.jobs.paths import RECORD, SPEC, JobPaths
 
 PLANNED = "planned"  # the folder is written; the supervisor has not started, or waits for cards
 STARTING = "starting"  # processes run, ranks are finding each other
@@ -144,7 +144,7 @@ def write_record(paths: JobPaths, record: JobRecord) -> None:
 def read_record(paths: JobPaths) -> JobRecord | None:
     """Return the job's record, its state checked against the process table; None when it cannot be read."""
     try:
-        record = JobRecord.from_json(read_bytes(paths.record))
+        record = JobRecord.from_json(read_bytes(paths.text_of(RECORD)))
     # A damaged record may be any JSON: a list where an object belongs, a thousand brackets, half a file.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -216,7 +216,7 @@ def loss_rank(paths: JobPaths, cards: int) -> int:
     if cards <= 1:
         return 0
     try:
-        stages = read_json(paths.spec)["parallel"]["pipeline_stage"]
+        stages = read_json(paths.text_of(SPEC))["parallel"]["pipeline_stage"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0
     return first_of_last_stage(cards, stages) if isinstance(stages, int) and stages > 0 else 0

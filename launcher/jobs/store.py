@@ -46,7 +46,8 @@ class JobStore:
 
     def all(self) -> list[tuple[JobPaths, JobRecord]]:
         """Return every job, oldest first, its state checked against the process table; damaged ones as UNREADABLE."""
-        found = [job for folder in self._folders() if (job := self._of_folder(folder))]
+        root = self.root.absolute()
+        found = [job for name in self._names() if (job := self._of_folder(root / name))]
         return sorted(found, key=lambda item: (item[1].created, item[1].job_id))
 
     @staticmethod
@@ -55,12 +56,11 @@ class JobStore:
         record = read_record(paths) or unreadable_record(paths)
         return (paths.of_attempt(record.attempt), record) if record else None
 
-    def _folders(self) -> list[Path]:
-        """Return the folders that may be of jobs. Names with a dot are on their way out: see control.removal."""
-        root = self.root.absolute()
+    def _names(self) -> list[str]:
+        """Return the names of folders that may be of jobs. Those with a dot are on their way out (control.removal)."""
         try:
-            with os.scandir(root) as entries:
-                return [root / entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
+            with os.scandir(self.root) as entries:
+                return [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return []
 
@@ -102,13 +102,13 @@ class JobStore:
         """Return the one job whose folder has the name ``reference``, or alone begins with it, as folders have ids for
         names: no other record needs to be read. None where names of folders do not tell, and for "last".
         """
-        folders = {folder.name: folder for folder in self._folders()}
-        begun = [name for name in folders if name.startswith(reference)]
-        named = [name for name in folders if name.partition("-")[2] == reference]
-        fits = [reference] if reference in folders else begun
+        names = self._names()
+        begun = [name for name in names if name.startswith(reference)]
+        named = [name for name in names if name.partition("-")[2] == reference]
+        fits = [reference] if reference in names else begun
         if reference in ("", "last") or named or len(fits) != 1:
             return None
-        job = self._of_folder(folders[fits[0]])
+        job = self._of_folder(self.root.absolute() / fits[0])
         return job if job and job[1].job_id == fits[0] and job[1].name != reference else None
 
     def _not_one(self, reference: str, fits: list[str], every: list[str]) -> JobError:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.cluster.model import KINDS, Cluster
-from launcher.data.packing import seams_of
 from launcher.errors import SpecError
 from launcher.models.names import MCORE
 from launcher.plan import memory
@@ -170,7 +169,7 @@ def check_loading(spec: RunSpec, cluster: Cluster) -> None:
 
 def _check_packing(spec: RunSpec) -> None:
     """Raise SpecError when flash attention on Ascend cannot keep packed samples apart."""
-    seams = seams_of(spec.model.seq_length)
+    seams = packed_rows.seams_of(spec.model.seq_length)
     rules = (
         (not spec.runtime.flash_attention,
          "runtime.flash_attention false: on Ascend nothing else keeps packed samples apart",

@@ -10,19 +10,15 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher.checkpoint.base import Base, check_file, check_tensors, listed
-from launcher.checkpoint.hf_folder import FolderBase, folder_base, is_hugging_face
 from launcher.checkpoint.model_files import CKPT_WEIGHTS, WEIGHTS
-from launcher.checkpoint.sharded import ShardedBase, holds_shards, read_sharded
 from launcher.common import resources
 from launcher.common.nearest import path_hint
 from launcher.data import sample_set
 from launcher.data.encodings import checked_encoding
 from launcher.data.info import DatasetInfo, read_info, shared_warning, whole_info
-from launcher.data.mixture import Mix
-from launcher.data.options import PreprocessOptions, eval_path, overflow_of
+from launcher.data.options import Mix, PreprocessOptions, eval_path, overflow_of
 from launcher.data.outputs import file_sha256
 from launcher.data.reading import DataSource, Reading, checked_columns
 from launcher.data.seen import LostTextError
@@ -33,6 +29,12 @@ from launcher.plan.hints import for_large_tokenizer, for_missing_base, for_missi
 from launcher.plan.launch_plan import Inputs
 from launcher.runspec.sections import ModelSpec, RunSpec, SourceSpec
 from launcher.upstream.packed_rows import SEAMS
+
+# What reads weights comes with numpy, and a run on random weights has no base.
+if TYPE_CHECKING:
+    from launcher.checkpoint.base import Base
+    from launcher.checkpoint.hf_folder import FolderBase
+    from launcher.checkpoint.sharded import ShardedBase
 
 ROWS_SUFFIX = ".mindrecord"
 WEIGHTS_SUFFIXES = (".safetensors", ".ckpt")
@@ -147,6 +149,8 @@ def _with_other_faults(error: LauncherError, spec: RunSpec) -> LauncherError:
             faults += [other] if other.message != error.message else []
     if len(faults) == 1:
         return error
+    from launcher.checkpoint.base import listed
+
     told = (f"{fault.message}: {fault.hint}" if fault.hint else fault.message for fault in faults)
     return type(error)(listed("the inputs of this run", told), hint="each line says what to do")
 
@@ -219,12 +223,16 @@ def verify_base(model: ModelSpec) -> str:
 def _converted_base(model: ModelSpec) -> FolderBase | None:
     """Return the base of ``model`` where it is a Hugging Face folder, converted or not. Raises CheckpointError."""
     folder = Path(os.path.abspath(model.checkpoint)) if model.checkpoint else None  # noqa: PTH100 - as below
-    if folder is None or not is_hugging_face(folder):
+    if folder is None:
         return None
-    return _folder_base(folder, model.model_dump(mode="json"))
+    from launcher.checkpoint.hf_folder import is_hugging_face
+
+    return _folder_base(folder, model.model_dump(mode="json")) if is_hugging_face(folder) else None
 
 
 def _folder_base(folder: Path, model: Mapping[str, Any]) -> FolderBase:
+    from launcher.checkpoint.hf_folder import folder_base
+
     return folder_base(folder, model, resources.cache_root() / "bases")
 
 
@@ -239,6 +247,10 @@ def find_base(model: Mapping[str, Any], checkpoint: str) -> tuple[Base, ShardedB
             f"checkpoint {absolute} is a job's folder, not a base",
             hint=f"launcher merge-ckpt {absolute.name}; then --checkpoint {JobPaths(root=absolute).merged}",
         )
+    from launcher.checkpoint.base import check_file, check_tensors
+    from launcher.checkpoint.hf_folder import is_hugging_face
+    from launcher.checkpoint.sharded import holds_shards, read_sharded
+
     if is_hugging_face(absolute):
         return _folder_base(absolute, model).base, None
     if not holds_shards(absolute):

@@ -8,12 +8,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from launcher.checkpoint.sharded import ShardedBase, check_fits
-from launcher.checkpoint.split import THRESHOLD_KIB
+from launcher.checkpoint.split_layout import THRESHOLD_KIB
 from launcher.cluster.model import Cluster, Rank
 from launcher.cluster.rank_table import render_rank_table
 from launcher.cluster.rank_table.make import checked_text
@@ -31,6 +30,9 @@ from launcher.plan.resilience import check_resilience, resilience_environment
 from launcher.runspec.passthrough import with_passed_through
 from launcher.runspec.sections import RunSpec
 from launcher.upstream import held_out, packed_rows
+
+if TYPE_CHECKING:
+    from launcher.checkpoint.sharded import ShardedBase
 
 CHECKPOINT_PREFIX = "launcher"
 RANK_TABLE = "rank_table.json"
@@ -453,6 +455,8 @@ def _files_by_rank(inputs: Inputs, cluster: Cluster) -> tuple[str, ...]:
 def check_shards(spec: RunSpec, inputs: Inputs) -> None:
     """Raise CheckpointError when the base is in shards that do not match the ranks of a resolved ``spec``."""
     if inputs.shards is not None:
+        from launcher.checkpoint.sharded import check_fits  # with numpy, which other bases do not need here
+
         check_fits(inputs.shards, split_plan(spec))
 
 

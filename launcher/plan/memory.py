@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from launcher.checkpoint.layout import optimizer_cuts, slice_shape
-from launcher.checkpoint.split import SplitPlan, layout_of
+from launcher.checkpoint.split_layout import SplitPlan, layout_of
 from launcher.models import base
 from launcher.models.names import MCORE, SCHEMES, Scheme
 from launcher.runspec.sections import LoraSpec, ModelSpec, RunSpec

@@ -25,7 +25,7 @@ from launcher.common.processes import ProcessId, descendants, die_with_parent, k
 from launcher.engines import ENGINES
 from launcher.engines.base import Program
 from launcher.jobs import JobPaths
-from launcher.jobs.events import EventReader, read_position
+from launcher.jobs.events import Begin, EventReader, read_position
 from launcher.jobs.logs import tail
 from launcher.jobs.verdict import Verdict
 from launcher.plan.launch import Launch
@@ -263,12 +263,16 @@ class Attempt:
         for reader in self._readers:
             for event in reader.new():
                 self.states.note(event)
-        # "begin" may just have named the process that trains; until then the engine's child above it was watched.
-        for rank in self.states.ranks.values():
-            if rank.process:
-                self._watch_process(rank.rank_id, rank.process)
+                if isinstance(event, Begin):
+                    self._watch_begun(event)
+
+    def _watch_begun(self, event: Begin) -> None:
+        """Watch the process that "begin" has named: until then the engine's child above it was watched."""
+        rank = None if event.rank_id is None else self.states.ranks.get(event.rank_id)
+        if rank and rank.process:
+            self._watch_process(rank.rank_id, rank.process)
         # The schedulers of other engines are our own children, which are watched since they were started.
-        if self.states.scheduler and self.launch.engine == "msrun":
+        elif rank is None and self.states.scheduler and self.launch.engine == "msrun":
             self._watch_process(SCHEDULER, self.states.scheduler)
 
     def _set_state(self, state: str) -> None:

@@ -212,6 +212,9 @@ class Judge:
         if facts.progress_at is None:  # the first step compiles, which may take an hour: only start_timeout_s bounds it
             return None
         idle_s = now - facts.progress_at
+        # No limit that follows from the steps is shorter, and finding it takes the times of thousands of steps.
+        if self._limits.hang_timeout_s is None and idle_s < MIN_HANG_TIMEOUT_S:
+            return None
         return None if idle_s < self.hang_timeout_s(facts) else idle_s
 
     def no_progress(self, entered: Mapping[int, int], idle_s: float) -> Failure:

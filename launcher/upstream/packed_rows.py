@@ -21,6 +21,15 @@ MASK = "attention_mask"
 LEAST_SEQ_LENGTH = 2048
 # CANN's FlashAttentionVarLenScore takes at most this many sequences at a time: those of all rows of a batch.
 MOST_SEAMS = 2048
+# MindFormers' default for the number of samples of a row (dataset/dataloader/hf_dataloader.py of 1.9.0,
+# compressed_eod_mask_length).
+_LEAST_SEAMS = 128
+_TOKENS_A_SAMPLE = 32
+
+
+def seams_of(seq_length: int) -> int:
+    """Return the length of the column ``actual_seq_len``: one more than the most samples that share a row."""
+    return min(max(_LEAST_SEAMS, seq_length // _TOKENS_A_SAMPLE), seq_length)
 
 
 def arguments(columns: tuple[str, ...], target: str) -> tuple[str, ...]:

@@ -2,9 +2,11 @@
 
     python tests/benchmarks/bench_commands.py [--jobs 1000] [--rounds 7] [--against CHECKOUT] [--imports 8]
 
-A whole process each, user and system time, its median; the commands take turns, so that a busy machine slows all of
-them alike. With --against each is run from another checkout too, in turn with this one, and compared: its output byte
-by byte. Exit code 1 when a command is over its limit; other work on the machine counts against it, up to 1.3 x.
+A whole process each, user and system time, the median of --rounds runs after one that does not count: it compiles
+modules, and reads files into the page cache. The commands take turns, so that a busy machine slows all of them alike.
+Where a median run reads pages from the disk nevertheless, as other work has emptied the cache, their number is printed.
+With --against each is run from another checkout too, in turn with this one, and compared: its output byte by byte. Exit
+code 1 when a command is over its limit; other work on the machine counts against it, up to 1.3 x.
 """
 
 from __future__ import annotations
@@ -93,6 +95,7 @@ class Measured:
     """The runs of one command from one checkout."""
 
     seconds: list[float] = field(default_factory=list)
+    faults: list[int] = field(default_factory=list)  # pages that were read from the disk
     output: bytes = b""
 
     @property
@@ -127,6 +130,7 @@ def run(words: str, checkout: Path, folder: Path, measured: Measured) -> None:
     if process.returncode:
         sys.exit(f"launcher {words} ended with {process.returncode}:\n{measured.output.decode()}")
     measured.seconds.append(used.ru_utime + used.ru_stime)
+    measured.faults.append(used.ru_majflt)
 
 
 def costly_imports(words: str, folder: Path, most: int) -> list[str]:
@@ -160,7 +164,8 @@ def main() -> None:
             for (words, checkout), measured in found.items():
                 run(typed[words], checkout, folder, measured)
         for measured in found.values():
-            del measured.seconds[0]  # the first compiled modules, and read files into the page cache
+            del measured.seconds[0], measured.faults[0]
+        print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
         over = [words for words in typed if not show(words, [found[words, checkout] for checkout in checkouts])]
         for words, full in typed.items():
             print("\n".join([f"\nlauncher {words}", *costly_imports(full, folder, asked.imports)]))
@@ -175,7 +180,9 @@ def show(words: str, measured: list[Measured]) -> bool:
         f"{'the same output' if ours.output == other.output else 'ANOTHER OUTPUT'}"
         for other in others
     )
-    print(f"{ours.median:.3f} s  limit {LIMITS[words]:.2f} s  launcher {words}{compared}", flush=True)
+    faults = round(statistics.median(ours.faults))
+    read = f"  {faults} pages from the disk" if faults else ""
+    print(f"{ours.median:.3f} s  limit {LIMITS[words]:.2f} s  launcher {words}{read}{compared}", flush=True)
     return ours.median <= LIMITS[words]
 
 

@@ -25,7 +25,7 @@ from launcher.checkpoint import ckpt
 from launcher.checkpoint.entries import CKPT, SAFETENSORS
 from launcher.checkpoint.layout import Shape, slice_shape
 from launcher.checkpoint.safetensors_format import header_bytes
-from launcher.checkpoint.split import SplitPlan, layout_of, stage_of
+from launcher.checkpoint.split_layout import SplitPlan, layout_of, stage_of
 from launcher.checkpoint.strategy import write_strategy
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.models import base

@@ -2,14 +2,15 @@
 
 usage: bench_watching.py [--ranks 8,64,256] [--rate 10] [--seconds 20]     (about 3 minutes on an idle machine)
 
-Without training. Load: one process writes the events of all ranks, the supervisor's own loop watches. Death: as many
-stand-in ranks as real processes; one is killed, and the job ends when all others are stopped too. The leader of many
-hosts has a benchmark of its own, bench_hosts.py.
+Without training. Load: one process stands for all ranks and writes their events, the supervisor's own loop watches it
+as often as there are ranks. Death: as many stand-in ranks as real processes; one is killed, and the job ends when all
+others are stopped too. The leader of many hosts has a benchmark of its own, bench_hosts.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
@@ -77,6 +78,7 @@ def _watched(ranks: int, rate: float, seconds: float) -> tuple[float, float]:
         writer = os.fork()
         if writer == 0:
             write_steps(Path(folder), ranks, rate, seconds)
+            time.sleep(600.0)  # until it is killed: a rank that ended would be looked into
             os._exit(0)
         own, warm = psutil.Process(), time.monotonic() + 2.0
         while time.monotonic() < warm:  # what is imported at the first look is paid once
@@ -89,6 +91,8 @@ def _watched(ranks: int, rate: float, seconds: float) -> tuple[float, float]:
             attempt.judge.decide(attempt.states, 0, attempt._slow_look)
             last = {rank.last_step for rank in attempt.states.ranks.values()}
         busy = (sum(own.cpu_times()[:2]) - before) / (time.monotonic() - began)
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
         if last != {most}:
             raise RuntimeError(f"events are missing: last steps {last}")
     return busy, own.memory_info().rss / 2**20
@@ -127,6 +131,9 @@ def make_attempt(root: Path, num_ranks: int, signals: StopSignals) -> Attempt:
 def write_steps(root: Path, num_ranks: int, rate: float, seconds: float) -> None:
     paths = JobPaths(root=root)
     writers = [EventWriter(paths.rank_events(rank_id), rank_id) for rank_id in range(num_ranks)]
+    for writer in writers:
+        writer.write("begin", **dataclasses.asdict(ProcessId.current()))
+        writer.write("ready")
     began = time.monotonic()
     for number in range(1, int(seconds * rate) + 1):
         for writer in writers:

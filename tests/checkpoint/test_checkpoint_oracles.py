@@ -77,6 +77,9 @@ def share(names, ranks, target):
         json.dump([sorted(shares[rank]) for rank in range(ranks)], out)
 
 def logits(weights, model, ids, target):
+    from launcher.upstream.light_imports import light_imports
+    with light_imports():
+        import mindformers
     from mindformers import LlamaConfig, LlamaForCausalLM
     ms.set_context(mode=0, device_target="CPU")
     keys = ("hidden_size", "num_layers", "num_heads", "n_kv_heads", "intermediate_size", "vocab_size", "rms_norm_eps")

@@ -323,6 +323,8 @@ def test_names_shapes_and_rows_are_those_of_mindformers_own_network(
 def test_presets_of_qwen3_have_as_many_parameters_as_mindformers_builds(mcore: Child) -> None:
     for preset in (preset for preset in all_presets() if preset.model.get("family") == "qwen3"):
         model = ModelSpec.model_validate(preset.model)
+        if model.num_layers > 28:  # three are enough: numbers of whole presets are held to published ones
+            model = model.model_copy(update={"num_layers": 3})
         config = QWEN3_FAMILY.config.config_of_model(model.model_dump(), {})
         config["tie_word_embeddings"] = model.tie_word_embeddings
         assert mcore("count", config=config) == parameter_count(QWEN3_FAMILY, model.sizes), preset.name

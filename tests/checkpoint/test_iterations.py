@@ -18,7 +18,7 @@ from support.checkpoint_sets import launcher, llama, read, run_merge, write
 from launcher.checkpoint.dtypes import Array
 from launcher.checkpoint.merge import Options
 from launcher.checkpoint.shards import find_shards
-from launcher.checkpoint.split import SplitPlan, layout_of, stage_of
+from launcher.checkpoint.split_layout import SplitPlan, layout_of, stage_of
 from launcher.checkpoint.steps import list_steps
 from launcher.errors import CheckpointError
 

@@ -37,7 +37,7 @@ from launcher.checkpoint.entries import DamagedFile
 from launcher.checkpoint.lora import read_lora, read_single_scale
 from launcher.checkpoint.merge import PEFT, Merged, Options, Source, merge, plan_merge
 from launcher.checkpoint.safetensors_format import header_bytes
-from launcher.checkpoint.split import SplitPlan, layout_of
+from launcher.checkpoint.split_layout import SplitPlan, layout_of
 from launcher.checkpoint.steps import BY_NAME, BY_TENSOR, Step, check_steps
 from launcher.checkpoint.strategy import read_strategy
 from launcher.checkpoint.tensorfile import TensorFile

@@ -13,7 +13,7 @@ from launcher.checkpoint.dtypes import Array, numpy_dtype
 from launcher.checkpoint.gather import single_file
 from launcher.checkpoint.layout import optimizer_cuts
 from launcher.checkpoint.merge import Options
-from launcher.checkpoint.split import SplitPlan, layout_of
+from launcher.checkpoint.split_layout import SplitPlan, layout_of
 from launcher.checkpoint.tensorfile import TensorFile
 from launcher.checkpoint.tensors import Whole, unwoven, woven
 from launcher.errors import CheckpointError

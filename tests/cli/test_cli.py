@@ -48,8 +48,9 @@ _NEVER = {
     "jobs": {"numpy", "pydantic", "jinja2", "yaml", "psutil", "launcher.schedulers", "launcher.observe"},
     "status": {"pydantic", "jinja2", "yaml", "psutil", "pyarrow", "launcher.schedulers", "launcher.checkpoint.api"},
     "rank-table check rank_table.json": {"numpy", "pydantic", "jinja2", "yaml", "psutil", "launcher.cluster.discover"},
-    "plan tiny_cpu --cards 2": {"pyarrow", "rich", "multiprocessing", "launcher.doctor.checks", "launcher.inference",
-                                "launcher.observe", "launcher.data.preprocess"},
+    "plan tiny_cpu --cards 2": {"numpy", "pyarrow", "rich", "multiprocessing", "launcher.doctor.checks",
+                                "launcher.observe", "launcher.inference", "launcher.checkpoint.tensorfile",
+                                "launcher.data.preprocess"},
 }  # fmt: skip
 
 

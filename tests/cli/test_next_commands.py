@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
         (("stop", "last"), "hint: launcher status{} bcdfg-x"),
         (("resume", "last"), "hint: launcher merge-ckpt{} bcdfg-x"),
         (("status", "nothing"), "hint: launcher jobs{} lists them"),
-        (("jobs", "--name", "nothing"), "launcher submit{} --cards 2 starts one"),
+        (("jobs", "--name", "nothing"), "launcher jobs{} lists all 1"),
     ],
 )
 def test_a_jobs_folder_that_was_named_is_named_again(folder: Path, arguments: tuple[str, ...], follows: str) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 
 from launcher.common.json_files import fault_of, json_or_empty, parse_json, read_json
+
+BLOCK = 1 << 16  # bytes that a read asks for at a time
 
 
 @pytest.mark.parametrize(
@@ -18,11 +19,14 @@ def test_what_json_takes_is_taken(text: str) -> None:
     assert repr(parse_json(text)) == repr(parse_json(text.encode())) == repr(json.loads(text))
 
 
-def test_a_file_longer_than_a_block_is_read_whole(tmp_path: Path) -> None:
-    values = {"a": list(range(50_000)), "loss": math.nan}
-    (tmp_path / "a.json").write_text(json.dumps(values))
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_a_file_is_read_whole_wherever_blocks_end(tmp_path: Path, blocks: int, more: int) -> None:
+    text = '{"loss": NaN, "a": "%s"}'
+    value = "b" * (blocks * BLOCK + more - len(text % ""))
+    (tmp_path / "a.json").write_text(text % value)
 
-    assert read_json(tmp_path / "a.json")["a"] == values["a"]
+    assert read_json(tmp_path / "a.json")["a"] == value
 
 
 @pytest.mark.parametrize(

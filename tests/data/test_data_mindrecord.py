@@ -18,13 +18,12 @@ from launcher.data.mindrecord import (
     PAGE_BYTES,
     Ints,
     ShardWriter,
-    header_rows,
     pack_rows,
     page_bytes,
-    read_header,
     read_row,
     write_mindrecord,
 )
+from launcher.data.mindrecord_header import header_rows, read_header
 from launcher.errors import DataError
 
 EDGES = [0, 1, -1, 127, 128, -128, -129, 255, 256, 32767, 32768, -32768, -32769, 65536, 2**31 - 1, -(2**31)]

@@ -15,7 +15,8 @@ import pytest
 from support.data_tools import make_hugging_face, make_sentencepiece
 
 from launcher.data.info import read_info
-from launcher.data.mindrecord import header_rows, read_header, read_row
+from launcher.data.mindrecord import read_row
+from launcher.data.mindrecord_header import header_rows, read_header
 from launcher.data.options import PreprocessOptions
 from launcher.data.preprocess import preprocess
 from launcher.data.reading import DataSource

@@ -22,7 +22,8 @@ from support.data_tools import ROOT, launcher
 
 from launcher.data.cache import in_cache
 from launcher.data.info import read_info
-from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
+from launcher.data.mindrecord import Ints, read_row
+from launcher.data.mindrecord_header import header_rows, read_header
 from launcher.data.options import PreprocessOptions, eval_path
 from launcher.data.preprocess import preprocess
 from launcher.data.reading import DataSource, Reading
@@ -67,6 +68,9 @@ def in_loss(row: dict[str, Ints]) -> list[int]:
 
 READ = """
 import json, sys
+from launcher.upstream.light_imports import light_imports
+with light_imports():
+    import mindformers
 from mindformers.dataset.causal_language_model_dataset import CausalLanguageModelDataset
 from mindspore.dataset import MindDataset
 def listed(dataset):
@@ -279,7 +283,7 @@ def _between_controls(tokens: list[int], tokenizer: Tokenizer) -> list[str]:
 
 def _big(folder: Path, tmp_path: Path) -> Path:
     source = tmp_path / "big.jsonl"
-    source.write_text((folder / "math.jsonl").read_text("utf-8") * 120, "utf-8")
+    source.write_text((folder / "math.jsonl").read_text("utf-8") * 60, "utf-8")
     return source
 
 

@@ -18,9 +18,10 @@ from support.data_tools import launcher, make_sentencepiece
 
 from launcher.data.estimate import estimate
 from launcher.data.info import read_info
-from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
-from launcher.data.mixture import Mix, Sizes, interleaved, parsed_weights, passes, times
-from launcher.data.options import PreprocessOptions, eval_path
+from launcher.data.mindrecord import Ints, read_row
+from launcher.data.mindrecord_header import header_rows, read_header
+from launcher.data.mixture import Sizes, interleaved, parsed_weights, passes, times
+from launcher.data.options import Mix, PreprocessOptions, eval_path
 from launcher.data.preprocess import preprocess
 from launcher.data.reading import DataSource
 from launcher.data.rows import IGNORED_LABEL

@@ -16,9 +16,10 @@ from support.data_tools import launcher
 from launcher.data import samples
 from launcher.data.convert import read_conversations
 from launcher.data.info import DatasetInfo, read_info
-from launcher.data.mindrecord import Ints, header_rows, read_header, read_row
+from launcher.data.mindrecord import Ints, read_row
+from launcher.data.mindrecord_header import header_rows, read_header
 from launcher.data.options import PreprocessOptions, eval_path
-from launcher.data.packing import fill, part, seams_of
+from launcher.data.packing import fill, part
 from launcher.data.preprocess import preprocess
 from launcher.data.rows import IGNORED_LABEL, Laid, OpenRows, Samples, fit, unpacked
 from launcher.data.sample import sample_lines
@@ -27,7 +28,7 @@ from launcher.data.stats import stats_of
 from launcher.data.tokenizer import train_tokenizer
 from launcher.errors import DataError
 from launcher.inference.evaluation import read_rows
-from launcher.upstream.packed_rows import SEAMS, masks, running_ends
+from launcher.upstream.packed_rows import SEAMS, masks, running_ends, seams_of
 
 PROBLEMS = 2000
 

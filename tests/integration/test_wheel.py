@@ -44,10 +44,10 @@ def test_the_wheel_holds_templates_configs_and_sample_inventories(wheel: Path) -
 def test_the_main_job_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
     """The environment is new; only what the wheel depends on is lent to it, by path, from this one."""
     environment = tmp_path / "env"
-    run(sys.executable, "-m", "venv", environment, cwd=tmp_path)
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
     python = environment / "bin" / "python"
-    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index")
-    run(python, *pip, wheel, cwd=tmp_path)
+    pip = (sys.executable, "-m", "pip", "--python", python, "--quiet", "--disable-pip-version-check")
+    run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
     (Path(site) / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
     msrun_folder = Path(sys.executable).parent

@@ -25,6 +25,8 @@ from launcher.jobs.events import (
     read_last_events,
 )
 
+BLOCK = 1 << 16  # bytes that a reader asks for at a time
+
 ALL = (
     Begin(time=1.5, rank_id=3, pid=7, started=1.0, ticks=9, boot="b"),
     Begin(time=1.5, pid=7, started=1.0),
@@ -60,6 +62,20 @@ def test_kinds_of_another_version_are_passed_over_and_are_no_damage(tmp_path: Pa
     assert list(reader.new()) == [Done(time=1, rank_id=0)]
     reader.close()
     assert reader.damaged == read_last_events(path).damaged == 0
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 1])
+def test_all_that_is_new_comes_at_one_call_wherever_blocks_end(tmp_path: Path, size: int) -> None:
+    path, line = tmp_path / "rank_0.jsonl", b'{"time": 1, "rank_id": 0, "event": "done"}'
+    count, rest = divmod(max(size, len(line) + 1), len(line) + 1)
+    path.write_bytes((line + b"\n") * (count - 1) + line + b" " * rest + b"\n")
+    reader = EventReader(path=path)
+
+    assert len(list(reader.new())) == count
+    with path.open("ab") as file:
+        file.write(line + b"\n" + line)
+    assert len(list(reader.new())) == 1  # the last line is still being written
+    reader.close()
 
 
 def test_what_an_earlier_version_did_not_write_has_a_default() -> None:

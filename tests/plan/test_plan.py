@@ -162,9 +162,12 @@ def test_switches_of_resilience_are_in_the_environment_of_every_rank() -> None:
     assert rank_yaml(made)["monitor_config"]["global_norm_spike_threshold"] == 3.0
 
 
-# Run in a child process: importing mindformers takes 10 s, and its warnings are not ours.
+# Run in a child process: importing mindformers takes seconds, and its warnings are not ours.
 LOAD = """
 import json, sys
+from launcher.upstream.light_imports import light_imports
+with light_imports():
+    import mindformers
 import mindspore as ms
 from mindformers import LlamaConfig, MindFormerConfig
 from mindformers.core.context.parallel import ParallelOperator
@@ -269,6 +272,9 @@ def test_mindformers_reads_the_golden_files_as_they_are_meant(tmp_path: Path) ->
 
 LOAD_MCORE = """
 import json, sys
+from launcher.upstream.light_imports import light_imports
+with light_imports():
+    import mindformers
 from mindformers import MindFormerConfig
 from mindformers.core.parallel_config import build_parallel_config
 from mindformers.models.qwen3 import Qwen3Config

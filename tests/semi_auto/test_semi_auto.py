@@ -25,7 +25,7 @@ from support.shop import Job, Workshop
 from launcher import jobs
 from launcher.checkpoint.layout import boxes
 from launcher.checkpoint.sharded import check_fits, read_sharded
-from launcher.checkpoint.split import SplitPlan, layout_of
+from launcher.checkpoint.split_layout import SplitPlan, layout_of
 from launcher.checkpoint.strategy import read_strategy
 from launcher.models.registry import shapes_of
 from launcher.plan.memory import split_plan

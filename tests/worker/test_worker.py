@@ -134,6 +134,9 @@ def test_without_a_base_nothing_is_asked_for() -> None:
 
 OPTIMIZER = """
 import numpy as np
+from launcher.upstream.light_imports import light_imports
+with light_imports():
+    import mindformers
 from mindspore import Parameter, Tensor, nn
 from mindformers.core import build_optim
 from mindformers.tools import MindFormerConfig
