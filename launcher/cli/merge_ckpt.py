@@ -15,6 +15,7 @@ import click
 from launcher.cli.options.common import Size, job_argument, jobs_dir_option, jobs_dir_words
 from launcher.cli.options.completion import step_numbers
 from launcher.cli.options.group import option, takes
+from launcher.cli.output.datasets import many
 from launcher.cli.output.interruption import interruptible
 from launcher.cli.output.progress import progress
 from launcher.cli.output.tables import print_json, table
@@ -305,8 +306,8 @@ def _print_plan(plan: MergePlan, target: Path, part: Part | None = None) -> None
     action = f"{plan.num_folded} folded" if plan.options.fold else "adapters kept apart"
     _print_skipped(plan)
     stages = f", {plan.gathered.num_stages} pipeline stages" if plan.gathered.num_stages > 1 else ""
-    click.echo(f"{plan.chosen} of {plan.source.name}: {plan.shards.num_ranks} ranks{stages}")
-    click.echo(f"  read   {read / 1e6:,.1f} MB from {len(files)} files; {_lora_text(plan)}, {action}")
+    click.echo(f"{plan.chosen} of {plan.source.name}: {many(plan.shards.num_ranks, 'rank')}{stages}")
+    click.echo(f"  read   {read / 1e6:,.1f} MB from {many(len(files), 'file')}; {_lora_text(plan)}, {action}")
     for file in written:
         click.echo(f"  write  {target / file.name}  {len(file.outputs)} tensors, {file.bytes.size / 1e6:,.1f} MB")
     for name in plan.left_out[:5]:

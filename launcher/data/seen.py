@@ -129,7 +129,7 @@ def read_text(read: Mapping[str, int], unread_: Mapping[str, int]) -> str:
     """Return which fields were read and which were not, the commonest first."""
     parts = [f"read: {_listed(read)}"] if read else []
     if unread_:
-        counted = {f"{name} (in {count:,} records)": count for name, count in unread_.items()}
+        counted = {f"{name} (in {count:,} record{'s' * (count != 1)})": count for name, count in unread_.items()}
         parts.append(f"not read: {_listed(counted)}")
     return "; ".join(parts)
 

@@ -165,6 +165,8 @@ def test_a_model_without_a_head_is_said_to_be_taken_for_tied(tmp_path: Path) -> 
     done = launcher("merge-ckpt", "set", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"note   no {HEAD} on any of 1 ranks: taken for a model whose head is its embedding" in done.stdout
+    assert ": 1 rank\n" in done.stdout
+    assert "from 1 file;" in done.stdout
 
 
 def test_tensors_that_are_each_on_one_rank_are_put_together(tmp_path: Path) -> None:
