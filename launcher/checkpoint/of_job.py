@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,10 @@ _BY_FOLDER = "merge its checkpoints alone: launcher merge-ckpt JOB_FOLDER/checkp
 
 def find_source(reference: str, jobs_dir: Path) -> Source:
     """Return the shards of the job or folder that ``reference`` means. Raises JobError when no job fits."""
-    from launcher.jobs import find_job_or_path
+    from launcher.jobs import find_job, find_job_or_path
 
-    found = find_job_or_path(reference, jobs_dir)
+    # A path that is not there is told by who reads the shards.
+    found = (find_job if os.sep in reference else find_job_or_path)(reference, jobs_dir)
     return job_source(*found) if found else Source(name=str(Path(reference).absolute()), folder=Path(reference))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launcher.checkpoint.entries import SUFFIXES
 from launcher.checkpoint.strategy import METADATA
+from launcher.common.nearest import path_hint
 from launcher.common.ranges import spans
 from launcher.errors import CheckpointError
 
@@ -126,7 +127,8 @@ def find_shards(folder: Path, *, strategy: Path | None = None, num_ranks: int | 
 
 def _find_shards(folder: Path, strategy: Path | None, num_ranks: int | None) -> Shards:
     if not folder.is_dir():
-        raise CheckpointError(f"no folder {folder}", hint="give a job, or a folder that holds rank_<R> folders")
+        hint = path_hint(folder, "give a job, or a folder that holds rank_<R> folders")
+        raise CheckpointError(f"no folder {folder}", hint=hint)
     iterations = _iterations(folder)
     if iterations:
         return _of_iterations(folder, iterations, num_ranks)

@@ -202,7 +202,7 @@ def go_on_from(config: Any, folder: Path, name: str) -> None:
     The file is this rank's part already. With auto_trans_ckpt on, mindformers 1.9.0 would need the strategy by which it
     was cut, after removing the job's strategy folder (utils/file_utils.py, clear_auto_trans_output). A rank that is
     alone would be refused a folder of rank folders (utils/load_checkpoint_utils.py, validate_config_with_file_mode),
-    although all that follows takes it, and only from such a folder the step and the loss scale are read by a file's name.
+    although all that follows takes it, and step and loss scale are read by a file's name from such a folder alone.
     """
     from mindformers.utils import load_checkpoint_utils
 

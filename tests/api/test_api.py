@@ -15,6 +15,7 @@ from launcher import api
 from launcher.errors import JobCancelled, JobError, JobFailed, SpecError
 from launcher.jobs import JobRecord
 from launcher.jobs.events import Event, Step
+from launcher.jobs.labels import Labels, write_labels
 
 GOOD = "ready()\nfor n in range(1, 4):\n    step(n)\nprint('three steps')\n"
 LONG = "ready()\nfor n in range(1, 100000):\n    step(n, seconds=0.05)\n"
@@ -118,6 +119,8 @@ def test_jobs_are_listed_and_found(supervised: Supervised, tmp_path: Path) -> No
 
     assert [job.id for job in launcher.list_jobs(jobs_dir=folder)] == ["bcdfg-api"]
     assert launcher.list_jobs(jobs_dir=folder, state="failed") == []
+    write_labels(launcher.job("bcdfg", jobs_dir=folder).paths, Labels(tags=("r8",)))
+    assert [job.id for job in launcher.list_jobs(jobs_dir=folder, tags="r8")] == ["bcdfg-api"]
     assert launcher.list_jobs(jobs_dir=tmp_path / "none") == []
     assert launcher.job("bcd", jobs_dir=folder) == launcher.job(supervised.root) == launcher.job(jobs_dir=folder)
     with pytest.raises(JobError, match="no job 'y'"):

@@ -286,6 +286,20 @@ def test_what_does_not_go_with_gguf(options: dict[str, Any], said: str) -> None:
         Options(layout=GGUF, **options).check()
 
 
+@pytest.mark.parametrize(
+    ("options", "said", "hint"),
+    [
+        ({"layout": "gguff"}, "there is no layout 'gguff'", "did you mean gguf?"),
+        ({"dtype": "flaot16"}, "there is no dtype 'flaot16'", "did you mean float16?"),
+        ({"layout": GGUF, "dtype": "bfloat16"}, "there is no dtype 'bfloat16'", "q8_0"),
+    ],
+)
+def test_layouts_and_types_that_there_are_not(options: dict[str, Any], said: str, hint: str) -> None:
+    with pytest.raises(SpecError, match=said) as raised:
+        Options(**options).check()
+    assert hint in raised.value.hint
+
+
 def test_rows_that_blocks_do_not_divide_are_said(tmp_path: Path, tokenizers: dict[str, Path]) -> None:
     model = {**SIZES, "intermediate_size": 80}
     (tmp_path / "model.json").write_text(json.dumps(known(model, tokenizers["llama"])["model"]))

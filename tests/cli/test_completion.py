@@ -127,6 +127,7 @@ def test_every_shell_gets_a_script(tmp_path: Path, shell: str) -> None:
         (("infer", "my-modl", "--prompt", "x"), "did you mean my-model? or a job: launcher jobs lists them"),
         (("infer", "./my-modl", "--prompt", "x"), "did you mean my-model? give a job"),
         (("merge-ckpt", "my-modl"), "did you mean my-model?"),
+        (("merge-ckpt", "./my-modl"), "did you mean my-model?"),
         (("chat", "my-model/rows.safetensor"), "did you mean my-model/rows.safetensors?"),
         (("submit", "--model", "my-modl"), "did you mean my-model?"),
         (("submit", "--data", "row.jsonl"), "did you mean rows.jsonl?"),

@@ -30,15 +30,17 @@ QWEN3 = {"family": "qwen3", "n_kv_heads": 1, "head_dim": 24, "seq_length": 191}
 PACKED = {"train": "math.jsonl", "packing": True, "batch_size": 5}
 
 
-def spec(workshop: Workshop, name: str, model: Mapping[str, Any] | None = None, **training: Any) -> str:
-    """Two epochs of 8 steps on two ranks, saved every 4 steps; a Qwen3's rows are packed, from raw records."""
+def spec(
+    workshop: Workshop, name: str, model: Mapping[str, Any] | None = None, *, cards: int = 2, **training: Any
+) -> str:
+    """Two epochs of 8 steps on ``cards`` ranks, saved every 4 steps; a Qwen3's rows are packed, from raw records."""
     import yaml
 
     file = workshop.write_spec(name, lora=True, epochs=2, **training)
     path = workshop.folder / file
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     values["lora"]["dropout"] = 0.0
-    values["data"]["batch_size"] = 16
+    values["data"]["batch_size"] = 32 // cards
     if model:
         values["model"] |= model
         values["data"] |= PACKED
@@ -48,9 +50,11 @@ def spec(workshop: Workshop, name: str, model: Mapping[str, Any] | None = None, 
     return file
 
 
-@pytest.mark.parametrize("model", [{}, QWEN3], ids=["llama", "qwen3"])
-def test_eight_steps_and_eight_resumed_are_sixteen_in_one_go(workshop: Workshop, model: dict[str, Any]) -> None:
-    """The first run is ended right after step 10; both ranks have saved step 8.
+@pytest.mark.parametrize(("model", "cards"), [({}, 2), (QWEN3, 2), ({}, 1)], ids=["llama", "qwen3", "llama-alone"])
+def test_eight_steps_and_eight_resumed_are_sixteen_in_one_go(
+    workshop: Workshop, model: dict[str, Any], cards: int
+) -> None:
+    """The first run is ended right after step 10; all ranks have saved step 8.
 
     The run in one go takes all its steps and dies then, before it says that it is done: nothing is left to train.
     """
@@ -59,13 +63,13 @@ def test_eight_steps_and_eight_resumed_are_sixteen_in_one_go(workshop: Workshop,
     (hook / "sitecustomize.py").write_text(HOOK, encoding="utf-8")
 
     def dies(name: str, after: str) -> Job:
-        env = {"LAUNCHER_TEST_DIE_AFTER": after, "PYTHONPATH": str(hook)}
-        options = (spec(workshop, name, model), "--cards", "2", "--engine", "direct")
+        env = {"LAUNCHER_TEST_DIE_AFTER": after, "LAUNCHER_TEST_DIE_RANK": str(cards - 1), "PYTHONPATH": str(hook)}
+        options = (spec(workshop, name, model, cards=cards), "--cards", str(cards), "--engine", "direct")
         workshop.launcher("submit", *options, code=7, env=env)
         return workshop.job("last")
 
     late = dies("whole", "done")
-    said = workshop.launcher("resume", "last") if not model else None
+    said = workshop.launcher("resume", "last") if not model and cards > 1 else None
     whole = workshop.job("last")
     failed = dies("halved", "10")
     workshop.launcher("resume", "last")
@@ -73,7 +77,7 @@ def test_eight_steps_and_eight_resumed_are_sixteen_in_one_go(workshop: Workshop,
 
     assert [job.record.state for job in (late, failed, resumed)] == [jobs.FAILED, jobs.FAILED, jobs.SUCCEEDED]
     assert failed.record.verdict is not None
-    assert failed.record.verdict["rank_id"] == 1
+    assert failed.record.verdict["rank_id"] == cards - 1
     expected, second = losses(late, 1), losses(resumed, 2)
     assert list(expected) == list(range(1, 17))
     assert list(second) == list(range(9, 17))
@@ -110,14 +114,15 @@ def test_a_graph_compiled_with_one_base_is_right_for_another(workshop: Workshop,
     assert second != first
 
 
-# Rank 1 dies in its first attempt: after a step, or before it is done.
+# A rank dies in its first attempt: after a step, or before it is done.
 HOOK = """
 import os
 if os.environ.get("LAUNCHER_TEST_DIE_AFTER") and os.environ.get("LAUNCHER_ATTEMPT") == "1":
     from launcher.jobs.events import EventWriter
     original = EventWriter.write
     def write(self, event, **fields):
-        after = os.environ["LAUNCHER_TEST_DIE_AFTER"] if self._rank_id == 1 else ""
+        dies = str(self._rank_id) == os.environ["LAUNCHER_TEST_DIE_RANK"]
+        after = os.environ["LAUNCHER_TEST_DIE_AFTER"] if dies else ""
         if after == event == "done":
             os.kill(os.getpid(), 9)
         original(self, event, **fields)
