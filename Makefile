@@ -33,7 +33,7 @@ BASE := configs/bases/tiny_cpu
 base: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash $(BASE)/make.sh build/base
 
-# More workers than cores, as many tests wait for processes. Tests of the one trained model share one (--dist loadgroup).
+# More workers than cores, as many tests wait for processes. --dist loadgroup: what tests share is made once (conftest.py).
 WORKERS ?= 3
 test: lint
 	@mkdir -p build

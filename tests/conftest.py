@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ SLOW_PLACES = {
 STARTS_JOBS = {"no_survivors", "workshop", "trained"}
 
 
-# What tests share is made once in each worker of pytest-xdist that has one of them: files go whole to one. Tests that
-# use ``trained`` do too, and begin first, as they take longest; these of integration share little and take long.
+# What tests share is made once in each worker of pytest-xdist that has one of them: a file goes whole to one. So do the
+# tests that use ``trained``, and they begin first, as they take longest; those APART share little and take long.
 TRAINED = (
     "tests/integration/test_main_path.py",
     "tests/integration/test_answers.py::test_every_source_of_one_model_gives_the_same_answers",
@@ -61,7 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return nodeid if nodeid.startswith(APART) else nodeid.partition("::")[0]
 
         def _assign_work_unit(self, node: Any) -> None:
-            """The second worker begins at the end, where tests wait (schedulers, supervise) while others compute."""
+            """The second worker begins at the end, where tests wait (schedulers, supervise); others compute then."""
             if node.gateway.id == "gw1":
                 self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
             super()._assign_work_unit(node)
@@ -78,6 +78,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: (not item.nodeid.startswith(TRAINED), not item.nodeid.startswith(INTEGRATION)))
+
+
+# They read sources, or compare what others measure with other programs: coverage would only make them slow.
+UNMEASURED = (
+    "tests/test_architecture.py", "tests/schedulers/test_seam.py", "tests/upstream/test_hints.py",
+    "tests/data/test_data_oracles.py",
+)  # fmt: skip
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    plugin = item.config.pluginmanager.getplugin("_cov")
+    controller = plugin.cov_controller if plugin and item.nodeid.startswith(UNMEASURED) else None
+    if controller is None:
+        return (yield)
+    controller.pause()
+    try:
+        return (yield)
+    finally:
+        controller.resume()
 
 
 @pytest.fixture(scope="session", autouse=True)
