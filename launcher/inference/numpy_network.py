@@ -88,7 +88,8 @@ class NumpyNetwork:
         wanted: flat indexes of tokens. cache (layers, 2, rows, heads, columns, head_size): keys and values; those of
         the new tokens are written to its last columns.
         """
-        with self._threads.chosen(tokens.size):
+        # Far below zero silu is zero: its exp may overflow.
+        with self._threads.chosen(tokens.size), np.errstate(over="ignore"):
             return self._run(tokens, positions, mask, wanted, cache)
 
     def _run(self, tokens: Ints, positions: Ints, mask: Floats | None, wanted: Any, cache: Floats) -> Floats:
@@ -104,8 +105,8 @@ class NumpyNetwork:
         return self._head(self._normed(hidden.reshape(-1, hidden.shape[-1])[wanted], self._norm))
 
     def _normed(self, x: Floats, weight: Floats) -> Floats:
-        scale = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + self._eps)
-        normed: Floats = x * scale * weight
+        squares = np.einsum("...i,...i->...", x, x)[..., None]
+        normed: Floats = x * (1 / np.sqrt(squares / np.float32(x.shape[-1]) + self._eps)) * weight
         return normed
 
     def _attention(
@@ -136,8 +137,7 @@ class NumpyNetwork:
 
 def _feed_forward(layer: Layer, x: Floats) -> Floats:
     gate = layer.gate(x)
-    with np.errstate(over="ignore"):  # far below zero silu is zero
-        gate /= 1 + np.exp(-gate)
+    gate /= 1 + np.exp(-gate)
     gate *= layer.up(x)
     return layer.down(gate)
 
