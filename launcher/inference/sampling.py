@@ -45,9 +45,16 @@ class Sampler:
             logits = _penalized(logits, seen, self._spec.repetition_penalty)
         if self._spec.temperature == 0:
             return int(logits.argmax())
-        kept, scores = self._candidates(logits.astype(np.float64) / self._spec.temperature)
-        weights = np.exp(scores - scores.max())
-        return int(self._random.choice(kept, p=weights / weights.sum()))
+        scores = logits.astype(np.float64) / self._spec.temperature
+        if not self._spec.top_k and self._spec.top_p == 1.0:
+            return self._drawn(scores)
+        kept, scores = self._candidates(scores)
+        return int(kept[self._drawn(scores)])
+
+    def _drawn(self, scores: Any) -> int:
+        """Return a place in ``scores``, drawn as ``Generator.choice`` does, without its checks."""
+        sums = np.exp(scores - scores.max()).cumsum()
+        return int((sums / sums[-1]).searchsorted(self._random.random(), side="right"))
 
     def _candidates(self, scores: Any) -> tuple[Any, Any]:
         """Return the tokens that may be drawn and their scores, the likeliest first."""
