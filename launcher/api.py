@@ -495,12 +495,12 @@ def _reference(named: Job | AnyPath | None) -> str | None:
     return str(named.folder) if isinstance(named, Job) else _text(named)
 
 
-__all__ = ["Job", "LauncherError", "LoadedModel", "Note", "job", "list_jobs", "load", "report", "submit"]
-
-
 def _sampling_problem(item: Any, names: Sequence[str]) -> str:
     name = ".".join(map(str, item["loc"]))
     if item["type"] != "extra_forbidden":
         return f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}, got {item['input']!r}"
     near = nearest(name, names)
     return f"there is no setting {name}" + (f"; did you mean {near}?" if near else "")
+
+
+__all__ = ["Job", "LauncherError", "LoadedModel", "Note", "job", "list_jobs", "load", "report", "submit"]
