@@ -279,7 +279,7 @@ class SentencePieceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``; U+FFFD for each that has no piece, as a model's vocabulary may be larger."""
         known = list(map(int, ids))
-        if not known or (min(known) >= 0 and max(known) < self.info.vocab_size):
+        if known and min(known) >= 0 and max(known) < self.info.vocab_size:
             return str(self._processor.decode(known))
         runs = [(has, list(run)) for has, run in itertools.groupby(known, self._has)]
         return "".join(self._processor.decode(run) if has else _NO_PIECE * len(run) for has, run in runs)
