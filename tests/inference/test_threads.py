@@ -78,4 +78,4 @@ def test_small_models_take_one_thread(host: Host) -> None:
 
 def test_what_numpy_computes_with_is_found() -> None:
     found = Threads(1024)._blas.info()
-    assert [one["user_api"] for one in found] == ["blas"]
+    assert {one["user_api"] for one in found} == {"blas"}  # scipy brings another, where something has imported it

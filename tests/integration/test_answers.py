@@ -353,7 +353,7 @@ class Terminal:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in pieces
         self._master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            argv, cwd=folder, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+            argv, cwd=folder, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=env
         )
         os.close(slave)
 
