@@ -1,7 +1,7 @@
 # make demo   the whole product on this machine's CPU
 # make demo-real  the same with a real language model, SmolLM2-135M: examples/smollm2 (about 5 min, 12 GB of memory)
 # make base   train the shipped base configs/bases/tiny_cpu again
-# make test   lint, then all tests (about 25 min)
+# make test   lint, then all tests (about 17 min)
 # make test-fast  the tests that start no jobs and no MindSpore, while you work
 # make docs-check  every command that README, docs/ and examples/ show, held to what they say it prints (about 8 min)
 # make semi-auto  models split over two and four CPU ranks, for real (about 6 min; skipped where its emulator is missing)
