@@ -147,6 +147,7 @@ def run(hosts: int, seconds: float, kind: str, root: Path) -> dict[str, float]:
     paths = JobPaths(root=root / f"{hosts}-{kind}")
     launch = launch_of(hosts)
     paths.nodes.mkdir(parents=True)
+    paths.record.write_text("{}")  # without it the leader takes the folder for removed
     size = -(-hosts // WRITERS)
     fault = (hosts // 2, kind)
     writers = []
@@ -169,6 +170,7 @@ def run(hosts: int, seconds: float, kind: str, root: Path) -> dict[str, float]:
         outcome = leader.run()
         took = time.monotonic() - began
         after = psutil.Process().cpu_times()
+    assert (paths.root / "struck").exists(), outcome  # it ended before the fault
     struck = float((paths.root / "struck").read_text())
     ended = time.time()
     while any(psutil.pid_exists(pid) for _, pid in writers):
