@@ -36,7 +36,7 @@ from launcher.checkpoint.tensors import Fold, Output, Whole
 from launcher.checkpoint.verify import Verified, verify_planned, verifying_bytes
 from launcher.common.atomic import write_atomic
 from launcher.common.folders import check_target, is_taken, only_writer, real_path, sync_file, whole_folder
-from launcher.common.nearest import nearest
+from launcher.common.nearest import name_hint
 from launcher.common.peak_memory import peak_so_far
 from launcher.errors import CheckpointError, SpecError
 from launcher.models import names
@@ -109,9 +109,8 @@ class Options:
 
 def _check_choice(what: str, given: str, choices: Sequence[str]) -> None:
     if given not in choices:
-        near = nearest(given, choices)
-        meant = f"did you mean {near}? " if near else ""
-        raise SpecError(f"there is no {what} {given!r}", hint=f"{meant}there are {', '.join(choices)}")
+        hint = name_hint(given, choices, f"there are {', '.join(choices)}")
+        raise SpecError(f"there is no {what} {given!r}", hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,15 @@ def nearest_path(path: Path) -> Path | None:
     return path.with_name(close) if close else None
 
 
+def name_hint(text: str, names: Iterable[str], hint: str) -> str:
+    """Return ``hint``, after the question for which of ``names`` may have been meant by ``text``."""
+    return _asked(nearest(text, names), hint)
+
+
 def path_hint(path: Path, hint: str = "") -> str:
     """Return ``hint``, after the question for what may have been meant where ``path`` is not there."""
-    near = None if os.path.lexists(path) else nearest_path(path)
+    return _asked(None if os.path.lexists(path) else nearest_path(path), hint)
+
+
+def _asked(near: str | Path | None, hint: str) -> str:
     return f"did you mean {near}? {hint}".rstrip() if near else hint

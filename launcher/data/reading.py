@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from launcher.common.nearest import nearest
+from launcher.common.nearest import name_hint
 from launcher.errors import DataError
 
 FileFormat = Literal["json", "csv", "tsv", "parquet", "arrow", "text"]
@@ -70,9 +70,8 @@ def checked_columns(pairs: Mapping[str, str]) -> dict[str, str]:
     """Return ``pairs`` of part and column. Raises DataError for an unknown part, and for parts that make nothing."""
     for part in pairs:
         if part not in PARTS:
-            close = nearest(part, PARTS)
-            meant = f"did you mean {close}? " if close else ""
-            raise DataError(f"--columns: there is no part {part!r}", hint=f"{meant}parts are {', '.join(PARTS)}")
+            hint = name_hint(part, PARTS, f"parts are {', '.join(PARTS)}")
+            raise DataError(f"--columns: there is no part {part!r}", hint=hint)
     if pairs and not ("text" in pairs or "messages" in pairs or {"question", "answer"} <= pairs.keys()):
         raise DataError(
             f"--columns names {', '.join(pairs)}: of that nothing can be learned",

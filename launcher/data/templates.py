@@ -26,7 +26,7 @@ import jinja2.nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from launcher.common import resources
-from launcher.common.nearest import nearest
+from launcher.common.nearest import name_hint
 from launcher.data.messages import Message, as_messages
 from launcher.data.own_template import own_template
 from launcher.data.segments import NONCHARACTERS, Encoded, Generation, Segment, unused_mark
@@ -219,9 +219,7 @@ def get_template(name: str = DEFAULT, tokenizer: Path | None = None) -> Template
     path = resources.find("templates", f"chat/{name}.jinja")
     if path is None:
         names = (*template_names(), *OWN_TEMPLATES)
-        near = nearest(name, names)
-        meant = f"did you mean {near}? " if near else ""
-        raise DataError(f"no chat template {name!r}", hint=f"{meant}there are {', '.join(names)}")
+        raise DataError(f"no chat template {name!r}", hint=name_hint(name, names, f"there are {', '.join(names)}"))
     try:
         source = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -27,10 +27,10 @@ from launcher.inference.logprobs import Floats, log_sums
 from launcher.inference.model import Model
 from launcher.inference.sampling import GenerationSpec
 from launcher.inference.session import OnPhase, Session, unheard
-from launcher.inference.sources import Given, as_job, find_model, job_step
+from launcher.inference.sources import Given, find_model, job_step
 from launcher.inference.transcript import Transcript
 from launcher.inference.weights import with_folds
-from launcher.jobs import JobPaths
+from launcher.jobs import JobPaths, find_job_or_path
 from launcher.upstream.quiet import quiet
 
 BASE, ADAPTED, MERGED, OTHER = "base", "base + adapter", "merged", "model"
@@ -111,7 +111,7 @@ def _apart(reference: str, jobs_dir: Path, given: Given, merged: Model) -> tuple
 
     If the job has not ended they are of the step that ``merged`` is of.
     """
-    job = as_job(reference, jobs_dir)
+    job = find_job_or_path(reference, jobs_dir)
     if job is None or not job[0].checkpoints.is_dir():
         return None
     adapted = job_step(*job, folded=False, adapters=True, moment=merged.moment)
@@ -174,7 +174,7 @@ def validation_split(references: Sequence[str], jobs_dir: Path) -> Path:
 
     Raises DataError when there is no such job, or no such file.
     """
-    jobs = [job for reference in references if (job := as_job(reference, jobs_dir))]
+    jobs = [job for reference in references if (job := find_job_or_path(reference, jobs_dir))]
     found = [split for paths, _ in jobs if (split := _split_of(paths)) is not None]
     if not found:
         raise DataError(
@@ -371,7 +371,7 @@ class Comparison:
     def keep(self, references: Sequence[str], jobs_dir: Path) -> None:
         """Write the comparison into the folder of each job among ``references``, for its report."""
         for reference in references:
-            job = as_job(reference, jobs_dir)
+            job = find_job_or_path(reference, jobs_dir)
             if job is not None:
                 self.write(job[0].evaluation)
 

@@ -22,7 +22,7 @@ from launcher.inference.exams import STYLES, Asked, asked_of
 from launcher.inference.judging import JUDGES, USABLE
 from launcher.inference.letters import letters_of
 from launcher.inference.session import OnPhase, Question, Session, unheard
-from launcher.inference.sources import as_job
+from launcher.jobs import find_job_or_path
 from launcher.upstream.quiet import quiet
 
 _ROWS_AT_ONCE = 8
@@ -201,7 +201,7 @@ class Results:
         path = Path(self.quiz.path).absolute()
         name = f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}.json"
         for reference in references:
-            job = as_job(reference, jobs_dir)
+            job = find_job_or_path(reference, jobs_dir)
             if job is not None:
                 job[0].answers.mkdir(exist_ok=True)
                 write_atomic(job[0].answers / name, text)

@@ -64,13 +64,8 @@ def find_model(reference: str, jobs_dir: Path, given: Given | None = None) -> Mo
     return model
 
 
-def as_job(reference: str, jobs_dir: Path) -> tuple[JobPaths, JobRecord] | None:
-    """Return the job that ``reference`` names, or None for a folder or file. Raises JobError when it is neither."""
-    return find_job_or_path(reference, jobs_dir)
-
-
 def _found(reference: str, jobs_dir: Path, given: Given) -> Model:
-    job = as_job(reference, jobs_dir)
+    job = find_job_or_path(reference, jobs_dir)
     return _path(Path(reference), given) if job is None else _job(*job, given)
 
 

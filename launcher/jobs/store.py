@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.common.nearest import nearest, nearest_path, path_hint
+from launcher.common.nearest import name_hint, nearest, nearest_path, path_hint
 from launcher.errors import JobError, Note, SpecError
 from launcher.jobs.labels import read_labels
 from launcher.jobs.paths import JobPaths, is_job_folder
@@ -133,9 +133,7 @@ def select_jobs(
     wanted = [state.strip() for state in (states or "").split(",") if state.strip()]
     unknown = [state for state in wanted if state not in STATES]
     if unknown:
-        near = nearest(unknown[0], STATES)
-        meant = f"did you mean {near}? " if near else ""
-        hint = f"{meant}states: {', '.join(STATES)}"
+        hint = name_hint(unknown[0], STATES, f"states: {', '.join(STATES)}")
         raise SpecError(f"--state {states}: there is no state {unknown[0]!r}", hint=hint)
     fits = [job for job in jobs if (not wanted or job[1].state in wanted) and (name or "") in job[1].job_id]
     return [job for job in fits if set(tags) <= set(read_labels(job[0]).tags)] if tags else fits

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from launcher.common.nearest import nearest
+from launcher.common.nearest import name_hint
 from launcher.errors import SpecError
 from launcher.observe.columns import Floats
 from launcher.observe.flops import PEAKS, flops_per_step
@@ -131,9 +131,8 @@ def metric_of(key: str) -> Metric:
     """Return the metric ``key``. Raises SpecError, with the nearest name, for another."""
     if key in METRICS:
         return METRICS[key]
-    near = nearest(key, METRICS)
-    hint = f"did you mean {near}? " if near else ""
-    raise SpecError(f"there is no metric {key!r}", hint=f"{hint}metrics: {', '.join(METRICS)}")
+    hint = name_hint(key, METRICS, f"metrics: {', '.join(METRICS)}")
+    raise SpecError(f"there is no metric {key!r}", hint=hint)
 
 
 def nothing_of(metric: Metric, history: History) -> str:
