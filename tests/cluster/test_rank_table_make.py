@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,15 @@ from launcher.cluster.discover import look_around
 from launcher.cluster.inventory import load_inventory, parse_inventory
 from launcher.cluster.model import Cluster, Device, Host, NetAddress, NetLevel
 from launcher.cluster.rank_table import Report, check_file, check_text, render_rank_table, table_of, version_for
-from launcher.cluster.rank_table.against_host import compare_with_host
-from launcher.cluster.rank_table.legacy import convert_legacy
+from launcher.cluster.rank_table.against_host import compare_with_host, own_names, reports_of
+from launcher.cluster.rank_table.legacy import convert_legacy, legacy_table
 from launcher.cluster.rank_table.make import checked_text, write_table
 from launcher.cluster.rank_table.merge import merge_files
-from launcher.cluster.rank_table.select import select
+from launcher.cluster.rank_table.select import select, whole_cluster
 from launcher.cluster.rank_table.view import entries
 from launcher.cluster.sdid import sdid
 from launcher.common.rendering import environment
-from launcher.errors import SpecError
+from launcher.errors import HostError, SpecError
 
 SAMPLES = ("1x8", "2x8", "4x16_a3")
 
@@ -236,6 +237,28 @@ def test_hosts_devices_and_order() -> None:
 def test_parts_that_are_not_there(hosts: str | None, devices: str | None, said: str) -> None:
     with pytest.raises(SpecError, match=said):
         select(cluster(12, 8), hosts=hosts, devices=devices)
+
+
+def test_a_host_whose_name_is_a_number_is_found_by_its_name() -> None:
+    named = tuple(replace(host, name=name) for host, name in zip(cluster(3, 1).hosts, ("7", "2", "a"), strict=True))
+    made = replace(cluster(3, 1), hosts=named)
+    assert [host.name for host in select(made, hosts="2").hosts] == ["2"]
+    assert [host.name for host in select(made, hosts="0-1").hosts] == ["7", "2"]
+    with pytest.raises(SpecError, match="no host '0'"):  # 2 is a name here, so 0 is no position
+        select(made, hosts="0,2")
+
+
+def test_this_host_is_the_whole_cluster_without_an_inventory(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.devices([0, 1]).npu_smi(info=info_hbm(2))
+    found = whole_cluster(None, "10.0.0.9")
+    assert [(one.address, [device.device_id for device in one.devices]) for one in found.hosts] == [
+        ("10.0.0.9", [0, 1])
+    ]
+    with pytest.raises(SpecError, match="--address is for this host"):
+        whole_cluster(host.root / "hosts.yaml", "10.0.0.9")
+    monkeypatch.setattr("launcher.cluster.rank_table.select.own_address", lambda: None)
+    with pytest.raises(HostError, match=r"no address but 127\.0\.0\.1"):
+        whole_cluster(None, None)
 
 
 # ------------------------------------------------------------------------------------- merge and convert
@@ -461,6 +484,34 @@ def test_against_host(host: FakeHost) -> None:
     assert report.verdict == ["W_HOST_UNKNOWN"]
 
 
+def test_against_host_compares_the_server_that_is_this_host(host: FakeHost) -> None:
+    host.devices([0]).npu_smi(info=info_hbm(1))
+    mine = own_names()
+    assert socket.gethostname() in mine
+    assert not {name for name in mine if name == "::1" or name.startswith("127.")}
+    table = document(cluster(3, 1))
+    table["server_list"][1]["container_ip"] = min(mine)
+    table["server_list"][1]["device"][0]["device_ip"] = "10.9.9.9"
+    (found,) = reports_of([write(host.root / "t.json", table)], against_host=True)
+    assert [(one.code, one.path) for one in found.problems if "HOST" in one.code] == [
+        ("E_HOST_IP", "$.server_list[1].device[0].device_ip")
+    ]
+    (unchanged,) = reports_of([host.root / "t.json"])
+    assert not any("HOST" in code for code in unchanged.counts)
+
+
+def test_each_finding_has_its_rule_and_what_to_do_for_programs(tmp_path: Path) -> None:
+    table = document(cluster(1, 2))
+    table["server_list"][0]["device"][1]["device_id"] = "0"
+    found = check_file(write(tmp_path / "t.json", table)).to_dict()
+    assert (found["servers"], found["ranks"], found["verdict"]) == (1, 2, ["E_DUP_DEVICE"])
+    assert found["counts"] == {"E_DUP_DEVICE": 1}
+    (error,) = found["errors"]
+    assert (error["path"], error["value"]) == ("$.server_list[0].device[1].device_id", "0")
+    assert error["rule"]
+    assert error["fix"]
+
+
 def test_against_host_command(host: FakeHost) -> None:
     host.devices([0, 1]).npu_smi(info=info_hbm(2))
     good = Cluster(
@@ -505,6 +556,30 @@ def test_commands_refuse_what_makes_no_sense(tmp_path: Path) -> None:
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
         assert said in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.json"]
+
+
+def test_a_table_that_is_not_of_the_old_form_is_not_converted(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="is not of the old form: no group_list"):
+        legacy_table(write(tmp_path / "t.json", document(cluster(1, 1))))
+    with pytest.raises(SpecError, match="No such file"):
+        legacy_table(tmp_path / "none.json")
+
+
+def test_a_table_with_errors_is_not_merged(tmp_path: Path) -> None:
+    broken = document(cluster(1, 2))
+    broken["server_list"][0]["device"][1]["device_ip"] = "10.1.0.999"
+    paths = [write(tmp_path / "a.json", document(cluster(1, 2, first=1))), write(tmp_path / "b.json", broken)]
+    with pytest.raises(SpecError, match=r"b\.json has errors") as caught:
+        merge_files(paths)
+    assert "$.server_list[0].device[1].device_ip" in caught.value.problems[0]
+
+
+def test_a_file_larger_than_hccl_reads_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "t.json").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    report = check_file(tmp_path / "t.json")
+    assert report.verdict == ["E_JSON"]
+    assert "1 GiB" in report.problems[0].detail
 
 
 def test_rank_ids_never_follow_string_order() -> None:

@@ -101,7 +101,7 @@ def _positions(hosts: tuple[Host, ...], wanted: str) -> tuple[Host, ...] | None:
         indices = numbers(wanted)
     except ValueError:
         return None
-    if any(host.name == str(index) for host in hosts for index in indices[:1]):
+    if {host.name for host in hosts} & set(map(str, indices)):
         return None
     if max(indices) >= len(hosts):
         raise SpecError(f"--hosts {wanted}: positions end at {len(hosts) - 1}", hint="the first host is 0")
