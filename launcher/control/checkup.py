@@ -91,7 +91,7 @@ def _together(needs: JobNeeds, cluster: Cluster, checked: Sequence[Checkup], pro
     yield from pings_finding(checked, probes)
 
 
-def _checked(number: int, agent: _Host, needs: JobNeeds, shared: Path | None) -> Checkup:
+def _checked(number: int, agent: HostAgent, needs: JobNeeds, shared: Path | None) -> Checkup:
     """Return the checks of one host, and its clock: asked once more when the agent runs, for a quick answer."""
     host = agent.host
     port = needs.scheduler_port if number == 0 else None
@@ -115,7 +115,7 @@ def _checked(number: int, agent: _Host, needs: JobNeeds, shared: Path | None) ->
 
 
 def _probe(
-    agents: Sequence[_Host], checked: Sequence[Checkup], needs: JobNeeds, cluster: Cluster, pool: ThreadPoolExecutor
+    agents: Sequence[HostAgent], checked: Sequence[Checkup], needs: JobNeeds, cluster: Cluster, pool: ThreadPoolExecutor
 ) -> Probes:
     """Have every host that answered listen, then connect to all others, then ping their cards."""
     able = [agent for agent, checkup in zip(agents, checked, strict=True) if not checkup.fault]
@@ -124,21 +124,21 @@ def _probe(
 
     faults: dict[str, str] = {}
 
-    def ask(agent: _Host, do: str, within_s: float, **arguments: Any) -> dict[str, Any]:
+    def ask(agent: HostAgent, do: str, within_s: float, **arguments: Any) -> dict[str, Any]:
         try:
             return agent.ask(do, within_s=within_s, **arguments)
         except HostError as error:  # its checks were fine a moment ago
             faults[agent.host.address] = error.message
             return {}
 
-    def listen(agent: _Host) -> list[int]:
+    def listen(agent: HostAgent) -> list[int]:
         port = needs.scheduler_port if agent is first else None
         found: list[int] = ask(agent, "listen", _MORE_S, port=port, ascend=ascend).get("ports", [])
         return found
 
     ports = {agent.host.address: own for agent, own in zip(able, pool.map(listen, able), strict=True) if own}
 
-    def reach(agent: _Host) -> list[Reached]:
+    def reach(agent: HostAgent) -> list[Reached]:
         targets = [(to, port) for to, own in ports.items() if to != agent.host.address for port in own]
         within_s = _MORE_S + CONNECT_S * (1 + len(targets) / 16)
         return [Reached(**raw) for raw in ask(agent, "reach", within_s, targets=targets).get("faults", [])]
@@ -146,7 +146,7 @@ def _probe(
     unreached = {agent.host.address: found for agent, found in zip(able, pool.map(reach, able), strict=True)}
     plan = planned_pings(checked)
 
-    def ping(agent: _Host) -> list[Ping]:
+    def ping(agent: HostAgent) -> list[Ping]:
         pairs = plan.get(agent.host.address, [])
         if not pairs:
             return []
@@ -169,7 +169,7 @@ def _seen_file(folder: Path | None) -> Iterator[Path | None]:
 # ------------------------------------------------------------------------------------------------ one host's agent
 
 
-class _Host:
+class HostAgent:
     """The agent of one host: a process that answers requests, a line each."""
 
     def __init__(self, host: Host, process: subprocess.Popen[str], stdin: IO[str], said: IO[str]) -> None:
@@ -178,6 +178,8 @@ class _Host:
         self._process = process
         self._said = said
         self._lines: queue.Queue[str | None] = queue.Queue()
+        # Why it is not asked any more: an answer that is late would be taken for that to the next question.
+        self._given_up = ""
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
@@ -186,14 +188,17 @@ class _Host:
         self._lines.put(None)
 
     def ask(self, do: str, *, within_s: float, **arguments: Any) -> dict[str, Any]:
-        """Return the answer. Raises HostError when there is none in time, or it is an error."""
+        """Return the answer. Raises HostError when there is none in time, or was none before, or it is an error."""
+        if self._given_up:
+            raise HostError(self._given_up)
         deadline = time.monotonic() + within_s
         try:
             self._stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._stdin.flush()
             answer = self._answer(deadline)
         except queue.Empty:
-            raise HostError(f"no answer within {within_s:g} s") from None
+            self._given_up = f"no answer within {within_s:g} s"
+            raise HostError(self._given_up) from None
         except OSError:
             raise HostError(self._last_words()) from None
         if "fault" in answer:
@@ -221,7 +226,7 @@ class _Host:
 
 
 @contextmanager
-def _agent(host: Host, settings: dict[str, Any]) -> Iterator[_Host]:
+def _agent(host: Host, settings: dict[str, Any]) -> Iterator[HostAgent]:
     """Start the agent of ``host``, over ssh unless it is this one; nothing of it is left afterwards."""
     argv: Sequence[str] = (sys.executable, "-m", "launcher", "doctor", "--serve")
     here = bool(own_names() & {host.address, host.name})
@@ -239,7 +244,7 @@ def _agent(host: Host, settings: dict[str, Any]) -> Iterator[_Host]:
             env={**os.environ, **(package_env() if here else {})},
         )
         try:
-            yield _Host(host, process, cast("IO[str]", process.stdin), said)
+            yield HostAgent(host, process, cast("IO[str]", process.stdin), said)
         finally:
             _end(process)
             if not here:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from launcher import jobs
 from launcher.common.atomic import write_atomic
+from launcher.common.processes import ProcessId
 from launcher.errors import JobError
 from launcher.jobs import JobPaths, JobRecord
 from launcher.plan.launch import Limits, read_launch
@@ -18,6 +19,9 @@ from launcher.schedulers.base import Scheduler
 
 # The time that a stop may take beyond the grace: killing, and writing the end.
 _SLACK_S = 15.0
+
+# The time that a supervisor may take to begin: on a loaded machine Python alone needs seconds.
+_BEGIN_S = 60.0
 
 _POLL_S = 0.05
 
@@ -28,8 +32,7 @@ def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float |
     ``save`` asks for a checkpoint after a step that all ranks finish; the grace limits the wait for it too. Raises
     JobError when the job has ended, runs on another host, or does not end in time.
     """
-    if record.is_final:
-        raise JobError(f"job {record.job_id} is not running: {record.state}", hint=f"launcher status {record.job_id}")
+    _check_running(record)
     scheduler = registry.find(record.scheduler)
     if scheduler and scheduler.has_queue:
         return _stop_in_queue(scheduler, paths, record, save=save, grace_s=grace_s)
@@ -42,16 +45,46 @@ def stop_job(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float |
             f"job {record.job_id} is supervised on {record.host}",
             hint=f"on {record.host}: launcher stop {paths.job_id}",
         )
+    supervisor = _begun_supervisor(paths, record)
     grace_s = _limits(paths).grace_s if grace_s is None else grace_s
     write_atomic(paths.control, json.dumps({"save": save, "grace_s": grace_s}) + "\n", parents=False)
-    record.supervisor.send(signal.SIGTERM)
-    ended = _wait(paths, grace_s * (2 if save else 1) + _SLACK_S)
+    supervisor.send(signal.SIGTERM)
+    wait_s = _patience_s(grace_s, save=save)
+    ended = _wait(paths, wait_s)
     if ended:
         return ended
     raise JobError(
-        f"job {record.job_id} has not ended {grace_s + _SLACK_S:.0f} s after it was asked to",
-        hint=f"kill -9 {record.supervisor.pid} (its guard then cleans up)",
+        f"job {record.job_id} has not ended {wait_s:.0f} s after it was asked to",
+        hint=f"kill -9 {supervisor.pid} (its guard then cleans up)",
     )
+
+
+def _check_running(record: JobRecord) -> None:
+    if record.is_final:
+        raise JobError(f"job {record.job_id} is not running: {record.state}", hint=f"launcher status {record.job_id}")
+
+
+def _begun_supervisor(paths: JobPaths, record: JobRecord) -> ProcessId:
+    """Return the job's supervisor, once it has written itself and its guard into the record.
+
+    Until then the record has the process that submitted the job: a sweep's runner, or a user's own program.
+    """
+    deadline = time.monotonic() + _BEGIN_S
+    while record.guard is None and not record.is_final and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        record = jobs.read_record(paths) or record
+    _check_running(record)
+    if record.guard is None or record.supervisor is None:
+        raise JobError(
+            f"the supervisor of job {record.job_id} has not begun, so nothing was stopped",
+            hint=f"{paths.supervisor_log} may say why; then launcher stop {record.job_id}",
+        )
+    return record.supervisor
+
+
+def _patience_s(grace_s: float, *, save: bool) -> float:
+    """Return how long a stop may take: saving and ending have the grace each."""
+    return grace_s * (2 if save else 1) + _SLACK_S
 
 
 def _wait(paths: JobPaths, seconds: float) -> JobRecord | None:
@@ -69,7 +102,7 @@ def _stop_in_queue(
     scheduler: Scheduler, paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None
 ) -> JobRecord:
     grace_s = _write_flag(paths, save=save, grace_s=grace_s)
-    scheduler.cancel(paths, record, grace_s * (2 if save else 1) + _SLACK_S)
+    scheduler.cancel(paths, record, _patience_s(grace_s, save=save))
     ended = _wait(paths, _SLACK_S)
     return ended or scheduler.query(record)
 
@@ -91,7 +124,7 @@ def _stop_before_it_runs(scheduler: Scheduler | None, paths: JobPaths, record: J
 def _stop_from_afar(paths: JobPaths, record: JobRecord, *, save: bool, grace_s: float | None) -> JobRecord:
     """Stop a job through the flag file alone, which its leader reads every second."""
     grace_s = _write_flag(paths, save=save, grace_s=grace_s)
-    ended = _wait(paths, grace_s * (2 if save else 1) + _SLACK_S)
+    ended = _wait(paths, _patience_s(grace_s, save=save))
     if ended:
         return ended
     raise JobError(

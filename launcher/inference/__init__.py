@@ -5,7 +5,7 @@ weights       its tensors, memory-mapped where possible, LoRA folded or kept apa
 numpy_network the network on CPU, weights loaded; threads chooses how many compute it
 network       MindFormers' network on Ascend, weights loaded
 decoding      a prompt and its growing answer: sampling, stops, streams
-batching      many of them at once; each joins and leaves between two tokens
+batching      many of them at once; each joins and leaves between two tokens (server/queue: requests of serve do)
 cached        their keys and values on CPU
 slots         how many at once
 paged         and on Ascend, in MindFormers' paged attention

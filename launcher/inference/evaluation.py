@@ -22,7 +22,7 @@ from launcher.data.rows import IGNORED_LABEL, unpacked
 from launcher.data.tokenizer import Tokenizer
 from launcher.errors import DataError, JobCancelled
 from launcher.inference.decoding import Row
-from launcher.inference.judging import final_number
+from launcher.inference.judging import JUDGES, USABLE
 from launcher.inference.logprobs import Floats, log_sums
 from launcher.inference.model import Model
 from launcher.inference.sampling import GenerationSpec
@@ -200,6 +200,10 @@ class Problem:
     prompt: tuple[int, ...]
     right: str
 
+    def is_met_by(self, answer: str) -> bool:
+        """Return whether the last number of ``answer`` is that of the reference answer, however it is written."""
+        return JUDGES["number"](answer, self.right)
+
 
 def problems(rows: HeldOut, tokenizer: Tokenizer, count: int) -> list[Problem]:
     """Return the problems of the first ``count`` rows whose answer contains a number."""
@@ -211,7 +215,7 @@ def problems(rows: HeldOut, tokenizer: Tokenizer, count: int) -> list[Problem]:
         begin = int(in_loss[0])
         end = begin + int(np.argmin(np.append(labels[begin:] != IGNORED_LABEL, False)))
         right = tokenizer.decode([int(token) for token in ids[begin:end]])
-        if begin > 0 and final_number(right):
+        if begin > 0 and USABLE["number"](right):
             found.append(Problem(prompt=tuple(map(int, ids[:begin])), right=right))
     return found
 
@@ -239,9 +243,7 @@ def score(
     losses = np.concatenate([*_losses(session, rows)])
     asked = problems(rows, session.tokenizer, questions)
     answers = list(answers_to(session, [problem.prompt for problem in asked], max_new_tokens))
-    right = [
-        final_number(answer) == final_number(problem.right) for answer, problem in zip(answers, asked, strict=True)
-    ]
+    right = [problem.is_met_by(answer) for answer, problem in zip(answers, asked, strict=True)]
     return Score(
         role=candidate.role, name=candidate.model.name, losses=losses, right=tuple(right), answers=tuple(answers),
         asked=tuple((session.tokenizer.decode(list(problem.prompt)), problem.right) for problem in asked),

@@ -25,6 +25,7 @@ from launcher.jobs.record import next_attempt as next_attempt
 from launcher.jobs.record import now as now
 from launcher.jobs.record import planned_steps as planned_steps
 from launcher.jobs.record import read_record as read_record
+from launcher.jobs.record import read_record_as_written as read_record_as_written
 from launcher.jobs.record import stage_of as stage_of
 from launcher.jobs.record import step_to_stop_at as step_to_stop_at
 from launcher.jobs.record import verdict_fields as verdict_fields

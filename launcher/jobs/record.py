@@ -143,12 +143,17 @@ def write_record(paths: JobPaths, record: JobRecord) -> None:
 
 def read_record(paths: JobPaths) -> JobRecord | None:
     """Return the job's record, its state checked against the process table; None when it cannot be read."""
+    record = read_record_as_written(paths)
+    return None if record is None else mark_lost_if_dead(record)
+
+
+def read_record_as_written(paths: JobPaths) -> JobRecord | None:
+    """Return the job's record, whether its processes live or not; None when it cannot be read."""
     try:
-        record = JobRecord.from_json(read_bytes(paths.text_of(RECORD)))
+        return JobRecord.from_json(read_bytes(paths.text_of(RECORD)))
     # A damaged record may be any JSON: a list where an object belongs, a thousand brackets, half a file.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return mark_lost_if_dead(record)
 
 
 def unreadable_record(paths: JobPaths) -> JobRecord | None:

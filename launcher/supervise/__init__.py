@@ -2,9 +2,12 @@
 
 start     from the command line: spawns the guard, in a session of its own, so closing a terminal ends no training
 guard     parent of the supervisor; outlives it if it is killed, and then clears up and writes the end
-supervisor  attempts: attempts, restarts, job.json
-attempt   one start of the job's processes, from the first to the last
+supervisor  one attempt after the other; the only writer of job.json
+attempt   one start of the job's processes, from the first to the last; multinode/ has those on several hosts
 rank_states  everything known about the ranks, and the first of their failures
+judge     what is late, hangs, has failed, is lost or stops
+verdict   the report on a failure; known_errors finds its cause by the rules in known_error_rules
+restarts  whether another attempt follows; spare_hosts, which host takes the place of one that failed twice
 """
 
 from __future__ import annotations

@@ -37,20 +37,13 @@ def guard(paths: JobPaths) -> int:
     code = Forwarding(child, PASSED_ON).wait()
     # After the supervisor's own end this finds nothing; after a SIGKILL of it, the whole job.
     left = kill_descendants(spare=filter(None, [follower.process]))
-    record = _read(paths)
+    record = jobs.read_record_as_written(paths)
     # A job that waits for its scheduler to run it again (PLANNED, no host) has no end to write.
     if record and not record.is_final and not (record.state == jobs.PLANNED and not record.host):
         _write_end(paths, record, code, left)
     follower.end()
     # The record has the signal; a negative number is no exit code.
     return max(code, 0)
-
-
-def _read(paths: JobPaths) -> JobRecord | None:
-    try:
-        return JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
 
 
 def _write_end(paths: JobPaths, record: JobRecord, code: int, left: list[ProcessId]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from launcher.common.atomic import write_atomic
 from launcher.common.processes import ProcessId
 from launcher.errors import JobError
+from launcher.jobs.record import known_keys
 from launcher.jobs.store import new_token
 
 # States of a sweep: a running one whose runner is gone is LOST, and can be resumed.
@@ -124,11 +125,12 @@ def write(paths: SweepPaths, sweep: Sweep) -> None:
 def read(paths: SweepPaths) -> Sweep:
     """Return the sweep, LOST if its runner is gone without having ended it. Raises JobError when it cannot be read."""
     try:
-        raw = json.loads(paths.record.read_text(encoding="utf-8"))
-        runner = ProcessId.from_dict(raw.pop("runner")) if raw.get("runner") else raw.pop("runner", None)
-        trials = tuple(Trial(**trial) for trial in raw.pop("trials"))
-        sweep = Sweep(**raw, trials=trials, runner=runner)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        raw = known_keys(Sweep, json.loads(paths.record.read_text(encoding="utf-8")))
+        raw["trials"] = tuple(Trial(**known_keys(Trial, trial)) for trial in raw["trials"])
+        raw["runner"] = ProcessId.from_dict(raw["runner"]) if raw.get("runner") else None
+        sweep = Sweep(**raw)
+    # A damaged record may be any JSON, as a job's.
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise JobError(f"{paths.record} is missing or damaged: {error}", hint="launcher sweep status") from error
     gone = sweep.runner is not None and not sweep.runner.is_alive()
     return replace(sweep, state=LOST) if sweep.state == RUNNING and gone else sweep

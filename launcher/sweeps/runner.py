@@ -80,7 +80,9 @@ class Runner:
     def run(self, sleep: Callable[[float], None] = time.sleep) -> Sweep:
         """Run all trials and return the sweep as it ended."""
         self._keep(self.sweep)
-        self._start_together()
+        self._look_back()
+        if not self._stopping():
+            self._start_together()
         while not self._stopping():
             self._look()
             self._start_some()
@@ -103,6 +105,14 @@ class Runner:
             for trial in trials:
                 self._note(replace(trial, state=REFUSED, note=error.message))
 
+    def _look_back(self) -> None:
+        """Learn what trials came to that have ended while another runner lived: running ones are compared with them."""
+        running = {trial.number for trial in self._running()}
+        for trial in self.sweep.trials:
+            if trial.job_id and trial.number not in running:
+                with contextlib.suppress(LauncherError):  # its job was removed since
+                    self._curves[trial.number] = self._trials.look(trial)[1]
+
     def _end(self, state: str) -> Sweep:
         self.sweep = replace(self.sweep, state=state, runner=None)
         self._keep(self.sweep)
@@ -123,7 +133,11 @@ class Runner:
     def _look(self) -> None:
         """Take note of what running trials do, and stop those that are hopeless."""
         for trial in self._running():
-            state, curve = self._trials.look(trial)
+            try:
+                state, curve = self._trials.look(trial)
+            except LauncherError as error:  # its job was removed
+                self._note(replace(trial, state=jobs.LOST, note=error.message))
+                continue
             self._curves[trial.number] = curve
             step = curve.steps[-1] if curve.steps else trial.step
             self._note(replace(trial, state=state, value=curve.value_at(), step=step))
@@ -136,10 +150,11 @@ class Runner:
         try:
             self._trials.stop(trial)
         except LauncherError as error:  # it has ended by itself meanwhile, or cannot be reached
-            found, curve = self._trials.look(trial)
-            if found in jobs.FINAL_STATES:
-                self._note(replace(trial, state=found, value=curve.value_at()))
-                return
+            with contextlib.suppress(LauncherError):
+                found, curve = self._trials.look(trial)
+                if found in jobs.FINAL_STATES:
+                    self._note(replace(trial, state=found, value=curve.value_at()))
+                    return
             why = f"{why}; {error.message}".lstrip("; ")
         self._note(replace(trial, state=state, note=why))
 

@@ -18,7 +18,7 @@ from launcher.data.templates import ChatTemplate, encode, get_template, prints_v
 from launcher.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from launcher.errors import DataError
 
-OURS = ("alpaca", "chatml", "llama2", "llama3", "plain", "vicuna")
+OURS = tuple(sorted(file.stem for file in (Path(__file__).parents[2] / "templates" / "chat").glob("*.jinja")))
 TURNS = (
     Message("user", "题目：1加1？"),
     Message("assistant", "答案：2"),

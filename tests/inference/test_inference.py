@@ -37,7 +37,7 @@ from launcher.inference.adapters import with_adapter
 from launcher.inference.asking import Asking
 from launcher.inference.chatting import Chat, line_reader
 from launcher.inference.decoding import LENGTH, STOP, Row
-from launcher.inference.evaluation import cross_entropy, folded
+from launcher.inference.evaluation import Problem, cross_entropy, folded
 from launcher.inference.interrupts import let_through
 from launcher.inference.judging import final_number
 from launcher.inference.model import Model
@@ -859,6 +859,12 @@ def test_what_users_write_never_becomes_a_control_token(model_folder: Path) -> N
 )  # fmt: skip
 def test_the_final_number_of_an_answer(text: str, number: str | None) -> None:
     assert final_number(text) == number
+
+
+def test_a_right_number_may_be_written_in_another_way() -> None:
+    problem = Problem(prompt=(1,), right="答案：1250.5")
+    answers = ("一共 1,250.50 元", "1250.5", "2501/2", "1250", "没有")
+    assert [problem.is_met_by(answer) for answer in answers] == [True, True, True, False, False]
 
 
 def test_cross_entropy_by_hand() -> None:

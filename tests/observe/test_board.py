@@ -10,11 +10,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -23,9 +24,12 @@ from support.job_folders import Made, MadeJob, lines, text
 
 from launcher import jobs
 from launcher.cli.app import main
-from launcher.observe.board.listing import Listing
+from launcher.common.http.connections import Patience
+from launcher.common.http.listening import listen, serving
+from launcher.observe.board.listing import Listing, Row
 from launcher.observe.board.live import LiveJob, LogView, log_end, log_names
 from launcher.observe.board.pace import Paced
+from launcher.observe.board.web import Board, application
 
 TOKEN = "a-token-of-some-length"
 
@@ -198,6 +202,27 @@ def test_a_jobs_page_looks_like_its_report(served: Served) -> None:
     assert ">Held-out loss<" in page.text
     assert f'data-job="{RUNS}"' in page.text
     assert "<option>rank 1</option>" in page.text
+
+
+def test_no_page_reads_files_while_streams_wait_for_it(tmp_path: Path) -> None:
+    """Files are read in threads of their own: a folder that is slow must not hold up the loop that serves all."""
+
+    class Watched(Listing):
+        threads: ClassVar[set[str]] = set()
+
+        def rows(self) -> dict[str, Row]:
+            self.threads.add(threading.current_thread().name)
+            return super().rows()
+
+    make_jobs(tmp_path)
+    board = Board(listing=Watched(tmp_path), lang="en")
+    listener = listen("127.0.0.1", 0)
+    with serving(application(board, lambda _: None), listener, Patience(most=64, request_s=20, answer_s=60)):
+        served = Served(port=listener.getsockname()[1], log=[])
+        assert served.get(f"/jobs/{RUNS}").status == 200
+        assert served.get(f"/report?job={RUNS}").status == 200
+    assert Watched.threads
+    assert all(name.startswith("asyncio_") for name in Watched.threads), Watched.threads
 
 
 def test_a_page_grows_with_its_job(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from launcher.supervise.judge import (
     judge_host,
 )
 from launcher.supervise.multinode.host_states import HostStates
-from launcher.supervise.multinode.host_verdicts import host_verdict
+from launcher.supervise.multinode.host_verdicts import host_verdict, span
 from launcher.supervise.rank_states import RankStates
 from launcher.supervise.stop_signals import StopSignals
 
@@ -350,6 +350,24 @@ def test_the_first_failure_of_two_hosts_is_found_though_a_clock_is_a_minute_ahea
     assert found is not None
     assert (found.host, found.verdict.reason) == (second, "the cause")
     assert found.failed_at == pytest.approx(clock.time() + 1.0)
+
+
+def test_a_step_counts_as_saved_only_once_all_hosts_have_said_so() -> None:
+    clock = FakeClock()
+    hosts = HostStates(LAUNCH, clock=clock)
+    first, second = hosts
+    saved: dict[str, Any] = {"state": "cancelled", "verdict": None, "warnings": [], "saved_step": 5, "failed_at": None}
+    first.end = saved
+    assert hosts.saved_step() is None
+    second.end = saved
+    assert hosts.saved_step() == 5
+    second.end = {**saved, "saved_step": 6}
+    assert hosts.saved_step() is None
+
+
+def test_ranks_are_named_in_few_words_however_many_they_are() -> None:
+    assert [span(ranks) for ranks in ([3], range(8, 16), [0, 4, 8])] == ["rank 3", "ranks 8-15", "ranks 0, 4, 8"]
+    assert len(span(range(0, 10_000, 2))) < 80
 
 
 def test_a_host_that_fell_silent_before_another_failed_is_the_cause() -> None:

@@ -186,6 +186,12 @@ def test_a_status_file_says_what_was_written_last(documents: list[dict[str, obje
             assert read_status(status_file.path) == document
 
 
+def test_a_writer_that_was_started_anew_says_less_than_the_one_before(tmp_path: Path) -> None:
+    StatusFile(tmp_path / "s").write({"state": "running", "note": "x" * 900})
+    StatusFile(tmp_path / "s").write({"state": "here"})
+    assert read_status(tmp_path / "s") == {"state": "here"}
+
+
 def test_a_status_file_is_never_read_half(tmp_path: Path) -> None:
     """A process writes documents of two lengths in turn; every reading is one of them, or nothing."""
     path = tmp_path / "s"

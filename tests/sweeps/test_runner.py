@@ -179,6 +179,47 @@ def test_trials_that_ended_while_no_runner_lived_are_looked_at() -> None:
     assert kept[1].trials[0].state == jobs.SUCCEEDED
 
 
+def test_a_sweep_that_is_to_stop_starts_no_array() -> None:
+    engine = FastEngine(losses=dict.fromkeys(range(1, 4), 1.0), array=True)
+    ended, _ = run(sweep_of(3), engine, looks=0)
+    assert (ended.state, engine.done) == (STOPPED, {})
+    assert {trial.state for trial in ended.trials} == {WAITING}
+
+
+def test_trials_that_ended_before_a_resume_are_still_compared_with() -> None:
+    losses = dict.fromkeys(range(1, 4), 1.0) | {4: 50.0}
+    engine = FastEngine(losses=losses, done=dict.fromkeys(range(1, 4), STEPS))
+    sweep = sweep_of(4)
+    for number in range(1, 4):
+        done = Trial(number=number, settings={"lora.r": number}, job_id=f"job{number}", state=jobs.SUCCEEDED)
+        sweep = sweep.with_trial(done)
+    ended, _ = run(sweep, engine)
+    assert ended.trials[3].state == PRUNED
+
+
+def test_a_job_that_is_removed_while_it_runs_stops_no_other_trial() -> None:
+    class Removing(FastEngine):
+        def look(self, trial: Trial) -> tuple[str, Curve]:
+            if trial.number == 1:
+                raise JobError("no job 'job1'")
+            return super().look(trial)
+
+        def stop(self, trial: Trial) -> None:
+            if trial.number == 1:
+                raise JobError("no job 'job1'")
+            super().stop(trial)
+
+    losses = dict.fromkeys(range(1, 4), 1.0)
+    left = sweep_of(2).with_trial(Trial(number=1, settings={"lora.r": 1}, job_id="job1", state=jobs.RUNNING))
+    stopped, _ = run(left, Removing(losses=losses), looks=0)
+    assert (stopped.state, stopped.trials[0].note) == (STOPPED, "no job 'job1'")
+    ended, _ = run(sweep_of(3, parallel=1, prune=False), Removing(losses=losses))
+    assert ended.state == DONE
+    assert [(trial.state, trial.note) for trial in ended.trials] == [
+        (jobs.LOST, "no job 'job1'"), (jobs.SUCCEEDED, ""), (jobs.SUCCEEDED, ""),
+    ]  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------ the median rule
 
 
@@ -254,9 +295,13 @@ def test_a_sweep_is_written_found_and_lost(tmp_path: Path) -> None:
     assert all_paths(tmp_path) == [paths, other]
     with pytest.raises(JobError, match="fits 2 sweeps"):
         find(paths.root.name[:2], tmp_path)
-    paths.record.write_text("{")
-    with pytest.raises(JobError, match="missing or damaged"):
-        read(paths)
+    for damaged in ("{", "[]", "[" * 100_000, json.dumps({"runner": "x", "trials": []}), json.dumps({"trials": [1]})):
+        paths.record.write_text(damaged)
+        with pytest.raises(JobError, match="missing or damaged"):
+            read(paths)
+    written = json.loads(sweep.to_json())
+    paths.record.write_text(json.dumps({**written, "new": 1, "trials": [{**written["trials"][0], "new": 1}]}))
+    assert read(paths).trials == sweep.trials[:1]  # versions share a folder
 
 
 def test_settings_that_do_not_fit_are_refused_before_anything_is_started(

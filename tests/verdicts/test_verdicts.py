@@ -70,6 +70,12 @@ def test_every_fault_is_recorded_with_every_engine() -> None:
     assert set(CLASSES) <= set(FAULTS)
 
 
+def test_known_errors_have_names_of_their_own_and_the_page_counts_them() -> None:
+    names = [known.name for known in KNOWN_ERRORS]
+    assert sorted(names) == sorted(set(names))
+    assert f"a table of {len(names)} known errors" in (DOCS / "supervision.md").read_text(encoding="utf-8")
+
+
 def test_every_known_error_has_a_case() -> None:
     assert {known.name for known in KNOWN_ERRORS} - {case.expected for case in load()} == WITHOUT_CASE
 
@@ -82,9 +88,11 @@ def test_known_errors_say_what_to_do_in_both_languages(known: KnownError) -> Non
 
 
 def test_the_pages_show_what_is_measured() -> None:
-    for page, name, text in (
-        ("supervision.md", score.NAME, score.report()),
-        ("troubleshooting.md", known_table.NAME, known_table.table()),
+    for page, program, name, text in (
+        ("supervision.md", "score", score.NAME, score.report()),
+        ("troubleshooting.md", "known_table", known_table.NAME, known_table.table()),
     ):
         begin, end = score.marks(name)
-        assert f"{begin}\n{text}\n{end}" in (DOCS / page).read_text(encoding="utf-8"), f"out of date: {page}"
+        assert f"{begin}\n{text}\n{end}" in (DOCS / page).read_text(encoding="utf-8"), (
+            f"{page} is out of date: .venv/bin/python tests/verdicts/{program}.py writes it"
+        )

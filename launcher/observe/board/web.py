@@ -284,7 +284,7 @@ class _Pages:
     async def job(self, request: Request) -> Response:
         job_id = request.path_params["job_id"]
         page = await asyncio.to_thread(self._board.page, job_id)
-        paths, record = self._board.job(job_id)
+        paths, record = await asyncio.to_thread(self._board.job, job_id)
         logs = await asyncio.to_thread(log_names, paths, record)
         parts = {name: Markup(part) for name, part in page.html.items()}  # noqa: S704 - templates escaped their texts
         return self._html(

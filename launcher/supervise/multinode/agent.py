@@ -19,19 +19,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher import jobs
+from launcher.cluster.locks import hold
 from launcher.cluster.queue import wait_and_hold
 from launcher.common.atomic import write_atomic
 from launcher.common.processes import adopt_orphans, die_with_parent, kill_descendants
 from launcher.common.signals import Forwarding
-from launcher.errors import LauncherError
-from launcher.jobs import JobPaths, JobRecord
+from launcher.errors import JobFailed, LauncherError
+from launcher.jobs import JobPaths
 from launcher.jobs.verdict import EN, ZH
-from launcher.plan.launch import Launch, read_launch
+from launcher.plan.launch import Launch, Limits, read_launch
 from launcher.schedulers.registration import read_inputs, register
 from launcher.supervise.attempt import Attempt, Outcome
+from launcher.supervise.free_cards import wait_until_free
 from launcher.supervise.multinode.agent_control import AgentControl
 from launcher.supervise.multinode.host_verdicts import host_verdict, leader_verdict, own_failure
 from launcher.supervise.multinode.leader_link import END, ENDED, START, STOP, LeaderLink, heartbeat_s
+from launcher.supervise.multinode.status_file import read_status
 from launcher.supervise.stop_signals import STOP_SIGNALS, StopSignals, catch_stop_signals
 
 # The watching process waits for this many times ``lost_s`` before it takes silence for a fault.
@@ -148,8 +151,6 @@ class Agent:
     def _attempt(self, own: Launch) -> Outcome:
         # The driver gives a card back a while after the process of the last attempt ended.
         if own.target == "Ascend" and self.paths.attempt > 1:
-            from launcher.supervise.free_cards import wait_until_free
-
             wait_until_free([rank.device_id for rank in own.ranks], give_up=self._stopped)
         stdin = 0 if self.options.watch_stdin else None
         control = AgentControl(self.paths, own, self.signals, self.link, stdin=stdin)
@@ -183,8 +184,6 @@ class Agent:
     def _cards(self, own: Launch) -> Iterator[bool]:
         """Hold the locks on this host's cards. Yields False when the job was stopped while it waited for them."""
         if not own.wait_for_locks:
-            from launcher.cluster.locks import hold
-
             with hold(own.locks, holder=f"job {self.paths.job_id}"):
                 yield True
             return
@@ -228,29 +227,20 @@ class Agent:
 
     def _take_over(self) -> None:
         """Write the job's end, unless another agent was faster."""
-        record = read_raw_record(self.paths)
+        record = jobs.read_record_as_written(self.paths)
         if record is None or record.is_final:
             return
         with contextlib.suppress(FileExistsError, OSError):
             # O_EXCL is atomic on NFS too: of all agents that notice, one writes.
             os.close(os.open(self.paths.takeover, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             verdict = leader_verdict(record.host, self.launch.limits.lost_s)
-            jobs.write_record(
-                self.paths,
-                replace(record, state=jobs.FAILED, ended=jobs.now(), exit_code=7, verdict=verdict.to_dict()),
-            )
+            code = JobFailed.exit_code
+            ended = replace(record, state=jobs.FAILED, ended=jobs.now(), exit_code=code, verdict=verdict.to_dict())
+            jobs.write_record(self.paths, ended)
 
 
 def _tell_nobody(_state: str, _states: object) -> None:
     """Do nothing: the leader reports the job's states."""
-
-
-def read_raw_record(paths: JobPaths) -> JobRecord | None:
-    """Return the job's record as written, without checking any process."""
-    try:
-        return JobRecord.from_json(paths.record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
 
 
 def stdin_ended() -> bool:
@@ -263,17 +253,15 @@ def stdin_ended() -> bool:
         return True
 
 
-def led_attempt(paths: JobPaths, limits: Any) -> int:
+def led_attempt(paths: JobPaths, limits: Limits) -> int:
     """Return the number of the job's attempt, once there is one whose leader shows signs of life.
 
     Raises LauncherError when there is none in ``register_s``.
     """
-    from launcher.supervise.multinode.status_file import read_status
-
     deadline = time.monotonic() + limits.register_s
     seen: dict[int, Any] = {}
     while time.monotonic() < deadline:
-        record = read_raw_record(paths)
+        record = jobs.read_record_as_written(paths)
         if record and not record.is_final:
             status = read_status(paths.of_attempt(record.attempt).leader_status)
             heartbeat = status.get("heartbeat") if status else None

@@ -188,8 +188,8 @@ class HostStates:
 
     def saved_step(self) -> int | None:
         """Return the step that all hosts saved after; None when they did not all save the same."""
-        steps = {host.end["saved_step"] for host in self if host.end}
-        return steps.pop() if len(steps) == 1 and not any(host.lost for host in self) else None
+        steps = {host.end["saved_step"] if host.end and not host.lost else None for host in self}
+        return steps.pop() if len(steps) == 1 else None
 
     def warnings(self) -> list[str]:
         return [warning for host in self if host.end for warning in host.end["warnings"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from launcher.common.ranges import spans
 from launcher.jobs.verdict import EN, ZH, Verdict
 from launcher.plan.launch import Launch, NodePlace, RankPlace
 from launcher.supervise.rank_states import Failure
@@ -16,12 +17,8 @@ _NEXT = {
 
 
 def span(ranks: Sequence[int]) -> str:
-    """Return ``ranks`` in the shortest words: "rank 3", "ranks 8-15" or "ranks 0, 4, 8"."""
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    if tuple(ranks) == tuple(range(ranks[0], ranks[-1] + 1)):
-        return f"ranks {ranks[0]}-{ranks[-1]}"
-    return "ranks " + ", ".join(map(str, ranks))
+    """Return ascending ``ranks`` in the shortest words: "rank 3", "ranks 8-15" or "ranks 0, 4, 8"."""
+    return f"rank{'s' * (len(ranks) > 1)} {spans(ranks)}"
 
 
 def host_verdict(

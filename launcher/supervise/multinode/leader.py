@@ -13,11 +13,12 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from launcher import jobs
 from launcher.common.atomic import write_atomic
 from launcher.common.clock import Clock
+from launcher.common.json_files import json_or_empty
 from launcher.errors import LauncherError
 from launcher.jobs import JobPaths
 from launcher.jobs.logs import tail
@@ -228,7 +229,7 @@ class Leader:
             self._note_here(host)
         # A new name may be hidden on NFS: the report is looked for when the agent has said that it has written it.
         if host.state == ENDED or host.left_at is not None:
-            host.end = _read_json(self.paths.node_end(host.place.node_rank))
+            host.end = json_or_empty(self.paths.node_end(host.place.node_rank)) or None
 
     def _judge(self, host: HostState, told_to_run: bool) -> None:
         """Note the loss of ``host`` if it is lost."""
@@ -242,8 +243,8 @@ class Leader:
             self._lose(host, silent(host.signs.silent_s), host.signs.silent_s)
 
     def _note_here(self, host: HostState) -> None:
-        raw = _read_json(self.paths.node_here(host.place.node_rank))
-        if raw is not None:
+        raw = json_or_empty(self.paths.node_here(host.place.node_rank))
+        if raw:
             host.here = Registration.from_dict(raw)
             ahead_s = host.ahead_s or 0.0
             if abs(ahead_s) > CLOCK_S:
@@ -454,13 +455,6 @@ class Leader:
         # After the agents: a shared connection that is closed first would cut off those that still clear up.
         self._scheduler.close(self.launch, self.paths)
         self._agents.kill()
-
-
-def _read_json(path: Any) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return raw if isinstance(raw, dict) else None
-    return None
 
 
 def _patience_s(host: HostState) -> float:

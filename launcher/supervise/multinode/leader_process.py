@@ -16,7 +16,6 @@ from launcher.plan.launch import read_launch, write_launch
 from launcher.plan.resume import prepare_attempt
 from launcher.schedulers import registry
 from launcher.supervise.guard import guard
-from launcher.supervise.multinode.agent import read_raw_record
 
 
 def lead(paths: JobPaths) -> int:
@@ -24,7 +23,7 @@ def lead(paths: JobPaths) -> int:
 
     Raises JobError when the job cannot be read.
     """
-    record = read_raw_record(paths)
+    record = jobs.read_record_as_written(paths)
     if record is None:
         raise JobError(f"cannot read {paths.record}", hint="submit it again: launcher submit")
     code = _exit_code_if_over(record)
@@ -55,7 +54,7 @@ def lead_and_be_an_agent(paths: JobPaths) -> int:
         signal.signal(number, lambda signum, _frame: agent.send_signal(signum))
     agent.wait()
     code = leader.wait()
-    record = read_raw_record(paths)
+    record = jobs.read_record_as_written(paths)
     again = record is not None and record.state == jobs.FAILED and bool((record.verdict or {}).get("retry"))
     return REQUEUED if again else code if code >= 0 else 1
 

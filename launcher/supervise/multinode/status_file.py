@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Documents grow in steps of this, so that a shorter one covers the longer one before it.
-_BLOCK = 256
 _MOST_BYTES = 1 << 20
 
 
@@ -20,17 +18,16 @@ class StatusFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._size = 0
 
     def write(self, document: Mapping[str, Any]) -> None:
         """Rewrite the file. Raises OSError when the folder cannot be written."""
         body = json.dumps(document, ensure_ascii=True, separators=(",", ":")).encode()
-        text = b"%08x %s" % (zlib.crc32(body), body)
-        self._size = max(self._size, -(-(len(text) + 1) // _BLOCK) * _BLOCK)
+        # A longer document of before, which may be another process's, goes on behind the end of the line.
+        text = b"%08x %s\n" % (zlib.crc32(body), body)
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             # One write of the whole document, without truncation: a reader never finds the file empty.
-            os.pwrite(handle, text.ljust(self._size - 1) + b"\n", 0)
+            os.pwrite(handle, text, 0)
         finally:
             os.close(handle)
 
@@ -43,7 +40,7 @@ def read_status(path: Path) -> dict[str, Any] | None:
             raw = os.read(handle, _MOST_BYTES)
         finally:
             os.close(handle)
-        checksum, _, body = raw.rstrip().partition(b" ")
+        checksum, _, body = raw.partition(b"\n")[0].rstrip().partition(b" ")
         if int(checksum, 16) == zlib.crc32(body):
             document = json.loads(body)
             return document if isinstance(document, dict) else None

@@ -1,0 +1,45 @@
+"""Stopping a job by a command: whom it asks."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launcher import jobs
+from launcher.common.processes import ProcessId
+from launcher.control.stop import stop_job
+from launcher.errors import JobError
+from launcher.jobs import JobPaths, JobRecord
+
+
+def test_the_program_that_submitted_a_job_is_not_taken_for_its_supervisor(tmp_path: Path) -> None:
+    """The record has the submitter until the supervisor has written itself in: it may be a user's own program."""
+    submitter = subprocess.Popen((sys.executable, "-c", "import time; time.sleep(600)"))
+    paths = JobPaths(root=tmp_path)
+    record = JobRecord(
+        job_id="bcdfg-x", name="x", state=jobs.PLANNED, created=jobs.now(), host=socket.gethostname(), cards=1,
+        target="CPU", versions={}, supervisor=ProcessId.of_pid(submitter.pid),
+    )  # fmt: skip
+    jobs.write_record(paths, record)
+
+    def end() -> None:
+        time.sleep(0.3)  # as long as a wrong signal takes to arrive
+        jobs.write_record(paths, replace(record, state=jobs.FAILED))
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    try:
+        with pytest.raises(JobError, match="is not running: failed"):
+            stop_job(paths, record, save=False, grace_s=0.0)
+        assert submitter.poll() is None
+    finally:
+        ending.join()
+        submitter.kill()
+        submitter.wait()
