@@ -117,14 +117,18 @@ class Job:
 
     def leave(self, *, wait: bool = False) -> bool:
         """Let the processes of the job's supervision go on by themselves; ``wait``: return False if they do not end."""
-        if self._guard is None:
+        guard = self._guard
+        if guard is None:
             return True
+        # The record has this process until then: once it ended, the job would pass for lost.
+        if record := read_record(self.paths):
+            stop.supervised(self.paths, record, may_come=lambda: guard.poll() is None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             if wait:
-                self._guard.wait(_LEAVE_S)
-        ended = self._guard.poll() is not None
+                guard.wait(_LEAVE_S)
+        ended = guard.poll() is not None
         if not ended:
-            self._guard.returncode = 0  # nobody waits for it any more
+            guard.returncode = 0  # nobody waits for it any more
         return ended
 
     def stop(self, *, save: bool = False, grace_s: float | None = None) -> Job:

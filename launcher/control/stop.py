@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from launcher import jobs
@@ -64,15 +65,22 @@ def _check_running(record: JobRecord) -> None:
         raise JobError(f"job {record.job_id} is not running: {record.state}", hint=f"launcher status {record.job_id}")
 
 
-def _begun_supervisor(paths: JobPaths, record: JobRecord) -> ProcessId:
-    """Return the job's supervisor, once it has written itself and its guard into the record.
+def supervised(paths: JobPaths, record: JobRecord, *, may_come: Callable[[], bool] = lambda: True) -> JobRecord:
+    """Return the record once the supervisor has written itself and its guard into it, or the job has ended.
 
-    Until then the record has the process that submitted the job: a sweep's runner, or a user's own program.
+    Until then it has the process that submitted the job: a sweep's runner, or a user's own program. It is returned as
+    it is when the supervisor takes too long, or ``may_come`` returns False.
     """
     deadline = time.monotonic() + _BEGIN_S
-    while record.guard is None and not record.is_final and time.monotonic() < deadline:
+    while record.guard is None and not record.is_final and may_come() and time.monotonic() < deadline:
         time.sleep(_POLL_S)
         record = jobs.read_record(paths) or record
+    return record
+
+
+def _begun_supervisor(paths: JobPaths, record: JobRecord) -> ProcessId:
+    """Return the job's supervisor, once it is there. Raises JobError when it does not come, or the job has ended."""
+    record = supervised(paths, record)
     _check_running(record)
     if record.guard is None or record.supervisor is None:
         raise JobError(
